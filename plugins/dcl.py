@@ -1,0 +1,35 @@
+"""Decoupled contrastive learning: the positives leave the denominator.
+
+python -m reptk.recipe simclr_photos --plugin reptk.plugins.dcl loss.name=dcl loss.temperature=0.2
+"""
+
+import math
+
+from reptk import LOSSES
+from reptk.losses import Rows, Term, mean_over_anchors
+from torch import Tensor, nn
+
+
+@LOSSES.register("dcl")
+class DCL(nn.Module):
+    """DCL (Yeh et al. 2022, arXiv 2110.06848): NT-Xent whose denominator holds the negatives alone.
+
+    With unit rows and s_ij = z_i . z_j:  L_i = -mean_{p in P(i)} s_ip / t + log sum_{n in N(i)} exp(s_in / t).
+    The paper has two views, hence one positive; for more, the mean over them is taken. An anchor without a positive
+    or without a negative contributes nothing. Without the positives in it, the value has no lower bound at 0.
+
+    Args:
+        temperature: t > 0.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+
+    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
+        rows = Rows(z, ids)
+        push = rows.log_sum(Term("negatives", 1 / self.temperature))
+        per_anchor = push - rows.mean_over_positives() / self.temperature
+        return mean_over_anchors(per_anchor, rows.positives() * (push != -math.inf))

@@ -1,0 +1,325 @@
+"""A recipe: the parts and numbers of one training run, read from TOML, overridden, checked and written back.
+
+`load("tcl_selfsup_photos", ["train.epochs=5"])` gives a complete, frozen `Recipe`. The schema is closed: an unknown key
+is an error that names its place and the nearest valid one, for reptk's own parts and for plugins alike, because a
+part's arguments are checked against the signature of its registered factory.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reptk import schema
+from reptk.errors import UsageError
+from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, VIEWS, Registry, load_plugin, nearest
+from reptk.schema import Problem
+
+Table = dict[str, Any]
+
+PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "objective": OBJECTIVES, "loss": LOSSES}
+
+
+class Section(BaseModel):
+    """A table of a recipe: closed, frozen, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class EncoderSection(Section):
+    """Any timm backbone and a projection head."""
+
+    backbone: str
+    pretrained: bool = False
+    weights: str | None = Field(None, description="local file of backbone weights: .safetensors, or a state dict")
+    stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
+    head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
+    head_width: int | None = Field(None, ge=1, description="hidden layers; unset: as wide as the features")
+    head_out: int = Field(128, ge=1)
+    head_norm: bool = Field(False, description="BatchNorm after each linear layer but the last")
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+
+class OptimSection(Section):
+    """An optimizer of timm's factory and the learning rate's course."""
+
+    name: str = "sgd"
+    lr: float = Field(gt=0, description="as used, for the recipe's batch size: nothing scales it")
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
+    decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_lr: float = Field(0.0, ge=0)
+    final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the cosine ends at lr times this")
+
+
+class TrainSection(Section):
+    """How long, in what batches, on what."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2, description="images of all ranks together")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    workers: int = Field(0, ge=0, description="loader processes per rank; 0: decode in this one")
+    channels_last: bool = True
+    compile: bool = False
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    sync_batchnorm: bool = False
+    log_every_steps: int = Field(10, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=1)
+
+
+class Expect(Section):
+    """A result measured with exactly this recipe, and where."""
+
+    metric: str
+    value: float
+    untrained: float | None = None
+    pixels: float | None = None
+    epochs: int
+    train_seconds: float
+    hardware: str
+    versions: str
+    commit: str
+
+
+class Recipe(Section):
+    """Everything a run needs. Parts are flat tables `{name, ...arguments}`, complete with defaults."""
+
+    seed: int = Field(0, ge=0)
+    plugins: tuple[str, ...] = ()
+    data: Table
+    views: Table
+    encoder: EncoderSection
+    objective: Table
+    loss: Table
+    optim: OptimSection
+    train: TrainSection
+    eval: dict[str, Table] = {}
+    expect: Expect | None = None
+
+    def dump(self) -> str:
+        """The recipe as TOML, with every default written out; reading it back gives the same recipe."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+class RecipeError(UsageError):
+    """A recipe that does not validate; the message lists every problem, a line each."""
+
+    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
+        width = max(len(key) for key, _ in problems)
+        lines = [f"  {key:<{width}}  {message}" for key, message in problems]
+        super().__init__(f"{name} does not validate\n" + "\n".join(lines))
+        self.problems = list(problems)
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()) -> Recipe:
+    """Find, override and check a recipe.
+
+    Args:
+        name_or_path: a recipe's name, a TOML file, or a run folder (which holds its `recipe.toml`).
+        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text where that fails. Changing
+            a part's name drops the old part's arguments.
+        plugins: `.py` files or modules that register further parts.
+
+    Raises:
+        UsageError: no such recipe, broken TOML, or (as `RecipeError`, with all problems at once) invalid content.
+    """
+    path = find(name_or_path)
+    table = read(path)
+    table["plugins"] = _load_plugins(path, table.get("plugins", []), plugins)
+    if overrides:
+        table.pop("expect", None)
+    return validate(override(table, overrides), name_of(path))
+
+
+def validate(table: Table, name: str = "recipe") -> Recipe:
+    """A `Recipe` from a table, every part completed with its defaults.
+
+    Raises:
+        RecipeError: listing all problems.
+    """
+    problems: list[Problem] = []
+    complete = dict(table)
+    for key, registry in PARTS.items():
+        if key in table:
+            complete[key] = _part(key, registry, table[key], problems)
+    evaluators = table.get("eval", {})
+    if isinstance(evaluators, dict):
+        complete["eval"] = {key: _evaluator(key, part, problems) for key, part in evaluators.items()}
+    try:
+        recipe = Recipe.model_validate(complete)
+    except ValidationError as error:
+        problems = [*schema.problems_of(error, Recipe), *problems]
+    if problems:
+        raise RecipeError(name, problems)
+    return recipe
+
+
+def override(table: Table, pairs: Sequence[str]) -> Table:
+    """A copy of `table` with `key=value` pairs set; names of parts first, since they drop the old arguments.
+
+    Raises:
+        UsageError: a pair without `=`, or a key that goes through a value.
+    """
+    table = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
+    parsed = [_pair(text) for text in pairs]
+    for keys, value in sorted(parsed, key=lambda pair: not _names_a_part(pair[0])):
+        inner = table
+        for key in keys[:-1]:
+            inner[key] = dict(inner.get(key, {})) if isinstance(inner.get(key, {}), dict) else None
+            if inner[key] is None:
+                raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a table")
+            inner = inner[key]
+        if _names_a_part(keys) and inner.get("name") != value:
+            inner.clear()
+        inner[keys[-1]] = value
+    return table
+
+
+def read(path: Path) -> Table:
+    """The TOML file as a table.
+
+    Raises:
+        UsageError: unreadable, or not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as cause:
+        raise UsageError(f"cannot read {path}: {cause}") from cause
+    except tomllib.TOMLDecodeError as cause:
+        raise UsageError(f"{path} is not valid TOML: {cause}") from cause
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Where a recipe lies: a file, a run folder, `recipes/NAME.toml` under the current folder, or an installed recipe.
+
+    Raises:
+        UsageError: nowhere, with the nearest names.
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if (path / "recipe.toml").is_file():
+        return path / "recipe.toml"
+    if path.is_file():
+        return path
+    known = available()
+    if text in known:
+        return known[text]
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise UsageError(f"no recipe at {path} (looked in {path.parent.resolve()})")
+    close = nearest(text, known)
+    hint = f" Nearest: {', '.join(close)}." if close else ""
+    raise UsageError(f"no recipe {text!r}.{hint} All of them: python -m reptk.recipe --list")
+
+
+def available() -> dict[str, Path]:
+    """Every recipe by name: shipped, from installed distributions (`reptk.recipes`), under ./recipes; the last wins."""
+    folders = [Path(str(files("reptk.recipes")))]
+    folders += [Path(str(files(point.value))) for point in entry_points(group="reptk.recipes")]
+    folders += [Path("recipes")]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def name_of(path: Path) -> str:
+    """What a recipe is called: its file's stem, or for a run folder the name the run was started under."""
+    if path.name != "recipe.toml":
+        return path.stem
+    folder = path.parent.resolve()
+    return folder.parent.name if folder.name.isdigit() else folder.name
+
+
+def build(registry: Registry, part: Table, **given: Any) -> Any:
+    """Call the factory of a part with its arguments.
+
+    Raises:
+        UsageError: the factory refuses them.
+    """
+    chosen = {key: value for key, value in part.items() if key != "name"}
+    try:
+        return registry.get(part["name"])(**chosen, **given)
+    except (ValueError, TypeError) as cause:
+        raise UsageError(f"{registry.kind} {part['name']!r}: {cause}") from cause
+
+
+def _part(key: str, registry: Registry, part: Any, problems: list[Problem]) -> Table:
+    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
+        problems.append((f"{key}.name", f"say which {registry.kind}: {', '.join(registry.names())}"))
+        return {"name": ""}
+    try:
+        factory = registry.get(part["name"])
+    except UsageError as error:
+        problems.append((f"{key}.name", str(error)))
+        return part
+    checked = schema.check(factory, {name: value for name, value in part.items() if name != "name"})
+    problems.extend((f"{key}.{name}", _unknown_argument(registry, part["name"], name)) for name in checked.unknown)
+    problems.extend((f"{key}.{place}", text) for place, text in checked.problems)
+    return {"name": part["name"], **checked.complete}
+
+
+def _evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
+    if not isinstance(part, dict):
+        problems.append((f"eval.{key}", "must be a table"))
+        return {}
+    every = part.get("every_epochs", 0)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+        problems.append((f"eval.{key}.every_epochs", f"must be an integer of at least 0, got {every!r}"))
+    rest = {name: value for name, value in {"name": key, **part}.items() if name != "every_epochs"}
+    complete = _part(f"eval.{key}", EVALUATORS, rest, problems)
+    return {"name": complete.pop("name"), "every_epochs": every, **complete}
+
+
+def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
+    accepted = schema.names(registry.get(name))
+    owners = [other for other, factory in registry.loaded().items() if argument in schema.names(factory)]
+    belongs = f"; {argument} belongs to {', '.join(owners)}" if owners else schema.suggestion(argument, accepted)
+    takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
+    return f"{name!r} has no argument {argument!r}{belongs}. {takes}"
+
+
+def _load_plugins(path: Path, recorded: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Import plugins; return them as paths that mean the same from any folder, or as module names."""
+    for spec in recorded:
+        _refuse_foreign(path, spec, given)
+    local = [str((path.parent / spec).resolve()) if spec.endswith(".py") else spec for spec in recorded]
+    asked = [str(Path(spec).resolve()) if spec.endswith(".py") else spec for spec in given]
+    known = {Path(spec).name for spec in asked}
+    specs = [*asked, *(spec for spec in local if Path(spec).name not in known)]
+    for spec in specs:
+        load_plugin(spec)
+    return specs
+
+
+def _refuse_foreign(path: Path, spec: str, given: Sequence[str]) -> None:
+    """A recipe may bring plugin files of its own folder; code from anywhere else must be named by the user."""
+    own_file = spec.endswith(".py") and (path.parent / spec).resolve().is_relative_to(path.parent.resolve())
+    shipped = spec.startswith("reptk.plugins.")
+    named = any(Path(spec).name == Path(other).name for other in given)
+    if not (own_file or shipped or named):
+        raise UsageError(f"{path} asks for the plugin {spec}. If you trust it, name it: --plugin {spec}")
+
+
+def _pair(text: str) -> tuple[list[str], Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UsageError(f"{text!r} is not key=value (e.g. train.epochs=5, loss.name=supcon)")
+    try:
+        return key.split("."), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.split("."), value
+
+
+def _names_a_part(keys: Sequence[str]) -> bool:
+    return keys[-1] == "name" and (keys[0] in PARTS or keys[0] == "eval")
+
+
+def _without_none(table: Any) -> Any:
+    if isinstance(table, dict):
+        return {key: _without_none(value) for key, value in table.items() if value is not None}
+    return [_without_none(value) for value in table] if isinstance(table, list) else table

@@ -1,0 +1,103 @@
+"""One process or many: start, rank, world, gather. On one process every function is the identity."""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def start(device: str = "auto") -> torch.device:
+    """Join the process group when torchrun started this process; return the device of this rank.
+
+    Args:
+        device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
+        torch.cuda.set_device(chosen)
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
+        td.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0. Known from torchrun's environment even before `start`."""
+    return td.get_rank() if td.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    """Number of processes that have joined."""
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes files."""
+    return rank() == 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all ranks, (n, ...) -> (n * world, ...), in rank order, differentiable for floating-point rows.
+
+    Backward sums the gradients that all ranks have for this rank's rows. When every rank computes the same loss on
+    the gathered rows, the result is `world` times that loss's gradient, and DDP's mean over ranks restores it.
+    """
+    if world() == 1:
+        return rows
+    return _Gather.apply(rows.contiguous())
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Run `make` on rank 0 alone and give its result, or the exception it raised, to every rank."""
+    if world() == 1:
+        return make()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = make()
+        except Exception as error:
+            outcome[1] = error
+    td.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` holds on at least one rank."""
+    if world() == 1:
+        return flag
+    on_device = "cuda" if td.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor([int(flag)], device=on_device)
+    td.all_reduce(flags, td.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world())]
+        td.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        td.all_reduce(gradient)
+        first = rank() * ctx.count
+        return gradient[first : first + ctx.count]

@@ -1,0 +1,31 @@
+"""Mistakes a user can mend: one clear message, no traceback, and an exit code that says whose turn it is."""
+
+
+class ReptkError(Exception):
+    """Base of every error that is reported as its message alone."""
+
+    exit_code = 1
+
+
+class UsageError(ReptkError):
+    """The command line, a recipe or an argument is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(ReptkError):
+    """The images are missing, unreadable or do not fit the recipe (exit code 3)."""
+
+    exit_code = 3
+
+
+class EnvironmentProblem(ReptkError):
+    """The machine lacks something: a device, a package, a writable folder (exit code 4)."""
+
+    exit_code = 4
+
+
+class NumericalError(ReptkError):
+    """Training produced a value that is not finite (exit code 5)."""
+
+    exit_code = 5

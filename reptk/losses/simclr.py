@@ -1,0 +1,52 @@
+"""NT-Xent, the loss of SimCLR."""
+
+from torch import Tensor, nn
+
+from reptk.losses.ranges import Positive, positive
+from reptk.losses.rows import Rows, Term, mean_over_anchors
+from reptk.registry import LOSSES
+
+
+def simclr(z: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
+    """NT-Xent (Chen et al. 2020, arXiv 2002.05709, equation 1).
+
+    With unit rows and s_ij = z_i . z_j, for an anchor i and each other view p of the same image:
+
+        l(i, p) = -log( exp(s_ip / t) / sum_{a != i} exp(s_ia / t) )
+
+    averaged over p, then over the anchors: the paper's 1/(2N) sum for two views, and SupCon's `out` form for more.
+    Google's code returns twice the paper's value (the sum of both directions); this returns the paper's.
+
+    Args:
+        z: (N, D) embeddings of any scale and floating type.
+        ids: (N,) integers: the image each row is a view of.
+        temperature: t > 0.
+
+    Returns:
+        Scalar in float32 or wider; 0, attached to the graph, if no row has a second view.
+
+    Raises:
+        ValueError: wrong shapes or types, temperature not positive.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> round(simclr(z, torch.tensor([0, 1, 0, 1]), temperature=0.5).item(), 4)
+        0.2395
+    """
+    slope = 1 / positive("temperature", temperature)
+    rows = Rows(z, ids)
+    per_anchor = rows.log_sum(Term("others", slope)) - slope * rows.mean_over_positives()
+    return mean_over_anchors(per_anchor, rows.positives())
+
+
+@LOSSES.register("simclr")
+class SimCLR(nn.Module):
+    """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar."""
+
+    def __init__(self, temperature: Positive = 0.5) -> None:
+        super().__init__()
+        self.temperature = positive("temperature", temperature)
+
+    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
+        return simclr(z, ids, temperature=self.temperature)

@@ -1,0 +1,63 @@
+"""Supervised contrastive loss, both summation forms."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from reptk.losses.ranges import Positive, positive
+from reptk.losses.rows import Rows, Term, mean_over_anchors
+from reptk.registry import LOSSES
+
+
+def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "in"] = "out") -> Tensor:
+    """SupCon loss (Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3).
+
+    With unit rows, s_ij = z_i . z_j, P(i) the rows that share i's id and A(i) all rows but i:
+
+        out:  L_i = -1/|P(i)| sum_{p in P(i)} log( exp(s_ip / t) / sum_{a in A(i)} exp(s_ia / t) )
+        in:   L_i = -log( 1/|P(i)| sum_{p in P(i)} exp(s_ip / t) / sum_{a in A(i)} exp(s_ia / t) )
+
+    The result is the mean of L_i over the anchors that have a positive. The paper sums over anchors; the authors' code
+    takes the mean over all of them and multiplies by temperature / base_temperature, which is not done here.
+
+    Args:
+        z: (N, D) embeddings of any scale and floating type.
+        ids: (N,) integers; rows that share an id are positives.
+        temperature: t > 0.
+        form: `"out"` (the paper's choice) or `"in"`; in <= out.
+
+    Returns:
+        Scalar in float32 or wider; 0, attached to the graph, if no row has a positive.
+
+    Raises:
+        ValueError: wrong shapes or types, temperature not positive, unknown form.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> round(supcon(z, torch.tensor([0, 0, 1, 1]), temperature=0.5).item(), 4)
+        0.2395
+    """
+    slope = 1 / positive("temperature", temperature)
+    if form not in ("out", "in"):
+        raise ValueError(f"form must be 'out' or 'in', got {form!r}")
+    rows = Rows(z, ids)
+    over_all = rows.log_sum(Term("others", slope))
+    count = rows.positives()
+    if form == "out":
+        return mean_over_anchors(over_all - slope * rows.mean_over_positives(), count)
+    over_positives = rows.log_sum(Term("positives", slope)) - count.clamp_min(1).to(over_all.dtype).log()
+    return mean_over_anchors(over_all - over_positives, count)
+
+
+@LOSSES.register("supcon")
+class SupCon(nn.Module):
+    """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar."""
+
+    def __init__(self, temperature: Positive = 0.1, form: Literal["out", "in"] = "out") -> None:
+        super().__init__()
+        self.temperature = positive("temperature", temperature)
+        self.form = form
+
+    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
+        return supcon(z, ids, temperature=self.temperature, form=self.form)

@@ -1,0 +1,66 @@
+"""Tuned contrastive loss: SupCon with a harder pull on hard positives (k1) and a harder push on negatives (k2)."""
+
+import math
+
+from torch import Tensor, nn
+
+from reptk.losses.ranges import NotNegative, Positive, not_negative, positive
+from reptk.losses.rows import Rows, Term, mean_over_anchors
+from reptk.registry import LOSSES
+
+
+def tcl(z: Tensor, ids: Tensor, *, temperature: float, k1: float, k2: float) -> Tensor:
+    """TCL loss (Animesh and Chandraker, arXiv 2305.10675).
+
+    With unit rows, s_ij = z_i . z_j, P(i) the rows that share i's id without i and N(i) the rows of other ids:
+
+        L_i = -1/|P(i)| sum_{p in P(i)} log( exp(s_ip / t) / D_i )
+        D_i = sum_{p in P(i)} ( exp(s_ip / t) + k1 exp(-s_ip) ) + k2 sum_{n in N(i)} exp(s_in / t)
+
+    The result is the mean of L_i over the anchors that have a positive. Self-supervised TCL is the same formula with
+    the image's number as id. k1 = 0 and k2 = 1 is SupCon's `out` form. The formula is that of the authors' published
+    code, whose denominators are transposed (D_j where D_i is meant): its mean agrees with this one, its per-anchor
+    values do not. Note that the k1 term carries no temperature.
+
+    Args:
+        z: (N, D) embeddings of any scale and floating type.
+        ids: (N,) integers; rows that share an id are positives.
+        temperature: t > 0.
+        k1: weight of the hard-positive term, at least 0 (the published code's default: 5000).
+        k2: weight of the negatives, at least 0 (the published code's default: 1).
+
+    Returns:
+        Scalar in float32 or wider; 0, attached to the graph, if no row has a positive.
+
+    Raises:
+        ValueError: wrong shapes or types, temperature not positive, negative k1 or k2.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> round(tcl(z, torch.tensor([0, 0, 1, 1]), temperature=0.5, k1=0.0, k2=1.0).item(), 4)
+        0.2395
+    """
+    slope = 1 / positive("temperature", temperature)
+    terms = [Term("positives", slope)]
+    if not_negative("k1", k1) > 0:
+        terms.append(Term("positives", -1.0, math.log(k1)))
+    if not_negative("k2", k2) > 0:
+        terms.append(Term("negatives", slope, math.log(k2)))
+    rows = Rows(z, ids)
+    per_anchor = rows.log_sum(*terms) - slope * rows.mean_over_positives()
+    return mean_over_anchors(per_anchor, rows.positives())
+
+
+@LOSSES.register("tcl")
+class TCL(nn.Module):
+    """`tcl` as a module: forward(z (N, D), ids (N,)) -> scalar. The defaults are those of the published code."""
+
+    def __init__(self, temperature: Positive = 0.1, k1: NotNegative = 5000.0, k2: NotNegative = 1.0) -> None:
+        super().__init__()
+        self.temperature = positive("temperature", temperature)
+        self.k1 = not_negative("k1", k1)
+        self.k2 = not_negative("k2", k2)
+
+    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
+        return tcl(z, ids, temperature=self.temperature, k1=self.k1, k2=self.k2)

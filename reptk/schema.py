@@ -1,0 +1,99 @@
+"""What a factory's signature says about its arguments: checked, completed with defaults, explained in plain words."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from reptk.registry import nearest
+
+Problem = tuple[str, str]
+"""A dotted key and what is wrong with it."""
+
+
+class Checked(NamedTuple):
+    """Arguments completed with the factory's defaults, names it does not take, and what is wrong with the others."""
+
+    complete: dict[str, Any]
+    unknown: list[str]
+    problems: list[Problem]
+
+
+def check(factory: Callable[..., Any], given: Mapping[str, Any]) -> Checked:
+    """Hold arguments against a factory's signature, as plain values that TOML can hold."""
+    model = _model(factory)
+    unknown = [] if model.model_config["extra"] == "allow" else [name for name in given if name not in names(factory)]
+    known = {name: value for name, value in given.items() if name not in unknown}
+    try:
+        return Checked(model.model_validate(known).model_dump(mode="json"), unknown, [])
+    except ValidationError as error:
+        return Checked(known, unknown, problems_of(error))
+
+
+def names(factory: Callable[..., Any]) -> list[str]:
+    """The arguments a recipe may give to a factory."""
+    return [name for name, parameter in _signature(factory).parameters.items() if parameter.kind in _NAMED]
+
+
+def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:
+    """Every problem of a pydantic error; `model` lets unknown keys be answered with the nearest valid one."""
+    return [(_dotted(item["loc"]), _message(item, model)) for item in error.errors(include_url=False)]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    close = nearest(name, known)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(factory, eval_str=True)
+    except NameError:
+        return inspect.signature(factory)
+
+
+def _model(factory: Callable[..., Any]) -> type[BaseModel]:
+    signature = _signature(factory)
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    fields: dict[str, Any] = {}
+    for name in names(factory):
+        parameter = signature.parameters[name]
+        bare = parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str)
+        required = parameter.default is inspect.Parameter.empty
+        fields[name] = (Any if bare else parameter.annotation, ... if required else parameter.default)
+    config = ConfigDict(
+        extra="allow" if takes_any else "forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        arbitrary_types_allowed=True,
+    )
+    return create_model("Arguments", __config__=config, **fields)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _message(item: Any, model: type[BaseModel] | None) -> str:
+    if item["type"] == "missing":
+        return "is missing"
+    if item["type"] == "extra_forbidden":
+        known = list(_section(model, item["loc"][:-1]).model_fields) if model else []
+        return f"unknown key{suggestion(str(item['loc'][-1]), known)}" + (f" (known: {', '.join(known)})" if known else "")
+    text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    given = item["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"
+    return f"must be {text}{shown}" if item["msg"].startswith("Input should be ") else f"{text}{shown}"
+
+
+def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+    return model

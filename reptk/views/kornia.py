@@ -1,0 +1,162 @@
+"""Views run by kornia: parameters are drawn for the global batch, then applied to this rank's rows.
+
+Every operation of every view draws under a key of its own, so what one operation consumes never shifts another, and
+only the images that drew an operation are put through it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import kornia.augmentation as ka
+import torch
+from kornia.augmentation.auto import AutoAugment
+from torch import Tensor, nn
+
+from reptk.keyed import fold, generator, keyed
+from reptk.registry import unknown
+from reptk.views.plain import to_float
+
+Operation = dict[str, Any]
+
+# Drawn once for a whole batch, so never cut along with it; the input shape is written anew for each cut.
+_SHARED = ("order", "forward_input_shape")
+
+
+class KorniaViews(nn.Module):
+    """`len(lists)` views of every image, one list of operations each.
+
+    Args:
+        lists: per view, the operations as tables `{name, ...arguments}`.
+        size: side in pixels that the operations must produce.
+
+    Raises:
+        ValueError: an operation kornia does not have, arguments it refuses, or another size than asked for.
+    """
+
+    def __init__(self, lists: list[list[Operation]], size: int) -> None:
+        super().__init__()
+        self.lists = nn.ModuleList(nn.ModuleList(_operation(table) for table in tables) for tables in lists)
+        self.count = len(lists)
+        self.size = size
+        self.rank, self.world = 0, 1
+        self._try_out()
+
+    def shard(self, rank: int, world: int) -> "KorniaViews":
+        """Let each call receive the rank-th of `world` equal parts of a global batch."""
+        self.rank, self.world = rank, world
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, key: int) -> Tensor:
+        """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key."""
+        images = to_float(images)
+        total = len(images) * self.world
+        rows = torch.arange(len(images)) + len(images) * self.rank
+        views = []
+        for number, operations in enumerate(self.lists):
+            view = images
+            for position, operation in enumerate(operations):
+                view = operation(view, rows, total, fold(key, number, position))
+            views.append(view)
+        return torch.stack(views).clamp_(0, 1)
+
+    def _try_out(self) -> None:
+        sample = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
+        try:
+            made = self(sample, 0)
+        except ValueError:
+            raise
+        except Exception as cause:
+            raise ValueError(f"kornia cannot run these operations at {self.size} px: {cause}") from cause
+        if made.shape[-2:] != (self.size, self.size):
+            raise ValueError(f"the operations give {made.shape[-1]} x {made.shape[-2]} px, but size is {self.size}")
+
+
+class _Drawn(nn.Module):
+    """One kornia operation, drawn for `total` images and applied to the given rows of them."""
+
+    def __init__(self, operation: nn.Module) -> None:
+        super().__init__()
+        self.operation = operation
+        self.is_resize = isinstance(operation, ka.Resize)
+
+    def forward(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
+        if self.is_resize and images.shape[-2:] == tuple(self.operation.flags["size"]):
+            return images
+        with keyed(key, "draw"):
+            params = self.operation.forward_parameters((total, *images.shape[1:]))
+        drew = params["batch_prob"][rows] > 0.5
+        with keyed(key, "apply"):
+            return self._apply_to(images, params, rows, drew)
+
+    def _apply_to(self, images: Tensor, params: dict[str, Tensor], rows: Tensor, drew: Tensor) -> Tensor:
+        if drew.all():
+            return self.operation(images, params=_cut(params, rows, images.shape))
+        if not drew.any():
+            return images
+        chosen = drew.nonzero().flatten()
+        there = chosen.to(images.device)
+        part = images[there]
+        changed = self.operation(part, params=_cut(params, rows[chosen], part.shape))
+        if changed.shape[1:] != images.shape[1:]:
+            raise ValueError(f"{type(self.operation).__name__} changes the size of some images only; give it p = 1")
+        return images.index_copy(0, there, changed)
+
+
+class _OneOf(nn.Module):
+    """Every image draws one of several sequences of operations (AutoAugment's sub-policies)."""
+
+    def __init__(self, sequences: list[list[nn.Module]]) -> None:
+        super().__init__()
+        self.sequences = nn.ModuleList(nn.ModuleList(_Drawn(operation) for operation in seq) for seq in sequences)
+
+    def forward(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
+        choice = torch.randint(len(self.sequences), (total,), generator=generator(key, "choice"))[rows]
+        images = images.clone()
+        for number, sequence in enumerate(self.sequences):
+            chosen = (choice == number).nonzero().flatten()
+            if len(chosen):
+                there = chosen.to(images.device)
+                part = images[there]
+                for position, operation in enumerate(sequence):
+                    part = operation(part, rows[chosen], total, fold(key, number, position))
+                images[there] = part
+        return images
+
+
+def _cut(params: dict[str, Tensor], rows: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    cut = {name: value if name in _SHARED else value[rows.to(value.device)] for name, value in params.items()}
+    cut["batch_prob"] = torch.ones(len(rows))
+    cut["forward_input_shape"] = torch.tensor(shape)
+    return cut
+
+
+def _operation(table: Operation) -> nn.Module:
+    arguments = {name: _tuples(value) for name, value in table.items() if name != "name"}
+    name = table.get("name")
+    if name == "AutoAugment":
+        return _auto_augment(**arguments)
+    factory = getattr(ka, str(name), None)
+    if not (isinstance(factory, type) and issubclass(factory, ka.AugmentationBase2D)):
+        raise ValueError(unknown("kornia operation", str(name), ["AutoAugment", *_known()]))
+    try:
+        return _Drawn(factory(**arguments))
+    except Exception as cause:
+        raise ValueError(f"kornia's {name} refuses {arguments}: {cause}") from cause
+
+
+def _auto_augment(policy: str = "cifar10") -> nn.Module:
+    if policy not in ("cifar10", "svhn", "imagenet"):
+        raise ValueError(f"policy must be 'cifar10', 'svhn' or 'imagenet', got {policy!r}")
+    return _OneOf([list(sub_policy) for sub_policy in AutoAugment(policy).children()])
+
+
+def _known() -> Iterator[str]:
+    for name in dir(ka):
+        thing = getattr(ka, name)
+        if isinstance(thing, type) and issubclass(thing, ka.AugmentationBase2D) and "Base" not in name:
+            yield name
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
