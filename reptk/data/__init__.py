@@ -1,0 +1,24 @@
+"""Data sets: uint8 images, labels (-1 where there is none) and fixed splits; and the keyed loader that batches them."""
+
+from reptk.data.embedded import digits, photos
+from reptk.data.folder import folder, imagenet100
+from reptk.data.generated import generated
+from reptk.data.loader import Loader
+from reptk.data.small import cifar10, cifar100, fashion_mnist, stl10
+from reptk.data.splits import Data, InMemory, Split
+
+__all__ = [
+    "Data",
+    "InMemory",
+    "Loader",
+    "Split",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "generated",
+    "imagenet100",
+    "photos",
+    "stl10",
+]
