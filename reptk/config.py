@@ -73,6 +73,7 @@ class TrainSection(Section):
     sync_batchnorm: bool = False
     log_every_steps: int = Field(10, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
+    baselines: bool = Field(True, description="evaluate raw pixels and the untrained encoder as well")
 
 
 class Expect(Section):
@@ -92,6 +93,7 @@ class Expect(Section):
 class Recipe(Section):
     """Everything a run needs. Parts are flat tables `{name, ...arguments}`, complete with defaults."""
 
+    name: str = Field("recipe", pattern=r"^[\w.+-]+$", description="unset in a file: the file's name")
     seed: int = Field(0, ge=0)
     plugins: tuple[str, ...] = ()
     data: Table
@@ -136,10 +138,10 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Se
     table["plugins"] = _load_plugins(path, table.get("plugins", []), plugins)
     if overrides:
         table.pop("expect", None)
-    return validate(override(table, overrides), name_of(path))
+    return validate({"name": path.stem, **override(table, overrides)})
 
 
-def validate(table: Table, name: str = "recipe") -> Recipe:
+def validate(table: Table) -> Recipe:
     """A `Recipe` from a table, every part completed with its defaults.
 
     Raises:
@@ -158,7 +160,7 @@ def validate(table: Table, name: str = "recipe") -> Recipe:
     except ValidationError as error:
         problems = [*schema.problems_of(error, Recipe), *problems]
     if problems:
-        raise RecipeError(name, problems)
+        raise RecipeError(str(table.get("name", "recipe")), problems)
     return recipe
 
 
@@ -227,14 +229,6 @@ def available() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
-def name_of(path: Path) -> str:
-    """What a recipe is called: its file's stem, or for a run folder the name the run was started under."""
-    if path.name != "recipe.toml":
-        return path.stem
-    folder = path.parent.resolve()
-    return folder.parent.name if folder.name.isdigit() else folder.name
-
-
 def build(registry: Registry, part: Table, **given: Any) -> Any:
     """Call the factory of a part with its arguments.
 
@@ -248,6 +242,19 @@ def build(registry: Registry, part: Table, **given: Any) -> Any:
         raise UsageError(f"{registry.kind} {part['name']!r}: {cause}") from cause
 
 
+def complete(key: str, part: Table) -> Table:
+    """One part of a recipe (`key`: data, views, objective or loss), checked and completed.
+
+    Raises:
+        RecipeError: listing all problems.
+    """
+    problems: list[Problem] = []
+    made = _part(key, PARTS[key], part, problems)
+    if problems:
+        raise RecipeError(key, problems)
+    return made
+
+
 def _part(key: str, registry: Registry, part: Any, problems: list[Problem]) -> Table:
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         problems.append((f"{key}.name", f"say which {registry.kind}: {', '.join(registry.names())}"))
@@ -257,7 +264,7 @@ def _part(key: str, registry: Registry, part: Any, problems: list[Problem]) -> T
     except UsageError as error:
         problems.append((f"{key}.name", str(error)))
         return part
-    checked = schema.check(factory, {name: value for name, value in part.items() if name != "name"})
+    checked = schema.check(factory, {name: value for name, value in part.items() if name != "name"}, registry.given)
     problems.extend((f"{key}.{name}", _unknown_argument(registry, part["name"], name)) for name in checked.unknown)
     problems.extend((f"{key}.{place}", text) for place, text in checked.problems)
     return {"name": part["name"], **checked.complete}
@@ -276,8 +283,8 @@ def _evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
 
 
 def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
-    accepted = schema.names(registry.get(name))
-    owners = [other for other, factory in registry.loaded().items() if argument in schema.names(factory)]
+    accepted = schema.names(registry.get(name), registry.given)
+    owners = [other for other, factory in registry.loaded().items() if argument in schema.names(factory, registry.given)]
     belongs = f"; {argument} belongs to {', '.join(owners)}" if owners else schema.suggestion(argument, accepted)
     takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
     return f"{name!r} has no argument {argument!r}{belongs}. {takes}"

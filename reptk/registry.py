@@ -32,9 +32,11 @@ class Registry:
         kind: what a part is called in messages, e.g. `"loss"`.
         home: module whose import registers the built-in parts, e.g. `"reptk.losses"`.
         group: entry-point group in which installed distributions offer theirs.
+        given: arguments that every factory of this kind is called with, beside those a recipe may set.
     """
 
-    def __init__(self, kind: str, home: str, group: str) -> None:
+    def __init__(self, kind: str, home: str, group: str, given: tuple[str, ...] = ()) -> None:
+        self.given = given
         self.kind = kind
         self.home = home
         self.group = group
@@ -117,7 +119,7 @@ class Registry:
 
 DATASETS = Registry("data set", "reptk.data", "reptk.datasets")
 VIEWS = Registry("views", "reptk.views", "reptk.views")
-OBJECTIVES = Registry("objective", "reptk.objective", "reptk.objectives")
+OBJECTIVES = Registry("objective", "reptk.objective", "reptk.objectives", ("encoder", "views", "loss"))
 LOSSES = Registry("loss", "reptk.losses", "reptk.losses")
 EVALUATORS = Registry("evaluator", "reptk.evaluate", "reptk.evaluators")
 

@@ -1,7 +1,7 @@
 """What a factory's signature says about its arguments: checked, completed with defaults, explained in plain words."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -20,20 +20,28 @@ class Checked(NamedTuple):
     problems: list[Problem]
 
 
-def check(factory: Callable[..., Any], given: Mapping[str, Any]) -> Checked:
-    """Hold arguments against a factory's signature, as plain values that TOML can hold."""
-    model = _model(factory)
-    unknown = [] if model.model_config["extra"] == "allow" else [name for name in given if name not in names(factory)]
-    known = {name: value for name, value in given.items() if name not in unknown}
+def check(factory: Callable[..., Any], chosen: Mapping[str, Any], given: Sequence[str] = ()) -> Checked:
+    """Hold arguments against a factory's signature, as plain values that TOML can hold.
+
+    Args:
+        factory: class or function.
+        chosen: the arguments.
+        given: parameters that somebody else fills in.
+    """
+    model = _model(factory, given)
+    takes_all = model.model_config["extra"] == "allow"
+    unknown = [] if takes_all else [name for name in chosen if name not in names(factory, given)]
+    known = {name: value for name, value in chosen.items() if name not in unknown}
     try:
         return Checked(model.model_validate(known).model_dump(mode="json"), unknown, [])
     except ValidationError as error:
         return Checked(known, unknown, problems_of(error))
 
 
-def names(factory: Callable[..., Any]) -> list[str]:
-    """The arguments a recipe may give to a factory."""
-    return [name for name, parameter in _signature(factory).parameters.items() if parameter.kind in _NAMED]
+def names(factory: Callable[..., Any], given: Sequence[str] = ()) -> list[str]:
+    """The arguments that may be chosen for a factory, those `given` by somebody else left out."""
+    parameters = _signature(factory).parameters.items()
+    return [name for name, parameter in parameters if parameter.kind in _NAMED and name not in given]
 
 
 def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:
@@ -57,11 +65,11 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(factory)
 
 
-def _model(factory: Callable[..., Any]) -> type[BaseModel]:
+def _model(factory: Callable[..., Any], given: Sequence[str]) -> type[BaseModel]:
     signature = _signature(factory)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     fields: dict[str, Any] = {}
-    for name in names(factory):
+    for name in names(factory, given):
         parameter = signature.parameters[name]
         bare = parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str)
         required = parameter.default is inspect.Parameter.empty

@@ -57,6 +57,7 @@ class InMemory:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise ValueError(f"images must be uint8 (n, 1 or 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
         self.pixels = pixels
+        self.is_grey = pixels.shape[1] == 1
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -22,8 +22,10 @@ Operation = dict[str, Any]
 _SHARED = ("order", "forward_input_shape")
 
 
-class KorniaViews(nn.Module):
+class KorniaViews:
     """`len(lists)` views of every image, one list of operations each.
+
+    Not an `nn.Module`: kornia's operations carry parameters and buffers that are neither trained nor saved.
 
     Args:
         lists: per view, the operations as tables `{name, ...arguments}`.
@@ -34,8 +36,7 @@ class KorniaViews(nn.Module):
     """
 
     def __init__(self, lists: list[list[Operation]], size: int) -> None:
-        super().__init__()
-        self.lists = nn.ModuleList(nn.ModuleList(_operation(table) for table in tables) for tables in lists)
+        self.lists = [[_operation(table) for table in tables] for tables in lists]
         self.count = len(lists)
         self.size = size
         self.rank, self.world = 0, 1
@@ -47,7 +48,7 @@ class KorniaViews(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Tensor, key: int) -> Tensor:
+    def __call__(self, images: Tensor, key: int) -> Tensor:
         """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key."""
         images = to_float(images)
         total = len(images) * self.world
@@ -72,15 +73,14 @@ class KorniaViews(nn.Module):
             raise ValueError(f"the operations give {made.shape[-1]} x {made.shape[-2]} px, but size is {self.size}")
 
 
-class _Drawn(nn.Module):
+class _Drawn:
     """One kornia operation, drawn for `total` images and applied to the given rows of them."""
 
     def __init__(self, operation: nn.Module) -> None:
-        super().__init__()
         self.operation = operation
         self.is_resize = isinstance(operation, ka.Resize)
 
-    def forward(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
+    def __call__(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
         if self.is_resize and images.shape[-2:] == tuple(self.operation.flags["size"]):
             return images
         with keyed(key, "draw"):
@@ -91,26 +91,25 @@ class _Drawn(nn.Module):
 
     def _apply_to(self, images: Tensor, params: dict[str, Tensor], rows: Tensor, drew: Tensor) -> Tensor:
         if drew.all():
-            return self.operation(images, params=_cut(params, rows, images.shape))
+            return self.operation(images, params=_cut(params, rows, images.shape, images.device))
         if not drew.any():
             return images
         chosen = drew.nonzero().flatten()
         there = chosen.to(images.device)
         part = images[there]
-        changed = self.operation(part, params=_cut(params, rows[chosen], part.shape))
+        changed = self.operation(part, params=_cut(params, rows[chosen], part.shape, part.device))
         if changed.shape[1:] != images.shape[1:]:
             raise ValueError(f"{type(self.operation).__name__} changes the size of some images only; give it p = 1")
         return images.index_copy(0, there, changed)
 
 
-class _OneOf(nn.Module):
+class _OneOf:
     """Every image draws one of several sequences of operations (AutoAugment's sub-policies)."""
 
     def __init__(self, sequences: list[list[nn.Module]]) -> None:
-        super().__init__()
-        self.sequences = nn.ModuleList(nn.ModuleList(_Drawn(operation) for operation in seq) for seq in sequences)
+        self.sequences = [[_Drawn(operation) for operation in sequence] for sequence in sequences]
 
-    def forward(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
+    def __call__(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
         choice = torch.randint(len(self.sequences), (total,), generator=generator(key, "choice"))[rows]
         images = images.clone()
         for number, sequence in enumerate(self.sequences):
@@ -124,14 +123,15 @@ class _OneOf(nn.Module):
         return images
 
 
-def _cut(params: dict[str, Tensor], rows: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-    cut = {name: value if name in _SHARED else value[rows.to(value.device)] for name, value in params.items()}
-    cut["batch_prob"] = torch.ones(len(rows))
+def _cut(params: dict[str, Tensor], rows: Tensor, shape: torch.Size, device: torch.device) -> dict[str, Tensor]:
+    """The parameters of some rows, all of which drew the operation, on the images' device."""
+    cut = {name: value if name in _SHARED else value[rows].to(device) for name, value in params.items()}
+    cut["batch_prob"] = torch.ones(len(rows), device=device)
     cut["forward_input_shape"] = torch.tensor(shape)
     return cut
 
 
-def _operation(table: Operation) -> nn.Module:
+def _operation(table: Operation) -> "_Drawn | _OneOf":
     arguments = {name: _tuples(value) for name, value in table.items() if name != "name"}
     name = table.get("name")
     if name == "AutoAugment":
@@ -145,7 +145,7 @@ def _operation(table: Operation) -> nn.Module:
         raise ValueError(f"kornia's {name} refuses {arguments}: {cause}") from cause
 
 
-def _auto_augment(policy: str = "cifar10") -> nn.Module:
+def _auto_augment(policy: str = "cifar10") -> _OneOf:
     if policy not in ("cifar10", "svhn", "imagenet"):
         raise ValueError(f"policy must be 'cifar10', 'svhn' or 'imagenet', got {policy!r}")
     return _OneOf([list(sub_policy) for sub_policy in AutoAugment(policy).children()])

@@ -1,0 +1,143 @@
+"""From a recipe to the things it names: data, objective, optimizer, evaluators. Nothing here trains."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from reptk import dist
+from reptk.config import Recipe, build
+from reptk.data import Data, Loader
+from reptk.encoder import Encoder
+from reptk.errors import DataError, UsageError
+from reptk.evaluate import ViewRetrieval
+from reptk.keyed import keyed
+from reptk.optim import optimizer, schedule
+from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, VIEWS
+
+
+@dataclass
+class Built:
+    """The parts of a run, on their device."""
+
+    data: Data
+    loader: Loader
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler
+    evaluators: dict[str, Any]
+    every_epochs: dict[str, int]
+    evaluation_views: Any
+    device: torch.device
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.objective.encoder
+
+
+def data_of(recipe: Recipe) -> Data:
+    """The recipe's data set, held against what the recipe wants of it.
+
+    Raises:
+        DataError: missing, empty, too small, or without the labels that are needed.
+    """
+    try:
+        data = build(DATASETS, recipe.data)
+    except OSError as cause:
+        raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    if recipe.objective.get("positives") == "class":
+        _check_labels(recipe, data)
+    return data
+
+
+def assemble(recipe: Recipe, data: Data, device: torch.device) -> Built:
+    """Everything a run needs, the encoder freshly initialised from the recipe's seed.
+
+    Raises:
+        UsageError, DataError, EnvironmentProblem: a part cannot be built from its arguments.
+    """
+    train, world = recipe.train, dist.world()
+    _check_batch(recipe, world)
+    loader = Loader(
+        data.train,
+        batch_size=train.batch_size,
+        seed=recipe.seed,
+        rank=dist.rank(),
+        world=world,
+        workers=train.workers,
+        pin=device.type == "cuda",
+    )
+    with keyed(recipe.seed, "initial weights"):
+        objective = objective_of(recipe, device)
+    o = recipe.optim
+    made = optimizer(
+        objective, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, decay_all=o.decay_all
+    )
+    course = schedule(
+        made,
+        kind=o.schedule,
+        steps=train.epochs * loader.steps_per_epoch,
+        warmup_steps=round(o.warmup_epochs * loader.steps_per_epoch),
+        warmup_lr=o.warmup_lr,
+        final_lr=o.lr * o.final_lr_ratio,
+    )
+    evaluators, every = _evaluators(recipe, data)
+    return Built(data, loader, objective, made, course, evaluators, every, build(VIEWS, recipe.views), device)
+
+
+def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
+    """Encoder, views and loss, joined by the recipe's objective."""
+    views = build(VIEWS, recipe.views)
+    if hasattr(views, "shard"):
+        views.shard(dist.rank(), dist.world())
+    elif dist.world() > 1:
+        raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
+    encoder = Encoder(**recipe.encoder.model_dump(), size=getattr(views, "size", recipe.views.get("size", 224)))
+    loss = build(LOSSES, recipe.loss)
+    objective = build(OBJECTIVES, recipe.objective, encoder=encoder, views=views, loss=loss)
+    if recipe.train.sync_batchnorm:
+        if device.type != "cuda":
+            raise UsageError("train.sync_batchnorm needs CUDA devices")
+        objective = convert_sync_batchnorm(objective)
+    objective = objective.to(device)
+    return objective.to(memory_format=torch.channels_last) if recipe.train.channels_last else objective
+
+
+
+def _evaluators(recipe: Recipe, data: Data) -> tuple[dict[str, Any], dict[str, int]]:
+    every = {key: part["every_epochs"] for key, part in recipe.eval.items()}
+    made = {
+        key: build(EVALUATORS, {name: value for name, value in part.items() if name != "every_epochs"})
+        for key, part in recipe.eval.items()
+    }
+    if data.query is None:
+        made = {key: evaluator for key, evaluator in made.items() if not getattr(evaluator, "needs_labels", True)}
+        if not made:
+            every["view_retrieval"] = max(every.values(), default=0)
+            made = {"view_retrieval": ViewRetrieval()}
+    return made, {key: every[key] for key in made}
+
+
+def _check_batch(recipe: Recipe, world: int) -> None:
+    size = recipe.train.batch_size
+    if size % world:
+        raise UsageError(f"train.batch_size is {size}, which {world} ranks cannot share; use {size // world * world or world}")
+
+
+def _check_labels(recipe: Recipe, data: Data) -> None:
+    labels = data.train.labels
+    known = labels[labels >= 0]
+    if not len(known):
+        raise DataError(
+            f"objective.positives is 'class', but {recipe.data['name']} has no labels. Put the images of each class in a "
+            "folder of its own, or train without labels: objective.positives=instance"
+        )
+    counts = torch.bincount(known)
+    if int((counts > 0).sum()) == 1:
+        warnings.warn("there is a single class: with every pair a positive, nothing is pushed apart", stacklevel=2)
+    if recipe.views.get("count", 2) == 1 and int((counts == 1).sum()):
+        warnings.warn(f"{int((counts == 1).sum())} classes have one image, which never meets a positive", stacklevel=2)

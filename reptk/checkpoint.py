@@ -1,0 +1,85 @@
+"""Checkpoints that are whole or absent: written beside their place, checksummed, then moved into it."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reptk.errors import DataError
+
+KEPT = 2
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `folder/step_00000042` (state and manifest) and point `folder/last` at it; older ones beyond two go.
+
+    Args:
+        folder: the run's `checkpoints`.
+        step: steps done.
+        state: tensors and plain values only, so that it can be read back without running code.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"step_{step:08d}"
+    unfinished = folder / f".{place.name}.{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        with (unfinished / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        manifest = {"step": step, "bytes": (unfinished / "state.pt").stat().st_size, "sha256": _sha256(unfinished / "state.pt")}
+        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(place, ignore_errors=True)
+        unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    replace_text(folder / "last", place.name + "\n")
+    for old in sorted(folder.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def load_last(folder: Path) -> dict[str, Any] | None:
+    """The state that `folder/last` points at, verified; None if there is no checkpoint yet.
+
+    Raises:
+        DataError: the checkpoint is damaged or incomplete.
+    """
+    if not (folder / "last").is_file():
+        return None
+    place = folder / (folder / "last").read_text().strip()
+    try:
+        manifest = json.loads((place / "manifest.json").read_text())
+        path = place / "state.pt"
+        if path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
+            raise DataError(f"checkpoint {place} is damaged: its content does not match its manifest")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except DataError as error:
+        raise DataError(f"{error}.{_others(folder, place)}") from error
+    except Exception as cause:
+        raise DataError(f"checkpoint {place} is damaged: {cause}.{_others(folder, place)}") from cause
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give `path` a new content in one step: a reader sees the old text or the new one, never a part."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _others(folder: Path, damaged: Path) -> str:
+    others = [place.name for place in sorted(folder.glob("step_*")) if place != damaged]
+    return f" To go on from {others[-1]}, write that name into {folder / 'last'}" if others else ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,261 @@
+"""Any timm backbone, a stem for small images, a projection head: features(x) -> (B, F), forward(x) -> (B, D)."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reptk.errors import DataError, EnvironmentProblem, UsageError
+from reptk.views import plain, to_float
+
+
+class Encoder(nn.Module):
+    """Images to features and embeddings. Both take uint8 or floats in 0..1; normalisation is the backbone's own.
+
+    Args:
+        backbone: a timm name, tag included if wanted (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`).
+        size: side of the images in pixels; vision transformers are built for it.
+        pretrained: timm's weights for that name (downloaded when first used).
+        weights: local file with the backbone's weights instead: safetensors, or a plain state dict.
+        stem: "small" makes the first convolution 3 x 3 with stride 1 and padding 1 and drops the pooling behind it, as
+            is usual for images of 28 to 64 px. That convolution starts afresh, even when pretrained.
+        head_layers: linear layers of the projection head; 0 for none: z are the features.
+        head_width: width of its hidden layers; None for the features' width F.
+        head_out: D, its last layer's width.
+        head_norm: BatchNorm after every layer but the last.
+        drop_path: stochastic depth of the backbone.
+
+    Raises:
+        UsageError: an unknown backbone (with the nearest names), or one that cannot take this size, stem or option.
+        EnvironmentProblem: pretrained weights that cannot be fetched.
+        DataError: a weights file that is missing, damaged, or of another backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        size: int = 224,
+        pretrained: bool = False,
+        weights: str | None = None,
+        stem: str = "timm",
+        head_layers: int = 2,
+        head_width: int | None = None,
+        head_out: int = 128,
+        head_norm: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "backbone": backbone,
+            "size": size,
+            "stem": stem,
+            "head_layers": head_layers,
+            "head_width": head_width,
+            "head_out": head_out,
+            "head_norm": head_norm,
+            "drop_path": drop_path,
+        }
+        self.backbone = _backbone(backbone, size, pretrained, drop_path)
+        if weights is not None:
+            _load_backbone(self.backbone, Path(weights))
+        if stem == "small":
+            _small_stem(self.backbone, backbone)
+        self.num_features = _width(self.backbone, size, backbone)
+        self.head = _head(self.num_features, head_layers, head_width, head_out, head_norm)
+        mean, std = (torch.tensor(self.backbone.pretrained_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, F): what evaluation and search use."""
+        if images.dtype == torch.uint8:
+            images = to_float(images)
+        return self.backbone((images - self.mean) / self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D): what losses see, not normalised."""
+        return self.head(self.features(images))
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, crop: float = 1.0) -> Tensor:
+        """(B, 3, H, W) of any size -> (B, F) of unit length: resized, centre-cropped, encoded in evaluation mode."""
+        training = self.training
+        self.eval()
+        h = self.features(plain(images.to(self.mean.device), self.config["size"], crop)).float()
+        self.train(training)
+        return nn.functional.normalize(h, dim=1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `encoder.safetensors` and `config.json` into `folder`. The backbone's names are timm's own."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, folder / "encoder.safetensors")
+        shown = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), "num_features": self.num_features}
+        (folder / "config.json").write_text(json.dumps(self.config | shown, indent=2) + "\n")
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> "Encoder":
+        """The encoder of a finished run, from the run folder or its `model` folder, in evaluation mode.
+
+        Raises:
+            DataError: there is no readable model.
+        """
+        folder = Path(run) / "model" if (Path(run) / "model").is_dir() else Path(run)
+        if not (folder / "encoder.safetensors").is_file():
+            raise DataError(f"no model in {run}: it needs model/encoder.safetensors, which a finished run has")
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            encoder = cls(**{name: config[name] for name in _CONFIGURED})
+            encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as cause:
+            raise DataError(f"the model in {folder} is damaged: {cause}") from cause
+        return encoder.eval()
+
+
+_CONFIGURED = ("backbone", "size", "stem", "head_layers", "head_width", "head_out", "head_norm", "drop_path")
+
+
+def _backbone(name: str, size: int, pretrained: bool, drop_path: float) -> nn.Module:
+    if not timm.is_model(name):
+        raise UsageError(_unknown_backbone(name))
+    architecture, _, tag = name.partition(".")
+    if tag and tag not in (tags := _tags(architecture)):
+        raise UsageError(f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(tags) or 'none'}")
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        options["img_size"] = size
+    try:
+        made = timm.create_model(name, **options)
+    except (OSError, RuntimeError) as cause:
+        if pretrained and not isinstance(cause, AssertionError):
+            raise EnvironmentProblem(
+                f"encoder.pretrained: the weights of {name} cannot be fetched ({_first_line(cause)}). Download them "
+                f"elsewhere and give the file: encoder.pretrained=false encoder.weights=/path/to/model.safetensors"
+            ) from cause
+        raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {_first_line(cause)}") from cause
+    except (AssertionError, TypeError, ValueError) as cause:
+        raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {_first_line(cause)}") from cause
+    _refuse_cut_patches(made, name, size)
+    return made
+
+
+def _refuse_cut_patches(backbone: nn.Module, name: str, size: int) -> None:
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if side and size % side:
+        low = size // side * side
+        nearest = " or ".join(str(fit) for fit in (low, low + side) if fit)
+        raise UsageError(f"views.size: {name} has patches of {side} px, and {size} is no multiple; use {nearest}")
+
+
+def _unknown_backbone(name: str) -> str:
+    known = {model.casefold(): model for model in timm.list_models()}
+    close = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
+    hint = f" Nearest: {', '.join(known[match] for match in close)}." if close else ""
+    return f"encoder.backbone: timm has no model {name!r}.{hint} All {len(known)}: python -c 'import timm; print(timm.list_models())'"
+
+
+def _tags(architecture: str) -> list[str]:
+    return [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+
+
+def _width(backbone: nn.Module, size: int, name: str) -> int:
+    """Features per image, found by trying: it also shows whether the backbone can take this size at all."""
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            made = backbone.eval()(torch.zeros(1, 3, size, size))
+    except Exception as cause:
+        raise UsageError(f"encoder.backbone: {name} cannot take images of {size} px (views.size): {_first_line(cause)}") from cause
+    backbone.train(training)
+    if made.ndim != 2:
+        raise UsageError(f"encoder.backbone: {name} gives features of shape {tuple(made.shape[1:])}, not one vector an image")
+    return made.shape[1]
+
+
+def _small_stem(backbone: nn.Module, name: str) -> None:
+    place = backbone.pretrained_cfg.get("first_conv")
+    first = backbone.get_submodule(place) if isinstance(place, str) else None
+    if not isinstance(first, nn.Conv2d) or first.stride not in ((1, 1), (2, 2)):
+        raise UsageError(
+            f"encoder.stem: 'small' is for backbones that start with a convolution of stride 2; {name} does not. "
+            "Use encoder.stem=timm, with a small patch size in the name if there is one"
+        )
+    bias = first.bias is not None
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=bias)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, child = place.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, small)
+    for pool in ("maxpool", "features.pool0"):
+        holder, _, child = pool.rpartition(".")
+        if _has(backbone, pool):
+            setattr(backbone.get_submodule(holder), child, nn.Identity())
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _head(width: int, layers: int, hidden: int | None, out: int, norm: bool) -> nn.Module:
+    widths = [width, *[hidden or width] * (layers - 1), out] if layers else []
+    made: list[nn.Module] = []
+    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        last = number == layers - 1
+        made.append(nn.Linear(before, after, bias=last or not norm))
+        if not last:
+            made += [nn.BatchNorm1d(after), nn.ReLU()] if norm else [nn.ReLU()]
+    return nn.Sequential(*made)
+
+
+def _load_backbone(backbone: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"encoder.weights: no file {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:
+        raise DataError(f"encoder.weights: {path} is not a file of plain weights: {_first_line(cause)}") from cause
+    own = backbone.state_dict()
+    state = _matching(state, own)
+    problems = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    if problems:
+        raise DataError(
+            f"encoder.weights: {path} does not fit this backbone: {len(problems)} of {len(own)} tensors are missing or of "
+            f"another shape ({', '.join(problems[:3])} ...)"
+        )
+    backbone.load_state_dict({name: state[name] for name in own})
+
+
+def _matching(state: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the backbone's names: unwrapped, prefixes removed, or matched in order where shapes agree."""
+    for wrapper in ("state_dict", "model", "teacher"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        return {}
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for prefix in ("", "module.", "backbone.", "encoder.backbone.", "module.backbone."):
+        cut = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if own.keys() <= cut.keys():
+            return cut
+    # Other projects name the same layers otherwise; a backbone's tensors in order, all of the same shapes, are the same.
+    by_order = list(state.values())[: len(own)]
+    if [value.shape for value in by_order] == [value.shape for value in own.values()]:
+        return dict(zip(own, by_order, strict=True))
+    return state
+
+
+def _first_line(cause: BaseException) -> str:
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

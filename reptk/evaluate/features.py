@@ -1,0 +1,81 @@
+"""Features of a whole split, extracted once, in blocks that the ranks share among themselves."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from reptk import dist
+from reptk.data import Split
+from reptk.keyed import fold
+from reptk.views import plain
+
+BLOCK = 256
+PIXELS_PX = 32
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class Features:
+    """What evaluators encode with: `encode(split)` -> (n, F) rows of unit length on the CPU.
+
+    Args:
+        embed: (b, 3, size, size) float in 0..1 -> (b, F).
+        size: side in pixels of the images given to `embed`.
+        crop: share of the shorter side that the plain view keeps.
+        views: draws random views, for `encode.view`.
+        device: where images are prepared.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        *,
+        size: int,
+        crop: float = 1.0,
+        views: Callable[[Tensor, int], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.embed, self.size, self.crop, self.views, self.device = embed, size, crop, views, device
+        self._kept: list[tuple[Split, str | int, Tensor]] = []
+
+    def __call__(self, split: Split) -> Tensor:
+        """Features of every image as it is."""
+        return self._once(split, "plain", lambda images, first: plain(images, self.size, self.crop))
+
+    def view(self, split: Split, number: int) -> Tensor:
+        """Features of random view `number` of every image: drawn alike each time, independent between numbers."""
+        return self._once(split, number, lambda images, first: self.views(images, fold("evaluation", number, first))[0])
+
+    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+        for known, known_kind, features in self._kept:
+            if known is split and known_kind == kind:
+                return features
+        self._kept.append((split, kind, self._shared(split, prepare)))
+        return self._kept[-1][2]
+
+    @torch.no_grad()
+    def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Each rank encodes the blocks of its part; parts hold whole blocks, so that ranks do not change them."""
+        blocks = -(-len(split) // BLOCK)
+        part = -(-blocks // dist.world()) * BLOCK
+        first, last = dist.rank() * part, min((dist.rank() + 1) * part, len(split))
+        made = [self._block(split, start, min(start + BLOCK, last), prepare) for start in range(first, last, BLOCK)]
+        if dist.world() == 1:
+            return torch.cat(made)
+        width = self._block(split, 0, 1, prepare).shape[1]
+        padded = torch.zeros(part, width, device=self.device)
+        if made:
+            padded[: last - first] = torch.cat(made)
+        return dist.gather(padded)[: len(split)].cpu()
+
+    def _block(self, split: Split, first: int, last: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+        images = split.images.fetch(torch.arange(first, last)).to(self.device)
+        return functional.normalize(self.embed(prepare(images, first)).float(), dim=1).cpu()
+
+
+def pixels(split: Split) -> Embed:
+    """The raw-pixel baseline: every value of the image, one channel of a grey data set."""
+    channels = 1 if getattr(split.images, "is_grey", False) else 3
+    return lambda images: images[:, :channels].flatten(1)

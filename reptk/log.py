@@ -1,0 +1,127 @@
+"""What a run says: progress on a terminal, a line an epoch elsewhere, and metrics.jsonl. Only rank 0 speaks."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+
+class Log:
+    """The voice of one run.
+
+    Args:
+        speaks: whether this rank prints and writes at all.
+        console: where to print; standard output by default.
+    """
+
+    def __init__(self, speaks: bool = True, console: Console | None = None) -> None:
+        self.speaks = speaks
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._metrics: Path | None = None
+
+    def write_metrics_to(self, path: Path, first_step: int = 0) -> None:
+        """Append to this file from now on; rows of steps beyond `first_step` (of an interrupted run) are dropped."""
+        self._metrics = path
+        if self.speaks and path.is_file():
+            rows = [line for line in path.read_text().splitlines() if _step(line) <= first_step]
+            path.write_text("".join(f"{line}\n" for line in rows))
+
+    def metrics(self, **values: Any) -> None:
+        """Append one row to metrics.jsonl."""
+        if self.speaks and self._metrics is not None:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """Print a line; nothing in it is taken as markup."""
+        if self.speaks:
+            self.console.print(Text(text, style=style or ""))
+
+    def facts(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Print rows of (what, name, details) in columns."""
+        width = max(len(name) for _, name, _ in rows)
+        for what, name, details in rows:
+            self.line(f"  {what:<9}{name:<{width}}  {details}")
+
+    def results(self, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> None:
+        """Print a table of percentages, a row each; what a row lacks stays empty."""
+        if not self.speaks:
+            return
+        table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("")
+        for column in columns:
+            table.add_column(title(column), justify="right", no_wrap=True)
+        for name, values in rows.items():
+            cells = [f"{100 * values[column]:.1f}" if column in values else "" for column in columns]
+            table.add_row(name, *cells, style="bold" if name == "trained" else None)
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, epochs: int, steps_per_epoch: int, first_step: int) -> Iterator["Epochs"]:
+        """Follow the training steps; yields what they are reported to."""
+        shown = None
+        if self.speaks and self.console.is_terminal:
+            columns: list[ProgressColumn | str] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
+            columns += [TextColumn("{task.fields[numbers]}")]
+            shown = Progress(*columns, console=self.console, transient=True)
+            shown.start()
+        try:
+            yield Epochs(self, shown, epochs, steps_per_epoch, first_step)
+        finally:
+            if shown is not None:
+                shown.stop()
+
+
+class Epochs:
+    """Progress over all epochs: a bar on a terminal, a line at the end of each epoch elsewhere."""
+
+    def __init__(self, log: Log, shown: Progress | None, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        self.log, self.shown, self.epochs, self.steps_per_epoch = log, shown, epochs, steps_per_epoch
+        self.extra = ""
+        total = epochs * steps_per_epoch
+        self.task = shown.add_task("", total=total, completed=first_step, numbers="") if shown else None
+
+    def step(self, step: int, loss: float, views_per_second: float, seconds_left: float) -> None:
+        """A step is done."""
+        if self.shown is not None and self.task is not None:
+            epoch = min(step // self.steps_per_epoch + 1, self.epochs)
+            numbers = _numbers(loss, views_per_second, seconds_left, self.extra)
+            self.shown.update(self.task, completed=step, description=f"epoch {epoch}/{self.epochs}", numbers=numbers)
+
+    def epoch(self, epoch: int, loss: float, views_per_second: float, seconds_left: float) -> None:
+        """An epoch is done."""
+        if self.shown is None:
+            numbers = _numbers(loss, views_per_second, seconds_left, self.extra)
+            self.log.line(f"epoch {epoch}/{self.epochs}  {numbers}")
+
+
+def title(metric: str) -> str:
+    """How a metric is headed in a table: `knn@20` -> `kNN@20`."""
+    names = {"knn": "kNN", "knn_majority": "majority", "recall": "Recall", "map@r": "mAP@R", "r_precision": "R-prec."}
+    name, at, k = metric.partition("@")
+    return names.get(metric) or f"{names.get(name, name)}{at}{k}"
+
+
+def clock(seconds: float) -> str:
+    """`0:41`, `12:05`, `3:02:11`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _numbers(loss: float, views_per_second: float, seconds_left: float, extra: str) -> str:
+    left = clock(seconds_left) if seconds_left < 1e6 else "?"
+    return f"loss {loss:.3f}  {views_per_second:,.0f} views/s  {left} left" + (f"  {extra}" if extra else "")
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62

@@ -1,0 +1,47 @@
+"""What the loop trains and what DDP wraps: objective(images, labels, index, key) -> {"loss": ...}."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from reptk.dist import gather
+from reptk.encoder import Encoder
+from reptk.registry import OBJECTIVES
+
+
+Views = Callable[[Tensor, int], Tensor]
+
+
+@OBJECTIVES.register("contrastive")
+class Contrastive(nn.Module):
+    """Views of the batch are embedded, gathered from all ranks, and compared by a loss.
+
+    Args:
+        encoder: images to embeddings.
+        views: (images, key) -> (V, B, 3, h, w).
+        loss: (z (N, D), ids (N,)) -> scalar; rows that share an id are positives.
+        positives: "instance": the views of one image are positives; "class": all views of one class are, and an image
+            without a label (-1) has only its own.
+    """
+
+    def __init__(
+        self, encoder: Encoder, views: Views, loss: nn.Module, positives: Literal["instance", "class"] = "instance"
+    ) -> None:
+        super().__init__()
+        self.encoder, self.views, self.loss, self.positives = encoder, views, loss, positives
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor, key: int) -> dict[str, Tensor]:
+        """images (B, 3, H, W) uint8, labels (B,), index (B,) number of each image in the data set."""
+        ids = index if self.positives == "instance" else class_ids(labels, index)
+        views = self.views(images, key)
+        z = self.encoder(rearrange(views, "v b c h w -> (v b) c h w"))
+        z, ids = gather(z), gather(ids.repeat(len(views)))
+        return {"loss": self.loss(z, ids), "z": z.detach()}
+
+
+def class_ids(labels: Tensor, index: Tensor) -> Tensor:
+    """Ids that make a class positives of each other: the label, or for an image without one a number all its own."""
+    return torch.where(labels >= 0, labels, -1 - index)

@@ -1,0 +1,205 @@
+"""Run a recipe: python -m reptk.recipe tcl_selfsup_photos train.epochs=5"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from reptk import config
+from reptk.errors import DataError, ReptkError, UsageError
+
+EXAMPLES = """examples:
+  python -m reptk.recipe --list
+  python -m reptk.recipe tcl_selfsup_photos
+  python -m reptk.recipe tcl_selfsup_folder data.root=my_photos
+  python -m reptk.recipe supcon_cifar100 loss.temperature=0.2 encoder.backbone=vit_tiny_patch16_224
+  python -m reptk.recipe simclr_photos --plugin my_loss.py loss.name=my_loss
+  torchrun --nproc-per-node 8 -m reptk.recipe tcl_selfsup_imagenet100 data.root=/data/imagenet
+
+exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code; a user's mistake is one message on standard error, without a traceback."""
+    warnings.showwarning = _show_warning
+    try:
+        return _run(_parse(arguments))
+    except ReptkError as error:
+        _say_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _run(asked: argparse.Namespace) -> int:
+    if asked.list:
+        return _list()
+    if asked.name is None:
+        raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
+    if asked.copy:
+        return _copy(asked.name)
+    if asked.resume:
+        return _resume(asked)
+    recipe = config.load(asked.name, asked.overrides, plugins=asked.plugin)
+    if asked.show:
+        print(recipe.dump(), end="")
+        return 0
+    if asked.smoke:
+        recipe = _smoke(recipe)
+    if asked.check:
+        return _check(recipe)
+    if asked.smoke and asked.out is None:
+        with tempfile.TemporaryDirectory(prefix="reptk-smoke-") as folder:
+            return _train(recipe, Path(folder) / recipe.name)
+    return _train(recipe, asked.out)
+
+
+def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False) -> int:
+    from reptk import dist
+    from reptk.training import train
+
+    train(recipe, out, resume=resume)
+    dist.stop()
+    return 0
+
+
+def _resume(asked: argparse.Namespace) -> int:
+    from reptk import run
+
+    is_run = (Path(asked.name) / "recipe.toml").is_file()
+    folder = Path(asked.name) if is_run else asked.out or run.newest(asked.name)
+    recipe = config.load(folder, asked.overrides, plugins=asked.plugin)
+    if run.status(folder)["status"] == "finished":
+        print(f"already complete: {folder / 'results.json'}")
+        return 0
+    return _train(recipe, folder, resume=True)
+
+
+def _check(recipe: config.Recipe) -> int:
+    """Build everything, train nothing. Without its data everything else is still checked, then the data's error raised."""
+    from reptk import dist
+    from reptk.build import assemble, data_of
+    from reptk.log import Log
+    from reptk.training import describe
+
+    device, missing = dist.start(recipe.train.device), None
+    try:
+        data = data_of(recipe)
+    except DataError as error:
+        missing, recipe = error, _smoke(recipe)
+        data = data_of(recipe)
+    built = assemble(recipe, data, device)
+    log = Log(dist.is_main())
+    log.line(f"{recipe.name}: " + ("valid, but its data is not here" if missing else "valid, everything could be built"))
+    log.facts(describe(recipe, built))
+    dist.stop()
+    if missing:
+        raise missing
+    return 0
+
+
+def _smoke(recipe: config.Recipe) -> config.Recipe:
+    """Two steps on generated images of the recipe's size and number of classes."""
+    from reptk.registry import DATASETS
+
+    factory = DATASETS.get(recipe.data["name"])
+    classes = getattr(factory, "classes", None) or 10
+    size = recipe.data.get("size") or getattr(factory, "size_px", None) or recipe.views.get("size", 32)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    batch = min(recipe.train.batch_size, (4 if size > 64 else 16) * world)
+    images = {"size": size, "classes": classes, "train": 2 * batch, "bank": max(classes, 8), "query": 8}
+    few = {
+        "data": config.complete("data", {"name": "generated", **images}),
+        "train": recipe.train.model_copy(update={"epochs": 1, "batch_size": batch, "workers": 0}),
+        "eval": {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()},
+        "expect": None,
+    }
+    return recipe.model_copy(update=few)
+
+
+def _list() -> int:
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "data", "loss", "positives", "backbone", "epochs", "measured"):
+        table.add_column(column, no_wrap=True)
+    for name, path in sorted(config.available().items()):
+        raw = config.read(path)
+        table.add_row(name, *_summary(raw))
+    console = Console(highlight=False)
+    Console(highlight=False, width=max(console.width, 140) if not console.is_terminal else None).print(table)
+    return 0
+
+
+def _summary(raw: dict[str, Any]) -> list[str]:
+    def text(section: str, key: str) -> str:
+        part = raw.get(section, {})
+        return str(part.get(key, "?")) if isinstance(part, dict) else "?"
+
+    expect = raw.get("expect")
+    measured = f"{expect['metric']} {100 * expect['value']:.1f} %" if expect else ""
+    pairs = (("data", "name"), ("loss", "name"), ("objective", "positives"), ("encoder", "backbone"), ("train", "epochs"))
+    return [*(text(*pair) for pair in pairs), measured]
+
+
+def _copy(name: str) -> int:
+    source = config.find(name)
+    target = Path(source.name)
+    if target.exists():
+        raise UsageError(f"{target} exists already; remove it, or change to another folder")
+    shutil.copyfile(source, target)
+    print(f"{target}: change it, then python -m reptk.recipe {target}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. Help: python -m reptk.recipe --help")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m reptk.recipe",
+        description="Train and evaluate what a recipe describes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
+    parser.add_argument("--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable")
+    parser.add_argument("--out", type=Path, help="folder of the run; default: the next runs/NAME/N")
+    parser.add_argument("--resume", action="store_true", help="go on with a run: of this folder, or the recipe's newest")
+    parser.add_argument("--list", action="store_true", help="all recipes")
+    parser.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")
+    parser.add_argument("--check", action="store_true", help="validate and build everything, train nothing")
+    parser.add_argument("--smoke", action="store_true", help="two steps on generated images, offline")
+    parser.add_argument("--copy", action="store_true", help="copy the recipe's file here, to be changed")
+    asked = parser.parse_intermixed_args(arguments)
+    if asked.name is not None and "=" in asked.name:
+        raise UsageError(f"the recipe's name comes first, before {asked.name!r}")
+    return asked
+
+
+def _say_error(error: ReptkError) -> None:
+    """Every rank meets a user's mistake; rank 0 alone reports it. Bad data may be met by one rank, which then speaks."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0 or isinstance(error, DataError):
+        print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

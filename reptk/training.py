@@ -1,0 +1,365 @@
+"""train(recipe, out): the loop, in running order. Every run ends in its numbers beside two baselines."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import reptk
+from reptk import checkpoint, dist, run
+from reptk.build import Built, assemble, data_of
+from reptk.config import Recipe
+from reptk.errors import EnvironmentProblem, NumericalError
+from reptk.evaluate import PIXELS_PX, Features, engine, pixels
+from reptk.keyed import fold
+from reptk.log import Log, title
+from reptk.optim import learning_rate
+
+Numbers = dict[str, float]
+
+
+def train(
+    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, log: Log | None = None
+) -> Numbers:
+    """Train a recipe and evaluate it.
+
+    Args:
+        recipe: from `load`.
+        out: the run's folder, new or empty; None for the next free `runs/NAME/N`. When resuming: the run's folder.
+        resume: go on from the folder's last checkpoint.
+        log: where to speak; standard output by default.
+
+    Returns:
+        The trained encoder's numbers, e.g. `{"knn@20": 0.75, ...}`, shares between 0 and 1.
+
+    Raises:
+        ReptkError: its subclass says whose turn it is; the run's status.json says why it failed.
+    """
+    device = _device(recipe)
+    log = log or Log(speaks=dist.is_main())
+    data = data_of(recipe)
+    built = assemble(recipe, data, device)
+    folder = dist.from_main(lambda: run.reopen(recipe, Path(out)) if resume else run.claim(recipe, out))
+    try:
+        numbers = _train(recipe, built, folder, log)
+    except KeyboardInterrupt:
+        _end(folder, log, "interrupted", None)
+        log.line(f"interrupted. To go on: python -m reptk.recipe {folder} --resume")
+        raise
+    except Exception as error:
+        _end(folder, log, "failed", f"{type(error).__name__}: {error}")
+        raise
+    _end(folder, log, "finished", None)
+    return numbers
+
+
+def describe(recipe: Recipe, built: Built) -> list[tuple[str, str, str]]:
+    """What a run is made of, as rows (what, name, details)."""
+    data, encoder, train = built.data, built.encoder, recipe.train
+    weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    images = f"{len(data.train):,} training" + (f", {len(data.query):,} query images" if data.query else " images")
+    classes = f", {len(data.classes)} classes" if data.classes else ", no labels"
+    head = "-".join(str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)) or "none"
+    arguments = ", ".join(f"{key} {value}" for key, value in recipe.loss.items() if key != "name")
+    ranks = "1 rank" if dist.world() == 1 else f"{dist.world()} ranks"
+    course = f"{recipe.optim.name} lr {recipe.optim.lr:g}, {recipe.optim.schedule}"
+    views = recipe.views
+    return [
+        ("data", recipe.data["name"], images + classes),
+        ("views", f"{views['name']} x{views.get('count', 2)}", f"{views.get('size', 224)} px, {built.device}"),
+        ("encoder", recipe.encoder.backbone, f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"),
+        ("loss", recipe.loss["name"], f"{arguments}; positives by {recipe.objective.get('positives', '?')}"),
+        ("train", f"{train.epochs} epochs", f"batch {train.batch_size} ({ranks}), {course}, {train.precision}, seed {recipe.seed}"),
+    ]
+
+
+def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
+    where = f"  {recipe.name}  ->  {folder}"
+    log.line(f"reptk {reptk.__version__}{where}", style="bold")
+    log.facts(describe(recipe, built))
+    state = checkpoint.load_last(folder / "checkpoints")
+    first_step = _restore(built, state) if state else 0
+    baselines = state["baselines"] if state else _baselines(recipe, built)
+    log.write_metrics_to(folder / "metrics.jsonl", first_step)
+    if first_step:
+        log.line(f"resumed after step {first_step}")
+    if baselines:
+        log.line(_before(baselines))
+    seconds = _epochs(recipe, built, folder, log, baselines, first_step, state["seconds"] if state else 0.0)
+    numbers = _evaluate_encoder(recipe, built)
+    _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds)
+    return numbers
+
+
+def _epochs(
+    recipe: Recipe, built: Built, folder: Path, log: Log, baselines: dict[str, Numbers], first_step: int, before: float
+) -> float:
+    """The loop. Returns the seconds spent in training steps, those before an interruption included."""
+    train, per_epoch = recipe.train, built.loader.steps_per_epoch
+    total = train.epochs * per_epoch
+    model = _parallel(built)
+    model.train()
+    batches = built.loader.batches(first_step, total)
+    watch = _Watch(before)
+    window: list[tuple[Tensor, Tensor]] = []
+    with log.progress(train.epochs, per_epoch, first_step) as progress:
+        for step in range(first_step, total):
+            images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
+            built.schedule.step_update(step)
+            loss, z = _step(recipe, built, model, images, labels, index, step)
+            window.append((loss, z))
+            views = len(z)
+            done = step + 1
+            if built.device.type == "cpu" or done % train.log_every_steps == 0 or done % per_epoch == 0:
+                values = _finite(recipe, window, step)
+                watch.add(len(window) * views)
+                window.clear()
+                progress.step(done, values[-1], watch.rate(), (total - done) * watch.per(views))
+                if done % train.log_every_steps == 0:
+                    log.metrics(
+                        step=done, epoch=done / per_epoch, loss=values[-1], lr=learning_rate(built.optimizer),
+                        views_per_second=round(watch.rate(), 1), seconds=round(watch.seconds, 2),
+                    )  # fmt: skip
+            if done % per_epoch == 0:
+                epoch = done // per_epoch
+                watch.stop()
+                progress.extra = _during(recipe, built, log, epoch, done, z) or progress.extra
+                if epoch % train.checkpoint_every_epochs == 0 or done == total:
+                    state = _state(built, done, watch.seconds, baselines)
+                    dist.from_main(lambda: _save(folder, done, state))
+                progress.epoch(epoch, values[-1], watch.rate(), (total - done) * watch.per(views))
+                watch.start()
+    return watch.seconds
+
+
+def _step(
+    recipe: Recipe, built: Built, model: nn.Module, images: Tensor, labels: Tensor, index: Tensor, step: int
+) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer: its loss and the embeddings of the global batch."""
+    torch.manual_seed(fold(recipe.seed, "dropout", step, dist.rank()))
+    with torch.autocast(built.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        made = model(images, labels, index, fold(recipe.seed, "views", step))
+    made["loss"].backward()
+    if recipe.train.clip_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
+    built.optimizer.step()
+    built.optimizer.zero_grad()
+    return made["loss"].detach(), made.get("z", made["loss"].detach().view(1, 1))
+
+
+def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor]], step: int) -> list[float]:
+    """The losses of the last steps.
+
+    Raises:
+        NumericalError: one is not finite; says which step and what was wrong first.
+    """
+    values = torch.stack([loss.float() for loss, _ in window]).tolist()
+    for back, value in enumerate(values):
+        if value - value != 0:
+            bad_step = step - len(values) + 1 + back
+            broken = int((~window[back][1].isfinite().all(1)).sum())
+            cause = (
+                f"{broken} of {len(window[back][1])} embeddings hold NaN or infinity: the weights have diverged. Lower "
+                "optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+                if broken
+                else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
+            )
+            raise NumericalError(f"the loss is {value} at step {bad_step + 1} (lr {recipe.optim.lr:g}); {cause}")
+    return values
+
+
+def evaluate(
+    built: Built, encode: Features, *, during_training: bool = False, only: set[str] | None = None
+) -> Numbers:
+    """All numbers of the recipe's evaluators, from features extracted once."""
+    numbers: Numbers = {}
+    for key, evaluator in built.evaluators.items():
+        if only is None or key in only:
+            call = getattr(evaluator, "during_training", evaluator) if during_training else evaluator
+            numbers.update(call(encode, built.data))
+    return numbers
+
+
+def _evaluate_encoder(recipe: Recipe, built: Built, **options: Any) -> Numbers:
+    def embed(images: Tensor) -> Tensor:
+        with torch.autocast(built.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            return built.encoder.features(images)
+
+    built.objective.eval()
+    encode = Features(
+        embed,
+        size=built.encoder.config["size"],
+        crop=built.data.crop,
+        views=built.evaluation_views,
+        device=built.device,
+    )
+    numbers = evaluate(built, encode, **options)
+    built.objective.train()
+    return numbers
+
+
+def _baselines(recipe: Recipe, built: Built) -> dict[str, Numbers]:
+    """What raw pixels and the encoder before training achieve."""
+    if not recipe.train.baselines:
+        return {}
+    data = built.data
+    side = data.train.images.fetch(torch.tensor([0])).shape[-1]
+    raw = Features(pixels(data.train), size=min(side, PIXELS_PX), crop=data.crop, views=built.evaluation_views)
+    return {"raw pixels": evaluate(built, raw), "untrained": _evaluate_encoder(recipe, built)}
+
+
+def _during(recipe: Recipe, built: Built, log: Log, epoch: int, step: int, z: Tensor) -> str:
+    """Evaluators that are due after this epoch, and how many dimensions the embeddings use; a few words for the line."""
+    due = {key for key, every in built.every_epochs.items() if every and epoch % every == 0}
+    dimensions = effective_rank(z)
+    words = [f"rank {dimensions:.0f}/{z.shape[1]}"]
+    numbers: Numbers = {}
+    if due and epoch < recipe.train.epochs:
+        numbers = _evaluate_encoder(recipe, built, during_training=True, only=due)
+        words.insert(0, f"{title(headline(numbers))} {100 * numbers[headline(numbers)]:.1f} %")
+    log.metrics(step=step, epoch=epoch, rank=round(dimensions, 2), **numbers)
+    return "  ".join(words)
+
+
+def effective_rank(z: Tensor) -> float:
+    """exp of the entropy of the singular values of (N, D) embeddings: 1 if all are parallel, at most min(N, D).
+
+    RankMe (Garrido et al. 2023, arXiv 2210.02885); a value that falls towards 1 means collapse.
+    """
+    values = torch.linalg.svdvals(z.float())
+    share = values / values.sum().clamp_min(1e-12) + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def headline(numbers: Numbers) -> str:
+    """The metric that stands for all: kNN with k = 20 where there is one, else the first."""
+    return "knn@20" if "knn@20" in numbers else next(iter(numbers))
+
+
+def _finish(
+    recipe: Recipe, built: Built, folder: Path, log: Log, rows: Mapping[str, Numbers], seconds: float
+) -> None:
+    columns = [name for name in rows["trained"] if not name.startswith("knn_majority")]
+    log.line()
+    log.results(columns, rows)
+    protocol = _protocol(recipe, built, seconds)
+    results = {"metrics": dict(rows), "headline": headline(rows["trained"]), "protocol": protocol}
+    dist.from_main(lambda: _write_results(built, folder, results))
+    log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+
+
+def _write_results(built: Built, folder: Path, results: dict[str, Any]) -> None:
+    built.encoder.save(folder / "model")
+    checkpoint.replace_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:
+    data = built.data
+    return {
+        "recipe": recipe.name,
+        "data": recipe.data,
+        "splits": data.protocol,
+        "images": {name: len(split) for name in ("train", "bank", "query") if (split := getattr(data, name)) is not None},
+        "classes": len(data.classes),
+        "leave_one_out": data.bank is not None and data.bank is data.query,
+        "evaluators": recipe.eval,
+        "features": "backbone output, evaluation mode, L2-normalised; similarity: cosine; search: exact",
+        "votes": "knn: weighted by exp(similarity / temperature); knn_majority: one vote each, ties to the larger weight",
+        "evaluation_image": {"size_px": built.encoder.config["size"], "crop": data.crop},
+        "search_engine": engine(),
+        "epochs": recipe.train.epochs,
+        "seed": recipe.seed,
+        "train_seconds": round(seconds, 1),
+        "device": str(built.device) if built.device.type == "cpu" else torch.cuda.get_device_name(built.device),
+        "ranks": dist.world(),
+        "threads": torch.get_num_threads(),
+        "versions": run.versions(),
+        "commit": run.commit(),
+    }
+
+
+def _before(baselines: dict[str, Numbers]) -> str:
+    name = headline(baselines["untrained"])
+    pixel, untrained = (100 * baselines[row][name] for row in ("raw pixels", "untrained"))
+    return f"before training  {title(name)}: raw pixels {pixel:.1f} %, untrained encoder {untrained:.1f} %"
+
+
+def _parallel(built: Built) -> nn.Module:
+    if dist.world() == 1:
+        return built.objective
+    devices = [built.device] if built.device.type == "cuda" else None
+    return DistributedDataParallel(built.objective, device_ids=devices)
+
+
+def _state(built: Built, step: int, seconds: float, baselines: dict[str, Numbers]) -> dict[str, Any]:
+    return {
+        "step": step,
+        "seconds": seconds,
+        "baselines": baselines,
+        "objective": built.objective.state_dict(),
+        "optimizer": built.optimizer.state_dict(),
+    }
+
+
+def _save(folder: Path, step: int, state: dict[str, Any]) -> None:
+    try:
+        checkpoint.save(folder / "checkpoints", step, state)
+    except (OSError, RuntimeError) as cause:
+        raise EnvironmentProblem(f"cannot save a checkpoint in {folder}: {cause}") from cause
+
+
+def _restore(built: Built, state: dict[str, Any]) -> int:
+    built.objective.load_state_dict(state["objective"])
+    built.optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.train.device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentProblem(f"train.device is {recipe.train.device!r}, but torch finds no CUDA device; use cpu or auto")
+    return dist.start(recipe.train.device)
+
+
+def _end(folder: Path, log: Log, status: str, reason: str | None) -> None:
+    if dist.is_main():
+        try:
+            run.set_status(folder, status, **({"reason": reason} if reason else {}))
+        except OSError as cause:
+            log.line(f"cannot write {folder / 'status.json'}: {cause}")
+
+
+class _Watch:
+    """Time spent in training steps, and views per second over the recent ones."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._views, self._spent, self._since = before, 0, 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + self._spent
+
+    def add(self, views: int) -> None:
+        self._views += views
+        self._tick()
+
+    def rate(self) -> float:
+        return self._views / max(self._spent, 1e-9)
+
+    def per(self, views: int) -> float:
+        return views / max(self.rate(), 1e-9)
+
+    def stop(self) -> None:
+        self._tick()
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._spent += now - self._since
+        self._since = now
