@@ -111,7 +111,7 @@ def _epochs(
         for step in range(first_step, total):
             images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
             built.schedule.step_update(step)
-            loss, z = _step(recipe, built, model, images, labels, index, step)
+            loss, z = train_step(recipe, built, model, images, labels, index, step)
             window.append((loss, z))
             views = len(z)
             done = step + 1
@@ -137,7 +137,7 @@ def _epochs(
     return watch.seconds
 
 
-def _step(
+def train_step(
     recipe: Recipe, built: Built, model: nn.Module, images: Tensor, labels: Tensor, index: Tensor, step: int
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer: its loss and the embeddings of the global batch."""

@@ -54,16 +54,17 @@ def digits_operations(size: int, strength: float = 1.0) -> list[Operation]:
     return [*none_operations(size), affine]
 
 
-def crop_flip_operations(size: int) -> list[Operation]:
+def crop_flip_operations(size: int, padding: int = 4) -> list[Operation]:
     return [
         *none_operations(size),
-        {"name": "RandomCrop", "size": [size, size], "padding": max(1, size // 8)},
+        {"name": "RandomCrop", "size": [size, size], "padding": padding},
         {"name": "RandomHorizontalFlip", "p": 0.5},
     ]
 
 
-def autoaugment_operations(size: int, policy: str = "cifar10") -> list[Operation]:
-    return [*crop_flip_operations(size), {"name": "AutoAugment", "policy": policy}]
+def autoaugment_operations(size: int, policy: str = "cifar10", scale: float = 1.0) -> list[Operation]:
+    cut = simclr_small_operations(size, scale)[:2] if scale < 1 else crop_flip_operations(size)
+    return [*cut, {"name": "AutoAugment", "policy": policy}]
 
 
 def none_operations(size: int) -> list[Operation]:
@@ -103,18 +104,23 @@ def digits(count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: T
 
 
 @VIEWS.register("crop_flip")
-def crop_flip(count: Count = 2, size: Size = 32, third: Third = None) -> KorniaViews:
-    """Pad by an eighth of the side and cut at random, flip: the usual treatment of small images."""
-    return _views(crop_flip_operations(size), count, size, third)
+def crop_flip(
+    count: Count = 2, size: Size = 32, padding: Annotated[int, Ge(1)] = 4, third: Third = None
+) -> KorniaViews:
+    """Pad by `padding` px and cut at random, flip: the usual treatment of small images."""
+    return _views(crop_flip_operations(size, padding), count, size, third)
 
 
 @VIEWS.register("autoaugment")
-def autoaugment(count: Count = 2, size: Size = 32, policy: str = "cifar10", third: Third = None) -> KorniaViews:
+def autoaugment(
+    count: Count = 2, size: Size = 32, policy: str = "cifar10", scale: Share = 1.0, third: Third = None
+) -> KorniaViews:
     """`crop_flip`, then AutoAugment (arXiv 1805.09501): every image draws one of the policy's sub-policies.
 
-    policy: "cifar10", "svhn" or "imagenet", as kornia defines them.
+    policy: "cifar10", "svhn" or "imagenet", as kornia defines them. A `scale` below 1 puts a random resized crop of
+    at least that share of the area in the place of the padded crop, as is usual for photographs.
     """
-    return _views(autoaugment_operations(size, policy), count, size, third)
+    return _views(autoaugment_operations(size, policy, scale), count, size, third)
 
 
 @VIEWS.register("none")
