@@ -5,9 +5,10 @@ python -m reptk.recipe simclr_photos --plugin reptk.plugins.dcl loss.name=dcl lo
 
 import math
 
+from torch import Tensor, nn
+
 from reptk import LOSSES
 from reptk.losses import Rows, Term, mean_over_anchors
-from torch import Tensor, nn
 
 
 @LOSSES.register("dcl")

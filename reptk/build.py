@@ -107,7 +107,6 @@ def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
     return objective.to(memory_format=torch.channels_last) if recipe.train.channels_last else objective
 
 
-
 def _evaluators(recipe: Recipe, data: Data) -> tuple[dict[str, Any], dict[str, int]]:
     every = {key: part["every_epochs"] for key, part in recipe.eval.items()}
     made = {
@@ -125,7 +124,9 @@ def _evaluators(recipe: Recipe, data: Data) -> tuple[dict[str, Any], dict[str, i
 def _check_batch(recipe: Recipe, world: int) -> None:
     size = recipe.train.batch_size
     if size % world:
-        raise UsageError(f"train.batch_size is {size}, which {world} ranks cannot share; use {size // world * world or world}")
+        raise UsageError(
+            f"train.batch_size is {size}, which {world} ranks cannot share; use {size // world * world or world}"
+        )
 
 
 def _check_labels(recipe: Recipe, data: Data) -> None:

@@ -32,7 +32,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        manifest = {"step": step, "bytes": (unfinished / "state.pt").stat().st_size, "sha256": _sha256(unfinished / "state.pt")}
+        manifest = {
+            "step": step,
+            "bytes": (unfinished / "state.pt").stat().st_size,
+            "sha256": _sha256(unfinished / "state.pt"),
+        }
         (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         shutil.rmtree(place, ignore_errors=True)
         unfinished.rename(place)

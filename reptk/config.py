@@ -243,13 +243,13 @@ def build(registry: Registry, part: Table, **given: Any) -> Any:
 
 
 def complete(key: str, part: Table) -> Table:
-    """One part of a recipe (`key`: data, views, objective or loss), checked and completed.
+    """One part of a recipe (`key`: data, views, objective, loss or eval.NAME), checked and completed.
 
     Raises:
         RecipeError: listing all problems.
     """
     problems: list[Problem] = []
-    made = _part(key, PARTS[key], part, problems)
+    made = _part(key, PARTS.get(key, EVALUATORS), part, problems)
     if problems:
         raise RecipeError(key, problems)
     return made
@@ -284,7 +284,9 @@ def _evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
 
 def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
     accepted = schema.names(registry.get(name), registry.given)
-    owners = [other for other, factory in registry.loaded().items() if argument in schema.names(factory, registry.given)]
+    owners = [
+        other for other, factory in registry.loaded().items() if argument in schema.names(factory, registry.given)
+    ]
     belongs = f"; {argument} belongs to {', '.join(owners)}" if owners else schema.suggestion(argument, accepted)
     takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
     return f"{name!r} has no argument {argument!r}{belongs}. {takes}"

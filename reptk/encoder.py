@@ -96,8 +96,15 @@ class Encoder(nn.Module):
         """Write `encoder.safetensors` and `config.json` into `folder`. The backbone's names are timm's own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, folder / "encoder.safetensors")
-        shown = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), "num_features": self.num_features}
+        save_file(
+            {name: value.contiguous().cpu() for name, value in self.state_dict().items()},
+            folder / "encoder.safetensors",
+        )
+        shown = {
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "num_features": self.num_features,
+        }
         (folder / "config.json").write_text(json.dumps(self.config | shown, indent=2) + "\n")
 
     @classmethod
@@ -122,12 +129,25 @@ class Encoder(nn.Module):
 _CONFIGURED = ("backbone", "size", "stem", "head_layers", "head_width", "head_out", "head_norm", "drop_path")
 
 
+def native_size(backbone: str) -> int:
+    """The side in pixels that timm's weights of a backbone were trained with.
+
+    Raises:
+        UsageError: unknown backbone.
+    """
+    if not timm.is_model(backbone):
+        raise UsageError(_unknown_backbone(backbone))
+    return timm.get_pretrained_cfg(backbone).input_size[-1]
+
+
 def _backbone(name: str, size: int, pretrained: bool, drop_path: float) -> nn.Module:
     if not timm.is_model(name):
         raise UsageError(_unknown_backbone(name))
     architecture, _, tag = name.partition(".")
     if tag and tag not in (tags := _tags(architecture)):
-        raise UsageError(f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(tags) or 'none'}")
+        raise UsageError(
+            f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(tags) or 'none'}"
+        )
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if drop_path:
         options["drop_path_rate"] = drop_path
@@ -175,10 +195,14 @@ def _width(backbone: nn.Module, size: int, name: str) -> int:
         with torch.no_grad():
             made = backbone.eval()(torch.zeros(1, 3, size, size))
     except Exception as cause:
-        raise UsageError(f"encoder.backbone: {name} cannot take images of {size} px (views.size): {_first_line(cause)}") from cause
+        raise UsageError(
+            f"encoder.backbone: {name} cannot take images of {size} px (views.size): {_first_line(cause)}"
+        ) from cause
     backbone.train(training)
     if made.ndim != 2:
-        raise UsageError(f"encoder.backbone: {name} gives features of shape {tuple(made.shape[1:])}, not one vector an image")
+        raise UsageError(
+            f"encoder.backbone: {name} gives features of shape {tuple(made.shape[1:])}, not one vector an image"
+        )
     return made.shape[1]
 
 
@@ -224,7 +248,11 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise DataError(f"encoder.weights: no file {path}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as cause:
         raise DataError(f"encoder.weights: {path} is not a file of plain weights: {_first_line(cause)}") from cause
     own = backbone.state_dict()

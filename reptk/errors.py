@@ -19,7 +19,7 @@ class DataError(ReptkError):
     exit_code = 3
 
 
-class EnvironmentProblem(ReptkError):
+class EnvironmentProblem(ReptkError):  # noqa: N818 - EnvironmentError is a builtin
     """The machine lacks something: a device, a package, a writable folder (exit code 4)."""
 
     exit_code = 4

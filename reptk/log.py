@@ -22,7 +22,9 @@ class Log:
 
     def __init__(self, speaks: bool = True, console: Console | None = None) -> None:
         self.speaks = speaks
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # a file or a pipe has no width of its own
         self._metrics: Path | None = None
 
     def write_metrics_to(self, path: Path, first_step: int = 0) -> None:
@@ -41,7 +43,7 @@ class Log:
     def line(self, text: str = "", style: str | None = None) -> None:
         """Print a line; nothing in it is taken as markup."""
         if self.speaks:
-            self.console.print(Text(text, style=style or ""))
+            self.console.print(Text(text, style=style or ""), soft_wrap=True)
 
     def facts(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """Print rows of (what, name, details) in columns."""
@@ -54,9 +56,10 @@ class Log:
         if not self.speaks:
             return
         table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("")
-        for column in columns:
-            table.add_column(title(column), justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for before, column in zip(("", *columns), columns, strict=False):
+            same = before.partition("@")[0] == column.partition("@")[0]
+            table.add_column(f"@{column.partition('@')[2]}" if same else title(column), justify="right", no_wrap=True)
         for name, values in rows.items():
             cells = [f"{100 * values[column]:.1f}" if column in values else "" for column in columns]
             table.add_row(name, *cells, style="bold" if name == "trained" else None)

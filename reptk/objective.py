@@ -11,7 +11,6 @@ from reptk.dist import gather
 from reptk.encoder import Encoder
 from reptk.registry import OBJECTIVES
 
-
 Views = Callable[[Tensor, int], Tensor]
 
 

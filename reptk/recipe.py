@@ -5,16 +5,16 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from reptk import config
-from reptk.errors import DataError, ReptkError, UsageError
+from reptk.command import Parser, guarded
+from reptk.errors import DataError, UsageError
 
 EXAMPLES = """examples:
   python -m reptk.recipe --list
@@ -29,17 +29,8 @@ exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code; a user's mistake is one message on standard error, without a traceback."""
-    warnings.showwarning = _show_warning
-    try:
-        return _run(_parse(arguments))
-    except ReptkError as error:
-        _say_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 0
+    """The command. Returns the exit code."""
+    return guarded(lambda: _run(_parse(arguments)))
 
 
 def _run(asked: argparse.Namespace) -> int:
@@ -101,7 +92,9 @@ def _check(recipe: config.Recipe) -> int:
         data = data_of(recipe)
     built = assemble(recipe, data, device)
     log = Log(dist.is_main())
-    log.line(f"{recipe.name}: " + ("valid, but its data is not here" if missing else "valid, everything could be built"))
+    log.line(
+        f"{recipe.name}: " + ("valid, but its data is not here" if missing else "valid, everything could be built")
+    )
     log.facts(describe(recipe, built))
     dist.stop()
     if missing:
@@ -147,7 +140,13 @@ def _summary(raw: dict[str, Any]) -> list[str]:
 
     expect = raw.get("expect")
     measured = f"{expect['metric']} {100 * expect['value']:.1f} %" if expect else ""
-    pairs = (("data", "name"), ("loss", "name"), ("objective", "positives"), ("encoder", "backbone"), ("train", "epochs"))
+    pairs = (
+        ("data", "name"),
+        ("loss", "name"),
+        ("objective", "positives"),
+        ("encoder", "backbone"),
+        ("train", "epochs"),
+    )
     return [*(text(*pair) for pair in pairs), measured]
 
 
@@ -161,13 +160,8 @@ def _copy(name: str) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. Help: python -m reptk.recipe --help")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m reptk.recipe",
         description="Train and evaluate what a recipe describes.",
         epilog=EXAMPLES,
@@ -175,9 +169,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
-    parser.add_argument("--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable")
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
     parser.add_argument("--out", type=Path, help="folder of the run; default: the next runs/NAME/N")
-    parser.add_argument("--resume", action="store_true", help="go on with a run: of this folder, or the recipe's newest")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run: of this folder, or the recipe's newest"
+    )
     parser.add_argument("--list", action="store_true", help="all recipes")
     parser.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")
     parser.add_argument("--check", action="store_true", help="validate and build everything, train nothing")
@@ -187,18 +185,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if asked.name is not None and "=" in asked.name:
         raise UsageError(f"the recipe's name comes first, before {asked.name!r}")
     return asked
-
-
-def _say_error(error: ReptkError) -> None:
-    """Every rank meets a user's mistake; rank 0 alone reports it. Bad data may be met by one rank, which then speaks."""
-    rank = int(os.environ.get("RANK", 0))
-    if rank == 0 or isinstance(error, DataError):
-        print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,14 @@ from reptk.config import Recipe, read, validate
 from reptk.errors import EnvironmentProblem, UsageError
 
 # What may differ when a run is resumed: it changes how, not what, is computed.
-FREE_ON_RESUME = ("train.workers", "train.device", "train.log_every_steps", "train.checkpoint_every_epochs", "expect", "plugins")
+FREE_ON_RESUME = (
+    "train.workers",
+    "train.device",
+    "train.log_every_steps",
+    "train.checkpoint_every_epochs",
+    "expect",
+    "plugins",
+)
 
 
 def claim(recipe: Recipe, out: str | Path | None) -> Path:

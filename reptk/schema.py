@@ -92,7 +92,9 @@ def _message(item: Any, model: type[BaseModel] | None) -> str:
         return "is missing"
     if item["type"] == "extra_forbidden":
         known = list(_section(model, item["loc"][:-1]).model_fields) if model else []
-        return f"unknown key{suggestion(str(item['loc'][-1]), known)}" + (f" (known: {', '.join(known)})" if known else "")
+        return f"unknown key{suggestion(str(item['loc'][-1]), known)}" + (
+            f" (known: {', '.join(known)})" if known else ""
+        )
     text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     given = item["input"]
     shown = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from reptk import checkpoint, dist, run
 from reptk.build import Built, assemble, data_of
 from reptk.config import Recipe
 from reptk.errors import EnvironmentProblem, NumericalError
-from reptk.evaluate import PIXELS_PX, Features, engine, pixels
+from reptk.evaluate import engine, measure, measure_pixels
 from reptk.keyed import fold
 from reptk.log import Log, title
 from reptk.optim import learning_rate
@@ -23,9 +23,7 @@ from reptk.optim import learning_rate
 Numbers = dict[str, float]
 
 
-def train(
-    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, log: Log | None = None
-) -> Numbers:
+def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, log: Log | None = None) -> Numbers:
     """Train a recipe and evaluate it.
 
     Args:
@@ -74,7 +72,11 @@ def describe(recipe: Recipe, built: Built) -> list[tuple[str, str, str]]:
         ("views", f"{views['name']} x{views.get('count', 2)}", f"{views.get('size', 224)} px, {built.device}"),
         ("encoder", recipe.encoder.backbone, f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"),
         ("loss", recipe.loss["name"], f"{arguments}; positives by {recipe.objective.get('positives', '?')}"),
-        ("train", f"{train.epochs} epochs", f"batch {train.batch_size} ({ranks}), {course}, {train.precision}, seed {recipe.seed}"),
+        (
+            "train",
+            f"{train.epochs} epochs",
+            f"batch {train.batch_size} ({ranks}), {course}, {train.precision}, seed {recipe.seed}",
+        ),
     ]
 
 
@@ -91,7 +93,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
     if baselines:
         log.line(_before(baselines))
     seconds = _epochs(recipe, built, folder, log, baselines, first_step, state["seconds"] if state else 0.0)
-    numbers = _evaluate_encoder(recipe, built)
+    numbers = _evaluate(recipe, built)
     _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds)
     return numbers
 
@@ -173,54 +175,34 @@ def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor]], step: int) -> l
     return values
 
 
-def evaluate(
-    built: Built, encode: Features, *, during_training: bool = False, only: set[str] | None = None
-) -> Numbers:
-    """All numbers of the recipe's evaluators, from features extracted once."""
-    numbers: Numbers = {}
-    for key, evaluator in built.evaluators.items():
-        if only is None or key in only:
-            call = getattr(evaluator, "during_training", evaluator) if during_training else evaluator
-            numbers.update(call(encode, built.data))
-    return numbers
-
-
-def _evaluate_encoder(recipe: Recipe, built: Built, **options: Any) -> Numbers:
-    def embed(images: Tensor) -> Tensor:
-        with torch.autocast(built.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-            return built.encoder.features(images)
-
-    built.objective.eval()
-    encode = Features(
-        embed,
-        size=built.encoder.config["size"],
-        crop=built.data.crop,
+def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Numbers:
+    """The encoder's numbers as it is now: of all evaluators, or of some."""
+    return measure(
+        built.encoder,
+        built.data,
+        built.evaluators.values() if evaluators is None else evaluators,
         views=built.evaluation_views,
         device=built.device,
+        bf16=recipe.train.precision == "bf16",
     )
-    numbers = evaluate(built, encode, **options)
-    built.objective.train()
-    return numbers
 
 
 def _baselines(recipe: Recipe, built: Built) -> dict[str, Numbers]:
     """What raw pixels and the encoder before training achieve."""
     if not recipe.train.baselines:
         return {}
-    data = built.data
-    side = data.train.images.fetch(torch.tensor([0])).shape[-1]
-    raw = Features(pixels(data.train), size=min(side, PIXELS_PX), crop=data.crop, views=built.evaluation_views)
-    return {"raw pixels": evaluate(built, raw), "untrained": _evaluate_encoder(recipe, built)}
+    raw = measure_pixels(built.data, built.evaluators.values(), built.evaluation_views)
+    return {"raw pixels": raw, "untrained": _evaluate(recipe, built)}
 
 
 def _during(recipe: Recipe, built: Built, log: Log, epoch: int, step: int, z: Tensor) -> str:
     """Evaluators that are due after this epoch, and how many dimensions the embeddings use; a few words for the line."""
-    due = {key for key, every in built.every_epochs.items() if every and epoch % every == 0}
+    due = [built.evaluators[key] for key, every in built.every_epochs.items() if every and epoch % every == 0]
     dimensions = effective_rank(z)
     words = [f"rank {dimensions:.0f}/{z.shape[1]}"]
     numbers: Numbers = {}
     if due and epoch < recipe.train.epochs:
-        numbers = _evaluate_encoder(recipe, built, during_training=True, only=due)
+        numbers = _evaluate(recipe, built, [getattr(part, "during_training", part) for part in due])
         words.insert(0, f"{title(headline(numbers))} {100 * numbers[headline(numbers)]:.1f} %")
     log.metrics(step=step, epoch=epoch, rank=round(dimensions, 2), **numbers)
     return "  ".join(words)
@@ -241,9 +223,7 @@ def headline(numbers: Numbers) -> str:
     return "knn@20" if "knn@20" in numbers else next(iter(numbers))
 
 
-def _finish(
-    recipe: Recipe, built: Built, folder: Path, log: Log, rows: Mapping[str, Numbers], seconds: float
-) -> None:
+def _finish(recipe: Recipe, built: Built, folder: Path, log: Log, rows: Mapping[str, Numbers], seconds: float) -> None:
     columns = [name for name in rows["trained"] if not name.startswith("knn_majority")]
     log.line()
     log.results(columns, rows)
@@ -264,7 +244,9 @@ def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:
         "recipe": recipe.name,
         "data": recipe.data,
         "splits": data.protocol,
-        "images": {name: len(split) for name in ("train", "bank", "query") if (split := getattr(data, name)) is not None},
+        "images": {
+            name: len(split) for name in ("train", "bank", "query") if (split := getattr(data, name)) is not None
+        },
         "classes": len(data.classes),
         "leave_one_out": data.bank is not None and data.bank is data.query,
         "evaluators": recipe.eval,
@@ -321,7 +303,9 @@ def _restore(built: Built, state: dict[str, Any]) -> int:
 
 def _device(recipe: Recipe) -> torch.device:
     if recipe.train.device.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentProblem(f"train.device is {recipe.train.device!r}, but torch finds no CUDA device; use cpu or auto")
+        raise EnvironmentProblem(
+            f"train.device is {recipe.train.device!r}, but torch finds no CUDA device; use cpu or auto"
+        )
     return dist.start(recipe.train.device)
 
 

@@ -100,9 +100,7 @@ def imagenet100(root: str = "data/imagenet100", size: Pixels = 256) -> Data:
     missing = {part: [name for name in synsets if not (base / part / name).is_dir()] for part in ("train", "val")}
     if any(missing.values()):
         raise DataError(_imagenet_help(base, missing))
-    parts = [
-        [(path, name) for name in synsets for path in _images(base / part / name)] for part in ("train", "val")
-    ]
+    parts = [[(path, name) for name in synsets for path in _images(base / part / name)] for part in ("train", "val")]
     if not all(parts):
         raise DataError(_imagenet_help(base, {}))
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"

@@ -23,7 +23,9 @@ def generated(
 ) -> Data:
     """`train`, `bank` and `query` images of `size` pixels, classes in turn; the same at every call."""
     patterns = torch.rand(classes, 3, 4, 4, generator=generator("generated", "patterns"))
-    splits = [_split(name, count, patterns, size) for name, count in (("train", train), ("bank", bank), ("query", query))]
+    splits = [
+        _split(name, count, patterns, size) for name, count in (("train", train), ("bank", bank), ("query", query))
+    ]
     return Data(*splits, tuple(f"class {number}" for number in range(classes)), "generated images, classes in turn")
 
 

@@ -33,7 +33,15 @@ class Loader:
     """
 
     def __init__(
-        self, split: Split, *, batch_size: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        pin: bool = False,
     ) -> None:
         if len(split) < batch_size:
             fitting = max(2, 2 ** (len(split).bit_length() - 2))

@@ -38,7 +38,9 @@ def fashion_mnist(root: str = "data/fashion_mnist", download: bool = True) -> Da
         _read("fashion_mnist", root, download, lambda fetch: FashionMNIST(root, download=fetch), _FASHION_FILES)
         folder = places[1]
     train, query = _idx_split(folder, "train"), _idx_split(folder, "t10k")
-    return Data(train, train, query, FASHION_CLASSES, "Fashion-MNIST: bank the 60,000 training, queries the 10,000 test")
+    return Data(
+        train, train, query, FASHION_CLASSES, "Fashion-MNIST: bank the 60,000 training, queries the 10,000 test"
+    )
 
 
 @DATASETS.register("cifar10")
@@ -105,7 +107,10 @@ def _cifar(reader: Any, name: str, root: str, download: bool) -> Data:
 
     made = [split(True), split(False)]
     train, query = (
-        Split(InMemory(rearrange(torch.from_numpy(part.data), "n h w c -> n c h w").contiguous()), torch.tensor(part.targets))
+        Split(
+            InMemory(rearrange(torch.from_numpy(part.data), "n h w c -> n c h w").contiguous()),
+            torch.tensor(part.targets),
+        )
         for part in made
     )
     protocol = f"{reader.__name__}: bank the 50,000 training, queries the 10,000 test images"

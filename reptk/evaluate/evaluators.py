@@ -52,7 +52,9 @@ class Knn:
         same = data.bank is data.query
         own = torch.arange(len(data.query)) if same else None
         given = labelled(encode(data.bank), data.bank.labels, encode(data.query), data.query.labels, own)
-        measures: list[Votes | Ranks] = [Votes(given.bank_labels, self._within(self.k, given.neighbours()), self.temperature)]
+        measures: list[Votes | Ranks] = [
+            Votes(given.bank_labels, self._within(self.k, given.neighbours()), self.temperature)
+        ]
         if retrieval:
             measures.append(Ranks(given.bank_labels, given.relevant(), self._within(self.recall, given.neighbours())))
         yield from tally(given, *measures).items()

@@ -33,7 +33,9 @@ def search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None)
         raise ValueError(f"bank rows have {bank.shape[1]} values, query rows {queries.shape[1]}")
     available = len(bank) - (exclude is not None and bool((exclude >= 0).any()))
     if not 1 <= k <= available:
-        raise ValueError(f"k must be 1 to {available} (rows in the bank{' besides the query' if exclude is not None else ''}), got {k}")
+        raise ValueError(
+            f"k must be 1 to {available} (rows in the bank{' besides the query' if exclude is not None else ''}), got {k}"
+        )
     find = _faiss_index(bank) if engine() == "faiss" else _torch_index(bank)
     bank, queries = bank.float(), queries.float()
     for first in range(0, len(queries), BLOCK):
@@ -46,7 +48,7 @@ def search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None)
 
 @functools.cache
 def engine() -> str:
-    """"faiss" or "torch"; warns once if FAISS is missing."""
+    """ "faiss" or "torch"; warns once if FAISS is missing."""
     if sys.platform == "darwin":
         return "torch"  # torch and faiss bring an OpenMP runtime each, and two in one process crash there
     try:

@@ -1,0 +1,86 @@
+"""A whole training step over the bare backbone's forward and backward on the same batch, in turn in one process.
+
+python benchmarks/step.py [RECIPE] [key=value ...]      default: tcl_selfsup_photos
+"""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+
+from reptk import dist, load
+from reptk.build import assemble, data_of
+from reptk.keyed import fold
+from reptk.run import commit, versions
+from reptk.training import train_step
+
+ROUNDS = 12
+
+
+def main(arguments: list[str]) -> None:
+    name, *overrides = arguments or ["tcl_selfsup_photos"]
+    recipe = load(name, overrides)
+    device = dist.start(recipe.train.device)
+    built = assemble(recipe, data_of(recipe), device)
+    built.objective.train()
+    batches = built.loader.batches(0, ROUNDS + 2)
+    backbone = built.encoder.backbone
+    images, labels, index = (part.to(device) for part in next(batches))
+    views = rearrange(built.objective.views(images, 0), "v b c h w -> (v b) c h w")
+    if recipe.train.channels_last:
+        views = views.contiguous(memory_format=torch.channels_last)
+
+    def whole(step: int) -> None:
+        train_step(recipe, built, built.objective, *next(batches), step)
+
+    def loader_and_views(step: int) -> None:
+        images, _, _ = (part.to(device) for part in batch)
+        built.objective.views(images, fold("benchmark", step))
+
+    def bare(_: int) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            made = backbone(views)
+        made.float().square().mean().backward()
+        backbone.zero_grad()
+
+    batch = (images, labels, index)
+    seconds = measure({"whole step": whole, "bare backbone": bare, "views alone": loader_and_views})
+    print(
+        f"{recipe.name}: {recipe.encoder.backbone}, {len(views)} views of {views.shape[-1]} px, {recipe.train.precision}"
+    )
+    print(f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, commit {commit()}, {versions()}")
+    base = seconds["bare backbone"]
+    for what, values in seconds.items():
+        low, middle = min(values), statistics.median(values)
+        print(
+            f"  {what:<14} min {1e3 * low:7.1f} ms   median {1e3 * middle:7.1f} ms   {len(views) / middle:8,.0f} views/s"
+        )
+    print(f"  step / bare    min {min(seconds['whole step']) / min(base):.3f}      median {ratio(seconds):.3f}")
+
+
+def measure(parts: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+    """Seconds of every part in every round, the parts in turn; the first round is not counted."""
+    seconds: dict[str, list[float]] = {what: [] for what in parts}
+    for step in range(ROUNDS + 1):
+        for what, run in parts.items():
+            since = time.perf_counter()
+            run(step)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if step:
+                seconds[what].append(time.perf_counter() - since)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]]) -> float:
+    """Median over the rounds of whole step / bare backbone: neighbours in time, so that drift cancels."""
+    pairs = zip(seconds["whole step"], seconds["bare backbone"], strict=True)
+    return statistics.median(whole / bare for whole, bare in pairs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,63 @@
+"""Several ways to embed the same data set, raw pixels among them, under the same evaluators."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reptk.data import Data
+from reptk.encoder import Encoder
+from reptk.evaluate.features import PIXELS_PX, Features, pixels
+
+Numbers = dict[str, float]
+Evaluator = Callable[[Features, Data], Iterable[tuple[str, float]]]
+
+
+def compare(
+    encoders: Mapping[str, Encoder],
+    data: Data,
+    evaluators: Iterable[Evaluator],
+    *,
+    views: Callable[[Tensor, int], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Numbers]:
+    """Numbers of raw pixels and of every encoder: `{"raw pixels": {...}, name: {...}}`."""
+    evaluators = list(evaluators)
+    rows = {"raw pixels": measure_pixels(data, evaluators, views)}
+    for name, encoder in encoders.items():
+        rows[name] = measure(encoder, data, evaluators, views=views, device=device)
+    return rows
+
+
+def measure(
+    encoder: Encoder,
+    data: Data,
+    evaluators: Iterable[Evaluator],
+    *,
+    views: Callable[[Tensor, int], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+) -> Numbers:
+    """Numbers of one encoder, put into evaluation mode for the time."""
+
+    def embed(images: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            return encoder.features(images)
+
+    training = encoder.training
+    encoder.to(device).eval()
+    encode = Features(embed, size=encoder.config["size"], crop=data.crop, views=views, device=device)
+    numbers = _numbers(evaluators, encode, data)
+    encoder.train(training)
+    return numbers
+
+
+def measure_pixels(data: Data, evaluators: Iterable[Evaluator], views: Any = None) -> Numbers:
+    """Numbers of the raw pixels, at most 32 x 32 of them."""
+    side = min(data.train.images.fetch(torch.tensor([0])).shape[-1], PIXELS_PX)
+    return _numbers(evaluators, Features(pixels(data.train), size=side, crop=data.crop, views=views), data)
+
+
+def _numbers(evaluators: Iterable[Evaluator], encode: Features, data: Data) -> Numbers:
+    return {name: value for evaluator in evaluators for name, value in evaluator(encode, data)}
