@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def _unknown_backbone(name: str) -> str:
     known = {model.casefold(): model for model in timm.list_models()}
     close = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
     hint = f" Nearest: {', '.join(known[match] for match in close)}." if close else ""
-    return f"encoder.backbone: timm has no model {name!r}.{hint} All {len(known)}: python -c 'import timm; print(timm.list_models())'"
+    listed = "python -c 'import timm; print(timm.list_models())'"
+    return f"encoder.backbone: timm has no model {name!r}.{hint} All {len(known)}: {listed}"
 
 
 def _tags(architecture: str) -> list[str]:
@@ -236,7 +238,7 @@ def _has(module: nn.Module, path: str) -> bool:
 def _head(width: int, layers: int, hidden: int | None, out: int, norm: bool) -> nn.Module:
     widths = [width, *[hidden or width] * (layers - 1), out] if layers else []
     made: list[nn.Module] = []
-    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(widths)):
         last = number == layers - 1
         made.append(nn.Linear(before, after, bias=last or not norm))
         if not last:

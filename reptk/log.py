@@ -16,12 +16,14 @@ class Log:
     """The voice of one run.
 
     Args:
-        speaks: whether this rank prints and writes at all.
+        speaks: whether to print.
+        writes: whether to write metrics; by default whoever speaks does.
         console: where to print; standard output by default.
     """
 
-    def __init__(self, speaks: bool = True, console: Console | None = None) -> None:
+    def __init__(self, speaks: bool = True, writes: bool | None = None, console: Console | None = None) -> None:
         self.speaks = speaks
+        self.writes = speaks if writes is None else writes
         self.console = console or Console(highlight=False)
         if not self.console.is_terminal:
             self.console.width = 160  # a file or a pipe has no width of its own
@@ -30,13 +32,13 @@ class Log:
     def write_metrics_to(self, path: Path, first_step: int = 0) -> None:
         """Append to this file from now on; rows of steps beyond `first_step` (of an interrupted run) are dropped."""
         self._metrics = path
-        if self.speaks and path.is_file():
+        if self.writes and path.is_file():
             rows = [line for line in path.read_text().splitlines() if _step(line) <= first_step]
             path.write_text("".join(f"{line}\n" for line in rows))
 
     def metrics(self, **values: Any) -> None:
         """Append one row to metrics.jsonl."""
-        if self.speaks and self._metrics is not None:
+        if self.writes and self._metrics is not None:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
 

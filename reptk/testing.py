@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradcheck
 
 from reptk.data import Data, Split, generated
 from reptk.evaluate import Features
@@ -144,7 +145,7 @@ def _batch(rows: int, dimension: int) -> tuple[Tensor, Tensor]:
     z = lengths * torch.randn(rows, dimension, generator=stream, dtype=torch.float64)
     ids = torch.arange(rows).double().sqrt().long()
     ids[-1] = rows
-    return z, ids[torch.randperm(rows, generator=stream)]
+    return z, 5 + ids[torch.randperm(rows, generator=stream)]
 
 
 def _differentiate(loss: Loss, z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,10 +170,13 @@ def _not_a_scalar(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
 
 
 def _wrong_gradient(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
-    agrees = torch.autograd.gradcheck(
-        lambda z: loss(z, ids), z.clone().requires_grad_(), fast_mode=True, raise_exception=False
-    )
-    return None if agrees else "torch.autograd.gradcheck does not agree"
+    if (dtype := loss(z, ids).dtype) != z.dtype:
+        return f"{z.dtype} rows gave {dtype}"
+    one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % z.shape[1]]
+    for name, batch in (("random", z), ("one-hot", one_hot)):
+        if not gradcheck(lambda z: loss(z, ids), batch.requires_grad_(), fast_mode=True, raise_exception=False):
+            return f"torch.autograd.gradcheck does not agree for {name} rows"
+    return None
 
 
 def _not_finite_on(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[..., str | None]:
@@ -204,12 +208,18 @@ def _half_precision(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
 
 
 def _autocast(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
-    expected = loss(z.float(), ids)
-    with torch.autocast("cpu", torch.bfloat16):
-        value, _ = _differentiate(loss, z.float(), ids)
+    def under_autocast(z: Tensor, ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(z, ids)
+
+    value, gradient = _differentiate(under_autocast, z.float(), ids)
+    expected, expected_gradient = _differentiate(loss, z.float(), ids)
     if torch.promote_types(value.dtype, torch.float32) != value.dtype:
         return f"it gave {value.dtype}"
-    return _unlike(value, expected, 1e-4)
+    if seen := _unlike(value, expected, 1e-4):
+        return seen
+    agrees = torch.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-3 * expected_gradient.abs().max().item())
+    return None if agrees else "the gradient is another"
 
 
 def _row_order(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
@@ -270,7 +280,7 @@ LOSS_PROMISES = (
     Promise("a row of zeros gives a finite value and gradient", _not_finite_on(_with_zero_row)),
     Promise("a batch without any positive gives 0, attached to the graph, with gradient 0", _no_positive),
     Promise("half precision gives the value of the same rows in float32, in float32 or wider", _half_precision),
-    Promise("autocast does not change the value, which is float32 or wider", _autocast),
+    Promise("autocast changes neither value nor gradient, and the value is float32 or wider", _autocast),
     Promise("the order of the rows does not matter", _row_order),
     Promise("only which ids are equal matters", _values_of_ids),
     Promise("the length of a row does not matter", _scale),

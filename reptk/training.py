@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _epochs(
                 progress.extra = _during(recipe, built, log, epoch, done, z) or progress.extra
                 if epoch % train.checkpoint_every_epochs == 0 or done == total:
                     state = _state(built, done, watch.seconds, baselines)
-                    dist.from_main(lambda: _save(folder, done, state))
+                    dist.from_main(partial(_save, folder, done, state))
                 progress.epoch(epoch, values[-1], watch.rate(), (total - done) * watch.per(views))
                 watch.start()
     return watch.seconds

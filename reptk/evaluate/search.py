@@ -34,7 +34,7 @@ def search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None)
     available = len(bank) - (exclude is not None and bool((exclude >= 0).any()))
     if not 1 <= k <= available:
         raise ValueError(
-            f"k must be 1 to {available} (rows in the bank{' besides the query' if exclude is not None else ''}), got {k}"
+            f"k must be 1 to {available} (rows in the bank{' besides the query' if available < len(bank) else ''}), got {k}"
         )
     find = _faiss_index(bank) if engine() == "faiss" else _torch_index(bank)
     bank, queries = bank.float(), queries.float()

@@ -1,0 +1,208 @@
+"""Two and more gloo processes against one: the same gradients, the same loss curve, the same features."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from reptk import LOSSES
+from reptk.config import load, validate
+from reptk.log import Log
+from reptk.training import train
+
+pytestmark = pytest.mark.slow
+
+RECIPE = {
+    "name": "ranks",
+    "data": {"name": "generated", "train": 64, "bank": 600, "query": 40, "classes": 4, "size": 16},
+    "views": {"name": "simclr_small", "size": 16, "count": 3},
+    "encoder": {"backbone": "test_vit"},
+    "objective": {"name": "contrastive", "positives": "class"},
+    "loss": {"name": "tcl", "k1": 50.0, "k2": 1.5},
+    "optim": {"name": "sgd", "lr": 0.05},
+    "train": {"epochs": 3, "batch_size": 16, "log_every_steps": 1, "device": "cpu"},
+    "eval": {"knn": {"k": [1, 20]}},
+}
+LOSS_PARTS = [
+    {"name": "supcon"},
+    {"name": "supcon", "form": "in"},
+    {"name": "tcl", "k1": 50.0, "k2": 1.5},
+    {"name": "simclr"},
+    {"name": "dcl"},
+]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def spawn(function, world: int, *arguments) -> None:
+    mp.spawn(_rank, args=(world, free_port(), function, arguments), nprocs=world)
+
+
+def _rank(rank: int, world: int, port: int, function, arguments) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    from reptk import dist
+
+    dist.start("cpu")
+    try:
+        function(rank, *arguments)
+    finally:
+        dist.stop()
+
+
+def gradients(rank: int, loss: dict, out: str) -> None:
+    """Loss and gradients of one batch of 16 images, in float64, shared by whatever ranks there are."""
+    import reptk.plugins.dcl  # noqa: F401
+    from reptk import dist
+    from reptk.build import assemble, data_of
+    from reptk.training import _parallel
+
+    recipe = validate(RECIPE | {"loss": loss})
+    built = assemble(recipe, data_of(recipe), torch.device("cpu"))
+    built.objective.double()
+    real = built.objective.views
+    built.objective.views = lambda images, key: real(images, key).double()
+    model = _parallel(built)
+    images, labels, index = next(built.loader.batches(1, 2))
+    labels = torch.where(index % 5 == 0, -1, labels)  # partly labelled
+    made = model(images, labels, index, 77)
+    made["loss"].backward()
+    if dist.is_main():
+        grads = {name: parameter.grad for name, parameter in built.objective.named_parameters()}
+        torch.save({"loss": made["loss"].detach(), "gradients": grads}, out)
+
+
+def features(rank: int, out: str) -> None:
+    """Features and random views of the bank and the queries, shared by whatever ranks there are."""
+    from reptk import dist
+    from reptk.build import assemble, data_of
+    from reptk.evaluate import Features
+
+    recipe = validate(RECIPE)
+    built = assemble(recipe, data_of(recipe), torch.device("cpu"))
+    built.encoder.eval()
+    encode = Features(built.encoder.features, size=16, views=built.evaluation_views)
+    made = torch.cat([encode(built.data.bank), encode.view(built.data.bank, 1), encode(built.data.query)])
+    if dist.is_main():
+        torch.save(made, out)
+
+
+def errors(rank: int, out: str) -> None:
+    """What rank 0 meets alone, all ranks write down."""
+    from reptk import dist
+    from reptk.errors import UsageError
+
+    def refuse() -> None:
+        raise UsageError("main says no")
+
+    try:
+        dist.from_main(refuse)
+    except UsageError as error:
+        Path(f"{out}.{rank}").write_text(str(error))
+    assert dist.from_main(lambda: {"from": dist.rank()}) == {"from": 0}
+    assert dist.any_rank(rank == dist.world() - 1)
+    assert not dist.any_rank(False)
+
+
+def everything(rank: int, out: str, losses: list[dict]) -> None:
+    """One start of the processes for all comparisons: starting them is what takes time."""
+    for number, loss in enumerate(losses):
+        gradients(rank, loss, f"{out}/gradients{number}")
+    features(rank, f"{out}/features")
+    errors(rank, f"{out}/said")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders with what 1, 2 and 4 ranks computed."""
+    folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (1, 2, 4)}
+    everything(0, str(folders[1]), LOSS_PARTS)
+    spawn(everything, 2, str(folders[2]), LOSS_PARTS)
+    spawn(everything, 4, str(folders[4]), LOSS_PARTS[:1])
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("world", "number"), [*((2, number) for number in range(len(LOSS_PARTS))), (4, 0)], ids=lambda value: str(value)
+)
+def test_ranks_give_the_gradients_of_one_process(world: int, number: int, made: dict[int, Path]) -> None:
+    one, many = (torch.load(made[ranks] / f"gradients{number}", weights_only=True) for ranks in (1, world))
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-12, atol=0)
+    assert one["gradients"].keys() == many["gradients"].keys()
+    largest = max(value.abs().max().item() for value in one["gradients"].values())
+    assert largest > 0
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(many["gradients"][name], expected, rtol=1e-12, atol=1e-12 * largest, msg=name)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_features(world: int, made: dict[int, Path]) -> None:
+    one, many = (torch.load(made[ranks] / "features", weights_only=True) for ranks in (1, world))
+    torch.testing.assert_close(many, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_what_the_main_rank_meets_every_rank_learns(world: int, made: dict[int, Path]) -> None:
+    said = [(made[world] / f"said.{rank}").read_text() for rank in range(world)]
+    assert said == ["main says no"] * world
+
+
+def torchrun(recipe: Path, ranks: int, out: Path, *arguments: str) -> subprocess.CompletedProcess:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*start, "-m", "reptk.recipe", str(recipe), "--out", str(out), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def losses(folder: Path) -> list[float]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_torchrun_gives_the_loss_curve_of_one_process(tmp_path: Path) -> None:
+    recipe = tmp_path / "ranks.toml"
+    recipe.write_text(validate(RECIPE).dump())
+    plugin = tmp_path / "seen_by_all.py"
+    plugin.write_text(
+        "from reptk import LOSSES\nfrom reptk.losses import TCL\n\n"
+        "@LOSSES.register('seen_by_all')\nclass Seen(TCL):\n    pass\n"
+    )
+    arguments = ["--plugin", str(plugin), "loss.name=seen_by_all", "loss.k1=50.0"]
+    result = torchrun(recipe, 2, tmp_path / "2", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 3/3") == 1, "rank 0 alone speaks"
+    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", log=Log(speaks=False, writes=True))
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == len(two) == 12
+    assert two == pytest.approx(one, rel=1e-4)
+    results = [json.loads((tmp_path / ranks / "results.json").read_text())["metrics"]["trained"] for ranks in "12"]
+    assert results[0].keys() == results[1].keys()
+
+
+def test_a_mistake_under_torchrun_is_said_once(tmp_path: Path) -> None:
+    recipe = tmp_path / "ranks.toml"
+    recipe.write_text(validate(RECIPE).dump())
+    result = torchrun(recipe, 2, tmp_path / "out", "loss.name=no_such_loss")
+    assert result.returncode != 0
+    assert result.stderr.count("error: ranks does not validate") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_gather_is_the_identity_on_one_process() -> None:
+    from reptk import dist
+
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert dist.gather(rows) is rows
+    assert "tcl" in LOSSES.names()

@@ -1,0 +1,233 @@
+"""Runs as a whole: what is the same, what stops, what is left in the folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reptk import LOSSES, checkpoint, load, run
+from reptk.config import Recipe, validate
+from reptk.errors import NumericalError, UsageError
+from reptk.log import Log
+from reptk.training import effective_rank, headline, train
+
+TINY = {
+    "name": "tiny",
+    "data": {"name": "generated", "train": 48, "bank": 40, "query": 20, "classes": 4, "size": 16},
+    "views": {"name": "simclr_small", "size": 16},
+    "encoder": {"backbone": "test_resnet"},
+    "objective": {"name": "contrastive", "positives": "instance"},
+    "loss": {"name": "tcl", "k1": 10.0},
+    "optim": {"name": "adamw", "lr": 1e-3},
+    "train": {"epochs": 2, "batch_size": 16, "log_every_steps": 1},
+    "eval": {"knn": {"k": [1, 5], "every_epochs": 1}},
+}
+
+
+def tiny(*overrides: str, **tables: dict) -> Recipe:
+    from reptk.config import override
+
+    return validate(override(TINY | tables, overrides))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "encoder.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def quiet() -> Log:
+    return Log(speaks=False, writes=True)
+
+
+def go(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
+    return train(recipe, folder, log=quiet(), **options)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "reference"
+    train(tiny(), folder, log=Log(speaks=True))
+    return folder
+
+
+def test_the_same_recipe_gives_the_same_bits(reference: Path, tmp_path: Path) -> None:
+    go(tiny(), tmp_path / "again")
+    assert same(weights(reference), weights(tmp_path / "again"))
+
+
+def test_another_seed_does_not(reference: Path, tmp_path: Path) -> None:
+    go(tiny("seed=1"), tmp_path / "other")
+    assert not same(weights(reference), weights(tmp_path / "other"))
+
+
+def test_loader_workers_change_nothing(reference: Path, tmp_path: Path) -> None:
+    go(tiny("train.workers=2"), tmp_path / "workers")
+    assert same(weights(reference), weights(tmp_path / "workers"))
+
+
+def test_what_others_draw_changes_nothing(reference: Path, tmp_path: Path) -> None:
+    torch.manual_seed(987)
+    torch.rand(100)
+    go(tiny(), tmp_path / "drawn")
+    assert same(weights(reference), weights(tmp_path / "drawn"))
+
+
+def test_evaluating_and_logging_change_nothing(reference: Path, tmp_path: Path) -> None:
+    go(tiny("eval.knn.every_epochs=0", "train.log_every_steps=3", "train.baselines=false"), tmp_path / "silent")
+    assert same(weights(reference), weights(tmp_path / "silent"))
+
+
+@pytest.mark.parametrize("overrides", [(), ("encoder.drop_path=0.3", "encoder.backbone=test_vit", "optim.name=sgd")])
+def test_an_interrupted_run_ends_in_the_same_bits(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole, cut = tiny(*overrides), tmp_path / "whole", tmp_path / "cut"
+    go(recipe, whole)
+    import reptk.training as training
+
+    real, calls = training.train_step, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 5:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe, cut)
+    assert run.status(cut)["status"] == "interrupted"
+    monkeypatch.setattr(training, "train_step", real)
+    go(load(cut), cut, resume=True)
+    assert same(weights(whole), weights(cut))
+    assert run.status(cut)["status"] == "finished"
+
+
+def test_any_step_can_be_resumed(reference: Path, tmp_path: Path) -> None:
+    """A checkpoint in the middle of an epoch leads to the same bits: nothing but the step is to be remembered."""
+    from reptk.build import assemble, data_of
+    from reptk.training import train_step
+
+    recipe, device = tiny(), torch.device("cpu")
+    built = assemble(recipe, data_of(recipe), device)
+    built.objective.train()
+    for step, batch in enumerate(built.loader.batches(0, 4)):
+        built.schedule.step_update(step)
+        train_step(recipe, built, built.objective, *batch, step)
+    folder = run.claim(recipe, tmp_path / "middle")
+    state = {"step": 4, "seconds": 0.0, "baselines": {}}
+    state |= {"objective": built.objective.state_dict(), "optimizer": built.optimizer.state_dict()}
+    checkpoint.save(folder / "checkpoints", 4, state)
+    go(recipe, folder, resume=True)
+    assert same(weights(reference), weights(folder))
+
+
+def test_the_folder_tells_everything(reference: Path) -> None:
+    results = json.loads((reference / "results.json").read_text())
+    assert set(results["metrics"]) == {"raw pixels", "untrained", "trained"}
+    metrics = {"knn@1", "knn@5", "knn_majority@1", "knn_majority@5", "recall@1", "recall@5", "recall@10", "map@r"}
+    assert metrics | {"r_precision"} == set(results["metrics"]["trained"])
+    assert results["metrics"]["trained"]["knn@1"] == results["metrics"]["trained"]["recall@1"]
+    protocol = results["protocol"]
+    assert protocol["images"] == {"train": 48, "bank": 40, "query": 20}
+    assert protocol["seed"] == 0
+    assert {"torch", "timm", "kornia", "reptk"} <= set(protocol["versions"])
+    assert protocol["evaluators"]["knn"]["temperature"] == 0.07
+    rows = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in rows if "knn@1" in row] == [1]
+    assert load(reference) == tiny()
+    assert run.status(reference) == {"status": "finished"}
+    assert [place.name for place in sorted((reference / "checkpoints").glob("step_*"))] == [
+        "step_00000003",
+        "step_00000006",
+    ]
+
+
+def test_a_folder_with_a_run_is_left_alone(reference: Path) -> None:
+    before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="holds another run"):
+        go(tiny("loss.k1=3"), reference)
+    assert before == {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+
+
+def test_training_helps(tmp_path: Path) -> None:
+    """On colour patterns under noise, SupCon must beat what it started from."""
+    recipe = tiny(
+        "objective.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96", "eval.knn.every_epochs=0"
+    )
+    trained = go(recipe, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert trained["map@r"] > rows["untrained"]["map@r"] + 0.05
+
+
+def test_labels_that_are_missing_make_positives_of_their_own_views(tmp_path: Path) -> None:
+    from reptk.objective import class_ids
+
+    labels, index = torch.tensor([3, -1, 3, -1]), torch.tensor([10, 11, 12, 13])
+    ids = class_ids(labels, index)
+    assert ids[0] == ids[2] == 3
+    assert len(set(ids.tolist())) == 3
+    assert not set(ids[[1, 3]].tolist()) & {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("broken", ["loss", "embedding"])
+def test_a_loss_that_is_not_finite_stops_the_run(broken: str, tmp_path: Path) -> None:
+    class Broken(torch.nn.Module):
+        """Turns bad at the third call."""
+
+        calls = 0
+
+        def forward(self, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            Broken.calls += 1
+            return z.square().mean() * (float("nan") if Broken.calls >= 3 else 1.0)
+
+    name = f"broken_{broken}"
+    if name not in LOSSES.loaded():
+        LOSSES.register(name)(Broken)
+    overrides = [f"loss.name={name}"]
+    expected = "arose in the loss"
+    if broken == "embedding":
+        overrides, expected = ["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "embeddings hold NaN"
+    with pytest.raises(NumericalError, match=expected) as caught:
+        go(tiny(*overrides), tmp_path / "run")
+    assert "at step" in str(caught.value)
+    assert run.status(tmp_path / "run")["status"] == "failed"
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_an_unlabelled_data_set_ends_in_view_retrieval(tmp_path: Path) -> None:
+    from PIL import Image
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(20):
+        noise = torch.randint(0, 255, (24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        Image.fromarray(noise.numpy()).save(photos / f"{number}.png")
+    data = {"name": "folder", "root": str(photos), "size": 16}
+    numbers = go(tiny("train.batch_size=8", data=data), tmp_path / "run")
+    assert set(numbers) == {"view_recall@1", "view_recall@5"}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["metrics"]) == {"raw pixels", "untrained", "trained"}
+
+
+def test_bf16_clipping_and_lars_run(tmp_path: Path) -> None:
+    numbers = go(
+        tiny("train.precision=bf16", "train.clip_norm=1", "optim.name=lars", "views.count=3"), tmp_path / "run"
+    )
+    assert 0 <= numbers["knn@1"] <= 1
+
+
+def test_effective_rank() -> None:
+    assert effective_rank(torch.ones(50, 8)) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(torch.eye(8).repeat(5, 1)) == pytest.approx(8, rel=1e-4)
+
+
+def test_headline() -> None:
+    assert headline({"knn@1": 0.1, "knn@20": 0.2}) == "knn@20"
+    assert headline({"view_recall@1": 0.1}) == "view_recall@1"
