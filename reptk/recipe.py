@@ -110,8 +110,8 @@ def _smoke(recipe: config.Recipe) -> config.Recipe:
     classes = getattr(factory, "classes", None) or 10
     size = recipe.data.get("size") or getattr(factory, "size_px", None) or recipe.views.get("size", 32)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    batch = min(recipe.train.batch_size, (4 if size > 64 else 16) * world)
-    images = {"size": size, "classes": classes, "train": 2 * batch, "bank": max(classes, 8), "query": 8}
+    batch = min(recipe.train.batch_size, (4 if size > 64 else 8) * world)
+    images = {"size": size, "classes": classes, "train": 2 * batch, "bank": 16, "query": 8}
     few = {
         "data": config.complete("data", {"name": "generated", **images}),
         "train": recipe.train.model_copy(update={"epochs": 1, "batch_size": batch, "workers": 0}),

@@ -116,9 +116,10 @@ def _seen(breach: Callable[..., str | None], tried: Sequence[Any]) -> str | None
 
 
 def _moved(call: Callable[[], Any]) -> str | None:
-    before = torch.get_rng_state()
-    call()
-    return None if torch.equal(torch.get_rng_state(), before) else "it has moved"
+    with keyed("a state of its own"):
+        before = torch.get_rng_state()
+        call()
+        return None if torch.equal(torch.get_rng_state(), before) else "it has moved"
 
 
 # Losses
@@ -172,6 +173,7 @@ def _not_a_scalar(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
 def _wrong_gradient(loss: Loss, z: Tensor, ids: Tensor) -> str | None:
     if (dtype := loss(z, ids).dtype) != z.dtype:
         return f"{z.dtype} rows gave {dtype}"
+    z, ids = z[:12, :6], ids[:12]
     one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % z.shape[1]]
     for name, batch in (("random", z), ("one-hot", one_hot)):
         if not gradcheck(lambda z: loss(z, ids), batch.requires_grad_(), fast_mode=True, raise_exception=False):

@@ -1,8 +1,9 @@
-"""Views: a pure function of (images, key), the same for any number of ranks, and exactly what kornia does to each image."""
+"""Views: a pure function of (images, key), the same for any number of ranks, and to each image what kornia does."""
 
 import functools
 import importlib.util
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import kornia.augmentation as ka
@@ -59,6 +60,15 @@ SHARDED = {
 }
 
 every = pytest.mark.parametrize("label", EVERY)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On tensors this small, threads that wait for a busy core take several times as long as the work itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def build(label: str, **more: object) -> KorniaViews:
@@ -222,7 +232,7 @@ def test_nothing_drawn_is_the_plain_image():
 
 @torch.no_grad()
 def candidates(policy: str, images: Tensor, key: int) -> Tensor:
-    """Every sub-policy's result for every image, (sub-policies, B, 3, H, W), drawn and run by kornia on the whole batch."""
+    """What every sub-policy makes of every image, (sub-policies, B, 3, H, W): kornia on the whole batch."""
     results = []
     for number, sub_policy in enumerate(AutoAugment(policy).children()):
         result = to_float(images)
@@ -280,24 +290,23 @@ def test_bytes_and_floats_give_the_same_views(label):
     assert torch.equal(build(label)(patches(4), 5), build(label)(patches(4).float() / 255, 5))
 
 
+IMAGES: dict[str, Callable[[], Tensor]] = {
+    "one image": lambda: patches(1),
+    "black": lambda: torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8),
+    "grey, expanded": lambda: patches(3)[:, :1].expand(-1, 3, -1, -1),
+    "oblong": lambda: photo()[..., :40, :56],
+    "larger": lambda: patches(2, 48),
+    "smaller": lambda: patches(2, 24),
+}
+
+
 @every
-@pytest.mark.parametrize(
-    "images",
-    [
-        patches(1),
-        torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8),
-        patches(3)[:, :1].expand(-1, 3, -1, -1),
-        photo()[..., :40, :56],
-        patches(2, 48),
-        patches(2, 24),
-    ],
-    ids=["one image", "black", "grey, expanded", "oblong", "larger", "smaller"],
-)
-def test_any_image_goes_in(label, images):
-    if label == "kornia" or images.shape[-1] == SIZE or SETS[label](SIZE)[0]["name"] in ("Resize", "RandomResizedCrop"):
-        views = build(label)(images, 5)
-        assert views.shape == (2, len(images), 3, SIZE, SIZE)
-        assert views.isfinite().all()
+@pytest.mark.parametrize("kind", IMAGES)
+def test_any_image_goes_in(label, kind):
+    images = IMAGES[kind]()
+    views = build(label)(images, 5)
+    assert views.shape == (2, len(images), 3, SIZE, SIZE)
+    assert views.isfinite().all()
 
 
 @pytest.mark.parametrize("label", ["simclr", "simclr_small", "digits", "crop_flip"])
@@ -398,7 +407,7 @@ def test_operations_with_row_numbers_among_their_parameters(operation):
         ({"count": 2, "third": "none"}, "third is for the third view, but count is 2"),
         ({"count": 1, "third": [FLIP]}, "count is 1"),
         ({"count": 3, "third": "simlcr"}, "one of simclr, .*got 'simlcr'"),
-        ({"count": 3, "third": [{"name": "CenterCrop", "size": [16, 16]}]}, "16 x 16 px, but size is 32|equal size"),
+        ({"count": 3, "third": [{"name": "CenterCrop", "size": [16, 16]}]}, "16(, | x )16"),
         ({"count": 3, "third": [{"name": "RandomFlip"}]}, "no kornia operation 'RandomFlip'"),
     ],
 )
@@ -433,23 +442,22 @@ def test_plain_leaves_an_image_of_the_size_as_it_is():
     assert torch.equal(plain(patches(3), SIZE), patches(3).float() / 255)
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (patches(2).float(), r"must lie in 0\.\.1, got 0|must lie in 0\.\.1, got \d"),
-        (patches(2).float() / 255 - 0.5, r"must lie in 0\.\.1, got -0\.5"),
-        (patches(2).long(), "got torch.int64"),
-        (patches(2) > 128, "got torch.bool"),
-        (patches(2).to(torch.int8), "got torch.int8"),
-    ],
-    ids=["floats in 0..255", "centred floats", "int64", "bool", "int8"],
-)
-@pytest.mark.parametrize(
-    "take", [to_float, lambda images: plain(images, SIZE), lambda images: build("none")(images, 0)]
-)
-def test_images_of_another_range_or_type_are_refused(take, images, message):
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "floats in 0..255": (lambda images: images.float(), r"must lie in 0\.\.1, got \d"),
+    "centred floats": (lambda images: images / 255 - 0.5, r"must lie in 0\.\.1, got -0\.5"),
+    "int64": (lambda images: images.long(), "got torch.int64"),
+    "bool": (lambda images: images > 128, "got torch.bool"),
+    "int8": (lambda images: images.to(torch.int8), "got torch.int8"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("take", ["to_float", "plain", "views"])
+def test_images_of_another_range_or_type_are_refused(take, kind):
+    change, message = REFUSED[kind]
+    images = change(patches(2))
     with pytest.raises(ValueError, match=message):
-        take(images)
+        {"to_float": to_float, "plain": lambda x: plain(x, SIZE), "views": lambda x: build("none")(x, 0)}[take](images)
 
 
 def test_to_float_takes_bytes_and_unit_floats():

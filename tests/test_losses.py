@@ -1,0 +1,538 @@
+"""Losses equal the published values, triple loops written from the formulas, and each other where theory says so."""
+
+import json
+import math
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from torch.testing import assert_close
+
+from reptk import LOSSES
+from reptk.keyed import generator
+from reptk.losses import TCL, Rows, SimCLR, SupCon, Term, mean_over_anchors, normalize, simclr, supcon, tcl
+from reptk.plugins.dcl import DCL
+
+GOLDEN = json.loads(Path(__file__).with_name("golden_losses.json").read_text(encoding="utf-8"))["cases"]
+
+FUNCTIONS = {"supcon": supcon, "tcl": tcl, "simclr": simclr}
+
+LOSS = {
+    "supcon out": partial(supcon, temperature=0.1, form="out"),
+    "supcon in": partial(supcon, temperature=0.1, form="in"),
+    "tcl": partial(tcl, temperature=0.1, k1=5000.0, k2=1.0),
+    "tcl positives only": partial(tcl, temperature=0.1, k1=1.0, k2=0.0),
+    "simclr": partial(simclr, temperature=0.1),
+    "dcl": DCL(temperature=0.1),
+}
+every_loss = pytest.mark.parametrize("loss", LOSS.values(), ids=LOSS)
+
+LAYOUTS = {
+    "one class": [3] * 7,
+    "all distinct": list(range(7)),
+    "pairs": [0, 1, 2, 3, 0, 1, 2, 3],
+    "singletons": [0, 0, 1, 2, 2, 3, 4],
+    "unsorted": [5, -2, 5, 9, -2, 5, 9, 0],
+    "unbalanced": [0] * 8 + [1, 1],
+}
+every_layout = pytest.mark.parametrize("ids", [torch.tensor(ids) for ids in LAYOUTS.values()], ids=LAYOUTS)
+
+
+def rows(count, dimension=5, *, key=0, dtype=torch.float64):
+    return torch.randn(count, dimension, generator=generator("test", key), dtype=dtype)
+
+
+def value_and_gradient(loss, z, ids):
+    z = z.detach().clone().requires_grad_()
+    value = loss(z, ids)
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def assert_same(left, right, z, ids):
+    """Two losses agree in value and gradient, in float64."""
+    for mine, expected in zip(value_and_gradient(left, z, ids), value_and_gradient(right, z, ids), strict=True):
+        assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+# Published values
+
+
+def kind(case):
+    return case["dtype"], "grad_free" if case["grad_free"] else "grad_through_normalisation"
+
+
+def published(case):
+    """Value and gradient of a loss that normalises, as `about` in the file says."""
+    z = torch.tensor(case["z"], dtype=torch.float64)
+    if case["grad_free"] is None:
+        return z, case["value"], torch.tensor(case["grad_through_normalisation"], dtype=torch.float64)
+    free = torch.tensor(case["grad_free"], dtype=torch.float64)
+    return z, case["value"], free - (free * z).sum(1, keepdim=True) * z
+
+
+def test_every_golden_case_is_of_a_known_kind():
+    assert Counter(map(kind, GOLDEN)) == {
+        ("float64", "grad_free"): 20,
+        ("float32", "grad_free"): 2,
+        ("float64", "grad_through_normalisation"): 2,
+    }
+    assert Counter(case["loss"] for case in GOLDEN) == {"tcl": 12, "supcon": 10, "simclr": 2}
+    assert all((case["grad_free"] is None) != (case["grad_through_normalisation"] is None) for case in GOLDEN)
+    keys = {"id", "loss", "args", "z", "ids", "value", "grad_free", "grad_through_normalisation", "dtype", "source"}
+    assert all(set(case) == keys for case in GOLDEN)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=[case["id"] for case in GOLDEN])
+def test_published_value_and_gradient(case):
+    z, value, gradient = published(case)
+    mine = value_and_gradient(partial(FUNCTIONS[case["loss"]], **case["args"]), z, torch.tensor(case["ids"]))
+    tolerance = {"float64": 1e-10, "float32": 2e-5}[case["dtype"]]
+    assert_close(mine[0].item(), value, rtol=tolerance, atol=0)
+    # The collapsed batches have a gradient of 0, which the subtraction above leaves at rounding size.
+    assert_close(mine[1], gradient, rtol=tolerance, atol=tolerance * max(gradient.abs().max().item(), 1e-3))
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=[case["id"] for case in GOLDEN])
+def test_float32_reaches_the_published_value(case):
+    z, value, gradient = published(case)
+    mine = value_and_gradient(partial(FUNCTIONS[case["loss"]], **case["args"]), z.float(), torch.tensor(case["ids"]))
+    assert_close(mine[0].item(), value, rtol=2e-5, atol=0)
+    assert_close(mine[1].double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+# Triple loops
+
+
+def loop(per_anchor, z, ids):
+    """Mean over the anchors of per_anchor(similarities, positives, negatives), where that has a value."""
+    unit = [row / row.dot(row).sqrt() for row in z]
+    values = []
+    for i, anchor in enumerate(unit):
+        positives = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
+        negatives = [j for j in range(len(z)) if ids[j] != ids[i]]
+        if positives:
+            values.append(per_anchor([anchor.dot(row) for row in unit], positives, negatives))
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else 0 * z.sum()
+
+
+def supcon_out(t):
+    def per_anchor(s, positives, negatives):
+        others = positives + negatives
+        terms = [(s[p].div(t).exp() / sum(s[a].div(t).exp() for a in others)).log() for p in positives]
+        return -sum(terms) / len(positives)
+
+    return per_anchor
+
+
+def supcon_in(t):
+    def per_anchor(s, positives, negatives):
+        others = positives + negatives
+        over_all = sum(s[a].div(t).exp() for a in others)
+        return -(sum(s[p].div(t).exp() / over_all for p in positives) / len(positives)).log()
+
+    return per_anchor
+
+
+def tuned(t, k1, k2):
+    def per_anchor(s, positives, negatives):
+        total = sum(s[p].div(t).exp() + k1 * s[p].neg().exp() for p in positives)
+        total = total + k2 * sum(s[n].div(t).exp() for n in negatives)
+        return -sum((s[p].div(t).exp() / total).log() for p in positives) / len(positives)
+
+    return per_anchor
+
+
+def decoupled(t):
+    def per_anchor(s, positives, negatives):
+        if not negatives:
+            return None
+        return sum(-s[p] / t + sum(s[n].div(t).exp() for n in negatives).log() for p in positives) / len(positives)
+
+    return per_anchor
+
+
+FORMULAS = {
+    "supcon out": (partial(supcon, temperature=0.3), supcon_out(0.3)),
+    "supcon in": (partial(supcon, temperature=0.3, form="in"), supcon_in(0.3)),
+    "simclr": (partial(simclr, temperature=0.5), supcon_out(0.5)),
+    "dcl": (DCL(temperature=0.2), decoupled(0.2)),
+} | {
+    f"tcl k1={k1:g} k2={k2:g}": (partial(tcl, temperature=0.2, k1=k1, k2=k2), tuned(0.2, k1, k2))
+    for k1, k2 in [(5000.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.5, 2.5), (0, 3)]
+}
+
+
+@every_layout
+@pytest.mark.parametrize("name", FORMULAS)
+def test_loss_is_its_formula(name, ids):
+    loss, per_anchor = FORMULAS[name]
+    assert_same(loss, partial(loop, per_anchor), rows(len(ids)), ids)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_loss_is_its_formula_on_one_hot_rows(name):
+    loss, per_anchor = FORMULAS[name]
+    ids = torch.tensor(LAYOUTS["unsorted"])
+    one_hot = torch.eye(4, dtype=torch.float64)[torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])]
+    assert_same(loss, partial(loop, per_anchor), one_hot, ids)
+
+
+# Identities
+
+
+def nt_xent(z, ids, *, temperature):
+    """Cross entropy of finding an image's other view among all other rows (two views each)."""
+    logits = functional.cosine_similarity(z[:, None], z[None, :], dim=2) / temperature
+    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool), -math.inf)
+    other_view = [next(j for j in range(len(z)) if j != i and ids[j] == ids[i]) for i in range(len(z))]
+    return functional.cross_entropy(logits, torch.tensor(other_view))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+@pytest.mark.parametrize(
+    "loss", [simclr, supcon, partial(supcon, form="in"), partial(tcl, k1=0, k2=1)], ids=["simclr", "out", "in", "tcl"]
+)
+def test_two_views_of_every_image_give_nt_xent(loss, temperature):
+    ids = torch.tensor([4, 0, 7, 2, 2, 7, 0, 4, 9, 9])
+    z = rows(len(ids))
+    assert_same(partial(loss, temperature=temperature), partial(nt_xent, temperature=temperature), z, ids)
+
+
+@every_layout
+def test_tcl_without_k1_is_supcon(ids):
+    z = rows(len(ids))
+    assert_same(partial(tcl, temperature=0.1, k1=0.0, k2=1.0), partial(supcon, temperature=0.1), z, ids)
+
+
+@every_layout
+def test_simclr_of_any_number_of_views_is_supcon_out(ids):
+    z = rows(len(ids))
+    assert_same(partial(simclr, temperature=0.2), partial(supcon, temperature=0.2), z, ids)
+
+
+@every_layout
+@pytest.mark.parametrize("key", range(5))
+def test_supcon_in_is_at_most_out(ids, key):
+    z = rows(len(ids), key=key)
+    assert supcon(z, ids, temperature=0.1, form="in") <= supcon(z, ids, temperature=0.1, form="out") + 1e-12
+
+
+def test_one_positive_each_makes_supcon_in_equal_out():
+    ids = torch.tensor(LAYOUTS["pairs"])
+    z = rows(len(ids))
+    assert_same(partial(supcon, temperature=0.1, form="in"), partial(supcon, temperature=0.1, form="out"), z, ids)
+
+
+@pytest.mark.parametrize("k1", [0.0, 1.0, 5000.0])
+def test_tcl_without_k2_does_not_compare_classes(k1):
+    ids = torch.tensor(LAYOUTS["unsorted"])
+    z = rows(len(ids))
+    turned = torch.where((ids == 5)[:, None], z @ rotation(z.shape[1]), z)
+    loss = partial(tcl, temperature=0.1, k1=k1, k2=0.0)
+    assert_close(loss(turned, ids), loss(z, ids), rtol=1e-10, atol=1e-12)
+    assert not torch.isclose(
+        tcl(turned, ids, temperature=0.1, k1=k1, k2=1.0), tcl(z, ids, temperature=0.1, k1=k1, k2=1.0)
+    )
+
+
+@every_layout
+@pytest.mark.parametrize("dropped", ["k1", "k2"])
+def test_tcl_with_k_0_is_the_limit_of_small_k(ids, dropped):
+    z = rows(len(ids))
+    k = {"k1": 2.0, "k2": 2.0}
+    small, none = (
+        partial(tcl, temperature=0.2, **k | {dropped: 1e-14}),
+        partial(tcl, temperature=0.2, **k | {dropped: 0}),
+    )
+    assert_same(small, none, z, ids)
+
+
+def rotation(dimension, key=0):
+    return torch.linalg.qr(rows(dimension, dimension, key=("rotation", key)))[0]
+
+
+@st.composite
+def batches(draw):
+    ids = draw(st.lists(st.integers(-3, 3), min_size=2, max_size=12))
+    return rows(len(ids), draw(st.integers(2, 6)), key=draw(st.integers(0, 2**32))), torch.tensor(ids)
+
+
+modest = settings(deadline=None, max_examples=25, derandomize=True)
+
+
+@every_loss
+@modest
+@given(batch=batches(), key=st.integers(0, 2**32))
+def test_rows_may_come_in_any_order(loss, batch, key):
+    z, ids = batch
+    order = torch.randperm(len(ids), generator=generator("order", key))
+    value, gradient = value_and_gradient(loss, z, ids)
+    shuffled = value_and_gradient(loss, z[order], ids[order])
+    assert_close(shuffled, (value, gradient[order]), rtol=1e-9, atol=1e-10)
+
+
+@every_loss
+@modest
+@given(batch=batches(), exponents=st.lists(st.integers(-100, 100), min_size=12, max_size=12))
+def test_rows_may_have_any_length(loss, batch, exponents):
+    z, ids = batch
+    lengths = 10.0 ** torch.tensor(exponents[: len(ids)], dtype=torch.float64)[:, None]
+    value, gradient = value_and_gradient(loss, z, ids)
+    scaled = value_and_gradient(loss, z * lengths, ids)
+    assert_close((scaled[0], scaled[1] * lengths), (value, gradient), rtol=1e-9, atol=1e-10)
+
+
+@every_loss
+@modest
+@given(batch=batches(), key=st.integers(0, 2**32))
+def test_space_may_be_rotated(loss, batch, key):
+    z, ids = batch
+    turn = rotation(z.shape[1], key)
+    value, gradient = value_and_gradient(loss, z, ids)
+    turned = value_and_gradient(loss, z @ turn, ids)
+    assert_close(turned, (value, gradient @ turn), rtol=1e-9, atol=1e-10)
+
+
+@every_loss
+@pytest.mark.parametrize("rename", [lambda ids: -1 - ids, lambda ids: 2**62 + ids, lambda ids: ids.to(torch.int8)])
+def test_only_which_ids_are_equal_matters(loss, rename):
+    ids = torch.tensor(LAYOUTS["unsorted"])
+    z = rows(len(ids))
+    assert torch.equal(loss(z, rename(ids)), loss(z, ids))
+
+
+# Precision
+
+HARD_ROWS = {
+    "random": rows(12, 16),
+    "orthogonal": torch.eye(12, 16, dtype=torch.float64),
+    "identical": rows(1, 16).expand(12, 16),
+    "antipodal": rows(1, 16) * torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)[:, None],
+    "antipodal classes": rows(1, 16) * torch.tensor([1.0, -1.0, 1.0] * 4, dtype=torch.float64)[:, None],
+}
+HARD_IDS = torch.tensor([0, 1, 2] * 4)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.02, 0.005])
+@pytest.mark.parametrize("name", ["supcon out", "supcon in", "tcl", "tcl positives only", "simclr", "dcl"])
+@pytest.mark.parametrize("z", HARD_ROWS.values(), ids=HARD_ROWS)
+def test_float32_is_close_to_float64_at_low_temperature(z, name, temperature):
+    loss = DCL(temperature=temperature) if name == "dcl" else partial(LOSS[name], temperature=temperature)
+    exact = value_and_gradient(loss, z, HARD_IDS)
+    single = value_and_gradient(loss, z.float(), HARD_IDS)
+    # Similarities are right to about 2e-7, and divided by the temperature.
+    assert_close(single[0].double(), exact[0], rtol=1e-6, atol=1e-6 / temperature)
+    assert_close(single[1].double(), exact[1], rtol=1e-3, atol=1e-4 / temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01, 0.005, 0.001])
+def test_own_similarity_does_not_drown_orthogonal_rows(temperature):
+    ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    assert supcon(torch.eye(8), ids, temperature=temperature).item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    ids = torch.tensor(LAYOUTS["unsorted"])
+    z = rows(len(ids)).to(dtype)
+    value, gradient = value_and_gradient(loss, z, ids)
+    expected = value_and_gradient(loss, z.float(), ids)
+    assert value.dtype == torch.float32
+    assert_close((value, gradient), (expected[0], expected[1].to(dtype)), rtol=0, atol=0)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_autocast_changes_nothing(loss, dtype):
+    ids = torch.tensor(LAYOUTS["unsorted"])
+    z = rows(len(ids)).to(dtype)
+    expected = value_and_gradient(loss, z, ids)
+
+    def under_autocast(z, ids):
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(z, ids)
+
+    assert_close(value_and_gradient(under_autocast, z, ids), expected, rtol=0, atol=0)
+
+
+@every_loss
+def test_float64_stays(loss):
+    assert loss(rows(8), torch.tensor(LAYOUTS["pairs"])).dtype == torch.float64
+
+
+# Without positives
+
+
+@every_loss
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_without_positives_the_loss_is_0_and_attached(loss, count):
+    value, gradient = value_and_gradient(loss, rows(count), torch.arange(count))
+    assert value == 0
+    assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=0)
+
+
+# Bad input
+
+Z, IDS = rows(6), torch.tensor([0, 1, 2, 0, 1, 2])
+
+BAD_BATCHES = {
+    "z with one dimension": (Z[:, 0], IDS, r"\bz \(N, D\)"),
+    "z with three dimensions": (Z[None], IDS, r"\bz \(N, D\)"),
+    "fewer ids than rows": (Z, IDS[:-1], r"\bids \(N,\)"),
+    "ids with two dimensions": (Z, IDS[:, None], r"\bids \(N,\)"),
+    "integer z": (Z.long(), IDS, r"^z must"),
+    "complex z": (Z.cfloat(), IDS, r"^z must"),
+    "float ids": (Z, IDS.float(), r"^ids must"),
+    "complex ids": (Z, IDS.cfloat(), r"^ids must"),
+}
+
+
+@every_loss
+@pytest.mark.parametrize(("z", "ids", "message"), BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_bad_batch_is_named(loss, z, ids, message):
+    with pytest.raises(ValueError, match=message):
+        loss(z, ids)
+
+
+NOT_A_TEMPERATURE = [0, 0.0, -0.1, math.nan, math.inf, -math.inf, 1e-40]
+NOT_A_WEIGHT = [-1.0, -1e-9, math.nan, math.inf]
+
+BAD_ARGUMENTS = [
+    *((name, "temperature", value) for name in FUNCTIONS for value in NOT_A_TEMPERATURE),
+    *(("tcl", name, value) for name in ("k1", "k2") for value in NOT_A_WEIGHT),
+    *(("supcon", "form", value) for value in ("both", "OUT", "", None)),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), BAD_ARGUMENTS)
+def test_bad_argument_is_named(name, argument, value):
+    good = {"temperature": 0.1} | ({"k1": 1.0, "k2": 1.0} if name == "tcl" else {})
+    with pytest.raises(ValueError, match=rf"^{argument} "):
+        FUNCTIONS[name](Z, IDS, **good | {argument: value})
+    with pytest.raises(ValueError, match=rf"^{argument} "):
+        LOSSES.get(name)(**{argument: value})(Z, IDS)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
+def test_dcl_refuses_a_bad_temperature(temperature):
+    with pytest.raises(ValueError, match=r"^temperature "):
+        DCL(temperature=temperature)
+
+
+# Modules
+
+MODULES = {
+    "SupCon()": (SupCon(), partial(supcon, temperature=0.1, form="out")),
+    "SupCon(0.3, in)": (SupCon(0.3, "in"), partial(supcon, temperature=0.3, form="in")),
+    "TCL()": (TCL(), partial(tcl, temperature=0.1, k1=5000.0, k2=1.0)),
+    "TCL(0.3, 2, 0.5)": (TCL(0.3, 2, 0.5), partial(tcl, temperature=0.3, k1=2, k2=0.5)),
+    "SimCLR()": (SimCLR(), partial(simclr, temperature=0.5)),
+    "SimCLR(0.2)": (SimCLR(0.2), partial(simclr, temperature=0.2)),
+}
+
+
+@pytest.mark.parametrize(("module", "function"), MODULES.values(), ids=MODULES)
+def test_module_is_its_function(module, function):
+    assert torch.equal(module(Z, IDS), function(Z, IDS))
+    assert not list(module.parameters())
+    assert not module.state_dict()
+
+
+def test_registered_names():
+    built_in = {name: LOSSES.get(name) for name in LOSSES.names() if LOSSES.source(name).startswith("reptk.losses")}
+    assert built_in == {"supcon": SupCon, "tcl": TCL, "simclr": SimCLR}
+
+
+# Row statistics
+
+MEMBERS = {
+    "positives": lambda ids, i, j: i != j and ids[i] == ids[j],
+    "negatives": lambda ids, i, j: ids[i] != ids[j],
+    "others": lambda ids, i, j: i != j,
+}
+SUMS = {
+    "one": [Term("others", 3.0)],
+    "weighted": [Term("negatives", 2.0, math.log(5.0))],
+    "falling": [Term("positives", -1.0)],
+    "overlapping": [Term("positives", 4.0), Term("positives", -1.0, 2.0), Term("others", 0.5, -1.0)],
+    "far apart": [Term("positives", 1.0, 60.0), Term("negatives", 1.0, -60.0)],
+}
+
+
+@every_layout
+@pytest.mark.parametrize("terms", SUMS.values(), ids=SUMS)
+def test_log_sum_is_the_logarithm_of_the_sum(terms, ids):
+    z = rows(len(ids))
+    unit = functional.normalize(z, dim=1)
+    expected = [
+        sum(
+            math.exp(term.log_weight + term.slope * float(unit[i] @ unit[j]))
+            for term in terms
+            for j in range(len(ids))
+            if MEMBERS[term.over](ids.tolist(), i, j)
+        )
+        for i in range(len(ids))
+    ]
+    assert_close(Rows(z, ids).log_sum(*terms), torch.tensor(expected, dtype=z.dtype).log(), rtol=1e-10, atol=1e-12)
+
+
+def test_log_sum_of_nothing_is_minus_infinity_without_gradient():
+    z, ids = rows(4).requires_grad_(), torch.tensor([0, 0, 1, 2])
+    sums = Rows(z, ids).log_sum(Term("positives", 1.0))
+    assert sums.isneginf().tolist() == [False, False, True, True]
+    torch.where(sums.isneginf(), 0.0, sums).sum().backward()
+    assert z.grad.isfinite().all()
+    assert z.grad[:2].any(1).all()
+    assert not z.grad[2:].any()
+
+
+@every_layout
+def test_positives_are_counted_and_averaged(ids):
+    z = rows(len(ids))
+    unit = functional.normalize(z, dim=1)
+    found = [[j for j in range(len(ids)) if MEMBERS["positives"](ids.tolist(), i, j)] for i in range(len(ids))]
+    means = [sum(float(unit[i] @ unit[j]) for j in row) / len(row) if row else 0.0 for i, row in enumerate(found)]
+    assert Rows(z, ids).positives().tolist() == [len(row) for row in found]
+    assert_close(Rows(z, ids).mean_over_positives(), torch.tensor(means, dtype=z.dtype), rtol=1e-10, atol=1e-12)
+
+
+def test_mean_over_anchors_leaves_out_rows_without_positives():
+    values = torch.tensor([1.0, math.nan, 3.0, -math.inf], requires_grad=True)
+    mean = mean_over_anchors(values, torch.tensor([2, 0, 1, 0]))
+    mean.backward()
+    assert mean == 2
+    assert values.grad.tolist() == [0.5, 0, 0.5, 0]
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-10, 1.0, 1e10, 1e38])
+def test_normalize_gives_unit_rows_of_any_scale_in_float32(scale):
+    z = torch.tensor([[1.0, -2.0, 2.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    expected = z / torch.tensor([3.0, 1.0, math.sqrt(3)])[:, None]
+    assert_close(normalize(z * scale), expected, rtol=1e-6, atol=0)
+
+
+def test_normalize_leaves_zero_rows_at_zero_with_a_finite_gradient():
+    z = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    normalize(z)[:, 0].sum().backward()
+    assert normalize(z).tolist()[0] == [0, 0]
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("given_dtype", "made"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_normalize_is_float32_or_wider(given_dtype, made):
+    assert normalize(rows(3).to(given_dtype)).dtype == made
