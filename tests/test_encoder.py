@@ -259,7 +259,8 @@ def test_a_damaged_model_is_said_to_be_one(damage: Callable[[Path], object], mes
 
 
 def prefixed(prefix: str) -> Callable[[State], State]:
-    return lambda state: {prefix + name: value for name, value in state.items()}
+    """Names with a prefix, in an order in which nothing but the names can tell the tensors apart."""
+    return lambda state: {prefix + name: value for name, value in reversed(state.items())}
 
 
 def with_classifier(state: State) -> State:
@@ -276,6 +277,7 @@ def renamed(state: State) -> State:
 FORMS: dict[str, Callable[[State], Any]] = {
     "plain": lambda state: state,
     "ordered": OrderedDict,
+    "reversed": prefixed(""),
     "with a classifier": with_classifier,
     "module.": prefixed("module."),
     "backbone.": prefixed("backbone."),
