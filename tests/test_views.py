@@ -335,25 +335,20 @@ BAD = [
     ("another size", [{"name": "CenterCrop", "size": [16, 16]}], "16 x 16 px, but size is 32"),
     ("oblong", [{"name": "Resize", "size": [32, 48]}], "48 x 32 px, but size is 32"),
     ("kernel too large", [{**OPERATIONS["blur"], "kernel_size": [65, 65], "p": 1.0}], "RandomGaussianBlur"),
-    pytest.param(
+    (
         "unknown argument of AutoAugment",
         [{"name": "AutoAugment", "polcy": "svhn"}],
         "AutoAugment refuses",
-        marks=pytest.mark.xfail(strict=True, reason="a TypeError about _auto_augment() instead"),
     ),
-    pytest.param(
+    (
         "kernel too large, seldom drawn",
         [{**OPERATIONS["blur"], "kernel_size": [65, 65], "p": 0.05}],
         "RandomGaussianBlur",
-        marks=pytest.mark.xfail(strict=True, reason="the trial run applies only what its two images happen to draw"),
     ),
-    pytest.param(
+    (
         "size changed at times",
         [{"name": "RandomCrop", "size": [16, 16], "p": 0.5}, {"name": "Resize", "size": [32, 32]}],
         "p = 1",
-        marks=pytest.mark.xfail(
-            strict=True, reason="kornia draws a crop's p for the whole batch, so no batch is mixed"
-        ),
     ),
 ]
 
@@ -364,9 +359,6 @@ def test_bad_operations_are_refused(case, operations, message):
         custom(*operations)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="with p < 1 a crop's batches come out cropped, whole, or fail as views of two sizes"
-)
 def test_a_size_changed_at_times_never_reaches_the_encoder():
     def all_keys() -> None:
         views = custom({"name": "RandomCrop", "size": [16, 16], "p": 0.5}, size=16)
@@ -377,7 +369,6 @@ def test_a_size_changed_at_times_never_reaches_the_encoder():
         all_keys()
 
 
-@pytest.mark.xfail(strict=True, reason="only the trial run's size is compared with `size`")
 def test_images_of_another_size_without_a_resize_are_refused():
     with pytest.raises(ValueError, match="size is 16"):
         custom(FLIP, size=16)(patches(2), 0)
@@ -392,9 +383,6 @@ def test_images_of_another_size_without_a_resize_are_refused():
             id="RandomMotionBlur",
         ),
     ],
-)
-@pytest.mark.xfail(
-    strict=True, reason="`batch_idx` counts rows of the whole batch and `idx` is one number; both are cut"
 )
 def test_operations_with_row_numbers_among_their_parameters(operation):
     views, images = custom(operation), patches(8)

@@ -31,8 +31,26 @@ def decode(path: Path, size: int) -> Tensor:
                 image.draft("RGB", (size, size))
                 square = ImageOps.fit(_rgb(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BILINEAR)
     except Exception as cause:
-        raise DataError(f"cannot read {path} as an image: {cause}. Repair it, or take it out of the folder") from cause
-    return rearrange(torch.from_numpy(np.array(square)), "h w c -> c h w")
+        what = _pretender(path) or cause
+        raise DataError(f"cannot read {path} as an image: {what}. Repair it, or take it out of the folder") from cause
+    return to_tensor(square)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as (3, H, W) uint8."""
+    return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
+
+
+def _pretender(path: Path) -> str | None:
+    """What files that only look like images often are."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip().lower()
+    except OSError:
+        return None
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself (git lfs pull)"
+    return "it holds a web page" if head.startswith((b"<!doctype", b"<html")) else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
+from reptk.data.decode import to_tensor
 from reptk.data.splits import Data, InMemory, Split, described
 from reptk.errors import EnvironmentProblem
 from reptk.keyed import generator
@@ -111,4 +111,4 @@ def _patch(region: Image.Image, size: float, across: float, down: float) -> Tens
     side = min(low + round(size * (high - low)), region.width, region.height)
     left, top = round(across * (region.width - side)), round(down * (region.height - side))
     patch = region.resize((PATCH_PX, PATCH_PX), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-    return pil_to_tensor(patch)
+    return to_tensor(patch)

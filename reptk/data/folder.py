@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -58,7 +59,8 @@ def folder(
     """Your own images: any depth, class folders or none; hidden and junk folders are passed over.
 
     With `train` and `val` (or `valid`, `validation`, `test`, `query`) folders below `root`, these are the splits. Else
-    every `holdout`-th image of each class, in the order of their paths, is a query and no part of training.
+    every `holdout`-th image of each class, in the order of their paths, is a query and no part of training; a `train`
+    folder alone is taken for the root.
 
     Args:
         root: the folder.
@@ -72,14 +74,18 @@ def folder(
     """
     base = _existing(root)
     evaluation = next((base / name for name in EVAL_NAMES if (base / name).is_dir()), None)
-    if (base / "train").is_dir() and evaluation is not None:
-        return _two_folders(base / "train", evaluation, labels, size)
+    if (base / "train").is_dir():
+        if evaluation is not None:
+            return _two_folders(base / "train", evaluation, labels, size)
+        base = base / "train"
     found = _scan(base, labels)
     classes = _classes(found)
     train, query = (found, []) if not classes else _hold_out(found, holdout)
     kept = [item for item in train if item[1] is not None]
+    if classes and not query:
+        warnings.warn(f"no class of {base} has {holdout} images, so none is held out as a query", stacklevel=2)
     protocol = f"{base}: bank the training images, queries every {holdout}th image of each class, in path order"
-    return _data(train, kept, query, classes, size, protocol if classes else f"{base}: no labels")
+    return _data(train, kept, query, classes, size, protocol if query else f"{base}: nothing held out")
 
 
 @DATASETS.register("imagenet100")
@@ -96,13 +102,14 @@ def imagenet100(root: str = "data/imagenet100", size: Pixels = 256) -> Data:
         DataError: no such folder, or classes missing in it.
     """
     synsets = (files("reptk.data") / "imagenet100.txt").read_text().split()
-    base = Path(root)
+    base = Path(root).expanduser()
     missing = {part: [name for name in synsets if not (base / part / name).is_dir()] for part in ("train", "val")}
     if any(missing.values()):
         raise DataError(_imagenet_help(base, missing))
     parts = [[(path, name) for name in synsets for path in _images(base / part / name)] for part in ("train", "val")]
-    if not all(parts):
-        raise DataError(_imagenet_help(base, {}))
+    empty = {part: set(synsets) - {name for _, name in found} for part, found in zip(missing, parts, strict=True)}
+    if any(empty.values()):
+        raise DataError(_imagenet_help(base, {part: sorted(names) for part, names in empty.items()}))
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
     return _data(parts[0], parts[0], parts[1], tuple(synsets), size, protocol)
 
@@ -122,8 +129,9 @@ def _data(train: Found, bank: Found, query: Found, classes: tuple[str, ...], siz
 
 
 def _two_folders(train: Path, evaluation: Path, labels: str, size: int) -> Data:
-    found, query = _scan(train, labels), _scan(evaluation, labels)
+    found = _scan(train, labels)
     classes = _classes(found)
+    query = _scan(evaluation, labels, at_least=1 if classes else 2)
     strange = sorted({name for _, name in query if name is not None} - set(classes))
     if strange and classes:
         raise DataError(f"{evaluation} has classes that {train} lacks: {', '.join(strange[:5])}")
@@ -143,12 +151,12 @@ def _hold_out(found: Found, every: int) -> tuple[Found, Found]:
     return train, query
 
 
-def _scan(base: Path, labels: str) -> Found:
+def _scan(base: Path, labels: str, at_least: int = 2) -> Found:
     found = [(path, path.relative_to(base).parts) for path in _images(base)]
     if not found:
         raise DataError(f"no images in {base.resolve()} (data.root); {_what_is_there(base)}")
     folders = {parts[0] for _, parts in found if len(parts) > 1} - UNLABELED
-    if labels == "none" or (labels == "auto" and len(folders) < 2):
+    if labels == "none" or (labels == "auto" and len(folders) < at_least):
         return [(path, None) for path, _ in found]
     if not folders:
         raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")

@@ -44,6 +44,8 @@ class Loader:
         pin: bool = False,
     ) -> None:
         if len(split) < batch_size:
+            if len(split) < 2:
+                raise DataError(f"{len(split)} training images; a batch needs at least 2")
             fitting = max(2, 2 ** (len(split).bit_length() - 2))
             raise DataError(
                 f"{len(split)} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"

@@ -159,11 +159,15 @@ def _idx(folder: Path, part: str, kind: str) -> Tensor:
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
     path = _idx_file(folder, part, kind)
-    with tempfile.NamedTemporaryFile() as plain:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as packed:
-            shutil.copyfileobj(packed, plain)
-        plain.flush()
-        try:
-            return read_sn3_pascalvincent_tensor(plain.name)
-        except Exception as cause:
-            raise DataError(f"fashion_mnist: {path} is damaged: {cause}") from cause
+    try:
+        with tempfile.NamedTemporaryFile() as plain:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as packed:
+                shutil.copyfileobj(packed, plain)
+            plain.flush()
+            values = read_sn3_pascalvincent_tensor(plain.name)
+    except Exception as cause:
+        raise DataError(f"fashion_mnist: {path} is damaged: {cause or type(cause).__name__}") from cause
+    expected = 3 if kind == "images-idx3" else 1
+    if values.ndim != expected:
+        raise DataError(f"fashion_mnist: {path} has {values.ndim} dimensions, not {expected}")
+    return values

@@ -19,7 +19,7 @@ from reptk.views.plain import to_float
 Operation = dict[str, Any]
 
 # Drawn once for a whole batch, so never cut along with it; the input shape is written anew for each cut.
-_SHARED = ("order", "forward_input_shape")
+_SHARED = ("order", "forward_input_shape", "idx")
 
 
 class KorniaViews:
@@ -58,19 +58,30 @@ class KorniaViews:
             view = images
             for position, operation in enumerate(operations):
                 view = operation(view, rows, total, fold(key, number, position))
+            self._check_size(view)
             views.append(view)
         return torch.stack(views).clamp_(0, 1)
 
     def _try_out(self) -> None:
-        sample = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
-        try:
-            made = self(sample, 0)
-        except ValueError:
-            raise
-        except Exception as cause:
-            raise ValueError(f"kornia cannot run these operations at {self.size} px: {cause}") from cause
-        if made.shape[-2:] != (self.size, self.size):
-            raise ValueError(f"the operations give {made.shape[-1]} x {made.shape[-2]} px, but size is {self.size}")
+        """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""
+        for operations in self.lists:
+            view = torch.zeros(2, 3, self.size, self.size)
+            try:
+                for operation in operations:
+                    view = operation.on_all(view)
+            except ValueError:
+                raise
+            except Exception as cause:
+                raise ValueError(f"kornia cannot run these operations at {self.size} px: {cause}") from cause
+            self._check_size(view)
+
+    def _check_size(self, view: Tensor) -> None:
+        height, width = view.shape[-2:]
+        if (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"the operations give {width} x {height} px, but size is {self.size}; "
+                "start with one that changes the size, e.g. Resize, and give it p = 1"
+            )
 
 
 class _Drawn:
@@ -89,6 +100,22 @@ class _Drawn:
         with keyed(key, "apply"):
             return self._apply_to(images, params, rows, drew)
 
+    @torch.no_grad()
+    def on_all(self, images: Tensor) -> Tensor:
+        """As if every image drew it; for trying out.
+
+        Raises:
+            ValueError: it changes the size of some batches only.
+        """
+        rows = torch.arange(len(images))
+        with keyed("try out"):
+            params = self.operation.forward_parameters(images.shape)
+            changed = self.operation(images, params=_cut(params, rows, images.shape, images.device))
+        kernel = getattr(self.operation, "op", self.operation)
+        if changed.shape != images.shape and min(kernel.p, kernel.p_batch) < 1:
+            raise ValueError(f"{type(self.operation).__name__} changes the size; give it p = 1")
+        return changed
+
     def _apply_to(self, images: Tensor, params: dict[str, Tensor], rows: Tensor, drew: Tensor) -> Tensor:
         if drew.all():
             return self.operation(images, params=_cut(params, rows, images.shape, images.device))
@@ -98,8 +125,6 @@ class _Drawn:
         there = chosen.to(images.device)
         part = images[there]
         changed = self.operation(part, params=_cut(params, rows[chosen], part.shape, part.device))
-        if changed.shape[1:] != images.shape[1:]:
-            raise ValueError(f"{type(self.operation).__name__} changes the size of some images only; give it p = 1")
         return images.index_copy(0, there, changed)
 
 
@@ -108,6 +133,12 @@ class _OneOf:
 
     def __init__(self, sequences: list[list[nn.Module]]) -> None:
         self.sequences = [[_Drawn(operation) for operation in sequence] for sequence in sequences]
+
+    def on_all(self, images: Tensor) -> Tensor:
+        for sequence in self.sequences:
+            for operation in sequence:
+                operation.on_all(images)
+        return images
 
     def __call__(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
         choice = torch.randint(len(self.sequences), (total,), generator=generator(key, "choice"))[rows]
@@ -128,19 +159,22 @@ def _cut(params: dict[str, Tensor], rows: Tensor, shape: torch.Size, device: tor
     cut = {name: value if name in _SHARED else value[rows].to(device) for name, value in params.items()}
     cut["batch_prob"] = torch.ones(len(rows), device=device)
     cut["forward_input_shape"] = torch.tensor(shape)
+    if "batch_idx" in params:  # RandomChannelDropout: the number of each row
+        cut["batch_idx"] = torch.arange(len(rows), device=device)[:, None]
+    if "idx" in params:  # RandomMotionBlur: a row to read the kernel size from, which is the same in all
+        cut["idx"] = torch.zeros(1, dtype=torch.long)
     return cut
 
 
 def _operation(table: Operation) -> "_Drawn | _OneOf":
     arguments = {name: _tuples(value) for name, value in table.items() if name != "name"}
     name = table.get("name")
-    if name == "AutoAugment":
-        return _auto_augment(**arguments)
     factory = getattr(ka, str(name), None)
-    if not (isinstance(factory, type) and issubclass(factory, ka.AugmentationBase2D)):
+    is_known = isinstance(factory, type) and issubclass(factory, ka.AugmentationBase2D)
+    if name != "AutoAugment" and not is_known:
         raise ValueError(unknown("kornia operation", str(name), ["AutoAugment", *_known()]))
     try:
-        return _Drawn(factory(**arguments))
+        return _auto_augment(**arguments) if name == "AutoAugment" else _Drawn(factory(**arguments))
     except Exception as cause:
         raise ValueError(f"kornia's {name} refuses {arguments}: {cause}") from cause
 
