@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,9 @@ import torch
 
 from reptk.errors import DataError
 
-KEPT = 2
-
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `folder/step_00000042` (state and manifest) and point `folder/last` at it; older ones beyond two go.
+    """Write `folder/step_00000042` (state and manifest) and point `folder/last` at it; of the older ones the last remains.
 
     Args:
         folder: the run's `checkpoints`.
@@ -23,9 +22,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         state: tensors and plain values only, so that it can be read back without running code.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f"step_{step:08d}"
-    unfinished = folder / f".{place.name}.{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for abandoned in folder.glob(".step_*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    before = (folder / "last").read_text().strip() if (folder / "last").is_file() else None
+    place = _free_name(folder, f"step_{step:08d}")
+    unfinished = folder / f".{place.name}"
     unfinished.mkdir()
     try:
         with (unfinished / "state.pt").open("wb") as file:
@@ -38,13 +39,13 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             "sha256": _sha256(unfinished / "state.pt"),
         }
         (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(place, ignore_errors=True)
         unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     replace_text(folder / "last", place.name + "\n")
-    for old in sorted(folder.glob("step_*"))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob("step_*"):
+        if old.name not in (place.name, before):
+            shutil.rmtree(old, ignore_errors=True)
     return place
 
 
@@ -77,6 +78,12 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    """`folder/name`, or with a number behind it if that step was saved before: nothing whole is ever written over."""
+    names = (name if number == 0 else f"{name}.{number}" for number in count())
+    return next(folder / free for free in names if not (folder / free).exists())
 
 
 def _others(folder: Path, damaged: Path) -> str:

@@ -6,6 +6,7 @@ part's arguments are checked against the signature of its registered factory.
 """
 
 import tomllib
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -103,7 +104,7 @@ class Recipe(Section):
     loss: Table
     optim: OptimSection
     train: TrainSection
-    eval: dict[str, Table] = {}
+    eval: dict[str, Table] = Field({}, description="evaluators by key; none named: kNN")
     expect: Expect | None = None
 
     def dump(self) -> str:
@@ -135,6 +136,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Se
     """
     path = find(name_or_path)
     table = read(path)
+    if any(pair.split("=")[0].strip() == "plugins" for pair in overrides):
+        raise UsageError("plugins are named with --plugin, not with key=value")
     table["plugins"] = _load_plugins(path, table.get("plugins", []), plugins)
     if overrides:
         table.pop("expect", None)
@@ -152,7 +155,7 @@ def validate(table: Table) -> Recipe:
     for key, registry in PARTS.items():
         if key in table:
             complete[key] = _part(key, registry, table[key], problems)
-    evaluators = table.get("eval", {})
+    evaluators = table.get("eval") or {"knn": {}}
     if isinstance(evaluators, dict):
         complete["eval"] = {key: _evaluator(key, part, problems) for key, part in evaluators.items()}
     try:
@@ -179,7 +182,8 @@ def override(table: Table, pairs: Sequence[str]) -> Table:
             if inner[key] is None:
                 raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a table")
             inner = inner[key]
-        if _names_a_part(keys) and inner.get("name") != value:
+        own_name = keys[-2] if keys[0] == "eval" and len(keys) > 1 else None
+        if _names_a_part(keys) and inner.get("name", own_name) != value:
             inner.clear()
         inner[keys[-1]] = value
     return table
@@ -224,8 +228,12 @@ def find(name_or_path: str | Path) -> Path:
 def available() -> dict[str, Path]:
     """Every recipe by name: shipped, from installed distributions (`reptk.recipes`), under ./recipes; the last wins."""
     folders = [Path(str(files("reptk.recipes")))]
-    folders += [Path(str(files(point.value))) for point in entry_points(group="reptk.recipes")]
-    folders += [Path("recipes")]
+    for point in entry_points(group="reptk.recipes"):
+        try:
+            folders.append(Path(str(files(point.value))))
+        except Exception as cause:
+            warnings.warn(f"the recipes of {point.value} cannot be found: {cause}", stacklevel=2)
+    folders.append(Path("recipes"))
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
@@ -289,11 +297,14 @@ def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
     ]
     belongs = f"; {argument} belongs to {', '.join(owners)}" if owners else schema.suggestion(argument, accepted)
     takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
-    return f"{name!r} has no argument {argument!r}{belongs}. {takes}"
+    stop = "" if belongs.endswith("?") else "."
+    return f"{name!r} has no argument {argument!r}{belongs}{stop} {takes}"
 
 
 def _load_plugins(path: Path, recorded: Sequence[str], given: Sequence[str]) -> list[str]:
     """Import plugins; return them as paths that mean the same from any folder, or as module names."""
+    if not isinstance(recorded, list) or not all(isinstance(spec, str) for spec in recorded):
+        raise RecipeError(path.stem, [("plugins", f"must be a list of files and modules, got {recorded!r}")])
     for spec in recorded:
         _refuse_foreign(path, spec, given)
     local = [str((path.parent / spec).resolve()) if spec.endswith(".py") else spec for spec in recorded]

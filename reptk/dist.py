@@ -8,6 +8,8 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
+from reptk.errors import EnvironmentProblem
+
 T = TypeVar("T")
 
 
@@ -16,7 +18,12 @@ def start(device: str = "auto") -> torch.device:
 
     Args:
         device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
+
+    Raises:
+        EnvironmentProblem: CUDA is asked for and not there.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentProblem(f"train.device is {device!r}, but torch finds no CUDA device; use cpu or auto")
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

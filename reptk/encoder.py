@@ -53,6 +53,8 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if stem not in ("timm", "small"):
+            raise UsageError(f"encoder.stem must be 'timm' or 'small', got {stem!r}")
         self.config = {
             "backbone": backbone,
             "size": size,
@@ -87,10 +89,13 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def embed(self, images: Tensor, crop: float = 1.0) -> Tensor:
         """(B, 3, H, W) of any size -> (B, F) of unit length: resized, centre-cropped, encoded in evaluation mode."""
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
-        h = self.features(plain(images.to(self.mean.device), self.config["size"], crop)).float()
-        self.train(training)
+        try:
+            h = self.features(plain(images.to(self.mean.device), self.config["size"], crop)).float()
+        finally:
+            for module, mode in modes:
+                module.training = mode
         return nn.functional.normalize(h, dim=1)
 
     def save(self, folder: str | Path) -> None:
@@ -221,7 +226,7 @@ def _small_stem(backbone: nn.Module, name: str) -> None:
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
     parent, _, child = place.rpartition(".")
     setattr(backbone.get_submodule(parent), child, small)
-    for pool in ("maxpool", "features.pool0"):
+    for pool in ("maxpool", "features.pool0", "stem.pool"):
         holder, _, child = pool.rpartition(".")
         if _has(backbone, pool):
             setattr(backbone.get_submodule(holder), child, nn.Identity())
@@ -281,10 +286,14 @@ def _matching(state: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
         if own.keys() <= cut.keys():
             return cut
     # Other projects name the same layers otherwise; a backbone's tensors in order, all of the same shapes, are the same.
-    by_order = list(state.values())[: len(own)]
-    if [value.shape for value in by_order] == [value.shape for value in own.values()]:
-        return dict(zip(own, by_order, strict=True))
+    by_order = list(state.items())[: len(own)]
+    if [_kind(*item) for item in by_order] == [_kind(*item) for item in own.items()]:
+        return dict(zip(own, (value for _, value in by_order), strict=True))
     return state
+
+
+def _kind(name: str, value: Tensor) -> tuple[str, torch.Size]:
+    return name.rpartition(".")[2], value.shape
 
 
 def _first_line(cause: BaseException) -> str:

@@ -28,7 +28,10 @@ def optimizer(
     for parameter in _trainable(modules):
         (decayed if decay_all or parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return create_optimizer_v2([group for group in groups if group["params"]], opt=name, lr=lr, momentum=momentum)
+    try:
+        return create_optimizer_v2([group for group in groups if group["params"]], opt=name, lr=lr, momentum=momentum)
+    except Exception as cause:
+        raise UsageError(f"optimizer {name!r} cannot be built here: {cause or type(cause).__name__}") from cause
 
 
 def schedule(

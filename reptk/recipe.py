@@ -69,7 +69,7 @@ def _resume(asked: argparse.Namespace) -> int:
     from reptk import run
 
     is_run = (Path(asked.name) / "recipe.toml").is_file()
-    folder = Path(asked.name) if is_run else asked.out or run.newest(asked.name)
+    folder = Path(asked.name) if is_run else asked.out or run.newest(Path(asked.name).stem)
     recipe = config.load(folder, asked.overrides, plugins=asked.plugin)
     if run.status(folder)["status"] == "finished":
         print(f"already complete: {folder / 'results.json'}")
@@ -126,8 +126,10 @@ def _list() -> int:
     for column in ("recipe", "data", "loss", "positives", "backbone", "epochs", "measured"):
         table.add_column(column, no_wrap=True)
     for name, path in sorted(config.available().items()):
-        raw = config.read(path)
-        table.add_row(name, *_summary(raw))
+        try:
+            table.add_row(name, *_summary(config.read(path)))
+        except UsageError as error:
+            table.add_row(name, str(error))
     console = Console(highlight=False)
     Console(highlight=False, width=max(console.width, 140) if not console.is_terminal else None).print(table)
     return 0
@@ -139,7 +141,8 @@ def _summary(raw: dict[str, Any]) -> list[str]:
         return str(part.get(key, "?")) if isinstance(part, dict) else "?"
 
     expect = raw.get("expect")
-    measured = f"{expect['metric']} {100 * expect['value']:.1f} %" if expect else ""
+    complete = isinstance(expect, dict) and isinstance(expect.get("value"), float)
+    measured = f"{expect.get('metric', '')} {100 * expect['value']:.1f} %" if complete else ""
     pairs = (
         ("data", "name"),
         ("loss", "name"),

@@ -90,8 +90,9 @@ class Registry:
         points = [point for point in self._entry_points() if point.name == name]
         claims = [self._owners[name].source] if name in self._owners else []
         claims += [_distribution(point) for point in points]
-        if name in self._owners and all(_points_at(point, self._owners[name].factory) for point in points):
-            return self._owners[name]
+        owner = self._owners.get(name)
+        if owner and all(_points_at(point, owner.factory) or _distribution(point) == owner.source for point in points):
+            return owner
         if len(claims) > 1:
             raise UsageError(f"{self.kind} {name!r} is registered twice: by {' and by '.join(claims)}")
         if not points:
@@ -152,8 +153,9 @@ def load_plugin(spec: str) -> ModuleType:
     """
     before = _registered()
     module = _import_file(Path(spec)) if spec.endswith(".py") else _import_module(spec)
-    if getattr(module, _MARK, False) or _registered() != before or _registered_by(module):
-        setattr(module, _MARK, True)
+    if hasattr(module, _MARK) or _registered() != before or _registered_by(module):
+        if not hasattr(module, _MARK):
+            setattr(module, _MARK, Path(spec).read_bytes() if spec.endswith(".py") else b"")
         return module
     raise UsageError(
         f"plugin {spec} registers nothing. A part is registered with a decorator, e.g. @LOSSES.register('my_loss')"
@@ -161,6 +163,7 @@ def load_plugin(spec: str) -> ModuleType:
 
 
 _MARK = "__reptk_plugin__"
+"""Attribute of an imported plugin: the text it was imported with."""
 
 
 def _registered() -> set[tuple[str, str]]:
@@ -181,9 +184,11 @@ def _import_file(path: Path) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None:
         file = getattr(loaded, "__file__", None)
-        if file and Path(file).read_bytes() == path.read_bytes():
+        is_this_file = bool(file) and Path(file).resolve() == path
+        if getattr(loaded, _MARK, path.read_bytes() if is_this_file else None) == path.read_bytes():
             return loaded
-        raise UsageError(f"plugin {path.name}: another module is already called {name!r} ({file}); rename the file")
+        why = "it was changed since it was imported; start Python anew" if is_this_file else "rename the file"
+        raise UsageError(f"plugin {path.name}: another module is already called {name!r} ({file}); {why}")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
         importlib.invalidate_caches()

@@ -131,11 +131,12 @@ def _portable(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _next(runs: Path) -> Path:
+    runs.mkdir(parents=True, exist_ok=True)
     taken = _numbered(runs)
     for number in count(int(taken[-1].name) + 1 if taken else 1):
         folder = runs / str(number)
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except FileExistsError:
             continue
         return folder

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from reptk.registry import nearest
 
@@ -33,7 +33,9 @@ def check(factory: Callable[..., Any], chosen: Mapping[str, Any], given: Sequenc
     unknown = [] if takes_all else [name for name in chosen if name not in names(factory, given)]
     known = {name: value for name, value in chosen.items() if name not in unknown}
     try:
-        return Checked(model.model_validate(known).model_dump(mode="json"), unknown, [])
+        return Checked(
+            model.model_validate(known).model_dump(mode="json", by_alias=True, fallback=_nothing), unknown, []
+        )
     except ValidationError as error:
         return Checked(known, unknown, problems_of(error))
 
@@ -61,7 +63,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 def _signature(factory: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(factory, eval_str=True)
-    except NameError:
+    except Exception:  # an annotation that only a type checker can resolve
         return inspect.signature(factory)
 
 
@@ -69,11 +71,11 @@ def _model(factory: Callable[..., Any], given: Sequence[str]) -> type[BaseModel]
     signature = _signature(factory)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     fields: dict[str, Any] = {}
-    for name in names(factory, given):
+    for number, name in enumerate(names(factory, given)):
         parameter = signature.parameters[name]
-        bare = parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str)
-        required = parameter.default is inspect.Parameter.empty
-        fields[name] = (Any if bare else parameter.annotation, ... if required else parameter.default)
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        # Fields are numbered and go by their alias: a parameter may have a name that pydantic uses itself.
+        fields[f"field_{number}"] = (_type(parameter.annotation), Field(default, alias=name))
     config = ConfigDict(
         extra="allow" if takes_any else "forbid",
         allow_inf_nan=False,
@@ -81,6 +83,22 @@ def _model(factory: Callable[..., Any], given: Sequence[str]) -> type[BaseModel]
         arbitrary_types_allowed=True,
     )
     return create_model("Arguments", __config__=config, **fields)
+
+
+def _type(annotation: Any) -> Any:
+    """The annotation where pydantic can check it, else anything."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return Any
+    try:
+        config = ConfigDict(arbitrary_types_allowed=True)
+        create_model("Trial", __config__=config, value=(annotation, ...)).model_rebuild(raise_errors=True)
+    except Exception:
+        return Any
+    return annotation
+
+
+def _nothing(_: Any) -> None:
+    """What stands in a recipe for a default that TOML cannot hold: it is left out, and so remains the default."""
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -39,7 +39,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
     Raises:
         ReptkError: its subclass says whose turn it is; the run's status.json says why it failed.
     """
-    device = _device(recipe)
+    device = dist.start(recipe.train.device)
     log = log or Log(speaks=dist.is_main())
     data = data_of(recipe)
     built = assemble(recipe, data, device)
@@ -300,14 +300,6 @@ def _restore(built: Built, state: dict[str, Any]) -> int:
     built.objective.load_state_dict(state["objective"])
     built.optimizer.load_state_dict(state["optimizer"])
     return state["step"]
-
-
-def _device(recipe: Recipe) -> torch.device:
-    if recipe.train.device.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentProblem(
-            f"train.device is {recipe.train.device!r}, but torch finds no CUDA device; use cpu or auto"
-        )
-    return dist.start(recipe.train.device)
 
 
 def _end(folder: Path, log: Log, status: str, reason: str | None) -> None:

@@ -390,9 +390,6 @@ def test_cuda_where_there_is_none(place, capsys, device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="bug: --check starts the device without asking whether it is there"
-)
 def test_checking_for_cuda_where_there_is_none(capsys):
     assert main(["tiny.toml", "--check", "train.device=cuda"]) == 4
     _error(capsys.readouterr().err)
@@ -416,7 +413,6 @@ def test_listing_shows_no_traceback_for_a_broken_recipe(place, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="bug: --list reads [expect] unchecked (KeyError), and stops at a broken file")
 @pytest.mark.parametrize("text", ['[expect]\nmetric = "knn@20"\n', "expect = 3\n", "[views\n"])
 def test_one_broken_recipe_does_not_hide_the_others(place, capsys, text):
     (place / "recipes").mkdir()
@@ -483,12 +479,10 @@ def test_k_beyond_the_bank_is_lowered_with_a_warning(capsys):
     assert "knn@200" not in numbers
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(StopIteration, RuntimeError), reason="bug: a run without [eval] fails at its end"
-)
+@pytest.mark.filterwarnings("ignore:k = 200 is more")
 def test_a_run_without_evaluators_ends_well(place, capsys):
     (place / "tiny.toml").write_text(TINY.partition("[eval.knn]")[0])
-    assert main(["tiny.toml"]) in (0, 2)
+    assert main(["tiny.toml"]) == 0
 
 
 # Runs that are there already
@@ -540,7 +534,6 @@ def test_a_finished_run_is_complete(place, finished, capsys, arguments):
     assert _everything(place) == before
 
 
-@pytest.mark.xfail(strict=True, reason="bug: --resume takes `tiny.toml` for the name of the runs, not `tiny`")
 def test_a_run_is_resumed_by_the_recipes_file(interrupted):
     assert main(["tiny.toml", "--resume"]) == 0
     assert _status() == {"status": "finished"}

@@ -399,7 +399,6 @@ def test_what_does_not_fit_is_refused_with_its_numbers() -> None:
         retrieval(bank, labels, queries, asked + 50)
 
 
-@pytest.mark.xfail(strict=True, reason="rows are counted after those without a label are gone")
 def test_bad_rows_are_named_as_the_caller_numbers_them() -> None:
     bank, labels, queries, asked = problem()
     labels[:2] = -1
@@ -407,14 +406,12 @@ def test_bad_rows_are_named_as_the_caller_numbers_them() -> None:
         knn(with_nan(bank, 7), labels, queries, asked, k=[1])
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="exclude is not checked")
 @pytest.mark.parametrize("exclude", [torch.arange(3), torch.arange(40) + 30])
 def test_an_exclude_that_does_not_fit_is_refused(exclude: Tensor) -> None:
     with pytest.raises(ValueError, match="exclude"):
         knn(*problem(), k=[1], exclude=exclude)
 
 
-@pytest.mark.xfail(strict=True, raises=(RuntimeError, UserWarning), reason="labels index as they come")
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
 def test_labels_may_be_any_integers(dtype: torch.dtype) -> None:
     bank, labels, queries, asked = problem()
@@ -576,7 +573,6 @@ def test_view_retrieval_looks_at_no_more_than_its_limit() -> None:
     assert found[0]["view_recall@30"] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="max() of nothing; Knn lowers k with a warning")
 def test_view_retrieval_lowers_k_as_knn_does() -> None:
     data = unlabelled(50)
     encode = Features(pixels(data.train), size=8, views=none(count=1, size=8))

@@ -243,7 +243,6 @@ def test_an_installed_module_may_also_register_itself(install):
         assert LOSSES.get("my_loss").__module__ == "acme_losses"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the second look-up calls a re-exported class registered twice")
 @pytest.mark.parametrize("inner", ["class Kite: ...", "def Kite(): ..."])
 def test_an_installed_part_may_be_re_exported(toys, install, inner):
     modules = {"acme_toys/__init__.py": "from acme_toys.inner import Kite", "acme_toys/inner.py": inner}
@@ -350,7 +349,6 @@ def test_a_plugin_module_that_cannot_be_used_is_explained(module, message):
     assert str(error.value) == message
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a plugin edited since its import is taken for a copy of itself")
 def test_an_edited_plugin_is_not_taken_for_the_old_one(tmp_path):
     load_plugin(_write(tmp_path / "my_loss.py"))
     edited = _write(tmp_path / "my_loss.py", A_LOSS + "\n\nEDITED = True\n")

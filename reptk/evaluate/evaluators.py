@@ -53,17 +53,11 @@ class Knn:
         own = torch.arange(len(data.query)) if same else None
         given = labelled(encode(data.bank), data.bank.labels, encode(data.query), data.query.labels, own)
         measures: list[Votes | Ranks] = [
-            Votes(given.bank_labels, self._within(self.k, given.neighbours()), self.temperature)
+            Votes(given.bank_labels, _within(self.k, given.neighbours()), self.temperature)
         ]
         if retrieval:
-            measures.append(Ranks(given.bank_labels, given.relevant(), self._within(self.recall, given.neighbours())))
+            measures.append(Ranks(given.bank_labels, given.relevant(), _within(self.recall, given.neighbours())))
         yield from tally(given, *measures).items()
-
-    @staticmethod
-    def _within(k: Sequence[int], limit: int) -> list[int]:
-        if max(k) > limit:
-            warnings.warn(f"k = {max(k)} is more than the bank offers; {limit} is used instead", stacklevel=2)
-        return sorted({min(value, limit) for value in k})
 
 
 @EVALUATORS.register("view_retrieval")
@@ -82,13 +76,19 @@ class ViewRetrieval:
 
     def __call__(self, encode: Features, data: Data) -> Iterator[tuple[str, float]]:
         split = _sample(data.train, self.limit)
-        k = [value for value in self.recall if value <= len(split)]
+        k = _within(self.recall, len(split))
         bank, queries = encode.view(split, 0), encode.view(split, 1)
         own = torch.arange(len(split))
         found = torch.cat([rows for _, rows in search(bank, queries, max(k))])
         hits = found == own[:, None]
         for value in k:
             yield f"view_recall@{value}", hits[:, :value].any(1).double().mean().item()
+
+
+def _within(k: Sequence[int], limit: int) -> list[int]:
+    if max(k) > limit:
+        warnings.warn(f"k = {max(k)} is more than the bank offers; {limit} is used instead", stacklevel=2)
+    return sorted({min(value, limit) for value in k})
 
 
 def _sample(split: Split, limit: int) -> Split:

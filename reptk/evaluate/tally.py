@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reptk.evaluate.search import search
+from reptk.evaluate.search import check_rows, search
 
 
 class Measure(Protocol):
@@ -61,7 +61,11 @@ def labelled(
             raise ValueError(f"{len(rows)} {name} rows but labels of shape {tuple(labels.shape)}")
         if not (labels >= 0).any():
             raise ValueError(f"no {name} row has a label")
-    bank, bank_labels, queries, query_labels = bank.cpu(), bank_labels.cpu(), queries.cpu(), query_labels.cpu()
+        check_rows("bank" if name == "bank" else "queries", rows)
+    if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
+        raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
+    bank, bank_labels = bank.cpu(), bank_labels.cpu().long()
+    queries, query_labels = queries.cpu(), query_labels.cpu().long()
     kept, asked = bank_labels >= 0, query_labels >= 0
     if exclude is not None:
         exclude = _renumbered(exclude.cpu(), kept)[asked]
