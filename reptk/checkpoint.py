@@ -38,7 +38,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             "bytes": (unfinished / "state.pt").stat().st_size,
             "sha256": _sha256(unfinished / "state.pt"),
         }
-        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        replace_text(unfinished / "manifest.json", json.dumps(manifest, indent=2) + "\n")
         unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -73,11 +73,14 @@ def load_last(folder: Path) -> dict[str, Any] | None:
 def replace_text(path: Path, text: str) -> None:
     """Give `path` a new content in one step: a reader sees the old text or the new one, never a part."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _free_name(folder: Path, name: str) -> Path:

@@ -2,12 +2,18 @@
 
 import difflib
 import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -89,13 +95,8 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def embed(self, images: Tensor, crop: float = 1.0) -> Tensor:
         """(B, 3, H, W) of any size -> (B, F) of unit length: resized, centre-cropped, encoded in evaluation mode."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             h = self.features(plain(images.to(self.mean.device), self.config["size"], crop)).float()
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return nn.functional.normalize(h, dim=1)
 
     def save(self, folder: str | Path) -> None:
@@ -135,6 +136,18 @@ class Encoder(nn.Module):
 _CONFIGURED = ("backbone", "size", "stem", "head_layers", "head_width", "head_out", "head_norm", "drop_path")
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every submodule is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 def native_size(backbone: str) -> int:
     """The side in pixels that timm's weights of a backbone were trained with.
 
@@ -154,6 +167,8 @@ def _backbone(name: str, size: int, pretrained: bool, drop_path: float) -> nn.Mo
         raise UsageError(
             f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(tags) or 'none'}"
         )
+    if pretrained:
+        _check_reachable(name)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if drop_path:
         options["drop_path_rate"] = drop_path
@@ -162,16 +177,40 @@ def _backbone(name: str, size: int, pretrained: bool, drop_path: float) -> nn.Mo
     try:
         made = timm.create_model(name, **options)
     except (OSError, RuntimeError) as cause:
-        if pretrained and not isinstance(cause, AssertionError):
-            raise EnvironmentProblem(
-                f"encoder.pretrained: the weights of {name} cannot be fetched ({_first_line(cause)}). Download them "
-                f"elsewhere and give the file: encoder.pretrained=false encoder.weights=/path/to/model.safetensors"
-            ) from cause
+        if pretrained:
+            raise EnvironmentProblem(_unfetched(name, _first_line(cause))) from cause
         raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {_first_line(cause)}") from cause
     except (AssertionError, TypeError, ValueError) as cause:
         raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {_first_line(cause)}") from cause
     _refuse_cut_patches(made, name, size)
     return made
+
+
+def _check_reachable(name: str) -> None:
+    """Fail within seconds where the hub would be retried for most of a minute.
+
+    Raises:
+        EnvironmentProblem: the weights are not in the cache, and their host does not answer.
+    """
+    place = timm.get_pretrained_cfg(name).hf_hub_id
+    kept = [try_to_load_from_cache(place, file) for file in ("model.safetensors", "pytorch_model.bin")] if place else []
+    if not place or any(isinstance(path, str) for path in kept):
+        return
+    try:
+        urllib.request.urlopen(hub.ENDPOINT, timeout=4).close()
+    except urllib.error.HTTPError:
+        return  # it answers, if only to refuse this page
+    except (OSError, ValueError) as cause:
+        raise EnvironmentProblem(_unfetched(name, f"{hub.ENDPOINT} does not answer: {_first_line(cause)}")) from cause
+
+
+def _unfetched(name: str, why: str) -> str:
+    place = timm.get_pretrained_cfg(name).hf_hub_id
+    source = f" ({place}/model.safetensors)" if place else ""
+    return (
+        f"encoder.pretrained: the weights of {name} cannot be fetched: {why}. Download them elsewhere{source} and give the "
+        f"file, encoder.pretrained=false encoder.weights=/path/to/model.safetensors, or bring the cache: {hub.HF_HUB_CACHE}"
+    )
 
 
 def _refuse_cut_patches(backbone: nn.Module, name: str, size: int) -> None:
@@ -216,7 +255,7 @@ def _width(backbone: nn.Module, size: int, name: str) -> int:
 def _small_stem(backbone: nn.Module, name: str) -> None:
     place = backbone.pretrained_cfg.get("first_conv")
     first = backbone.get_submodule(place) if isinstance(place, str) else None
-    if not isinstance(first, nn.Conv2d) or first.stride not in ((1, 1), (2, 2)):
+    if not isinstance(first, nn.Conv2d) or first.stride != (2, 2):
         raise UsageError(
             f"encoder.stem: 'small' is for backbones that start with a convolution of stride 2; {name} does not. "
             "Use encoder.stem=timm, with a small patch size in the name if there is one"
@@ -226,7 +265,7 @@ def _small_stem(backbone: nn.Module, name: str) -> None:
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
     parent, _, child = place.rpartition(".")
     setattr(backbone.get_submodule(parent), child, small)
-    for pool in ("maxpool", "features.pool0", "stem.pool"):
+    for pool in ("maxpool", "features.pool0", "stem.pool", "layer0.pool"):
         holder, _, child = pool.rpartition(".")
         if _has(backbone, pool):
             setattr(backbone.get_submodule(holder), child, nn.Identity())

@@ -34,7 +34,9 @@ class Log:
         self._metrics = path
         if self.writes and path.is_file():
             rows = [line for line in path.read_text().splitlines() if _step(line) <= first_step]
-            path.write_text("".join(f"{line}\n" for line in rows))
+            shortened = path.with_name(f".{path.name}")
+            shortened.write_text("".join(f"{line}\n" for line in rows))
+            shortened.replace(path)
 
     def metrics(self, **values: Any) -> None:
         """Append one row to metrics.jsonl."""

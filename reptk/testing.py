@@ -21,6 +21,8 @@ from reptk.evaluate import Features
 from reptk.keyed import generator, keyed
 from reptk.views.sets import crop_flip
 
+__all__ = ["check_evaluator", "check_loss", "check_views"]
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 Views = Callable[[Tensor, int], Tensor]
 Evaluator = Callable[[Features, Data], Any]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.data import Data
-from reptk.encoder import Encoder
+from reptk.encoder import Encoder, evaluating
 from reptk.evaluate.features import PIXELS_PX, Features, pixels
 
 Numbers = dict[str, float]
@@ -45,12 +45,9 @@ def measure(
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             return encoder.features(images)
 
-    training = encoder.training
-    encoder.to(device).eval()
     encode = Features(embed, size=encoder.config["size"], crop=data.crop, views=views, device=device)
-    numbers = _numbers(evaluators, encode, data)
-    encoder.train(training)
-    return numbers
+    with evaluating(encoder.to(device)):
+        return _numbers(evaluators, encode, data)
 
 
 def measure_pixels(data: Data, evaluators: Iterable[Evaluator], views: Any = None) -> Numbers:

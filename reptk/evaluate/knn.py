@@ -31,8 +31,8 @@ class Votes:
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """A block: the queries' classes (b,), their neighbours' similarities and rows (b, depth or more)."""
         votes = self.labels[rows[:, : self.depth]]
-        weights = ((similarities - similarities[:, :1])[:, : self.depth] / self.temperature).exp()
-        weighted = torch.zeros(len(labels), max(self._classes, int(labels.max()) + 1))
+        weights = ((similarities - similarities[:, :1])[:, : self.depth] / self.temperature).double().exp()
+        weighted = torch.zeros(len(labels), max(self._classes, int(labels.max()) + 1), dtype=torch.float64)
         counts = torch.zeros_like(weighted)
         done = 0
         for k in self.k:
