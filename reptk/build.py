@@ -104,6 +104,8 @@ def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
             raise UsageError("train.sync_batchnorm needs CUDA devices")
         objective = convert_sync_batchnorm(objective)
     objective = objective.to(device)
+    if recipe.train.compile:
+        encoder.backbone.compile()
     return objective.to(memory_format=torch.channels_last) if recipe.train.channels_last else objective
 
 
