@@ -162,6 +162,11 @@ def validate(table: Table) -> Recipe:
         recipe = Recipe.model_validate(complete)
     except ValidationError as error:
         problems = [*schema.problems_of(error, Recipe), *problems]
+    if not problems and recipe.optim.warmup_epochs >= recipe.train.epochs:
+        epochs, warmup = recipe.train.epochs, recipe.optim.warmup_epochs
+        problems = [
+            ("optim.warmup_epochs", f"must be below train.epochs ({epochs}), got {warmup:g}; e.g. {epochs / 10:g}")
+        ]
     if problems:
         raise RecipeError(str(table.get("name", "recipe")), problems)
     return recipe
@@ -234,7 +239,12 @@ def available() -> dict[str, Path]:
         except Exception as cause:
             warnings.warn(f"the recipes of {point.value} cannot be found: {cause}", stacklevel=2)
     folders.append(Path("recipes"))
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+    found: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("*.toml"))):
+        if path.stem in found and not path.samefile(found[path.stem]) and path.parent == Path("recipes"):
+            warnings.warn(f"{path} hides the recipe of that name in {found[path.stem].parent}", stacklevel=2)
+        found[path.stem] = path
+    return found
 
 
 def build(registry: Registry, part: Table, **given: Any) -> Any:
@@ -310,7 +320,10 @@ def _load_plugins(path: Path, recorded: Sequence[str], given: Sequence[str]) -> 
     local = [str((path.parent / spec).resolve()) if spec.endswith(".py") else spec for spec in recorded]
     asked = [str(Path(spec).resolve()) if spec.endswith(".py") else spec for spec in given]
     known = {Path(spec).name for spec in asked}
-    specs = [*asked, *(spec for spec in local if Path(spec).name not in known)]
+    unasked = [spec for spec in local if Path(spec).name not in known]
+    for spec in unasked:
+        warnings.warn(f"{path} brings a plugin, which is run: {spec}", stacklevel=3)
+    specs = [*asked, *unasked]
     for spec in specs:
         load_plugin(spec)
     return specs

@@ -30,6 +30,11 @@ def start(device: str = "auto") -> torch.device:
     chosen = torch.device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
+        if chosen.index >= torch.cuda.device_count():
+            raise EnvironmentProblem(
+                f"rank {rank()} wants CUDA device {chosen.index}, but there are {torch.cuda.device_count()}; start fewer "
+                "processes on this machine, or name another train.device"
+            )
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
         td.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
@@ -82,6 +87,13 @@ def from_main(make: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def copy_buffers_from_main(module: torch.nn.Module) -> None:
+    """Give every rank rank 0's buffers: BatchNorm's running statistics differ between ranks after a step."""
+    if world() > 1:
+        for buffer in module.buffers():
+            td.broadcast(buffer, src=0)
 
 
 def any_rank(flag: bool) -> bool:

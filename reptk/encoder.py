@@ -4,6 +4,7 @@ import difflib
 import json
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -31,7 +32,7 @@ class Encoder(nn.Module):
         pretrained: timm's weights for that name (downloaded when first used).
         weights: local file with the backbone's weights instead: safetensors, or a plain state dict.
         stem: "small" makes the first convolution 3 x 3 with stride 1 and padding 1 and drops the pooling behind it, as
-            is usual for images of 28 to 64 px. That convolution starts afresh, even when pretrained.
+            is usual for images of 28 to 64 px. That convolution starts afresh where the weights were made for the other.
         head_layers: linear layers of the projection head; 0 for none: z are the features.
         head_width: width of its hidden layers; None for the features' width F.
         head_out: D, its last layer's width.
@@ -71,11 +72,14 @@ class Encoder(nn.Module):
             "head_norm": head_norm,
             "drop_path": drop_path,
         }
+        if pretrained and weights is not None:
+            raise UsageError(
+                "encoder.pretrained fetches timm's weights and encoder.weights reads others; set one of them"
+            )
         self.backbone = _backbone(backbone, size, pretrained, drop_path)
+        fresh = _small_stem(self.backbone, backbone) if stem == "small" else None
         if weights is not None:
-            _load_backbone(self.backbone, Path(weights))
-        if stem == "small":
-            _small_stem(self.backbone, backbone)
+            _load_backbone(self.backbone, Path(weights), fresh)
         self.num_features = _width(self.backbone, size, backbone)
         self.head = _head(self.num_features, head_layers, head_width, head_out, head_norm)
         mean, std = (torch.tensor(self.backbone.pretrained_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
@@ -252,7 +256,8 @@ def _width(backbone: nn.Module, size: int, name: str) -> int:
     return made.shape[1]
 
 
-def _small_stem(backbone: nn.Module, name: str) -> None:
+def _small_stem(backbone: nn.Module, name: str) -> str:
+    """Replace the first convolution and the pooling behind it; returns the name of the new weight."""
     place = backbone.pretrained_cfg.get("first_conv")
     first = backbone.get_submodule(place) if isinstance(place, str) else None
     if not isinstance(first, nn.Conv2d) or first.stride != (2, 2):
@@ -269,6 +274,7 @@ def _small_stem(backbone: nn.Module, name: str) -> None:
         holder, _, child = pool.rpartition(".")
         if _has(backbone, pool):
             setattr(backbone.get_submodule(holder), child, nn.Identity())
+    return f"{place}.weight"
 
 
 def _has(module: nn.Module, path: str) -> bool:
@@ -290,7 +296,8 @@ def _head(width: int, layers: int, hidden: int | None, out: int, norm: bool) -> 
     return nn.Sequential(*made)
 
 
-def _load_backbone(backbone: nn.Module, path: Path) -> None:
+def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
+    """Load plain weights; the tensor called `fresh` may be of another shape and is then left as it is."""
     if not path.is_file():
         raise DataError(f"encoder.weights: no file {path}")
     try:
@@ -303,6 +310,9 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
         raise DataError(f"encoder.weights: {path} is not a file of plain weights: {_first_line(cause)}") from cause
     own = backbone.state_dict()
     state = _matching(state, own)
+    if fresh in state and state[fresh].shape != own[fresh].shape:
+        warnings.warn(f"the weights were made for another stem; {fresh} starts afresh", stacklevel=3)
+        state = state | {fresh: own[fresh]}
     problems = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if problems:
         raise DataError(
@@ -324,9 +334,10 @@ def _matching(state: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
         cut = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if own.keys() <= cut.keys():
             return cut
-    # Other projects name the same layers otherwise; a backbone's tensors in order, all of the same shapes, are the same.
+    # Other projects name the same layers otherwise; tensors that agree in order, kind and shape are taken for the same.
     by_order = list(state.items())[: len(own)]
     if [_kind(*item) for item in by_order] == [_kind(*item) for item in own.items()]:
+        warnings.warn(f"{len(own)} tensors under other names were matched by their order and shapes", stacklevel=4)
         return dict(zip(own, (value for _, value in by_order), strict=True))
     return state
 

@@ -70,6 +70,15 @@ class Log:
         self.console.print(table)
 
     @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Say on a terminal what takes a while, for as long as it does."""
+        if self.speaks and self.console.is_terminal:
+            with self.console.status(Text(what)):
+                yield
+        else:
+            yield
+
+    @contextmanager
     def progress(self, epochs: int, steps_per_epoch: int, first_step: int) -> Iterator["Epochs"]:
         """Follow the training steps; yields what they are reported to."""
         shown = None

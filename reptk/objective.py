@@ -35,7 +35,8 @@ class Contrastive(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, key: int) -> dict[str, Tensor]:
         """images (B, 3, H, W) uint8, labels (B,), index (B,) number of each image in the data set."""
         ids = index if self.positives == "instance" else class_ids(labels, index)
-        views = self.views(images, key)
+        with torch.autocast(images.device.type, enabled=False):
+            views = self.views(images, key)
         z = self.encoder(rearrange(views, "v b c h w -> (v b) c h w"))
         z, ids = gather(z), gather(ids.repeat(len(views)))
         return {"loss": self.loss(z, ids), "z": z.detach()}

@@ -12,16 +12,20 @@ from torch import nn
 from reptk.errors import UsageError
 from reptk.registry import unknown
 
+_TIMM = {"sgd": "momentum", "nesterov": "sgd"}
+
 
 def optimizer(
     modules: nn.Module, *, name: str, lr: float, weight_decay: float, momentum: float = 0.9, decay_all: bool = False
 ) -> torch.optim.Optimizer:
     """An optimizer by timm's name over the trainable parameters; norms and biases get weight decay only if `decay_all`.
 
+    "sgd" is plain SGD with momentum, as papers mean it, and "nesterov" its Nesterov form: timm's own "sgd" is the latter.
+
     Raises:
         UsageError: unknown name.
     """
-    known = list_optimizers()
+    known = ["nesterov", *list_optimizers()]
     if name not in known:
         raise UsageError(unknown("optimizer", name, known))
     decayed, plain = [], []
@@ -29,7 +33,9 @@ def optimizer(
         (decayed if decay_all or parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     try:
-        return create_optimizer_v2([group for group in groups if group["params"]], opt=name, lr=lr, momentum=momentum)
+        return create_optimizer_v2(
+            [group for group in groups if group["params"]], opt=_TIMM.get(name, name), lr=lr, momentum=momentum
+        )
     except Exception as cause:
         raise UsageError(f"optimizer {name!r} cannot be built here: {cause or type(cause).__name__}") from cause
 

@@ -52,7 +52,10 @@ def _run(asked: argparse.Namespace) -> int:
         return _check(recipe)
     if asked.smoke and asked.out is None:
         with tempfile.TemporaryDirectory(prefix="reptk-smoke-") as folder:
-            return _train(recipe, Path(folder) / recipe.name)
+            code = _train(recipe, Path(folder) / recipe.name)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print("smoke passed: two steps and the evaluation ran on generated images; nothing was kept")
+        return code
     return _train(recipe, asked.out)
 
 
@@ -115,6 +118,7 @@ def _smoke(recipe: config.Recipe) -> config.Recipe:
     few = {
         "data": config.complete("data", {"name": "generated", **images}),
         "train": recipe.train.model_copy(update={"epochs": 1, "batch_size": batch, "workers": 0}),
+        "optim": recipe.optim.model_copy(update={"warmup_epochs": 0}),
         "eval": {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()},
         "expect": None,
     }

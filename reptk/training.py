@@ -1,6 +1,8 @@
 """train(recipe, out): the loop, in running order. Every run ends in its numbers beside two baselines."""
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -48,13 +50,19 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         numbers = _train(recipe, built, folder, log)
     except KeyboardInterrupt:
         _end(folder, log, "interrupted", None)
-        log.line(f"interrupted. To go on: python -m reptk.recipe {folder} --resume")
+        log.line(f"interrupted. To go on: python -m reptk.recipe {folder} --resume{_again(recipe)}")
         raise
     except Exception as error:
         _end(folder, log, "failed", f"{type(error).__name__}: {error}")
         raise
     _end(folder, log, "finished", None)
     return numbers
+
+
+def _again(recipe: Recipe) -> str:
+    """Plugins that a resumed run has to be given anew: modules, which a run folder holds no copy of."""
+    modules = [spec for spec in recipe.plugins if not spec.endswith(".py") and not spec.startswith("reptk.plugins.")]
+    return "".join(f" --plugin {spec}" for spec in modules)
 
 
 def describe(recipe: Recipe, built: Built) -> list[tuple[str, str, str]]:
@@ -87,14 +95,16 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
     log.facts(describe(recipe, built))
     state = checkpoint.load_last(folder / "checkpoints")
     first_step = _restore(built, state) if state else 0
-    baselines = state["baselines"] if state else _baselines(recipe, built)
+    with log.working("evaluating raw pixels and the untrained encoder"):
+        baselines = state["baselines"] if state else _baselines(recipe, built)
     log.write_metrics_to(folder / "metrics.jsonl", first_step)
     if first_step:
         log.line(f"resumed after step {first_step}")
     if baselines:
         log.line(_before(baselines))
     seconds = _epochs(recipe, built, folder, log, baselines, first_step, state["seconds"] if state else 0.0)
-    numbers = _evaluate(recipe, built)
+    with log.working("evaluating the trained encoder"):
+        numbers = _evaluate(recipe, built)
     _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds)
     return numbers
 
@@ -110,7 +120,7 @@ def _epochs(
     batches = built.loader.batches(first_step, total)
     watch = _Watch(before)
     window: list[tuple[Tensor, Tensor]] = []
-    with log.progress(train.epochs, per_epoch, first_step) as progress:
+    with log.progress(train.epochs, per_epoch, first_step) as progress, _Interrupt() as interrupt:
         for step in range(first_step, total):
             images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
             built.schedule.step_update(step)
@@ -137,6 +147,10 @@ def _epochs(
                     dist.from_main(partial(_save, folder, done, state))
                 progress.epoch(epoch, values[-1], watch.rate(), (total - done) * watch.per(views))
                 watch.start()
+            if interrupt.asked:
+                watch.stop()
+                _save(folder, done, _state(built, done, watch.seconds, baselines))
+                raise KeyboardInterrupt
     return watch.seconds
 
 
@@ -178,6 +192,7 @@ def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor]], step: int) -> l
 
 def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Numbers:
     """The encoder's numbers as it is now: of all evaluators, or of some."""
+    dist.copy_buffers_from_main(built.objective)
     return measure(
         built.encoder,
         built.data,
@@ -185,6 +200,7 @@ def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = N
         views=built.evaluation_views,
         device=built.device,
         bf16=recipe.train.precision == "bf16",
+        workers=recipe.train.workers,
     )
 
 
@@ -192,7 +208,7 @@ def _baselines(recipe: Recipe, built: Built) -> dict[str, Numbers]:
     """What raw pixels and the encoder before training achieve."""
     if not recipe.train.baselines:
         return {}
-    raw = measure_pixels(built.data, built.evaluators.values(), built.evaluation_views)
+    raw = measure_pixels(built.data, built.evaluators.values(), built.evaluation_views, recipe.train.workers)
     return {"raw pixels": raw, "untrained": _evaluate(recipe, built)}
 
 
@@ -290,6 +306,13 @@ def _state(built: Built, step: int, seconds: float, baselines: dict[str, Numbers
 
 
 def _save(folder: Path, step: int, state: dict[str, Any]) -> None:
+    broken = [
+        name for name, value in state["objective"].items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise NumericalError(
+            f"after step {step}, {len(broken)} weights hold NaN or infinity, {broken[0]} first; nothing is saved"
+        )
     try:
         checkpoint.save(folder / "checkpoints", step, state)
     except (OSError, RuntimeError) as cause:
@@ -303,11 +326,37 @@ def _restore(built: Built, state: dict[str, Any]) -> int:
 
 
 def _end(folder: Path, log: Log, status: str, reason: str | None) -> None:
-    if dist.is_main():
+    if dist.is_main() or status == "failed":
         try:
             run.set_status(folder, status, **({"reason": reason} if reason else {}))
         except OSError as cause:
             log.line(f"cannot write {folder / 'status.json'}: {cause}")
+
+
+class _Interrupt:
+    """Ctrl-C in a single process: the step under way is finished and saved; a second one leaves at once.
+
+    Several ranks would have to agree on the step; there the signal acts as it always does, and the last epoch's
+    checkpoint remains.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "_Interrupt":
+        self._catches = dist.world() == 1 and threading.current_thread() is threading.main_thread()
+        if self._catches:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._catches:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class _Watch:

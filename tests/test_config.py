@@ -6,9 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from reptk import schema
-from reptk.config import Recipe, RecipeError, available, find, load, override, read, validate
+from reptk.config import Recipe, RecipeError, available, build, find, load, override, read, validate
 from reptk.errors import UsageError
 from reptk.registry import DATASETS, EVALUATORS, LOSSES, REGISTRIES
 
@@ -666,6 +667,45 @@ def test_odd_signatures_are_taken(factory):
     checked = schema.check(factory, {"count": 2})
     assert checked.complete["count"] == 2
     assert checked.unknown == checked.problems == []
+
+
+STRANGE_DEFAULTS = """
+from math import inf
+from reptk import LOSSES
+
+@LOSSES.register("my_loss")
+class MyLoss:
+    def __init__(self, {parameter}, margin: float = 0.2) -> None:
+        self.odd = odd
+"""
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        "odd=None",
+        "odd: int | None = None",
+        "odd: tuple[int, ...] = (1, 2)",
+        "odd: float = inf",
+        pytest.param("odd=print", marks=pytest.mark.xfail(strict=True, reason="bug: None is passed instead")),
+        pytest.param("odd=(print, 1)", marks=pytest.mark.xfail(strict=True, reason="bug: TypeError from tomli_w")),
+        pytest.param(r"odd=b'\xff'", marks=pytest.mark.xfail(strict=True, reason="bug: UnicodeDecodeError")),
+    ],
+)
+def test_a_default_is_what_the_part_is_built_with_before_and_after_a_dump(parameter):
+    _write("my_loss.py", STRANGE_DEFAULTS.format(parameter=parameter))
+    recipe = load(_write("tiny.toml", _with_plugins("my_loss.py")), ["loss.margin=0.3"])
+    again = load(_write("again.toml", recipe.model_copy(update={"plugins": ("my_loss.py",)}).dump()))
+    parts = [LOSSES.get("my_loss")(), build(LOSSES, recipe.loss), build(LOSSES, again.loss)]
+    expected, *made = (list(part.odd) if isinstance(part.odd, tuple) else part.odd for part in parts)
+    assert made == [expected, expected]
+
+
+@pytest.mark.xfail(strict=True, reason="bug: nn.Module's own **kwargs are taken for the loss's")
+def test_a_loss_without_arguments_takes_none():
+    class Plain(torch.nn.Module): ...
+
+    assert schema.check(Plain, {"x": 1}).unknown == ["x"]
 
 
 def test_every_registered_part_with_defaults_validates_and_dumps():

@@ -45,10 +45,11 @@ def _evaluate(asked: argparse.Namespace, encoder: Any, part: config.Table, optio
 
     data, log = config.build(DATASETS, part), Log()
     evaluator = config.build(EVALUATORS, options) if data.query is not None else ViewRetrieval()
-    views = config.build(VIEWS, {"name": "simclr", "size": encoder.config["size"], "count": 1})
+    recipe = _recipe_of(asked.checkpoint)
+    views = config.build(VIEWS, recipe.get("views", {"name": "simclr", "size": encoder.config["size"]}))
     name = asked.checkpoint or asked.backbone
     log.line(f"{name}  on  {part['name']}: {data.protocol}")
-    rows = compare({"encoder": encoder}, data, [evaluator], views=views, device=_device())
+    rows = compare({"encoder": encoder}, data, [evaluator], views=views, device=_device(), bf16=_is_bf16(recipe))
     log.results([metric for metric in rows["encoder"] if not metric.startswith("knn_majority")], rows)
     if asked.out is not None:
         protocol = {"encoder": encoder.config, "data": part, "splits": data.protocol, "evaluator": options}
@@ -79,14 +80,21 @@ def _data_part(asked: argparse.Namespace, chosen: config.Table) -> config.Table:
     """The data set that was named, else the one the run was trained on."""
     part = dict(chosen.get("data", {}))
     if "name" not in part and asked.checkpoint is not None:
-        home = Path(asked.checkpoint)
-        recipe = next(
-            (place / "recipe.toml" for place in (home, home.parent) if (place / "recipe.toml").is_file()), None
-        )
-        part = {**(config.read(recipe)["data"] if recipe else {}), **part}
+        part = {**_recipe_of(asked.checkpoint).get("data", {}), **part}
     if "name" not in part:
         raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
     return config.complete("data", part)
+
+
+def _recipe_of(checkpoint: str | None) -> config.Table:
+    """The recipe of the run that a run folder or its model folder belongs to, empty if there is none."""
+    homes = [] if checkpoint is None else [Path(checkpoint), Path(checkpoint).parent]
+    found = [home / "recipe.toml" for home in homes if (home / "recipe.toml").is_file()]
+    return config.read(found[0]) if found else {}
+
+
+def _is_bf16(recipe: config.Table) -> bool:
+    return recipe.get("train", {}).get("precision") == "bf16"
 
 
 def _device() -> Any:

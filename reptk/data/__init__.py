@@ -3,7 +3,7 @@
 from reptk.data.embedded import digits, photos
 from reptk.data.folder import folder, imagenet100
 from reptk.data.generated import generated
-from reptk.data.loader import Loader
+from reptk.data.loader import Loader, blocks
 from reptk.data.small import cifar10, cifar100, fashion_mnist, stl10
 from reptk.data.splits import Data, InMemory, Split
 
@@ -12,6 +12,7 @@ __all__ = [
     "InMemory",
     "Loader",
     "Split",
+    "blocks",
     "cifar10",
     "cifar100",
     "digits",

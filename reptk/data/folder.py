@@ -3,6 +3,7 @@
 import difflib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,8 @@ from reptk.registry import DATASETS
 JUNK = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 UNLABELED = frozenset({"unlabeled", "unlabelled"})
 EVAL_NAMES = ("val", "valid", "validation", "test", "query")
+
+UNREAD = frozenset({".heic", ".heif", ".cr2", ".nef", ".arw", ".dng", ".svg", ".jxl"})
 
 Pixels = Annotated[int, Ge(8)]
 Found = list[tuple[Path, str | None]]
@@ -135,6 +138,8 @@ def _two_folders(train: Path, evaluation: Path, labels: str, size: int) -> Data:
     strange = sorted({name for _, name in query if name is not None} - set(classes))
     if strange and classes:
         raise DataError(f"{evaluation} has classes that {train} lacks: {', '.join(strange[:5])}")
+    if classes and not _classes(query):
+        raise DataError(f"{train} has class folders and {evaluation} has none; give both the same, or data.labels=none")
     kept = [item for item in found if item[1] is not None]
     query = [item for item in query if item[1] is not None] if classes else []
     return _data(found, kept, query, classes, size, f"bank {train}, queries {evaluation}")
@@ -166,6 +171,7 @@ def _scan(base: Path, labels: str, at_least: int = 2) -> Found:
 def _images(base: Path) -> Iterator[Path]:
     """Image files below `base`, sorted; no hidden or junk folders, no empty files, no broken or looping links."""
     seen: set[tuple[int, int]] = set()
+    passed: Counter[str] = Counter()
     for place, folders, names in os.walk(base, followlinks=True):
         stat = Path(place).stat()
         if (stat.st_dev, stat.st_ino) in seen:
@@ -175,8 +181,18 @@ def _images(base: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in JUNK)
         for name in sorted(names):
             path = Path(place) / name
-            if not name.startswith(".") and path.suffix.lower() in EXTENSIONS and path.exists() and path.stat().st_size:
-                yield path
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in UNREAD:
+                passed[f"{path.suffix.lower()} files, which Pillow does not read"] += 1
+            elif path.suffix.lower() in EXTENSIONS:
+                if path.exists() and path.stat().st_size:
+                    yield path
+                else:
+                    passed["empty files or broken links"] += 1
+    if passed:
+        counts = ", ".join(f"{number} {what}" for what, number in sorted(passed.items()))
+        warnings.warn(f"{base}: passed over {counts}", stacklevel=2)
 
 
 def _classes(found: Found) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Batches in an order that is a function of (seed, epoch): for any number of ranks, workers and interruptions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -70,6 +70,27 @@ class Loader:
             if isinstance(images, str):
                 raise DataError(images)
             yield images, self.split.labels[numbers], numbers
+
+
+def blocks(split: Split, ranges: Sequence[range], workers: int = 0) -> Iterator[Tensor]:
+    """Images (b, 3, H, W) uint8 of each range of numbers in turn, decoded ahead by `workers` processes.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    numbers = [torch.arange(part.start, part.stop) for part in ranges]
+    loader = DataLoader(
+        _Fetch(split),
+        sampler=numbers,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),
+    )
+    for images, _ in loader:
+        if isinstance(images, str):
+            raise DataError(images)
+        yield images
 
 
 class _Order:

@@ -63,7 +63,8 @@ class InMemory:
         return len(self.pixels)
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return self.pixels[numbers].expand(-1, 3, -1, -1)
+        pixels = self.pixels[numbers]
+        return pixels.repeat(1, 3, 1, 1) if self.is_grey else pixels
 
 
 def described(*, classes: int | None = None, size_px: int | None = None) -> Callable[[Any], Any]:

@@ -21,12 +21,14 @@ def compare(
     *,
     views: Callable[[Tensor, int], Tensor] | None = None,
     device: torch.device | str = "cpu",
+    bf16: bool = False,
+    workers: int = 0,
 ) -> dict[str, Numbers]:
     """Numbers of raw pixels and of every encoder: `{"raw pixels": {...}, name: {...}}`."""
     evaluators = list(evaluators)
-    rows = {"raw pixels": measure_pixels(data, evaluators, views)}
+    rows = {"raw pixels": measure_pixels(data, evaluators, views, workers)}
     for name, encoder in encoders.items():
-        rows[name] = measure(encoder, data, evaluators, views=views, device=device)
+        rows[name] = measure(encoder, data, evaluators, views=views, device=device, bf16=bf16, workers=workers)
     return rows
 
 
@@ -38,6 +40,7 @@ def measure(
     views: Callable[[Tensor, int], Tensor] | None = None,
     device: torch.device | str = "cpu",
     bf16: bool = False,
+    workers: int = 0,
 ) -> Numbers:
     """Numbers of one encoder, put into evaluation mode for the time."""
 
@@ -45,15 +48,17 @@ def measure(
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             return encoder.features(images)
 
-    encode = Features(embed, size=encoder.config["size"], crop=data.crop, views=views, device=device)
+    size = encoder.config["size"]
+    encode = Features(embed, size=size, crop=data.crop, views=views, device=device, workers=workers)
     with evaluating(encoder.to(device)):
         return _numbers(evaluators, encode, data)
 
 
-def measure_pixels(data: Data, evaluators: Iterable[Evaluator], views: Any = None) -> Numbers:
+def measure_pixels(data: Data, evaluators: Iterable[Evaluator], views: Any = None, workers: int = 0) -> Numbers:
     """Numbers of the raw pixels, at most 32 x 32 of them."""
     side = min(data.train.images.fetch(torch.tensor([0])).shape[-1], PIXELS_PX)
-    return _numbers(evaluators, Features(pixels(data.train), size=side, crop=data.crop, views=views), data)
+    encode = Features(pixels(data.train), size=side, crop=data.crop, views=views, workers=workers)
+    return _numbers(evaluators, encode, data)
 
 
 def _numbers(evaluators: Iterable[Evaluator], encode: Features, data: Data) -> Numbers:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk import dist
-from reptk.data import Split
+from reptk.data import Split, blocks
 from reptk.keyed import fold
 from reptk.views import plain
 
@@ -26,6 +26,7 @@ class Features:
         crop: share of the shorter side that the plain view keeps.
         views: draws random views, for `encode.view`.
         device: where images are prepared.
+        workers: processes that decode images ahead.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Features:
         crop: float = 1.0,
         views: Callable[[Tensor, int], Tensor] | None = None,
         device: torch.device | str = "cpu",
+        workers: int = 0,
     ) -> None:
-        self.embed, self.size, self.crop, self.views, self.device = embed, size, crop, views, device
+        self.embed, self.size, self.crop, self.views = embed, size, crop, views
+        self.device, self.workers = device, workers
         self._kept: list[tuple[Split, str | int, Tensor]] = []
 
     def __call__(self, split: Split) -> Tensor:
@@ -58,21 +61,21 @@ class Features:
     @torch.no_grad()
     def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Each rank encodes the blocks of its part; parts hold whole blocks, so that ranks do not change them."""
-        blocks = -(-len(split) // BLOCK)
-        part = -(-blocks // dist.world()) * BLOCK
+        part = -(-len(split) // (BLOCK * dist.world())) * BLOCK
         first, last = dist.rank() * part, min((dist.rank() + 1) * part, len(split))
-        made = [self._block(split, start, min(start + BLOCK, last), prepare) for start in range(first, last, BLOCK)]
+        ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
+        images = blocks(split, ranges, self.workers)
+        made = [self._block(block, part.start, prepare) for part, block in zip(ranges, images, strict=True)]
         if dist.world() == 1:
             return torch.cat(made)
-        width = self._block(split, 0, 1, prepare).shape[1]
+        width = self._block(split.images.fetch(torch.tensor([0])), 0, prepare).shape[1]
         padded = torch.zeros(part, width, device=self.device)
         if made:
             padded[: last - first] = torch.cat(made)
         return dist.gather(padded)[: len(split)].cpu()
 
-    def _block(self, split: Split, first: int, last: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
-        images = split.images.fetch(torch.arange(first, last)).to(self.device)
-        return functional.normalize(self.embed(prepare(images, first)).float(), dim=1).cpu()
+    def _block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+        return functional.normalize(self.embed(prepare(images.to(self.device), first)).float(), dim=1).cpu()
 
 
 def pixels(split: Split) -> Embed:

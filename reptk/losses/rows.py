@@ -74,9 +74,9 @@ def normalize(z: Tensor) -> Tensor:
     """Rows of unit length, in float32 or wider, whatever their scale (no overflow, no underflow)."""
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     largest = z.detach().abs().amax(1, keepdim=True)
-    z = z / torch.where(largest > 0, largest, 1.0)
-    # The largest entry is 1 now, so a length below 1 belongs to a zero row only.
-    return z / z.norm(dim=1, keepdim=True).clamp_min(1.0)
+    is_zero = largest == 0
+    z = z / torch.where(is_zero, 1.0, largest)
+    return z / torch.where(is_zero, 1.0, z.norm(dim=1, keepdim=True))
 
 
 def _log_sum_exp(logits: list[Tensor]) -> Tensor:

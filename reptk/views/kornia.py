@@ -50,7 +50,10 @@ class KorniaViews:
     @torch.no_grad()
     def __call__(self, images: Tensor, key: int) -> Tensor:
         """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key."""
-        images = to_float(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._drawn(to_float(images), key)
+
+    def _drawn(self, images: Tensor, key: int) -> Tensor:
         total = len(images) * self.world
         rows = torch.arange(len(images)) + len(images) * self.rank
         views = []
