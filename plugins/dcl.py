@@ -25,8 +25,8 @@ class DCL(nn.Module):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
         self.temperature = temperature
 
     def forward(self, z: Tensor, ids: Tensor) -> Tensor:

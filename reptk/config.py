@@ -85,7 +85,7 @@ class Expect(Section):
     untrained: float | None = None
     pixels: float | None = None
     epochs: int
-    train_seconds: float
+    train_seconds: float | None = Field(None, description="of an otherwise idle machine")
     hardware: str
     versions: str
     commit: str

@@ -18,7 +18,7 @@ def fold(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator of its own, started from `fold(*parts)`."""
+    """A CPU generator of its own, started from `fold(*parts)` (of which torch's CPU generators use 32 bits)."""
     return torch.Generator().manual_seed(fold(*parts))
 
 

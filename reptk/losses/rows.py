@@ -90,6 +90,8 @@ def _log_sum_exp(logits: list[Tensor]) -> Tensor:
 def _check(z: Tensor, ids: Tensor) -> None:
     if z.ndim != 2 or ids.ndim != 1 or len(z) != len(ids):
         raise ValueError(f"a loss takes z (N, D) and ids (N,), got {tuple(z.shape)} and {tuple(ids.shape)}")
+    if not z.numel():
+        raise ValueError(f"z is empty: {tuple(z.shape)}")
     if not z.is_floating_point():
         raise ValueError(f"z must be floating point, got {z.dtype}")
     if ids.is_floating_point() or ids.is_complex():

@@ -39,8 +39,7 @@ def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "
         0.2395
     """
     slope = 1 / positive("temperature", temperature)
-    if form not in ("out", "in"):
-        raise ValueError(f"form must be 'out' or 'in', got {form!r}")
+    _check_form(form)
     rows = Rows(z, ids)
     over_all = rows.log_sum(Term("others", slope))
     count = rows.positives()
@@ -50,6 +49,12 @@ def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "
     return mean_over_anchors(over_all - over_positives, count)
 
 
+def _check_form(form: str) -> str:
+    if form not in ("out", "in"):
+        raise ValueError(f"form must be 'out' or 'in', got {form!r}")
+    return form
+
+
 @LOSSES.register("supcon")
 class SupCon(nn.Module):
     """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar."""
@@ -57,7 +62,7 @@ class SupCon(nn.Module):
     def __init__(self, temperature: Positive = 0.1, form: Literal["out", "in"] = "out") -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature)
-        self.form = form
+        self.form = _check_form(form)
 
     def forward(self, z: Tensor, ids: Tensor) -> Tensor:
         return supcon(z, ids, temperature=self.temperature, form=self.form)
