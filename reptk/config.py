@@ -322,8 +322,9 @@ def _load_plugins(path: Path, recorded: Sequence[str], given: Sequence[str]) -> 
     known = {Path(spec).name for spec in asked}
     unasked = [spec for spec in local if Path(spec).name not in known]
     for spec in unasked:
-        warnings.warn(f"{path} brings a plugin, which is run: {spec}", stacklevel=3)
-    specs = [*asked, *unasked]
+        if not spec.startswith("reptk.plugins."):
+            warnings.warn(f"{path} brings a plugin, which is run: {spec}", stacklevel=3)
+    specs = list(dict.fromkeys([*asked, *unasked]))
     for spec in specs:
         load_plugin(spec)
     return specs

@@ -198,7 +198,7 @@ def _check_reachable(name: str) -> None:
     """
     place = timm.get_pretrained_cfg(name).hf_hub_id
     kept = [try_to_load_from_cache(place, file) for file in ("model.safetensors", "pytorch_model.bin")] if place else []
-    if not place or any(isinstance(path, str) for path in kept):
+    if not place or hub.HF_HUB_OFFLINE or any(isinstance(path, str) for path in kept):
         return
     try:
         urllib.request.urlopen(hub.ENDPOINT, timeout=4).close()
@@ -268,6 +268,8 @@ def _small_stem(backbone: nn.Module, name: str) -> str:
     bias = first.bias is not None
     small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=bias)
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    if small.weight.shape == first.weight.shape:
+        small.load_state_dict(first.state_dict())
     parent, _, child = place.rpartition(".")
     setattr(backbone.get_submodule(parent), child, small)
     for pool in ("maxpool", "features.pool0", "stem.pool", "layer0.pool"):
@@ -307,7 +309,11 @@ def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as cause:
-        raise DataError(f"encoder.weights: {path} is not a file of plain weights: {_first_line(cause)}") from cause
+        # torch's own message advises to allow code to run, which is the one thing not to do with a stranger's file.
+        raise DataError(
+            f"encoder.weights: {path} holds no plain weights ({type(cause).__name__}); what can be read is safetensors, or "
+            "a state dict of tensors saved by torch"
+        ) from cause
     own = backbone.state_dict()
     state = _matching(state, own)
     if fresh in state and state[fresh].shape != own[fresh].shape:

@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import to_jsonable_python
 
 from reptk.registry import nearest
 
@@ -33,9 +35,8 @@ def check(factory: Callable[..., Any], chosen: Mapping[str, Any], given: Sequenc
     unknown = [] if takes_all else [name for name in chosen if name not in names(factory, given)]
     known = {name: value for name, value in chosen.items() if name not in unknown}
     try:
-        return Checked(
-            model.model_validate(known).model_dump(mode="json", by_alias=True, fallback=_nothing), unknown, []
-        )
+        chosen = model.model_validate(known).model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return Checked(_with_defaults(factory, given, chosen), unknown, [])
     except ValidationError as error:
         return Checked(known, unknown, problems_of(error))
 
@@ -61,6 +62,8 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+    if inspect.isclass(factory) and factory.__init__.__module__ == "torch.nn.modules.module":
+        return inspect.Signature()  # nn.Module's own __init__(*args, **kwargs) takes nothing either
     try:
         return inspect.signature(factory, eval_str=True)
     except Exception:  # an annotation that only a type checker can resolve
@@ -97,8 +100,18 @@ def _type(annotation: Any) -> Any:
     return annotation
 
 
-def _nothing(_: Any) -> None:
-    """What stands in a recipe for a default that TOML cannot hold: it is left out, and so remains the default."""
+def _with_defaults(factory: Callable[..., Any], given: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen arguments with the defaults of the others; one that TOML cannot hold is left out, and so applies."""
+    parameters = _signature(factory).parameters
+    complete = {}
+    for name in names(factory, given):
+        try:
+            complete[name] = chosen[name] if name in chosen else to_jsonable_python(parameters[name].default)
+            if complete[name] is not None:
+                tomli_w.dumps({name: complete[name]})
+        except (ValueError, TypeError):  # PydanticSerializationError and UnicodeDecodeError are ValueErrors
+            complete.pop(name, None)
+    return complete | chosen
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
@@ -113,6 +126,10 @@ def _message(item: Any, model: type[BaseModel] | None) -> str:
         return f"unknown key{suggestion(str(item['loc'][-1]), known)}" + (
             f" (known: {', '.join(known)})" if known else ""
         )
+    if item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "device":
+        return f"must be auto, cpu, cuda or cuda:N, got {item['input']!r}"
+    if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return f"must be a table, got {item['input']!r}"
     text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     given = item["input"]
     shown = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"

