@@ -106,7 +106,9 @@ def _check(recipe: config.Recipe) -> int:
 
 
 def _smoke(recipe: config.Recipe) -> config.Recipe:
-    """Two steps on generated images of the recipe's size and number of classes."""
+    """Two steps on generated images of the recipe's size and number of classes; in fp32 where there is no GPU."""
+    import torch
+
     from reptk.registry import DATASETS
 
     factory = DATASETS.get(recipe.data["name"])
@@ -114,10 +116,13 @@ def _smoke(recipe: config.Recipe) -> config.Recipe:
     size = recipe.data.get("size") or getattr(factory, "size_px", None) or recipe.views.get("size", 32)
     world = int(os.environ.get("WORLD_SIZE", 1))
     batch = min(recipe.train.batch_size, (4 if size > 64 else 8) * world)
+    precision = recipe.train.precision if torch.cuda.is_available() else "fp32"
     images = {"size": size, "classes": classes, "train": 2 * batch, "bank": 16, "query": 8}
     few = {
         "data": config.complete("data", {"name": "generated", **images}),
-        "train": recipe.train.model_copy(update={"epochs": 1, "batch_size": batch, "workers": 0}),
+        "train": recipe.train.model_copy(
+            update={"epochs": 1, "batch_size": batch, "workers": 0, "precision": precision}
+        ),
         "optim": recipe.optim.model_copy(update={"warmup_epochs": 0}),
         "eval": {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()},
         "expect": None,

@@ -37,6 +37,12 @@ from reptk.data import (
 from reptk.data.decode import decode
 from reptk.errors import DataError, EnvironmentProblem
 
+# The small folders made here say so themselves; what is said is tested where it matters.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:no class of .* is held out"),
+    pytest.mark.filterwarnings("ignore:.*passed over"),
+]
+
 needs_scikit_image = pytest.mark.skipif(find_spec("skimage") is None, reason="scikit-image is not installed")
 needs_debian_fashion = pytest.mark.skipif(
     not small.DEBIAN_FASHION_MNIST.is_dir(), reason=f"no {small.DEBIAN_FASHION_MNIST} (Debian: dataset-fashion-mnist)"
@@ -866,3 +872,12 @@ def test_an_unreadable_image_is_named_wherever_it_is_met(tmp_path, workers):
     loader = Loader(folder(str(tmp_path), size=8).train, batch_size=2, seed=0, workers=workers)
     with pytest.raises(DataError, match=f"^cannot read {re.escape(str(tmp_path / 'bad.jpg'))} as an image"):
         list(loader.batches(0, 3))
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path):
+    fill(tmp_path, cat=1, dog=1)
+    (tmp_path / "cat" / "empty.jpg").touch()
+    (tmp_path / "dog" / "phone.HEIC").write_bytes(b"x")
+    skipped = "passed over 1 .heic files, which Pillow does not read, 1 empty files or broken links"
+    with pytest.warns(UserWarning, match=skipped), pytest.warns(UserWarning, match="so none is held out"):
+        folder(str(tmp_path))

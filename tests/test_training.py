@@ -246,10 +246,12 @@ def curve(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_bf16_follows_fp32(reference: Path, tmp_path: Path) -> None:
-    go(tiny("train.precision=bf16"), tmp_path / "run")
-    assert curve(tmp_path / "run") == pytest.approx(curve(reference), rel=0.02)
-    assert curve(tmp_path / "run") != curve(reference)
+def test_bf16_follows_fp32(tmp_path: Path) -> None:
+    # A transformer: on the CPU, bf16 convolutions of 1 x 1 maps have been seen to give a gradient that is not finite.
+    for precision in ("fp32", "bf16"):
+        go(tiny("encoder.backbone=test_vit", f"train.precision={precision}"), tmp_path / precision)
+    assert curve(tmp_path / "bf16") == pytest.approx(curve(tmp_path / "fp32"), rel=0.02)
+    assert curve(tmp_path / "bf16") != curve(tmp_path / "fp32")
 
 
 def test_clipping_lars_and_three_views_run(tmp_path: Path) -> None:
