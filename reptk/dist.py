@@ -96,16 +96,6 @@ def copy_buffers_from_main(module: torch.nn.Module) -> None:
             td.broadcast(buffer, src=0)
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether `flag` holds on at least one rank."""
-    if world() == 1:
-        return flag
-    on_device = "cuda" if td.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor([int(flag)], device=on_device)
-    td.all_reduce(flags, td.ReduceOp.MAX)
-    return bool(flags.item())
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def describe(recipe: Recipe, built: Built) -> list[tuple[str, str, str]]:
 
 
 def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
-    where = f"  {recipe.name}  ->  {folder}"
+    where, commit = f"  {recipe.name}  ->  {folder}", run.commit()
     log.line(f"reptk {reptk.__version__}{where}", style="bold")
     log.facts(describe(recipe, built))
     state = checkpoint.load_last(folder / "checkpoints")
@@ -105,7 +105,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
     seconds = _epochs(recipe, built, folder, log, baselines, first_step, state["seconds"] if state else 0.0)
     with log.working("evaluating the trained encoder"):
         numbers = _evaluate(recipe, built)
-    _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds)
+    _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds, commit)
     return numbers
 
 
@@ -240,11 +240,19 @@ def headline(numbers: Numbers) -> str:
     return "knn@20" if "knn@20" in numbers else next(iter(numbers))
 
 
-def _finish(recipe: Recipe, built: Built, folder: Path, log: Log, rows: Mapping[str, Numbers], seconds: float) -> None:
+def _finish(
+    recipe: Recipe,
+    built: Built,
+    folder: Path,
+    log: Log,
+    rows: Mapping[str, Numbers],
+    seconds: float,
+    commit: str | None,
+) -> None:
     columns = [name for name in rows["trained"] if not name.startswith("knn_majority")]
     log.line()
     log.results(columns, rows)
-    protocol = _protocol(recipe, built, seconds)
+    protocol = _protocol(recipe, built, seconds) | {"commit": commit}  # of the code as it was when the run began
     results = {"metrics": dict(rows), "headline": headline(rows["trained"]), "protocol": protocol}
     dist.from_main(lambda: _write_results(built, folder, results))
     log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
@@ -278,7 +286,6 @@ def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:
         "ranks": dist.world(),
         "threads": torch.get_num_threads(),
         "versions": run.versions(),
-        "commit": run.commit(),
     }
 
 
@@ -360,7 +367,7 @@ class _Interrupt:
 
 
 class _Watch:
-    """Time spent in training steps, and views per second over the recent ones."""
+    """Time spent in training steps, and views per second since this process took the run up."""
 
     def __init__(self, before: float) -> None:
         self._before, self._views, self._spent, self._since = before, 0, 0.0, time.monotonic()

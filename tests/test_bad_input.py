@@ -14,7 +14,6 @@ from PIL import Image
 
 from reptk import run
 from reptk.recipe import main
-from reptk.registry import REGISTRIES
 
 TINY = """\
 [data]
@@ -69,29 +68,17 @@ PLUGINS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Tiny runs are fastest on one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def _quick(one_thread):
+    """Tiny work throughout."""
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, forgotten):
     """A folder to work in, full of things to trip over; what a test registers there is forgotten after it."""
-    for registry in REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     _lay_out(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return tmp_path
 
 
 def _lay_out(place: Path) -> None:

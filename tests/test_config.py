@@ -56,18 +56,9 @@ class MyLoss:
 
 
 @pytest.fixture(autouse=True)
-def _as_before(tmp_path, monkeypatch):
+def _as_before(tmp_path, monkeypatch, forgotten):
     """Whatever a test registers or imports from its own folder is forgotten after it, which it spends there."""
-    for registry in REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 def _write(path: str, text: str = TINY) -> str:

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,8 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So little work is done in a fraction of the time by one thread, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _quick(one_thread):
+    """Tiny work throughout."""
 
 
 def encoder(backbone: str = "test_resnet", seed: int = 0, **options: Any) -> Encoder:

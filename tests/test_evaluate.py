@@ -31,12 +31,8 @@ Numbers = dict[str, float]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So little work is done in a fraction of the time by one thread, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _quick(one_thread):
+    """Tiny work throughout."""
 
 
 def rows(count: int, width: int = 12, seed: int = 0) -> Tensor:

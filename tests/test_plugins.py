@@ -15,7 +15,7 @@ import reptk
 from reptk import DATASETS, LOSSES, run
 from reptk.errors import UsageError
 from reptk.recipe import main
-from reptk.registry import REGISTRIES, load_plugin
+from reptk.registry import load_plugin
 
 MY_LOSS = '''\
 """Positives shall be more alike than negatives, by a margin."""
@@ -109,34 +109,20 @@ ANNOUNCED = pytest.mark.filterwarnings("ignore:.*brings a plugin, which is run")
 WITH_MY_LOSS = ("loss.name=my_loss", "loss.margin=0.5")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Tiny runs are fastest on one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def _quick(one_thread):
+    """Tiny work throughout."""
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, forgotten):
     """A folder to work in, with a recipe; what a test registers or imports there is forgotten after it."""
-    for registry in REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "my_loss.py").write_text(MY_LOSS)
     (tmp_path / "parts" / "my_data.py").write_text(MY_DATA)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)) or name.startswith(
-            "reptk.plugins."
-        ):
-            del sys.modules[name]
+    return tmp_path
 
 
 def _python(*arguments: str) -> None:

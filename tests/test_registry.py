@@ -11,7 +11,7 @@ from types import FunctionType, ModuleType
 import pytest
 
 from reptk.errors import UsageError
-from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, REGISTRIES, VIEWS, Registry, load_plugin, nearest
+from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, VIEWS, Registry, load_plugin, nearest
 
 A_LOSS = """
 from reptk import LOSSES
@@ -22,17 +22,8 @@ class MyLoss: ...
 
 
 @pytest.fixture(autouse=True)
-def _as_before(tmp_path, monkeypatch):
+def _as_before(tmp_path, monkeypatch, forgotten):
     """Whatever a test registers or imports from its own folder is forgotten after it."""
-    for registry in REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 @pytest.fixture

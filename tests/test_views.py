@@ -63,12 +63,8 @@ every = pytest.mark.parametrize("label", EVERY)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On tensors this small, threads that wait for a busy core take several times as long as the work itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _quick(one_thread):
+    """Tiny work throughout."""
 
 
 def build(label: str, **more: object) -> KorniaViews:

@@ -39,7 +39,7 @@ def _run(asked: argparse.Namespace) -> int:
 
 def _evaluate(asked: argparse.Namespace, encoder: Any, part: config.Table, options: config.Table) -> int:
     from reptk import run
-    from reptk.evaluate import ViewRetrieval, compare, engine
+    from reptk.evaluate import ViewRetrieval, engine, measure, measure_pixels
     from reptk.log import Log
     from reptk.registry import DATASETS, EVALUATORS, VIEWS
 
@@ -49,7 +49,10 @@ def _evaluate(asked: argparse.Namespace, encoder: Any, part: config.Table, optio
     views = config.build(VIEWS, recipe.get("views", {"name": "simclr", "size": encoder.config["size"]}))
     name = asked.checkpoint or asked.backbone
     log.line(f"{name}  on  {part['name']}: {data.protocol}")
-    rows = compare({"encoder": encoder}, data, [evaluator], views=views, device=_device(), bf16=_is_bf16(recipe))
+    rows = {
+        "raw pixels": measure_pixels(data, [evaluator], views),
+        "encoder": measure(encoder, data, [evaluator], views=views, device=_device(), bf16=_is_bf16(recipe)),
+    }
     log.results([metric for metric in rows["encoder"] if not metric.startswith("knn_majority")], rows)
     if asked.out is not None:
         protocol = {"encoder": encoder.config, "data": part, "splits": data.protocol, "evaluator": options}

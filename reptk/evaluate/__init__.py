@@ -1,9 +1,9 @@
 """Numbers from features: kNN, retrieval, view retrieval. Functions for scripts, evaluators for recipes."""
 
-from reptk.evaluate.compare import compare, measure, measure_pixels
 from reptk.evaluate.evaluators import Knn, ViewRetrieval
 from reptk.evaluate.features import PIXELS_PX, Features, pixels
 from reptk.evaluate.knn import knn
+from reptk.evaluate.measure import measure, measure_pixels
 from reptk.evaluate.retrieval import retrieval
 from reptk.evaluate.search import engine, search
 
@@ -12,7 +12,6 @@ __all__ = [
     "Features",
     "Knn",
     "ViewRetrieval",
-    "compare",
     "engine",
     "knn",
     "measure",

@@ -1,6 +1,6 @@
-"""Several ways to embed the same data set, raw pixels among them, under the same evaluators."""
+"""The numbers of an encoder, and of raw pixels, under the same evaluators."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,24 +12,6 @@ from reptk.evaluate.features import PIXELS_PX, Features, pixels
 
 Numbers = dict[str, float]
 Evaluator = Callable[[Features, Data], Iterable[tuple[str, float]]]
-
-
-def compare(
-    encoders: Mapping[str, Encoder],
-    data: Data,
-    evaluators: Iterable[Evaluator],
-    *,
-    views: Callable[[Tensor, int], Tensor] | None = None,
-    device: torch.device | str = "cpu",
-    bf16: bool = False,
-    workers: int = 0,
-) -> dict[str, Numbers]:
-    """Numbers of raw pixels and of every encoder: `{"raw pixels": {...}, name: {...}}`."""
-    evaluators = list(evaluators)
-    rows = {"raw pixels": measure_pixels(data, evaluators, views, workers)}
-    for name, encoder in encoders.items():
-        rows[name] = measure(encoder, data, evaluators, views=views, device=device, bf16=bf16, workers=workers)
-    return rows
 
 
 def measure(

@@ -1,0 +1,34 @@
+"""Fixtures that several files ask for."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from reptk.registry import REGISTRIES
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """So little work is done in a fraction of the time by one thread, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers, or imports from its own folder or the contributed plugins, is forgotten after it."""
+    for registry in REGISTRIES:
+        registry.names()
+        monkeypatch.setattr(registry, "_owners", dict(registry._owners))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        file = str(getattr(sys.modules[name], "__file__", None))
+        if file.startswith(str(tmp_path)) or name.startswith("reptk.plugins."):
+            del sys.modules[name]
