@@ -2,7 +2,7 @@
 
 Every loss here is, per anchor, some mean over its positives plus logarithms of weighted sums of exponentials over its
 positives P(i), its negatives N(i), or all others A(i). A loss writes down which sums it wants as `Term`s; how they are
-computed (here: from the dense N x N matrix) is nobody else's business and can be replaced in this file.
+computed, with or without an N x N matrix, on one rank or on many, is the business of `operators.py`.
 """
 
 import math
@@ -11,15 +11,21 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from reptk.losses import operators
+from reptk.losses.operators import normalize
+
+__all__ = ["Rows", "Term", "mean_over_anchors", "normalize"]
+
 
 class Term(NamedTuple):
     """`exp(log_weight) * sum_j exp(slope * s_ij)` over the given rows j, where s_ij = z_i . z_j.
 
-    `over`: "positives" (same id, not i itself), "negatives" (another id) or "others" (both).
+    `over`: "positives" (same id, not i itself), "negatives" (another id) or "others" (both). A slope that is a scalar
+    tensor gets its gradient.
     """
 
     over: Literal["positives", "negatives", "others"]
-    slope: float
+    slope: float | Tensor
     log_weight: float = 0.0
 
 
@@ -30,37 +36,47 @@ class Rows:
         z: (N, D) embeddings of any scale; they are normalised in float32 or wider. A zero row stays zero and has a
             finite gradient.
         ids: (N,) integers; rows that share an id are positives of each other.
+        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        key_ids: (K,) their ids.
 
     Raises:
         ValueError: wrong shapes, integer embeddings or floating-point ids.
+        NumericalError: on the CPU, when a sum is asked for: rows that hold NaN or infinity, named. (On other devices
+            the answer is NaN, since looking would wait for the device.)
     """
 
-    def __init__(self, z: Tensor, ids: Tensor) -> None:
-        _check(z, ids)
+    def __init__(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> None:
+        _check("z", "ids", z, ids)
+        if (keys is None) != (key_ids is None):
+            raise ValueError("keys and key_ids come together: give both or neither")
         with torch.autocast(z.device.type, enabled=False):
-            unit = normalize(z)
-            self._similarity = unit @ unit.T
-        same = ids[:, None] == ids[None, :]
-        others = ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-        self._members = {"positives": same & others, "negatives": ~same, "others": others}
+            self._unit = normalize(z)
+            if keys is None or key_ids is None or not len(keys):
+                self._keys = self._unit.new_empty(0, z.shape[1])
+            else:
+                _check("keys", "key_ids", keys, key_ids)
+                if keys.shape[1] != z.shape[1]:
+                    raise ValueError(f"keys must be as wide as z, got {keys.shape[1]} and {z.shape[1]}")
+                self._keys = normalize(keys.detach()).to(self._unit.dtype)
+                ids = torch.cat([ids.long(), key_ids.long()])
+        self._groups = operators.Groups(ids, len(z))
+        self._product = z.dtype if z.is_cuda and z.dtype.itemsize == 2 else None
 
     def positives(self) -> Tensor:
         """(N,) how many positives each row has."""
-        return self._members["positives"].sum(1)
+        return self._groups.positives
 
     def mean_over_positives(self) -> Tensor:
         """(N,) mean similarity of each row to its positives; 0 for a row without any."""
-        total = torch.where(self._members["positives"], self._similarity, 0.0).sum(1)
-        return total / self.positives().clamp_min(1)
+        return operators.mean_over_positives(self._unit, self._keys, self._groups)
 
     def log_sum(self, *terms: Term) -> Tensor:
         """(N,) logarithm of the sum of all terms; minus infinity (without gradient) for a row that has no member."""
-        return _log_sum_exp(
-            [
-                torch.where(self._members[term.over], self._similarity * term.slope + term.log_weight, -math.inf)
-                for term in terms
-            ]
-        )
+        made = []
+        for term in _merged(terms):
+            one = operators.log_sum_exp(self._unit, self._keys, self._groups, term.slope, term.over, self._product)
+            made.append(one + term.log_weight if term.log_weight else one)
+        return made[0] if len(made) == 1 else _log_sum_exp(torch.stack(made))
 
 
 def mean_over_anchors(values: Tensor, positives: Tensor) -> Tensor:
@@ -70,29 +86,44 @@ def mean_over_anchors(values: Tensor, positives: Tensor) -> Tensor:
     return total / has_positive.sum().clamp_min(1)
 
 
-def normalize(z: Tensor) -> Tensor:
-    """Rows of unit length, in float32 or wider, whatever their scale (no overflow, no underflow)."""
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    largest = z.detach().abs().amax(1, keepdim=True)
-    is_zero = largest == 0
-    z = z / torch.where(is_zero, 1.0, largest)
-    return z / torch.where(is_zero, 1.0, z.norm(dim=1, keepdim=True))
+def _merged(terms: tuple[Term, ...]) -> list[Term]:
+    """The same sum in as few terms: positives and negatives of one slope and weight are together all others."""
+    rest, merged = list(terms), []
+    while rest:
+        term = rest.pop(0)
+        other_half = {"positives": "negatives", "negatives": "positives"}.get(term.over)
+        for candidate in rest:
+            if candidate.over == other_half and _alike(candidate, term):
+                rest.remove(candidate)
+                term = term._replace(over="others")
+                break
+        merged.append(term)
+    return merged
 
 
-def _log_sum_exp(logits: list[Tensor]) -> Tensor:
-    top = torch.stack([part.detach().amax(1) for part in logits]).amax(0)
-    top = torch.where(top.isfinite(), top, 0.0)
-    total = sum(torch.exp(part - top[:, None]).sum(1) for part in logits)
+def _alike(one: Term, other: Term) -> bool:
+    tensors = isinstance(one.slope, Tensor) or isinstance(other.slope, Tensor)
+    same_slope = one.slope is other.slope if tensors else one.slope == other.slope
+    return same_slope and one.log_weight == other.log_weight
+
+
+def _log_sum_exp(parts: Tensor) -> Tensor:
+    """(T, N) -> (N,); unlike torch.logsumexp, without NaN in the gradient where all parts are minus infinity."""
+    top = parts.detach().amax(0)
+    top = torch.where(top == -math.inf, 0.0, top)
+    total = torch.exp(parts - top).sum(0)
     empty = total == 0
     return torch.where(empty, -math.inf, top + torch.log(torch.where(empty, 1.0, total)))
 
 
-def _check(z: Tensor, ids: Tensor) -> None:
-    if z.ndim != 2 or ids.ndim != 1 or len(z) != len(ids):
-        raise ValueError(f"a loss takes z (N, D) and ids (N,), got {tuple(z.shape)} and {tuple(ids.shape)}")
-    if not z.numel():
-        raise ValueError(f"z is empty: {tuple(z.shape)}")
-    if not z.is_floating_point():
-        raise ValueError(f"z must be floating point, got {z.dtype}")
+def _check(rows_name: str, ids_name: str, rows: Tensor, ids: Tensor) -> None:
+    if rows.ndim != 2 or ids.ndim != 1 or len(rows) != len(ids):
+        raise ValueError(
+            f"a loss takes {rows_name} (N, D) and {ids_name} (N,), got {tuple(rows.shape)} and {tuple(ids.shape)}"
+        )
+    if not rows.numel():
+        raise ValueError(f"{rows_name} is empty: {tuple(rows.shape)}")
+    if not rows.is_floating_point():
+        raise ValueError(f"{rows_name} must be floating point, got {rows.dtype}")
     if ids.is_floating_point() or ids.is_complex():
-        raise ValueError(f"ids must be integers, got {ids.dtype}")
+        raise ValueError(f"{ids_name} must be integers, got {ids.dtype}")

@@ -1,0 +1,282 @@
+"""Log-sum-exp in tiles, in plain PyTorch: exact, on any device, with memory for the rows and one tile.
+
+Similarity is symmetric, so a tile (I, J) of the own rows serves I by its row sums and J by its column sums, and only
+tiles on and above the diagonal are made: 4 N^2 D operations for value and gradient together, where a dense matrix with
+autograd takes 6. Sums over positives alone are taken in blocks of rows that share an id, so their cost is that of the
+pairs there are.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from reptk.losses.columns import Columns, Forward, excluded, is_tame, merge_logs
+
+TILE = 512
+"""Rows and columns of a tile; 512 x 512 in float32 is 1 MB, which stays in a core's cache."""
+
+BLOCK_PAIRS = 2**18
+"""Pairs handled at once where rows that share an id are compared."""
+
+
+def forward(
+    own: Columns, columns: list[Columns], slope: Tensor, over: str, learned: bool, product: torch.dtype | None = None
+) -> Forward:
+    """See `reptk::log_sum_exp`. Keeps nothing."""
+    one_side = _positives if over == "positives" else _all_pairs
+    made = [one_side(own, side, slope, over, side is own, learned) for side in columns]
+    log_sum = merge_logs([part for part, _ in made])
+    if not learned:
+        return Forward(log_sum, log_sum.new_empty(0), log_sum.new_empty(0, 0))
+    shares = [torch.exp(part - log_sum.masked_fill(log_sum == -math.inf, 0.0)) for part, _ in made]
+    mean = sum(share * part for share, (_, part) in zip(shares, made, strict=True))
+    return Forward(log_sum, mean, log_sum.new_empty(0, 0))
+
+
+def backward(
+    own: Columns, columns: list[Columns], slope: Tensor, over: str, kept: Tensor, product: torch.dtype | None = None
+) -> Tensor:
+    """Gradient of the own rows (n, D)."""
+    gradient = torch.zeros_like(own.z)
+    one_side = _positives_gradient if over == "positives" else _all_pairs_gradient
+    for side in columns:
+        one_side(gradient, own, side, slope, over, side is own)
+    return gradient.mul_(slope.to(gradient))
+
+
+# All others, or all negatives
+
+
+def _all_pairs(
+    own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool, learned: bool
+) -> tuple[Tensor, Tensor]:
+    order, own, side = _by_group(own, side, over, is_self)
+    sums = _Sums(len(own.z), own.z, is_tame(float(slope), own.z.dtype), learned)
+    for i, j, tile in _tiles(own, side, slope, over, is_self):
+        sums.add(i, j, tile, columns_too=is_self and i != j)
+    log_sum, mean = sums.log_sum(), sums.mean(slope)
+    return _in_order(log_sum, order), _in_order(mean, order) if learned else mean
+
+
+def _all_pairs_gradient(
+    gradient: Tensor, own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool
+) -> None:
+    order, own, side = _by_group(own, side, over, is_self)
+    made = gradient if order is None else torch.zeros_like(gradient)
+    weigh = _tame_weights(own, side) if is_tame(float(slope), own.z.dtype) else _weights(own, side)
+    for i, j, tile in _tiles(own, side, slope, over, is_self):
+        weights = weigh(i, j, tile)
+        made[i].addmm_(weights, side.z[j])
+        if is_self and i != j:
+            made[j].addmm_(weights.T, own.z[i])
+    if order is not None:
+        gradient.index_add_(0, order, made)
+
+
+def _tiles(
+    own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, columns, logits) of every tile, of own rows with themselves only the upper half; one buffer serves all."""
+    scaled = own.z * slope.to(own.z)
+    buffer = own.z.new_empty(min(TILE, len(own.z)) * min(TILE, len(side.z)))
+    mixed = _mixed(own, side) if over == "negatives" else None
+    for i, j in product(_cuts(len(own.z)), _cuts(len(side.z))):
+        if is_self and j.start < i.start:
+            continue
+        rows, others = scaled[i], side.z[j]
+        tile = buffer[: len(rows) * len(others)].view(len(rows), len(others))
+        torch.mm(rows, others.T, out=tile)
+        if is_self and i == j:
+            tile.fill_diagonal_(-math.inf)
+        if mixed is not None and mixed(i, j):
+            tile.masked_fill_(excluded(_part(own, i), _part(side, j), over), -math.inf)
+        yield i, j, tile
+
+
+class _Sums:
+    """Sums of exponentials by row, tile after tile, shifted by the largest logit so far unless the slope is tame."""
+
+    def __init__(self, count: int, like: Tensor, tame: bool, learned: bool) -> None:
+        self.total = like.new_zeros(count)
+        self.top = None if tame else like.new_full((count,), -math.inf)
+        self.moment = like.new_zeros(count) if learned else None
+
+    def add(self, i: slice, j: slice, tile: Tensor, columns_too: bool) -> None:
+        if self.top is not None:
+            self._add_shifted(i, tile, 1)
+            if columns_too:
+                self._add_shifted(j, tile, 0)
+            return
+        logits = tile.clone() if self.moment is not None else tile
+        exponentials = tile.exp_()
+        self.total[i] += exponentials.sum(1)
+        if columns_too:
+            self.total[j] += exponentials.sum(0)
+        if self.moment is not None:
+            weighted = logits.masked_fill_(logits == -math.inf, 0.0).mul_(exponentials)
+            self.moment[i] += weighted.sum(1)
+            if columns_too:
+                self.moment[j] += weighted.sum(0)
+
+    def _add_shifted(self, at: slice, tile: Tensor, dim: int) -> None:
+        top = torch.maximum(self.top[at], tile.amax(dim))
+        shift = top.masked_fill(top == -math.inf, 0.0)
+        exponentials = (tile - shift.unsqueeze(dim)).exp_()
+        fade = (self.top[at] - shift).exp_()
+        self.total[at] = self.total[at] * fade + exponentials.sum(dim)
+        if self.moment is not None:
+            weighted = exponentials.mul_(tile.masked_fill(tile == -math.inf, 0.0))
+            self.moment[at] = self.moment[at] * fade + weighted.sum(dim)
+        self.top[at] = top
+
+    def log_sum(self) -> Tensor:
+        return self.total.log() if self.top is None else self.top + self.total.log()
+
+    def mean(self, slope: Tensor) -> Tensor:
+        if self.moment is None:
+            return self.total.new_empty(0)
+        return self.moment / self.total.masked_fill(self.total == 0, 1.0) / slope.to(self.total)
+
+
+def _tame_weights(own: Columns, side: Columns) -> Callable[[slice, slice, Tensor], Tensor]:
+    """tile of logits -> H: exp(x) (u_i + u_j), u = g exp(-lse). One exponential a pair."""
+    u = own.g * torch.exp(-own.lse)
+    if side.g is None:
+        return lambda i, _, tile: tile.exp_().mul_(u[i, None])
+    v = u if side is own else side.g * torch.exp(-side.lse)
+    both = own.z.new_empty(min(TILE, len(own.z)) * min(TILE, len(side.z)))
+
+    def weights(i: slice, j: slice, tile: Tensor) -> Tensor:
+        sums = both[: tile.numel()].view_as(tile)
+        torch.add(u[i, None], v[None, j], out=sums)
+        return tile.exp_().mul_(sums)
+
+    return weights
+
+
+def _weights(own: Columns, side: Columns) -> Callable[[slice, slice, Tensor], Tensor]:
+    """tile of logits -> H: g_i exp(x - lse_i) + g_j exp(x - lse_j). No exponent is above 0, whatever the slope."""
+
+    def weights(i: slice, j: slice, tile: Tensor) -> Tensor:
+        as_anchor = (tile - own.lse[i, None]).exp_().mul_(own.g[i, None])
+        if side.g is None:
+            return as_anchor
+        return as_anchor.add_(tile.sub_(side.lse[None, j]).exp_().mul_(side.g[None, j]))
+
+    return weights
+
+
+def _by_group(own: Columns, side: Columns, over: str, is_self: bool) -> tuple[Tensor | None, Columns, Columns]:
+    """Rows sorted by group where groups matter, so that few tiles hold pairs of one group; and the rows' order."""
+    if over == "others":
+        return None, own, side
+    order = own.group.argsort(stable=True)
+    own = _part(own, order)
+    return order, own, own if is_self else _part(side, side.group.argsort(stable=True))
+
+
+def _mixed(own: Columns, side: Columns) -> Callable[[slice, slice], bool]:
+    """Whether a tile of sorted rows and columns may hold a pair of one group. On a GPU, which would have to be asked: yes."""
+    if own.group.is_cuda:
+        return lambda i, j: True
+    rows, others = own.group.tolist(), side.group.tolist()
+
+    def mixed(i: slice, j: slice) -> bool:
+        return rows[i.start] <= others[j.stop - 1] and others[j.start] <= rows[i.stop - 1]
+
+    return mixed
+
+
+def _cuts(count: int) -> list[slice]:
+    return [slice(start, min(start + TILE, count)) for start in range(0, count, TILE)]
+
+
+def _part(columns: Columns, at: slice | Tensor) -> Columns:
+    return Columns(*(None if values is None else values[at] for values in columns))
+
+
+def _in_order(values: Tensor, order: Tensor | None) -> Tensor:
+    return values if order is None else torch.empty_like(values).index_copy_(0, order, values)
+
+
+# Positives alone
+
+
+def _positives(
+    own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool, learned: bool
+) -> tuple[Tensor, Tensor]:
+    log_sum = own.z.new_full((len(own.z),), -math.inf)
+    mean = torch.zeros_like(log_sum) if learned else own.z.new_empty(0)
+    scaled = own.z * slope.to(own.z)
+    for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
+        top = logits.amax(2, keepdim=True)
+        top.masked_fill_(top == -math.inf, 0.0)
+        if learned:
+            similarity = torch.bmm(own.z[rows], side.z[others].mT)
+        exponentials = logits.sub_(top).exp_()
+        total = exponentials.sum(2)
+        at = rows[valid]
+        log_sum[at] = (top.squeeze(2) + total.log())[valid]
+        if learned:
+            shares = exponentials.div_(total.masked_fill(total == 0, 1.0)[:, :, None])
+            mean[at] = (shares * similarity).sum(2)[valid]
+    return log_sum, mean
+
+
+def _positives_gradient(
+    gradient: Tensor, own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool
+) -> None:
+    scaled = own.z * slope.to(own.z)
+    for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
+        weights = (logits - own.lse[rows][:, :, None]).exp_().mul_(own.g[rows][:, :, None])
+        if side.g is not None:
+            weights += logits.sub_(side.lse[others][:, None, :]).exp_().mul_(side.g[others][:, None, :])
+        # A row is in one block only, so nothing is added twice.
+        gradient[rows[valid]] += torch.bmm(weights, side.z[others])[valid]
+
+
+def _blocks(
+    scaled: Tensor, own: Columns, side: Columns, is_self: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Rows that share an id against their columns of that id, blocks of like size stacked.
+
+    Yields rows (G, a), columns (G, b), which rows are no padding (G, a), and logits (G, a, b), minus infinity for
+    padding and for a row with itself. Every row that has a column comes once, with all of them.
+    """
+    row_order, column_order = own.group.argsort(stable=True), side.group.argsort(stable=True)
+    groups, heights = own.group[row_order].unique_consecutive(return_counts=True)
+    side_groups = side.group[column_order]
+    left = torch.searchsorted(side_groups, groups)
+    widths = torch.searchsorted(side_groups, groups, right=True) - left
+    tops = heights.cumsum(0) - heights
+    kept = widths > (1 if is_self else 0)
+    blocks = _split(torch.stack([tops, heights, left, widths], 1)[kept].cpu())
+    # Blocks of like size go together: at most half of a stack's height and width is padding.
+    kind = (64 * blocks[:, 1].double().log2().ceil() + blocks[:, 3].double().log2().ceil()).long()
+    for value in kind.unique().tolist():
+        alike = blocks[kind == value]
+        height, width = int(alike[:, 1].max()), int(alike[:, 3].max())
+        for stack in alike.split(max(1, BLOCK_PAIRS // (height * width))):
+            top, high, first, wide = stack.to(scaled.device)[:, :, None].unbind(1)
+            a, b = (torch.arange(size, device=scaled.device) for size in (height, width))
+            valid, valid_column = a < high, b < wide
+            rows = row_order[top + torch.minimum(a, high - 1)]
+            others = column_order[first + torch.minimum(b, wide - 1)]
+            logits = torch.bmm(scaled[rows], side.z[others].mT)
+            logits.masked_fill_(~(valid[:, :, None] & valid_column[:, None, :]), -math.inf)
+            if is_self:
+                logits.masked_fill_(rows[:, :, None] == others[:, None, :], -math.inf)
+            yield rows, others, valid, logits
+
+
+def _split(blocks: Tensor) -> Tensor:
+    """(G, 4) of top, height, left, width: blocks of too many pairs are cut into strips of fewer rows."""
+    strips = []
+    for top, height, left, width in blocks[blocks[:, 1] * blocks[:, 3] > BLOCK_PAIRS].tolist():
+        step = max(1, BLOCK_PAIRS // width)
+        strips += [(top + at, min(step, height - at), left, width) for at in range(0, height, step)]
+    small = blocks[blocks[:, 1] * blocks[:, 3] <= BLOCK_PAIRS]
+    return torch.cat([small, torch.tensor(strips, dtype=blocks.dtype).view(-1, 4)])
