@@ -31,6 +31,6 @@ class DCL(nn.Module):
 
     def forward(self, z: Tensor, ids: Tensor) -> Tensor:
         rows = Rows(z, ids)
-        push = rows.log_sum(Term("negatives", 1 / self.temperature))
-        per_anchor = push - rows.mean_over_positives() / self.temperature
+        mean, push = rows.measure(Term("negatives", 1 / self.temperature))
+        per_anchor = push - mean / self.temperature
         return mean_over_anchors(per_anchor, rows.positives() * (push != -math.inf))

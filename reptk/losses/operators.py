@@ -1,14 +1,16 @@
-"""The three operators under every loss, and the choice of how they are computed.
+"""The operator under every loss, `reptk::row_statistics`, and the choice of how it is computed.
 
-    reptk::unit_rows            rows of unit length
-    reptk::mean_over_positives  mean similarity of each row to its positives, from class sums: O(N D)
-    reptk::log_sum_exp          log sum_j exp(slope * z_i . z_j) over positives, negatives or all others
+For rows z_i brought to unit length and s_ij = z_i . z_j it gives, for every row i,
 
-The third is the expensive one and has three implementations with one interface (`dense.py`, `tiled.py`, `triton.py`);
-`implementation("tiled")` forces one, otherwise device and size decide. Each is a `torch.library` operator, so that
-`torch.compile` takes a loss as one graph however many tiles it has.
+    mean_i    = mean of s_ip over the positives p of i                      from class sums: O(N D)
+    L_i       = log sum_j exp(slope * s_ij), j over positives, negatives or all others, for any number of such terms
 
-The gradient needs one number per row, L_i = log_sum_exp_i, and nothing of size N x N: with g_i = dloss/dL_i and
+The second is the expensive one and has three implementations with one interface (`dense.py`, `tiled.py`, `triton.py`);
+`implementation("tiled")` forces one, otherwise device and size decide. It is a `torch.library` operator, so that
+`torch.compile` takes a loss as one graph however many tiles it has; without a compiler the same functions run as a
+`torch.autograd.Function`, which costs a small batch less time.
+
+The gradient needs one number per row and term, L_i, and nothing of size N x N: with g_i = dloss/dL_i and
 x_ij = slope * s_ij,
 
     dloss/dz_i = slope * sum_j H_ij z_j,      H_ij = g_i exp(x_ij - L_i) + g_j exp(x_ij - L_j),   H_ii = 0
@@ -18,11 +20,12 @@ computes L and dloss/dz for its own rows alone. L is gathered in the forward pas
 the backward pass needs no communication.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +33,8 @@ from torch import Tensor
 from reptk import dist
 from reptk.errors import NumericalError
 from reptk.losses import dense, tiled
-from reptk.losses.columns import Columns
+from reptk.losses.columns import Columns, Over, Term, is_tame
+from reptk.losses.means import add_mean_gradient, class_sums, mean_over_positives
 
 How = Literal["auto", "dense", "tiled", "triton"]
 
@@ -91,212 +95,175 @@ class Groups:
         starts[1:] = in_order[1:] != in_order[:-1]
         self.number = torch.empty_like(order).scatter_(0, order, starts.cumsum(0))
         sizes = torch.zeros_like(order).scatter_add_(0, self.number, torch.ones_like(order))
-        self.positives = sizes[self.number[:rows]] - 1
+        self.positives = sizes.index_select(0, self.number[:rows]) - 1
 
 
 def normalize(z: Tensor) -> Tensor:
     """Rows of unit length, in float32 or wider, whatever their scale (no overflow, no underflow); zero rows stay zero."""
-    return _unit_rows(z)[0]
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    largest = _or_one(wide.detach().abs().amax(1, keepdim=True))
+    wide = wide / largest
+    return wide / _or_one(torch.linalg.vector_norm(wide, dim=1, keepdim=True))
 
 
-def mean_over_positives(unit: Tensor, keys: Tensor, groups: Groups) -> Tensor:
-    """(N,) mean similarity of unit (N, D) rows to their positives among themselves and the keys (K, D); 0 without any."""
-    return _mean_over_positives(unit, keys, groups.number, groups.positives)
-
-
-def log_sum_exp(
-    unit: Tensor, keys: Tensor, groups: Groups, slope: float | Tensor, over: str, product: torch.dtype | None = None
-) -> Tensor:
-    """(N,) log of the sum of exp(slope * similarity) over "positives", "negatives" or "others"; minus infinity for none.
+def row_statistics(
+    z: Tensor, keys: Tensor, groups: Groups, terms: Sequence[tuple[float | Tensor, Over]], mean: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(T, N) log-sums of T terms, minus infinity where there is nobody to sum over, and (N,) means over positives.
 
     Args:
-        unit: (N, D) rows.
-        keys: (K, D) further rows, K may be 0.
+        z: (N, D) rows of any length and floating type. On a GPU, half precision stays what it is in products of rows.
+        keys: (K, D) further unit rows, K may be 0.
         groups: of rows and keys.
-        slope: a number, or a scalar tensor that gets its gradient.
-        over: whom to sum over.
-        product: bfloat16 or float16, the type of the rows in products on a GPU; None: their own.
+        terms: slope, a number or a scalar tensor that gets its gradient; whom to sum over.
+        mean: whether the means are wanted; without, they are empty.
     """
-    first, count = _own.get() or (0, len(unit))
-    learned = isinstance(slope, Tensor) and slope.requires_grad
-    if not isinstance(slope, Tensor):
-        slope = torch.tensor(slope, dtype=torch.float64)
-    made = _log_sum_exp(unit, keys, groups.number, slope, over, first, count, learned, _how.get(), product)
-    return made[0]
+    first, count = _own.get() or (0, len(z))
+    slopes = [slope for slope, _ in terms]
+    learned = any(isinstance(slope, Tensor) and slope.requires_grad for slope in slopes)
+    if any(isinstance(slope, Tensor) for slope in slopes):
+        slopes = torch.stack([torch.as_tensor(slope, dtype=torch.float64) for slope in slopes])
+    else:
+        slopes = torch.tensor(slopes, dtype=torch.float64)
+    overs = [get_args(Over).index(over) for _, over in terms]
+    given = (z, keys, groups.number, groups.positives, slopes, overs, first, count, mean, learned, _how.get())
+    made = _operator(*given) if torch.compiler.is_compiling() else _Function.apply(*given)
+    return made[0], made[1]
 
 
-# Unit rows
+# The operator: what it computes, what a compiler has to know of it, and its derivative
 
 
-@torch.library.custom_op("reptk::unit_rows", mutates_args=())
-def _unit_rows(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    largest = torch.linalg.vector_norm(wide, torch.inf, dim=1, keepdim=True)
-    largest.masked_fill_(largest == 0, 1.0)
-    unit = wide / largest
-    norm = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-    norm.masked_fill_(norm == 0, 1.0)
-    return unit.div_(norm), largest, norm
+def _forward(
+    z: Tensor, keys: Tensor, group: Tensor, positives: Tensor, slopes: Tensor, overs: Sequence[int], first: int,
+    count: int, mean: bool, learned: bool, how: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = z.shape[0]
+    with torch.autocast(z.device.type, enabled=False):
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        largest = _or_one(wide.abs().amax(1, keepdim=True))
+        unit = wide / largest
+        norm = _or_one(torch.linalg.vector_norm(unit, dim=1, keepdim=True))
+        unit.div_(norm)
+        none = unit.new_empty(0)
+        sums = class_sums(unit, keys, group) if mean else none
+        means = mean_over_positives(unit, sums, group, positives) if mean else none.clone()
+        log_sums, expected, kept = unit.new_empty(0, rows), none.clone(), none.clone()
+        if overs:
+            computes = _chosen(how, unit, count, keys.shape[0])
+            own, columns = _sides(*_products(computes, z.dtype, unit, keys), group, first, count)
+            log_sums, expected, kept = computes.forward(own, columns, _terms(slopes, overs, unit), learned)
+        if count < rows:
+            log_sums, expected = (_gather(part) if part.numel() else part for part in (log_sums, expected))
+    if not z.is_cuda and (log_sums.isnan().any() or means.isnan().any()):
+        raise NumericalError(_broken(unit, keys))
+    return log_sums, means, expected, kept, sums, unit, largest, norm
 
 
-@_unit_rows.register_fake
-def _(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(z.dtype, torch.float32)
-    shape, one = (z.shape[0], z.shape[1]), (z.shape[0], 1)
-    return z.new_empty(shape, dtype=wide), z.new_empty(one, dtype=wide), z.new_empty(one, dtype=wide)
+def _fake(z, keys, group, positives, slopes, overs, first, count, mean, learned, how):  # type: ignore[no-untyped-def]
+    unit = z.new_empty(z.shape, dtype=torch.promote_types(z.dtype, torch.float32))
+    terms, rows, wide = len(overs), z.shape[0], z.shape[0] + keys.shape[0]
+    return (
+        unit.new_empty(terms, rows),
+        unit.new_empty(rows if mean else 0),
+        unit.new_empty((terms, rows) if learned and terms else (0,)),
+        unit.new_empty((terms, count, wide) if terms and _keeps(how, count * wide) else (0,)),
+        unit.new_empty((wide, z.shape[1]) if mean else (0,)),
+        unit,
+        unit.new_empty(rows, 1),
+        unit.new_empty(rows, 1),
+    )
 
 
-@torch.library.custom_op("reptk::unit_rows_backward", mutates_args=())
-def _unit_rows_backward(gradient: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
-    # Divided one after the other: their product may overflow.
-    along = (unit * gradient).sum(1, keepdim=True)
-    return torch.addcmul(gradient, unit, along, value=-1).div_(norm).div_(largest)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z, keys, group, positives, slopes, overs, first, count, _, _, how = inputs
+    log_sums, _, *saved = output
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(log_sums, *saved, keys, group, positives, slopes)
+    ctx.rest = (overs, first, count, how, z.dtype)
 
 
-@_unit_rows_backward.register_fake
-def _(gradient: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
-    return torch.empty_like(unit)
+def _backward(ctx: Any, by_log_sum: Tensor | None, by_mean: Tensor | None, *_: Any, gradient: Any) -> tuple[Any, ...]:
+    log_sums, expected, *others, keys, group, positives, slopes = ctx.saved_tensors
+    by_z = by_slope = None
+    if ctx.needs_input_grad[0] and (by_log_sum is not None or by_mean is not None):
+        by_z = gradient(by_log_sum, by_mean, log_sums, *others, keys, group, positives, slopes, *ctx.rest)
+    if ctx.needs_input_grad[4] and by_log_sum is not None:
+        by_slope = (by_log_sum * expected).sum(1).to(slopes)
+    return by_z, None, None, None, by_slope, None, None, None, None, None, None
 
 
-def _keep_unit_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output)
-    ctx.dtype = inputs[0].dtype
-
-
-def _differentiate_unit_rows(ctx: Any, gradient: Tensor, *_: Any) -> Tensor:
-    return _unit_rows_backward(gradient, *ctx.saved_tensors).to(ctx.dtype)
-
-
-# Mean over positives
-
-
-@torch.library.custom_op("reptk::mean_over_positives", mutates_args=())
-def _mean_over_positives(unit: Tensor, keys: Tensor, group: Tensor, positives: Tensor) -> Tensor:
-    sums = _class_sums(unit, keys, group)
-    total = unit.new_empty(len(unit))
-    # In pieces: gathering every row's class sum at once would be a second and third N x D.
-    for i in _pieces(len(unit)):
-        total[i] = ((sums[group[: len(unit)][i]] - unit[i]) * unit[i]).sum(1)
-    return torch.where(positives > 0, total / positives.clamp_min(1), 0.0)
-
-
-@_mean_over_positives.register_fake
-def _(unit: Tensor, keys: Tensor, group: Tensor, positives: Tensor) -> Tensor:
-    return unit.new_empty(unit.shape[0])
-
-
-@torch.library.custom_op("reptk::mean_over_positives_backward", mutates_args=())
-def _mean_over_positives_backward(
-    gradient: Tensor, unit: Tensor, keys: Tensor, group: Tensor, positives: Tensor
-) -> Tensor:
-    # z_i is an anchor, with weight c_i / positives, and a candidate of its class's anchors.
-    weight = torch.where(positives > 0, gradient / positives.clamp_min(1), 0.0)
-    number, row_group = _count(group), group[: len(unit)]
-    anchors = unit.new_zeros(number, unit.shape[1])
-    for i in _pieces(len(unit)):
-        anchors.index_add_(0, row_group[i], unit[i] * weight[i, None])
-    sums = _class_sums(unit, keys, group)
-    made = torch.empty_like(unit)
-    for i in _pieces(len(unit)):
-        own, w = row_group[i], weight[i, None]
-        made[i] = torch.addcmul(anchors[own], sums[own] - 2 * unit[i], w)
-    return made
-
-
-@_mean_over_positives_backward.register_fake
-def _(gradient: Tensor, unit: Tensor, keys: Tensor, group: Tensor, positives: Tensor) -> Tensor:
-    return torch.empty_like(unit)
-
-
-def _keep_mean_over_positives(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate_mean_over_positives(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    return _mean_over_positives_backward(gradient, *ctx.saved_tensors), None, None, None
-
-
-def _class_sums(unit: Tensor, keys: Tensor, group: Tensor) -> Tensor:
-    sums = unit.new_zeros(_count(group), unit.shape[1]).index_add_(0, group[: len(unit)], unit)
-    return sums.index_add_(0, group[len(unit) :], keys) if len(keys) else sums
-
-
-def _count(group: Tensor) -> int:
-    """Number of groups, or on a GPU, which would have to be waited for, the most there can be."""
-    return len(group) if group.is_cuda else int(group.max()) + 1
-
-
-def _pieces(count: int, size: int = 4096) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
-# Log-sum-exp
-
-
-@torch.library.custom_op("reptk::log_sum_exp", mutates_args=())
-def _log_sum_exp(
-    unit: Tensor, keys: Tensor, group: Tensor, slope: Tensor, over: str, first: int, count: int, learned: bool,
-    how: str, product: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
-        chosen = _chosen(how, unit, count, len(keys))
-        own, columns = _sides(unit, keys, group, first, count)
-        made = chosen.forward(own, columns, slope, over, learned, product)
-        lse, mean = made.log_sum, made.mean
-        if count < len(unit):
-            lse, mean = dist.gather(lse), dist.gather(mean) if learned else mean
-        if not lse.is_cuda and lse.isnan().any():
-            raise NumericalError(_broken(unit, keys))
-    return lse, mean, made.kept
-
-
-@_log_sum_exp.register_fake
-def _(unit, keys, group, slope, over, first, count, learned, how, product):  # type: ignore[no-untyped-def]
-    rows, wide = unit.shape[0], unit.shape[0] + keys.shape[0]
-    kept = unit.new_empty((count, wide) if _keeps(how, count * wide) else (0, 0))
-    return unit.new_empty(rows), unit.new_empty(rows if learned else 0), kept
-
-
-@torch.library.custom_op("reptk::log_sum_exp_backward", mutates_args=())
-def _log_sum_exp_backward(
-    gradient: Tensor, lse: Tensor, kept: Tensor, unit: Tensor, keys: Tensor, group: Tensor, slope: Tensor, over: str,
-    first: int, count: int, how: str, product: torch.dtype | None,
+def _gradient(
+    by_log_sum: Tensor | None, by_mean: Tensor | None, log_sums: Tensor, kept: Tensor, sums: Tensor, unit: Tensor,
+    largest: Tensor, norm: Tensor, keys: Tensor, group: Tensor, positives: Tensor, slopes: Tensor, overs: Sequence[int], first: int,
+    count: int, how: str, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
-        # A row whose sum is empty has no gradient, and no finite logarithm to compute one with.
-        empty = lse == -torch.inf
-        g, lse = gradient.masked_fill(empty, 0.0), lse.masked_fill(empty, 0.0)
-        chosen = _chosen(how, unit, count, len(keys))
-        own, columns = _sides(unit, keys, group, first, count, g, lse)
-        own_gradient = chosen.backward(own, columns, slope, over, kept, product)
-        if count == len(unit):
-            return own_gradient
-        made = torch.zeros_like(unit)
-        made[first : first + count] = own_gradient
+    own_slice = slice(first, first + count)
+    with torch.autocast(unit.device.type, enabled=False):
+        made = None
+        if by_log_sum is not None and overs:
+            # A row whose sum is empty has no gradient, and no finite logarithm to compute one with.
+            empty = log_sums == -torch.inf
+            g, log_sums = by_log_sum.masked_fill(empty, 0.0), log_sums.masked_fill(empty, 0.0)
+            computes = _chosen(how, unit, count, keys.shape[0])
+            own, columns = _sides(*_products(computes, dtype, unit, keys), group, first, count, g, log_sums)
+            made = computes.backward(own, columns, _terms(slopes, overs, unit), kept)
+        if by_mean is not None and by_mean.numel():
+            made = torch.zeros_like(unit[own_slice]) if made is None else made
+            add_mean_gradient(made, by_mean, unit, sums, group, positives, first)
+        if made is None:
+            return unit.new_zeros(unit.shape, dtype=dtype)
+        along = (unit[own_slice] * made).sum(1, keepdim=True)
+        # Divided one after the other: their product may overflow.
+        made.addcmul_(unit[own_slice], along, value=-1).div_(norm[own_slice]).div_(largest[own_slice])
+    if count == unit.shape[0]:
+        return made.to(dtype)
+    whole = unit.new_zeros(unit.shape, dtype=dtype)
+    whole[own_slice] = made
+    return whole
+
+
+def _gradient_fake(by_log_sum, by_mean, log_sums, kept, sums, unit, *rest):  # type: ignore[no-untyped-def]
+    return unit.new_empty(unit.shape, dtype=rest[-1])
+
+
+def _refuse(*_: Any) -> None:
+    raise RuntimeError(
+        "reptk's losses have no second derivative: their backward pass keeps nothing to differentiate. Penalise a gradient "
+        "by finite differences, or write that term in plain PyTorch"
+    )
+
+
+_gradient_operator = torch.library.custom_op("reptk::row_statistics_backward", _gradient, mutates_args=())
+_gradient_operator.register_fake(_gradient_fake)
+_gradient_operator.register_autograd(_refuse)
+_operator = torch.library.custom_op("reptk::row_statistics", _forward, mutates_args=())
+_operator.register_fake(_fake)
+_operator.register_autograd(partial(_backward, gradient=_gradient_operator), setup_context=_keep)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Any:
+        made = _forward(*given)
+        _keep(ctx, given, made)
         return made
 
-
-@_log_sum_exp_backward.register_fake
-def _(gradient, lse, kept, unit, keys, group, slope, over, first, count, how, product):  # type: ignore[no-untyped-def]
-    return torch.empty_like(unit)
-
-
-def _keep_log_sum_exp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    unit, keys, group, slope, over, first, count, _, how, product = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output, unit, keys, group, slope)
-    ctx.rest = (over, first, count, how, product)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        # With create_graph, somebody may differentiate again; the operator answers that.
+        return _backward(ctx, *gradients, gradient=_gradient_operator if torch.is_grad_enabled() else _gradient)
 
 
-def _differentiate_log_sum_exp(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-    lse, mean, kept, unit, keys, group, slope = ctx.saved_tensors
-    over, first, count, how, product = ctx.rest
-    made = None
-    if ctx.needs_input_grad[0]:
-        made = _log_sum_exp_backward(gradient, lse, kept, unit, keys, group, slope, over, first, count, how, product)
-    by_slope = (gradient * mean).sum().to(slope) if ctx.needs_input_grad[3] else None
-    return made, None, None, by_slope, None, None, None, None, None, None
+# Whose rows, which sums, computed how
+
+
+def _terms(slopes: Tensor, overs: Sequence[int], unit: Tensor) -> list[Term]:
+    # A slope on a GPU is not looked at: its sums are made in the way that is right for any.
+    tame = [not slopes.is_cuda and is_tame(float(slope), unit.dtype) for slope in slopes]
+    made = zip(slopes.to(unit.dtype), overs, tame, strict=True)
+    return [Term(slope, get_args(Over)[over], fits) for slope, over, fits in made]
 
 
 def _sides(
@@ -309,25 +276,32 @@ def _sides(
     lse: Tensor | None = None,
 ) -> tuple[Columns, list[Columns]]:
     """This rank's rows, and all that they are compared with: themselves, the other ranks' rows, the keys."""
-    rows, last = len(unit), first + count
+    rows, last = unit.shape[0], first + count
+    queue = [Columns(keys, group[rows:], None, None)] if keys.shape[0] else []
+    if count == rows:
+        own = Columns(unit, group[:rows], g, lse)
+        return own, [own, *queue]
 
     def cut(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[first:last]
+        return None if values is None else values[..., first:last]
 
     def rest(values: Tensor | None) -> Tensor | None:
-        return None if values is None else torch.cat([values[:first], values[last:rows]])
+        return None if values is None else torch.cat([values[..., :first], values[..., last:rows]], -1)
 
-    own = Columns(unit[first:last], group[first:last], cut(g), cut(lse))
-    columns = [own]
-    if count < rows:
-        columns.append(Columns(rest(unit), rest(group), rest(g), rest(lse)))
-    if len(keys):
-        columns.append(Columns(keys, group[rows:], None, None))
-    return own, columns
+    own = Columns(unit[first:last], cut(group), cut(g), cut(lse))
+    others = Columns(torch.cat([unit[:first], unit[last:]]), rest(group), rest(g), rest(lse))
+    return own, [own, others, *queue]
+
+
+def _products(computes: Any, dtype: torch.dtype, unit: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as they are multiplied: on a GPU, in half precision where that is what the embeddings came in."""
+    if computes in (dense, tiled) or dtype.itemsize > 2:
+        return unit, keys
+    return unit.to(dtype), keys.to(dtype)
 
 
 def _chosen(how: str, unit: Tensor, count: int, keys: int) -> Any:
-    if _keeps(how, count * (len(unit) + keys)):
+    if _keeps(how, count * (unit.shape[0] + keys)):
         return dense
     if how == "triton" or (how == "auto" and unit.is_cuda and _triton_takes(unit)):
         from reptk.losses import triton
@@ -341,7 +315,16 @@ def _keeps(how: str, pairs: int) -> bool:
 
 
 def _triton_takes(unit: Tensor) -> bool:
-    return unit.dtype == torch.float32 and unit.shape[1] <= 1024 and find_spec("triton") is not None
+    return unit.dtype == torch.float32 and unit.shape[1] <= 512 and find_spec("triton") is not None
+
+
+def _gather(values: Tensor) -> Tensor:
+    """(T, n) of this rank -> (T, N)."""
+    return dist.gather(values.T).T.contiguous()
+
+
+def _or_one(lengths: Tensor) -> Tensor:
+    return torch.where(lengths == 0, 1.0, lengths)
 
 
 def _broken(unit: Tensor, keys: Tensor) -> str:
@@ -351,17 +334,3 @@ def _broken(unit: Tensor, keys: Tensor) -> str:
             shown = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
             return f"{len(broken)} of {len(rows)} rows of {name} hold NaN or infinity: {shown}"
     return "the temperature or a weight of the loss is NaN"
-
-
-def _twice(*_: Any) -> None:
-    raise RuntimeError(
-        "reptk's losses have no second derivative: their backward pass keeps nothing to differentiate. Penalise a gradient "
-        "by finite differences, or write that term in plain PyTorch"
-    )
-
-
-_unit_rows.register_autograd(_differentiate_unit_rows, setup_context=_keep_unit_rows)
-_mean_over_positives.register_autograd(_differentiate_mean_over_positives, setup_context=_keep_mean_over_positives)
-_log_sum_exp.register_autograd(_differentiate_log_sum_exp, setup_context=_keep_log_sum_exp)
-for _backward in (_unit_rows_backward, _mean_over_positives_backward, _log_sum_exp_backward):
-    _backward.register_autograd(_twice)

@@ -6,6 +6,7 @@ computed, with or without an N x N matrix, on one rank or on many, is the busine
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -49,34 +50,44 @@ class Rows:
         _check("z", "ids", z, ids)
         if (keys is None) != (key_ids is None):
             raise ValueError("keys and key_ids come together: give both or neither")
-        with torch.autocast(z.device.type, enabled=False):
-            self._unit = normalize(z)
-            if keys is None or key_ids is None or not len(keys):
-                self._keys = self._unit.new_empty(0, z.shape[1])
-            else:
-                _check("keys", "key_ids", keys, key_ids)
-                if keys.shape[1] != z.shape[1]:
-                    raise ValueError(f"keys must be as wide as z, got {keys.shape[1]} and {z.shape[1]}")
-                self._keys = normalize(keys.detach()).to(self._unit.dtype)
-                ids = torch.cat([ids.long(), key_ids.long()])
+        self._z = z
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        if keys is None or key_ids is None or not len(keys):
+            self._keys = z.new_empty(0, z.shape[1], dtype=dtype)
+        else:
+            _check("keys", "key_ids", keys, key_ids)
+            if keys.shape[1] != z.shape[1]:
+                raise ValueError(f"keys must be as wide as z, got {keys.shape[1]} and {z.shape[1]}")
+            with torch.autocast(z.device.type, enabled=False):
+                self._keys = normalize(keys.detach()).to(dtype)
+            ids = torch.cat([ids.long(), key_ids.long()])
         self._groups = operators.Groups(ids, len(z))
-        self._product = z.dtype if z.is_cuda and z.dtype.itemsize == 2 else None
 
     def positives(self) -> Tensor:
         """(N,) how many positives each row has."""
         return self._groups.positives
 
+    def measure(self, *sums: Term | Sequence[Term]) -> tuple[Tensor, ...]:
+        """(N,) mean similarity to the positives, then (N,) the logarithm of each sum of terms: all from one pass.
+
+        A row without positives has mean 0, a row without a member in a sum minus infinity (without gradient).
+        """
+        return self._measure([[each] if isinstance(each, Term) else list(each) for each in sums], mean=True)
+
     def mean_over_positives(self) -> Tensor:
         """(N,) mean similarity of each row to its positives; 0 for a row without any."""
-        return operators.mean_over_positives(self._unit, self._keys, self._groups)
+        return self._measure([], mean=True)[0]
 
     def log_sum(self, *terms: Term) -> Tensor:
         """(N,) logarithm of the sum of all terms; minus infinity (without gradient) for a row that has no member."""
-        made = []
-        for term in _merged(terms):
-            one = operators.log_sum_exp(self._unit, self._keys, self._groups, term.slope, term.over, self._product)
-            made.append(one + term.log_weight if term.log_weight else one)
-        return made[0] if len(made) == 1 else _log_sum_exp(torch.stack(made))
+        return self._measure([list(terms)], mean=False)[1]
+
+    def _measure(self, sums: list[list[Term]], mean: bool) -> tuple[Tensor, ...]:
+        sums = [_merged(terms) for terms in sums]
+        flat = [(term.slope, term.over) for terms in sums for term in terms]
+        log_sums, means = operators.row_statistics(self._z, self._keys, self._groups, flat, mean)
+        parts = iter(log_sums)
+        return (means, *(_log_sum_exp([_weighted(next(parts), term) for term in terms]) for terms in sums))
 
 
 def mean_over_anchors(values: Tensor, positives: Tensor) -> Tensor:
@@ -86,7 +97,7 @@ def mean_over_anchors(values: Tensor, positives: Tensor) -> Tensor:
     return total / has_positive.sum().clamp_min(1)
 
 
-def _merged(terms: tuple[Term, ...]) -> list[Term]:
+def _merged(terms: list[Term]) -> list[Term]:
     """The same sum in as few terms: positives and negatives of one slope and weight are together all others."""
     rest, merged = list(terms), []
     while rest:
@@ -107,11 +118,18 @@ def _alike(one: Term, other: Term) -> bool:
     return same_slope and one.log_weight == other.log_weight
 
 
-def _log_sum_exp(parts: Tensor) -> Tensor:
-    """(T, N) -> (N,); unlike torch.logsumexp, without NaN in the gradient where all parts are minus infinity."""
-    top = parts.detach().amax(0)
+def _weighted(log_sum: Tensor, term: Term) -> Tensor:
+    return log_sum + term.log_weight if term.log_weight else log_sum
+
+
+def _log_sum_exp(parts: list[Tensor]) -> Tensor:
+    """(N,) log of the sum of exp; unlike torch.logsumexp, no NaN in the gradient where all are minus infinity."""
+    if len(parts) == 1:
+        return parts[0]
+    stacked = torch.stack(parts)
+    top = stacked.detach().amax(0)
     top = torch.where(top == -math.inf, 0.0, top)
-    total = torch.exp(parts - top).sum(0)
+    total = torch.exp(stacked - top).sum(0)
     empty = total == 0
     return torch.where(empty, -math.inf, top + torch.log(torch.where(empty, 1.0, total)))
 

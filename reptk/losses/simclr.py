@@ -36,8 +36,8 @@ def simclr(z: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
     """
     slope = 1 / positive("temperature", temperature)
     rows = Rows(z, ids)
-    per_anchor = rows.log_sum(Term("others", slope)) - slope * rows.mean_over_positives()
-    return mean_over_anchors(per_anchor, rows.positives())
+    mean, over_all = rows.measure(Term("others", slope))
+    return mean_over_anchors(over_all - slope * mean, rows.positives())
 
 
 @LOSSES.register("simclr")

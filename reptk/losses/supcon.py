@@ -41,12 +41,14 @@ def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "
     slope = 1 / positive("temperature", temperature)
     _check_form(form)
     rows = Rows(z, ids)
-    over_all = rows.log_sum(Term("others", slope))
+    others, positives = Term("others", slope), Term("positives", slope)
     count = rows.positives()
     if form == "out":
-        return mean_over_anchors(over_all - slope * rows.mean_over_positives(), count)
-    over_positives = rows.log_sum(Term("positives", slope)) - count.clamp_min(1).to(over_all.dtype).log()
-    return mean_over_anchors(over_all - over_positives, count)
+        mean, over_all = rows.measure(others)
+        return mean_over_anchors(over_all - slope * mean, count)
+    _, over_all, over_positives = rows.measure(others, positives)
+    log_count = count.clamp_min(1).to(over_all.dtype).log()
+    return mean_over_anchors(over_all - over_positives + log_count, count)
 
 
 def _check_form(form: str) -> str:

@@ -48,8 +48,8 @@ def tcl(z: Tensor, ids: Tensor, *, temperature: float, k1: float, k2: float) -> 
     if not_negative("k2", k2) > 0:
         terms.append(Term("negatives", slope, math.log(k2)))
     rows = Rows(z, ids)
-    per_anchor = rows.log_sum(*terms) - slope * rows.mean_over_positives()
-    return mean_over_anchors(per_anchor, rows.positives())
+    mean, denominator = rows.measure(terms)
+    return mean_over_anchors(denominator - slope * mean, rows.positives())
 
 
 @LOSSES.register("tcl")

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from reptk.losses.columns import Columns, Forward, excluded, is_tame, merge_logs
+from reptk.losses.columns import Columns, Forward, Term, excluded
 
 TILE = 512
 """Rows and columns of a tile; 512 x 512 in float32 is 1 MB, which stays in a core's cache."""
@@ -23,51 +23,69 @@ BLOCK_PAIRS = 2**18
 
 
 def forward(
-    own: Columns, columns: list[Columns], slope: Tensor, over: str, learned: bool, product: torch.dtype | None = None
+    own: Columns, columns: list[Columns], terms: list[Term], learned: bool
 ) -> Forward:
-    """See `reptk::log_sum_exp`. Keeps nothing."""
-    one_side = _positives if over == "positives" else _all_pairs
-    made = [one_side(own, side, slope, over, side is own, learned) for side in columns]
-    log_sum = merge_logs([part for part, _ in made])
-    if not learned:
-        return Forward(log_sum, log_sum.new_empty(0), log_sum.new_empty(0, 0))
-    shares = [torch.exp(part - log_sum.masked_fill(log_sum == -math.inf, 0.0)) for part, _ in made]
-    mean = sum(share * part for share, (_, part) in zip(shares, made, strict=True))
-    return Forward(log_sum, mean, log_sum.new_empty(0, 0))
+    """See `columns.Forward`. Keeps nothing."""
+    made = [_one_term(own, columns, term, learned) for term in terms]
+    log_sum = torch.stack([log_sum for log_sum, _ in made])
+    mean = torch.stack([mean for _, mean in made]) if learned else log_sum.new_empty(0)
+    return Forward(log_sum, mean, log_sum.new_empty(0))
 
 
 def backward(
-    own: Columns, columns: list[Columns], slope: Tensor, over: str, kept: Tensor, product: torch.dtype | None = None
+    own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor
 ) -> Tensor:
     """Gradient of the own rows (n, D)."""
     gradient = torch.zeros_like(own.z)
-    one_side = _positives_gradient if over == "positives" else _all_pairs_gradient
-    for side in columns:
-        one_side(gradient, own, side, slope, over, side is own)
-    return gradient.mul_(slope.to(gradient))
+    for number, term in enumerate(terms):
+        add = _add_positives_gradient if term.over == "positives" else _add_all_pairs_gradient
+        anchors = _of_term(own, number)._replace(g=own.g[number] * term.slope)
+        for side in columns:
+            is_self = side is own
+            other = anchors if is_self else _of_term(side, number)
+            if not is_self and other.g is not None:
+                other = other._replace(g=other.g * term.slope)
+            add(gradient, anchors, other, term, is_self)
+    return gradient
+
+
+def _one_term(own: Columns, columns: list[Columns], term: Term, learned: bool) -> tuple[Tensor, Tensor]:
+    """(n,) log-sum and, if asked for, mean over all columns."""
+    one_side = _positives if term.over == "positives" else _all_pairs
+    parts = [one_side(own, side, term, side is own, learned) for side in columns]
+    if len(parts) == 1:
+        return parts[0]
+    log_sums, means = map(torch.stack, zip(*parts, strict=True))
+    log_sum = torch.logsumexp(log_sums, 0)
+    shares = torch.exp(log_sums - log_sum.masked_fill(log_sum == -math.inf, 0.0))
+    return log_sum, (shares * means).sum(0) if learned else means[0]
+
+
+def _of_term(side: Columns, number: int) -> Columns:
+    return side if side.g is None else side._replace(g=side.g[number], lse=side.lse[number])
 
 
 # All others, or all negatives
 
 
 def _all_pairs(
-    own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool, learned: bool
+    own: Columns, side: Columns, term: Term, is_self: bool, learned: bool
 ) -> tuple[Tensor, Tensor]:
-    order, own, side = _by_group(own, side, over, is_self)
-    sums = _Sums(len(own.z), own.z, is_tame(float(slope), own.z.dtype), learned)
-    for i, j, tile in _tiles(own, side, slope, over, is_self):
+    order, own, side = _by_group(own, side, term.over, is_self)
+    sums = _Sums(len(own.z), own.z, term.tame, learned)
+    for i, j, tile in _tiles(own, side, term, is_self):
         sums.add(i, j, tile, columns_too=is_self and i != j)
-    log_sum, mean = sums.log_sum(), sums.mean(slope)
+    log_sum, mean = sums.log_sum(), sums.mean(term.slope)
     return _in_order(log_sum, order), _in_order(mean, order) if learned else mean
 
 
-def _all_pairs_gradient(
-    gradient: Tensor, own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool
+def _add_all_pairs_gradient(
+    gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool
 ) -> None:
-    order, own, side = _by_group(own, side, over, is_self)
+    order, own, side = _by_group(own, side, term.over, is_self)
     made = gradient if order is None else torch.zeros_like(gradient)
-    weigh = _tame_weights(own, side) if is_tame(float(slope), own.z.dtype) else _weights(own, side)
-    for i, j, tile in _tiles(own, side, slope, over, is_self):
+    weigh = _tame_weights(own, side) if term.tame else _weights(own, side)
+    for i, j, tile in _tiles(own, side, term, is_self):
         weights = weigh(i, j, tile)
         made[i].addmm_(weights, side.z[j])
         if is_self and i != j:
@@ -77,12 +95,12 @@ def _all_pairs_gradient(
 
 
 def _tiles(
-    own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool
+    own: Columns, side: Columns, term: Term, is_self: bool
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, logits) of every tile, of own rows with themselves only the upper half; one buffer serves all."""
-    scaled = own.z * slope.to(own.z)
+    scaled = own.z * term.slope
     buffer = own.z.new_empty(min(TILE, len(own.z)) * min(TILE, len(side.z)))
-    mixed = _mixed(own, side) if over == "negatives" else None
+    mixed = _mixed(own, side) if term.over == "negatives" else None
     for i, j in product(_cuts(len(own.z)), _cuts(len(side.z))):
         if is_self and j.start < i.start:
             continue
@@ -92,7 +110,7 @@ def _tiles(
         if is_self and i == j:
             tile.fill_diagonal_(-math.inf)
         if mixed is not None and mixed(i, j):
-            tile.masked_fill_(excluded(_part(own, i), _part(side, j), over), -math.inf)
+            tile.masked_fill_(excluded(_part(own, i), _part(side, j), term.over), -math.inf)
         yield i, j, tile
 
 
@@ -138,7 +156,7 @@ class _Sums:
     def mean(self, slope: Tensor) -> Tensor:
         if self.moment is None:
             return self.total.new_empty(0)
-        return self.moment / self.total.masked_fill(self.total == 0, 1.0) / slope.to(self.total)
+        return self.moment / self.total.masked_fill(self.total == 0, 1.0) / slope
 
 
 def _tame_weights(own: Columns, side: Columns) -> Callable[[slice, slice, Tensor], Tensor]:
@@ -206,11 +224,11 @@ def _in_order(values: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _positives(
-    own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool, learned: bool
+    own: Columns, side: Columns, term: Term, is_self: bool, learned: bool
 ) -> tuple[Tensor, Tensor]:
     log_sum = own.z.new_full((len(own.z),), -math.inf)
     mean = torch.zeros_like(log_sum) if learned else own.z.new_empty(0)
-    scaled = own.z * slope.to(own.z)
+    scaled = own.z * term.slope
     for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
         top = logits.amax(2, keepdim=True)
         top.masked_fill_(top == -math.inf, 0.0)
@@ -226,10 +244,10 @@ def _positives(
     return log_sum, mean
 
 
-def _positives_gradient(
-    gradient: Tensor, own: Columns, side: Columns, slope: Tensor, over: str, is_self: bool
+def _add_positives_gradient(
+    gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool
 ) -> None:
-    scaled = own.z * slope.to(own.z)
+    scaled = own.z * term.slope
     for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
         weights = (logits - own.lse[rows][:, :, None]).exp_().mul_(own.g[rows][:, :, None])
         if side.g is not None:
