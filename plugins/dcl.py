@@ -23,6 +23,8 @@ class DCL(nn.Module):
         temperature: t > 0.
     """
 
+    shares_rows = True
+
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
         if not 0 < temperature < math.inf:

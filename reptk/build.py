@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def assemble(recipe: Recipe, data: Data, device: torch.device) -> Built:
     """
     train, world = recipe.train, dist.world()
     _check_batch(recipe, world)
+    _check_micro_batch(recipe, world)
     loader = Loader(
         data.train,
         batch_size=train.batch_size,
@@ -97,6 +99,10 @@ def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
     elif dist.world() > 1:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
     encoder = Encoder(**recipe.encoder.model_dump(), size=getattr(views, "size", recipe.views.get("size", 224)))
+    if recipe.train.micro_batch_size:
+        encoder.encode_in_parts(
+            ceil(recipe.train.batch_size / recipe.train.micro_batch_size), recipe.train.micro_batch_norm
+        )
     loss = build(LOSSES, recipe.loss)
     objective = build(OBJECTIVES, recipe.objective, encoder=encoder, views=views, loss=loss)
     if recipe.train.sync_batchnorm:
@@ -129,6 +135,16 @@ def _check_batch(recipe: Recipe, world: int) -> None:
         raise UsageError(
             f"train.batch_size is {size}, which {world} ranks cannot share; use {size // world * world or world}"
         )
+
+
+def _check_micro_batch(recipe: Recipe, world: int) -> None:
+    micro, norm = recipe.train.micro_batch_size, recipe.train.micro_batch_norm
+    if micro is None and norm != "refuse":
+        raise UsageError(
+            f"train.micro_batch_norm is {norm!r}, but there are no micro-batches: set train.micro_batch_size"
+        )
+    if micro is not None and micro < world:
+        raise UsageError(f"train.micro_batch_size is {micro}, fewer images than the {world} ranks that share them")
 
 
 def _check_labels(recipe: Recipe, data: Data) -> None:

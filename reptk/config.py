@@ -65,6 +65,12 @@ class TrainSection(Section):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="images of all ranks together")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="images of all ranks encoded at once; the gradient stays that of the batch (GradCache)"
+    )
+    micro_batch_norm: Literal["refuse", "freeze", "approximate"] = Field(
+        "refuse", description="BatchNorm in micro-batches: an error; running statistics; each its own statistics"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     workers: int = Field(0, ge=0, description="loader processes per rank; 0: decode in this one")

@@ -62,15 +62,21 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def gather(rows: Tensor) -> Tensor:
+def gather(rows: Tensor, *, alike: bool = False) -> Tensor:
     """Rows of all ranks, (n, ...) -> (n * world, ...), in rank order, differentiable for floating-point rows.
 
-    Backward sums the gradients that all ranks have for this rank's rows. When every rank computes the same loss on
-    the gathered rows, the result is `world` times that loss's gradient, and DDP's mean over ranks restores it.
+    When every rank computes the same loss on the gathered rows, the gradient is `world` times that loss's, which DDP's
+    mean over ranks undoes. Every rank has to bring as many rows.
+
+    Args:
+        rows: of this rank.
+        alike: every rank will compute the very same value from the gathered rows, or the part of its gradient that
+            belongs to its own rows, so the backward pass needs no communication. Otherwise, whatever each rank does
+            with the rows, backward sums the gradients that all ranks have for this rank's rows.
     """
     if world() == 1:
         return rows
-    return _Gather.apply(rows.contiguous())
+    return _Gather.apply(rows.contiguous(), alike)
 
 
 def from_main(make: Callable[[], T]) -> T:
@@ -98,15 +104,18 @@ def copy_buffers_from_main(module: torch.nn.Module) -> None:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world())]
-        td.all_gather(parts, rows)
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: Tensor, alike: bool) -> Tensor:
+        ctx.count, ctx.alike = rows.shape[0], alike
+        made = rows.new_empty(rows.shape[0] * world(), *rows.shape[1:])
+        td.all_gather_into_tensor(made, rows)
+        return made
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        first = rank() * ctx.count
+        own = slice(first, first + ctx.count)
+        if ctx.alike:
+            return gradient[own] * world(), None
         gradient = gradient.contiguous()
         td.all_reduce(gradient)
-        first = rank() * ctx.count
-        return gradient[first : first + ctx.count]
+        return gradient[own], None

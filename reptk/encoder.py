@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reptk.errors import DataError, EnvironmentProblem, UsageError
+from reptk.micro_batches import Norm, batch_norms, in_parts
 from reptk.views import plain, to_float
 
 
@@ -60,6 +61,7 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self._parts, self._norm = 1, "refuse"
         if stem not in ("timm", "small"):
             raise UsageError(f"encoder.stem must be 'timm' or 'small', got {stem!r}")
         self.config = {
@@ -93,7 +95,28 @@ class Encoder(nn.Module):
         return self.backbone((images - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D): what losses see, not normalised."""
+        """(B, 3, H, W) -> (B, D): what losses see, not normalised. See `encode_in_parts`."""
+        if self._parts > 1 and self.training and torch.is_grad_enabled():
+            return in_parts(self._embed, images, self._parts, module=self, norm=self._norm)
+        return self._embed(images)
+
+    def encode_in_parts(self, parts: int, norm: Norm = "refuse") -> None:
+        """From now on keep the activations of one part of the batch at a time in training; the gradient stays the same.
+
+        Raises:
+            UsageError: BatchNorm would make it another gradient, and nothing is said of what to do about that.
+        """
+        if parts > 1 and norm == "refuse" and (norms := batch_norms(self)):
+            raise UsageError(
+                f"train.micro_batch_size: {self.config['backbone']} has {len(norms)} BatchNorm layers, which would normalise "
+                "each part by its own statistics, so the gradient would not be that of the batch. Use their running "
+                "statistics (train.micro_batch_norm=freeze, exact, for backbones that are trained already), accept the "
+                "approximation (train.micro_batch_norm=approximate), or take a backbone without BatchNorm (resnet50_gn, "
+                "convnext_tiny, any vit)"
+            )
+        self._parts, self._norm = parts, norm
+
+    def _embed(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
     @torch.no_grad()

@@ -1,14 +1,16 @@
 """What the loop trains and what DDP wraps: objective(images, labels, index, key) -> {"loss": ...}."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from reptk.dist import gather
+from reptk.dist import gather, rank
 from reptk.encoder import Encoder
+from reptk.losses import own_rows
 from reptk.registry import OBJECTIVES
 
 Views = Callable[[Tensor, int], Tensor]
@@ -21,7 +23,10 @@ class Contrastive(nn.Module):
     Args:
         encoder: images to embeddings.
         views: (images, key) -> (V, B, 3, h, w).
-        loss: (z (N, D), ids (N,)) -> scalar; rows that share an id are positives.
+        loss: (z (N, D), ids (N,)) -> scalar; rows that share an id are positives. A loss that says `shares_rows = True`
+            takes what it needs of the batch from `reptk.losses.Rows` and draws nothing at random: then each rank
+            computes its own rows alone, and the backward pass of the loss needs no communication. Any other loss is
+            computed whole on every rank.
         positives: "instance": the views of one image are positives; "class": all views of one class are, and an image
             without a label (-1) has only its own.
     """
@@ -38,10 +43,20 @@ class Contrastive(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             views = self.views(images, key)
         z = self.encoder(rearrange(views, "v b c h w -> (v b) c h w"))
-        z, ids = gather(z), gather(ids.repeat(len(views)))
-        return {"loss": self.loss(z, ids), "z": z.detach()}
+        shared = getattr(self.loss, "shares_rows", False)
+        count = len(z)
+        z, ids = gather(z, alike=shared), gather(ids.repeat(len(views)))
+        with own_rows(rank() * count, count) if shared else nullcontext():
+            loss = self.loss(z, ids)
+        return {"loss": loss, "z": z.detach(), "pairs": has_pairs(ids)}
 
 
 def class_ids(labels: Tensor, index: Tensor) -> Tensor:
     """Ids that make a class positives of each other: the label, or for an image without one a number all its own."""
     return torch.where(labels >= 0, labels, -1 - index)
+
+
+def has_pairs(ids: Tensor) -> Tensor:
+    """Whether any two rows share an id, as a tensor, so that nothing waits for a GPU."""
+    ids = ids.sort().values
+    return (ids[1:] == ids[:-1]).any()

@@ -119,17 +119,18 @@ def _epochs(
     model.train()
     batches = built.loader.batches(first_step, total)
     watch = _Watch(before)
-    window: list[tuple[Tensor, Tensor]] = []
+    window: list[tuple[Tensor, Tensor, Tensor]] = []
+    lonely_steps = 0
     with log.progress(train.epochs, per_epoch, first_step) as progress, _Interrupt() as interrupt:
         for step in range(first_step, total):
             images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
             built.schedule.step_update(step)
-            loss, z = train_step(recipe, built, model, images, labels, index, step)
-            window.append((loss, z))
-            views = len(z)
+            window.append(train_step(recipe, built, model, images, labels, index, step))
+            views = len(window[-1][1])
             done = step + 1
             if built.device.type == "cpu" or done % train.log_every_steps == 0 or done % per_epoch == 0:
-                values = _finite(recipe, window, step)
+                values, z = _finite(recipe, window, step), window[-1][1]
+                lonely_steps += _lonely(window)
                 watch.add(len(window) * views)
                 window.clear()
                 progress.step(done, values[-1], watch.rate(), (total - done) * watch.per(views))
@@ -137,6 +138,7 @@ def _epochs(
                     log.metrics(
                         step=done, epoch=done / per_epoch, loss=values[-1], lr=learning_rate(built.optimizer),
                         views_per_second=round(watch.rate(), 1), seconds=round(watch.seconds, 2),
+                        **({"steps_without_pairs": lonely_steps} if lonely_steps else {}),
                     )  # fmt: skip
             if done % per_epoch == 0:
                 epoch = done // per_epoch
@@ -151,38 +153,54 @@ def _epochs(
                 watch.stop()
                 _save(folder, done, _state(built, done, watch.seconds, baselines))
                 raise KeyboardInterrupt
+    if lonely_steps:
+        log.line(
+            f"{lonely_steps} of {total - first_step} steps had no two rows of one id, hence loss 0 and nothing to learn from: "
+            "more views, a larger batch, or fewer classes would pair them"
+        )
     return watch.seconds
 
 
 def train_step(
     recipe: Recipe, built: Built, model: nn.Module, images: Tensor, labels: Tensor, index: Tensor, step: int
-) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer: its loss and the embeddings of the global batch."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the optimizer: its loss, the embeddings of the global batch, and whether any two rows were a pair."""
     torch.manual_seed(fold(recipe.seed, "dropout", step, dist.rank()))
     with torch.autocast(built.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-        made = model(images, labels, index, fold(recipe.seed, "views", step))
+        try:
+            made = model(images, labels, index, fold(recipe.seed, "views", step))
+        except NumericalError as cause:
+            raise NumericalError(f"step {step + 1} (lr {recipe.optim.lr:g}): {cause}; {_DIVERGED}") from cause
     made["loss"].backward()
     if recipe.train.clip_norm:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
     built.optimizer.step()
     built.optimizer.zero_grad()
-    return made["loss"].detach(), made.get("z", made["loss"].detach().view(1, 1))
+    loss = made["loss"].detach()
+    return loss, made.get("z", loss.view(1, 1)), made.get("pairs", torch.ones_like(loss, dtype=torch.bool))
 
 
-def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor]], step: int) -> list[float]:
+_DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+
+
+def _lonely(window: list[tuple[Tensor, Tensor, Tensor]]) -> int:
+    """Steps among the last ones in which no two rows shared an id."""
+    return int((~torch.stack([pairs for _, _, pairs in window])).sum())
+
+
+def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor, Tensor]], step: int) -> list[float]:
     """The losses of the last steps.
 
     Raises:
         NumericalError: one is not finite; says which step and what was wrong first.
     """
-    values = torch.stack([loss.float() for loss, _ in window]).tolist()
+    values = torch.stack([loss.float() for loss, _, _ in window]).tolist()
     for back, value in enumerate(values):
         if value - value != 0:
             bad_step = step - len(values) + 1 + back
             broken = int((~window[back][1].isfinite().all(1)).sum())
             cause = (
-                f"{broken} of {len(window[back][1])} embeddings hold NaN or infinity: the weights have diverged. Lower "
-                "optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+                f"{broken} of {len(window[back][1])} embeddings hold NaN or infinity: {_DIVERGED}"
                 if broken
                 else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
             )

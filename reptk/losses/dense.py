@@ -8,9 +8,7 @@ from torch import Tensor
 from reptk.losses.columns import Columns, Forward, Term, excluded
 
 
-def forward(
-    own: Columns, columns: list[Columns], terms: list[Term], learned: bool
-) -> Forward:
+def forward(own: Columns, columns: list[Columns], terms: list[Term], learned: bool) -> Forward:
     """See `columns.Forward`. Keeps exp(logits) of every term, or the logits where these are too large for that."""
     z = _rows(columns)
     similarity = own.z @ z.T
@@ -33,9 +31,7 @@ def forward(
     return Forward(log_sum, mean, kept)
 
 
-def backward(
-    own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor
-) -> Tensor:
+def backward(own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor) -> Tensor:
     """Gradient of the own rows (n, D)."""
     weights = None
     for number, term in enumerate(terms):

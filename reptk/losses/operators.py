@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -121,8 +121,9 @@ def row_statistics(
     first, count = _own.get() or (0, len(z))
     slopes = [slope for slope, _ in terms]
     learned = any(isinstance(slope, Tensor) and slope.requires_grad for slope in slopes)
-    if any(isinstance(slope, Tensor) for slope in slopes):
-        slopes = torch.stack([torch.as_tensor(slope, dtype=torch.float64) for slope in slopes])
+    device = next((slope.device for slope in slopes if isinstance(slope, Tensor)), None)
+    if device is not None:
+        slopes = torch.stack([torch.as_tensor(slope, dtype=torch.float64, device=device) for slope in slopes])
     else:
         slopes = torch.tensor(slopes, dtype=torch.float64)
     overs = [get_args(Over).index(over) for _, over in terms]
@@ -196,8 +197,8 @@ def _backward(ctx: Any, by_log_sum: Tensor | None, by_mean: Tensor | None, *_: A
 
 def _gradient(
     by_log_sum: Tensor | None, by_mean: Tensor | None, log_sums: Tensor, kept: Tensor, sums: Tensor, unit: Tensor,
-    largest: Tensor, norm: Tensor, keys: Tensor, group: Tensor, positives: Tensor, slopes: Tensor, overs: Sequence[int], first: int,
-    count: int, how: str, dtype: torch.dtype,
+    largest: Tensor, norm: Tensor, keys: Tensor, group: Tensor, positives: Tensor, slopes: Tensor,
+    overs: Sequence[int], first: int, count: int, how: str, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     own_slice = slice(first, first + count)
     with torch.autocast(unit.device.type, enabled=False):

@@ -2,12 +2,19 @@
 
 from torch import Tensor, nn
 
-from reptk.losses.ranges import Positive, positive
+from reptk.losses.ranges import Positive, Temperature, slope_of
 from reptk.losses.rows import Rows, Term, mean_over_anchors
 from reptk.registry import LOSSES
 
 
-def simclr(z: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
+def simclr(
+    z: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    keys: Tensor | None = None,
+    key_ids: Tensor | None = None,
+) -> Tensor:
     """NT-Xent (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
     With unit rows and s_ij = z_i . z_j, for an anchor i and each other view p of the same image:
@@ -20,7 +27,9 @@ def simclr(z: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
     Args:
         z: (N, D) embeddings of any scale and floating type.
         ids: (N,) integers: the image each row is a view of.
-        temperature: t > 0.
+        temperature: t > 0; a scalar tensor gets its gradient.
+        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        key_ids: (K,) their ids.
 
     Returns:
         Scalar in float32 or wider; 0, attached to the graph, if no row has a second view.
@@ -34,19 +43,21 @@ def simclr(z: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
         >>> round(simclr(z, torch.tensor([0, 1, 0, 1]), temperature=0.5).item(), 4)
         0.2395
     """
-    slope = 1 / positive("temperature", temperature)
-    rows = Rows(z, ids)
+    slope = slope_of(temperature)
+    rows = Rows(z, ids, keys, key_ids)
     mean, over_all = rows.measure(Term("others", slope))
     return mean_over_anchors(over_all - slope * mean, rows.positives())
 
 
 @LOSSES.register("simclr")
 class SimCLR(nn.Module):
-    """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar."""
+    """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar. A learned temperature starts at `temperature`."""
 
-    def __init__(self, temperature: Positive = 0.5) -> None:
+    shares_rows = True
+
+    def __init__(self, temperature: Positive = 0.5, learn_temperature: bool = False) -> None:
         super().__init__()
-        self.temperature = positive("temperature", temperature)
+        self.temperature = Temperature(temperature, learn_temperature)
 
-    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
-        return simclr(z, ids, temperature=self.temperature)
+    def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
+        return simclr(z, ids, temperature=self.temperature(), keys=keys, key_ids=key_ids)

@@ -4,12 +4,20 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from reptk.losses.ranges import Positive, positive
+from reptk.losses.ranges import Positive, Temperature, slope_of
 from reptk.losses.rows import Rows, Term, mean_over_anchors
 from reptk.registry import LOSSES
 
 
-def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "in"] = "out") -> Tensor:
+def supcon(
+    z: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    form: Literal["out", "in"] = "out",
+    keys: Tensor | None = None,
+    key_ids: Tensor | None = None,
+) -> Tensor:
     """SupCon loss (Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3).
 
     With unit rows, s_ij = z_i . z_j, P(i) the rows that share i's id and A(i) all rows but i:
@@ -23,8 +31,10 @@ def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "
     Args:
         z: (N, D) embeddings of any scale and floating type.
         ids: (N,) integers; rows that share an id are positives.
-        temperature: t > 0.
+        temperature: t > 0; a scalar tensor gets its gradient.
         form: `"out"` (the paper's choice) or `"in"`; in <= out.
+        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        key_ids: (K,) their ids.
 
     Returns:
         Scalar in float32 or wider; 0, attached to the graph, if no row has a positive.
@@ -38,9 +48,9 @@ def supcon(z: Tensor, ids: Tensor, *, temperature: float, form: Literal["out", "
         >>> round(supcon(z, torch.tensor([0, 0, 1, 1]), temperature=0.5).item(), 4)
         0.2395
     """
-    slope = 1 / positive("temperature", temperature)
+    slope = slope_of(temperature)
     _check_form(form)
-    rows = Rows(z, ids)
+    rows = Rows(z, ids, keys, key_ids)
     others, positives = Term("others", slope), Term("positives", slope)
     count = rows.positives()
     if form == "out":
@@ -59,12 +69,16 @@ def _check_form(form: str) -> str:
 
 @LOSSES.register("supcon")
 class SupCon(nn.Module):
-    """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar."""
+    """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar. A learned temperature starts at `temperature`."""
 
-    def __init__(self, temperature: Positive = 0.1, form: Literal["out", "in"] = "out") -> None:
+    shares_rows = True
+
+    def __init__(
+        self, temperature: Positive = 0.1, form: Literal["out", "in"] = "out", learn_temperature: bool = False
+    ) -> None:
         super().__init__()
-        self.temperature = positive("temperature", temperature)
+        self.temperature = Temperature(temperature, learn_temperature)
         self.form = _check_form(form)
 
-    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
-        return supcon(z, ids, temperature=self.temperature, form=self.form)
+    def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
+        return supcon(z, ids, temperature=self.temperature(), form=self.form, keys=keys, key_ids=key_ids)

@@ -4,12 +4,21 @@ import math
 
 from torch import Tensor, nn
 
-from reptk.losses.ranges import NotNegative, Positive, not_negative, positive
+from reptk.losses.ranges import NotNegative, Positive, Temperature, not_negative, slope_of
 from reptk.losses.rows import Rows, Term, mean_over_anchors
 from reptk.registry import LOSSES
 
 
-def tcl(z: Tensor, ids: Tensor, *, temperature: float, k1: float, k2: float) -> Tensor:
+def tcl(
+    z: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    k1: float,
+    k2: float,
+    keys: Tensor | None = None,
+    key_ids: Tensor | None = None,
+) -> Tensor:
     """TCL loss (Animesh and Chandraker, arXiv 2305.10675).
 
     With unit rows, s_ij = z_i . z_j, P(i) the rows that share i's id without i and N(i) the rows of other ids:
@@ -25,9 +34,11 @@ def tcl(z: Tensor, ids: Tensor, *, temperature: float, k1: float, k2: float) -> 
     Args:
         z: (N, D) embeddings of any scale and floating type.
         ids: (N,) integers; rows that share an id are positives.
-        temperature: t > 0.
+        temperature: t > 0; a scalar tensor gets its gradient.
         k1: weight of the hard-positive term, at least 0 (the published code's default: 5000).
         k2: weight of the negatives, at least 0 (the published code's default: 1).
+        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        key_ids: (K,) their ids.
 
     Returns:
         Scalar in float32 or wider; 0, attached to the graph, if no row has a positive.
@@ -41,26 +52,37 @@ def tcl(z: Tensor, ids: Tensor, *, temperature: float, k1: float, k2: float) -> 
         >>> round(tcl(z, torch.tensor([0, 0, 1, 1]), temperature=0.5, k1=0.0, k2=1.0).item(), 4)
         0.2395
     """
-    slope = 1 / positive("temperature", temperature)
+    slope = slope_of(temperature)
     terms = [Term("positives", slope)]
     if not_negative("k1", k1) > 0:
         terms.append(Term("positives", -1.0, math.log(k1)))
     if not_negative("k2", k2) > 0:
         terms.append(Term("negatives", slope, math.log(k2)))
-    rows = Rows(z, ids)
+    rows = Rows(z, ids, keys, key_ids)
     mean, denominator = rows.measure(terms)
     return mean_over_anchors(denominator - slope * mean, rows.positives())
 
 
 @LOSSES.register("tcl")
 class TCL(nn.Module):
-    """`tcl` as a module: forward(z (N, D), ids (N,)) -> scalar. The defaults are those of the published code."""
+    """`tcl` as a module: forward(z (N, D), ids (N,)) -> scalar. The defaults are those of the published code.
 
-    def __init__(self, temperature: Positive = 0.1, k1: NotNegative = 5000.0, k2: NotNegative = 1.0) -> None:
+    A learned temperature starts at `temperature`.
+    """
+
+    shares_rows = True
+
+    def __init__(
+        self,
+        temperature: Positive = 0.1,
+        k1: NotNegative = 5000.0,
+        k2: NotNegative = 1.0,
+        learn_temperature: bool = False,
+    ) -> None:
         super().__init__()
-        self.temperature = positive("temperature", temperature)
+        self.temperature = Temperature(temperature, learn_temperature)
         self.k1 = not_negative("k1", k1)
         self.k2 = not_negative("k2", k2)
 
-    def forward(self, z: Tensor, ids: Tensor) -> Tensor:
-        return tcl(z, ids, temperature=self.temperature, k1=self.k1, k2=self.k2)
+    def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
+        return tcl(z, ids, temperature=self.temperature(), k1=self.k1, k2=self.k2, keys=keys, key_ids=key_ids)

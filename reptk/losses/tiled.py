@@ -22,9 +22,7 @@ BLOCK_PAIRS = 2**18
 """Pairs handled at once where rows that share an id are compared."""
 
 
-def forward(
-    own: Columns, columns: list[Columns], terms: list[Term], learned: bool
-) -> Forward:
+def forward(own: Columns, columns: list[Columns], terms: list[Term], learned: bool) -> Forward:
     """See `columns.Forward`. Keeps nothing."""
     made = [_one_term(own, columns, term, learned) for term in terms]
     log_sum = torch.stack([log_sum for log_sum, _ in made])
@@ -32,9 +30,7 @@ def forward(
     return Forward(log_sum, mean, log_sum.new_empty(0))
 
 
-def backward(
-    own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor
-) -> Tensor:
+def backward(own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor) -> Tensor:
     """Gradient of the own rows (n, D)."""
     gradient = torch.zeros_like(own.z)
     for number, term in enumerate(terms):
@@ -68,9 +64,7 @@ def _of_term(side: Columns, number: int) -> Columns:
 # All others, or all negatives
 
 
-def _all_pairs(
-    own: Columns, side: Columns, term: Term, is_self: bool, learned: bool
-) -> tuple[Tensor, Tensor]:
+def _all_pairs(own: Columns, side: Columns, term: Term, is_self: bool, learned: bool) -> tuple[Tensor, Tensor]:
     order, own, side = _by_group(own, side, term.over, is_self)
     sums = _Sums(len(own.z), own.z, term.tame, learned)
     for i, j, tile in _tiles(own, side, term, is_self):
@@ -79,9 +73,7 @@ def _all_pairs(
     return _in_order(log_sum, order), _in_order(mean, order) if learned else mean
 
 
-def _add_all_pairs_gradient(
-    gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool
-) -> None:
+def _add_all_pairs_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool) -> None:
     order, own, side = _by_group(own, side, term.over, is_self)
     made = gradient if order is None else torch.zeros_like(gradient)
     weigh = _tame_weights(own, side) if term.tame else _weights(own, side)
@@ -94,9 +86,7 @@ def _add_all_pairs_gradient(
         gradient.index_add_(0, order, made)
 
 
-def _tiles(
-    own: Columns, side: Columns, term: Term, is_self: bool
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(own: Columns, side: Columns, term: Term, is_self: bool) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, logits) of every tile, of own rows with themselves only the upper half; one buffer serves all."""
     scaled = own.z * term.slope
     buffer = own.z.new_empty(min(TILE, len(own.z)) * min(TILE, len(side.z)))
@@ -223,9 +213,7 @@ def _in_order(values: Tensor, order: Tensor | None) -> Tensor:
 # Positives alone
 
 
-def _positives(
-    own: Columns, side: Columns, term: Term, is_self: bool, learned: bool
-) -> tuple[Tensor, Tensor]:
+def _positives(own: Columns, side: Columns, term: Term, is_self: bool, learned: bool) -> tuple[Tensor, Tensor]:
     log_sum = own.z.new_full((len(own.z),), -math.inf)
     mean = torch.zeros_like(log_sum) if learned else own.z.new_empty(0)
     scaled = own.z * term.slope
@@ -244,9 +232,7 @@ def _positives(
     return log_sum, mean
 
 
-def _add_positives_gradient(
-    gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool
-) -> None:
+def _add_positives_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool) -> None:
     scaled = own.z * term.slope
     for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
         weights = (logits - own.lse[rows][:, :, None]).exp_().mul_(own.g[rows][:, :, None])

@@ -95,13 +95,8 @@ def _add_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, num
     lined = _line_up(own, side, term, is_self)
     n, d = own.z.shape
     slope = term.slope.to(own.z.device, torch.float32)
-    g, lse = own.g[number] * slope, own.lse[number]
-    if is_self:
-        g_columns, lse_columns = g, lse
-    elif side.g is not None:
-        g_columns, lse_columns = side.g[number] * slope, side.lse[number]
-    else:
-        g_columns = lse_columns = g  # keys are no anchors: not read
+    g, lse = _weights(own, term, number)
+    g_columns, lse_columns = _weights(side, term, number) if side.g is not None else (g, lse)  # keys': not read
     row_order, column_order = lined.order, lined.column_order
     launch = _launch(own.z)
     _gradient_kernel[(triton.cdiv(n, launch.rows),)](
@@ -110,9 +105,14 @@ def _add_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, num
         g_columns if side.g is None else g_columns[column_order],
         lse_columns if side.g is None else lse_columns[column_order],
         gradient, n, lined.y.shape[0], d,
-        OVER=_OVER[term.over], SELF=is_self, ANCHORS=side.g is not None, ROWS=launch.rows, COLUMNS=launch.columns,
-        WIDTH=_width(d), PRECISION=_precision(own.z), num_warps=launch.warps, num_stages=launch.stages,
+        OVER=_OVER[term.over], SELF=is_self, ANCHORS=side.g is not None, TAME=term.tame, ROWS=launch.rows,
+        COLUMNS=launch.columns, WIDTH=_width(d), PRECISION=_precision(own.z), num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
+
+
+def _weights(side: Columns, term: Term, number: int) -> tuple[Tensor, Tensor]:
+    g, lse = side.g[number] * term.slope.to(side.g), side.lse[number]
+    return (g * torch.exp(-lse), lse) if term.tame else (g, lse)
 
 
 class _Lined(NamedTuple):
@@ -133,9 +133,7 @@ def _line_up(own: Columns, side: Columns, term: Term, is_self: bool) -> _Lined:
     if term.over != "positives":
         order = torch.arange(n, device=own.z.device)
         column_order = order if is_self else torch.arange(m, device=own.z.device)
-        return _Lined(
-            own.z.contiguous(), side.z.contiguous(), own.group, side.group, order, column_order, order, order
-        )
+        return _Lined(own.z.contiguous(), side.z.contiguous(), own.group, side.group, order, column_order, order, order)
     order = own.group.argsort(stable=True)
     column_order = order if is_self else side.group.argsort(stable=True)
     x_group, y_group = own.group[order], side.group[column_order]
@@ -160,13 +158,25 @@ def _width(d: int) -> int:
 
 
 def _launch(z: Tensor, square: bool = False) -> _Launch:
-    """Block sizes that fit registers and shared memory for the rows' width in bytes."""
-    wide = _width(z.shape[1]) * z.element_size()
-    if wide <= 256:
-        return _Launch(128, 128 if square else 64, 8, 3)
-    if wide <= 512:
-        return _Launch(64, 64, 4, 3)
-    return _Launch(32, 32, 4, 2)
+    """The largest blocks whose sums stay in registers and whose rows and columns fit the device's shared memory."""
+    limit = torch.cuda.get_device_properties(z.device).shared_memory_per_block_optin if z.is_cuda else 232_448
+    width = _width(z.shape[1])
+    for launch in _LAUNCHES:
+        launch = launch._replace(columns=launch.rows) if square else launch
+        shared = (launch.rows + (launch.stages - 1) * launch.columns) * width * z.element_size()
+        shared *= 2 if z.dtype == torch.float32 else 1  # in two parts each, for three TF32 products
+        if launch.rows * width <= 2**14 and shared + 4 * launch.rows * launch.columns <= limit:
+            return launch
+    return _LAUNCHES[-1]
+
+
+_LAUNCHES = (
+    _Launch(128, 64, 8, 3),
+    _Launch(64, 64, 4, 3),
+    _Launch(64, 64, 4, 2),
+    _Launch(32, 32, 4, 2),
+    _Launch(16, 16, 4, 2),
+)
 
 
 def _precision(z: Tensor) -> str:
@@ -274,8 +284,8 @@ def _sums_kernel(
 def _gradient_kernel(
     x_ptr, y_ptr, x_group_ptr, y_group_ptr, order, start, stop, slope, g_ptr, lse_ptr, g_columns, lse_columns,
     gradient, n, m, d,
-    OVER: tl.constexpr, SELF: tl.constexpr, ANCHORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    OVER: tl.constexpr, SELF: tl.constexpr, ANCHORS: tl.constexpr, TAME: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     log2e: tl.constexpr = 1.4426950408889634
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -292,11 +302,15 @@ def _gradient_kernel(
         y = _load(y_ptr, columns, m, d, WIDTH)
         y_group = tl.load(y_group_ptr + columns, mask=columns < m, other=-2)
         _, logits = _logits(x, y, rows, columns, x_group, y_group, scale, m, OVER, SELF, PRECISION)
-        h = tl.exp2(logits - lse[:, None]) * g[:, None]
         if ANCHORS:
             other_g = tl.load(g_columns + columns, mask=columns < m, other=0.0)
-            other_lse = tl.load(lse_columns + columns, mask=columns < m, other=0.0) * log2e
-            h += tl.exp2(logits - other_lse[None, :]) * other_g[None, :]
+        if TAME:  # g is already divided by exp(lse): one exponential a pair
+            h = tl.exp2(logits) * (g[:, None] + other_g[None, :] if ANCHORS else g[:, None])
+        else:
+            h = tl.exp2(logits - lse[:, None]) * g[:, None]
+            if ANCHORS:
+                other_lse = tl.load(lse_columns + columns, mask=columns < m, other=0.0) * log2e
+                h += tl.exp2(logits - other_lse[None, :]) * other_g[None, :]
         sums = tl.dot(h.to(y.dtype), y, sums, input_precision=PRECISION)
     dims = tl.arange(0, WIDTH)
     inside = (rows[:, None] < n) & (dims[None, :] < d)
