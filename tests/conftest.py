@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reptk.losses import tiled
 from reptk.registry import REGISTRIES
 
 
@@ -17,6 +18,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_tiles() -> Iterator[None]:
+    """Tiles and blocks so small that a handful of rows needs several."""
+    before = tiled.TILE, tiled.BLOCK_PAIRS
+    tiled.TILE, tiled.BLOCK_PAIRS = 3, 6
+    yield
+    tiled.TILE, tiled.BLOCK_PAIRS = before
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Losses equal the published values, triple loops written from the formulas, and each other where theory says so."""
+"""Losses equal the published values, triple loops written from the formulas, and each other where theory says so.
+
+Everything is tried on one matrix and in tiles so small that these few rows need several.
+"""
 
 import json
 import math
@@ -10,13 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import gradcheck
 from torch.nn import functional
 from torch.testing import assert_close
 
+from batches import LAYOUTS, both_ways, by, every_layout, every_way, rows, value_and_gradient
 from reptk import LOSSES
+from reptk.errors import NumericalError
 from reptk.keyed import generator
-from reptk.losses import TCL, Rows, SimCLR, SupCon, Term, mean_over_anchors, normalize, simclr, supcon, tcl
+from reptk.losses import TCL, SimCLR, SupCon, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
+
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_losses.json").read_text(encoding="utf-8"))["cases"]
 
@@ -27,30 +35,12 @@ LOSS = {
     "supcon in": partial(supcon, temperature=0.1, form="in"),
     "tcl": partial(tcl, temperature=0.1, k1=5000.0, k2=1.0),
     "tcl positives only": partial(tcl, temperature=0.1, k1=1.0, k2=0.0),
+    "tcl k2=2": partial(tcl, temperature=0.1, k1=1.0, k2=2.0),
     "simclr": partial(simclr, temperature=0.1),
     "dcl": DCL(temperature=0.1),
 }
-every_loss = pytest.mark.parametrize("loss", LOSS.values(), ids=LOSS)
-
-LAYOUTS = {
-    "one class": [3] * 7,
-    "all distinct": list(range(7)),
-    "pairs": [0, 1, 2, 3, 0, 1, 2, 3],
-    "singletons": [0, 0, 1, 2, 2, 3, 4],
-    "unsorted": [5, -2, 5, 9, -2, 5, 9, 0],
-    "unbalanced": [0] * 8 + [1, 1],
-}
-every_layout = pytest.mark.parametrize("ids", [torch.tensor(ids) for ids in LAYOUTS.values()], ids=LAYOUTS)
-
-
-def rows(count, dimension=5, *, key=0, dtype=torch.float64):
-    return torch.randn(count, dimension, generator=generator("test", key), dtype=dtype)
-
-
-def value_and_gradient(loss, z, ids):
-    z = z.detach().clone().requires_grad_()
-    value = loss(z, ids)
-    return value.detach(), torch.autograd.grad(value, z)[0]
+COMPUTED = every_way(LOSS)
+every_loss = pytest.mark.parametrize("loss", COMPUTED.values(), ids=COMPUTED)
 
 
 def assert_same(left, right, z, ids):
@@ -87,20 +77,24 @@ def test_every_golden_case_is_of_a_known_kind():
     assert all(set(case) == keys for case in GOLDEN)
 
 
+@both_ways
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["id"] for case in GOLDEN])
-def test_published_value_and_gradient(case):
+def test_published_value_and_gradient(case, how):
     z, value, gradient = published(case)
-    mine = value_and_gradient(partial(FUNCTIONS[case["loss"]], **case["args"]), z, torch.tensor(case["ids"]))
+    loss = by(how, partial(FUNCTIONS[case["loss"]], **case["args"]))
+    mine = value_and_gradient(loss, z, torch.tensor(case["ids"]))
     tolerance = {"float64": 1e-10, "float32": 2e-5}[case["dtype"]]
     assert_close(mine[0].item(), value, rtol=tolerance, atol=0)
     # The collapsed batches have a gradient of 0, which the subtraction above leaves at rounding size.
     assert_close(mine[1], gradient, rtol=tolerance, atol=tolerance * max(gradient.abs().max().item(), 1e-3))
 
 
+@both_ways
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["id"] for case in GOLDEN])
-def test_float32_reaches_the_published_value(case):
+def test_float32_reaches_the_published_value(case, how):
     z, value, gradient = published(case)
-    mine = value_and_gradient(partial(FUNCTIONS[case["loss"]], **case["args"]), z.float(), torch.tensor(case["ids"]))
+    loss = by(how, partial(FUNCTIONS[case["loss"]], **case["args"]))
+    mine = value_and_gradient(loss, z.float(), torch.tensor(case["ids"]))
     assert_close(mine[0].item(), value, rtol=2e-5, atol=0)
     assert_close(mine[1].double(), gradient, rtol=1e-4, atol=1e-5)
 
@@ -168,19 +162,21 @@ FORMULAS = {
 }
 
 
+@both_ways
 @every_layout
 @pytest.mark.parametrize("name", FORMULAS)
-def test_loss_is_its_formula(name, ids):
+def test_loss_is_its_formula(name, ids, how):
     loss, per_anchor = FORMULAS[name]
-    assert_same(loss, partial(loop, per_anchor), rows(len(ids)), ids)
+    assert_same(by(how, loss), partial(loop, per_anchor), rows(len(ids)), ids)
 
 
+@both_ways
 @pytest.mark.parametrize("name", FORMULAS)
-def test_loss_is_its_formula_on_one_hot_rows(name):
+def test_loss_is_its_formula_on_one_hot_rows(name, how):
     loss, per_anchor = FORMULAS[name]
     ids = torch.tensor(LAYOUTS["unsorted"])
     one_hot = torch.eye(4, dtype=torch.float64)[torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])]
-    assert_same(loss, partial(loop, per_anchor), one_hot, ids)
+    assert_same(by(how, loss), partial(loop, per_anchor), one_hot, ids)
 
 
 # Identities
@@ -319,11 +315,12 @@ HARD_ROWS = {
 HARD_IDS = torch.tensor([0, 1, 2] * 4)
 
 
+@both_ways
 @pytest.mark.parametrize("temperature", [0.1, 0.02, 0.005])
 @pytest.mark.parametrize("name", ["supcon out", "supcon in", "tcl", "tcl positives only", "simclr", "dcl"])
 @pytest.mark.parametrize("z", HARD_ROWS.values(), ids=HARD_ROWS)
-def test_float32_is_close_to_float64_at_low_temperature(z, name, temperature):
-    loss = DCL(temperature=temperature) if name == "dcl" else partial(LOSS[name], temperature=temperature)
+def test_float32_is_close_to_float64_at_low_temperature(z, name, temperature, how):
+    loss = by(how, DCL(temperature=temperature) if name == "dcl" else partial(LOSS[name], temperature=temperature))
     exact = value_and_gradient(loss, z, HARD_IDS)
     single = value_and_gradient(loss, z.float(), HARD_IDS)
     # Similarities are right to about 2e-7, and divided by the temperature.
@@ -401,6 +398,15 @@ def test_bad_batch_is_named(loss, z, ids, message):
         loss(z, ids)
 
 
+@every_loss
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite_are_named(loss, value):
+    z = Z.clone()
+    z[2, 1] = z[5, 0] = value
+    with pytest.raises(NumericalError, match=r"^2 of 6 rows of z hold NaN or infinity: 2, 5$"):
+        loss(z, IDS)
+
+
 NOT_A_TEMPERATURE = [0, 0.0, -0.1, math.nan, math.inf, -math.inf, 1e-40]
 NOT_A_WEIGHT = [-1.0, -1e-9, math.nan, math.inf]
 
@@ -426,6 +432,96 @@ def test_dcl_refuses_a_bad_temperature(temperature):
         DCL(temperature=temperature)
 
 
+# A temperature that is learned
+
+
+LEARNED = {
+    "supcon out": supcon,
+    "supcon in": partial(supcon, form="in"),
+    "tcl": partial(tcl, k1=50.0, k2=1.0),
+    "tcl k2=2": partial(tcl, k1=50.0, k2=2.0),
+    "simclr": simclr,
+}
+LEARNED_COMPUTED = every_way(LEARNED)
+
+
+@every_layout
+@pytest.mark.parametrize("loss", LEARNED_COMPUTED.values(), ids=LEARNED_COMPUTED)
+@pytest.mark.parametrize("temperature", [0.3, 0.0011])
+def test_temperature_gets_its_gradient(loss, ids, temperature):
+    z = rows(len(ids)).requires_grad_()
+    t = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    assert_close(loss(z, ids, temperature=t), loss(z, ids, temperature=temperature), rtol=1e-12, atol=1e-12)
+    step = {"eps": 1e-6 * temperature, "atol": 1e-4 / temperature, "rtol": 1e-4}
+    assert gradcheck(lambda t: loss(z.detach(), ids, temperature=t), (t,), **step)
+
+
+@pytest.mark.parametrize("module", [SupCon, TCL, SimCLR])
+def test_module_learns_its_temperature(module):
+    learning = module(0.2, learn_temperature=True)
+    assert [name for name, _ in learning.named_parameters()] == ["temperature.logarithm"]
+    assert_close(learning(Z, IDS), module(0.2)(Z, IDS), rtol=1e-6, atol=0)
+    learning(Z, IDS).backward()
+    assert learning.temperature.logarithm.grad != 0
+
+
+def test_temperature_tensor_must_be_a_scalar():
+    with pytest.raises(ValueError, match=r"^temperature must be a number or a scalar tensor, got shape \(1,\)"):
+        supcon(Z, IDS, temperature=torch.tensor([0.1]))
+
+
+# Keys
+
+
+def with_keys(per_anchor, anchors):
+    """The triple loop over all rows, averaged over the first ones alone."""
+
+    def loss(z, ids):
+        unit = functional.normalize(z, dim=1)
+        values = []
+        for i in range(anchors):
+            positives = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
+            negatives = [j for j in range(len(z)) if ids[j] != ids[i]]
+            if positives:
+                value = per_anchor([unit[i] @ row for row in unit], positives, negatives)
+                values += [] if value is None else [value]
+        return sum(values) / len(values)
+
+    return loss
+
+
+@both_ways
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "dcl"])
+def test_keys_are_compared_with_but_are_no_anchors(name, how):
+    loss, per_anchor = FORMULAS[name]
+    z, keys = rows(8), rows(11, key=1)
+    ids, key_ids = torch.tensor(LAYOUTS["unsorted"]), torch.tensor([5, 5, 7, -2, 3, 3, 9, 0, 1, 1, 1])
+    mine = value_and_gradient(lambda z, ids: by(how, loss)(z, ids, keys=keys, key_ids=key_ids), z, ids)
+    all_ids = torch.cat([ids, key_ids])
+    looped = value_and_gradient(lambda z, ids: with_keys(per_anchor, 8)(torch.cat([z, keys]), all_ids), z, ids)
+    assert_close(mine, looped, rtol=1e-10, atol=1e-12)
+
+
+def test_keys_get_no_gradient():
+    keys = rows(4, key=1).requires_grad_()
+    supcon(rows(6).requires_grad_(), IDS, temperature=0.1, keys=keys, key_ids=torch.arange(4)).backward()
+    assert keys.grad is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "key_ids", "message"),
+    [
+        (rows(4), None, "keys and key_ids come together"),
+        (None, torch.arange(4), "keys and key_ids come together"),
+        (rows(4, 3), torch.arange(4), "as wide as z, got 3 and 5"),
+        (rows(4), torch.arange(3), r"takes keys \(N, D\) and key_ids \(N,\)"),
+    ],
+)
+def test_bad_keys_are_named(keys, key_ids, message):
+    with pytest.raises(ValueError, match=message):
+        supcon(Z, IDS, temperature=0.1, keys=keys, key_ids=key_ids)
+
+
 # Modules
 
 MODULES = {
@@ -448,91 +544,3 @@ def test_module_is_its_function(module, function):
 def test_registered_names():
     built_in = {name: LOSSES.get(name) for name in LOSSES.names() if LOSSES.source(name).startswith("reptk.losses")}
     assert built_in == {"supcon": SupCon, "tcl": TCL, "simclr": SimCLR}
-
-
-# Row statistics
-
-MEMBERS = {
-    "positives": lambda ids, i, j: i != j and ids[i] == ids[j],
-    "negatives": lambda ids, i, j: ids[i] != ids[j],
-    "others": lambda ids, i, j: i != j,
-}
-SUMS = {
-    "one": [Term("others", 3.0)],
-    "weighted": [Term("negatives", 2.0, math.log(5.0))],
-    "falling": [Term("positives", -1.0)],
-    "overlapping": [Term("positives", 4.0), Term("positives", -1.0, 2.0), Term("others", 0.5, -1.0)],
-    "far apart": [Term("positives", 1.0, 60.0), Term("negatives", 1.0, -60.0)],
-}
-
-
-@every_layout
-@pytest.mark.parametrize("terms", SUMS.values(), ids=SUMS)
-def test_log_sum_is_the_logarithm_of_the_sum(terms, ids):
-    z = rows(len(ids))
-    unit = functional.normalize(z, dim=1)
-    expected = [
-        sum(
-            math.exp(term.log_weight + term.slope * float(unit[i] @ unit[j]))
-            for term in terms
-            for j in range(len(ids))
-            if MEMBERS[term.over](ids.tolist(), i, j)
-        )
-        for i in range(len(ids))
-    ]
-    assert_close(Rows(z, ids).log_sum(*terms), torch.tensor(expected, dtype=z.dtype).log(), rtol=1e-10, atol=1e-12)
-
-
-def test_log_sum_of_nothing_is_minus_infinity_without_gradient():
-    z, ids = rows(4).requires_grad_(), torch.tensor([0, 0, 1, 2])
-    sums = Rows(z, ids).log_sum(Term("positives", 1.0))
-    assert sums.isneginf().tolist() == [False, False, True, True]
-    torch.where(sums.isneginf(), 0.0, sums).sum().backward()
-    assert z.grad.isfinite().all()
-    assert z.grad[:2].any(1).all()
-    assert not z.grad[2:].any()
-
-
-@every_layout
-def test_positives_are_counted_and_averaged(ids):
-    z = rows(len(ids))
-    unit = functional.normalize(z, dim=1)
-    found = [[j for j in range(len(ids)) if MEMBERS["positives"](ids.tolist(), i, j)] for i in range(len(ids))]
-    means = [sum(float(unit[i] @ unit[j]) for j in row) / len(row) if row else 0.0 for i, row in enumerate(found)]
-    assert Rows(z, ids).positives().tolist() == [len(row) for row in found]
-    assert_close(Rows(z, ids).mean_over_positives(), torch.tensor(means, dtype=z.dtype), rtol=1e-10, atol=1e-12)
-
-
-def test_mean_over_anchors_leaves_out_rows_without_positives():
-    values = torch.tensor([1.0, math.nan, 3.0, -math.inf], requires_grad=True)
-    mean = mean_over_anchors(values, torch.tensor([2, 0, 1, 0]))
-    mean.backward()
-    assert mean == 2
-    assert values.grad.tolist() == [0.5, 0, 0.5, 0]
-
-
-@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-10, 1.0, 1e10, 1e38])
-def test_normalize_gives_unit_rows_of_any_scale_in_float32(scale):
-    z = torch.tensor([[1.0, -2.0, 2.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
-    expected = z / torch.tensor([3.0, 1.0, math.sqrt(3)])[:, None]
-    assert_close(normalize(z * scale), expected, rtol=1e-6, atol=0)
-
-
-def test_normalize_leaves_zero_rows_at_zero_with_a_finite_gradient():
-    z = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
-    normalize(z)[:, 0].sum().backward()
-    assert normalize(z).tolist()[0] == [0, 0]
-    assert z.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("given_dtype", "made"),
-    [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
-)
-def test_normalize_is_float32_or_wider(given_dtype, made):
-    assert normalize(rows(3).to(given_dtype)).dtype == made

@@ -1,0 +1,43 @@
+"""Small batches and how losses are differentiated on them, for the tests of losses."""
+
+import pytest
+import torch
+
+from reptk.keyed import generator
+from reptk.losses import implementation
+
+LAYOUTS = {
+    "one class": [3] * 7,
+    "all distinct": list(range(7)),
+    "pairs": [0, 1, 2, 3, 0, 1, 2, 3],
+    "singletons": [0, 0, 1, 2, 2, 3, 4],
+    "unsorted": [5, -2, 5, 9, -2, 5, 9, 0],
+    "unbalanced": [0] * 8 + [1, 1],
+}
+every_layout = pytest.mark.parametrize("ids", [torch.tensor(ids) for ids in LAYOUTS.values()], ids=LAYOUTS)
+both_ways = pytest.mark.parametrize("how", ["dense", "tiled"])
+
+
+def rows(count, dimension=5, *, key=0, dtype=torch.float64):
+    return torch.randn(count, dimension, generator=generator("test", key), dtype=dtype)
+
+
+def value_and_gradient(loss, z, ids):
+    z = z.detach().clone().requires_grad_()
+    value = loss(z, ids)
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def by(how, loss):
+    """A loss computed in one way."""
+
+    def computed(*given, **chosen):
+        with implementation(how):
+            return loss(*given, **chosen)
+
+    return computed
+
+
+def every_way(losses):
+    """`{name: loss}` -> `{name and way: loss computed so}`."""
+    return {f"{name} {how}": by(how, loss) for name, loss in losses.items() for how in ("dense", "tiled")}
