@@ -1,6 +1,7 @@
 """train(recipe, out): the loop, in running order. Every run ends in its numbers beside two baselines."""
 
 import json
+import math
 import signal
 import threading
 import time
@@ -170,7 +171,7 @@ def train_step(
         try:
             made = model(images, labels, index, fold(recipe.seed, "views", step))
         except NumericalError as cause:
-            raise NumericalError(f"step {step + 1} (lr {recipe.optim.lr:g}): {cause}; {_DIVERGED}") from cause
+            raise NumericalError(f"{_at(recipe, step)}; {cause}; {_DIVERGED}") from cause
     made["loss"].backward()
     if recipe.train.clip_norm:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
@@ -181,6 +182,10 @@ def train_step(
 
 
 _DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+
+
+def _at(recipe: Recipe, step: int, value: float = math.nan) -> str:
+    return f"the loss is {value} at step {step + 1} (lr {recipe.optim.lr:g})"
 
 
 def _lonely(window: list[tuple[Tensor, Tensor, Tensor]]) -> int:
@@ -204,7 +209,7 @@ def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor, Tensor]], step: i
                 if broken
                 else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
             )
-            raise NumericalError(f"the loss is {value} at step {bad_step + 1} (lr {recipe.optim.lr:g}); {cause}")
+            raise NumericalError(f"{_at(recipe, bad_step, value)}; {cause}")
     return values
 
 

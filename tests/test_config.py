@@ -178,7 +178,7 @@ def test_a_malformed_pair_is_explained(pair, message):
 
 def test_overridden_values_arrive_with_their_types():
     recipe = load(_write("tiny.toml"), ["loss.temperature=.5", "loss.k1=7", "train.epochs=5", "eval.knn.k=[1, 5]"])
-    assert recipe.loss == {"name": "tcl", "temperature": 0.5, "k1": 7.0, "k2": 1.0}
+    assert recipe.loss == {"name": "tcl", "temperature": 0.5, "k1": 7.0, "k2": 1.0, "learn_temperature": False}
     assert isinstance(recipe.loss["k1"], float)
     assert recipe.train.epochs == 5
     assert recipe.eval["knn"]["k"] == [1, 5]
@@ -207,7 +207,7 @@ def test_a_recipe_is_complete_and_frozen():
     recipe = load(_write("tiny.toml"))
     assert recipe.name == "tiny"
     assert recipe.seed == 3
-    assert recipe.loss == {"name": "tcl", "temperature": 0.2, "k1": 100.0, "k2": 1.0}
+    assert recipe.loss == {"name": "tcl", "temperature": 0.2, "k1": 100.0, "k2": 1.0, "learn_temperature": False}
     assert recipe.views["strength"] == 0.5
     assert recipe.eval["knn"]["temperature"] == 0.07
     assert recipe.optim.name == "sgd"
@@ -314,7 +314,8 @@ def test_a_recipe_that_is_nowhere_is_explained(tmp_path, name, message):
 GOLDEN = {
     "typo in a fixed key": (
         ["train.epoch=3"],
-        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, precision, device, workers, "
+        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
+        "precision, device, workers, "
         "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, baselines)",
     ),
     "unknown section": (
@@ -325,11 +326,11 @@ GOLDEN = {
     "typo in a part's argument": (
         ["loss.temprature=0.1"],
         "  loss.temprature  'tcl' has no argument 'temprature'; did you mean 'temperature'? "
-        "It takes temperature, k1, k2",
+        "It takes temperature, k1, k2, learn_temperature",
     ),
     "argument of another loss": (
         ["loss.name=supcon", "loss.k1=5"],
-        "  loss.k1  'supcon' has no argument 'k1'; k1 belongs to tcl. It takes temperature, form",
+        "  loss.k1  'supcon' has no argument 'k1'; k1 belongs to tcl. It takes temperature, form, learn_temperature",
     ),
     "a part without arguments": (
         ["data.name=photos", "data.sizes=3"],

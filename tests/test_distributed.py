@@ -5,10 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as td
 import torch.multiprocessing as mp
 
 from reptk.config import load, validate
@@ -29,11 +31,12 @@ RECIPE = {
     "eval": {"knn": {"k": [1, 20]}},
 }
 LOSS_PARTS = [
-    {"name": "supcon"},
+    {"name": "supcon", "learn_temperature": True},
     {"name": "supcon", "form": "in"},
     {"name": "tcl", "k1": 50.0, "k2": 1.5},
     {"name": "simclr"},
     {"name": "dcl"},
+    {"name": "plain"},
 ]
 
 
@@ -61,26 +64,69 @@ def _rank(rank: int, world: int, port: int, function, arguments) -> None:
         dist.stop()
 
 
-def gradients(rank: int, loss: dict, out: str) -> None:
-    """Loss and gradients of one batch of 16 images, in float64, shared by whatever ranks there are."""
+class Plain(torch.nn.Module):
+    """A loss in plain PyTorch, with a weight of its own, that knows nothing of ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.margin = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        z = torch.nn.functional.normalize(z, dim=1)
+        same = ids[:, None] == ids[None, :]
+        return torch.where(same, 1 - z @ z.T, torch.relu(z @ z.T - self.margin)).mean()
+
+
+def gradients(rank: int, loss: dict, out: str, dtype: torch.dtype = torch.float64, **train: int) -> None:
+    """Loss and gradients of one batch of 16 images, shared by whatever ranks there are, and what was communicated."""
     import reptk.plugins.dcl  # noqa: F401
-    from reptk import dist
+    from reptk import LOSSES, dist
     from reptk.build import assemble, data_of
     from reptk.training import _parallel
 
-    recipe = validate(RECIPE | {"loss": loss})
+    if "plain" not in LOSSES.names():
+        LOSSES.register("plain")(Plain)
+    recipe = validate(RECIPE | {"loss": loss, "train": RECIPE["train"] | train})
     built = assemble(recipe, data_of(recipe), torch.device("cpu"))
-    built.objective.double()
+    built.objective.to(dtype)
     real = built.objective.views
-    built.objective.views = lambda images, key: real(images, key).double()
+    built.objective.views = lambda images, key: real(images, key).to(dtype)
     model = _parallel(built)
     images, labels, index = next(built.loader.batches(1, 2))
     labels = torch.where(index % 5 == 0, -1, labels)  # partly labelled
-    made = model(images, labels, index, 77)
-    made["loss"].backward()
+    with Collectives() as forward:
+        made = model(images, labels, index, 77)
+    # DDP averages the gradients of the weights from its own threads; this counts what the loss itself asks for.
+    with Collectives() as backward:
+        made["loss"].backward()
+    Path(f"{out}.{rank}.json").write_text(json.dumps({"forward": forward.names, "backward": backward.names}))
     if dist.is_main():
         grads = {name: parameter.grad for name, parameter in built.objective.named_parameters()}
         torch.save({"loss": made["loss"].detach(), "gradients": grads}, out)
+
+
+class Collectives:
+    """Names of the collective operations that Python code asks for inside the block."""
+
+    def __enter__(self) -> "Collectives":
+        self.names: list[str] = []
+        self._real = {
+            name: getattr(td, name) for name in ("all_gather_into_tensor", "all_gather", "all_reduce", "broadcast")
+        }
+        for name, call in self._real.items():
+            setattr(td, name, self._counting(name, call))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, call in self._real.items():
+            setattr(td, name, call)
+
+    def _counting(self, name: str, call: Callable) -> Callable:
+        def counted(*given: object, **chosen: object) -> object:
+            self.names.append(name)
+            return call(*given, **chosen)
+
+        return counted
 
 
 def features(rank: int, out: str) -> None:
@@ -117,6 +163,8 @@ def everything(rank: int, out: str, losses: list[dict]) -> None:
     """One start of the processes for all comparisons: starting them is what takes time."""
     for number, loss in enumerate(losses):
         gradients(rank, loss, f"{out}/gradients{number}")
+    gradients(rank, {"name": "supcon"}, f"{out}/single", torch.float32)
+    gradients(rank, {"name": "supcon"}, f"{out}/parts", micro_batch_size=6)
     features(rank, f"{out}/features")
     errors(rank, f"{out}/said")
 
@@ -127,13 +175,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (1, 2, 4)}
     everything(0, str(folders[1]), LOSS_PARTS)
     spawn(everything, 2, str(folders[2]), LOSS_PARTS)
-    spawn(everything, 4, str(folders[4]), LOSS_PARTS[:1])
+    spawn(everything, 4, str(folders[4]), LOSS_PARTS)
     return folders
 
 
-@pytest.mark.parametrize(
-    ("world", "number"), [*((2, number) for number in range(len(LOSS_PARTS))), (4, 0)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("number", range(len(LOSS_PARTS)))
 def test_ranks_give_the_gradients_of_one_process(world: int, number: int, made: dict[int, Path]) -> None:
     one, many = (torch.load(made[ranks] / f"gradients{number}", weights_only=True) for ranks in (1, world))
     torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-12, atol=0)
@@ -142,6 +189,37 @@ def test_ranks_give_the_gradients_of_one_process(world: int, number: int, made: 
     assert largest > 0
     for name, expected in one["gradients"].items():
         torch.testing.assert_close(many["gradients"][name], expected, rtol=1e-12, atol=1e-12 * largest, msg=name)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_give_the_gradients_of_one_process_in_float32(world: int, made: dict[int, Path]) -> None:
+    one, many = (torch.load(made[ranks] / "single", weights_only=True) for ranks in (1, world))
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-6, atol=0)
+    largest = max(value.abs().max().item() for value in one["gradients"].values())
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(many["gradients"][name], expected, rtol=0, atol=1e-6 * largest, msg=name)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_micro_batches_give_the_gradients_of_the_batch(world: int, made: dict[int, Path]) -> None:
+    """Each rank encodes its share in three parts."""
+    whole, parts = (torch.load(path, weights_only=True) for path in (made[1] / "gradients0", made[world] / "parts"))
+    torch.testing.assert_close(parts["loss"], whole["loss"], rtol=1e-7, atol=0)  # the learned temperature is a float32
+    largest = max(value.abs().max().item() for value in whole["gradients"].values())
+    for name, expected in parts["gradients"].items():
+        torch.testing.assert_close(whole["gradients"][name], expected, rtol=0, atol=1e-6 * largest, msg=name)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("number", range(len(LOSS_PARTS)))
+def test_backward_of_a_loss_on_rows_communicates_nothing(world: int, number: int, made: dict[int, Path]) -> None:
+    for rank in range(world):
+        said = json.loads((made[world] / f"gradients{number}.{rank}.json").read_text())
+        if LOSS_PARTS[number]["name"] == "plain":
+            assert said == {"forward": ["all_gather_into_tensor"] * 2, "backward": ["all_reduce"]}
+        else:
+            learned = LOSS_PARTS[number].get("learn_temperature", False)
+            assert said == {"forward": ["all_gather_into_tensor"] * (3 + learned), "backward": []}
 
 
 @pytest.mark.parametrize("world", [2, 4])

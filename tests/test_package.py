@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 PUBLIC = {
     "reptk": "DATASETS EVALUATORS Encoder LOSSES OBJECTIVES Recipe VIEWS evaluate load losses testing train",
-    "reptk.losses": "Rows SimCLR SupCon TCL Term mean_over_anchors normalize simclr supcon tcl",
+    "reptk.losses": "Rows SimCLR SupCon TCL Term implementation mean_over_anchors normalize own_rows simclr supcon tcl",
     "reptk.testing": "check_evaluator check_loss check_views",
 }
 
@@ -33,9 +33,9 @@ def test_public_names(module: str) -> None:
 def test_public_signatures() -> None:
     assert list(signature(reptk.load).parameters)[:2] == ["name_or_path", "overrides"]
     assert list(signature(reptk.train).parameters)[:2] == ["recipe", "out"]
-    assert list(signature(reptk.losses.supcon).parameters) == ["z", "ids", "temperature", "form"]
-    assert list(signature(reptk.losses.tcl).parameters) == ["z", "ids", "temperature", "k1", "k2"]
-    assert list(signature(reptk.losses.simclr).parameters) == ["z", "ids", "temperature"]
+    assert list(signature(reptk.losses.supcon).parameters) == ["z", "ids", "temperature", "form", "keys", "key_ids"]
+    assert list(signature(reptk.losses.tcl).parameters) == ["z", "ids", "temperature", "k1", "k2", "keys", "key_ids"]
+    assert list(signature(reptk.losses.simclr).parameters) == ["z", "ids", "temperature", "keys", "key_ids"]
     assert callable(reptk.evaluate.knn)
     assert callable(reptk.evaluate.retrieval)
 

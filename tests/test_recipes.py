@@ -83,7 +83,7 @@ def test_the_official_tcl_command() -> None:
     """--run_type tcl --dataset cifar100 --model resnet50 --batch_size 64 --k1 5000 --k2 1 --lr_contrastive 0.1"""
     recipe = load("tcl_sup_cifar100")
     assert (recipe.data["name"], recipe.encoder.backbone, recipe.encoder.stem) == ("cifar100", "resnet50", "small")
-    assert recipe.loss == {"name": "tcl", "temperature": 0.1, "k1": 5000.0, "k2": 1.0}
+    assert recipe.loss == {"name": "tcl", "temperature": 0.1, "k1": 5000.0, "k2": 1.0, "learn_temperature": False}
     assert (recipe.train.batch_size, recipe.train.epochs) == (64, 100)
     assert (recipe.optim.name, recipe.optim.lr, recipe.optim.momentum) == ("sgd", 0.1, 0.9)
     assert (recipe.optim.weight_decay, recipe.optim.decay_all, recipe.optim.warmup_epochs) == (1e-4, True, 0)

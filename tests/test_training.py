@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(broken: str, tmp_path: Path) ->
     overrides = [f"loss.name={name}"]
     expected = "arose in the loss"
     if broken == "embedding":
-        overrides, expected = ["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "embeddings hold NaN"
+        overrides, expected = ["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "rows of z hold NaN"
     with pytest.raises(NumericalError, match=expected) as caught:
         go(tiny(*overrides), tmp_path / "run")
     assert "at step" in str(caught.value)

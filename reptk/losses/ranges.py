@@ -17,7 +17,7 @@ def positive(name: str, value: float) -> float:
     Raises:
         ValueError: otherwise.
     """
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
     if 1 / value > 1e30:
         raise ValueError(f"{name} {value} is too small for float32")
@@ -30,7 +30,7 @@ def not_negative(name: str, value: float) -> float:
     Raises:
         ValueError: otherwise.
     """
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
     return value
 
