@@ -13,6 +13,7 @@ from reptk import LOSSES, checkpoint, load, run
 from reptk.config import Recipe, validate
 from reptk.errors import NumericalError, UsageError
 from reptk.log import Log
+from reptk.losses import implementation
 from reptk.training import effective_rank, headline, train
 
 TINY = {
@@ -283,3 +284,42 @@ def test_effective_rank() -> None:
 def test_headline() -> None:
     assert headline({"knn@1": 0.1, "knn@20": 0.2}) == "knn@20"
     assert headline({"view_recall@1": 0.1}) == "view_recall@1"
+
+
+def losses(folder: Path) -> list[float]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    "loss", [{"name": "tcl", "k1": 10.0}, {"name": "supcon", "form": "in"}], ids=lambda part: part["name"]
+)
+def test_the_loss_curve_is_one_however_it_is_computed(loss: dict, tmp_path: Path) -> None:
+    """By one matrix, in tiles, and with the batch encoded in parts."""
+    recipe = tiny("encoder.backbone=test_vit", "objective.positives=class", loss=loss)
+    with implementation("dense"):
+        go(recipe, tmp_path / "dense")
+    with implementation("tiled"):
+        go(recipe, tmp_path / "tiled")
+    go(
+        tiny("encoder.backbone=test_vit", "objective.positives=class", "train.micro_batch_size=5", loss=loss),
+        tmp_path / "parts",
+    )
+    expected = losses(tmp_path / "dense")
+    assert len(expected) == 6
+    assert losses(tmp_path / "tiled") == pytest.approx(expected, rel=1e-4)
+    assert losses(tmp_path / "parts") == pytest.approx(expected, rel=1e-4)
+
+
+def test_steps_without_a_pair_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny(views={"name": "simclr_small", "size": 16, "count": 1})
+    train(recipe, tmp_path / "run", log=Log(speaks=True, writes=True))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 of 6 steps had no two rows of one id" in said
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [row["steps_without_pairs"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert losses(tmp_path / "run") == [0.0] * 6
+
+
+def test_pairs_are_not_counted_as_missing(reference: Path) -> None:
+    assert "steps_without_pairs" not in (reference / "metrics.jsonl").read_text()

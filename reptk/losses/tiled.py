@@ -9,6 +9,7 @@ pairs there are.
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -213,43 +214,49 @@ def _in_order(values: Tensor, order: Tensor | None) -> Tensor:
 # Positives alone
 
 
+class _Block(NamedTuple):
+    """Rows that share an id against their columns of that id, G such groups of like size stacked.
+
+    rows (G, a) and columns (G, b) are where they stand; x (G, a, D) and y (G, b, D) what they are; counts (G, a) tells
+    rows from padding; logits (G, a, b) are minus infinity for padding and for a row with itself.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    x: Tensor
+    y: Tensor
+    counts: Tensor
+    logits: Tensor
+
+
 def _positives(own: Columns, side: Columns, term: Term, is_self: bool, learned: bool) -> tuple[Tensor, Tensor]:
     log_sum = own.z.new_full((len(own.z),), -math.inf)
     mean = torch.zeros_like(log_sum) if learned else own.z.new_empty(0)
-    scaled = own.z * term.slope
-    for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
-        top = logits.amax(2, keepdim=True)
+    for block in _blocks(own, side, term, is_self):
+        top = block.logits.amax(2, keepdim=True)
         top.masked_fill_(top == -math.inf, 0.0)
-        if learned:
-            similarity = torch.bmm(own.z[rows], side.z[others].mT)
-        exponentials = logits.sub_(top).exp_()
+        exponentials = block.logits.sub_(top).exp_()
         total = exponentials.sum(2)
-        at = rows[valid]
-        log_sum[at] = (top.squeeze(2) + total.log())[valid]
+        at = block.rows[block.counts]
+        log_sum[at] = (top.squeeze(2) + total.log())[block.counts]
         if learned:
             shares = exponentials.div_(total.masked_fill(total == 0, 1.0)[:, :, None])
-            mean[at] = (shares * similarity).sum(2)[valid]
+            mean[at] = (shares * torch.bmm(block.x, block.y.mT)).sum(2)[block.counts]
     return log_sum, mean
 
 
 def _add_positives_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, is_self: bool) -> None:
-    scaled = own.z * term.slope
-    for rows, others, valid, logits in _blocks(scaled, own, side, is_self):
-        weights = (logits - own.lse[rows][:, :, None]).exp_().mul_(own.g[rows][:, :, None])
+    for block in _blocks(own, side, term, is_self):
+        weights = (block.logits - own.lse[block.rows][:, :, None]).exp_().mul_(own.g[block.rows][:, :, None])
         if side.g is not None:
-            weights += logits.sub_(side.lse[others][:, None, :]).exp_().mul_(side.g[others][:, None, :])
-        # A row is in one block only, so nothing is added twice.
-        gradient[rows[valid]] += torch.bmm(weights, side.z[others])[valid]
+            as_candidate = block.logits.sub_(side.lse[block.columns][:, None, :]).exp_()
+            weights += as_candidate.mul_(side.g[block.columns][:, None, :])
+        # The weights of padding are 0.
+        gradient.index_add_(0, block.rows.flatten(), torch.bmm(weights, block.y).flatten(0, 1))
 
 
-def _blocks(
-    scaled: Tensor, own: Columns, side: Columns, is_self: bool
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Rows that share an id against their columns of that id, blocks of like size stacked.
-
-    Yields rows (G, a), columns (G, b), which rows are no padding (G, a), and logits (G, a, b), minus infinity for
-    padding and for a row with itself. Every row that has a column comes once, with all of them.
-    """
+def _blocks(own: Columns, side: Columns, term: Term, is_self: bool) -> Iterator[_Block]:
+    """Every row that has a column of its id, once, with all of them."""
     row_order, column_order = own.group.argsort(stable=True), side.group.argsort(stable=True)
     groups, heights = own.group[row_order].unique_consecutive(return_counts=True)
     side_groups = side.group[column_order]
@@ -264,16 +271,35 @@ def _blocks(
         alike = blocks[kind == value]
         height, width = int(alike[:, 1].max()), int(alike[:, 3].max())
         for stack in alike.split(max(1, BLOCK_PAIRS // (height * width))):
-            top, high, first, wide = stack.to(scaled.device)[:, :, None].unbind(1)
-            a, b = (torch.arange(size, device=scaled.device) for size in (height, width))
-            valid, valid_column = a < high, b < wide
-            rows = row_order[top + torch.minimum(a, high - 1)]
-            others = column_order[first + torch.minimum(b, wide - 1)]
-            logits = torch.bmm(scaled[rows], side.z[others].mT)
-            logits.masked_fill_(~(valid[:, :, None] & valid_column[:, None, :]), -math.inf)
-            if is_self:
-                logits.masked_fill_(rows[:, :, None] == others[:, None, :], -math.inf)
-            yield rows, others, valid, logits
+            yield _stacked(stack, height, width, (own, row_order), (side, column_order), term, is_self)
+
+
+def _stacked(
+    stack: Tensor,
+    height: int,
+    width: int,
+    own: tuple[Columns, Tensor],
+    side: tuple[Columns, Tensor],
+    term: Term,
+    is_self: bool,
+) -> _Block:
+    device = own[1].device
+    top, high, left, wide = stack.to(device)[:, :, None].unbind(1)
+    rows, x, counts = _picked(*own, top, high, height)
+    whole = is_self and torch.equal(stack[:, :2], stack[:, 2:])
+    columns, y, column_counts = (rows, x, counts) if whole else _picked(*side, left, wide, width)
+    logits = torch.bmm(x, y.mT).mul_(term.slope)
+    logits.masked_fill_(~(counts[:, :, None] & column_counts[:, None, :]), -math.inf)
+    if is_self:
+        logits.masked_fill_(rows[:, :, None] == columns[:, None, :], -math.inf)
+    return _Block(rows, columns, x, y, counts, logits)
+
+
+def _picked(side: Columns, order: Tensor, first: Tensor, count: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(G, most) numbers of rows that follow each other in the order, the rows, and which of them are no padding."""
+    at = torch.arange(most, device=order.device)
+    numbers = order[first + torch.minimum(at, count - 1)]
+    return numbers, side.z.index_select(0, numbers.flatten()).view(*numbers.shape, -1), at < count
 
 
 def _split(blocks: Tensor) -> Tensor:
