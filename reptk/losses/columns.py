@@ -24,7 +24,7 @@ class Columns(NamedTuple):
 class Term(NamedTuple):
     """sum exp(slope * s) over some rows. tame: exp of that never leaves the type, so it needs no shift."""
 
-    slope: Tensor
+    slope: float | Tensor
     over: Over
     tame: bool
 

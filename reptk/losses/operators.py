@@ -156,7 +156,7 @@ def _forward(
             log_sums, expected, kept = computes.forward(own, columns, _terms(slopes, overs, unit), learned)
         if count < rows:
             log_sums, expected = (_gather(part) if part.numel() else part for part in (log_sums, expected))
-    if not z.is_cuda and (log_sums.isnan().any() or means.isnan().any()):
+    if not z.is_cuda and (log_sums if overs else means).isnan().any():
         raise NumericalError(_broken(unit, keys))
     return log_sums, means, expected, kept, sums, unit, largest, norm
 
@@ -261,10 +261,11 @@ class _Function(torch.autograd.Function):
 
 
 def _terms(slopes: Tensor, overs: Sequence[int], unit: Tensor) -> list[Term]:
-    # A slope on a GPU is not looked at: its sums are made in the way that is right for any.
-    tame = [not slopes.is_cuda and is_tame(float(slope), unit.dtype) for slope in slopes]
-    made = zip(slopes.to(unit.dtype), overs, tame, strict=True)
-    return [Term(slope, get_args(Over)[over], fits) for slope, over, fits in made]
+    names = get_args(Over)
+    if slopes.is_cuda:  # not looked at, which would mean waiting: the sums are made in the way that is right for any
+        return [Term(slope, names[over], False) for slope, over in zip(slopes.to(unit.dtype), overs, strict=True)]
+    made = zip(slopes.tolist(), overs, strict=True)
+    return [Term(slope, names[over], is_tame(slope, unit.dtype)) for slope, over in made]
 
 
 def _sides(

@@ -70,7 +70,7 @@ def _half_sums(own: Columns, term: Term, top: Tensor, total: Tensor) -> None:
     launch = _launch(own.z, square=True)
     z = own.z.contiguous()
     _half_kernel[(triton.cdiv(n, launch.rows),)](
-        z, own.group, term.slope.to(z.device, torch.float32), total, n, d,
+        z, own.group, _slope(term, z), total, n, d,
         NEGATIVES=term.over == "negatives", BLOCK=launch.rows, WIDTH=_width(d), PRECISION=_precision(z),
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def _whole_sums(
     launch = _launch(own.z)
     _sums_kernel[(triton.cdiv(n, launch.rows),)](
         lined.x, lined.y, lined.x_group, lined.y_group, lined.order, lined.start, lined.stop,
-        term.slope.to(own.z.device, torch.float32), top, total, moment, n, lined.y.shape[0], d,
+        _slope(term, own.z), top, total, moment, n, lined.y.shape[0], d,
         OVER=_OVER[term.over], SELF=is_self, LEARNED=learned, ROWS=launch.rows, COLUMNS=launch.columns, WIDTH=_width(d),
         PRECISION=_precision(own.z), num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -94,7 +94,7 @@ def _whole_sums(
 def _add_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, number: int, is_self: bool) -> None:
     lined = _line_up(own, side, term, is_self)
     n, d = own.z.shape
-    slope = term.slope.to(own.z.device, torch.float32)
+    slope = _slope(term, own.z)
     g, lse = _weights(own, term, number)
     g_columns, lse_columns = _weights(side, term, number) if side.g is not None else (g, lse)  # keys': not read
     row_order, column_order = lined.order, lined.column_order
@@ -111,8 +111,12 @@ def _add_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, num
 
 
 def _weights(side: Columns, term: Term, number: int) -> tuple[Tensor, Tensor]:
-    g, lse = side.g[number] * term.slope.to(side.g), side.lse[number]
+    g, lse = side.g[number] * term.slope, side.lse[number]
     return (g * torch.exp(-lse), lse) if term.tame else (g, lse)
+
+
+def _slope(term: Term, z: Tensor) -> Tensor:
+    return torch.as_tensor(term.slope, dtype=torch.float32, device=z.device)
 
 
 class _Lined(NamedTuple):
