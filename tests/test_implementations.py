@@ -1,6 +1,11 @@
 """Row sums by matrix, tiles and Triton kernels are one function, which compilers take whole and which stores no N x N."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -312,6 +317,21 @@ def test_triton_kernels_take_half_precision(interpreted):
     assert gradient.dtype == torch.float16
     assert_close(value, expected[0], rtol=2e-3, atol=0)
     assert_close(gradient.float(), expected[1], rtol=0, atol=5e-3 * expected[1].abs().max().item())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "dimension"), [("bfloat16", 128), ("bfloat16", 512), ("float32", 512)])
+def test_triton_kernels_compile_for_cuda(dtype, dimension):
+    """For an H100, on whatever machine: they use its tensor cores and fit its shared memory."""
+    pytest.importorskip("triton", reason="triton comes with torch on Linux only")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).with_name("compile_for_cuda.py")), dtype, str(dimension)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    made = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(made) == 8
+    assert all(kernel["tensor_cores"] for kernel in made)
+    assert max(kernel["shared"] for kernel in made) <= 227 * 1024
 
 
 def test_triton_says_what_it_cannot_take(interpreted):

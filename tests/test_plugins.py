@@ -16,6 +16,7 @@ from reptk import DATASETS, LOSSES, run
 from reptk.errors import UsageError
 from reptk.recipe import main
 from reptk.registry import load_plugin
+from reptk.testing import check_loss
 
 MY_LOSS = '''\
 """Positives shall be more alike than negatives, by a margin."""
@@ -283,3 +284,25 @@ def test_smoke_keeps_the_plugins(capsys):
 def test_parts_of_a_plugin_are_named_with_their_file(place):
     load_plugin("parts/my_data.py")
     assert DATASETS.source("stripes") == "my_data.py (stripes)"
+
+
+def guide_examples() -> list[str]:
+    guide = (Path(__file__).parents[1] / "plugins" / "README.md").read_text()
+    return [code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "LOSSES.register" in code]
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("number", range(2))
+def test_the_losses_of_the_guide_train(number: int, tmp_path: Path) -> None:
+    examples = guide_examples()
+    assert len(examples) == 2
+    file = tmp_path / f"guide_{number}.py"
+    file.write_text(examples[number])
+    name = re.search(r'register\("(\w+)"\)', examples[number]).group(1)
+    load_plugin(str(file))
+    loss = LOSSES.get(name)()
+    z = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss(z, torch.arange(12) % 4).backward()
+    assert z.grad.abs().sum() > 0
+    if getattr(loss, "shares_rows", False):
+        check_loss(loss)

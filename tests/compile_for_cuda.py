@@ -1,0 +1,49 @@
+"""Compile the Triton kernels for a GPU that need not be there, and print what each takes: one line of JSON a kernel.
+
+python tests/compile_for_cuda.py bfloat16 128
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from reptk.losses import triton as kernels
+
+TYPES = {
+    "*i64": ("group", "x_group_ptr", "y_group_ptr", "order", "start", "stop"),
+    "*fp32": ("slope", "total", "top_ptr", "total_ptr", "moment_ptr", "g_ptr", "lse_ptr", "g_columns", "lse_columns", "gradient"),  # noqa: E501
+    "i32": ("n", "m", "d"),
+}  # fmt: skip
+
+
+def compiled(kernel, dtype: torch.dtype, d: int, square: bool, **constants: object) -> dict[str, object]:
+    z = torch.empty(1, d, dtype=dtype)
+    launch = kernels._launch(z, square=square)
+    blocks = {"BLOCK": launch.rows} if square else {"ROWS": launch.rows, "COLUMNS": launch.columns}
+    constants |= {**blocks, "WIDTH": kernels._width(d), "PRECISION": kernels._precision(z)}
+    signature = dict.fromkeys(constants, "constexpr")
+    signature |= {name: kind for kind, names in TYPES.items() for name in names if name in kernel.arg_names}
+    signature |= {
+        name: {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}[str(dtype).removeprefix("torch.")]
+        for name in ("z", "x_ptr", "y_ptr")
+        if name in kernel.arg_names
+    }
+    source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs=constants)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    tensor_cores = any(word in made.asm["ptx"] for word in ("wgmma.mma_async", "mma.sync"))
+    return {"kernel": kernel.__name__, "shared": made.metadata.shared, "tensor_cores": tensor_cores}
+
+
+if __name__ == "__main__":
+    rows, width = getattr(torch, sys.argv[1]), int(sys.argv[2])
+    for negatives in (False, True):
+        print(json.dumps(compiled(kernels._half_kernel, rows, width, True, NEGATIVES=negatives)))
+    for over in (0, 1, 2):
+        print(json.dumps(compiled(kernels._sums_kernel, rows, width, False, OVER=over, SELF=True, LEARNED=over == 2)))
+        some = {"OVER": over, "SELF": over != 1, "ANCHORS": over != 1, "TAME": over == 2}
+        print(json.dumps(compiled(kernels._gradient_kernel, rows, width, False, **some)))
