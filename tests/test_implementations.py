@@ -48,7 +48,7 @@ every_layout = pytest.mark.parametrize("ids", LAYOUTS.values(), ids=LAYOUTS)
 LOSSES = {
     "supcon out": partial(supcon, temperature=0.1),
     "supcon in": partial(supcon, temperature=0.1, form="in"),
-    "supcon cold": partial(supcon, temperature=0.005),
+    "supcon cold": partial(supcon, temperature=0.001),
     "tcl": partial(tcl, temperature=0.1, k1=5000.0, k2=1.0),
     "tcl k2=3": partial(tcl, temperature=0.1, k1=5.0, k2=3.0),
     "tcl cold": partial(tcl, temperature=0.01, k1=5.0, k2=0.5),
@@ -304,6 +304,16 @@ def test_triton_kernels_take_any_size(count, dimension, temperature, determinist
         torch.use_deterministic_algorithms(False)
     for mine, expected in zip(made["triton"], made["dense"], strict=True):
         assert_close(mine, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@triton_here
+@pytest.mark.parametrize("name", ["supcon out", "tcl k2=3"])
+def test_triton_kernels_take_several_blocks_by_halves(name, interpreted):
+    z, ids = rows(300, 24, dtype=torch.float32), torch.arange(300) % 7
+    expected = computed("dense", LOSSES[name], z.double(), ids)
+    value, gradient = computed("triton", LOSSES[name], z, ids)
+    assert_close(value.double(), expected[0], rtol=1e-5, atol=0)
+    assert_close(gradient.double(), expected[1], rtol=0, atol=2e-5 * expected[1].abs().max().item())
 
 
 @triton_here
