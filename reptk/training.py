@@ -1,10 +1,6 @@
 """train(recipe, out): the loop, in running order. Every run ends in its numbers beside two baselines."""
 
 import json
-import math
-import signal
-import threading
-import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +19,7 @@ from reptk.evaluate import engine, measure, measure_pixels
 from reptk.keyed import fold
 from reptk.log import Log, title
 from reptk.optim import learning_rate
+from reptk.watch import DIVERGED, Interrupt, Step, Watch, at_step, finite_losses, without_pairs
 
 Numbers = dict[str, float]
 
@@ -119,19 +116,19 @@ def _epochs(
     model = _parallel(built)
     model.train()
     batches = built.loader.batches(first_step, total)
-    watch = _Watch(before)
-    window: list[tuple[Tensor, Tensor, Tensor]] = []
+    watch = Watch(before)
+    window: list[Step] = []
     lonely_steps = 0
-    with log.progress(train.epochs, per_epoch, first_step) as progress, _Interrupt() as interrupt:
+    with log.progress(train.epochs, per_epoch, first_step) as progress, Interrupt() as interrupt:
         for step in range(first_step, total):
             images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
             built.schedule.step_update(step)
             window.append(train_step(recipe, built, model, images, labels, index, step))
-            views = len(window[-1][1])
+            views = len(window[-1].z)
             done = step + 1
             if built.device.type == "cpu" or done % train.log_every_steps == 0 or done % per_epoch == 0:
-                values, z = _finite(recipe, window, step), window[-1][1]
-                lonely_steps += _lonely(window)
+                values, z = finite_losses(recipe, window, step), window[-1].z
+                lonely_steps += without_pairs(window)
                 watch.add(len(window) * views)
                 window.clear()
                 progress.step(done, values[-1], watch.rate(), (total - done) * watch.per(views))
@@ -164,53 +161,21 @@ def _epochs(
 
 def train_step(
     recipe: Recipe, built: Built, model: nn.Module, images: Tensor, labels: Tensor, index: Tensor, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the optimizer: its loss, the embeddings of the global batch, and whether any two rows were a pair."""
+) -> Step:
+    """One step of the optimizer."""
     torch.manual_seed(fold(recipe.seed, "dropout", step, dist.rank()))
     with torch.autocast(built.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
         try:
             made = model(images, labels, index, fold(recipe.seed, "views", step))
         except NumericalError as cause:
-            raise NumericalError(f"{_at(recipe, step)}; {cause}; {_DIVERGED}") from cause
+            raise NumericalError(f"{at_step(recipe, step)}; {cause}; {DIVERGED}") from cause
     made["loss"].backward()
     if recipe.train.clip_norm:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
     built.optimizer.step()
     built.optimizer.zero_grad()
     loss = made["loss"].detach()
-    return loss, made.get("z", loss.view(1, 1)), made.get("pairs", torch.ones_like(loss, dtype=torch.bool))
-
-
-_DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
-
-
-def _at(recipe: Recipe, step: int, value: float = math.nan) -> str:
-    return f"the loss is {value} at step {step + 1} (lr {recipe.optim.lr:g})"
-
-
-def _lonely(window: list[tuple[Tensor, Tensor, Tensor]]) -> int:
-    """Steps among the last ones in which no two rows shared an id."""
-    return int((~torch.stack([pairs for _, _, pairs in window])).sum())
-
-
-def _finite(recipe: Recipe, window: list[tuple[Tensor, Tensor, Tensor]], step: int) -> list[float]:
-    """The losses of the last steps.
-
-    Raises:
-        NumericalError: one is not finite; says which step and what was wrong first.
-    """
-    values = torch.stack([loss.float() for loss, _, _ in window]).tolist()
-    for back, value in enumerate(values):
-        if value - value != 0:
-            bad_step = step - len(values) + 1 + back
-            broken = int((~window[back][1].isfinite().all(1)).sum())
-            cause = (
-                f"{broken} of {len(window[back][1])} embeddings hold NaN or infinity: {_DIVERGED}"
-                if broken
-                else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
-            )
-            raise NumericalError(f"{_at(recipe, bad_step, value)}; {cause}")
-    return values
+    return Step(loss, made.get("z", loss.view(1, 1)), made.get("pairs", torch.ones_like(loss, dtype=torch.bool)))
 
 
 def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Numbers:
@@ -361,61 +326,3 @@ def _end(folder: Path, log: Log, status: str, reason: str | None) -> None:
             run.set_status(folder, status, **({"reason": reason} if reason else {}))
         except OSError as cause:
             log.line(f"cannot write {folder / 'status.json'}: {cause}")
-
-
-class _Interrupt:
-    """Ctrl-C in a single process: the step under way is finished and saved; a second one leaves at once.
-
-    Several ranks would have to agree on the step; there the signal acts as it always does, and the last epoch's
-    checkpoint remains.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Interrupt":
-        self._catches = dist.world() == 1 and threading.current_thread() is threading.main_thread()
-        if self._catches:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._catches:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-class _Watch:
-    """Time spent in training steps, and views per second since this process took the run up."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._views, self._spent, self._since = before, 0, 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + self._spent
-
-    def add(self, views: int) -> None:
-        self._views += views
-        self._tick()
-
-    def rate(self) -> float:
-        return self._views / max(self._spent, 1e-9)
-
-    def per(self, views: int) -> float:
-        return views / max(self.rate(), 1e-9)
-
-    def stop(self) -> None:
-        self._tick()
-
-    def start(self) -> None:
-        self._since = time.monotonic()
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        self._spent += now - self._since
-        self._since = now

@@ -1,0 +1,112 @@
+"""What the loop watches: Ctrl-C, time, losses that are not finite, steps with nothing to learn from."""
+
+import math
+import signal
+import threading
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reptk import dist
+from reptk.config import Recipe
+from reptk.errors import NumericalError
+
+DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+
+
+class Step(NamedTuple):
+    """One step of the optimizer: its loss, the embeddings of the global batch, and whether any two rows were a pair."""
+
+    loss: Tensor
+    z: Tensor
+    pairs: Tensor
+
+
+def at_step(recipe: Recipe, step: int, value: float = math.nan) -> str:
+    """The beginning of a message about a loss that is not finite."""
+    return f"the loss is {value} at step {step + 1} (lr {recipe.optim.lr:g})"
+
+
+def without_pairs(window: list[Step]) -> int:
+    """Steps among the last ones in which no two rows shared an id."""
+    return int((~torch.stack([made.pairs for made in window])).sum())
+
+
+def finite_losses(recipe: Recipe, window: list[Step], step: int) -> list[float]:
+    """The losses of the last steps.
+
+    Raises:
+        NumericalError: one is not finite; says which step and what was wrong first.
+    """
+    values = torch.stack([made.loss.float() for made in window]).tolist()
+    for back, value in enumerate(values):
+        if value - value != 0:
+            bad_step = step - len(values) + 1 + back
+            broken = int((~window[back].z.isfinite().all(1)).sum())
+            cause = (
+                f"{broken} of {len(window[back].z)} embeddings hold NaN or infinity: {DIVERGED}"
+                if broken
+                else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
+            )
+            raise NumericalError(f"{at_step(recipe, bad_step, value)}; {cause}")
+    return values
+
+
+class Interrupt:
+    """Ctrl-C in a single process: the step under way is finished and saved; a second one leaves at once.
+
+    Several ranks would have to agree on the step; there the signal acts as it always does, and the last epoch's
+    checkpoint remains.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Interrupt":
+        self._catches = dist.world() == 1 and threading.current_thread() is threading.main_thread()
+        if self._catches:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._catches:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Watch:
+    """Time spent in training steps, and views per second since this process took the run up."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._views, self._spent, self._since = before, 0, 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + self._spent
+
+    def add(self, views: int) -> None:
+        self._views += views
+        self._tick()
+
+    def rate(self) -> float:
+        return self._views / max(self._spent, 1e-9)
+
+    def per(self, views: int) -> float:
+        return views / max(self.rate(), 1e-9)
+
+    def stop(self) -> None:
+        self._tick()
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._spent += now - self._since
+        self._since = now
