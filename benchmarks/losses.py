@@ -3,7 +3,8 @@
 pip install lightly pytorch-metric-learning && python benchmarks/losses.py          about ten minutes on two cores
 python benchmarks/losses.py --sizes 512 4096 --classes 100                          some of it
 
-Who takes part is run in turn in one process, round after round, so that a busy moment hits all alike; compare minima.
+Who takes part is run in one process, round after round in changing order, so that a busy moment hits all alike; compare
+minima.
 Memory is the growth of the peak resident set of a process of its own, after a small batch has loaded everything.
 Before anything is timed, values and gradients are compared. Peers that are not installed are left out.
 """
@@ -11,6 +12,7 @@ Before anything is timed, values and gradients are compared. Peers that are not 
 import argparse
 import ctypes
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -181,8 +183,8 @@ def _seconds(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> dict[str, list[
     began = time.perf_counter()
     rounds = 0
     while rounds < 4 or (time.perf_counter() - began < SECONDS_A_ROW and rounds < 200):
-        order = list(losses)[rounds % len(losses) :] + list(losses)[: rounds % len(losses)]
-        for name in order:  # whoever comes first changes, since what went before leaves its trace in the caches
+        # In an order of its own, since whoever comes after a big one finds the caches and the allocator as that left them.
+        for name in random.Random(rounds).sample(list(losses), len(losses)):
             seconds[name].append(_once(losses[name], z, ids))
         rounds += 1
     return {name: values[1:] for name, values in seconds.items()}
