@@ -169,11 +169,14 @@ def _compare(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> None:
         value = losses[name](leaf, ids)
         made[name] = value.detach().float(), torch.autograd.grad(value, leaf)[0].float()
     first_value, first_gradient = made[alike[0]]
+    loose = 20 if z.dtype == torch.bfloat16 else 1  # it holds three digits
     for name, (value, gradient) in made.items():
-        torch.testing.assert_close(value, first_value, rtol=1e-4, atol=0, msg=f"{name}: {value} is not {first_value}")
+        torch.testing.assert_close(
+            value, first_value, rtol=loose * 1e-4, atol=0, msg=f"{name}: {value} is not {first_value}"
+        )
         largest = first_gradient.abs().max().item()
         torch.testing.assert_close(
-            gradient, first_gradient, rtol=0, atol=1e-3 * largest, msg=f"{name}: another gradient"
+            gradient, first_gradient, rtol=0, atol=loose * 1e-3 * largest, msg=f"{name}: another gradient"
         )
 
 

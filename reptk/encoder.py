@@ -106,13 +106,16 @@ class Encoder(nn.Module):
         Raises:
             UsageError: BatchNorm would make it another gradient, and nothing is said of what to do about that.
         """
-        if parts > 1 and norm == "refuse" and (norms := batch_norms(self)):
+        if parts > 1 and norm == "refuse" and batch_norms(self):
+            counts = {self.config["backbone"]: len(batch_norms(self.backbone)), "the head": len(batch_norms(self.head))}
+            where = " and ".join(f"{name} has {count}" for name, count in counts.items() if count)
+            other = ["a backbone without (resnet50_gn, convnext_tiny, any vit)"] * bool(batch_norms(self.backbone))
+            other += ["encoder.head_norm=false"] * bool(batch_norms(self.head))
             raise UsageError(
-                f"train.micro_batch_size: {self.config['backbone']} has {len(norms)} BatchNorm layers, which would normalise "
-                "each part by its own statistics, so the gradient would not be that of the batch. Use their running "
-                "statistics (train.micro_batch_norm=freeze, exact, for backbones that are trained already), accept the "
-                "approximation (train.micro_batch_norm=approximate), or take a backbone without BatchNorm (resnet50_gn, "
-                "convnext_tiny, any vit)"
+                f"train.micro_batch_size: {where} BatchNorm layers, which would normalise each part by its own statistics, so "
+                "the gradient would not be that of the batch. Use their running statistics (train.micro_batch_norm=freeze, "
+                "exact, for backbones that are trained already), accept the approximation "
+                f"(train.micro_batch_norm=approximate), or take {' and '.join(other)}"
             )
         self._parts, self._norm = parts, norm
 

@@ -70,7 +70,9 @@ def describe(recipe: Recipe, built: Built) -> list[tuple[str, str, str]]:
     images = f"{len(data.train):,} training" + (f", {len(data.query):,} query images" if data.query else " images")
     classes = f", {len(data.classes)} classes" if data.classes else ", no labels"
     head = "-".join(str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)) or "none"
-    arguments = ", ".join(f"{key} {value}" for key, value in recipe.loss.items() if key != "name")
+    arguments = ", ".join(
+        f"{key} {value}" for key, value in recipe.loss.items() if key != "name" and value is not False
+    )
     ranks = "1 rank" if dist.world() == 1 else f"{dist.world()} ranks"
     course = f"{recipe.optim.name} lr {recipe.optim.lr:g}, {recipe.optim.schedule}"
     views = recipe.views
@@ -100,7 +102,8 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
         log.line(f"resumed after step {first_step}")
     if baselines:
         log.line(_before(baselines))
-    seconds = _epochs(recipe, built, folder, log, baselines, first_step, state["seconds"] if state else 0.0)
+    watch = Watch(state["seconds"], state.get("steps_without_pairs", 0)) if state else Watch()
+    seconds = _epochs(recipe, built, folder, log, baselines, first_step, watch)
     with log.working("evaluating the trained encoder"):
         numbers = _evaluate(recipe, built)
     _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds, commit)
@@ -108,7 +111,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
 
 
 def _epochs(
-    recipe: Recipe, built: Built, folder: Path, log: Log, baselines: dict[str, Numbers], first_step: int, before: float
+    recipe: Recipe, built: Built, folder: Path, log: Log, baselines: dict[str, Numbers], first_step: int, watch: Watch
 ) -> float:
     """The loop. Returns the seconds spent in training steps, those before an interruption included."""
     train, per_epoch = recipe.train, built.loader.steps_per_epoch
@@ -116,44 +119,43 @@ def _epochs(
     model = _parallel(built)
     model.train()
     batches = built.loader.batches(first_step, total)
-    watch = Watch(before)
+    watch.start()
     window: list[Step] = []
-    lonely_steps = 0
     with log.progress(train.epochs, per_epoch, first_step) as progress, Interrupt() as interrupt:
         for step in range(first_step, total):
             images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
             built.schedule.step_update(step)
+            window = [made._replace(z=None) for made in window]
             window.append(train_step(recipe, built, model, images, labels, index, step))
-            views = len(window[-1].z)
+            views = window[-1].rows
             done = step + 1
             if built.device.type == "cpu" or done % train.log_every_steps == 0 or done % per_epoch == 0:
                 values, z = finite_losses(recipe, window, step), window[-1].z
-                lonely_steps += without_pairs(window)
-                watch.add(len(window) * views)
+                watch.add(len(window) * views, without_pairs(window))
                 window.clear()
                 progress.step(done, values[-1], watch.rate(), (total - done) * watch.per(views))
                 if done % train.log_every_steps == 0:
                     log.metrics(
                         step=done, epoch=done / per_epoch, loss=values[-1], lr=learning_rate(built.optimizer),
                         views_per_second=round(watch.rate(), 1), seconds=round(watch.seconds, 2),
-                        **({"steps_without_pairs": lonely_steps} if lonely_steps else {}),
+                        **({"steps_without_pairs": watch.lonely_steps} if watch.lonely_steps else {}),
                     )  # fmt: skip
             if done % per_epoch == 0:
                 epoch = done // per_epoch
                 watch.stop()
                 progress.extra = _during(recipe, built, log, epoch, done, z) or progress.extra
                 if epoch % train.checkpoint_every_epochs == 0 or done == total:
-                    state = _state(built, done, watch.seconds, baselines)
+                    state = _state(built, done, watch, baselines)
                     dist.from_main(partial(_save, folder, done, state))
                 progress.epoch(epoch, values[-1], watch.rate(), (total - done) * watch.per(views))
                 watch.start()
             if interrupt.asked:
                 watch.stop()
-                _save(folder, done, _state(built, done, watch.seconds, baselines))
+                _save(folder, done, _state(built, done, watch, baselines))
                 raise KeyboardInterrupt
-    if lonely_steps:
+    if watch.lonely_steps:
         log.line(
-            f"{lonely_steps} of {total - first_step} steps had no two rows of one id, hence loss 0 and nothing to learn from: "
+            f"{watch.lonely_steps} of {total} steps had no two rows of one id, hence loss 0 and nothing to learn from: "
             "more views, a larger batch, or fewer classes would pair them"
         )
     return watch.seconds
@@ -175,7 +177,9 @@ def train_step(
     built.optimizer.step()
     built.optimizer.zero_grad()
     loss = made["loss"].detach()
-    return Step(loss, made.get("z", loss.view(1, 1)), made.get("pairs", torch.ones_like(loss, dtype=torch.bool)))
+    z = made.get("z", loss.view(1, 1))
+    broken = (~z.isfinite().all(1)).sum()
+    return Step(loss, z, len(z), broken, made.get("pairs", torch.ones_like(loss, dtype=torch.bool)))
 
 
 def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Numbers:
@@ -290,10 +294,11 @@ def _parallel(built: Built) -> nn.Module:
     return DistributedDataParallel(built.objective, device_ids=devices)
 
 
-def _state(built: Built, step: int, seconds: float, baselines: dict[str, Numbers]) -> dict[str, Any]:
+def _state(built: Built, step: int, watch: Watch, baselines: dict[str, Numbers]) -> dict[str, Any]:
     return {
         "step": step,
-        "seconds": seconds,
+        "seconds": watch.seconds,
+        "steps_without_pairs": watch.lonely_steps,
         "baselines": baselines,
         "objective": built.objective.state_dict(),
         "optimizer": built.optimizer.state_dict(),

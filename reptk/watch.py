@@ -17,10 +17,16 @@ DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epo
 
 
 class Step(NamedTuple):
-    """One step of the optimizer: its loss, the embeddings of the global batch, and whether any two rows were a pair."""
+    """One step of the optimizer.
+
+    loss; z (N, D) the embeddings of the global batch, let go of when the next step is made; broken: how many of them are
+    not finite; pairs: whether any two shared an id. Tensors, so that nothing waits for a GPU.
+    """
 
     loss: Tensor
-    z: Tensor
+    z: Tensor | None
+    rows: int
+    broken: Tensor
     pairs: Tensor
 
 
@@ -44,9 +50,9 @@ def finite_losses(recipe: Recipe, window: list[Step], step: int) -> list[float]:
     for back, value in enumerate(values):
         if value - value != 0:
             bad_step = step - len(values) + 1 + back
-            broken = int((~window[back].z.isfinite().all(1)).sum())
+            broken = int(window[back].broken)
             cause = (
-                f"{broken} of {len(window[back].z)} embeddings hold NaN or infinity: {DIVERGED}"
+                f"{broken} of {window[back].rows} embeddings hold NaN or infinity: {DIVERGED}"
                 if broken
                 else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
             )
@@ -81,17 +87,19 @@ class Interrupt:
 
 
 class Watch:
-    """Time spent in training steps, and views per second since this process took the run up."""
+    """Time spent in training steps, those without pairs, and views per second since this process took the run up."""
 
-    def __init__(self, before: float) -> None:
-        self._before, self._views, self._spent, self._since = before, 0, 0.0, time.monotonic()
+    def __init__(self, seconds_before: float = 0.0, lonely_steps: int = 0) -> None:
+        self._before, self._views, self._spent, self._since = seconds_before, 0, 0.0, time.monotonic()
+        self.lonely_steps = lonely_steps
 
     @property
     def seconds(self) -> float:
         return self._before + self._spent
 
-    def add(self, views: int) -> None:
+    def add(self, views: int, lonely_steps: int) -> None:
         self._views += views
+        self.lonely_steps += lonely_steps
         self._tick()
 
     def rate(self) -> float:

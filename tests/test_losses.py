@@ -407,6 +407,14 @@ def test_rows_that_are_not_finite_are_named(loss, value):
         loss(z, IDS)
 
 
+@both_ways
+def test_a_row_that_is_not_finite_is_named_though_it_has_nobody_to_be_compared_with(how):
+    z, ids = rows(6), torch.tensor([9, 0, 0, 1, 1, 1])
+    z[0] = math.nan
+    with pytest.raises(NumericalError, match=r"^1 of 6 rows of z hold NaN or infinity: 0$"):
+        by(how, tcl)(z, ids, temperature=0.1, k1=1.0, k2=0.0)
+
+
 NOT_A_TEMPERATURE = [0, 0.0, -0.1, math.nan, math.inf, -math.inf, 1e-40]
 NOT_A_WEIGHT = [-1.0, -1e-9, math.nan, math.inf]
 

@@ -108,6 +108,11 @@ def test_batch_norm_is_refused_with_the_ways_out():
     encoder("test_resnet").encode_in_parts(1)
 
 
+def test_batch_norm_of_the_head_is_told_from_the_backbones():
+    with pytest.raises(UsageError, match=r"the head has 1 BatchNorm layers, .* or take encoder.head_norm=false$"):
+        encoder(head_norm=True).encode_in_parts(2)
+
+
 def test_frozen_batch_norm_is_exact():
     made = encoder("test_resnet", head_norm=True)
     for norm in batch_norms(made):

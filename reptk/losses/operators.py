@@ -112,18 +112,20 @@ def row_statistics(
     """(T, N) log-sums of T terms, minus infinity where there is nobody to sum over, and (N,) means over positives.
 
     Args:
-        z: (N, D) rows of any length and floating type. On a GPU, half precision stays what it is in products of rows.
+        z: (N, D) rows of any length and floating type. On a GPU, bfloat16 stays what it is in products of rows.
         keys: (K, D) further unit rows, K may be 0.
         groups: of rows and keys.
         terms: slope, a number or a scalar tensor that gets its gradient; whom to sum over.
         mean: whether the means are wanted; without, they are empty.
     """
     first, count = _own.get() or (0, len(z))
+    if not 0 <= first <= first + count <= len(z):
+        raise ValueError(f"own_rows({first}, {count}) are not among the {len(z)} rows of z")
     slopes = [slope for slope, _ in terms]
     learned = any(isinstance(slope, Tensor) and slope.requires_grad for slope in slopes)
     device = next((slope.device for slope in slopes if isinstance(slope, Tensor)), None)
     if device is not None:
-        slopes = torch.stack([torch.as_tensor(slope, dtype=torch.float64, device=device) for slope in slopes])
+        slopes = torch.stack([_scalar(slope, device) for slope in slopes])
     else:
         slopes = torch.tensor(slopes, dtype=torch.float64)
     overs = [get_args(Over).index(over) for _, over in terms]
@@ -155,8 +157,9 @@ def _forward(
             own, columns = _sides(*_products(computes, z.dtype, unit, keys), group, first, count)
             log_sums, expected, kept = computes.forward(own, columns, _terms(slopes, overs, unit), learned)
         if count < rows:
-            log_sums, expected = (_gather(part) if part.numel() else part for part in (log_sums, expected))
-    if not z.is_cuda and (log_sums if overs else means).isnan().any():
+            log_sums, expected = (_gather(part, rows) if part.numel() else part for part in (log_sums, expected))
+    # A row that is NaN shows in its norm even where it has nobody to be summed over.
+    if not z.is_cuda and (norm.isnan().any() or log_sums.isnan().any()):
         raise NumericalError(_broken(unit, keys))
     return log_sums, means, expected, kept, sums, unit, largest, norm
 
@@ -187,12 +190,33 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, by_log_sum: Tensor | None, by_mean: Tensor | None, *_: Any, gradient: Any) -> tuple[Any, ...]:
     log_sums, expected, *others, keys, group, positives, slopes = ctx.saved_tensors
-    by_z = by_slope = None
-    if ctx.needs_input_grad[0] and (by_log_sum is not None or by_mean is not None):
-        by_z = gradient(by_log_sum, by_mean, log_sums, *others, keys, group, positives, slopes, *ctx.rest)
-    if ctx.needs_input_grad[4] and by_log_sum is not None:
-        by_slope = (by_log_sum * expected).sum(1).to(slopes)
-    return by_z, None, None, None, by_slope, None, None, None, None, None, None
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[4] and by_log_sum is not None]
+    if (by_log_sum is None and by_mean is None) or not any(wanted):
+        return (None,) * 11
+    given = (by_log_sum, by_mean, log_sums, expected, *others, keys, group, positives, slopes)
+    by_z, by_slopes = (
+        made if asked else None for made, asked in zip(gradient(*given, *ctx.rest, *wanted), wanted, strict=True)
+    )
+    return by_z, None, None, None, by_slopes, None, None, None, None, None, None
+
+
+def _gradients(
+    by_log_sum: Tensor | None, by_mean: Tensor | None, log_sums: Tensor, expected: Tensor, kept: Tensor, sums: Tensor,
+    unit: Tensor, largest: Tensor, norm: Tensor, keys: Tensor, group: Tensor, positives: Tensor, slopes: Tensor,
+    overs: Sequence[int], first: int, count: int, how: str, dtype: torch.dtype, of_z: bool, of_slopes: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Of z and of the slopes; empty where not wanted."""
+    by_slopes = (by_log_sum * expected).sum(1).to(slopes) if of_slopes else slopes.new_empty(0)
+    if not of_z:
+        return unit.new_empty(0, dtype=dtype), by_slopes
+    given = (by_log_sum, by_mean, log_sums, kept, sums, unit, largest, norm, keys, group, positives, slopes)
+    return _gradient(*given, overs, first, count, how, dtype), by_slopes
+
+
+def _gradients_fake(by_log_sum, by_mean, log_sums, expected, kept, sums, unit, *rest):  # type: ignore[no-untyped-def]
+    slopes, dtype, of_z, of_slopes = rest[5], *rest[-3:]
+    by_z = unit.new_empty(unit.shape if of_z else (0,), dtype=dtype)
+    return by_z, slopes.new_empty(slopes.shape if of_slopes else (0,))
 
 
 def _gradient(
@@ -225,10 +249,6 @@ def _gradient(
     return whole
 
 
-def _gradient_fake(by_log_sum, by_mean, log_sums, kept, sums, unit, *rest):  # type: ignore[no-untyped-def]
-    return unit.new_empty(unit.shape, dtype=rest[-1])
-
-
 def _refuse(*_: Any) -> None:
     raise RuntimeError(
         "reptk's losses have no second derivative: their backward pass keeps nothing to differentiate. Penalise a gradient "
@@ -236,8 +256,8 @@ def _refuse(*_: Any) -> None:
     )
 
 
-_gradient_operator = torch.library.custom_op("reptk::row_statistics_backward", _gradient, mutates_args=())
-_gradient_operator.register_fake(_gradient_fake)
+_gradient_operator = torch.library.custom_op("reptk::row_statistics_backward", _gradients, mutates_args=())
+_gradient_operator.register_fake(_gradients_fake)
 _gradient_operator.register_autograd(_refuse)
 _operator = torch.library.custom_op("reptk::row_statistics", _forward, mutates_args=())
 _operator.register_fake(_fake)
@@ -254,7 +274,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         # With create_graph, somebody may differentiate again; the operator answers that.
-        return _backward(ctx, *gradients, gradient=_gradient_operator if torch.is_grad_enabled() else _gradient)
+        return _backward(ctx, *gradients, gradient=_gradient_operator if torch.is_grad_enabled() else _gradients)
 
 
 # Whose rows, which sums, computed how
@@ -296,8 +316,11 @@ def _sides(
 
 
 def _products(computes: Any, dtype: torch.dtype, unit: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as they are multiplied: on a GPU, in half precision where that is what the embeddings came in."""
-    if computes in (dense, tiled) or dtype.itemsize > 2:
+    """Rows as they are multiplied: by Triton, in bfloat16 where that is what the embeddings came in.
+
+    Not in float16: weights of the gradient are about 1 / N^2, which it cannot hold.
+    """
+    if computes in (dense, tiled) or dtype != torch.bfloat16:
         return unit, keys
     return unit.to(dtype), keys.to(dtype)
 
@@ -317,12 +340,28 @@ def _keeps(how: str, pairs: int) -> bool:
 
 
 def _triton_takes(unit: Tensor) -> bool:
-    return unit.dtype == torch.float32 and unit.shape[1] <= 512 and find_spec("triton") is not None
+    """Its kernels are written for NVIDIA's tensor cores from Ampere on."""
+    fits = unit.dtype == torch.float32 and unit.shape[1] <= 512
+    able = torch.version.hip is None and torch.cuda.get_device_capability(unit.device) >= (8, 0)
+    return fits and able and find_spec("triton") is not None
 
 
-def _gather(values: Tensor) -> Tensor:
+def _gather(values: Tensor, rows: int) -> Tensor:
     """(T, n) of this rank -> (T, N)."""
-    return dist.gather(values.T).T.contiguous()
+    made = dist.gather(values.T).T.contiguous()
+    if made.shape[1] != rows:
+        raise ValueError(
+            f"own_rows: {dist.world()} ranks of {values.shape[1]} rows are not the {rows} rows of z; a loss that shares its "
+            "rows gives Rows the z and ids it was given, all of them in their order"
+        )
+    return made
+
+
+def _scalar(slope: float | Tensor, device: torch.device) -> Tensor:
+    # A number is filled in on the device: copying it there would wait.
+    if isinstance(slope, Tensor):
+        return slope.to(device, torch.float64)
+    return torch.full((), slope, dtype=torch.float64, device=device)
 
 
 def _or_one(lengths: Tensor) -> Tensor:

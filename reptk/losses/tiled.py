@@ -68,9 +68,9 @@ def _of_term(side: Columns, number: int) -> Columns:
 def _all_pairs(own: Columns, side: Columns, term: Term, is_self: bool, learned: bool) -> tuple[Tensor, Tensor]:
     order, own, side = _by_group(own, side, term.over, is_self)
     sums = _Sums(len(own.z), own.z, term.tame, learned)
-    for i, j, tile in _tiles(own, side, term, is_self):
-        sums.add(i, j, tile, columns_too=is_self and i != j)
-    log_sum, mean = sums.log_sum(), sums.mean(term.slope)
+    for i, j, tile, similarity in _tiles(own, side, term, is_self, learned):
+        sums.add(i, j, tile, similarity, columns_too=is_self and i != j)
+    log_sum, mean = sums.log_sum(), sums.mean()
     return _in_order(log_sum, order), _in_order(mean, order) if learned else mean
 
 
@@ -78,7 +78,7 @@ def _add_all_pairs_gradient(gradient: Tensor, own: Columns, side: Columns, term:
     order, own, side = _by_group(own, side, term.over, is_self)
     made = gradient if order is None else torch.zeros_like(gradient)
     weigh = _tame_weights(own, side) if term.tame else _weights(own, side)
-    for i, j, tile in _tiles(own, side, term, is_self):
+    for i, j, tile, _ in _tiles(own, side, term, is_self):
         weights = weigh(i, j, tile)
         made[i].addmm_(weights, side.z[j])
         if is_self and i != j:
@@ -87,8 +87,13 @@ def _add_all_pairs_gradient(gradient: Tensor, own: Columns, side: Columns, term:
         gradient.index_add_(0, order, made)
 
 
-def _tiles(own: Columns, side: Columns, term: Term, is_self: bool) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, logits) of every tile, of own rows with themselves only the upper half; one buffer serves all."""
+def _tiles(
+    own: Columns, side: Columns, term: Term, is_self: bool, learned: bool = False
+) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """(rows, columns, logits, similarity if asked for) of every tile, of own rows with themselves only the upper half.
+
+    One buffer serves all tiles.
+    """
     scaled = own.z * term.slope
     buffer = own.z.new_empty(min(TILE, len(own.z)) * min(TILE, len(side.z)))
     mixed = _mixed(own, side) if term.over == "negatives" else None
@@ -98,11 +103,12 @@ def _tiles(own: Columns, side: Columns, term: Term, is_self: bool) -> Iterator[t
         rows, others = scaled[i], side.z[j]
         tile = buffer[: len(rows) * len(others)].view(len(rows), len(others))
         torch.mm(rows, others.T, out=tile)
+        similarity = own.z[i] @ others.T if learned else None
         if is_self and i == j:
             tile.fill_diagonal_(-math.inf)
         if mixed is not None and mixed(i, j):
             tile.masked_fill_(excluded(_part(own, i), _part(side, j), term.over), -math.inf)
-        yield i, j, tile
+        yield i, j, tile, similarity
 
 
 class _Sums:
@@ -113,41 +119,39 @@ class _Sums:
         self.top = None if tame else like.new_full((count,), -math.inf)
         self.moment = like.new_zeros(count) if learned else None
 
-    def add(self, i: slice, j: slice, tile: Tensor, columns_too: bool) -> None:
+    def add(self, i: slice, j: slice, tile: Tensor, similarity: Tensor | None, columns_too: bool) -> None:
         if self.top is not None:
-            self._add_shifted(i, tile, 1)
+            self._add_shifted(i, tile, similarity, 1)
             if columns_too:
-                self._add_shifted(j, tile, 0)
+                self._add_shifted(j, tile, similarity, 0)
             return
-        logits = tile.clone() if self.moment is not None else tile
         exponentials = tile.exp_()
         self.total[i] += exponentials.sum(1)
         if columns_too:
             self.total[j] += exponentials.sum(0)
-        if self.moment is not None:
-            weighted = logits.masked_fill_(logits == -math.inf, 0.0).mul_(exponentials)
+        if similarity is not None:
+            weighted = similarity.mul_(exponentials)
             self.moment[i] += weighted.sum(1)
             if columns_too:
                 self.moment[j] += weighted.sum(0)
 
-    def _add_shifted(self, at: slice, tile: Tensor, dim: int) -> None:
+    def _add_shifted(self, at: slice, tile: Tensor, similarity: Tensor | None, dim: int) -> None:
         top = torch.maximum(self.top[at], tile.amax(dim))
         shift = top.masked_fill(top == -math.inf, 0.0)
         exponentials = (tile - shift.unsqueeze(dim)).exp_()
         fade = (self.top[at] - shift).exp_()
         self.total[at] = self.total[at] * fade + exponentials.sum(dim)
-        if self.moment is not None:
-            weighted = exponentials.mul_(tile.masked_fill(tile == -math.inf, 0.0))
-            self.moment[at] = self.moment[at] * fade + weighted.sum(dim)
+        if similarity is not None:
+            self.moment[at] = self.moment[at] * fade + exponentials.mul_(similarity).sum(dim)
         self.top[at] = top
 
     def log_sum(self) -> Tensor:
         return self.total.log() if self.top is None else self.top + self.total.log()
 
-    def mean(self, slope: Tensor) -> Tensor:
+    def mean(self) -> Tensor:
         if self.moment is None:
             return self.total.new_empty(0)
-        return self.moment / self.total.masked_fill(self.total == 0, 1.0) / slope
+        return self.moment / self.total.masked_fill(self.total == 0, 1.0)
 
 
 def _tame_weights(own: Columns, side: Columns) -> Callable[[slice, slice, Tensor], Tensor]:

@@ -35,7 +35,8 @@ class _Launch(NamedTuple):
 def forward(own: Columns, columns: list[Columns], terms: list[Term], learned: bool) -> Forward:
     """See `columns.Forward`. Keeps nothing."""
     _check(own.z)
-    made = [_one_term(own, columns, term, learned) for term in terms]
+    with torch.cuda.device_of(own.z):  # Triton launches on the current device, which need not be the rows'
+        made = [_one_term(own, columns, term, learned) for term in terms]
     log_sum = torch.stack([log_sum for log_sum, _ in made])
     mean = torch.stack([mean for _, mean in made]) if learned else log_sum.new_empty(0)
     return Forward(log_sum, mean, log_sum.new_empty(0))
@@ -44,9 +45,10 @@ def forward(own: Columns, columns: list[Columns], terms: list[Term], learned: bo
 def backward(own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor) -> Tensor:
     """Gradient of the own rows (n, D), float32."""
     gradient = torch.zeros(own.z.shape, dtype=torch.float32, device=own.z.device)
-    for number, term in enumerate(terms):
-        for side in columns:
-            _add_gradient(gradient, own, side, term, number, side is own)
+    with torch.cuda.device_of(own.z):
+        for number, term in enumerate(terms):
+            for side in columns:
+                _add_gradient(gradient, own, side, term, number, side is own)
     return gradient
 
 
@@ -116,7 +118,9 @@ def _weights(side: Columns, term: Term, number: int) -> tuple[Tensor, Tensor]:
 
 
 def _slope(term: Term, z: Tensor) -> Tensor:
-    return torch.as_tensor(term.slope, dtype=torch.float32, device=z.device)
+    if isinstance(term.slope, Tensor):
+        return term.slope.to(z.device, torch.float32)
+    return torch.full((), term.slope, dtype=torch.float32, device=z.device)  # filled in there: a copy would wait
 
 
 class _Lined(NamedTuple):
