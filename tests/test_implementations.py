@@ -396,3 +396,43 @@ def interpreted(monkeypatch):
     """Kernels that run in Python: `conftest.py` sets the variable that Triton looks at."""
     pytest.importorskip("triton", reason="triton comes with torch on Linux only")
     return monkeypatch
+
+
+# On a GPU
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@every_loss
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize("dimension", [24, 128, 512])
+def test_triton_kernels_on_a_gpu_give_what_the_matrix_gives(loss, dtype, tolerance, dimension):
+    if dtype == torch.bfloat16 and loss is LOSSES["supcon cold"]:
+        pytest.skip("three digits of a similarity are nothing at a temperature of 0.001")
+    z, ids = rows(1501, dimension).to(dtype), torch.arange(1501) % 37
+    expected = computed("dense", loss, z.double(), ids)
+    value, gradient = computed("triton", loss, z.cuda(), ids.cuda())
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert_close(value.cpu().double(), expected[0], rtol=tolerance, atol=0)
+    assert_close(gradient.cpu().double(), expected[1], rtol=0, atol=tolerance * expected[1].abs().max().item())
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("count", [300, 3000], ids=["one matrix", "triton"])
+@pytest.mark.parametrize(
+    "module", [SupCon(), TCL(k2=2.0), SimCLR(learn_temperature=True)], ids=["supcon", "tcl", "learned"]
+)
+def test_a_loss_does_not_wait_for_the_gpu(module, count):
+    module = module.cuda()
+    z, ids = rows(count, 64, dtype=torch.float32).cuda().requires_grad_(), torch.arange(count).cuda() % 10
+    module(z, ids).backward()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        module(z, ids).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
