@@ -311,7 +311,9 @@ def test_triton_kernels_give_what_the_matrix_gives(loss, ids, interpreted):
     expected = computed("dense", loss, z.double(), ids)
     value, gradient = computed("triton", loss, z, ids)
     assert_close(value.double(), expected[0], rtol=1e-5, atol=0)
-    assert_close(gradient.double(), expected[1], rtol=0, atol=1e-4 * expected[1].abs().max().item())
+    # At a temperature of 0.001, float32's error in a similarity is a thousand times as large in the logit.
+    precision = 1e-4 if loss is LOSSES["supcon cold"] else 2e-5
+    assert_close(gradient.double(), expected[1], rtol=0, atol=precision * expected[1].abs().max().item())
 
 
 @triton_here

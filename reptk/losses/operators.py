@@ -100,10 +100,7 @@ class Groups:
 
 def normalize(z: Tensor) -> Tensor:
     """Rows of unit length, in float32 or wider, whatever their scale (no overflow, no underflow); zero rows stay zero."""
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    largest = _or_one(wide.detach().abs().amax(1, keepdim=True))
-    wide = wide / largest
-    return wide / _or_one(torch.linalg.vector_norm(wide, dim=1, keepdim=True))
+    return _normalized(z)[0]
 
 
 def row_statistics(
@@ -143,11 +140,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows = z.shape[0]
     with torch.autocast(z.device.type, enabled=False):
-        wide = z.to(torch.promote_types(z.dtype, torch.float32))
-        largest = _or_one(wide.abs().amax(1, keepdim=True))
-        unit = wide / largest
-        norm = _or_one(torch.linalg.vector_norm(unit, dim=1, keepdim=True))
-        unit.div_(norm)
+        unit, largest, norm = _normalized(z)
         none = unit.new_empty(0)
         sums = class_sums(unit, keys, group) if mean else none
         means = mean_over_positives(unit, sums, group, positives) if mean else none.clone()
@@ -362,6 +355,15 @@ def _scalar(slope: float | Tensor, device: torch.device) -> Tensor:
     if isinstance(slope, Tensor):
         return slope.to(device, torch.float64)
     return torch.full((), slope, dtype=torch.float64, device=device)
+
+
+def _normalized(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows; and what they were divided by, one after the other, since the product may overflow."""
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    largest = _or_one(wide.detach().abs().amax(1, keepdim=True))
+    wide = wide / largest
+    norm = _or_one(torch.linalg.vector_norm(wide, dim=1, keepdim=True))
+    return wide / norm, largest, norm
 
 
 def _or_one(lengths: Tensor) -> Tensor:
