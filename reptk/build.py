@@ -103,6 +103,7 @@ def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
         encoder.encode_in_parts(
             ceil(recipe.train.batch_size / recipe.train.micro_batch_size), recipe.train.micro_batch_norm
         )
+    _check_sizes(encoder, views)
     loss = build(LOSSES, recipe.loss)
     objective = build(OBJECTIVES, recipe.objective, encoder=encoder, views=views, loss=loss)
     if recipe.train.sync_batchnorm:
@@ -145,6 +146,22 @@ def _check_micro_batch(recipe: Recipe, world: int) -> None:
         )
     if micro is not None and micro < world:
         raise UsageError(f"train.micro_batch_size is {micro}, fewer images than the {world} ranks that share them")
+
+
+@torch.no_grad()
+def _check_sizes(encoder: Encoder, views: Any) -> None:
+    """The encoder is built for the first size; views of others must go through it as well."""
+    training = encoder.training
+    encoder.eval()
+    for size in sorted(set(getattr(views, "sizes", ())) - {encoder.config["size"]}):
+        try:
+            encoder(torch.zeros(1, 3, size, size))
+        except Exception as cause:
+            raise UsageError(
+                f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
+                "others; use a convolutional backbone, or views of one size"
+            ) from cause
+    encoder.train(training)
 
 
 def _check_labels(recipe: Recipe, data: Data) -> None:

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+# Odd multipliers and shifts of SplitMix64 (Steele et al. 2014) as signed 64-bit integers.
+_STEP, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 def fold(*parts: int | str) -> int:
@@ -31,3 +35,33 @@ def keyed(*parts: int | str) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def uniform(key: int, salt: int, rows: Tensor, count: int) -> Tensor:
+    """Numbers in [0, 1), `count` for each row, each a function of (key, salt, row, column) alone.
+
+    The same on every device, for any selection and order of the rows, and with no state and no wait for a GPU. 24 bits each.
+
+    Args:
+        key: of 63 bits.
+        salt: of 63 bits; tells apart what is drawn under one key.
+        rows: (n,) int64, numbers of the rows.
+        count: columns.
+
+    Returns:
+        (n, count) float32 on the device of `rows`.
+    """
+    counter = rows[:, None] * count + torch.arange(count, device=rows.device)
+    bits = _mixed(_mixed(counter * _STEP + salt) + key)
+    return _shifted(bits, 40).float() * 2**-24
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shifted(bits, 30)) * _FIRST
+    bits = (bits ^ _shifted(bits, 27)) * _SECOND
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shifted right as unsigned numbers are."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)

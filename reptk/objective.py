@@ -1,6 +1,6 @@
 """What the loop trains and what DDP wraps: objective(images, labels, index, key) -> {"loss": ...}."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -13,7 +13,7 @@ from reptk.encoder import Encoder
 from reptk.losses import own_rows
 from reptk.registry import OBJECTIVES
 
-Views = Callable[[Tensor, int], Tensor]
+Views = Callable[[Tensor, int], Tensor | Sequence[Tensor]]
 
 
 @OBJECTIVES.register("contrastive")
@@ -22,7 +22,7 @@ class Contrastive(nn.Module):
 
     Args:
         encoder: images to embeddings.
-        views: (images, key) -> (V, B, 3, h, w).
+        views: (images, key) -> (V, B, 3, h, w), or a list of such tensors of several sizes.
         loss: (z (N, D), ids (N,)) -> scalar; rows that share an id are positives. A loss that says `shares_rows = True`
             takes what it needs of the batch from `reptk.losses.Rows` and draws nothing at random: then each rank
             computes its own rows alone, and the backward pass of the loss needs no communication. Any other loss is
@@ -41,11 +41,12 @@ class Contrastive(nn.Module):
         """images (B, 3, H, W) uint8, labels (B,), index (B,) number of each image in the data set."""
         ids = index if self.positives == "instance" else class_ids(labels, index)
         with torch.autocast(images.device.type, enabled=False):
-            views = self.views(images, key)
-        z = self.encoder(rearrange(views, "v b c h w -> (v b) c h w"))
+            made = self.views(images, key)
+        groups = made if isinstance(made, list | tuple) else [made]
+        z = torch.cat([self.encoder(rearrange(views, "v b c h w -> (v b) c h w")) for views in groups])
         shared = getattr(self.loss, "shares_rows", False)
         count = len(z)
-        z, ids = gather(z, alike=shared), gather(ids.repeat(len(views)))
+        z, ids = gather(z, alike=shared), gather(ids.repeat(count // len(ids)))
         with own_rows(rank() * count, count) if shared else nullcontext():
             loss = self.loss(z, ids)
         return {"loss": loss, "z": z.detach(), "pairs": has_pairs(ids)}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
+from torch.nn import functional
 
 from reptk.data import Data, Split, generated
 from reptk.evaluate import Features
@@ -64,7 +65,7 @@ def check_views(views: Views, *, size: int, random: bool = True) -> None:
     Views without a method `shard(rank, world)` can only run on one process; those with one are left at `shard(0, 1)`.
 
     Args:
-        views: (images (B, 3, H, W) uint8, key) -> (V, B, 3, size, size).
+        views: (images (B, 3, H, W) uint8, key) -> (V, B, 3, size, size), or a list of such tensors, the largest first.
         size: side of the views in pixels.
         random: False for views that do not depend on the key.
 
@@ -79,7 +80,7 @@ def check_views(views: Views, *, size: int, random: bool = True) -> None:
     # Neither square nor of the size asked for, as images are.
     images = torch.randint(256, (6, 3, size + size // 4 + 1, size + 2), generator=generator("check_views"))
     with keyed("check_views"):
-        _hold(views, "views", promises, views, images.to(torch.uint8), size)
+        _hold(views, "views", promises, _Together(views), images.to(torch.uint8), size)
 
 
 def check_evaluator(evaluator: Evaluator) -> None:
@@ -295,6 +296,22 @@ LOSS_PROMISES = (
 
 
 # Views
+
+
+class _Together:
+    """Views of several sizes as one tensor: smaller ones are set in black."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+        if hasattr(views, "shard"):
+            self.shard = views.shard
+
+    def __call__(self, images: Tensor, key: int) -> Tensor:
+        made = self.views(images, key)
+        if not isinstance(made, list | tuple):
+            return made
+        width = made[0].shape[-1]
+        return torch.cat([functional.pad(part, [0, width - part.shape[-1]] * 2) for part in made])
 
 
 def _not_images(views: Views, images: Tensor, size: int) -> str | None:

@@ -75,10 +75,12 @@ def describe(recipe: Recipe, built: Built) -> list[tuple[str, str, str]]:
     )
     ranks = "1 rank" if dist.world() == 1 else f"{dist.world()} ranks"
     course = f"{recipe.optim.name} lr {recipe.optim.lr:g}, {recipe.optim.schedule}"
-    views = recipe.views
+    views, made = recipe.views, built.objective.views
+    count = getattr(made, "count", views.get("count", 2))
+    sizes = " and ".join(str(size) for size in dict.fromkeys(getattr(made, "sizes", [views.get("size", 224)])))
     return [
         ("data", recipe.data["name"], images + classes),
-        ("views", f"{views['name']} x{views.get('count', 2)}", f"{views.get('size', 224)} px, {built.device}"),
+        ("views", f"{views['name']} x{count}", f"{sizes} px, {getattr(made, 'how', 'own')}, {built.device}"),
         ("encoder", recipe.encoder.backbone, f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"),
         ("loss", recipe.loss["name"], f"{arguments}; positives by {recipe.objective.get('positives', '?')}"),
         (

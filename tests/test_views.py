@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import functional as reference
 
 from reptk.keyed import fold, keyed
 from reptk.registry import VIEWS
-from reptk.views import SETS, KorniaViews, Operation, plain, to_float
+from reptk.views import SETS, Operation, Views, plain, to_float
+from reptk.views.recognised import recognise
 
 SIZE = 32
 JITTER = {"name": "ColorJitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.5}
@@ -67,12 +68,12 @@ def _quick(one_thread):
     """Tiny work throughout."""
 
 
-def build(label: str, **more: object) -> KorniaViews:
+def build(label: str, **more: object) -> Views:
     name, arguments = SHARDED[label]
     return VIEWS.get(name)(**arguments, **more)
 
 
-def custom(*operations: Operation, size: int = SIZE, **more: object) -> KorniaViews:
+def custom(*operations: Operation, size: int = SIZE, **more: object) -> Views:
     return VIEWS.get("kornia")(operations=list(operations), size=size, **more)
 
 
@@ -92,7 +93,7 @@ def patches(count: int, size: int = SIZE) -> Tensor:
     return torch.stack(cut)
 
 
-def in_parts(views: KorniaViews, images: Tensor, key: int, world: int) -> Tensor:
+def in_parts(views: Views, images: Tensor, key: int, world: int) -> Tensor:
     parts = [views.shard(rank, world)(part, key) for rank, part in enumerate(images.chunk(world))]
     views.shard(0, 1)
     return torch.cat(parts, dim=1)
@@ -196,7 +197,7 @@ def test_third_by_name_and_by_list_change_the_third_view_only():
 
 
 @pytest.mark.parametrize("batch", [4, 9])
-@pytest.mark.parametrize("label", OPERATIONS)
+@pytest.mark.parametrize("label", [label for label, table in OPERATIONS.items() if recognise(table, 0) is None])
 def test_an_operation_is_kornias_on_the_whole_batch(label, batch):
     images, key = patches(batch), 11
     table = {name: tuple(value) if isinstance(value, list) else value for name, value in OPERATIONS[label].items()}
@@ -260,7 +261,7 @@ def test_autoaugment_differs_between_equal_images():
 
 def test_autoaugment_chooses_its_sub_policies_equally_often():
     views = custom({"name": "AutoAugment"}, size=8, count=2)
-    for [one_of] in views.lists:
+    for [(_, one_of)] in views.lists:
         count = len(one_of.sequences)
         one_of.sequences = [[lambda part, *_, n=number: torch.full_like(part, n / 100)] for number in range(count)]
     first, second = (views(torch.zeros(5000, 3, 8, 8), 9)[:, :, 0, 0, 0] * 100).round().int()
@@ -390,7 +391,7 @@ def test_operations_with_row_numbers_among_their_parameters(operation):
     [
         ({"count": 2, "third": "none"}, "third is for the third view, but count is 2"),
         ({"count": 1, "third": [FLIP]}, "count is 1"),
-        ({"count": 3, "third": "simlcr"}, "one of simclr, .*got 'simlcr'"),
+        ({"count": 3, "third": "simlcr"}, "names out of simclr, .*got 'simlcr'"),
         ({"count": 3, "third": [{"name": "CenterCrop", "size": [16, 16]}]}, "16(, | x )16"),
         ({"count": 3, "third": [{"name": "RandomFlip"}]}, "no kornia operation 'RandomFlip'"),
     ],

@@ -1,7 +1,7 @@
-"""Views run by kornia: parameters are drawn for the global batch, then applied to this rank's rows.
+"""Operations run by kornia: parameters are drawn for the global batch, then applied to this rank's rows.
 
-Every operation of every view draws under a key of its own, so what one operation consumes never shifts another, and
-only the images that drew an operation are put through it.
+Only the images that drew an operation are put through it. What reptk recognises is drawn by reptk and handed to kornia, so
+that both ways of running make the same views; everything else kornia draws, under a key of its own.
 """
 
 from collections.abc import Iterator
@@ -14,93 +14,40 @@ from torch import Tensor, nn
 
 from reptk.keyed import fold, generator, keyed
 from reptk.registry import unknown
-from reptk.views.plain import to_float
-
-Operation = dict[str, Any]
+from reptk.views.recognised import NEUTRAL, Blur, Crop, Flip, Gray, Jitter, Operation, Recognised, ResizedCrop
 
 # Drawn once for a whole batch, so never cut along with it; the input shape is written anew for each cut.
 _SHARED = ("order", "forward_input_shape", "idx")
 
 
-class KorniaViews:
-    """`len(lists)` views of every image, one list of operations each.
-
-    Not an `nn.Module`: kornia's operations carry parameters and buffers that are neither trained nor saved.
+class Drawn:
+    """One kornia operation, drawn for `total` images and applied to the given rows of them.
 
     Args:
-        lists: per view, the operations as tables `{name, ...arguments}`.
-        size: side in pixels that the operations must produce.
-
-    Raises:
-        ValueError: an operation kornia does not have, arguments it refuses, or another size than asked for.
+        operation: kornia's.
+        recognised: who draws for it, if not kornia itself.
     """
 
-    def __init__(self, lists: list[list[Operation]], size: int) -> None:
-        self.lists = [[_operation(table) for table in tables] for tables in lists]
-        self.count = len(lists)
-        self.size = size
-        self.rank, self.world = 0, 1
-        self._try_out()
-
-    def shard(self, rank: int, world: int) -> "KorniaViews":
-        """Let each call receive the rank-th of `world` equal parts of a global batch."""
-        self.rank, self.world = rank, world
-        return self
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, key: int) -> Tensor:
-        """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self._drawn(to_float(images), key)
-
-    def _drawn(self, images: Tensor, key: int) -> Tensor:
-        total = len(images) * self.world
-        rows = torch.arange(len(images)) + len(images) * self.rank
-        views = []
-        for number, operations in enumerate(self.lists):
-            view = images
-            for position, operation in enumerate(operations):
-                view = operation(view, rows, total, fold(key, number, position))
-            self._check_size(view)
-            views.append(view)
-        return torch.stack(views).clamp_(0, 1)
-
-    def _try_out(self) -> None:
-        """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""
-        for operations in self.lists:
-            view = torch.zeros(2, 3, self.size, self.size)
-            try:
-                for operation in operations:
-                    view = operation.on_all(view)
-            except ValueError:
-                raise
-            except Exception as cause:
-                raise ValueError(f"kornia cannot run these operations at {self.size} px: {cause}") from cause
-            self._check_size(view)
-
-    def _check_size(self, view: Tensor) -> None:
-        height, width = view.shape[-2:]
-        if (height, width) != (self.size, self.size):
-            raise ValueError(
-                f"the operations give {width} x {height} px, but size is {self.size}; "
-                "start with one that changes the size, e.g. Resize, and give it p = 1"
-            )
-
-
-class _Drawn:
-    """One kornia operation, drawn for `total` images and applied to the given rows of them."""
-
-    def __init__(self, operation: nn.Module) -> None:
-        self.operation = operation
+    def __init__(self, operation: nn.Module, recognised: Recognised | None = None) -> None:
+        self.operation, self.recognised = operation, recognised
         self.is_resize = isinstance(operation, ka.Resize)
 
-    def __call__(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
+    def __call__(self, images: Tensor, rows: Tensor, total: int, key: int, own_key: int) -> Tensor:
+        """(n, 3, H, W) floats in 0..1, their rows (n,) in the global batch.
+
+        Args:
+            key: what recognised operations draw with, told apart by their salt.
+            own_key: what kornia draws with here.
+        """
         if self.is_resize and images.shape[-2:] == tuple(self.operation.flags["size"]):
             return images
-        with keyed(key, "draw"):
+        with keyed(own_key, "draw"):
             params = self.operation.forward_parameters((total, *images.shape[1:]))
+        if self.recognised is not None:
+            drawn = self.recognised.draw(key, torch.arange(total), tuple(images.shape[-2:]))
+            _put_in(params, self.recognised, drawn)
         drew = params["batch_prob"][rows] > 0.5
-        with keyed(key, "apply"):
+        with keyed(own_key, "apply"):
             return self._apply_to(images, params, rows, drew)
 
     @torch.no_grad()
@@ -120,6 +67,12 @@ class _Drawn:
         return changed
 
     def _apply_to(self, images: Tensor, params: dict[str, Tensor], rows: Tensor, drew: Tensor) -> Tensor:
+        orders = params.pop("order of each", None)
+        if orders is not None:  # one order a call is all that kornia knows
+            for order in orders[rows[drew]].unique(dim=0):
+                in_order = drew & (orders[rows] == order).all(1)
+                images = self._apply_to(images, {**params, "order": order}, rows, in_order)
+            return images
         if drew.all():
             return self.operation(images, params=_cut(params, rows, images.shape, images.device))
         if not drew.any():
@@ -131,11 +84,11 @@ class _Drawn:
         return images.index_copy(0, there, changed)
 
 
-class _OneOf:
+class OneOf:
     """Every image draws one of several sequences of operations (AutoAugment's sub-policies)."""
 
     def __init__(self, sequences: list[list[nn.Module]]) -> None:
-        self.sequences = [[_Drawn(operation) for operation in sequence] for sequence in sequences]
+        self.sequences = [[Drawn(operation) for operation in sequence] for sequence in sequences]
 
     def on_all(self, images: Tensor) -> Tensor:
         for sequence in self.sequences:
@@ -143,8 +96,8 @@ class _OneOf:
                 operation.on_all(images)
         return images
 
-    def __call__(self, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
-        choice = torch.randint(len(self.sequences), (total,), generator=generator(key, "choice"))[rows]
+    def __call__(self, images: Tensor, rows: Tensor, total: int, key: int, own_key: int) -> Tensor:
+        choice = torch.randint(len(self.sequences), (total,), generator=generator(own_key, "choice"))[rows]
         images = images.clone()
         for number, sequence in enumerate(self.sequences):
             chosen = (choice == number).nonzero().flatten()
@@ -152,7 +105,7 @@ class _OneOf:
                 there = chosen.to(images.device)
                 part = images[there]
                 for position, operation in enumerate(sequence):
-                    part = operation(part, rows[chosen], total, fold(key, number, position))
+                    part = operation(part, rows[chosen], total, key, fold(own_key, number, position))
                 images[there] = part
         return images
 
@@ -169,7 +122,12 @@ def _cut(params: dict[str, Tensor], rows: Tensor, shape: torch.Size, device: tor
     return cut
 
 
-def _operation(table: Operation) -> "_Drawn | _OneOf":
+def operation_of(table: Operation, recognised: Recognised | None) -> Drawn | OneOf:
+    """kornia's operation of a table.
+
+    Raises:
+        ValueError: kornia has none of that name, or refuses the arguments.
+    """
     arguments = {name: _tuples(value) for name, value in table.items() if name != "name"}
     name = table.get("name")
     factory = getattr(ka, str(name), None)
@@ -177,15 +135,41 @@ def _operation(table: Operation) -> "_Drawn | _OneOf":
     if name != "AutoAugment" and not is_known:
         raise ValueError(unknown("kornia operation", str(name), ["AutoAugment", *_known()]))
     try:
-        return _auto_augment(**arguments) if name == "AutoAugment" else _Drawn(factory(**arguments))
+        return _auto_augment(**arguments) if name == "AutoAugment" else Drawn(factory(**arguments), recognised)
     except Exception as cause:
         raise ValueError(f"kornia's {name} refuses {arguments}: {cause}") from cause
 
 
-def _auto_augment(policy: str = "cifar10") -> _OneOf:
+def _put_in(params: dict[str, Tensor], recognised: Recognised, drawn: Tensor) -> None:
+    """Write what a recognised operation drew into kornia's parameters."""
+    always = torch.ones(len(drawn))
+    match recognised:
+        case ResizedCrop() | Crop():
+            padding = recognised.padding if isinstance(recognised, Crop) else 0
+            params["src"], params["batch_prob"] = _corners(drawn, padding), always
+        case Flip() | Gray():
+            params["batch_prob"] = drawn[:, 0]
+        case Blur():
+            params["sigma"], params["batch_prob"] = drawn[:, 0], (drawn[:, 0] > 0).float()
+        case Jitter():
+            names = ("brightness", "contrast", "saturation", "hue")
+            params |= {f"{name}_factor": drawn[:, column] for column, name in enumerate(names)}
+            params["batch_prob"] = (drawn[:, :4] != drawn.new_tensor(NEUTRAL)).any(1).float()
+            params["order of each"] = drawn[:, 4:].long()
+
+
+def _corners(boxes: Tensor, padding: int) -> Tensor:
+    """(n, 4) top, left, height, width -> (n, 4, 2) x and y of the corner pixels, clockwise, in the padded image."""
+    top, left, height, width = boxes.unbind(1)
+    top, left = top + padding, left + padding
+    bottom, right = top + height - 1, left + width - 1
+    return torch.stack([left, top, right, top, right, bottom, left, bottom], dim=1).view(-1, 4, 2)
+
+
+def _auto_augment(policy: str = "cifar10") -> OneOf:
     if policy not in ("cifar10", "svhn", "imagenet"):
         raise ValueError(f"policy must be 'cifar10', 'svhn' or 'imagenet', got {policy!r}")
-    return _OneOf([list(sub_policy) for sub_policy in AutoAugment(policy).children()])
+    return OneOf([list(sub_policy) for sub_policy in AutoAugment(policy).children()])
 
 
 def _known() -> Iterator[str]:

@@ -12,12 +12,17 @@ def to_float(images: Tensor) -> Tensor:
         ValueError: floats outside 0..1 (0..255 floats are the usual slip), or any other type.
     """
     if images.dtype == torch.uint8:
-        return images.float() / 255
+        return unit(images)
     if not images.is_floating_point():
         raise ValueError(f"images must be uint8 in 0..255 or floats in 0..1, got {images.dtype}")
     if images.numel() and (images.amin() < -1e-3 or images.amax() > 1 + 1e-3):
         raise ValueError(f"float images must lie in 0..1, got {images.amin():.3g} to {images.amax():.3g}")
     return images
+
+
+def unit(images: Tensor) -> Tensor:
+    """As `to_float`, for images that are known to be uint8 or floats; looks at no value, so waits for no GPU."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def plain(images: Tensor, size: int, crop: float = 1.0) -> Tensor:

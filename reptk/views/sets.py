@@ -8,7 +8,8 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from reptk.registry import VIEWS
-from reptk.views.kornia import KorniaViews, Operation
+from reptk.views.compiled import Backend, Views
+from reptk.views.recognised import Operation
 
 Count = Annotated[int, Ge(1)]
 Size = Annotated[int, Ge(4)]
@@ -17,6 +18,8 @@ Strength = Annotated[float, Ge(0), Le(2)]
 Third = str | list[Operation] | None
 """What the third view of each image uses instead: a list of operations, or the name of a set with its defaults."""
 
+# Every set also takes `backend` and `exact_hue`: see `Views`.
+
 
 def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> list[Operation]:
     blur = {"name": "RandomGaussianBlur", "kernel_size": [_odd(size / 10)] * 2, "sigma": [0.1, 2.0], "p": 0.5}
@@ -24,11 +27,8 @@ def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> 
 
 
 def simclr_small_operations(size: int, scale: float = 0.2, strength: float = 0.5) -> list[Operation]:
-    # A warp of the whole batch is several times faster than one resize per image but not antialiased; small crops
-    # are mostly enlarged, where that makes no difference.
-    mode = "resample" if size <= 64 else "slice"
     return [
-        {"name": "RandomResizedCrop", "size": [size, size], "scale": [scale, 1.0], "cropping_mode": mode},
+        {"name": "RandomResizedCrop", "size": [size, size], "scale": [scale, 1.0]},
         {"name": "RandomHorizontalFlip", "p": 0.5},
         {
             "name": "ColorJitter",
@@ -83,67 +83,145 @@ SETS = {
 
 @VIEWS.register("simclr")
 def simclr(
-    count: Count = 2, size: Size = 224, scale: Share = 0.08, strength: Strength = 1.0, third: Third = None
-) -> KorniaViews:
+    count: Count = 2,
+    size: Size = 224,
+    scale: Share = 0.08,
+    strength: Strength = 1.0,
+    third: Third = None,
+    backend: Backend = "auto",
+    exact_hue: bool = False,
+) -> Views:
     """SimCLR's augmentations for photographs (arXiv 2002.05709, appendix A), blur with a kernel of size / 10."""
-    return _views(simclr_operations(size, scale, strength), count, size, third)
+    return _views(simclr_operations(size, scale, strength), count, size, third, backend, exact_hue)
 
 
 @VIEWS.register("simclr_small")
 def simclr_small(
-    count: Count = 2, size: Size = 32, scale: Share = 0.2, strength: Strength = 0.5, third: Third = None
-) -> KorniaViews:
+    count: Count = 2,
+    size: Size = 32,
+    scale: Share = 0.2,
+    strength: Strength = 0.5,
+    third: Third = None,
+    backend: Backend = "auto",
+    exact_hue: bool = False,
+) -> Views:
     """The same without blur and at half the colour strength, as is usual for images of 28 to 64 pixels."""
-    return _views(simclr_small_operations(size, scale, strength), count, size, third)
+    return _views(simclr_small_operations(size, scale, strength), count, size, third, backend, exact_hue)
+
+
+@VIEWS.register("multi_crop")
+def multi_crop(
+    count: Count = 2,
+    size: Size = 224,
+    small_count: Count = 6,
+    small_size: Size = 96,
+    scale: Share = 0.14,
+    small_scale: Share = 0.05,
+    strength: Strength = 1.0,
+    backend: Backend = "auto",
+    exact_hue: bool = False,
+) -> Views:
+    """`count` views of `size` px and `small_count` of `small_size` px, otherwise SimCLR's (SwAV, arXiv 2006.09882).
+
+    Large views show at least `scale` of the image, small ones between `small_scale` and `scale` of it.
+    """
+    if small_scale > scale:
+        raise ValueError(f"small_scale is {small_scale}, more than scale ({scale}), where small views end")
+    large = simclr_operations(size, scale, strength)
+    crop, *others = simclr_operations(small_size, small_scale, strength)
+    small = [{**crop, "scale": [small_scale, scale]}, *others]
+    sizes = [size] * count + [small_size] * small_count
+    return Views([large] * count + [small] * small_count, sizes, backend=backend, exact_hue=exact_hue)
 
 
 @VIEWS.register("digits")
-def digits(count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: Third = None) -> KorniaViews:
+def digits(
+    count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: Third = None, backend: Backend = "auto"
+) -> Views:
     """Shifts, turns, shears and zooms that leave a written digit what it is; no flips, no colour."""
-    return _views(digits_operations(size, strength), count, size, third)
+    return _views(digits_operations(size, strength), count, size, third, backend)
 
 
 @VIEWS.register("crop_flip")
 def crop_flip(
-    count: Count = 2, size: Size = 32, padding: Annotated[int, Ge(1)] = 4, third: Third = None
-) -> KorniaViews:
+    count: Count = 2,
+    size: Size = 32,
+    padding: Annotated[int, Ge(1)] = 4,
+    third: Third = None,
+    backend: Backend = "auto",
+) -> Views:
     """Pad by `padding` px and cut at random, flip: the usual treatment of small images."""
-    return _views(crop_flip_operations(size, padding), count, size, third)
+    return _views(crop_flip_operations(size, padding), count, size, third, backend)
 
 
 @VIEWS.register("autoaugment")
 def autoaugment(
-    count: Count = 2, size: Size = 32, policy: str = "cifar10", scale: Share = 1.0, third: Third = None
-) -> KorniaViews:
+    count: Count = 2,
+    size: Size = 32,
+    policy: str = "cifar10",
+    scale: Share = 1.0,
+    third: Third = None,
+    backend: Backend = "auto",
+) -> Views:
     """`crop_flip`, then AutoAugment (arXiv 1805.09501): every image draws one of the policy's sub-policies.
 
     policy: "cifar10", "svhn" or "imagenet", as kornia defines them. A `scale` below 1 puts a random resized crop of
     at least that share of the area in the place of the padded crop, as is usual for photographs.
     """
-    return _views(autoaugment_operations(size, policy, scale), count, size, third)
+    return _views(autoaugment_operations(size, policy, scale), count, size, third, backend)
 
 
 @VIEWS.register("none")
-def none(count: Count = 2, size: Size = 32) -> KorniaViews:
+def none(count: Count = 2, size: Size = 32, backend: Backend = "auto") -> Views:
     """The image as it is, `count` times."""
-    return _views(none_operations(size), count, size, None)
+    return _views(none_operations(size), count, size, None, backend)
 
 
 @VIEWS.register("kornia")
-def custom(operations: list[Operation], count: Count = 2, size: Size = 224, third: Third = None) -> KorniaViews:
+def custom(
+    operations: list[Operation],
+    count: Count = 2,
+    size: Size = 224,
+    third: Third = None,
+    backend: Backend = "auto",
+    exact_hue: bool = False,
+) -> Views:
     """Your own list of kornia operations, e.g. `operations = [{name = "RandomGrayscale", p = 0.2}]`."""
-    return _views(operations, count, size, third)
+    return _views(operations, count, size, third, backend, exact_hue)
 
 
-def _views(operations: list[Operation], count: int, size: int, third: Third) -> KorniaViews:
+@VIEWS.register("per_view")
+def per_view(
+    lists: list[str | list[Operation]], size: Size = 224, backend: Backend = "auto", exact_hue: bool = False
+) -> Views:
+    """A list of operations of its own for every view: each a list, or the name of a set with its defaults."""
+    if not lists:
+        raise ValueError("lists must hold a list of operations, or the name of a set, for each view")
+    return Views([_list(part, size, "lists") for part in lists], size, backend=backend, exact_hue=exact_hue)
+
+
+def _views(
+    operations: list[Operation],
+    count: int,
+    size: int,
+    third: Third,
+    backend: Backend,
+    exact_hue: bool = False,
+) -> Views:
     if third is not None and count < 3:
         raise ValueError(f"third is for the third view, but count is {count}")
-    if isinstance(third, str):
-        if third not in SETS:
-            raise ValueError(f"third must be a list of operations or one of {', '.join(SETS)}, got {third!r}")
-        third = SETS[third](size)
-    lists = [third if third is not None and view == 2 else operations for view in range(count)]
-    return KorniaViews(lists, size)
+    lists = [operations] * count
+    if third is not None:
+        lists[2] = _list(third, size, "third")
+    return Views(lists, size, backend=backend, exact_hue=exact_hue)
+
+
+def _list(part: str | list[Operation], size: int, argument: str) -> list[Operation]:
+    if not isinstance(part, str):
+        return part
+    if part not in SETS:
+        raise ValueError(f"{argument} takes lists of operations or names out of {', '.join(SETS)}, got {part!r}")
+    return SETS[part](size)
 
 
 def _odd(length: float) -> int:

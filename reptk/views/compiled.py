@@ -1,0 +1,146 @@
+"""Views from lists of operations: what is recognised is fused, the rest is kornia's; the order of each list is kept.
+
+Everything is drawn for the global batch, under a key, and each operation of each view by itself: what one consumes never
+shifts another, and a rank draws for its own rows what one process would.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from reptk.keyed import fold
+from reptk.views.fused import Fused
+from reptk.views.kornia import Drawn, OneOf, operation_of
+from reptk.views.plain import to_float, unit
+from reptk.views.recognised import Operation, recognise
+
+Backend = Literal["auto", "fused", "kornia"]
+"""Who runs the operations: reptk those it recognises ("auto"); reptk all, or an error ("fused"); kornia all."""
+
+
+class Views:
+    """`len(lists)` views of every image, one list of operations each.
+
+    Not an `nn.Module`: the operations carry parameters and buffers that are neither trained nor saved.
+
+    Args:
+        lists: per view, the operations as tables `{name, ...arguments}`.
+        size: side in pixels that the operations must produce; or one for each list, views of one size together.
+        backend: "auto": recognised operations are fused, the others run by kornia; "fused": an operation that is not
+            recognised is an error; "kornia": kornia runs all, from the same draws.
+        exact_hue: colour as torchvision and kornia have it: after each operation values are cut to 0..1, and hue is
+            shifted in HSV. Fused colour is otherwise one matrix, and a cut at the end. kornia is always exact.
+
+    Raises:
+        ValueError: an operation kornia does not have, arguments it refuses, another size than asked for, or one that is
+            not recognised although `backend` is "fused".
+    """
+
+    def __init__(
+        self,
+        lists: list[list[Operation]],
+        size: int | Sequence[int],
+        *,
+        backend: Backend = "auto",
+        exact_hue: bool = False,
+    ) -> None:
+        self.sizes = [size] * len(lists) if isinstance(size, int) else list(size)
+        self.size = self.sizes[0]
+        self.count = len(lists)
+        self.backend = backend
+        self.rank, self.world = 0, 1
+        self.lists = [_steps(tables, number, backend, exact_hue) for number, tables in enumerate(lists)]
+        self._try_out()
+
+    @property
+    def how(self) -> str:
+        """Who runs the operations, in a word or two."""
+        kinds = {"fused" if isinstance(step, Fused) else "kornia" for steps in self.lists for _, step in steps}
+        return " and ".join(sorted(kinds)) or "as they are"
+
+    def shard(self, rank: int, world: int) -> "Views":
+        """Let each call receive the rank-th of `world` equal parts of a global batch."""
+        self.rank, self.world = rank, world
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, key: int) -> Any:
+        """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key.
+
+        Views of several sizes come as a list of such tensors, neighbours of one size together.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            if images.dtype != torch.uint8:
+                images = to_float(images)
+            total = len(images) * self.world
+            rows = torch.arange(len(images), device=images.device) + len(images) * self.rank
+            made = [self._view(number, images, rows, total, key) for number in range(self.count)]
+        groups = [
+            torch.stack([view for _, view in group])
+            for _, group in groupby(zip(self.sizes, made, strict=True), lambda pair: pair[0])
+        ]
+        return groups[0] if len(groups) == 1 else groups
+
+    def _view(self, number: int, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
+        view = images
+        for position, step in self.lists[number]:
+            if isinstance(step, Fused):
+                view = step(view, rows, key)
+            else:
+                view = step(unit(view), rows.cpu(), total, key, fold(key, number, position))
+        view = unit(view).contiguous()
+        _check_size(view, self.sizes[number])
+        return view.clamp_(0, 1) if view is not images else view.clamp(0, 1)
+
+    def _try_out(self) -> None:
+        """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""
+        for size, steps in zip(self.sizes, self.lists, strict=True):
+            view = torch.zeros(2, 3, size, size)
+            try:
+                for _, step in steps:
+                    view = step(view, torch.arange(2), 0) if isinstance(step, Fused) else step.on_all(view)
+            except ValueError:
+                raise
+            except Exception as cause:
+                raise ValueError(f"kornia cannot run these operations at {size} px: {cause}") from cause
+            _check_size(view, size)
+
+
+def _steps(
+    tables: list[Operation], number: int, backend: Backend, exact_hue: bool
+) -> list[tuple[int, Fused | Drawn | OneOf]]:
+    """What runs the operations of view `number`, each with the place of its first one in the list."""
+    pairs = []
+    for position, table in enumerate(tables):
+        salt = fold("views", number, position)
+        recognised = recognise(table, salt)
+        # kornia is asked in any case: whether the name exists and the arguments are valid is its to say.
+        pairs.append((recognised, operation_of(table, recognised)))
+    if backend == "kornia":
+        return list(enumerate(operation for _, operation in pairs))
+    if backend == "fused":
+        for table, (recognised, _) in zip(tables, pairs, strict=True):
+            if recognised is None:
+                raise ValueError(
+                    f"{table['name']} with these arguments is kornia's to run: set views.backend to 'auto'"
+                )
+    steps: list[tuple[int, Fused | Drawn | OneOf]] = []
+    for is_kornias, run in groupby(enumerate(pairs), lambda pair: pair[1][0] is None):
+        members = list(run)
+        if is_kornias:
+            steps += [(position, operation) for position, (_, operation) in members]
+        else:
+            steps.append((members[0][0], Fused([recognised for _, (recognised, _) in members], exact_hue)))
+    return steps
+
+
+def _check_size(view: Tensor, size: int) -> None:
+    height, width = view.shape[-2:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"the operations give {width} x {height} px, but size is {size}; "
+            "start with one that changes the size, e.g. Resize, and give it p = 1"
+        )

@@ -1,0 +1,117 @@
+"""Crop, resize and flip as one linear map of rows and one of columns; Gaussian blur likewise.
+
+out = A_y x A_x^T for every channel, where a row of A_y holds the weights with which the input's rows make one output row:
+torch's antialiased bilinear interpolation. Two forms: products for a whole batch, without a loop or a wait for a GPU;
+and one image at a time, which on a CPU is faster for large images, since it touches no pixel outside the crop.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+NEGLIGIBLE = 1e-7
+"""Weights of a Gaussian below this share of its peak are left out one image at a time: float32 does not see them."""
+
+
+def resample(images: Tensor, boxes: Tensor, size: tuple[int, int], upright: Tensor, sideways: Tensor) -> Tensor:
+    """(n, 3, H, W) float, boxes (n, 4) top, left, height, width; flips (n,) bool -> (n, 3, *size).
+
+    What a box takes from outside the image is 0.
+    """
+    height, width = images.shape[-2:]
+    boxes = boxes.to(images.dtype)
+    down = weights(boxes[:, 0], boxes[:, 2], size[0], height, upright)
+    across = weights(boxes[:, 1], boxes[:, 3], size[1], width, sideways)
+    return products(images, down, across)
+
+
+def products(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """down (n, h, H) @ images (n, 3, H, W) @ across (n, w, W)^T -> (n, 3, h, w)."""
+    count, channels, height, width = images.shape
+    narrowed = torch.bmm(images.reshape(count, channels * height, width), across.transpose(1, 2))
+    return torch.matmul(down[:, None], narrowed.view(count, channels, height, -1))
+
+
+def weights(start: Tensor, length: Tensor, size: int, extent: int, flip: Tensor) -> Tensor:
+    """(n, size, extent): what pixel j of `extent` weighs in pixel i of the part [start, start + length) resized to `size`.
+
+    A triangle as wide as an output pixel, or as an input pixel where that is the larger, cut off at the part's edge.
+    """
+    steps = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
+    places = torch.arange(extent, dtype=start.dtype, device=start.device) + 0.5
+    scale = (length / size)[:, None]
+    steps = torch.where(flip[:, None], size - steps, steps)
+    centres = (start[:, None] + steps * scale)[:, :, None]
+    made = (places - centres).abs_().mul_(-1 / scale.clamp_min(1)[:, :, None]).add_(1).clamp_(0)
+    inside = (places > start[:, None]) & (places < (start + length)[:, None])
+    made = made * inside[:, None]
+    return made / made.sum(2, keepdim=True).clamp_min(1e-3)
+
+
+def gaussians(sigma: Tensor, kernel: int) -> Tensor:
+    """(n,) sigma in pixels -> (n, kernel) weights that add up to 1; sigma 0 leaves the image as it is."""
+    offsets = torch.arange(kernel, dtype=sigma.dtype, device=sigma.device) - kernel // 2
+    made = (-0.5 * (offsets / sigma.clamp_min(1e-3)[:, None]) ** 2).exp()
+    return made / made.sum(1, keepdim=True)
+
+
+def blur(images: Tensor, sigma: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """(n, 3, H, W), sigma (n,) -> blurred (n, 3, H, W), reflected at the borders."""
+    sigma = sigma.to(images.dtype)
+    down, across = (
+        _band(gaussians(sigma, side), length) for side, length in zip(kernel, images.shape[-2:], strict=True)
+    )
+    return products(images, down, across)
+
+
+def _band(taps: Tensor, extent: int) -> Tensor:
+    """(n, kernel) -> (n, extent, extent): convolution with reflected borders as a matrix."""
+    kernel = taps.shape[1]
+    places = torch.arange(extent, device=taps.device)
+    offsets = torch.arange(kernel, device=taps.device) - kernel // 2
+    sources = (places + offsets[:, None]).abs()
+    sources = (extent - 1) - ((extent - 1) - sources).abs()
+    hits = (sources[:, :, None] == places).to(taps.dtype)
+    return (taps @ hits.view(kernel, -1)).view(len(taps), extent, extent)
+
+
+def resample_one(image: Tensor, box: list[int], size: tuple[int, int], upright: bool, sideways: bool) -> Tensor:
+    """(3, H, W) uint8 or float -> (3, *size) of the same type: resample of one image, of which only the box is touched.
+
+    uint8 is rounded after the resize of each axis, as torchvision and Pillow do.
+    """
+    top, left, height, width = box
+    if min(top, left) < 0 or top + height > image.shape[-2] or left + width > image.shape[-1]:
+        margin = max(-top, -left, top + height - image.shape[-2], left + width - image.shape[-1])
+        image = functional.pad(image, [margin] * 4)
+        top, left = top + margin, left + margin
+    part = image[:, top : top + height, left : left + width]
+    if (height, width) != size:
+        part = functional.interpolate(part[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+    flips = [axis for axis, flip in ((1, upright), (2, sideways)) if flip]
+    return part.flip(flips) if flips else part
+
+
+def blur_one(image: Tensor, sigma: float, kernel: tuple[int, int]) -> Tensor:
+    """(3, H, W) float -> (3, H, W): `blur` of one image, as a sum of shifted images."""
+    for axis, side in ((1, kernel[0]), (2, kernel[1])):
+        image = _along(image, axis, sigma, side)
+    return image
+
+
+def _along(image: Tensor, axis: int, sigma: float, kernel: int) -> Tensor:
+    radius = kernel // 2
+    taps = [math.exp(-0.5 * (offset / max(sigma, 1e-3)) ** 2) for offset in range(radius + 1)]
+    total = taps[0] + 2 * sum(taps[1:])
+    if image.dtype == torch.float32:
+        radius = sum(tap > NEGLIGIBLE for tap in taps[1:])
+    length = image.shape[axis]
+    padding = [0, 0, radius, radius] if axis == 1 else [radius, radius]
+    padded = functional.pad(image[None], [*padding, 0, 0][:4], mode="reflect")[0] if radius else image
+    made = padded.narrow(axis, radius, length) * (taps[0] / total)
+    for offset in range(1, radius + 1):
+        for start in (radius - offset, radius + offset):
+            made.add_(padded.narrow(axis, start, length), alpha=taps[offset] / total)
+    return made

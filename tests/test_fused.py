@@ -1,0 +1,544 @@
+"""Fused views: the distribution that kornia and torchvision draw from, and the pixels that torchvision makes of a draw."""
+
+import itertools
+import math
+from collections import Counter
+
+import kornia.augmentation as ka
+import pytest
+import torch
+from test_views import custom, patches, photo
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as reference
+
+from reptk.keyed import keyed, uniform
+from reptk.registry import VIEWS
+from reptk.views import SETS, Views, colour, fused, spatial
+from reptk.views.fused import Fused
+from reptk.views.recognised import Blur, Crop, Flip, Gray, Jitter, Recognised, Resize, ResizedCrop, recognise
+
+JITTER = Jitter(3, (0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), 0.8)
+CHAIN = (ResizedCrop(1, (40, 40)), Flip(2), JITTER, Gray(4, 0.2), Blur(5, (9, 9), (0.1, 2.0)))
+NEAR = {"atol": 1e-6, "rtol": 0}
+
+
+def rows(count: int) -> Tensor:
+    return torch.arange(count)
+
+
+def cut(count: int, height: int = 56, width: int = 48) -> Tensor:
+    """Parts of a photograph, (count, 3, height, width) float64."""
+    whole = photo()[0].double() / 255
+    places = [(37 * number % (427 - height), 71 * number % (640 - width)) for number in range(count)]
+    return torch.stack([whole[:, top : top + height, left : left + width] for top, left in places])
+
+
+def by_torchvision(images: Tensor, operations: list[Recognised], draws: list[Tensor]) -> Tensor:
+    """Each image through torchvision's functions, with what it drew."""
+    return torch.stack([
+        _one_by_torchvision(image, operations, [draw[number].tolist() for draw in draws])
+        for number, image in enumerate(images)
+    ])  # fmt: skip
+
+
+def _one_by_torchvision(image: Tensor, operations: list[Recognised], draws: list[list[float]]) -> Tensor:
+    steps = (reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation, reference.adjust_hue)
+    for operation, drawn in zip(operations, draws, strict=True):
+        match operation:
+            case ResizedCrop() | Resize():
+                image = reference.resized_crop(image, *map(int, drawn), list(operation.size), antialias=True)
+            case Crop():
+                padded = reference.pad(image, [operation.padding] * 4)
+                top, left, height, width = map(int, drawn)
+                image = reference.crop(padded, top + operation.padding, left + operation.padding, height, width)
+            case Flip() if drawn[0]:
+                image = reference.vertical_flip(image) if operation.upright else reference.horizontal_flip(image)
+            case Jitter():
+                for kind in map(int, drawn[4:]):
+                    image = steps[kind](image, drawn[kind])
+            case Gray() if drawn[0]:
+                image = reference.rgb_to_grayscale(image, 3)
+            case Blur() if drawn[0]:
+                image = reference.gaussian_blur(image, list(reversed(operation.kernel)), drawn * 2)
+    return image
+
+
+@pytest.fixture
+def torchvisions_luma(monkeypatch):
+    """torchvision's first weight of luma is 0.2989, kornia's and ours 0.299."""
+    monkeypatch.setattr(colour, "LUMA", (0.2989, 0.587, 0.114))
+
+
+# Draws: a function of (key, salt, row, column), uniform and independent
+
+
+def test_uniform_is_uniform_and_its_columns_are_independent():
+    u = uniform(3, 4, rows(20000), 6)
+    assert u.shape == (20000, 6)
+    assert u.dtype == torch.float32
+    assert 0 <= u.min() < 1e-3 < 1 - 1e-3 < u.max() < 1
+    shares = torch.stack([column.histc(20, 0, 1) for column in u.T]) / 20000
+    assert (shares - 0.05).abs().max() < 5 * math.sqrt(0.05 / 20000)
+    off_diagonal = torch.corrcoef(u.T) - torch.eye(6)
+    assert off_diagonal.abs().max() < 4 / math.sqrt(20000)
+    following = torch.corrcoef(torch.stack([u[:-1, 0], u[1:, 0]]))[0, 1]
+    assert abs(following) < 4 / math.sqrt(20000)
+
+
+def test_uniform_depends_on_each_of_its_arguments_and_on_nothing_else():
+    u = uniform(3, 4, rows(100), 6)
+    assert torch.equal(u[[7, 3]], uniform(3, 4, torch.tensor([7, 3]), 6))
+    for other in (uniform(4, 4, rows(100), 6), uniform(3, 5, rows(100), 6), uniform(3, 4, rows(100) + 100, 6)):
+        assert (u == other).float().mean() < 0.01
+    assert len(u.unique()) > 0.99 * u.numel()
+    for extreme in (0, 2**63 - 1):
+        assert uniform(extreme, extreme, rows(10), 2).isfinite().all()
+
+
+def test_uniform_is_pinned():
+    expected = [0.9095232, 0.3672006, 0.3242626]
+    torch.testing.assert_close(uniform(1, 2, torch.tensor([5]), 3)[0], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+# Draws: the distribution of kornia's and torchvision's
+
+
+def same_distribution(ours: Tensor, theirs: Tensor) -> bool:
+    """Two-sample Kolmogorov-Smirnov at about 1 in 10,000."""
+    places = torch.cat([ours, theirs]).unique()
+    cumulative = [torch.searchsorted(part.sort().values, places, right=True) / len(part) for part in (ours, theirs)]
+    limit = 2.2 * math.sqrt((len(ours) + len(theirs)) / (len(ours) * len(theirs)))
+    return bool((cumulative[0] - cumulative[1]).abs().max() < limit)
+
+
+def test_the_comparison_of_distributions_can_tell():
+    u = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    assert same_distribution(u, torch.rand(4000, generator=torch.Generator().manual_seed(1)))
+    assert not same_distribution(u, u * 0.93)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (256, 256), (90, 200), (300, 40)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (1.0, 1.0)])
+def test_crops_are_drawn_as_kornia_and_torchvision_draw_them(shape, scale):
+    count = 3000
+    ours = ResizedCrop(9, (32, 32), scale).draw(5, rows(count), shape)
+    with keyed("kornia"):
+        corners = ka.RandomResizedCrop((32, 32), scale).forward_parameters((count, 3, *shape))["src"]
+    kornias = torch.cat([corners[:, 0].flip(1), (corners[:, 2] - corners[:, 0]).flip(1) + 1], dim=1)
+    with keyed("torchvision"):
+        crop, image = v2.RandomResizedCrop(32, scale), torch.zeros(3, *shape)
+        values = [crop.make_params([image]) for _ in range(count)]
+    torchvisions = torch.tensor([[params[name] for name in ("top", "left", "height", "width")] for params in values])
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, :2] + ours[:, 2:] <= torch.tensor(shape)).all()
+    for column in range(4):
+        assert same_distribution(ours[:, column], torchvisions[:, column].float()), column
+        if column >= 2:  # kornia puts the fallback crop anywhere, torchvision and reptk in the middle
+            assert same_distribution(ours[:, column], kornias[:, column]), column
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_padded_crops_reach_every_place_equally_often(padding):
+    drawn = Crop(9, (28, 28), padding).draw(5, rows(8000), (32, 30))
+    tops, lefts = Counter(drawn[:, 0].int().tolist()), Counter(drawn[:, 1].int().tolist())
+    assert sorted(tops) == list(range(-padding, 4 + padding + 1))
+    assert sorted(lefts) == list(range(-padding, 2 + padding + 1))
+    assert max(tops.values()) < 1.25 * min(tops.values())
+
+
+def test_jitter_is_drawn_as_kornia_and_torchvision_draw_it():
+    count = 6000
+    arguments = {"brightness": 0.8, "contrast": 0.4, "saturation": [0.1, 3.0], "hue": 0.2}
+    jitter = recognise({"name": "ColorJitter", **arguments}, 9)
+    drawn = jitter.draw(5, rows(count), (32, 32))
+    with keyed("kornia"):
+        kornias = ka.ColorJitter(**{**arguments, "saturation": (0.1, 3.0)}).forward_parameters((count, 3, 8, 8))
+    with keyed("torchvision"):
+        ends = {"brightness": (0.2, 1.8), "contrast": (0.6, 1.4), "saturation": (0.1, 3.0), "hue": (-0.2, 0.2)}
+        torchvisions = [v2.ColorJitter(**ends).make_params([]) for _ in range(count)]
+    for column, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        assert same_distribution(drawn[:, column], kornias[f"{name}_factor"]), name
+        theirs = torch.tensor([params[f"{name}_factor"] for params in torchvisions])
+        assert same_distribution(drawn[:, column], theirs), name
+
+
+def test_every_order_of_the_colour_operations_is_equally_likely():
+    orders = Counter(map(tuple, JITTER.draw(5, rows(24000), (8, 8))[:, 4:].int().tolist()))
+    assert set(orders) == set(itertools.permutations(range(4)))
+    assert all(abs(count - 1000) < 4.5 * math.sqrt(1000) for count in orders.values())
+
+
+@pytest.mark.parametrize(
+    ("operation", "drew"),
+    [
+        (Flip(1, 0.3), lambda drawn: drawn[:, 0] > 0),
+        (Gray(1, 0.3), lambda drawn: drawn[:, 0] > 0),
+        (Blur(1, (3, 3), (0.1, 2.0), 0.3), lambda drawn: drawn[:, 0] > 0),
+        (Jitter(1, (0.2, 1.8), (1, 1), (1, 1), (0, 0), 0.3), lambda drawn: drawn[:, 0] != 1),
+    ],
+)
+def test_an_operation_is_drawn_by_its_share_of_the_images(operation, drew):
+    share = drew(operation.draw(7, rows(20000), (32, 32))).float().mean()
+    assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 20000))
+
+
+def test_sigma_is_uniform_where_it_is_drawn():
+    sigma = Blur(1, (3, 3), (0.1, 2.0), 0.5).draw(7, rows(20000), (32, 32))[:, 0]
+    sigma = sigma[sigma > 0]
+    assert same_distribution(sigma, torch.linspace(0.1, 2.0, 8000))
+
+
+# Pixels: torchvision's, on the same draw, in float64
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize(
+    "operations",
+    [
+        pytest.param([ResizedCrop(1, (40, 40))], id="resized crop"),
+        pytest.param([ResizedCrop(1, (12, 12), (0.5, 1.0))], id="resized crop, smaller"),
+        pytest.param([ResizedCrop(1, (90, 70), (0.01, 0.1), (0.1, 10.0))], id="resized crop, larger, extreme aspect"),
+        pytest.param([Crop(1, (50, 44), 6)], id="padded crop"),
+        pytest.param([Resize(1, (33, 71))], id="resize"),
+        pytest.param([Resize(1, (56, 48))], id="resize to the same"),
+        pytest.param([Flip(1)], id="flip"),
+        pytest.param([Flip(1), Flip(2, upright=True), Flip(3)], id="flips"),
+        pytest.param([ResizedCrop(1, (30, 30)), Flip(2), Flip(3, upright=True)], id="crop and flips"),
+        pytest.param([Blur(1, (9, 9), (0.1, 2.0))], id="blur"),
+        pytest.param([Blur(1, (3, 95), (0.1, 30.0), 1.0)], id="blur, kernel near the size"),
+    ],
+)
+def test_spatial_operations_are_torchvisions(operations, one_by_one, monkeypatch):
+    if one_by_one:
+        monkeypatch.setattr(fused, "LARGE_PX", 0)
+    images, run = cut(8), Fused(operations)
+    draws = run.draw(11, rows(8), (56, 48))
+    torch.testing.assert_close(run.apply(images, draws), by_torchvision(images, operations, draws), **NEAR)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("operations", [(JITTER,), (Gray(4, 0.5),), (JITTER, Gray(4, 0.3), JITTER), CHAIN])
+def test_exact_colour_is_torchvisions(operations, one_by_one, monkeypatch, torchvisions_luma):
+    if one_by_one:
+        monkeypatch.setattr(fused, "LARGE_PX", 0)
+    images, run = cut(24), Fused(operations, exact_hue=True)
+    draws = run.draw(11, rows(24), (56, 48))
+    # torchvision's adjust_hue computes in float32, and what follows it multiplies that rounding.
+    torch.testing.assert_close(run.apply(images, draws), by_torchvision(images, operations, draws), atol=5e-6, rtol=0)
+
+
+def test_each_colour_operation_is_torchvisions(torchvisions_luma):
+    for kind in range(4):
+        ends = [(0.1, 1.9) if kind == other else (1.0, 1.0) for other in range(3)]
+        operation = Jitter(3, *ends, (-0.5, 0.5) if kind == 3 else (0.0, 0.0))
+        images, run = cut(12), Fused([operation], exact_hue=True)
+        draws = run.draw(kind, rows(12), (56, 48))
+        torch.testing.assert_close(run.apply(images, draws), by_torchvision(images, [operation], draws), **NEAR)
+
+
+def test_our_luma_and_torchvisions_differ_by_a_twentieth_of_a_grey_level():
+    images, run = cut(24), Fused(CHAIN, exact_hue=True)
+    draws = run.draw(11, rows(24), (56, 48))
+    apart = (run.apply(images, draws) - by_torchvision(images, CHAIN, draws)).abs().max()
+    assert 0 < apart < 0.15 / 255
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_linear_colour_is_torchvisions_where_nothing_is_cut_and_no_hue_is_shifted(
+    one_by_one, monkeypatch, torchvisions_luma
+):
+    if one_by_one:
+        monkeypatch.setattr(fused, "LARGE_PX", 0)
+    mild = Jitter(3, (0.8, 1.1), (0.7, 1.1), (0.5, 1.1), (0.0, 0.0))
+    operations = [mild, Gray(4, 0.2), mild]
+    images, run = cut(24) * 0.5 + 0.2, Fused(operations)
+    draws = run.draw(11, rows(24), (56, 48))
+    torch.testing.assert_close(run.apply(images, draws), by_torchvision(images, operations, draws), **NEAR)
+
+
+def test_linear_hue_keeps_luma_and_greys_and_turns_around():
+    images = cut(6) * 0.2 + 0.4
+    turns = torch.linspace(-0.4, 0.5, 6, dtype=torch.float64)
+    turned = (colour.turned(turns) @ images.flatten(2)).view_as(images)
+    torch.testing.assert_close(colour.luma(turned), colour.luma(images), **NEAR)
+    greys = images[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close((colour.turned(turns) @ greys.flatten(2)).view_as(greys), greys, **NEAR)
+    torch.testing.assert_close(
+        colour.turned(turns) @ colour.turned(-turns), torch.eye(3).double().expand(6, 3, 3), **NEAR
+    )
+    torch.testing.assert_close(colour.turned(turns[:1] * 0 + 1)[0], torch.eye(3).double(), **NEAR)
+
+
+def test_how_far_linear_colour_is_from_exact_on_photographs():
+    """The figures of the README's paragraph on views: SimCLR's jitter at full and at half strength."""
+    images = torch.cat([patches(120, 64).double(), cut(40, 64, 64) * 255]) / 255
+    seen = {}
+    for strength, jitter in ((1.0, JITTER), (0.5, Jitter(3, (0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), 0.8))):
+        draws = Fused([jitter]).draw(2, rows(len(images)), (64, 64))
+        linear, exact = (Fused([jitter], exact).apply(images, draws) for exact in (False, True))
+        apart = 255 * (linear - exact).abs()
+        seen[strength] = apart.mean().item(), apart.flatten().quantile(0.95).item()
+    assert seen[1.0][0] < 12
+    assert seen[0.5][0] < 5
+    assert seen[0.5][0] < seen[1.0][0]
+
+
+# Two forms, one result
+
+
+@pytest.mark.parametrize("exact_hue", [False, True])
+def test_batches_and_single_images_agree(exact_hue):
+    images, run = cut(16), Fused(CHAIN, exact_hue)
+    draws = run.draw(3, rows(16), (56, 48))
+    whole = run.apply_to_batch(images, draws)
+    tables, mixes = [draw.tolist() for draw in draws], run._mixes(draws, torch.float64)
+    for number, image in enumerate(images):
+        one = run._apply_to_one(image, [table[number] for table in tables], mixes, number)
+        torch.testing.assert_close(one, whole[number], atol=1e-12, rtol=0)
+
+
+def test_branchless_blur_and_hue_are_those_of_the_chosen_images():
+    """What a GPU does: all images, whether they drew it or not."""
+    images = cut(12)
+    blur = Blur(5, (9, 9), (0.1, 2.0))
+    drawn = blur.draw(3, rows(12), (56, 48))
+    torch.testing.assert_close(
+        spatial.blur(images, drawn[:, 0], (9, 9)), Fused([blur]).apply_to_batch(images, [drawn]), atol=1e-12, rtol=0
+    )
+    with_none = colour.shift_hue(images, torch.zeros(12, 1, 1, dtype=torch.float64))
+    torch.testing.assert_close(with_none, images, atol=1e-12, rtol=0)
+
+
+def test_bytes_are_rounded_once_an_axis_one_by_one():
+    views = VIEWS.get("kornia")(operations=SETS["simclr"](96)[:2], size=96, count=1)
+    images = torch.cat([photo(), photo("flower.jpg")])[..., 100:300, 100:320]
+    of_bytes, of_floats = views(images, 3), views(images.float() / 255, 3)
+    apart = 255 * (of_bytes - of_floats).abs()
+    assert 0 < apart.max() <= 1.01
+    assert apart.mean() < 0.35
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_of_the_images_does_not_matter(memory_format):
+    images = torch.cat([photo(), photo("flower.jpg")])[..., 100:300, 100:320].contiguous()
+    views = VIEWS.get("simclr")(size=96)
+    made = views(images.contiguous(memory_format=memory_format), 3)
+    assert torch.equal(made, views(images, 3))
+    assert made.is_contiguous()
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_the_number_of_threads_does_not_matter(size):
+    views, images = VIEWS.get("simclr")(size=size), patches(9, size + 8)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            made.append(views(images, 3))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+def test_an_error_in_a_thread_is_raised_here(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory left")
+
+    views = VIEWS.get("simclr")(size=96)
+    monkeypatch.setattr(spatial, "resample_one", fail)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        views(patches(4, 96), 0)
+
+
+# Edges
+
+
+@pytest.mark.parametrize("exact_hue", [False, True])
+@pytest.mark.parametrize("name", ["simclr", "simclr_small"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3), (8, 400)])
+def test_images_of_any_shape(shape, name, exact_hue):
+    images = torch.randint(256, (5, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for size in (8, 96):
+        made = VIEWS.get(name)(size=size, exact_hue=exact_hue)(images, 3)
+        assert made.shape == (2, 5, 3, size, size)
+        assert ((made >= 0) & (made <= 1)).all()
+
+
+def test_a_grey_image_stays_grey_and_black_stays_black():
+    grey = patches(16, 96)[:, :1].expand(-1, 3, -1, -1)
+    for exact in (False, True):
+        made = VIEWS.get("simclr")(size=96, exact_hue=exact)(grey, 3)
+        assert (made.amax(2) - made.amin(2)).max() < 1e-6
+        assert VIEWS.get("simclr")(size=96, exact_hue=exact)(torch.zeros_like(grey), 3).max() == 0
+
+
+def test_no_images_give_no_views():
+    for size in (16, 96):
+        assert VIEWS.get("simclr")(size=size)(torch.zeros(0, 3, 40, 40, dtype=torch.uint8), 3).shape == (
+            2,
+            0,
+            3,
+            size,
+            size,
+        )
+
+
+def test_a_blur_wider_than_the_image_and_a_crop_larger_than_it_say_so():
+    with pytest.raises(ValueError, match=r"kernel_size \[65, 65\] needs larger images than 32 x 32"):
+        custom({"name": "RandomGaussianBlur", "kernel_size": 65, "sigma": [0.1, 2.0], "p": 0.1})
+    views = custom({"name": "RandomCrop", "size": [32, 32], "padding": 2})
+    with pytest.raises(ValueError, match=r"24 x 24 px, padded by 2, are smaller than the crop of 32 x 32"):
+        views(patches(2, 24), 0)
+
+
+# What is fused and what is not
+
+
+def test_the_simclr_sets_are_fused_whole():
+    for name in ("simclr", "simclr_small", "crop_flip", "none"):
+        assert VIEWS.get(name)(backend="fused").how == "fused"
+    assert VIEWS.get("digits")().how == "fused and kornia"
+    assert VIEWS.get("simclr")(backend="kornia").how == "kornia"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"name": "RandomAffine", "degrees": 10.0},
+        {"name": "ColorJitter", "brightness": 0.4, "same_on_batch": True},
+        {"name": "ColorJitter", "brightness": 0.4, "order": [0, 1, 2, 3]},
+        {"name": "RandomResizedCrop", "size": [32, 32], "resample": "nearest"},
+        {"name": "RandomResizedCrop", "size": [32, 32], "align_corners": True},
+        {"name": "RandomGaussianBlur", "kernel_size": [3, 3], "sigma": [0.1, 2.0], "border_type": "constant"},
+        {"name": "RandomCrop", "size": [32, 32], "padding": [1, 2]},
+        {"name": "Resize", "size": [32, 32]},
+        {"name": "RandomGrayscale", "rgb_weights": [1, 0, 0]},
+    ],
+)
+def test_what_is_not_recognised_stays_kornias(table):
+    assert recognise(table, 0) is None
+    if table["name"] != "RandomGrayscale":
+        assert custom(table).how == "kornia"
+        with pytest.raises(ValueError, match=f"{table['name']} with these arguments is kornia's to run"):
+            custom(table, backend="fused")
+
+
+def test_operations_on_both_sides_of_one_of_kornias_are_run_in_order():
+    flip, solarize = {"name": "RandomHorizontalFlip", "p": 1.0}, {"name": "RandomSolarize", "p": 1.0}
+    mixed = custom(flip, solarize, {"name": "RandomGrayscale", "p": 1.0}, count=1)
+    assert mixed.how == "fused and kornia"
+    assert [position for position, _ in mixed.lists[0]] == [0, 1, 2]
+    made, alone = mixed(patches(4), 3)[0], custom(flip, solarize, count=1)(patches(4), 3)[0]
+    torch.testing.assert_close(made, colour.luma(alone).expand_as(made), **NEAR)
+
+
+# The two ways to run, from one draw
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"name": "RandomHorizontalFlip"},
+        {"name": "RandomVerticalFlip", "p": 0.3},
+        {"name": "ColorJitter", "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "p": 0.8},
+        {"name": "RandomGrayscale", "p": 0.4},
+        {"name": "RandomGaussianBlur", "kernel_size": [7, 5], "sigma": [0.1, 2.0]},
+        {"name": "RandomCrop", "size": [32, 32], "padding": 4},
+    ],
+    ids=lambda operation: operation["name"],
+)
+def test_kornia_makes_the_same_of_the_same_draw(operation):
+    images = patches(32)
+    ours, kornias = (custom(operation, backend=backend, exact_hue=True)(images, 5) for backend in ("fused", "kornia"))
+    torch.testing.assert_close(ours, kornias, atol=2e-6, rtol=0)
+    assert not torch.equal(ours[0], images / 255)
+
+
+def test_kornia_crops_where_we_crop():
+    """Its resize is another: corners aligned, without antialiasing; what is enlarged looks alike."""
+    crop = {"name": "RandomResizedCrop", "size": [32, 32], "scale": [0.2, 0.6]}
+    images = patches(16)
+    ours, kornias = (custom(crop, backend=backend)(images, 5) for backend in ("fused", "kornia"))
+    other_key = custom(crop)(images, 6)
+    near, far = ((ours - other).abs().mean() for other in (kornias, other_key))
+    assert near < 0.02 < 0.05 < far
+
+
+# Compiled
+
+
+@pytest.mark.parametrize("exact_hue", [False, True])
+@pytest.mark.parametrize("name", ["simclr", "simclr_small", "crop_flip"])
+def test_compiled_whole_and_once(name, exact_hue):
+    """One graph, and after the key has become a variable (the second call) no further compilation."""
+    arguments = {"exact_hue": exact_hue} if name != "crop_flip" else {}
+    run = VIEWS.get(name)(size=24, count=1, **arguments).lists[0][0][1]
+    counter = CompileCounter()
+    compiled = torch.compile(lambda images, key: run(images, rows(6), key), backend=counter, fullgraph=True)
+    images, counts = patches(6), []
+    with torch.no_grad():
+        for key in (5, *range(10**12, 10**12 + 20)):
+            torch.testing.assert_close(compiled(images, key), run(images, rows(6), key), atol=1e-5, rtol=0)
+            counts.append(counter.frame_count)
+    assert counts[1] <= 2
+    assert counts[-1] == counts[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("exact_hue", [False, True])
+@pytest.mark.parametrize("size", [32, 224])
+def test_nothing_waits_for_the_gpu_and_the_views_are_those_of_the_cpu(size, exact_hue):
+    views, images = VIEWS.get("simclr")(size=size, exact_hue=exact_hue), patches(8, 256)
+    there = images.cuda()
+    views(there, 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = views(there, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(made.cpu(), views(images.float() / 255, 2), atol=2e-3, rtol=0)
+
+
+# Views of several sizes, and a list for each
+
+
+def test_multi_crop_gives_large_and_small_views():
+    views = VIEWS.get("multi_crop")(count=2, size=48, small_count=3, small_size=24)
+    large, small = views(patches(4, 64), 3)
+    assert large.shape == (2, 4, 3, 48, 48)
+    assert small.shape == (3, 4, 3, 24, 24)
+    assert views.size == 48
+    assert views.count == 5
+
+
+def test_multi_crop_shows_less_in_the_small_ones():
+    views = VIEWS.get("multi_crop")(size=48, small_size=24, scale=0.3, small_scale=0.1)
+    boxes = [steps[0][1].draw(3, rows(300), (64, 64))[0] for steps in views.lists]
+    areas = [box[:, 2:].prod(1) / 64**2 for box in boxes]
+    assert all(area.min() > 0.27 for area in areas[:2])
+    assert all(0.08 < area.min() < area.max() < 0.33 for area in areas[2:])
+    with pytest.raises(ValueError, match=r"small_scale is 0\.5, more than scale"):
+        VIEWS.get("multi_crop")(small_scale=0.5)
+
+
+def test_a_list_for_each_view():
+    flip = [{"name": "RandomHorizontalFlip", "p": 1.0}]
+    never = [{"name": "RandomHorizontalFlip", "p": 0.0}]
+    first, second, third = VIEWS.get("per_view")(lists=[flip, never, "none"], size=32)(patches(4), 3)
+    assert torch.equal(first, second.flip(3))
+    assert torch.equal(second, third)
+    with pytest.raises(ValueError, match=r"lists takes lists of operations or names out of simclr, .* got 'simlcr'"):
+        VIEWS.get("per_view")(lists=["simlcr"])
+    with pytest.raises(ValueError, match="for each view"):
+        VIEWS.get("per_view")(lists=[])
+
+
+def test_views_of_several_sizes_need_a_size_each():
+    assert isinstance(Views([SETS["none"](16), SETS["none"](24)], [16, 24])(patches(2), 0), list)
+    with pytest.raises(ValueError, match="24 x 24 px, but size is 16"):
+        Views([SETS["none"](16), SETS["none"](24)], 16)
