@@ -1,6 +1,9 @@
 """A whole training step over the bare backbone's forward and backward on the same batch, in turn in one process.
 
-python benchmarks/step.py [RECIPE] [key=value ...]      default: tcl_selfsup_photos
+python benchmarks/step.py [--profile] [RECIPE] [key=value ...]
+
+Without a recipe: tcl_selfsup_photos (resnet10t, 32 px) and simclr_photos with a resnet18 at 64 px, batch 64. --profile prints
+what the operators of one step cost.
 """
 
 import platform
@@ -11,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange
+from torch.profiler import profile
 
 from reptk import dist, load
 from reptk.build import assemble, data_of
@@ -21,13 +25,27 @@ from reptk.training import train_step
 ROUNDS = 12
 
 
+DEFAULTS = (
+    ["tcl_selfsup_photos"],
+    ["simclr_photos", "views.size=64", "encoder.backbone=resnet18", "train.batch_size=64"],
+)
+
+
 def main(arguments: list[str]) -> None:
-    name, *overrides = arguments or ["tcl_selfsup_photos"]
+    profiled = "--profile" in arguments
+    named = [argument for argument in arguments if argument != "--profile"]
+    for chosen in [named] if named else DEFAULTS:
+        compare(chosen, profiled)
+
+
+def compare(arguments: list[str], profiled: bool) -> None:
+    """Print one recipe's step over its bare backbone."""
+    name, *overrides = arguments
     recipe = load(name, overrides)
     device = dist.start(recipe.train.device)
     built = assemble(recipe, data_of(recipe), device)
     built.objective.train()
-    batches = built.loader.batches(0, ROUNDS + 2)
+    batches = built.loader.batches(0, ROUNDS + 3)
     backbone = built.encoder.backbone
     images, _, _ = (part.to(device) for part in next(batches))
     views = rearrange(built.objective.views(images, 0), "v b c h w -> (v b) c h w")
@@ -58,6 +76,10 @@ def main(arguments: list[str]) -> None:
             f"  {what:<14} min {1e3 * low:7.1f} ms   median {1e3 * middle:7.1f} ms   {len(views) / middle:8,.0f} views/s"
         )
     print(f"  step / bare    min {min(seconds['whole step']) / min(base):.3f}      median {ratio(seconds):.3f}")
+    if profiled:
+        with profile() as made:
+            whole(ROUNDS + 2)
+        print(made.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=45))
 
 
 def measure(parts: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:

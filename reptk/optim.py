@@ -13,6 +13,8 @@ from reptk.errors import UsageError
 from reptk.registry import unknown
 
 _TIMM = {"sgd": "momentum", "nesterov": "sgd"}
+_FUSED = ("adam", "adamw", "nesterov", "sgd")
+"""Torch's own, which update all weights in one pass."""
 
 
 def optimizer(
@@ -32,9 +34,14 @@ def optimizer(
     for parameter in _trainable(modules):
         (decayed if decay_all or parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    options = {"fused": True} if name in _FUSED else {}
     try:
         return create_optimizer_v2(
-            [group for group in groups if group["params"]], opt=_TIMM.get(name, name), lr=lr, momentum=momentum
+            [group for group in groups if group["params"]],
+            opt=_TIMM.get(name, name),
+            lr=lr,
+            momentum=momentum,
+            **options,
         )
     except Exception as cause:
         raise UsageError(f"optimizer {name!r} cannot be built here: {cause or type(cause).__name__}") from cause

@@ -14,7 +14,7 @@ from torch import Tensor
 from reptk.keyed import fold
 from reptk.views.fused import Fused
 from reptk.views.kornia import Drawn, OneOf, operation_of
-from reptk.views.plain import to_float, unit
+from reptk.views.plain import float_type, to_float, unit
 from reptk.views.recognised import Operation, recognise
 
 Backend = Literal["auto", "fused", "kornia"]
@@ -77,23 +77,31 @@ class Views:
                 images = to_float(images)
             total = len(images) * self.world
             rows = torch.arange(len(images), device=images.device) + len(images) * self.rank
-            made = [self._view(number, images, rows, total, key) for number in range(self.count)]
-        groups = [
-            torch.stack([view for _, view in group])
-            for _, group in groupby(zip(self.sizes, made, strict=True), lambda pair: pair[0])
-        ]
+            groups, number = [], 0
+            for size, group in groupby(self.sizes):
+                members = range(number, number + len(list(group)))
+                number = members.stop
+                views = torch.empty(
+                    len(members), len(images), 3, size, size, dtype=float_type(images), device=images.device
+                )
+                for view, member in zip(views, members, strict=True):
+                    self._draw_into(view, member, images, rows, total, key)
+                groups.append(views)
         return groups[0] if len(groups) == 1 else groups
 
-    def _view(self, number: int, images: Tensor, rows: Tensor, total: int, key: int) -> Tensor:
-        view = images
+    def _draw_into(self, view: Tensor, number: int, images: Tensor, rows: Tensor, total: int, key: int) -> None:
+        """View `number` of the images, written to `view` (n, 3, size, size)."""
+        made = images
         for position, step in self.lists[number]:
-            if isinstance(step, Fused):
-                view = step(view, rows, key)
+            if not isinstance(step, Fused):
+                made = step(unit(made), rows.cpu(), total, key, fold(key, number, position))
+            elif step is self.lists[number][-1][1] and step.out_shape(made.shape[-2:]) == view.shape[-2:]:
+                made = step(made, rows, key, out=view)
             else:
-                view = step(unit(view), rows.cpu(), total, key, fold(key, number, position))
-        view = unit(view).contiguous()
-        _check_size(view, self.sizes[number])
-        return view.clamp_(0, 1) if view is not images else view.clamp(0, 1)
+                made = step(made, rows, key)
+        _check_size(made, self.sizes[number])
+        if made is not view:
+            torch.clamp(unit(made), 0, 1, out=view)
 
     def _try_out(self) -> None:
         """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""

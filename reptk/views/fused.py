@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reptk.views import colour, spatial
-from reptk.views.plain import unit
+from reptk.views.plain import float_type, unit
 from reptk.views.recognised import Blur, Crop, Flip, Gray, Jitter, Recognised, Resize, ResizedCrop
 
 LARGE_PX = 64
@@ -51,16 +51,16 @@ class Fused:
             shape = getattr(operation, "size", shape)
         return draws
 
-    def __call__(self, images: Tensor, rows: Tensor, key: int) -> Tensor:
-        """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1."""
-        return self.apply(images, self.draw(key, rows, images.shape[-2:]))
+    def __call__(self, images: Tensor, rows: Tensor, key: int, out: Tensor | None = None) -> Tensor:
+        """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1; on a CPU in `out`, if given."""
+        return self.apply(images, self.draw(key, rows, images.shape[-2:]), out)
 
-    def apply(self, images: Tensor, draws: list[Tensor]) -> Tensor:
+    def apply(self, images: Tensor, draws: list[Tensor], out: Tensor | None = None) -> Tensor:
         """What `draws` make of images, in the way that is faster here."""
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self.apply_to_batch(images, draws)
-        size = self._out_shape(images.shape[-2:])
-        made = torch.empty(len(images), 3, *size, dtype=_dtype(images))
+        size = self.out_shape(images.shape[-2:])
+        made = torch.empty(len(images), 3, *size, dtype=float_type(images)) if out is None else out
         if max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2:
             tables = [draw.tolist() for draw in draws]
             mixes = self._mixes(draws, made.dtype)
@@ -92,7 +92,7 @@ class Fused:
                 images = _blurred(images, drawn[0][:, 0], stage[0].kernel)
             else:
                 images = _resampled(images, stage, drawn)
-        return images.contiguous()
+        return images.clamp(0, 1)  # weights add up to 1 but for rounding
 
     def _apply_to_one(self, image: Tensor, draws: list[list[float]], mixes: dict[int, Any], number: int) -> Tensor:
         for first, last in self.stages:
@@ -111,7 +111,7 @@ class Fused:
             else:
                 box, size, upright, sideways = _place(stage, drawn, image.shape[-2:])
                 image = spatial.resample_one(image, box, size, upright, sideways)
-        return _unit(image)
+        return _unit(image).clamp(0, 1)
 
     def _mixes(self, draws: list[Tensor], dtype: torch.dtype) -> dict[int, tuple[Tensor, Tensor]]:
         """Matrices of every colour stage, by its place."""
@@ -123,7 +123,8 @@ class Fused:
             if isinstance(self.operations[first], Jitter | Gray)
         }
 
-    def _out_shape(self, shape: torch.Size) -> tuple[int, int]:
+    def out_shape(self, shape: torch.Size) -> tuple[int, int]:
+        """Height and width of what comes out of images of such height and width."""
         sizes = [operation.size for operation in self.operations if isinstance(operation, _CROPS)]
         return sizes[-1] if sizes else (shape[0], shape[1])
 
@@ -191,10 +192,6 @@ def _blurred(images: Tensor, sigma: Tensor, kernel: tuple[int, int]) -> Tensor:
 
 def _changes(drawn: list[float]) -> bool:
     return drawn != [1.0] * 3 + [0.0] + drawn[4:] if len(drawn) > 1 else drawn[0] > 0
-
-
-def _dtype(images: Tensor) -> torch.dtype:
-    return images.dtype if images.is_floating_point() else torch.float32
 
 
 def _unit(image: Tensor) -> Tensor:

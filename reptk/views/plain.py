@@ -25,6 +25,11 @@ def unit(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
+def float_type(images: Tensor) -> torch.dtype:
+    """What type `unit` gives."""
+    return images.dtype if images.is_floating_point() else torch.float32
+
+
 def plain(images: Tensor, size: int, crop: float = 1.0) -> Tensor:
     """Resize the shorter side to size / crop pixels (antialiased bilinear) and cut the centre.
 
