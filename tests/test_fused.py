@@ -292,11 +292,21 @@ def test_how_far_linear_colour_is_from_exact_on_photographs():
 def test_batches_and_single_images_agree(exact_hue):
     images, run = cut(16), Fused(CHAIN, exact_hue)
     draws = run.draw(3, rows(16), (56, 48))
-    whole = run.apply_to_batch(images, draws)
-    tables, mixes = [draw.tolist() for draw in draws], run._mixes(draws, torch.float64)
-    for number, image in enumerate(images):
-        one = run._apply_to_one(image, [table[number] for table in tables], mixes, number)
-        torch.testing.assert_close(one, whole[number], atol=1e-12, rtol=0)
+    whole = run.on_batch(images, draws)
+    for form in (run.one_by_one, run.in_chunks):
+        made = torch.empty_like(whole)
+        form(images, draws, made)
+        torch.testing.assert_close(made, whole, atol=1e-12, rtol=0)
+
+
+def test_chunks_of_any_length_agree(monkeypatch):
+    images, run = cut(7), Fused(CHAIN)
+    draws, whole = run.draw(3, rows(7), (56, 48)), None
+    for values in (1, 3 * 56 * 48 * 3, 1 << 30):
+        monkeypatch.setattr(fused, "CHUNK_VALUES", values)
+        run.in_chunks(images, draws, made := torch.empty(7, 3, 40, 40, dtype=torch.float64))
+        whole = made if whole is None else whole
+        torch.testing.assert_close(made, whole, atol=1e-12, rtol=0)
 
 
 def test_branchless_blur_and_hue_are_those_of_the_chosen_images():
@@ -305,7 +315,7 @@ def test_branchless_blur_and_hue_are_those_of_the_chosen_images():
     blur = Blur(5, (9, 9), (0.1, 2.0))
     drawn = blur.draw(3, rows(12), (56, 48))
     torch.testing.assert_close(
-        spatial.blur(images, drawn[:, 0], (9, 9)), Fused([blur]).apply_to_batch(images, [drawn]), atol=1e-12, rtol=0
+        spatial.blur(images, drawn[:, 0], (9, 9)), Fused([blur]).on_batch(images, [drawn]), atol=1e-12, rtol=0
     )
     with_none = colour.shift_hue(images, torch.zeros(12, 1, 1, dtype=torch.float64))
     torch.testing.assert_close(with_none, images, atol=1e-12, rtol=0)

@@ -232,7 +232,9 @@ def test_every_promise_of_a_loss_is_tried():
 # Views
 
 VIEWS_ARGUMENTS = {
-    "kornia": {"operations": [{"name": "RandomResizedCrop", "size": [SIZE, SIZE]}, {"name": "RandomErasing", "p": 0.5}]},
+    "kornia": {
+        "operations": [{"name": "RandomResizedCrop", "size": [SIZE, SIZE]}, {"name": "RandomErasing", "p": 0.5}]
+    },
     "multi_crop": {"small_size": SIZE // 2},
     "per_view": {"lists": ["simclr_small", "crop_flip", "none"]},
 }

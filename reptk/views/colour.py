@@ -8,10 +8,13 @@ order: out = M x + K mean(x), with M and K from the draws alone.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from reptk.views.recognised import NEUTRAL
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -25,60 +28,50 @@ _QUARTER = tuple((torch.linalg.inv(_YIQ)[:, 1:] @ _TURN @ _YIQ[1:]).flatten().to
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-class Colour:
-    """What images drew for a run of colour operations.
+def linear(draws: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What images drew for a run of colour operations, as matrices: out = M x + K mean(x).
 
     Args:
         draws: of each operation in turn, Jitter's (n, 8) or Gray's (n, 1).
-        dtype: to compute in.
+        dtype: of the result; computed in float64, so that what changes nothing is the identity once rounded.
+
+    Returns:
+        M and K, (n, 3, 3) each.
     """
-
-    def __init__(self, draws: list[Tensor], dtype: torch.dtype) -> None:
-        self.draws = [draw.double() for draw in draws]  # so that what changes nothing is the identity once rounded
-        self.dtype, self.device = dtype, draws[0].device
-
-    def linear(self) -> tuple[Tensor, Tensor]:
-        """M and K, (n, 3, 3) each: out = M x + K mean(x)."""
-        grey = _grey(torch.float64, self.device)
-        matrix = torch.eye(3, dtype=torch.float64, device=self.device).expand(len(self.draws[0]), 3, 3)
-        of_means = torch.zeros_like(matrix)
-        for step, share in self._steps():
-            # The mean of what has been made so far is (M + K) mean(x); its luma in each channel: grey @ that.
+    grey = _grey(torch.float64, draws[0].device)
+    matrix = torch.eye(3, dtype=torch.float64, device=draws[0].device).expand(len(draws[0]), 3, 3)
+    of_means = torch.zeros_like(matrix)
+    for draw in draws:
+        if draw.shape[1] == 1:
+            step = _mixed_with_grey(1 - draw[:, 0].double())
+            matrix, of_means = step @ matrix, step @ of_means
+            continue
+        factors, order = draw[:, :4].double(), draw[:, 4:].long()
+        steps = jitter_matrices(factors).gather(1, order[:, :, None, None].expand(-1, -1, 3, 3))
+        # Of the mean luma, contrast adds as much as it takes from the pixel.
+        shares = torch.where(order == CONTRAST, 1 - factors[:, CONTRAST, None], 0)
+        for step, share in zip(steps.unbind(1), shares.unbind(1), strict=True):
+            # The mean of what has been made so far is (M + K) mean(x), and its luma in every channel grey @ that.
             of_means = step @ of_means + share[:, None, None] * (grey @ (matrix + of_means))
             matrix = step @ matrix
-        return matrix.to(self.dtype), of_means.to(self.dtype)
+    return matrix.to(dtype), of_means.to(dtype)
 
-    def _steps(self) -> list[tuple[Tensor, Tensor]]:
-        """In drawn order: matrices (n, 3, 3), and how much of the mean luma is added, (n,)."""
-        made = []
-        for draw in self.draws:
-            if draw.shape[1] == 1:
-                made.append((_mixed_with_grey(1 - draw[:, 0]), torch.zeros_like(draw[:, 0])))
-                continue
-            factors, order = draw[:, :4], draw[:, 4:].long()
-            steps = jitter_matrices(factors)
-            shares = torch.zeros_like(factors)
-            shares[:, CONTRAST] = 1 - factors[:, CONTRAST]
-            steps = steps.gather(1, order[:, :, None, None].expand(-1, -1, 3, 3))
-            made += zip(steps.unbind(1), shares.gather(1, order).unbind(1), strict=True)
-        return made
 
-    def apply(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) in 0..1 -> the same: linear, cut to 0..1 at the end."""
-        matrix, of_means = self.linear()
-        offset = of_means @ images.mean((2, 3))[:, :, None]
-        return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(images)
+def apply(images: Tensor, matrix: Tensor, of_means: Tensor) -> Tensor:
+    """(n, 3, H, W) in 0..1 -> the same: cut to 0..1 at the end."""
+    offset = of_means @ images.mean((2, 3))[:, :, None]
+    return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(images)
 
-    def apply_exactly(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) in 0..1 -> the same: one operation after the other, each cut to 0..1, hue by HSV."""
-        for draw in self.draws:
-            if draw.shape[1] == 1:
-                matrix = _mixed_with_grey(1 - draw[:, 0]).to(self.dtype)
-                images = torch.bmm(matrix, images.flatten(2)).view_as(images)
-                continue
-            for place in range(4):
-                images = _exact_step(images, draw[:, :4], draw[:, 4 + place])
-        return images
+
+def apply_exactly(images: Tensor, draws: Sequence[Tensor]) -> Tensor:
+    """(n, 3, H, W) in 0..1 -> the same: one operation after the other, each cut to 0..1, hue by HSV."""
+    for draw in draws:
+        if draw.shape[1] == 1:
+            images = torch.bmm(_mixed_with_grey(1 - draw[:, 0]), images.flatten(2)).view_as(images)
+            continue
+        for place in range(4):
+            images = _exact_step(images, draw[:, :4], draw[:, 4 + place])
+    return images
 
 
 def jitter_matrices(factors: Tensor) -> Tensor:
@@ -115,14 +108,14 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def exact_one(image: Tensor, draws: list[list[float]]) -> Tensor:
-    """(3, H, W) in 0..1 -> the same: `Colour.apply_exactly` of one image, which skips what it did not draw."""
+    """(3, H, W) in 0..1 -> the same: `apply_exactly` of one image, which skips what it did not draw."""
     for draw in draws:
         if len(draw) == 1:
             image = luma(image).expand_as(image).contiguous() if draw[0] else image
             continue
         for kind in map(int, draw[4:]):
             factor = draw[kind]
-            if factor == (0.0 if kind == HUE else 1.0):
+            if factor == NEUTRAL[kind]:
                 continue
             if kind == HUE:
                 image = shift_hue(image, torch.tensor(factor, dtype=image.dtype))
@@ -135,6 +128,11 @@ def exact_one(image: Tensor, draws: list[list[float]]) -> Tensor:
     return image
 
 
+def changes(drawn: list[float]) -> bool:
+    """Whether a colour operation does anything to the image that drew this."""
+    return drawn[0] > 0 if len(drawn) == 1 else tuple(drawn[:4]) != NEUTRAL
+
+
 def luma(image: Tensor) -> Tensor:
     """(..., 3, H, W) -> (..., 1, H, W)."""
     return sum(weight * image.narrow(-3, channel, 1) for channel, weight in enumerate(LUMA))
@@ -143,8 +141,7 @@ def luma(image: Tensor) -> Tensor:
 def _exact_step(images: Tensor, factors: Tensor, kinds: Tensor) -> Tensor:
     """One of the four for each image. On a CPU only those that shift the hue go through HSV; elsewhere all, for no wait."""
     chosen = kinds.long()
-    steps = jitter_matrices(factors).gather(1, chosen[:, None, None, None].expand(-1, 1, 3, 3))[:, 0].to(images.dtype)
-    factors = factors.to(images.dtype)
+    steps = jitter_matrices(factors).gather(1, chosen[:, None, None, None].expand(-1, 1, 3, 3))[:, 0]
     share = torch.where(chosen == CONTRAST, 1 - factors[:, CONTRAST], 0)
     mean = luma(images.mean((2, 3))[:, :, None, None])[:, 0, 0]
     made = torch.baddbmm(share[:, None, None] * mean[:, None], steps, images.flatten(2)).clamp_(0, 1).view_as(images)

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +24,17 @@ from reptk.views.recognised import Blur, Crop, Flip, Gray, Jitter, Recognised, R
 LARGE_PX = 64
 """On a CPU, images or views with more pixels than a square of this side are made one by one."""
 
-CHUNK_VALUES = 1 << 19
-"""On a CPU, smaller views are made in batches of about so many values, which stay in the cache."""
+SHARE_LARGE, SHARE_SMALL = 16, 512
+"""On a CPU, at most so many images draw at once, and go to one thread."""
+
+CHUNK_VALUES = 1 << 18
+"""On a CPU, small views are made in batches of about so many values, which stay in the cache."""
 
 _CROPS = (ResizedCrop, Crop, Resize)
+
+Shape = tuple[int, int]
+Table = list[list[float]]
+"""What one image drew, for each operation of a stage."""
 
 
 class Fused:
@@ -40,10 +47,9 @@ class Fused:
 
     def __init__(self, operations: Sequence[Recognised], exact_hue: bool = False) -> None:
         self.operations = list(operations)
-        self.exact_hue = exact_hue
-        self.stages = _stages(self.operations)
+        self.stages = _stages(self.operations, exact_hue)
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> list[Tensor]:
+    def draw(self, key: int, rows: Tensor, shape: Shape) -> list[Tensor]:
         """A table of numbers for each operation, a row for each of the images `rows`, of `shape` height and width."""
         draws = []
         for operation in self.operations:
@@ -51,147 +57,219 @@ class Fused:
             shape = getattr(operation, "size", shape)
         return draws
 
-    def __call__(self, images: Tensor, rows: Tensor, key: int, out: Tensor | None = None) -> Tensor:
-        """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1; on a CPU in `out`, if given."""
-        return self.apply(images, self.draw(key, rows, images.shape[-2:]), out)
-
-    def apply(self, images: Tensor, draws: list[Tensor], out: Tensor | None = None) -> Tensor:
-        """What `draws` make of images, in the way that is faster here."""
-        if images.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.apply_to_batch(images, draws)
-        size = self.out_shape(images.shape[-2:])
-        made = torch.empty(len(images), 3, *size, dtype=float_type(images)) if out is None else out
-        if max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2:
-            tables = [draw.tolist() for draw in draws]
-            mixes = self._mixes(draws, made.dtype)
-            pixels = images.contiguous(memory_format=torch.channels_last) if images.dtype == torch.uint8 else images
-
-            def one(number: int) -> None:
-                made[number] = self._apply_to_one(pixels[number], [table[number] for table in tables], mixes, number)
-
-            _in_threads(one, range(len(images)))
-            return made
-        step = max(1, CHUNK_VALUES // (3 * size[0] * size[1]))
-
-        def chunk(first: int) -> None:
-            part = slice(first, first + step)
-            made[part] = self.apply_to_batch(images[part], [draw[part] for draw in draws])
-
-        _in_threads(chunk, range(0, len(images), step))
-        return made
-
-    def apply_to_batch(self, images: Tensor, draws: list[Tensor]) -> Tensor:
-        """The form without a branch on what was drawn."""
-        images = unit(images)
-        for first, last in self.stages:
-            stage, drawn = self.operations[first:last], draws[first:last]
-            if isinstance(stage[0], Jitter | Gray):
-                mix = colour.Colour(drawn, images.dtype)
-                images = mix.apply_exactly(images) if self.exact_hue else mix.apply(images)
-            elif isinstance(stage[0], Blur):
-                images = _blurred(images, drawn[0][:, 0], stage[0].kernel)
-            else:
-                images = _resampled(images, stage, drawn)
-        return images.clamp(0, 1)  # weights add up to 1 but for rounding
-
-    def _apply_to_one(self, image: Tensor, draws: list[list[float]], mixes: dict[int, Any], number: int) -> Tensor:
-        for first, last in self.stages:
-            stage, drawn = self.operations[first:last], draws[first:last]
-            if isinstance(stage[0], Jitter | Gray):
-                image = _unit(image)
-                if self.exact_hue:
-                    image = colour.exact_one(image, drawn)
-                elif any(map(_changes, drawn)):
-                    matrix, of_means = (part[number] for part in mixes[first])
-                    offset = of_means @ image.mean((1, 2))[:, None]
-                    image = torch.addmm(offset, matrix, image.view(3, -1)).clamp_(0, 1).view_as(image)
-            elif isinstance(stage[0], Blur):
-                if drawn[0][0]:
-                    image = spatial.blur_one(_unit(image), drawn[0][0], stage[0].kernel)
-            else:
-                box, size, upright, sideways = _place(stage, drawn, image.shape[-2:])
-                image = spatial.resample_one(image, box, size, upright, sideways)
-        return _unit(image).clamp(0, 1)
-
-    def _mixes(self, draws: list[Tensor], dtype: torch.dtype) -> dict[int, tuple[Tensor, Tensor]]:
-        """Matrices of every colour stage, by its place."""
-        if self.exact_hue:
-            return {}
-        return {
-            first: colour.Colour(draws[first:last], dtype).linear()
-            for first, last in self.stages
-            if isinstance(self.operations[first], Jitter | Gray)
-        }
-
-    def out_shape(self, shape: torch.Size) -> tuple[int, int]:
+    def out_shape(self, shape: Shape) -> Shape:
         """Height and width of what comes out of images of such height and width."""
         sizes = [operation.size for operation in self.operations if isinstance(operation, _CROPS)]
         return sizes[-1] if sizes else (shape[0], shape[1])
 
+    def __call__(self, images: Tensor, rows: Tensor, key: int, out: Tensor | None = None) -> Tensor:
+        """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1; on a CPU in `out`, if given."""
+        shape = images.shape[-2:]
+        return self._made(images, lambda part: self.draw(key, rows[part], shape), out)
 
-def _stages(operations: Sequence[Recognised]) -> list[tuple[int, int]]:
-    """From and to which operation each stage goes."""
-    stages: list[tuple[int, int]] = []
+    def apply(self, images: Tensor, draws: list[Tensor]) -> Tensor:
+        """What `draws` make of images."""
+        return self._made(images, lambda part: [draw[part] for draw in draws], None)
+
+    def _made(self, images: Tensor, drawn: Callable[[slice], list[Tensor]], out: Tensor | None) -> Tensor:
+        """In the way that is faster here; `drawn` gives what some of the images drew."""
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.on_batch(images, drawn(slice(None))).clamp(0, 1)
+        size = self.out_shape(images.shape[-2:])
+        made = torch.empty(len(images), 3, *size, dtype=float_type(images)) if out is None else out
+        is_large = max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2
+        if is_large and images.dtype == torch.uint8:
+            images = images.contiguous(memory_format=torch.channels_last)
+        most = SHARE_LARGE if is_large else SHARE_SMALL
+        step = min(most, max(1, -(-len(images) // torch.get_num_threads())))
+        run = self.one_by_one if is_large else self.in_chunks
+
+        def share(first: int) -> None:
+            part = slice(first, first + step)
+            run(images[part], drawn(part), made[part])
+
+        _in_threads(share, range(0, len(images), step))
+        return made
+
+    # Weights add up to 1 but for rounding, so values may reach past 0 and 1 by as much: all are cut in the end.
+
+    def on_batch(self, images: Tensor, draws: list[Tensor]) -> Tensor:
+        """All images at once, without a branch on what was drawn (but for the CPU, where that is free)."""
+        images = unit(images)
+        for stage, prepared in self._prepared(images, draws):
+            images = stage.on_batch(images, *prepared)
+        return images
+
+    def in_chunks(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
+        """`on_batch` a few images at a time, written to `made`; what is drawn is worked out for all at once."""
+        stages = self._prepared(images, draws)
+        step = max(1, CHUNK_VALUES // (3 * max(images.shape[-2] * images.shape[-1], made.shape[-2] * made.shape[-1])))
+        for first in range(0, len(images), step):
+            part = slice(first, first + step)
+            some = unit(images[part])
+            for stage, prepared in stages:
+                some = stage.on_batch(some, *(value[part] for value in prepared))
+            torch.clamp(some, 0, 1, out=made[part])
+
+    def one_by_one(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
+        """The same, image by image, of which only what it drew is done."""
+        tables = [draw.tolist() for draw in draws]
+        places = [(stage, range(stage.first, stage.first + len(stage.operations))) for stage in self.stages]
+        mixes = [
+            stage.prepare([draws[place] for place in their], images.shape[-2:], made.dtype)
+            if isinstance(stage, _Colour)
+            else ()
+            for stage, their in places
+        ]
+        for number, image in enumerate(images):
+            for (stage, their), mix in zip(places, mixes, strict=True):
+                image = stage.on_one(
+                    image, [tables[place][number] for place in their], *(value[number] for value in mix)
+                )
+            torch.clamp(_unit(image), 0, 1, out=made[number])
+
+    def _prepared(self, images: Tensor, draws: list[Tensor]) -> list[tuple["_Stage", tuple[Tensor, ...]]]:
+        shape, dtype, made = tuple(images.shape[-2:]), float_type(images), []
+        for stage in self.stages:
+            drawn = draws[stage.first : stage.first + len(stage.operations)]
+            made.append((stage, stage.prepare(drawn, shape, dtype)))
+            shape = getattr(stage.operations[0], "size", shape)
+        return made
+
+
+class _Stage(Protocol):
+    """Neighbouring operations that are one pass over the pixels; `first` is the place of the first of them."""
+
+    first: int
+    operations: list[Recognised]
+
+    def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What the pass needs to know of each image, worked out from what it drew: tensors of n rows."""
+        ...
+
+    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+        """(n, 3, H, W) floats in 0..1 -> (n, 3, h, w)."""
+        ...
+
+    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
+        """(3, H, W) uint8 or floats -> (3, h, w)."""
+        ...
+
+
+class _Spatial:
+    """At most one crop or resize, and flips behind it."""
+
+    def __init__(self, first: int, operations: list[Recognised]) -> None:
+        self.first, self.operations = first, operations
+        self.crop = operations[0] if isinstance(operations[0], _CROPS) else None
+
+    def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Maps of rows and columns; or, where there is no crop, which images are to be flipped in either direction."""
+        upright, sideways = (self._turned(draws, upright) for upright in (True, False))
+        if self.crop is None:
+            return upright, sideways
+        if isinstance(self.crop, Resize) and self.crop.size == shape:
+            return (upright, sideways) if len(self.operations) > 1 else ()
+        boxes = draws[0].to(dtype)
+        down = spatial.weights(boxes[:, 0], boxes[:, 2], self.crop.size[0], shape[0], upright)
+        return down, spatial.weights(boxes[:, 1], boxes[:, 3], self.crop.size[1], shape[1], sideways)
+
+    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+        if not prepared:
+            return images
+        if prepared[0].dtype != torch.bool:
+            return spatial.products(images, *prepared)
+        for turned, axis in zip(prepared, (2, 3), strict=True):
+            images = torch.where(turned[:, None, None, None], images.flip(axis), images)
+        return images
+
+    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
+        shape = (image.shape[-2], image.shape[-1])
+        box, size = [0, 0, *shape], shape
+        turned = {True: False, False: False}
+        for operation, numbers in zip(self.operations, drawn, strict=True):
+            if isinstance(operation, Flip):
+                turned[operation.upright] ^= numbers[0] > 0
+            else:
+                box, size = [int(number) for number in numbers], operation.size
+        return spatial.resample_one(image, box, size, turned[True], turned[False])
+
+    def _turned(self, draws: list[Tensor], upright: bool) -> Tensor:
+        turned = torch.zeros(len(draws[0]), dtype=torch.bool, device=draws[0].device)
+        for operation, drawn in zip(self.operations, draws, strict=True):
+            if isinstance(operation, Flip) and operation.upright == upright:
+                turned = turned ^ (drawn[:, 0] > 0)
+        return turned
+
+
+class _Colour:
+    """Colour operations as one matrix and an offset."""
+
+    def __init__(self, first: int, operations: list[Recognised]) -> None:
+        self.first, self.operations = first, operations
+
+    def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return colour.linear(draws, dtype)
+
+    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+        return colour.apply(images, *prepared)
+
+    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
+        image, (matrix, of_means) = _unit(image), prepared
+        if not any(map(colour.changes, drawn)):
+            return image
+        offset = of_means @ image.mean((1, 2))[:, None]
+        return torch.addmm(offset, matrix, image.view(3, -1)).clamp_(0, 1).view_as(image)
+
+
+class _ExactColour(_Colour):
+    """Colour operations one after the other."""
+
+    def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(draw.to(dtype) for draw in draws)
+
+    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+        return colour.apply_exactly(images, prepared)
+
+    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
+        return colour.exact_one(_unit(image), drawn)
+
+
+class _Blur:
+    """A Gaussian."""
+
+    def __init__(self, first: int, operations: list[Recognised]) -> None:
+        self.first, self.operations = first, operations
+        self.kernel = operations[0].kernel
+
+    def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return (draws[0][:, 0].to(dtype),)
+
+    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+        sigma = prepared[0]
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return spatial.blur(images, sigma, self.kernel)
+        drew = sigma.nonzero()[:, 0]
+        return images.index_copy(0, drew, spatial.blur(images[drew], sigma[drew], self.kernel)) if len(drew) else images
+
+    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
+        sigma = drawn[0][0]
+        return spatial.blur_one(_unit(image), sigma, self.kernel) if sigma else image
+
+
+def _stages(operations: list[Recognised], exact_hue: bool) -> list[_Stage]:
+    stages: list[_Stage] = []
     for number, operation in enumerate(operations):
         before = operations[number - 1] if number else None
-        joins = (isinstance(operation, Jitter | Gray) and isinstance(before, Jitter | Gray)) or (
-            isinstance(operation, Flip) and isinstance(before, (Flip, *_CROPS))
-        )
-        if joins:
-            stages[-1] = (stages[-1][0], number + 1)
+        flips_on = isinstance(operation, Flip) and isinstance(before, (Flip, *_CROPS))
+        colours_on = isinstance(operation, Jitter | Gray) and isinstance(before, Jitter | Gray)
+        if flips_on or colours_on:
+            stages[-1].operations.append(operation)
+        elif isinstance(operation, Jitter | Gray):
+            stages.append((_ExactColour if exact_hue else _Colour)(number, [operation]))
         else:
-            stages.append((number, number + 1))
+            stages.append((_Blur if isinstance(operation, Blur) else _Spatial)(number, [operation]))
     return stages
-
-
-def _resampled(images: Tensor, stage: Sequence[Recognised], drawn: list[Tensor]) -> Tensor:
-    shape = images.shape[-2:]
-    flips = list(zip(stage, drawn, strict=True))
-    size, boxes = (shape[0], shape[1]), None
-    if isinstance(stage[0], _CROPS):
-        size, boxes = stage[0].size, drawn[0]
-        flips = flips[1:]
-        if isinstance(stage[0], Resize) and size == shape:
-            boxes = None
-    upright, sideways = (_parity(flips, axis, drawn[0]) for axis in (True, False))
-    if boxes is None and not flips:
-        return images
-    if boxes is None:
-        for flip, axis in ((upright, 2), (sideways, 3)):
-            images = torch.where(flip[:, None, None, None], images.flip(axis), images)
-        return images
-    return spatial.resample(images, boxes, size, upright, sideways)
-
-
-def _parity(flips: list[tuple[Any, Tensor]], upright: bool, like: Tensor) -> Tensor:
-    turned = torch.zeros(len(like), dtype=torch.bool, device=like.device)
-    for flip, drawn in flips:
-        if flip.upright == upright:
-            turned = turned ^ (drawn[:, 0] > 0)
-    return turned
-
-
-def _place(stage: Sequence[Recognised], drawn: list[list[float]], shape: torch.Size) -> Any:
-    """Box, size, and whether it is turned over upright and sideways, of one image."""
-    box, size = [0, 0, shape[0], shape[1]], (shape[0], shape[1])
-    turned = [False, False]
-    for operation, numbers in zip(stage, drawn, strict=True):
-        if isinstance(operation, Flip):
-            turned[operation.upright] ^= numbers[0] > 0
-        else:
-            box, size = [int(number) for number in numbers], operation.size
-    return box, size, turned[True], turned[False]
-
-
-def _blurred(images: Tensor, sigma: Tensor, kernel: tuple[int, int]) -> Tensor:
-    if images.device.type != "cpu" or torch.compiler.is_compiling():
-        return spatial.blur(images, sigma, kernel)
-    drew = sigma.nonzero()[:, 0]
-    return images.index_copy(0, drew, spatial.blur(images[drew], sigma[drew], kernel)) if len(drew) else images
-
-
-def _changes(drawn: list[float]) -> bool:
-    return drawn != [1.0] * 3 + [0.0] + drawn[4:] if len(drawn) > 1 else drawn[0] > 0
 
 
 def _unit(image: Tensor) -> Tensor:
@@ -234,18 +312,16 @@ def _alone(ready: threading.Barrier) -> None:
 
 
 def _in_threads(work: Callable[[int], None], numbers: range) -> None:
-    """work(number) for each of the numbers, shared among threads in turn."""
+    """work(number) for each of the numbers, by as many threads as torch has."""
     if torch.get_num_threads() == 1:
-        with torch.no_grad():
-            for number in numbers:
-                work(number)
+        for number in numbers:
+            work(number)
         return
-    pool, threads = _POOL.get(), torch.get_num_threads()
 
-    def share(first: int) -> None:
-        with torch.no_grad():
-            for number in numbers[first::threads]:
-                work(number)
+    def alone(number: int) -> None:
+        with torch.no_grad():  # a thread has its own idea of it
+            work(number)
 
-    for done in [pool.submit(share, first) for first in range(threads)]:
+    pool = _POOL.get()
+    for done in [pool.submit(alone, number) for number in numbers]:
         done.result()

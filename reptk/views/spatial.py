@@ -15,18 +15,6 @@ NEGLIGIBLE = 1e-7
 """Weights of a Gaussian below this share of its peak are left out one image at a time: float32 does not see them."""
 
 
-def resample(images: Tensor, boxes: Tensor, size: tuple[int, int], upright: Tensor, sideways: Tensor) -> Tensor:
-    """(n, 3, H, W) float, boxes (n, 4) top, left, height, width; flips (n,) bool -> (n, 3, *size).
-
-    What a box takes from outside the image is 0.
-    """
-    height, width = images.shape[-2:]
-    boxes = boxes.to(images.dtype)
-    down = weights(boxes[:, 0], boxes[:, 2], size[0], height, upright)
-    across = weights(boxes[:, 1], boxes[:, 3], size[1], width, sideways)
-    return products(images, down, across)
-
-
 def products(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """down (n, h, H) @ images (n, 3, H, W) @ across (n, w, W)^T -> (n, 3, h, w)."""
     count, channels, height, width = images.shape
