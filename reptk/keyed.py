@@ -37,22 +37,20 @@ def keyed(*parts: int | str) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def uniform(key: int, salt: int, rows: Tensor, count: int) -> Tensor:
-    """Numbers in [0, 1), `count` for each row, each a function of (key, salt, row, column) alone.
+def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
+    """Numbers in [0, 1), each a function of (key, salt of its column, row) alone.
 
     The same on every device, for any selection and order of the rows, and with no state and no wait for a GPU. 24 bits each.
 
     Args:
         key: of 63 bits.
-        salt: of 63 bits; tells apart what is drawn under one key.
-        rows: (n,) int64, numbers of the rows.
-        count: columns.
+        salts: (k,) int64, of 63 bits; tell apart what is drawn under one key.
+        rows: (n,) int64, numbers of the rows, on the same device.
 
     Returns:
-        (n, count) float32 on the device of `rows`.
+        (n, k) float32.
     """
-    counter = rows[:, None] * count + torch.arange(count, device=rows.device)
-    bits = _mixed(_mixed(counter * _STEP + salt) + key)
+    bits = _mixed(_mixed(rows[:, None] * _STEP + salts) + key)
     return _shifted(bits, 40).float() * 2**-24
 
 

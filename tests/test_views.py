@@ -197,7 +197,7 @@ def test_third_by_name_and_by_list_change_the_third_view_only():
 
 
 @pytest.mark.parametrize("batch", [4, 9])
-@pytest.mark.parametrize("label", [label for label, table in OPERATIONS.items() if recognise(table, 0) is None])
+@pytest.mark.parametrize("label", [label for label, table in OPERATIONS.items() if recognise(table) is None])
 def test_an_operation_is_kornias_on_the_whole_batch(label, batch):
     images, key = patches(batch), 11
     table = {name: tuple(value) if isinstance(value, list) else value for name, value in OPERATIONS[label].items()}

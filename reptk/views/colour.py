@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reptk.views.recognised import NEUTRAL
+from reptk.views.room import Room
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -57,10 +58,12 @@ def linear(draws: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return matrix.to(dtype), of_means.to(dtype)
 
 
-def apply(images: Tensor, matrix: Tensor, of_means: Tensor) -> Tensor:
+def apply(images: Tensor, matrix: Tensor, of_means: Tensor, room: Room) -> Tensor:
     """(n, 3, H, W) in 0..1 -> the same: cut to 0..1 at the end."""
     offset = of_means @ images.mean((2, 3))[:, :, None]
-    return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(images)
+    pixels = images.flatten(2)
+    made = torch.baddbmm(offset, matrix, pixels, out=room("coloured", tuple(pixels.shape), images))
+    return made.clamp_(0, 1).view_as(images)
 
 
 def apply_exactly(images: Tensor, draws: Sequence[Tensor]) -> Tensor:

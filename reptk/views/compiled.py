@@ -121,27 +121,24 @@ def _steps(
     tables: list[Operation], number: int, backend: Backend, exact_hue: bool
 ) -> list[tuple[int, Fused | Drawn | OneOf]]:
     """What runs the operations of view `number`, each with the place of its first one in the list."""
-    pairs = []
+    members = []
     for position, table in enumerate(tables):
-        salt = fold("views", number, position)
-        recognised = recognise(table, salt)
+        recognised = recognise(table)
+        columns = recognised.columns if recognised is not None else 0
+        salts = [fold("views", number, position, column) for column in range(columns)]
         # kornia is asked in any case: whether the name exists and the arguments are valid is its to say.
-        pairs.append((recognised, operation_of(table, recognised)))
+        members.append((position, recognised, salts, operation_of(table, recognised, salts)))
+        if backend == "fused" and recognised is None:
+            raise ValueError(f"{table['name']} with these arguments is kornia's to run: set views.backend to 'auto'")
     if backend == "kornia":
-        return list(enumerate(operation for _, operation in pairs))
-    if backend == "fused":
-        for table, (recognised, _) in zip(tables, pairs, strict=True):
-            if recognised is None:
-                raise ValueError(
-                    f"{table['name']} with these arguments is kornia's to run: set views.backend to 'auto'"
-                )
+        return [(position, operation) for position, _, _, operation in members]
     steps: list[tuple[int, Fused | Drawn | OneOf]] = []
-    for is_kornias, run in groupby(enumerate(pairs), lambda pair: pair[1][0] is None):
-        members = list(run)
+    for is_kornias, run in groupby(members, lambda member: member[1] is None):
         if is_kornias:
-            steps += [(position, operation) for position, (_, operation) in members]
+            steps += [(position, operation) for position, _, _, operation in run]
         else:
-            steps.append((members[0][0], Fused([recognised for _, (recognised, _) in members], exact_hue)))
+            positions, operations, salts, _ = zip(*run, strict=True)
+            steps.append((positions[0], Fused(operations, salts, exact_hue)))
     return steps
 
 

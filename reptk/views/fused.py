@@ -17,15 +17,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reptk.views import colour, spatial
+from reptk.keyed import uniform
+from reptk.views import colour, room, spatial
 from reptk.views.plain import float_type, unit
 from reptk.views.recognised import Blur, Crop, Flip, Gray, Jitter, Recognised, Resize, ResizedCrop
+from reptk.views.room import Room
 
 LARGE_PX = 64
 """On a CPU, images or views with more pixels than a square of this side are made one by one."""
-
-SHARE_LARGE, SHARE_SMALL = 16, 512
-"""On a CPU, at most so many images draw at once, and go to one thread."""
 
 CHUNK_VALUES = 1 << 18
 """On a CPU, small views are made in batches of about so many values, which stay in the cache."""
@@ -42,18 +41,25 @@ class Fused:
 
     Args:
         operations: in order.
+        salts: for each of them, what tells its columns apart from all others that are drawn under one key.
         exact_hue: one colour operation after the other, each cut to 0..1, hue by HSV, as torchvision and kornia do.
     """
 
-    def __init__(self, operations: Sequence[Recognised], exact_hue: bool = False) -> None:
+    def __init__(
+        self, operations: Sequence[Recognised], salts: Sequence[Sequence[int]], exact_hue: bool = False
+    ) -> None:
         self.operations = list(operations)
         self.stages = _stages(self.operations, exact_hue)
+        self.salts = {torch.device("cpu"): torch.tensor([salt for own in salts for salt in own], dtype=torch.int64)}
 
     def draw(self, key: int, rows: Tensor, shape: Shape) -> list[Tensor]:
         """A table of numbers for each operation, a row for each of the images `rows`, of `shape` height and width."""
-        draws = []
+        if rows.device not in self.salts:  # once: a copy from ordinary memory waits for the GPU
+            self.salts[rows.device] = self.salts[torch.device("cpu")].to(rows.device)
+        u, first, draws = uniform(key, self.salts[rows.device], rows), 0, []
         for operation in self.operations:
-            draws.append(operation.draw(key, rows, shape))
+            draws.append(operation.draw(u[:, first : first + operation.columns], shape))
+            first += operation.columns
             shape = getattr(operation, "size", shape)
         return draws
 
@@ -64,69 +70,61 @@ class Fused:
 
     def __call__(self, images: Tensor, rows: Tensor, key: int, out: Tensor | None = None) -> Tensor:
         """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1; on a CPU in `out`, if given."""
-        shape = images.shape[-2:]
-        return self._made(images, lambda part: self.draw(key, rows[part], shape), out)
+        return self.apply(images, self.draw(key, rows, images.shape[-2:]), out)
 
-    def apply(self, images: Tensor, draws: list[Tensor]) -> Tensor:
-        """What `draws` make of images."""
-        return self._made(images, lambda part: [draw[part] for draw in draws], None)
-
-    def _made(self, images: Tensor, drawn: Callable[[slice], list[Tensor]], out: Tensor | None) -> Tensor:
-        """In the way that is faster here; `drawn` gives what some of the images drew."""
+    def apply(self, images: Tensor, draws: list[Tensor], out: Tensor | None = None) -> Tensor:
+        """What `draws` make of images, in the way that is faster here."""
+        # Weights add up to 1 but for rounding, so values may reach past 0 and 1 by as much: all are cut in the end.
         if images.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.on_batch(images, drawn(slice(None))).clamp(0, 1)
+            return self.on_batch(images, draws).clamp(0, 1)
         size = self.out_shape(images.shape[-2:])
         made = torch.empty(len(images), 3, *size, dtype=float_type(images)) if out is None else out
-        is_large = max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2
-        if is_large and images.dtype == torch.uint8:
-            images = images.contiguous(memory_format=torch.channels_last)
-        most = SHARE_LARGE if is_large else SHARE_SMALL
-        step = min(most, max(1, -(-len(images) // torch.get_num_threads())))
-        run = self.one_by_one if is_large else self.in_chunks
-
-        def share(first: int) -> None:
-            part = slice(first, first + step)
-            run(images[part], drawn(part), made[part])
-
-        _in_threads(share, range(0, len(images), step))
+        if max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2:
+            self.one_by_one(images, draws, made)
+        else:
+            self.in_chunks(images, draws, made)
         return made
-
-    # Weights add up to 1 but for rounding, so values may reach past 0 and 1 by as much: all are cut in the end.
 
     def on_batch(self, images: Tensor, draws: list[Tensor]) -> Tensor:
         """All images at once, without a branch on what was drawn (but for the CPU, where that is free)."""
         images = unit(images)
         for stage, prepared in self._prepared(images, draws):
-            images = stage.on_batch(images, *prepared)
+            images = stage.on_batch(images, room.new, *prepared)
         return images
 
     def in_chunks(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
-        """`on_batch` a few images at a time, written to `made`; what is drawn is worked out for all at once."""
-        stages = self._prepared(images, draws)
+        """`on_batch` on as many images at a time as stay in the cache, written to `made`."""
+        stages, rooms = self._prepared(images, draws), _rooms(len(self.stages) + 1)
         step = max(1, CHUNK_VALUES // (3 * max(images.shape[-2] * images.shape[-1], made.shape[-2] * made.shape[-1])))
         for first in range(0, len(images), step):
             part = slice(first, first + step)
-            some = unit(images[part])
-            for stage, prepared in stages:
-                some = stage.on_batch(some, *(value[part] for value in prepared))
+            some = images[part]
+            if some.dtype == torch.uint8:
+                some = rooms[-1]("unit", tuple(some.shape), made).copy_(some).div_(255)
+            for (stage, prepared), kept in zip(stages, rooms, strict=False):
+                some = stage.on_batch(some, kept, *(value[part] for value in prepared))
             torch.clamp(some, 0, 1, out=made[part])
 
     def one_by_one(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
-        """The same, image by image, of which only what it drew is done."""
+        """Image by image, of which only what it drew is done, by as many threads as torch has."""
+        if images.dtype == torch.uint8:
+            images = images.contiguous(memory_format=torch.channels_last)
         tables = [draw.tolist() for draw in draws]
-        places = [(stage, range(stage.first, stage.first + len(stage.operations))) for stage in self.stages]
+        stages = [(stage, range(stage.first, stage.first + len(stage.operations))) for stage in self.stages]
         mixes = [
             stage.prepare([draws[place] for place in their], images.shape[-2:], made.dtype)
             if isinstance(stage, _Colour)
             else ()
-            for stage, their in places
+            for stage, their in stages
         ]
-        for number, image in enumerate(images):
-            for (stage, their), mix in zip(places, mixes, strict=True):
-                image = stage.on_one(
-                    image, [tables[place][number] for place in their], *(value[number] for value in mix)
-                )
+
+        def one(number: int) -> None:
+            image = images[number]
+            for (stage, their), mix in zip(stages, mixes, strict=True):
+                image = stage.on_one(image, [tables[place][number] for place in their], *(part[number] for part in mix))
             torch.clamp(_unit(image), 0, 1, out=made[number])
+
+        _in_threads(one, range(len(images)))
 
     def _prepared(self, images: Tensor, draws: list[Tensor]) -> list[tuple["_Stage", tuple[Tensor, ...]]]:
         shape, dtype, made = tuple(images.shape[-2:]), float_type(images), []
@@ -147,7 +145,7 @@ class _Stage(Protocol):
         """What the pass needs to know of each image, worked out from what it drew: tensors of n rows."""
         ...
 
-    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+    def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
         """(n, 3, H, W) floats in 0..1 -> (n, 3, h, w)."""
         ...
 
@@ -164,24 +162,37 @@ class _Spatial:
         self.crop = operations[0] if isinstance(operations[0], _CROPS) else None
 
     def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Maps of rows and columns; or, where there is no crop, which images are to be flipped in either direction."""
-        upright, sideways = (self._turned(draws, upright) for upright in (True, False))
+        """Which images are to be flipped upright and sideways; or, where they are cut out or resized, `spatial.places`."""
+        turned = tuple(self._turned(draws, upright) for upright in (True, False))
         if self.crop is None:
-            return upright, sideways
+            return turned
         if isinstance(self.crop, Resize) and self.crop.size == shape:
-            return (upright, sideways) if len(self.operations) > 1 else ()
-        boxes = draws[0].to(dtype)
-        down = spatial.weights(boxes[:, 0], boxes[:, 2], self.crop.size[0], shape[0], upright)
-        return down, spatial.weights(boxes[:, 1], boxes[:, 3], self.crop.size[1], shape[1], sideways)
+            return turned if len(self.operations) > 1 else ()
+        boxes, flips, made = draws[0].to(dtype), torch.stack(turned, dim=1), []
+        for axes in self._alike(shape):
+            start, length = boxes[:, :2][:, axes], boxes[:, 2:][:, axes]
+            made += [spatial.places(start, length, self.crop.size[axes.start], flips[:, axes]), start, length]
+        return tuple(made)
 
-    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
-        if not prepared:
+    def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
+        if len(prepared) <= 2:
+            for turned, axis in zip(prepared, (2, 3), strict=False):
+                images = torch.where(turned[:, None, None, None], images.flip(axis), images)
             return images
-        if prepared[0].dtype != torch.bool:
-            return spatial.products(images, *prepared)
-        for turned, axis in zip(prepared, (2, 3), strict=True):
-            images = torch.where(turned[:, None, None, None], images.flip(axis), images)
-        return images
+        maps: list[Tensor] = []
+        for number, axes in enumerate(self._alike(images.shape[-2:])):
+            size, extent = self.crop.size[axes.start], images.shape[2 + axes.start]
+            places = prepared[3 * number : 3 * number + 3]
+            made = room(f"maps {number}", (*places[0].shape, extent), images)
+            is_enlarged = size >= extent and not isinstance(self.crop, Crop)
+            weigh = spatial.enlarging_weights if is_enlarged else spatial.weights
+            maps += weigh(*places, extent, made).unbind(1)
+        return spatial.products(images, *maps, room)
+
+    def _alike(self, shape: Sequence[int]) -> list[slice]:
+        """Axes that can be treated in one go, since the same sizes come in and go out."""
+        is_square = self.crop.size[0] == self.crop.size[1] and shape[0] == shape[1]
+        return [slice(0, 2)] if is_square else [slice(0, 1), slice(1, 2)]
 
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
         shape = (image.shape[-2], image.shape[-1])
@@ -211,8 +222,8 @@ class _Colour:
     def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return colour.linear(draws, dtype)
 
-    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
-        return colour.apply(images, *prepared)
+    def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
+        return colour.apply(images, *prepared, room)
 
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
         image, (matrix, of_means) = _unit(image), prepared
@@ -228,7 +239,7 @@ class _ExactColour(_Colour):
     def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(draw.to(dtype) for draw in draws)
 
-    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+    def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
         return colour.apply_exactly(images, prepared)
 
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
@@ -245,12 +256,16 @@ class _Blur:
     def prepare(self, draws: list[Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (draws[0][:, 0].to(dtype),)
 
-    def on_batch(self, images: Tensor, *prepared: Tensor) -> Tensor:
+    def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
         sigma = prepared[0]
         if images.device.type != "cpu" or torch.compiler.is_compiling():
-            return spatial.blur(images, sigma, self.kernel)
+            return spatial.blur(images, sigma, self.kernel, room)
         drew = sigma.nonzero()[:, 0]
-        return images.index_copy(0, drew, spatial.blur(images[drew], sigma[drew], self.kernel)) if len(drew) else images
+        return (
+            images.index_copy(0, drew, spatial.blur(images[drew], sigma[drew], self.kernel, room))
+            if len(drew)
+            else images
+        )
 
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
         sigma = drawn[0][0]
@@ -270,6 +285,16 @@ def _stages(operations: list[Recognised], exact_hue: bool) -> list[_Stage]:
         else:
             stages.append((_Blur if isinstance(operation, Blur) else _Spatial)(number, [operation]))
     return stages
+
+
+_KEPT = threading.local()
+
+
+def _rooms(count: int) -> list[room.Kept]:
+    """Memory that this thread keeps, a room for each stage, so that none writes over what it reads."""
+    kept = _KEPT.__dict__.setdefault("rooms", [])
+    kept += [room.Kept() for _ in range(count - len(kept))]
+    return kept
 
 
 def _unit(image: Tensor) -> Tensor:
@@ -312,16 +337,18 @@ def _alone(ready: threading.Barrier) -> None:
 
 
 def _in_threads(work: Callable[[int], None], numbers: range) -> None:
-    """work(number) for each of the numbers, by as many threads as torch has."""
-    if torch.get_num_threads() == 1:
+    """work(number) for each of the numbers, shared among as many threads as torch has."""
+    threads = torch.get_num_threads()
+    if threads == 1:
         for number in numbers:
             work(number)
         return
 
-    def alone(number: int) -> None:
+    def share(first: int) -> None:
         with torch.no_grad():  # a thread has its own idea of it
-            work(number)
+            for number in numbers[first::threads]:
+                work(number)
 
     pool = _POOL.get()
-    for done in [pool.submit(alone, number) for number in numbers]:
+    for done in [pool.submit(share, first) for first in range(threads)]:
         done.result()

@@ -4,7 +4,7 @@ Only the images that drew an operation are put through it. What reptk recognises
 that both ways of running make the same views; everything else kornia draws, under a key of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import kornia.augmentation as ka
@@ -12,7 +12,7 @@ import torch
 from kornia.augmentation.auto import AutoAugment
 from torch import Tensor, nn
 
-from reptk.keyed import fold, generator, keyed
+from reptk.keyed import fold, generator, keyed, uniform
 from reptk.registry import unknown
 from reptk.views.recognised import NEUTRAL, Blur, Crop, Flip, Gray, Jitter, Operation, Recognised, ResizedCrop
 
@@ -25,18 +25,19 @@ class Drawn:
 
     Args:
         operation: kornia's.
-        recognised: who draws for it, if not kornia itself.
+        recognised: who draws for it, if not kornia itself, with its `salts`.
     """
 
-    def __init__(self, operation: nn.Module, recognised: Recognised | None = None) -> None:
+    def __init__(self, operation: nn.Module, recognised: Recognised | None = None, salts: Sequence[int] = ()) -> None:
         self.operation, self.recognised = operation, recognised
+        self.salts = torch.tensor(salts, dtype=torch.int64)
         self.is_resize = isinstance(operation, ka.Resize)
 
     def __call__(self, images: Tensor, rows: Tensor, total: int, key: int, own_key: int) -> Tensor:
         """(n, 3, H, W) floats in 0..1, their rows (n,) in the global batch.
 
         Args:
-            key: what recognised operations draw with, told apart by their salt.
+            key: what recognised operations draw with, told apart by their salts.
             own_key: what kornia draws with here.
         """
         if self.is_resize and images.shape[-2:] == tuple(self.operation.flags["size"]):
@@ -44,7 +45,8 @@ class Drawn:
         with keyed(own_key, "draw"):
             params = self.operation.forward_parameters((total, *images.shape[1:]))
         if self.recognised is not None:
-            drawn = self.recognised.draw(key, torch.arange(total), tuple(images.shape[-2:]))
+            u = uniform(key, self.salts, torch.arange(total))
+            drawn = self.recognised.draw(u, tuple(images.shape[-2:]))
             _put_in(params, self.recognised, drawn)
         drew = params["batch_prob"][rows] > 0.5
         with keyed(own_key, "apply"):
@@ -122,7 +124,7 @@ def _cut(params: dict[str, Tensor], rows: Tensor, shape: torch.Size, device: tor
     return cut
 
 
-def operation_of(table: Operation, recognised: Recognised | None) -> Drawn | OneOf:
+def operation_of(table: Operation, recognised: Recognised | None, salts: Sequence[int]) -> Drawn | OneOf:
     """kornia's operation of a table.
 
     Raises:
@@ -135,7 +137,7 @@ def operation_of(table: Operation, recognised: Recognised | None) -> Drawn | One
     if name != "AutoAugment" and not is_known:
         raise ValueError(unknown("kornia operation", str(name), ["AutoAugment", *_known()]))
     try:
-        return _auto_augment(**arguments) if name == "AutoAugment" else Drawn(factory(**arguments), recognised)
+        return _auto_augment(**arguments) if name == "AutoAugment" else Drawn(factory(**arguments), recognised, salts)
     except Exception as cause:
         raise ValueError(f"kornia's {name} refuses {arguments}: {cause}") from cause
 

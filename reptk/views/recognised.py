@@ -1,19 +1,17 @@
 """The kornia operations that reptk runs itself, and what each image draws for them.
 
 An operation is recognised by its name and arguments; with an argument that is not among those below, it stays kornia's.
-Drawing is apart from applying: `operation.draw(key, rows, shape)` is a table of numbers, one row an image, that either way
-of running takes.
+Drawing is apart from applying: `operation.draw(u, shape)` makes of uniform numbers a table, one row an image, that either
+way of running takes.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
-
-from reptk.keyed import uniform
 
 Operation = dict[str, Any]
 """`{name, ...arguments}`, with kornia's names."""
@@ -28,12 +26,12 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 
 class Recognised(Protocol):
-    """One operation, as drawn from its place in a view's list (`salt`)."""
+    """One operation; `columns` is how many uniform numbers it takes for an image."""
 
-    salt: int
+    columns: ClassVar[int]
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        """What images number `rows` (n,) of the global batch draw under `key`; their height and width in pixels."""
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
+        """What n images of this height and width draw, from u (n, columns) in [0, 1)."""
         ...
 
 
@@ -45,14 +43,13 @@ class ResizedCrop:
     ratio uniform; the first of ten candidates that fits, else the largest centred crop within `ratio`.
     """
 
-    salt: int
+    columns: ClassVar[int] = 2 * CANDIDATES + 2
     size: tuple[int, int]
     scale: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
         height, width = shape
-        u = uniform(key, self.salt, rows, 2 * CANDIDATES + 2)
         area = _between(u[:, :CANDIDATES], *self.scale) * (height * width)
         aspect = _between(u[:, CANDIDATES:-2], *(math.log(end) for end in self.ratio)).exp()
         wide, high = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -71,18 +68,17 @@ class ResizedCrop:
 class Crop:
     """A square at random out of the image and `padding` black pixels around it. draw: as ResizedCrop, may start below 0."""
 
-    salt: int
+    columns: ClassVar[int] = 2
     size: tuple[int, int]
     padding: int = 0
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
         room = [length + 2 * self.padding - side for length, side in zip(shape, self.size, strict=True)]
         if min(room) < 0:
             raise ValueError(
                 f"images of {shape[1]} x {shape[0]} px, padded by {self.padding}, are smaller than the crop of "
                 f"{self.size[1]} x {self.size[0]}; put a Resize before it"
             )
-        u = uniform(key, self.salt, rows, 2)
         top, left = ((u[:, axis] * (side + 1)).floor() - self.padding for axis, side in enumerate(room))
         return torch.stack([top, left, *(torch.full_like(top, side) for side in self.size)], dim=1)
 
@@ -91,11 +87,11 @@ class Crop:
 class Resize:
     """The whole image to one size, antialiased. draw: as ResizedCrop."""
 
-    salt: int
+    columns: ClassVar[int] = 0
     size: tuple[int, int]
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        zero = torch.zeros(len(rows), device=rows.device)
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
+        zero = torch.zeros(len(u), device=u.device)
         return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
 
 
@@ -103,12 +99,12 @@ class Resize:
 class Flip:
     """A mirror image, left and right or `upright` top and bottom. draw: (n, 1), 1 for a flip."""
 
-    salt: int
+    columns: ClassVar[int] = 1
     p: float = 0.5
     upright: bool = False
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        return (uniform(key, self.salt, rows, 1) < self.p).float()
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
+        return (u < self.p).float()
 
 
 @dataclass(frozen=True)
@@ -119,15 +115,14 @@ class Jitter:
     first, second, third and last.
     """
 
-    salt: int
+    columns: ClassVar[int] = 9
     brightness: Range
     contrast: Range
     saturation: Range
     hue: Range
     p: float = 1.0
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        u = uniform(key, self.salt, rows, 9)
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
         drew = u[:, 0] < self.p
         ranges = (self.brightness, self.contrast, self.saturation, self.hue)
         factors = [
@@ -141,76 +136,75 @@ class Jitter:
 class Gray:
     """Luma in all three channels. draw: (n, 1), 1 for grey."""
 
-    salt: int
+    columns: ClassVar[int] = 1
     p: float = 0.1
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        return (uniform(key, self.salt, rows, 1) < self.p).float()
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
+        return (u < self.p).float()
 
 
 @dataclass(frozen=True)
 class Blur:
     """A Gaussian of `kernel` pixels at reflected borders. draw: (n, 1) sigma in pixels, 0 for none."""
 
-    salt: int
+    columns: ClassVar[int] = 2
     kernel: tuple[int, int]
     sigma: Range
     p: float = 0.5
 
-    def draw(self, key: int, rows: Tensor, shape: tuple[int, int]) -> Tensor:
+    def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
         if any(side // 2 >= length for side, length in zip(self.kernel, shape, strict=True)):
             raise ValueError(
                 f"RandomGaussianBlur with kernel_size {list(self.kernel)} needs larger images than {shape[1]} x {shape[0]} px"
             )
-        u = uniform(key, self.salt, rows, 2)
         return _between(u[:, 1:], *self.sigma) * (u[:, :1] < self.p)
 
 
-def recognise(table: Mapping[str, Any], salt: int) -> Recognised | None:
+def recognise(table: Mapping[str, Any]) -> Recognised | None:
     """The operation of a table whose name and arguments are all known here, else None; the values are valid for kornia."""
     arguments = {name: value for name, value in table.items() if name != "name"}
     maker = _MAKERS.get(str(table.get("name")))
     try:
-        return None if maker is None else maker(salt, **arguments)
+        return None if maker is None else maker(**arguments)
     except (TypeError, ValueError):  # an argument, or a form of it, that only kornia knows
         return None
 
 
 def _resized_crop(
-    salt: int, *, size: Any, scale: Any = (0.08, 1.0), ratio: Any = (3 / 4, 4 / 3), cropping_mode: str = "slice"
+    *, size: Any, scale: Any = (0.08, 1.0), ratio: Any = (3 / 4, 4 / 3), cropping_mode: str = "slice"
 ) -> Recognised:
-    return ResizedCrop(salt, _pair(size), _range(scale), _range(ratio))
+    return ResizedCrop(_pair(size), _range(scale), _range(ratio))
 
 
-def _crop(salt: int, *, size: Any, padding: Any = 0, p: float = 1.0) -> Recognised | None:
-    return Crop(salt, _pair(size), padding or 0) if p == 1 and isinstance(padding or 0, int) else None
+def _crop(*, size: Any, padding: Any = 0, p: float = 1.0) -> Recognised | None:
+    return Crop(_pair(size), padding or 0) if p == 1 and isinstance(padding or 0, int) else None
 
 
-def _resize(salt: int, *, size: Any, antialias: bool = False, p: float = 1.0) -> Recognised | None:
-    return Resize(salt, _pair(size)) if antialias and p == 1 else None
+def _resize(*, size: Any, antialias: bool = False, p: float = 1.0) -> Recognised | None:
+    return Resize(_pair(size)) if antialias and p == 1 else None
 
 
 def _jitter(
-    salt: int, *, brightness: Any = 0.0, contrast: Any = 0.0, saturation: Any = 0.0, hue: Any = 0.0, p: float = 1.0
+    *, brightness: Any = 0.0, contrast: Any = 0.0, saturation: Any = 0.0, hue: Any = 0.0, p: float = 1.0
 ) -> Recognised:
     around_one = [value if isinstance(value, list | tuple) else (max(0.0, 1 - value), 1 + value)
                   for value in (brightness, contrast, saturation)]  # fmt: skip
     turns = hue if isinstance(hue, list | tuple) else (-hue, hue)
-    return Jitter(salt, *(_range(value) for value in (*around_one, turns)), p)
+    return Jitter(*(_range(value) for value in (*around_one, turns)), p)
 
 
-def _blur(salt: int, *, kernel_size: Any, sigma: Any, p: float = 0.5) -> Recognised:
-    return Blur(salt, _pair([kernel_size] * 2 if isinstance(kernel_size, int) else kernel_size), _range(sigma), p)
+def _blur(*, kernel_size: Any, sigma: Any, p: float = 0.5) -> Recognised:
+    return Blur(_pair([kernel_size] * 2 if isinstance(kernel_size, int) else kernel_size), _range(sigma), p)
 
 
 _MAKERS = {
     "RandomResizedCrop": _resized_crop,
     "RandomCrop": _crop,
     "Resize": _resize,
-    "RandomHorizontalFlip": lambda salt, *, p=0.5: Flip(salt, p),
-    "RandomVerticalFlip": lambda salt, *, p=0.5: Flip(salt, p, upright=True),
+    "RandomHorizontalFlip": lambda *, p=0.5: Flip(p),
+    "RandomVerticalFlip": lambda *, p=0.5: Flip(p, upright=True),
     "ColorJitter": _jitter,
-    "RandomGrayscale": lambda salt, *, p=0.1: Gray(salt, p),
+    "RandomGrayscale": lambda *, p=0.1: Gray(p),
     "RandomGaussianBlur": _blur,
 }
 

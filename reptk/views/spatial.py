@@ -11,31 +11,58 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.views.room import Room
+
 NEGLIGIBLE = 1e-7
 """Weights of a Gaussian below this share of its peak are left out one image at a time: float32 does not see them."""
 
 
-def products(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+def products(images: Tensor, down: Tensor, across: Tensor, room: Room) -> Tensor:
     """down (n, h, H) @ images (n, 3, H, W) @ across (n, w, W)^T -> (n, 3, h, w)."""
     count, channels, height, width = images.shape
-    narrowed = torch.bmm(images.reshape(count, channels * height, width), across.transpose(1, 2))
-    return torch.matmul(down[:, None], narrowed.view(count, channels, height, -1))
+    narrow = across.shape[1]
+    narrowed = room("narrowed", (count, channels * height, narrow), images)
+    narrowed = torch.bmm(images.reshape(count, channels * height, width), across.transpose(1, 2), out=narrowed)
+    # One map a channel: a product with a map that three channels share would copy it, too.
+    maps = down[:, None].expand(-1, channels, -1, -1).reshape(-1, *down.shape[1:])
+    made = room("made", (count * channels, down.shape[1], narrow), images)
+    made = torch.bmm(maps, narrowed.view(-1, height, narrow), out=made)
+    return made.view(count, channels, down.shape[1], narrow)
 
 
-def weights(start: Tensor, length: Tensor, size: int, extent: int, flip: Tensor) -> Tensor:
-    """(n, size, extent): what pixel j of `extent` weighs in pixel i of the part [start, start + length) resized to `size`.
+def places(start: Tensor, length: Tensor, size: int, flip: Tensor) -> Tensor:
+    """(n, a, size): where the pixels of the parts [start, start + length), resized to `size`, lie in the input.
+
+    Args:
+        start, length, flip: (n, a), for each of a axes.
+    """
+    steps = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
+    steps = torch.where(flip[..., None], size - steps, steps)
+    return start[..., None] + steps * (length / size)[..., None]
+
+
+def weights(centres: Tensor, start: Tensor, length: Tensor, extent: int, made: Tensor | None = None) -> Tensor:
+    """(n, a, size, extent): what each pixel of the input weighs in each of the output, whose centres `places` gave.
 
     A triangle as wide as an output pixel, or as an input pixel where that is the larger, cut off at the part's edge.
     """
-    steps = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
-    places = torch.arange(extent, dtype=start.dtype, device=start.device) + 0.5
-    scale = (length / size)[:, None]
-    steps = torch.where(flip[:, None], size - steps, steps)
-    centres = (start[:, None] + steps * scale)[:, :, None]
-    made = (places - centres).abs_().mul_(-1 / scale.clamp_min(1)[:, :, None]).add_(1).clamp_(0)
-    inside = (places > start[:, None]) & (places < (start + length)[:, None])
-    made = made * inside[:, None]
-    return made / made.sum(2, keepdim=True).clamp_min(1e-3)
+    pixels = torch.arange(extent, dtype=centres.dtype, device=centres.device) + 0.5
+    slopes = -centres.shape[-1] / length.clamp_min(centres.shape[-1])[..., None, None]
+    ends = start[..., None], (start + length)[..., None]
+    inside = ((pixels > ends[0]) & (pixels < ends[1]))[..., None, :]
+    made = torch.sub(pixels, centres[..., None], out=made).abs_().mul_(slopes).add_(1).clamp_(0).mul_(inside)
+    return made.div_(made.sum(-1, keepdim=True).clamp_min_(1e-3))
+
+
+def enlarging_weights(
+    centres: Tensor, start: Tensor, length: Tensor, extent: int, made: Tensor | None = None
+) -> Tensor:
+    """`weights` of parts that lie in the image and are no longer than `size`: two pixels weigh in, and at the edge one."""
+    pixels = torch.arange(extent, dtype=centres.dtype, device=centres.device) + 0.5
+    first, last = (start + 0.5)[..., None], (start + length - 0.5)[..., None]
+    centres = centres.maximum(first).minimum(last)[..., None]
+    apart = torch.sub(pixels, centres, out=made).abs_()
+    return torch.sub(1, apart, out=made).clamp_(0)
 
 
 def gaussians(sigma: Tensor, kernel: int) -> Tensor:
@@ -45,13 +72,13 @@ def gaussians(sigma: Tensor, kernel: int) -> Tensor:
     return made / made.sum(1, keepdim=True)
 
 
-def blur(images: Tensor, sigma: Tensor, kernel: tuple[int, int]) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, kernel: tuple[int, int], room: Room) -> Tensor:
     """(n, 3, H, W), sigma (n,) -> blurred (n, 3, H, W), reflected at the borders."""
     sigma = sigma.to(images.dtype)
     down, across = (
         _band(gaussians(sigma, side), length) for side, length in zip(kernel, images.shape[-2:], strict=True)
     )
-    return products(images, down, across)
+    return products(images, down, across, room)
 
 
 def _band(taps: Tensor, extent: int) -> Tensor:
@@ -83,7 +110,7 @@ def resample_one(image: Tensor, box: list[int], size: tuple[int, int], upright: 
 
 
 def blur_one(image: Tensor, sigma: float, kernel: tuple[int, int]) -> Tensor:
-    """(3, H, W) float -> (3, H, W): `blur` of one image, as a sum of shifted images."""
+    """(3, H, W) float -> (3, H, W): `blur` of one image, as two convolutions."""
     for axis, side in ((1, kernel[0]), (2, kernel[1])):
         image = _along(image, axis, sigma, side)
     return image
@@ -95,11 +122,10 @@ def _along(image: Tensor, axis: int, sigma: float, kernel: int) -> Tensor:
     total = taps[0] + 2 * sum(taps[1:])
     if image.dtype == torch.float32:
         radius = sum(tap > NEGLIGIBLE for tap in taps[1:])
-    length = image.shape[axis]
-    padding = [0, 0, radius, radius] if axis == 1 else [radius, radius]
-    padded = functional.pad(image[None], [*padding, 0, 0][:4], mode="reflect")[0] if radius else image
-    made = padded.narrow(axis, radius, length) * (taps[0] / total)
-    for offset in range(1, radius + 1):
-        for start in (radius - offset, radius + offset):
-            made.add_(padded.narrow(axis, start, length), alpha=taps[offset] / total)
-    return made
+    if not radius:
+        return image
+    around = [0, 0, radius, radius] if axis == 1 else [radius, radius, 0, 0]
+    padded = functional.pad(image[None], around, mode="reflect")
+    kernel = torch.tensor([*taps[radius:0:-1], *taps[: radius + 1]], dtype=image.dtype).div_(total)
+    shape = (3, 1, -1, 1) if axis == 1 else (3, 1, 1, -1)
+    return functional.conv2d(padded, kernel.expand(3, -1).reshape(shape), groups=3)[0]
