@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -122,27 +122,24 @@ class Cache:
     def _build(self, images: Rows, workers: int) -> None:
         done = self._recorded()
         known = _Known(self.place, self.size, besides=self._part(self._rows))
-        with (
-            self._part(self._rows).open("r+b" if done else "wb") as records,
-            _progress(len(self), done, self.place) as advance,
-        ):
+        decoding = sum(key not in known.found for key in self.keys[done:].tolist())
+        if not sys.stderr.isatty():
+            print(f"decoding {decoding:,} of {len(self):,} images once, into {self.place}", file=sys.stderr)
+        mode = "r+b" if done else "wb"
+        with self._part(self._rows).open(mode) as records, self._part(self._pixels).open(mode) as pixels:
             records.truncate(done * RECORD.itemsize)
-            records.seek(0, os.SEEK_END)
-            with self._part(self._pixels).open("r+b" if done else "wb") as pixels:
-                pixels.truncate(self._bytes())
-                pixels.seek(done * self.size**2 * 3)
-                wanted = _Wanted(images, self.keys, known)
-                blocks = (torch.arange(start, min(start + BLOCK, len(self))) for start in range(done, len(self), BLOCK))
-                for made, numbers in ahead(wanted, blocks, workers=workers):
-                    rows = np.ascontiguousarray(made.permute(0, 2, 3, 1).numpy())
-                    pixels.write(rows)
-                    _sync(pixels)
-                    checksums = [zlib.crc32(row) for row in rows]
-                    records.write(
-                        np.array(list(zip(self.keys[numbers.numpy()], checksums, strict=True)), RECORD).tobytes()
-                    )
-                    _sync(records)
-                    advance(len(numbers))
+            records.seek(done * RECORD.itemsize)
+            pixels.truncate(self._bytes())
+            pixels.seek(done * self.size**2 * 3)
+            blocks = [torch.arange(start, min(start + BLOCK, len(self))) for start in range(done, len(self), BLOCK)]
+            wanted = _Wanted(images, self.keys, known)
+            for made, numbers in _shown(ahead(wanted, blocks, workers=workers), len(self), done):
+                rows = made.permute(0, 2, 3, 1).contiguous().numpy()
+                pixels.write(rows)
+                _sync(pixels)
+                made_records = [(self.keys[number], zlib.crc32(row)) for number, row in zip(numbers, rows, strict=True)]
+                records.write(np.array(made_records, RECORD).tobytes())
+                _sync(records)
 
     def _recorded(self) -> int:
         """How many images an interrupted build of the same pictures got down, as far as they are whole."""
@@ -291,16 +288,15 @@ def _locked(place: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _progress(total: int, done: int, place: Path) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line elsewhere; on standard error."""
+def _shown(blocks: Iterable[tuple[Tensor, Tensor]], total: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, with a bar on a terminal (standard error)."""
     columns = (TextColumn("decoding once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"decoding {total - done:,} of {total:,} images once, into {place}", file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task("", total=total, completed=done)
-        yield lambda count: shown.advance(task, count)
+        for images, numbers in blocks:
+            yield images, numbers
+            shown.advance(task, len(numbers))
 
 
 def _sync(file: BinaryIO | TextIO) -> None:

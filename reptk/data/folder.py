@@ -115,8 +115,8 @@ def folder(
         holdout: every how many-th image of a class is a query.
         cache: keep the decoded images (size * size * 3 bytes each) and map them into memory: true for `~/.cache/reptk`
             (or `$XDG_CACHE_HOME/reptk`), or a folder. Built when first asked for, again for files that have changed.
-        jpeg: who decodes JPEG; "auto" is simplejpeg where it is installed, about twice as fast. The two differ by a
-            level or two, so name one where runs of several machines have to agree.
+        jpeg: who decodes JPEG; "auto" is simplejpeg where it is installed, about twice as fast. The two differ
+            by a level or two, so name one where runs of several machines have to agree.
 
     Raises:
         DataError: no such folder, no images in it, or a class of the evaluation folder that training does not know.
