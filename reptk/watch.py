@@ -76,7 +76,8 @@ def input_bound(waiting: float, recipe: Recipe, images: Images, device: torch.de
         advice.append("set data.cache=true")
         if recipe.data.get("jpeg") == "auto" and find_spec("simplejpeg") is None:
             advice.append('pip install "reptk[jpeg]" if they are JPEG')
-    where = ", which are decoded on the cores that train" if device.type == "cpu" and "cache" in recipe.data else ""
+    shared = device.type == "cpu" and recipe.data.get("cache") is False
+    where = ", which are decoded on the cores that train" if shared else ""
     said = f"input-bound: {100 * waiting:.0f} % of the time went into waiting for images{where}"
     return said + (f"; {', '.join(advice[:-1])}{' or ' if advice[:-1] else ''}{advice[-1]}" if advice else "")
 

@@ -181,7 +181,7 @@ def test_simplejpeg_shows_what_pillow_shows(tmp_path, size, mode):
     photograph().convert(mode).resize(size).save(tmp_path / "a.jpg", quality=90)
     one, other = decode(tmp_path / "a.jpg", 256, "simplejpeg"), decode(tmp_path / "a.jpg", 256)
     assert inner_difference(one, other) <= 2
-    assert (one != other).float().mean() < 0.1
+    assert (one.float() - other.float()).abs().mean() < 0.25
 
 
 @pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")

@@ -281,8 +281,10 @@ def _need_room(place: Path, needed: int) -> None:
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
     """One process at a time; the others wait, without a collective that could time out. Ends with its process."""
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError as cause:
+        raise OSError("this system has no flock") from cause
     with (place / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
