@@ -71,7 +71,7 @@ def assemble(recipe: Recipe, data: Data, device: torch.device) -> Built:
         rank=dist.rank(),
         world=world,
         workers=train.workers,
-        pin=device.type == "cuda",
+        device=device,
     )
     with keyed(recipe.seed, "initial weights"):
         objective = objective_of(recipe, device)

@@ -73,7 +73,7 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    workers: int = Field(0, ge=0, description="loader processes per rank; 0: decode in this one")
+    workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")
     channels_last: bool = True
     compile: bool = False
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")

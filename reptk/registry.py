@@ -144,7 +144,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def load_plugin(spec: str) -> ModuleType:
     """Import a plugin: a `.py` file, or a module by its dotted name.
 
-    The folder of a file is appended to `sys.path`, so that loader workers that start from scratch find it as well.
+    The folder of a file is appended to `sys.path`, so that processes that start from scratch find it as well.
     A file that is a copy of one already imported is that plugin, not a second one.
 
     Raises:

@@ -21,6 +21,7 @@ from reptk.errors import EnvironmentProblem, UsageError
 
 # What may differ when a run is resumed: it changes how, not what, is computed.
 FREE_ON_RESUME = (
+    "data.cache",
     "train.workers",
     "train.device",
     "train.log_every_steps",
@@ -98,7 +99,7 @@ def set_status(folder: Path, status: str, **more: Any) -> None:
 def versions() -> dict[str, str]:
     """Versions of what a number may depend on."""
     found = {"python": sys.version.split()[0], "reptk": reptk.__version__}
-    for name in ("torch", "torchvision", "timm", "kornia", "faiss-cpu", "faiss-gpu"):
+    for name in ("torch", "torchvision", "timm", "kornia", "pillow", "simplejpeg", "faiss-cpu", "faiss-gpu"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -14,12 +14,23 @@ import reptk
 from reptk import checkpoint, dist, run
 from reptk.build import Built, assemble, data_of
 from reptk.config import Recipe
+from reptk.data import Feed
 from reptk.errors import EnvironmentProblem, NumericalError
 from reptk.evaluate import engine, measure, measure_pixels
 from reptk.keyed import fold
 from reptk.log import Log, title
 from reptk.optim import learning_rate
-from reptk.watch import DIVERGED, Interrupt, Step, Watch, at_step, finite_losses, without_pairs
+from reptk.watch import (
+    DIVERGED,
+    INPUT_BOUND,
+    Interrupt,
+    Step,
+    Watch,
+    at_step,
+    finite_losses,
+    input_bound,
+    without_pairs,
+)
 
 Numbers = dict[str, float]
 
@@ -120,12 +131,13 @@ def _epochs(
     total = train.epochs * per_epoch
     model = _parallel(built)
     model.train()
-    batches = built.loader.batches(first_step, total)
+    batches = Feed(built.loader.batches(first_step, total), built.device)
+    told = False
     watch.start()
     window: list[Step] = []
     with log.progress(train.epochs, per_epoch, first_step) as progress, Interrupt() as interrupt:
         for step in range(first_step, total):
-            images, labels, index = (part.to(built.device, non_blocking=True) for part in next(batches))
+            images, labels, index = next(batches)
             built.schedule.step_update(step)
             window = [made._replace(z=None) for made in window]
             window.append(train_step(recipe, built, model, images, labels, index, step))
@@ -145,11 +157,15 @@ def _epochs(
             if done % per_epoch == 0:
                 epoch = done // per_epoch
                 watch.stop()
-                progress.extra = _during(recipe, built, log, epoch, done, z) or progress.extra
+                waiting = watch.share(batches.waited())
+                progress.extra = _during(recipe, built, log, epoch, done, z, waiting) or progress.extra
                 if epoch % train.checkpoint_every_epochs == 0 or done == total:
                     state = _state(built, done, watch, baselines)
                     dist.from_main(partial(_save, folder, done, state))
                 progress.epoch(epoch, values[-1], watch.rate(), (total - done) * watch.per(views))
+                if waiting > INPUT_BOUND and not told:
+                    log.line(input_bound(waiting, recipe, built.data.train.images, built.device))
+                    told = True
                 watch.start()
             if interrupt.asked:
                 watch.stop()
@@ -206,7 +222,7 @@ def _baselines(recipe: Recipe, built: Built) -> dict[str, Numbers]:
     return {"raw pixels": raw, "untrained": _evaluate(recipe, built)}
 
 
-def _during(recipe: Recipe, built: Built, log: Log, epoch: int, step: int, z: Tensor) -> str:
+def _during(recipe: Recipe, built: Built, log: Log, epoch: int, step: int, z: Tensor, waiting: float) -> str:
     """Evaluators that are due after this epoch, and how many dimensions the embeddings use; a few words for the line."""
     due = [built.evaluators[key] for key, every in built.every_epochs.items() if every and epoch % every == 0]
     dimensions = effective_rank(z)
@@ -215,7 +231,7 @@ def _during(recipe: Recipe, built: Built, log: Log, epoch: int, step: int, z: Te
     if due and epoch < recipe.train.epochs:
         numbers = _evaluate(recipe, built, [getattr(part, "during_training", part) for part in due])
         words.insert(0, f"{title(headline(numbers))} {100 * numbers[headline(numbers)]:.1f} %")
-    log.metrics(step=step, epoch=epoch, rank=round(dimensions, 2), **numbers)
+    log.metrics(step=step, epoch=epoch, rank=round(dimensions, 2), waiting=round(waiting, 3), **numbers)
     return "  ".join(words)
 
 
@@ -279,6 +295,7 @@ def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:
         "device": str(built.device) if built.device.type == "cpu" else torch.cuda.get_device_name(built.device),
         "ranks": dist.world(),
         "threads": torch.get_num_threads(),
+        **({"decoded_by": data.train.images.decoded_by} if hasattr(data.train.images, "decoded_by") else {}),
         "versions": run.versions(),
     }
 

@@ -1,9 +1,11 @@
-"""What the loop watches: Ctrl-C, time, losses that are not finite, steps with nothing to learn from."""
+"""What the loop watches: Ctrl-C, time, waiting for images, losses that are not finite, steps without pairs."""
 
 import math
+import os
 import signal
 import threading
 import time
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -11,7 +13,11 @@ from torch import Tensor
 
 from reptk import dist
 from reptk.config import Recipe
+from reptk.data import Images, InMemory, cores
 from reptk.errors import NumericalError
+
+INPUT_BOUND = 0.15
+"""Share of an epoch spent waiting for images from which on it is worth a line."""
 
 DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
 
@@ -60,6 +66,22 @@ def finite_losses(recipe: Recipe, window: list[Step], step: int) -> list[float]:
     return values
 
 
+def input_bound(waiting: float, recipe: Recipe, images: Images, device: torch.device) -> str:
+    """A line about a share of time spent waiting for images, with the advice that applies to them."""
+    available = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    advice = []
+    if not isinstance(images, InMemory) and recipe.train.workers < available:
+        advice.append(f"raise train.workers (now {recipe.train.workers} of {available} cores)")
+    if recipe.data.get("cache") is False:
+        advice.append("set data.cache=true")
+        if recipe.data.get("jpeg") == "auto" and find_spec("simplejpeg") is None:
+            advice.append('pip install "reptk[jpeg]" if they are JPEG')
+    shared = device.type == "cpu" and recipe.data.get("cache") is False
+    where = ", which are decoded on the cores that train" if shared else ""
+    said = f"input-bound: {100 * waiting:.0f} % of the time went into waiting for images{where}"
+    return said + (f"; {', '.join(advice[:-1])}{' or ' if advice[:-1] else ''}{advice[-1]}" if advice else "")
+
+
 class Interrupt:
     """Ctrl-C in a single process: the step under way is finished and saved; a second one leaves at once.
 
@@ -91,6 +113,7 @@ class Watch:
 
     def __init__(self, seconds_before: float = 0.0, lonely_steps: int = 0) -> None:
         self._before, self._views, self._spent, self._since = seconds_before, 0, 0.0, time.monotonic()
+        self._shared_out = 0.0
         self.lonely_steps = lonely_steps
 
     @property
@@ -107,6 +130,11 @@ class Watch:
 
     def per(self, views: int) -> float:
         return views / max(self.rate(), 1e-9)
+
+    def share(self, seconds: float) -> float:
+        """What part of the time spent since this was asked last these seconds are."""
+        spent, self._shared_out = self._spent - self._shared_out, self._spent
+        return min(1.0, seconds / max(spent, 1e-9))
 
     def stop(self) -> None:
         self._tick()

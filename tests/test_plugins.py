@@ -234,24 +234,16 @@ def test_a_data_set_from_a_file_trains(place):
     assert set((place / "log").read_text().splitlines()) == {f"__main__ {os.getpid()}"}
 
 
-@pytest.mark.slow
-def test_loader_processes_that_start_from_scratch_find_the_plugins(place):
-    """Neither the working folder nor the script's own holds the plugins: the workers inherit the search path."""
-    (place / "elsewhere").mkdir()
-    program = place / "elsewhere" / "spawned.py"
-    program.write_text(
-        "import multiprocessing, sys\n"
-        "if __name__ == '__main__':\n"
-        "    from reptk.recipe import main\n"
-        "    multiprocessing.set_start_method('spawn')\n"
-        "    sys.exit(main(sys.argv[1:]))\n"
-    )
-    plugins = ["--plugin", "parts/my_loss.py", "--plugin", "parts/my_data.py"]
-    data = ["data.name=stripes", f"data.log={place / 'log'}", "train.workers=2", "loss.name=my_loss"]
-    _python(str(program), "tiny.toml", *plugins, *data)
-    from_scratch = [line for line in set((place / "log").read_text().splitlines()) if line.startswith("__mp_main__ ")]
-    assert len(from_scratch) >= 2
-    assert _recipe("runs/tiny/1")["plugins"] == ["plugins/my_loss.py", "plugins/my_data.py"]
+def test_workers_fetch_from_a_plugins_data_set_in_this_process(place):
+    """Threads, for parts of a batch; what comes of it is the same."""
+    made = {}
+    for workers in (0, 2):
+        data = ["data.name=stripes", f"data.log={place / f'log{workers}'}", f"train.workers={workers}"]
+        made[workers] = reptk.train(reptk.load("tiny.toml", data, plugins=["parts/my_data.py"]), f"out{workers}")
+    assert made[0] == made[2]
+    logs = [(place / f"log{workers}").read_text().splitlines() for workers in (0, 2)]
+    assert {line.rsplit(" ", 1)[-1] for log in logs for line in log} == {str(os.getpid())}
+    assert len(logs[1]) > len(logs[0])
 
 
 @ANNOUNCED

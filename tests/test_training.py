@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 
 from reptk import LOSSES, checkpoint, load, run
 from reptk.config import Recipe, validate
+from reptk.data import InMemory
 from reptk.errors import NumericalError, UsageError
 from reptk.log import Log
 from reptk.losses import implementation
+from reptk.registry import load_plugin
 from reptk.training import effective_rank, headline, train
+from reptk.watch import input_bound
 
 TINY = {
     "name": "tiny",
@@ -323,3 +326,73 @@ def test_steps_without_a_pair_are_counted(tmp_path: Path, capsys: pytest.Capture
 
 def test_pairs_are_not_counted_as_missing(reference: Path) -> None:
     assert "steps_without_pairs" not in (reference / "metrics.jsonl").read_text()
+
+
+# Waiting for images
+
+
+SLOW_DATA = """
+import time
+import torch
+from reptk import DATASETS
+from reptk.data import Data, Split
+
+
+class Slow:
+    def __len__(self):
+        return 64
+
+    def fetch(self, numbers):
+        time.sleep(0.02 * len(numbers))
+        return numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()
+
+
+@DATASETS.register("slow")
+def slow() -> Data:
+    return Data(Split(Slow(), torch.arange(64) % 4), None, None, (), "slow images")
+"""
+
+
+@pytest.mark.usefixtures("forgotten", "one_thread")
+def test_waiting_for_images_is_said_once_and_written_down(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_DATA)
+    load_plugin(str(tmp_path / "slow.py"))
+    recipe = tiny("train.baselines=false", data={"name": "slow"}, eval={"view_retrieval": {"every_epochs": 0}})
+    train(recipe, tmp_path / "run", log=Log(speaks=True))
+    assert capsys.readouterr().out.count("input-bound: ") == 1
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    shares = [row["waiting"] for row in rows if "waiting" in row]
+    assert len(shares) == 2
+    assert all(0.15 < share <= 1 for share in shares)
+
+
+def test_images_that_are_there_are_not_waited_for(reference: Path) -> None:
+    rows = map(json.loads, (reference / "metrics.jsonl").read_text().splitlines())
+    assert all(row["waiting"] < 0.5 for row in rows if "waiting" in row)
+
+
+def said(*overrides: str, images: object = None, device: str = "cuda", **data: object) -> str:
+    return input_bound(0.434, tiny(*overrides, data=data or TINY["data"]), images, torch.device(device))
+
+
+def test_advice_against_waiting_is_what_applies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("reptk.watch.cores", lambda: 16)
+    monkeypatch.setattr("reptk.watch.find_spec", lambda name: None)
+    start = "input-bound: 43 % of the time went into waiting for images"
+    photos = {"name": "folder", "root": str(tmp_path)}
+    workers, cache, jpeg = (
+        "raise train.workers (now 2 of 16 cores)",
+        "set data.cache=true",
+        'pip install "reptk[jpeg]" if they are JPEG',
+    )
+    assert said("train.workers=2", **photos) == f"{start}; {workers}, {cache} or {jpeg}"
+    assert said("train.workers=16", **photos) == f"{start}; {cache} or {jpeg}"
+    assert said("train.workers=2", **photos, jpeg="pillow") == f"{start}; {workers} or {cache}"
+    assert said("train.workers=2", **photos, cache=True) == f"{start}; {workers}"
+    assert said("train.workers=2", images=InMemory(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))) == start
+    on_the_cpu = said("train.workers=16", **photos, device="cpu")
+    assert on_the_cpu == f"{start}, which are decoded on the cores that train; {cache} or {jpeg}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert said("train.workers=1", **photos, cache=True) == f"{start}; raise train.workers (now 1 of 2 cores)"
+    monkeypatch.setattr("reptk.watch.find_spec", lambda name: "found")
+    assert said("train.workers=2", **photos) == f"{start}; {cache}"

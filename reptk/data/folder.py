@@ -1,20 +1,25 @@
 """A user's own images, any folder; and ImageNet-100 picked from an ImageNet folder."""
 
 import difflib
+import hashlib
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge
+from numpy.typing import NDArray
 from torch import Tensor
 
-from reptk.data.decode import EXTENSIONS, decode
-from reptk.data.splits import Data, Split, described
+from reptk.data.cache import Cache, Part, default_place, key_of
+from reptk.data.decode import DECODE_VERSION, EXTENSIONS, Jpeg, decode_into, decoder, versions_of
+from reptk.data.splits import Data, Images, Split, batch_of, described
 from reptk.errors import DataError
 from reptk.registry import DATASETS
 
@@ -30,13 +35,19 @@ Found = list[tuple[Path, str | None]]
 
 
 class Files:
-    """Image files, decoded when fetched; paths are kept in one buffer, which loader processes share."""
+    """Image files, decoded when fetched; paths are kept in one buffer.
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.size = size
+    Pillow's own remarks on odd files are silenced, for good: such filters belong to the whole process, and the threads
+    that decode cannot set their own.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, jpeg: Jpeg = "auto") -> None:
+        self.size, self.jpeg = size, decoder(jpeg)
+        self.decoded_by = versions_of(self.jpeg)
         encoded = [os.fsencode(path) for path in paths]
         self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
         self._ends = torch.tensor([0, *(len(text) for text in encoded)]).cumsum(0)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -45,10 +56,39 @@ class Files:
         """Where image `number` lies."""
         return Path(os.fsdecode(self._bytes[self._ends[number] : self._ends[number + 1]].numpy().tobytes()))
 
+    def fetch_into(self, numbers: Tensor, rows: NDArray[np.uint8]) -> None:
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            decode_into(self.path(number), row, self.jpeg)
+
     def fetch(self, numbers: Tensor) -> Tensor:
-        if not len(numbers):
-            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return torch.stack([decode(self.path(number), self.size) for number in numbers.tolist()])
+        return batch_of(self, numbers)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How files become images: at which size, by whom, and the folder that keeps them decoded, if one does."""
+
+    size: int
+    jpeg: Jpeg
+    place: Path | None
+
+    def __call__(self, *parts: Sequence[Path]) -> list[Images]:
+        if self.place is None:
+            return [Files(paths, self.size, self.jpeg) for paths in parts]
+        every = sorted({path for paths in parts for path in paths})
+        files = Files(every, self.size, self.jpeg)
+        keys = [key_of(path, f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}") for path in every]
+        cache = Cache(files, keys, self.place, maker=files.decoded_by)
+        numbers = {path: number for number, path in enumerate(every)}
+        return [Part(cache, torch.tensor([numbers[path] for path in paths], dtype=torch.long)) for paths in parts]
+
+
+def _kept_in(cache: bool | str, name: str, base: Path, size: int) -> Path | None:
+    if cache is False:
+        return None
+    digest = hashlib.blake2b(os.fsencode(base.resolve()), digest_size=4).hexdigest()
+    home = default_place() if cache is True else Path(cache).expanduser()
+    return home.absolute() / f"{name}-{base.resolve().name}-{size}px-{digest}"
 
 
 @DATASETS.register("folder")
@@ -58,6 +98,8 @@ def folder(
     size: Pixels = 256,
     labels: Literal["auto", "folders", "none"] = "auto",
     holdout: Annotated[int, Ge(2)] = 5,
+    cache: bool | str = False,
+    jpeg: Jpeg = "auto",
 ) -> Data:
     """Your own images: any depth, class folders or none; hidden and junk folders are passed over.
 
@@ -71,15 +113,21 @@ def folder(
         labels: "folders": the first folder below the root names the class, images beside the folders and those below
             `unlabeled` have none; "none": no labels at all; "auto": folders, if there are at least two with images.
         holdout: every how many-th image of a class is a query.
+        cache: keep the decoded images (size * size * 3 bytes each) and map them into memory: true for `~/.cache/reptk`
+            (or `$XDG_CACHE_HOME/reptk`), or a folder. Built when first asked for, again for files that have changed.
+        jpeg: who decodes JPEG; "auto" is simplejpeg where it is installed, about twice as fast. The two differ
+            by a level or two, so name one where runs of several machines have to agree.
 
     Raises:
         DataError: no such folder, no images in it, or a class of the evaluation folder that training does not know.
+        EnvironmentProblem: no room for the cache, or simplejpeg asked for and not installed.
     """
     base = _existing(root)
+    read = _Reading(size, jpeg, _kept_in(cache, "folder", base, size))
     evaluation = next((base / name for name in EVAL_NAMES if (base / name).is_dir()), None)
     if (base / "train").is_dir():
         if evaluation is not None:
-            return _two_folders(base / "train", evaluation, labels, size)
+            return _two_folders(base / "train", evaluation, labels, read)
         base = base / "train"
     found = _scan(base, labels)
     classes = _classes(found)
@@ -88,21 +136,25 @@ def folder(
     if classes and not query:
         warnings.warn(f"no class of {base} has {holdout} images, so none is held out as a query", stacklevel=2)
     protocol = f"{base}: bank the training images, queries every {holdout}th image of each class, in path order"
-    return _data(train, kept, query, classes, size, protocol if query else f"{base}: nothing held out")
+    return _data(train, kept, query, classes, read, protocol if query else f"{base}: nothing held out")
 
 
 @DATASETS.register("imagenet100")
 @described(classes=100)
-def imagenet100(root: str = "data/imagenet100", size: Pixels = 256) -> Data:
+def imagenet100(
+    root: str = "data/imagenet100", size: Pixels = 256, cache: bool | str = False, jpeg: Jpeg = "auto"
+) -> Data:
     """ImageNet-100 (the 100 classes of the CMC list): `train` trains and is searched, `val` are the queries.
 
     Args:
         root: an ImageNet-1k folder (`train` and `val` with synset folders), of which the 100 classes are picked, or a
             ready ImageNet-100 folder of the same shape.
         size: side in pixels of the centre square that every image is decoded to.
+        cache, jpeg: as of `folder`.
 
     Raises:
         DataError: no such folder, or classes missing in it.
+        EnvironmentProblem: no room for the cache, or simplejpeg asked for and not installed.
     """
     synsets = (files("reptk.data") / "imagenet100.txt").read_text().split()
     base = Path(root).expanduser()
@@ -114,24 +166,23 @@ def imagenet100(root: str = "data/imagenet100", size: Pixels = 256) -> Data:
     if any(empty.values()):
         raise DataError(_imagenet_help(base, {part: sorted(names) for part, names in empty.items()}))
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
-    return _data(parts[0], parts[0], parts[1], tuple(synsets), size, protocol)
+    read = _Reading(size, jpeg, _kept_in(cache, "imagenet100", base, size))
+    return _data(parts[0], parts[0], parts[1], tuple(synsets), read, protocol)
 
 
-def _data(train: Found, bank: Found, query: Found, classes: tuple[str, ...], size: int, protocol: str) -> Data:
+def _data(train: Found, bank: Found, query: Found, classes: tuple[str, ...], read: _Reading, protocol: str) -> Data:
     numbers = {name: number for number, name in enumerate(classes)}
-
-    def split(found: Found) -> Split:
-        paths, names = [path for path, _ in found], [name for _, name in found]
-        return Split(Files(paths, size), torch.tensor([numbers.get(name, -1) for name in names], dtype=torch.long))
-
-    made = split(train)
+    parts = [train, query] if not query or len(bank) == len(train) else [train, query, bank]
+    images = read(*([path for path, _ in found] for found in parts))
+    labels = [torch.tensor([numbers.get(name, -1) for _, name in found], dtype=torch.long) for found in parts]
+    made = [Split(*pair) for pair in zip(images, labels, strict=True)]
     if not query:
-        return Data(made, None, None, classes, protocol, crop=0.875)
-    searched = made if len(bank) == len(train) else split(bank)
-    return Data(made, searched, split(query), classes, protocol, crop=0.875)
+        return Data(made[0], None, None, classes, protocol, crop=0.875)
+    searched = made[0] if len(made) == 2 else made[2]
+    return Data(made[0], searched, made[1], classes, protocol, crop=0.875)
 
 
-def _two_folders(train: Path, evaluation: Path, labels: str, size: int) -> Data:
+def _two_folders(train: Path, evaluation: Path, labels: str, read: _Reading) -> Data:
     found = _scan(train, labels)
     classes = _classes(found)
     query = _scan(evaluation, labels, at_least=1 if classes else 2)
@@ -142,7 +193,7 @@ def _two_folders(train: Path, evaluation: Path, labels: str, size: int) -> Data:
         raise DataError(f"{train} has class folders and {evaluation} has none; give both the same, or data.labels=none")
     kept = [item for item in found if item[1] is not None]
     query = [item for item in query if item[1] is not None] if classes else []
-    return _data(found, kept, query, classes, size, f"bank {train}, queries {evaluation}")
+    return _data(found, kept, query, classes, read, f"bank {train}, queries {evaluation}")
 
 
 def _hold_out(found: Found, every: int) -> tuple[Found, Found]:

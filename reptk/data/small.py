@@ -108,7 +108,7 @@ def _cifar(reader: Any, name: str, root: str, download: bool) -> Data:
     made = [split(True), split(False)]
     train, query = (
         Split(
-            InMemory(rearrange(torch.from_numpy(part.data), "n h w c -> n c h w").contiguous()),
+            InMemory(rearrange(torch.from_numpy(part.data), "n h w c -> n c h w")),
             torch.tensor(part.targets),
         )
         for part in made

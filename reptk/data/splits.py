@@ -2,20 +2,47 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 class Images(Protocol):
-    """Numbered images of one size."""
+    """Numbered images of one size.
+
+    That is all a data set has to offer. With `train.workers`, several threads call `fetch` at once, each for a part of a
+    batch: it may read what all threads share, and must not change it.
+    """
 
     def __len__(self) -> int: ...
 
     def fetch(self, numbers: Tensor) -> Tensor:
         """(n,) integers -> (n, 3, H, W) uint8."""
         ...
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Images that can be written straight to where a batch is put together, by pixel."""
+
+    size: int
+
+    def fetch(self, numbers: Tensor) -> Tensor: ...
+
+    def fetch_into(self, numbers: Tensor, rows: NDArray[np.uint8]) -> None:
+        """Write images `numbers` into (n, size, size, 3) uint8; called by several threads at once."""
+        ...
+
+
+def batch_of(images: Rows, numbers: Tensor) -> Tensor:
+    """(n, 3, size, size) uint8, in memory by pixel: what `fetch` is for images that have `fetch_into`."""
+    rows = torch.empty(len(numbers), images.size, images.size, 3, dtype=torch.uint8)
+    images.fetch_into(numbers, rows.numpy())
+    return rearrange(rows, "n h w c -> n c h w")
 
 
 @dataclass(frozen=True)
@@ -51,20 +78,33 @@ class Data:
 
 
 class InMemory:
-    """Images held as one uint8 tensor (n, C, H, W); one channel is shown as three equal ones."""
+    """Images held as one uint8 tensor (n, C, H, W), kept by pixel; one channel is shown as three that share memory."""
 
     def __init__(self, pixels: Tensor) -> None:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise ValueError(f"images must be uint8 (n, 1 or 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
-        self.pixels = pixels
         self.is_grey = pixels.shape[1] == 1
+        self._rows = rearrange(pixels, "n c h w -> n h w c").contiguous()
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self._rows)
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images, (n, C, H, W)."""
+        return rearrange(self._rows, "n h w c -> n c h w")
+
+    def to(self, device: torch.device | str) -> "InMemory":
+        """Move to a device for good, if there is room: more than a quarter of its free memory is left alone."""
+        device = torch.device(device)
+        if device.type != "cuda" or self._rows.nbytes <= torch.cuda.mem_get_info(device)[0] / 4:
+            self._rows = self._rows.to(device)
+        return self
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        pixels = self.pixels[numbers]
-        return pixels.repeat(1, 3, 1, 1) if self.is_grey else pixels
+        rows = self._rows.index_select(0, numbers.to(self._rows.device, non_blocking=True))
+        images = rearrange(rows, "n h w c -> n c h w")
+        return images.expand(-1, 3, -1, -1) if self.is_grey else images
 
 
 def described(*, classes: int | None = None, size_px: int | None = None) -> Callable[[Any], Any]:

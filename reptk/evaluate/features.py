@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk import dist
-from reptk.data import Split, blocks
+from reptk.data import Feed, Split, blocks
 from reptk.keyed import fold
 from reptk.views import plain
 
@@ -26,7 +26,7 @@ class Features:
         crop: share of the shorter side that the plain view keeps.
         views: draws random views, for `encode.view`.
         device: where images are prepared.
-        workers: processes that decode images ahead.
+        workers: threads that decode images ahead.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Features:
         part = -(-len(split) // (BLOCK * dist.world())) * BLOCK
         first, last = dist.rank() * part, min((dist.rank() + 1) * part, len(split))
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
-        images = blocks(split, ranges, self.workers)
-        made = [self._block(block, part.start, prepare) for part, block in zip(ranges, images, strict=True)]
+        images = Feed(blocks(split, ranges, self.workers, self.device), self.device)
+        made = [self._block(block, part.start, prepare) for part, (block,) in zip(ranges, images, strict=True)]
         if dist.world() == 1:
             return torch.cat(made)
         width = self._block(split.images.fetch(torch.tensor([0])), 0, prepare).shape[1]
