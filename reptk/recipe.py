@@ -47,7 +47,7 @@ def _run(asked: argparse.Namespace) -> int:
         print(recipe.dump(), end="")
         return 0
     if asked.smoke:
-        recipe = _smoke(recipe)
+        recipe = smoke(recipe)
     if asked.check:
         return _check(recipe)
     if asked.smoke and asked.out is None:
@@ -91,7 +91,7 @@ def _check(recipe: config.Recipe) -> int:
     try:
         data = data_of(recipe)
     except DataError as error:
-        missing, recipe = error, _smoke(recipe)
+        missing, recipe = error, smoke(recipe)
         data = data_of(recipe)
     built = assemble(recipe, data, device)
     log = Log(dist.is_main())
@@ -105,7 +105,7 @@ def _check(recipe: config.Recipe) -> int:
     return 0
 
 
-def _smoke(recipe: config.Recipe) -> config.Recipe:
+def smoke(recipe: config.Recipe) -> config.Recipe:
     """Two steps on generated images of the recipe's size and number of classes; in fp32 where there is no GPU."""
     import torch
 

@@ -53,9 +53,9 @@ def _run(asked: argparse.Namespace) -> int:
         raise UsageError(f"--out must end in .png, got {asked.out}")
     recipe = config.load(asked.name, asked.overrides, plugins=asked.plugin)
     if asked.smoke:
-        from reptk.recipe import _smoke
+        from reptk.recipe import smoke
 
-        recipe = _smoke(recipe)
+        recipe = smoke(recipe)
     data = _data(recipe)
     shown = seen(recipe, data, step=asked.step, count=_count(asked.images, recipe.train.batch_size))
     columns = [Column("image", shown.images)]

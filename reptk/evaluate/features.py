@@ -49,7 +49,12 @@ class Features:
 
     def view(self, split: Split, number: int) -> Tensor:
         """Features of random view `number` of every image: drawn alike each time, independent between numbers."""
-        return self._once(split, number, lambda images, first: self.views(images, fold("evaluation", number, first))[0])
+
+        def first_view(images: Tensor, first: int) -> Tensor:
+            made = self.views(images, fold("evaluation", number, first))
+            return made[0][0] if isinstance(made, list | tuple) else made[0]
+
+        return self._once(split, number, first_view)
 
     def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
         for known, known_kind, features in self._kept:
