@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         """(B, 3, H, W) -> (B, F): what evaluation and search use."""
         if images.dtype == torch.uint8:
             images = to_float(images)
-        return self.backbone((images - self.mean) / self.std)
+        return self.backbone((images - self.mean).div_(self.std))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): what losses see, not normalised. See `encode_in_parts`."""

@@ -514,6 +514,14 @@ def test_compiled_whole_and_once(name, exact_hue):
     assert counts[-1] == counts[1]
 
 
+def test_views_are_compiled_as_one_graph():
+    views, counter, images = VIEWS.get("simclr")(size=24), CompileCounter(), patches(6)
+    compiled = torch.compile(views.__call__, backend=counter, fullgraph=True)
+    for key in (5, 10**15, 3):
+        torch.testing.assert_close(compiled(images, key), views(images, key), atol=1e-5, rtol=0)
+    assert counter.frame_count <= 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("exact_hue", [False, True])
