@@ -75,7 +75,6 @@ class Views:
         with torch.autocast(images.device.type, enabled=False):
             if images.dtype != torch.uint8:
                 images = to_float(images)
-            total = len(images) * self.world
             rows = torch.arange(len(images), device=images.device) + len(images) * self.rank
             groups, number = [], 0
             for size, group in groupby(self.sizes):
@@ -85,16 +84,18 @@ class Views:
                     len(members), len(images), 3, size, size, dtype=float_type(images), device=images.device
                 )
                 for view, member in zip(views, members, strict=True):
-                    self._draw_into(view, member, images, rows, total, key)
+                    self._draw_into(view, member, images, rows, key)
                 groups.append(views)
         return groups[0] if len(groups) == 1 else groups
 
-    def _draw_into(self, view: Tensor, number: int, images: Tensor, rows: Tensor, total: int, key: int) -> None:
-        """View `number` of the images, written to `view` (n, 3, size, size)."""
-        made = images
+    def _draw_into(self, view: Tensor, number: int, images: Tensor, rows: Tensor, key: int) -> None:
+        """View `number` of the images, written to `view` (n, 3, size, size); rows (n,): their numbers in the batch."""
+        made, count = images, len(images)
         for position, step in self.lists[number]:
             if not isinstance(step, Fused):
-                made = step(unit(made), rows.cpu(), total, key, fold(key, number, position))
+                # kornia draws on the host, for all ranks: what it takes from `rows` must not wait for a GPU.
+                own = torch.arange(count) + count * self.rank
+                made = step(unit(made), own, count * self.world, key, fold(key, number, position))
             elif step is self.lists[number][-1][1] and step.out_shape(made.shape[-2:]) == view.shape[-2:]:
                 made = step(made, rows, key, out=view)
             else:

@@ -3,6 +3,7 @@
 On a CPU, fresh memory costs more than filling it: the system hands it out page by page, and takes it back.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -28,3 +29,13 @@ class Kept:
         if place not in self.pieces or len(self.pieces[place]) < length:
             self.pieces[place] = torch.empty(length, dtype=like.dtype)
         return self.pieces[place][:length].view(shape)
+
+
+_KEPT = threading.local()
+
+
+def rooms(count: int) -> list[Kept]:
+    """Memory that this thread keeps, a room for each stage, so that none writes over what it reads."""
+    kept = _KEPT.__dict__.setdefault("rooms", [])
+    kept += [Kept() for _ in range(count - len(kept))]
+    return kept
