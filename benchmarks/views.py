@@ -30,6 +30,8 @@ from reptk.run import commit, versions
 
 SETS = {224: ("simclr", 256, 1.0, 0.08), 32: ("simclr_small", 32, 0.5, 0.2)}
 WORKERS = 2
+LEAST_SECONDS = 0.3
+"""Each part makes batches for about so long in a round, so that short ones are not measured cold."""
 
 
 def main() -> None:
@@ -146,21 +148,24 @@ def _measure(parts: dict[str, Callable[[int], Tensor]], rounds: int) -> dict[str
     timed in a row, then it is given time to fill up again before the next part's turn.
     """
     seconds: dict[str, list[float]] = {name: [] for name in parts}
+    batches = dict.fromkeys(parts, 2 * WORKERS)
     for number in range(rounds + 1):
         names = list(parts)
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            if name.startswith("lightly"):
-                for _ in range(WORKERS):
-                    parts[name](0)
+            is_ahead = name.startswith("lightly")
+            for _ in range(WORKERS if is_ahead else 0):
+                parts[name](0)
             since = time.perf_counter()
-            batches = 2 * WORKERS if name.startswith("lightly") else 1
-            for batch in range(batches):
-                parts[name](number * 10 + batch)
+            for batch in range(batches[name]):
+                parts[name](number * 1000 + batch)
+            each = (time.perf_counter() - since) / batches[name]
             if number:
-                seconds[name].append((time.perf_counter() - since) / batches)
-            if name.startswith("lightly"):
-                time.sleep(2.5 * (time.perf_counter() - since) / batches)
+                seconds[name].append(each)
+            elif not is_ahead:
+                batches[name] = max(1, round(LEAST_SECONDS / each))
+            if is_ahead:
+                time.sleep(2.5 * each)
     return seconds
 
 
