@@ -20,8 +20,8 @@ from reptk.evaluate import Features, Knn, ViewRetrieval, engine, knn, pixels, re
 from reptk.training import effective_rank
 from reptk.views.sets import crop_flip, none
 
-# The package's attribute `search` is the function, so the module of that name is asked for by path.
-search_module = importlib.import_module("reptk.evaluate.search")
+# Its functions are replaced here, so the module itself is asked for.
+search_module = importlib.import_module("reptk.neighbours.exact")
 features_module = importlib.import_module("reptk.evaluate.features")
 
 SIZES = [1, 2, 3, 5, 8, 13, 21]

@@ -5,7 +5,7 @@ from reptk.evaluate.features import PIXELS_PX, Features, pixels
 from reptk.evaluate.knn import knn
 from reptk.evaluate.measure import measure, measure_pixels
 from reptk.evaluate.retrieval import retrieval
-from reptk.evaluate.search import engine, search
+from reptk.neighbours import engine, search
 
 __all__ = [
     "PIXELS_PX",

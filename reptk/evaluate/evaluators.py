@@ -11,9 +11,9 @@ from reptk.data import Data, InMemory, Split
 from reptk.evaluate.features import Features
 from reptk.evaluate.knn import Votes
 from reptk.evaluate.retrieval import Ranks
-from reptk.evaluate.search import search
 from reptk.evaluate.tally import labelled, tally
 from reptk.keyed import generator
+from reptk.neighbours import search
 from reptk.registry import EVALUATORS
 
 Ks = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]

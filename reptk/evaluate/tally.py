@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reptk.evaluate.search import check_rows, search
+from reptk.neighbours import check_rows, search
 
 
 class Measure(Protocol):
