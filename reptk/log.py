@@ -69,6 +69,13 @@ class Log:
             table.add_row(name, *cells, style="bold" if name == "trained" else None)
         self.console.print(table)
 
+    def verdict(self, said: Mapping[str, Any]) -> None:
+        """Print what the numbers mean, and what to change."""
+        self.line()
+        self.line(f"  {said['sentence']}", style="bold")
+        for advice in said["advice"]:
+            self.line(f"  {advice}")
+
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """Say on a terminal what takes a while, for as long as it does."""
@@ -118,10 +125,25 @@ class Epochs:
 
 
 def title(metric: str) -> str:
-    """How a metric is headed in a table: `knn@20` -> `kNN@20`."""
-    names = {"knn": "kNN", "knn_majority": "majority", "recall": "Recall", "map@r": "mAP@R", "r_precision": "R-prec."}
+    """How a metric is written: `knn@20` -> `kNN@20`."""
     name, at, k = metric.partition("@")
-    return names.get(metric) or f"{names.get(name, name)}{at}{k}"
+    return _TITLES.get(metric) or f"{_TITLES.get(name, name)}{at}{k}"
+
+
+_TITLES = {
+    "knn": "kNN",
+    "knn_majority": "majority",
+    "recall": "Recall",
+    "precision": "Precision",
+    "view_recall": "View recall",
+    "mrr": "MRR",
+    "map@r": "mAP@R",
+    "r_precision": "R-prec.",
+    "linear": "Linear",
+    "linear_stage": "Linear stage",
+    "few_shot": "Few-shot",
+    "few_shot_std": "Few-shot std",
+}
 
 
 def clock(seconds: float) -> str:

@@ -96,15 +96,17 @@ def brute_retrieval(
     exclude: Tensor | None = None,
 ) -> Numbers:
     """Musgrave et al. 2020 (arXiv 2003.08505): r / R, and (1 / R) sum_{i <= R} P(i) with P(i) = 0 at a miss."""
-    per_query = []
+    hits = []
     for number, own in asked_of(query_labels, exclude):
         order, _ = ranked(bank, bank_labels, queries[number], own)
-        hit = [int(bank_labels[row] == query_labels[number]) for row in order]
+        hits.append([int(bank_labels[row] == query_labels[number]) for row in order])
+    depth = max(*k, *(sum(hit) for hit in hits))
+    per_query = []
+    for hit in hits:
         r = sum(hit)
         if r == 0:
             continue
         average = sum(sum(hit[: i + 1]) / (i + 1) for i in range(r) if hit[i]) / r
-        depth = max(*k, max(SIZES))
         first = 1 / (hit.index(1) + 1) if 1 in hit[:depth] else 0.0
         per_query.append([*(float(any(hit[:value])) for value in k), first, average, sum(hit[:r]) / r])
     names = [*(f"recall@{value}" for value in k), "mrr", "map@r", "r_precision"]
@@ -504,8 +506,8 @@ def test_knn_evaluator_is_the_two_functions() -> None:
     data = small_data()
     encode = Features(few_pixels, size=8)
     given = (encode(data.bank), data.bank.labels, encode(data.query), data.query.labels)
-    found = dict(Knn(k=(1, 10), temperature=0.5, recall=(1, 3))(encode, data))
-    assert found == knn(*given, k=[1, 10], temperature=0.5) | retrieval(*given, k=[1, 3])
+    found = dict(Knn(k=(1, 10), temperature=0.5, recall=(1, 3), precision=(2,))(encode, data))
+    assert found == knn(*given, k=[1, 10], temperature=0.5) | retrieval(*given, k=[1, 3], precision=[2])
     assert dict(Knn(k=(1, 10), temperature=0.5).during_training(encode, data)) == knn(
         *given, k=[1, 10], temperature=0.5
     )
@@ -518,8 +520,8 @@ def test_a_bank_that_is_the_queries_is_leave_one_out() -> None:
     encode = Features(few_pixels, size=8)
     given = [encode(data.bank), data.bank.labels] * 2
     own = torch.arange(40)
-    found = dict(Knn(k=(1, 39), recall=(1,))(encode, data))
-    assert found == knn(*given, k=[1, 39], exclude=own) | retrieval(*given, k=[1], exclude=own)
+    found = dict(Knn(k=(1, 39), recall=(1,), precision=(3,))(encode, data))
+    assert found == knn(*given, k=[1, 39], exclude=own) | retrieval(*given, k=[1], precision=[3], exclude=own)
     # A copy of the bank is not the bank: there every query finds itself.
     copy = replace(data, query=Split(data.bank.images, data.bank.labels))
     assert dict(Knn(k=(1,), recall=(1,))(encode, copy))["knn@1"] == 1
@@ -564,7 +566,7 @@ def test_view_retrieval_looks_at_no_more_than_its_limit() -> None:
         embed = Counted()
         encode = Features(embed, size=8, views=crop_flip(count=1, size=8))
         found.append(dict(ViewRetrieval(recall=(1, 30), limit=30)(encode, data)))
-        assert embed.seen == 2 * 30
+        assert embed.seen == 3 * 30  # two views, and the images as they are for the report
     assert found[0] == found[1]
     assert list(found[0]) == ["view_recall@1", "view_recall@30"]
     assert found[0]["view_recall@30"] == 1

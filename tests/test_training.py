@@ -13,10 +13,12 @@ from reptk import LOSSES, checkpoint, load, run
 from reptk.config import Recipe, validate
 from reptk.data import InMemory
 from reptk.errors import NumericalError, UsageError
+from reptk.evaluate import effective_rank
+from reptk.evaluate.results import headline
 from reptk.log import Log
 from reptk.losses import implementation
 from reptk.registry import load_plugin
-from reptk.training import effective_rank, headline, train
+from reptk.training import train
 from reptk.watch import input_bound
 
 TINY = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 VERBS = {
     "recipe": ("reptk.recipe", "train and evaluate a recipe"),
-    "knn": ("reptk.commands.knn", "evaluate a run or any timm backbone on a data set"),
+    "evaluate": ("reptk.commands.evaluate", "every number of a run or any timm backbone on a data set"),
     "views": ("reptk.commands.views", "draw what the network sees, as a picture"),
 }
 

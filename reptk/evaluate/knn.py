@@ -23,7 +23,7 @@ class Votes:
         if not k or min(k) < 1:
             raise ValueError(f"k must be at least 1, got {list(k)}")
         if not temperatures or not min(temperatures) > 0:
-            raise ValueError(f"temperature must be above 0, got {list(temperatures)}")
+            raise ValueError(f"temperature must be above 0, got {', '.join(map(str, temperatures)) or 'none'}")
         self.labels, self.k = bank_labels, sorted(set(k))
         self.temperatures = list(dict.fromkeys(temperatures))
         self.depth = self.k[-1]

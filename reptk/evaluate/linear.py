@@ -68,7 +68,13 @@ def right(probe: Linear, queries: Tensor, labels: Tensor) -> Mean:
 
 
 def fit(
-    h: Tensor, labels: Tensor, *, decays: Sequence[float] = DECAYS, device: torch.device | str = "cpu", steps: int = 100
+    h: Tensor,
+    labels: Tensor,
+    *,
+    decays: Sequence[float] = DECAYS,
+    device: torch.device | str = "cpu",
+    steps: int = 100,
+    tolerance: float = 1e-4,
 ) -> Linear:
     """Fit the probe. Features are standardised by their own mean and deviation.
 
@@ -77,8 +83,10 @@ def fit(
         labels: (n,) classes from 0.
         decays: lambda in mean cross-entropy + lambda / 2 |W|^2. Of several, the one that does best on a fifth of the rows,
             kept back and drawn once for all, is taken, and the probe fitted again to all rows; between equals the larger.
+            They are tried from the largest down, until two in a row do worse than the best.
         device: where to compute.
         steps: at most so many L-BFGS steps for each.
+        tolerance: largest component of the gradient at which a fit counts as done (scikit-learn's default).
 
     Raises:
         ValueError: fewer than two classes, or values that are not finite.
@@ -91,38 +99,66 @@ def fit(
     h, labels = h.to(device, wide), labels.to(device).long()
     mean, scale = h.mean(0), h.std(0, unbiased=False)
     scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
-    h = (h - mean) / scale
+    axes, spread = _principal((h - mean) / scale)
+    h = ((h - mean) / scale) @ axes
     decays = sorted(set(decays), reverse=True)
-    best, held_out = (decays[0], float("nan")) if len(decays) == 1 else _choose(h, labels, classes, decays, steps)
     start = torch.zeros(classes, h.shape[1] + 1, device=h.device, dtype=h.dtype)
-    solution = _solve(h, labels, best, start, steps)
-    return Linear(mean, scale, solution[:, :-1], solution[:, -1], best, held_out)
+    best, held_out = decays[0], float("nan")
+    if len(decays) > 1:
+        best, held_out, start = _choose(h, labels, spread, decays, start, steps, tolerance)
+    solution = _solve(h, labels, spread, best, start, steps, tolerance)
+    return Linear(mean, scale, solution[:, :-1] @ axes.T, solution[:, -1], best, held_out)
 
 
-def _choose(h: Tensor, labels: Tensor, classes: int, decays: Sequence[float], steps: int) -> tuple[float, float]:
-    """The decay that does best on rows kept back; each fit starts where the last one, of a larger decay, ended."""
+def _principal(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal axes (F, r) of (n, F) centred rows and the variances (r,) along them; axes without any are left out.
+
+    Weights never leave the span of the rows, and their norm does not depend on the axes, so the optimum is the same.
+    """
+    wide = len(h) < h.shape[1]
+    variances, vectors = torch.linalg.eigh((h @ h.T if wide else h.T @ h) / len(h))
+    kept = variances > variances[-1] * (1e-6 if h.dtype == torch.float32 else 1e-12)
+    variances, vectors = variances[kept], vectors[:, kept]
+    return (h.T @ vectors / (variances * len(h)).sqrt() if wide else vectors), variances
+
+
+def _choose(
+    h: Tensor, labels: Tensor, spread: Tensor, decays: Sequence[float], start: Tensor, steps: int, tolerance: float
+) -> tuple[float, float, Tensor]:
+    """The decay that does best on rows kept back, how well, and its solution; each fit starts where the last one ended."""
     order = torch.randperm(len(h), generator=generator("linear probe", len(h))).to(h.device)
     apart, rest = order[: max(1, len(h) // 5)], order[max(1, len(h) // 5) :]
-    solution = torch.zeros(classes, h.shape[1] + 1, device=h.device, dtype=h.dtype)
-    best, reached = decays[0], -1.0
+    kept, kept_labels = h[rest], labels[rest]
+    best, reached, found, worse, solution = decays[0], -1.0, start, 0, start
     for decay in decays:
-        solution = _solve(h[rest], labels[rest], decay, solution, steps)
+        solution = _solve(kept, kept_labels, spread, decay, solution, steps, tolerance)
         answers = functional.linear(h[apart], solution[:, :-1], solution[:, -1]).argmax(1)
         share = (answers == labels[apart]).double().mean().item()
+        worse = 0 if share >= reached else worse + 1
         if share > reached:
-            best, reached = decay, share
-    return best, reached
+            best, reached, found = decay, share, solution
+        if worse == 2:
+            break
+    return best, reached, found
 
 
-def _solve(h: Tensor, labels: Tensor, decay: float, start: Tensor, steps: int) -> Tensor:
-    """(C, F + 1) weights and biases at the minimum. Loss and gradient are summed over chunks of rows."""
-    solution = start.clone().requires_grad_()
+def _solve(
+    h: Tensor, labels: Tensor, spread: Tensor, decay: float, start: Tensor, steps: int, tolerance: float
+) -> Tensor:
+    """(C, r + 1) weights and biases at the minimum. Loss and gradient are summed over chunks of rows.
+
+    Along the principal axes half the variance bounds the curvature of the cross-entropy (Boehning 1992), so in units of
+    its root all directions are about as steep, and L-BFGS needs tens of steps whatever the decay.
+    """
+    unit = torch.cat([(spread / 2 + decay).rsqrt(), spread.new_full((1,), 2**0.5)])
+    scaled = (start / unit).requires_grad_()
     optimum = torch.optim.LBFGS(
-        [solution], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+        [scaled], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=tolerance
     )
 
     @torch.no_grad()
     def closure() -> Tensor:
+        solution = scaled * unit
         weight, bias = solution[:, :-1], solution[:, -1]
         loss = decay / 2 * weight.square().sum()
         gradient = torch.cat([decay * weight, torch.zeros_like(bias)[:, None]], dim=1)
@@ -132,8 +168,8 @@ def _solve(h: Tensor, labels: Tensor, decay: float, start: Tensor, steps: int) -
             apart = scores.exp_().scatter_add_(1, classes[:, None], scores.new_full((len(rows), 1), -1.0)).div_(len(h))
             gradient[:, :-1].addmm_(apart.T, rows)
             gradient[:, -1] += apart.sum(0)
-        solution.grad = gradient
+        scaled.grad = gradient * unit
         return loss
 
     optimum.step(closure)
-    return solution.detach()
+    return scaled.detach() * unit

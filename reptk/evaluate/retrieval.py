@@ -51,7 +51,7 @@ class Ranks:
         made = {f"recall@{k}": (first <= k).float() for k in self.k}
         made |= {f"precision@{k}": so_far[:, k - 1] / k for k in self.precision}
         made["mrr"] = 1 / first
-        made["map@r"] = (so_far / position).mul_(within).sum(1) / relevant
+        made["map@r"] = (so_far / position).mul_(within).sum(1, dtype=torch.float64) / relevant
         made["r_precision"] = within.sum(1) / relevant
         return made
 

@@ -1,0 +1,261 @@
+"""Every number of an encoder on a data set: reptk evaluate runs/tcl_sup_photos/1 data.name=digits"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reptk import config
+from reptk.command import Parser, guarded
+from reptk.errors import DataError, EnvironmentProblem, UsageError
+from reptk.registry import load_plugin
+
+if TYPE_CHECKING:
+    from reptk.data import Data
+    from reptk.encoder import Encoder
+    from reptk.evaluate import Measured
+    from reptk.log import Log
+
+EXAMPLES = """examples:
+  reptk evaluate runs/tcl_sup_photos/1
+  reptk evaluate runs/tcl_sup_photos/1 data.name=folder data.root=my_photos --out numbers
+  reptk evaluate resnet50 --pretrained data.name=cifar10 size=224
+  reptk evaluate tf_efficientnet_lite0 --weights lite0.pth data.name=photos size=96 --only knn eval.knn.k=[1,20]
+  reptk evaluate runs/tcl_sup_photos/1 eval.linear_stage.epochs=10
+"""
+LABELLED, UNLABELLED = ("knn", "linear", "few_shot"), ("view_retrieval",)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: an encoder, the one it is held against, and the recipe it comes from (empty for none)."""
+
+    name: str
+    encoder: "Encoder"
+    untrained: "Encoder | None"
+    recipe: config.Table
+
+    @property
+    def is_bf16(self) -> bool:
+        return self.recipe.get("train", {}).get("precision") == "bf16"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    return guarded(lambda: _run(_parse(arguments)))
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from reptk.data import cores
+    from reptk.log import Log
+    from reptk.registry import DATASETS, EVALUATORS
+
+    for plugin in asked.plugin:
+        load_plugin(plugin)
+    chosen = config.override({}, asked.overrides)
+    strange = sorted(set(chosen) - {"data", "eval", "size"})
+    if strange:
+        raise UsageError(f"{', '.join(strange)}: what can be set here is data.*, eval.NAME.* and size")
+    tables = _tables(chosen.get("eval", {}), asked.only)
+    _check_out(asked.out)
+    part = _data_part(asked.source, chosen.get("data", {}))
+    subject = _subject(asked, chosen.get("size"))
+    log, data = Log(), config.build(DATASETS, part)
+    asked.workers = cores() if asked.workers is None else asked.workers
+    tables = _fitting(tables, data, asked.only)
+    evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
+    log.line(f"{subject.name}  on  {part['name']}: {data.protocol}")
+    rows = _measure(asked, subject, data, evaluators, log)
+    _finish(asked, subject, data, rows, _protocol(subject, part, data, tables), log)
+    return 0
+
+
+def _measure(
+    asked: argparse.Namespace, subject: Subject, data: "Data", evaluators: list[Any], log: "Log"
+) -> "dict[str, Measured]":
+    from reptk.evaluate import measure, measure_pixels
+    from reptk.registry import VIEWS
+
+    table = subject.recipe.get("views", {"name": "simclr", "size": subject.encoder.config["size"]})
+    views = config.build(VIEWS, table)
+    with_encoder = {"views": views, "device": _device(), "bf16": subject.is_bf16, "workers": asked.workers}
+    rows = {}
+    if asked.baselines:
+        with log.working("raw pixels"):
+            rows["raw pixels"] = measure_pixels(data, evaluators, views, asked.workers)
+        if subject.untrained is not None:
+            with log.working("untrained encoder"):
+                rows["untrained"] = measure(subject.untrained, data, evaluators, **with_encoder)
+    with log.working("encoder"):
+        rows["encoder"] = measure(subject.encoder, data, evaluators, **with_encoder)
+    return rows
+
+
+def _finish(
+    asked: argparse.Namespace,
+    subject: Subject,
+    data: "Data",
+    rows: "dict[str, Measured]",
+    protocol: config.Table,
+    log: "Log",
+) -> None:
+    from reptk.evaluate.results import columns, results, write
+
+    found = results(rows, data, protocol)
+    log.results(columns(rows["encoder"].numbers), found["metrics"])
+    log.verdict(found["verdict"])
+    if asked.out is None:
+        return
+    try:
+        if asked.out.suffix == ".json":
+            asked.out.write_text(json.dumps(found, indent=2) + "\n")
+        else:
+            asked.out.mkdir(parents=True, exist_ok=True)
+            write(asked.out, found, rows["encoder"], "encoder", data.classes)
+    except OSError as cause:
+        raise EnvironmentProblem(f"cannot write {asked.out}: {cause}") from cause
+    log.line(f"  results  {asked.out}")
+
+
+def _protocol(subject: Subject, part: config.Table, data: "Data", tables: dict[str, config.Table]) -> config.Table:
+    from reptk import run
+    from reptk.evaluate.results import protocol
+
+    return {
+        "of": subject.name,
+        "encoder": subject.encoder.config,
+        **protocol(part, data, tables, subject.encoder),
+        "device": str(_device()),
+        "versions": run.versions(),
+        "commit": run.commit(),
+    }
+
+
+# What is evaluated
+
+
+def _subject(asked: argparse.Namespace, size: int | None) -> Subject:
+    from reptk.encoder import Encoder, native_size
+    from reptk.keyed import keyed
+
+    if _is_place(asked.source):
+        if size is not None or asked.weights is not None or asked.pretrained:
+            raise UsageError("size, --weights and --pretrained go with a timm name; a run has its own")
+        encoder, recipe = Encoder.from_run(asked.source), _recipe_of(asked.source)
+        with keyed(recipe.get("seed", 0), "initial weights"):
+            untrained = _untrained(recipe, encoder) if asked.baselines else None
+        return Subject(asked.source, encoder, untrained, recipe)
+    size = native_size(asked.source) if size is None else size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 4:
+        raise UsageError(f"size must be an integer of at least 4, got {size!r}")
+    options = {"pretrained": asked.pretrained, "weights": asked.weights}
+    encoder = Encoder(asked.source, size=size, **options, head_layers=0).eval()
+    with keyed(0, "initial weights"):
+        untrained = Encoder(asked.source, size=size, head_layers=0) if any(options.values()) else None
+    return Subject(asked.source, encoder, untrained, {})
+
+
+def _untrained(recipe: config.Table, encoder: "Encoder") -> "Encoder":
+    """The encoder that the run started with; where its pretrained weights cannot be had again, a random one."""
+    from reptk.encoder import Encoder
+
+    options = {**encoder.config, **recipe.get("encoder", {}), "size": encoder.config["size"]}
+    options = {name: value for name, value in options.items() if name not in ("mean", "std", "num_features")}
+    return Encoder(**(options | {"pretrained": False, "weights": None}))
+
+
+def _is_place(source: str) -> bool:
+    """Whether a source names a folder rather than a timm model."""
+    return Path(source).exists() or len(Path(source).parts) > 1
+
+
+def _recipe_of(source: str) -> config.Table:
+    """The recipe of the run that a run folder or its model folder belongs to, empty if there is none."""
+    homes = [Path(source), Path(source).parent]
+    found = [home / "recipe.toml" for home in homes if (home / "recipe.toml").is_file()]
+    return config.read(found[0]) if found else {}
+
+
+def _data_part(source: str, chosen: config.Table) -> config.Table:
+    """The data set that was named, else the one the run was trained on."""
+    part = dict(chosen)
+    if "name" not in part and _is_place(source):
+        part = {**_recipe_of(source).get("data", {}), **part}
+    if "name" not in part:
+        raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
+    return config.complete("data", part)
+
+
+# How it is evaluated
+
+
+def _tables(chosen: config.Table, only: Sequence[str] | None) -> dict[str, config.Table]:
+    """The evaluators' complete tables by name: the usual ones, and those that an override names; or `only` these."""
+    if any(not isinstance(table, dict) for table in chosen.values()):
+        raise UsageError("evaluators are set by name, e.g. eval.knn.k=[1,20]")
+    names = dict.fromkeys([*LABELLED, *chosen]) if only is None else dict.fromkeys(only)
+    if unused := sorted(set(chosen) - set(names)):
+        raise UsageError(f"eval.{unused[0]} is set, but --only leaves it out")
+    return {name: config.complete(f"eval.{name}", {"name": name, **chosen.get(name, {})}) for name in names}
+
+
+def _fitting(tables: dict[str, config.Table], data: "Data", only: Sequence[str] | None) -> dict[str, config.Table]:
+    """Those that the data set has labels for; without labels, view retrieval."""
+    from reptk.registry import EVALUATORS
+
+    if data.query is not None:
+        return tables
+    kept = {name: table for name, table in tables.items() if not getattr(EVALUATORS.get(name), "needs_labels", True)}
+    if only is not None and not kept:
+        raise DataError(f"{', '.join(only)} need labels, and {data.protocol} has none; leave out --only")
+    return kept or {name: config.complete(f"eval.{name}", {"name": name}) for name in UNLABELLED}
+
+
+def _check_out(out: Path | None) -> None:
+    if out is None:
+        return
+    if out.suffix == ".json":
+        if not out.parent.is_dir():
+            raise EnvironmentProblem(f"cannot write {out}: there is no folder {out.parent}")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already; choose another --out")
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="reptk evaluate",
+        description="Every number of an encoder on a data set, with intervals, beside raw pixels and the untrained encoder.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="a run's folder or its model folder, or any timm name")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="data.name=..., data.root=..., eval.knn.k=[1,20], size=96"
+    )
+    parser.add_argument(
+        "--only", type=lambda names: names.split(","), metavar="NAMES", help="these evaluators alone, e.g. knn,linear"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
+    parser.add_argument("--weights", help="with a timm name: a local file of weights")
+    parser.add_argument(
+        "--no-baselines", dest="baselines", action="store_false", help="leave out raw pixels and the untrained encoder"
+    )
+    parser.add_argument("--workers", type=int, help="threads that decode images; default: as many as cores")
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write results.json and what a report is drawn from into this folder; or a .json file"
+    )
+    asked = parser.parse_intermixed_args(arguments)
+    if "=" in asked.source:
+        raise UsageError(f"what is to be evaluated comes first, before {asked.source!r}")
+    return asked
