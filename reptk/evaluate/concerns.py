@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from reptk.evaluate.health import MOST_ROWS, health
 
-COLLAPSED_STD, COLLAPSED_SHARE = 0.2, 0.02
-"""Spread (1: even over the sphere), and share of the dimensions in use (RankMe), below which embeddings have collapsed."""
+COLLAPSED_STD, COLLAPSED_FEATURES_STD, COLLAPSED_SHARE = 0.1, 0.05, 0.02
+"""Spread of embeddings and of features (1: even over the sphere; features after a ReLU share a direction from the start), and
+share of the dimensions in use (RankMe), below which they have collapsed."""
 FLAT = 0.98
 """Share of the other rows that weigh alike in the softmax from which on the temperature tells none apart."""
 SOLVED = 0.02
@@ -22,9 +23,9 @@ COLLAPSE = (
 )
 
 
-def collapsed(state: Mapping[str, float]) -> bool:
-    """Whether `health` shows embeddings that lie at a point, on a line or on a few lines."""
-    return state["std"] < COLLAPSED_STD or state["rank"] < max(1.5, COLLAPSED_SHARE * state["dimensions"])
+def collapsed(state: Mapping[str, float], std: float = COLLAPSED_STD) -> bool:
+    """Whether `health` shows embeddings that lie at a point, on a line or in few of their dimensions."""
+    return state["std"] < std or state["rank"] < max(1.5, COLLAPSED_SHARE * state["dimensions"])
 
 
 @torch.no_grad()

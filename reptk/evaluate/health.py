@@ -18,7 +18,7 @@ def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
         `alignment`: mean squared distance between unit rows that share an id; 0 is perfect, 2 is chance.
         `uniformity`: log of the mean Gaussian potential exp(-2 d^2) of all pairs; 0 is collapse, about -4 the best.
         (Both: Wang and Isola 2020, arXiv 2005.10242, alpha = 2, t = 2.)
-        `rank`: see `effective_rank`; `dimensions`: F.
+        `rank`: see `effective_rank`; `dimensions`: the most that it can be, min(n, F).
         `std`: deviation of unit rows over the sample, averaged over dimensions, times sqrt(F): 1 if spread evenly, 0 for
         collapse.
     """
@@ -28,7 +28,7 @@ def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
     made = {
         "uniformity": squared[apart].mul(-2).exp_().mean().log().item(),
         "rank": effective_rank(z),
-        "dimensions": float(z.shape[1]),
+        "dimensions": float(min(z.shape)),
         "std": z.std(0, unbiased=False).mean().item() * z.shape[1] ** 0.5,
     }
     if ids is not None:

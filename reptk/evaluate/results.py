@@ -26,6 +26,7 @@ from torch import Tensor
 from reptk.checkpoint import replace_text
 from reptk.data import Data
 from reptk.encoder import Encoder
+from reptk.evaluate.evaluators import headline_k
 from reptk.evaluate.mean import DRAWS, Mean, gains, intervals
 from reptk.evaluate.measure import Measured
 from reptk.evaluate.verdict import verdict
@@ -87,8 +88,9 @@ def write(folder: Path, made: Table, measured: Measured, row: str, classes: tupl
 
 
 def headline(numbers: Mapping[str, float]) -> str:
-    """The metric that stands for all: kNN with k = 20 where there is one, else the first."""
-    return "knn@20" if "knn@20" in numbers else next(iter(numbers))
+    """The metric that stands for all: the weighted kNN whose k is nearest to 20, else the first."""
+    votes = [int(name[4:]) for name in numbers if name.startswith("knn@") and name[4:].isdigit()]
+    return f"knn@{headline_k(votes)}" if votes else next(iter(numbers))
 
 
 def columns(numbers: Mapping[str, float]) -> list[str]:
@@ -148,4 +150,7 @@ def _by_class(values: Tensor, labels: Tensor, count: int) -> list[float | None]:
     present = ~values.isnan()
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, labels[present], values[present].double())
     counts = torch.bincount(labels[present], minlength=count)
-    return [total / number if number else None for total, number in zip(sums.tolist(), counts.tolist(), strict=True)]
+    return [
+        round(total / number, 6) if number else None
+        for total, number in zip(sums.tolist(), counts.tolist(), strict=True)
+    ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reptk.evaluate.concerns import COLLAPSE, collapsed
+from reptk.evaluate.concerns import COLLAPSE, COLLAPSED_FEATURES_STD, collapsed
 from reptk.log import title
 
 COPIES = 0.01
@@ -66,7 +66,7 @@ def _side(gain: Any) -> str:
 
 
 def _collapse(state: Mapping[str, float]) -> list[str]:
-    if not state or not collapsed(state):
+    if not state or not collapsed(state, COLLAPSED_FEATURES_STD):
         return []
     used = f"{state['rank']:.1f} of {state['dimensions']:.0f} dimensions, and their spread is {state['std']:.2f} of an even one"
     return [f"The features have collapsed: they use {used}. {COLLAPSE}"]
