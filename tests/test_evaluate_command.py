@@ -87,7 +87,7 @@ def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
     assert all(
         low <= found["metrics"]["encoder"][name] <= high for name, (low, high) in found["intervals"]["encoder"].items()
     )
-    assert {row["name"] for row in found["classes"]} == set("0123")
+    assert {row["name"] for row in found["classes"]} == {f"class {number}" for number in range(4)}
     assert {"linear", "linear_stage"} == set(found["notes"]["encoder"])
     assert found["protocol"]["encoder"]["size"] == 32
 
