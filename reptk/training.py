@@ -17,7 +17,7 @@ from reptk.data import Feed
 from reptk.errors import EnvironmentProblem, NumericalError
 from reptk.evaluate import Measured, measure, measure_pixels
 from reptk.evaluate.concerns import concerns
-from reptk.evaluate.results import columns, headline, protocol, results, write
+from reptk.evaluate.results import columns, headline, protocol, remarks, results, write
 from reptk.keyed import fold
 from reptk.log import Log, title
 from reptk.optim import learning_rate
@@ -274,7 +274,7 @@ def _finish(
     found = results(rows, built.data, beside)
     log.line()
     log.results(columns(rows["trained"].numbers), found["metrics"])
-    log.verdict(found["verdict"])
+    log.verdict(found["verdict"], remarks(rows["trained"]))
     dist.from_main(lambda: _write_results(built, folder, found, rows["trained"]))
     log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
 

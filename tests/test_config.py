@@ -339,7 +339,7 @@ GOLDEN = {
     "typo in an evaluator's argument": (
         ["eval.knn.temprature=1"],
         "  eval.knn.temprature  'knn' has no argument 'temprature'; did you mean 'temperature'? "
-        "It takes k, temperature, recall, retrieval",
+        "It takes k, temperature, recall, precision, retrieval, index",
     ),
     "text for a number": (
         ["loss.temperature=warm"],

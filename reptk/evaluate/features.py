@@ -39,6 +39,7 @@ class Features:
         views: draws random views, for `encode.view`.
         device: where images are prepared.
         workers: threads that decode images ahead.
+        progress: told how many further images are encoded.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Features:
         views: Callable[[Tensor, int], Tensor] | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
+        self.progress = progress or (lambda count: None)
         self.embed, self.size, self.crop, self.views = embed, size, crop, views
         self.device, self.workers = device, workers
         self.notes: dict[str, Any] = {}
@@ -108,7 +111,9 @@ class Features:
         return dist.gather(padded)[: len(split)].cpu()
 
     def _block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
-        return self.embed(prepare(images.to(self.device), first)).float().cpu()
+        made = self.embed(prepare(images.to(self.device), first)).float().cpu()
+        self.progress(len(images))
+        return made
 
 
 def pixels(split: Split) -> Embed:

@@ -24,10 +24,11 @@ class Votes:
             raise ValueError(f"k must be at least 1, got {list(k)}")
         if not temperatures or not min(temperatures) > 0:
             raise ValueError(f"temperature must be above 0, got {', '.join(map(str, temperatures)) or 'none'}")
-        self.labels, self.k = bank_labels, sorted(set(k))
+        self.k = sorted(set(k))
         self.temperatures = list(dict.fromkeys(temperatures))
         self.depth = self.k[-1]
         self._classes = int(bank_labels.max()) + 1
+        self.labels = with_none(bank_labels, self._classes)
         self._right: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
@@ -43,7 +44,7 @@ class Votes:
 
     def _vote(self, labels: Tensor, votes: Tensor, given: Tensor, temperature: float) -> None:
         main = temperature == self.temperatures[0]
-        weighted = torch.zeros(len(labels), self._classes, dtype=torch.float64)
+        weighted = torch.zeros(len(labels), self._classes + 1, dtype=torch.float64)
         counts = torch.zeros_like(weighted)
         done = 0
         for k in self.k:
@@ -56,12 +57,17 @@ class Votes:
             done = k
 
     def _note(self, name: str, scores: Tensor, labels: Tensor) -> None:
-        self._right[name].append(scores.argmax(1) == labels)
+        self._right[name].append(scores[:, : self._classes].argmax(1) == labels)
+
+
+def with_none(labels: Tensor, label: int) -> Tensor:
+    """Labels of rows, with one more at the end: that of row -1, which is no neighbour."""
+    return torch.cat([labels, labels.new_tensor([label])])
 
 
 def weights(similarities: Tensor, temperature: float) -> Tensor:
-    """exp(similarity / temperature) of (b, k) neighbours, float64, scaled so that the nearest one's is 1."""
-    return ((similarities - similarities[:, :1]) / temperature).double().exp()
+    """exp(similarity / temperature) of (b, k) neighbours, float64, scaled so that the nearest one's is 1; of none, 0."""
+    return ((similarities - similarities[:, :1]) / temperature).double().exp().nan_to_num_(nan=0.0)
 
 
 def knn(

@@ -54,6 +54,7 @@ def measure(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     workers: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """Numbers of one encoder, put into evaluation mode for the time."""
 
@@ -62,7 +63,7 @@ def measure(
             return encoder.features(images)
 
     size = encoder.config["size"]
-    encode = Features(embed, size=size, crop=data.crop, views=views, device=device, workers=workers)
+    encode = Features(embed, size=size, crop=data.crop, views=views, device=device, workers=workers, progress=progress)
     with evaluating(encoder.to(device)):
         return evaluated(encode, data, evaluators)
 

@@ -99,6 +99,16 @@ def columns(numbers: Mapping[str, float]) -> list[str]:
     return [name for name in numbers if not name.startswith(left_out) and "," not in name]
 
 
+def remarks(measured: Measured) -> list[str]:
+    """What has to stand beside the numbers on a terminal: how much an approximate index finds."""
+    knn = measured.notes.get("knn", {})
+    return [
+        f"searched by {knn['index']}, which finds {100 * value:.1f} % of the {name.partition('@')[2]} nearest"
+        for name, value in knn.items()
+        if name.startswith("index_recall@")
+    ]
+
+
 def classes(measured: Measured, data: Data) -> list[Table]:
     """A table for each class that has queries: how many images it has, and its share of right answers by each measure."""
     answers = measured.answers

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reptk.evaluate.knn import with_none
 from reptk.evaluate.mean import Mean
 from reptk.evaluate.tally import labelled, tally
 
@@ -25,7 +26,7 @@ class Ranks:
     def __init__(self, bank_labels: Tensor, relevant: Tensor, k: Sequence[int], precision: Sequence[int] = ()) -> None:
         if not k or min([*k, *precision]) < 1:
             raise ValueError(f"k must be at least 1, got {[*k, *precision]}")
-        self.labels, self.relevant = bank_labels, relevant
+        self.labels, self.relevant = with_none(bank_labels, -1), relevant
         self.k, self.precision = sorted(set(k)), sorted(set(precision))
         self.depth = max(*self.k, *self.precision, int(relevant.max()))
         self._values: dict[str, list[Tensor]] = defaultdict(list)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.evaluate.mean import Mean
+from reptk.evaluate.near import Search
 from reptk.neighbours import check_rows, search
 
 
@@ -79,11 +80,11 @@ def labelled(
     return Labelled(*_only(kept, bank, bank_labels), *_only(asked, queries, query_labels), exclude)
 
 
-def tally(data: Labelled, *measures: Measure) -> dict[str, Mean]:
-    """Search once, as deep as the deepest measure, and count."""
+def tally(data: Labelled, *measures: Measure, find: Search = search) -> dict[str, Mean]:
+    """Search once, as deep as the deepest measure, and count. Rows of -1 are neighbours that `find` did not find."""
     depth = max(measure.depth for measure in measures)
     first = 0
-    for similarities, rows in search(data.bank, data.queries, depth, data.exclude):
+    for similarities, rows in find(data.bank, data.queries, depth, data.exclude):
         labels = data.query_labels[first : first + len(rows)]
         first += len(rows)
         for measure in measures:
