@@ -56,12 +56,13 @@ class Writer:
         schema, count = self.file.schema, len(rows.vectors)
         text = schema.field("id").type
         values = pyarrow.array(rows.vectors.to(self.whole.dtype).flatten().numpy())
-        classes = [self.whole.classes[label] if label >= 0 else None for label in rows.labels.tolist()]
+        names = dict(enumerate(self.whole.classes))
+        classes = pyarrow.array([names.get(label) for label in rows.labels.tolist()], pyarrow.string())
         columns = [
             pyarrow.array([_name(text, one) for one in rows.ids], text),
             pyarrow.array([_name(text, one) for one in rows.paths] if rows.paths is not None else [None] * count, text),
             pyarrow.array(rows.labels.numpy().astype(np.int64)),
-            pyarrow.array(classes if self.whole.classes else [None] * count, pyarrow.string()),
+            classes,
             pyarrow.FixedSizeListArray.from_arrays(values, self.whole.width),
         ]
         self.file.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
@@ -75,7 +76,7 @@ def blocks(path: Path, rows: int) -> Iterator[Rows]:
     """
     numbers = 0
     with _opened(path) as file:
-        classes = {name: number for number, name in enumerate(_words_of(file).get("classes", ()))}
+        classes = {name: number for number, name in enumerate(_classes(file))}
         for batch in file.iter_batches(rows, columns=[name for name in _COLUMNS if name in file.schema_arrow.names]):
             count = len(batch)
             found = {name: batch.column(name) for name in batch.schema.names}
@@ -109,7 +110,7 @@ def head(path: Path) -> Whole:
             half=str(vector.type.value_type) == "halffloat",
             ids_are_paths=words.get("ids") == "paths",
             has_paths="path" in schema.names and words.get("paths", True),
-            classes=tuple(words.get("classes", ())),
+            classes=_classes(file),
             about=words.get("about", {}),
         )
 
@@ -149,6 +150,15 @@ def _words_of(file: Any) -> dict[str, Any]:
     return json.loads(said) if said else {}
 
 
+def _classes(file: Any) -> tuple[str, ...]:
+    """The class names that the file lists; of a table of somebody else's, those in its column."""
+    listed = _words_of(file).get("classes")
+    if listed is None and "class" in file.schema_arrow.names and "label" not in file.schema_arrow.names:
+        column = file.read(columns=["class"]).column("class")
+        listed = sorted(str(name) for name in column.unique().to_pylist() if name is not None)
+    return tuple(listed or ())
+
+
 def _name(kind: Any, text: str) -> str | bytes:
     return text if str(kind) == "string" else text.encode("utf-8", "surrogateescape")
 
@@ -177,5 +187,5 @@ def _matrix(column: Any, count: int) -> torch.Tensor:
 def _labels(found: dict[str, Any], count: int, classes: dict[str, int]) -> torch.Tensor:
     if "label" in found:
         return torch.from_numpy(found["label"].fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
-    names = found["class"].to_pylist() if "class" in found else [None] * count
+    names = [name and str(name) for name in found["class"].to_pylist()] if "class" in found else [None] * count
     return torch.tensor([classes.get(name, -1) for name in names], dtype=torch.long)

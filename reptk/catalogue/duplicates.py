@@ -3,6 +3,7 @@ are looked at, a block of them at a time."""
 
 import csv
 import io
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ BLOCK = 2048
 
 class Member(NamedTuple):
     """An image of a group: its number and id, class, file, the similarity to the nearest of the group (or, between two sets,
-    of the other set), which that is, and whether the two files hold the same bytes."""
+    of the other set), which that is, and whether its file holds the same bytes as another's."""
 
     number: int
     id: str
@@ -109,16 +110,18 @@ def near_duplicates(first: Embeddings, second: Embeddings | None = None, *, thre
     first = comparable(first, "the index")
     if second is None:
         best, nearest, groups = _within(first.vectors, threshold)
-        made = [[_member(first, first, one, best, nearest) for one in group.tolist()] for group in groups]
+        made = [_group(first, group.tolist(), best, nearest) for group in groups]
         return Duplicates(first, None, threshold, made, [])
     _same_encoder(first, second)
     second = comparable(second, "the other set")
     best, nearest = _between(second.vectors, first.vectors, threshold)
     hits = (nearest >= 0).nonzero().flatten()
     hits = hits[best[hits].argsort(descending=True, stable=True)]
-    return Duplicates(
-        first, second, threshold, [], [_member(second, first, one, best, nearest) for one in hits.tolist()]
-    )
+    leaks = [
+        _member(second, one, best, nearest, _is_copy(second.file(one), first.file(int(nearest[one]))))
+        for one in hits.tolist()
+    ]
+    return Duplicates(first, second, threshold, [], leaks)
 
 
 def _within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
@@ -199,18 +202,31 @@ def _groups(parent: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return sorted(found, key=lambda part: (-len(part), part[0]))
 
 
-def _member(of: Embeddings, bank: Embeddings, number: int, best: Tensor, nearest: Tensor) -> Member:
-    path, other = of.file(number), bank.file(int(nearest[number]))
-    same = path is not None and other is not None and _is_identical(path, other)
+def _group(of: Embeddings, numbers: list[int], best: Tensor, nearest: Tensor) -> list[Member]:
+    """The members of a group; their files are read only where several have one length."""
+    lengths = {number: _length(of.file(number)) for number in numbers}
+    shared = Counter(length for length in lengths.values() if length is not None)
+    hashes = {number: sha256(of.file(number)) for number, length in lengths.items() if shared[length] > 1}
+    copies = Counter(hashes.values())
+    return [_member(of, number, best, nearest, copies[hashes.get(number)] > 1) for number in numbers]
+
+
+def _member(of: Embeddings, number: int, best: Tensor, nearest: Tensor, same: bool) -> Member:
     similarity = min(1.0, float(best[number]))
-    return Member(number, of.ids[number], of.class_of(number), path, similarity, int(nearest[number]), same)
+    return Member(number, of.ids[number], of.class_of(number), of.file(number), similarity, int(nearest[number]), same)
 
 
-def _is_identical(path: Path, other: Path) -> bool:
+def _is_copy(path: Path | None, other: Path | None) -> bool:
+    length = _length(path)
+    return length is not None and length == _length(other) and sha256(path) == sha256(other)
+
+
+def _length(path: Path | None) -> int | None:
+    """Of a file that can be read."""
     try:
-        return path.stat().st_size == other.stat().st_size and sha256(path) == sha256(other)
+        return path.stat().st_size if path is not None and os.access(path, os.R_OK) else None
     except OSError:
-        return False
+        return None
 
 
 def _same_encoder(first: Embeddings, second: Embeddings) -> None:
@@ -226,6 +242,6 @@ def _same_encoder(first: Embeddings, second: Embeddings) -> None:
 
 
 def sizes(found: Duplicates) -> str:
-    """`12 of 2, 3 of 3, 1 of 17`: how many groups of which size."""
+    """`12 of 2 images, 1 of 17 images`: how many groups of which size."""
     counts = sorted(Counter(map(len, found.groups)).items())
-    return ", ".join(f"{number:,} of {size:,}" for size, number in counts)
+    return ", ".join(f"{number:,} of {size:,} images" for size, number in counts)

@@ -1,6 +1,7 @@
 """An encoder together with how images are brought before it, so that a query goes the same way as what it is held against."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Embedder:
     """Images to vectors of unit length, on a device.
 
     Args:
-        encoder: in evaluation mode.
+        encoder: any.
         origin: where it comes from: `{"run": path}`, or `{"backbone": name, "weights": path or None, "pretrained": bool}`.
         sha256: of the weights that its features depend on.
         decoded_px: side of the centre square that files are decoded to; None for images that come decoded.
@@ -59,8 +60,10 @@ class Embedder:
             UsageError, DataError, EnvironmentProblem: there is no such encoder, or its weights cannot be had.
         """
         if isinstance(encoder, Encoder):
-            made, origin, bf16 = encoder.eval(), {"given": "an encoder built in Python"}, False
-        elif Path(encoder).is_dir():
+            return cls(
+                encoder, {"given": "an encoder built in Python"}, fingerprint(encoder), device=encoder.mean.device
+            )
+        if Path(encoder).is_dir():
             if size is not None or weights is not None or pretrained:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
             made, origin = Encoder.from_run(encoder), {"run": str(Path(encoder).resolve())}
@@ -94,9 +97,13 @@ class Embedder:
                 "has moved, name its place: --encoder RUN_OR_WEIGHTS; else embed the images again"
             )
         made.decoded_px, made.crop, made.bf16 = how.get("decoded_px"), how.get("crop", 1.0), bool(how.get("bf16"))
-        made.jpeg = "simplejpeg" if str(how.get("decoded_by")).startswith("simplejpeg") else "pillow"
-        if made.jpeg == "simplejpeg":
-            decoder(made.jpeg)
+        made.jpeg = "auto" if str(how.get("decoded_by")).startswith("simplejpeg") else "pillow"
+        if made.jpeg == "auto" and decoder("auto") == "pillow":
+            warnings.warn(
+                "these embeddings were made with simplejpeg, which is not installed; Pillow decodes the queries, a level or "
+                "two aside: pip install 'reptk[jpeg]'",
+                stacklevel=2,
+            )
         return made
 
     @classmethod
@@ -136,6 +143,11 @@ class Embedder:
         if not vector.isfinite().all():
             raise DataError(f"{path} gets an embedding that is not finite")
         return vector
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is a timm backbone without any weights."""
+        return "backbone" in self.origin and not self.origin["weights"] and not self.origin["pretrained"]
 
     @property
     def width(self) -> int:

@@ -1,6 +1,7 @@
 """embed(): images to embeddings, written as they are made; an unreadable image costs itself and no other."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from reptk.data.decode import Jpeg
 from reptk.data.folder import Files
 from reptk.data.splits import batch_of
 from reptk.encoder import Encoder
-from reptk.errors import DataError, NumericalError
+from reptk.errors import DataError, NumericalError, UsageError
 
 CROP, LEAST_PX = 0.875, 256
 """Of image files: the share of the shorter side that evaluation keeps, and the side that they are decoded to at least."""
@@ -70,8 +71,14 @@ def embed(
         UsageError, EnvironmentProblem: an argument, the encoder, or the place to write to is wrong.
         DataError: no images, or none that can be read; with `strict`, any that cannot.
     """
+    if batch_size < 1 or (workers or 0) < 0:
+        raise UsageError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
     place = None if out is None else check_out(out, force=force)
     embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights)
+    if embedder.is_untrained:
+        warnings.warn(
+            f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
+        )
     embedder.jpeg = jpeg
     source = _source(data, split, embedder, encoder)
     embedder.crop, embedder.decoded_px = source.crop, _side(source)

@@ -18,7 +18,7 @@ from reptk.catalogue import as_parquet
 from reptk.catalogue.embeddings import Checked, Embeddings, comparable, existing, writing
 from reptk.catalogue.nearest import exact, ranked, without
 from reptk.catalogue.place import check_writable
-from reptk.catalogue.progress import progress
+from reptk.catalogue.progress import progress, working
 from reptk.catalogue.rows import Rows, Whole, rows_per_block
 from reptk.checkpoint import replace_text
 from reptk.errors import DataError, EnvironmentProblem, UsageError
@@ -168,16 +168,19 @@ def _fill(folder: Path, source: Path | Embeddings, kind: str) -> None:
     made = Index(kept, kind_of(kind, len(kept), kept.width))
     since = time.perf_counter()
     if made.kind != "Flat":
-        approximate = _build(kept, made.kind)
-        (folder / FAISS).write_bytes(approximate.to_bytes())
+        with working(f"building {made.kind}"):
+            approximate = _build(kept, made.kind)
+            (folder / FAISS).write_bytes(approximate.to_bytes())
         made = Index(kept, made.kind, approximate=approximate)
+    with working("measuring recall"):
+        measured = recall(made)
     said = {
         "format": FORMAT,
         "version": VERSION,
         "kind": made.kind,
         "count": len(kept),
         "width": kept.width,
-        "recall": recall(made),
+        "recall": measured,
         "seconds": round(time.perf_counter() - since, 3),
         "files": {path.name: _vouched(path) for path in sorted(folder.iterdir())},
         "about": kept.about,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from reptk.neighbours import search
 
-PART_BYTES = 1 << 29
+PART_BYTES = 1 << 28
 """How much of the bank, as float32, is searched at once."""
 
 GATHER_BYTES = 1 << 26

@@ -6,6 +6,18 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show that `what` is under way, where it cannot be told how far it has come."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(what)):
+        yield
 
 
 class Advance(Protocol):

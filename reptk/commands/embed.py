@@ -89,7 +89,7 @@ def _report(made: "Embeddings", out: Path) -> None:
     speed = f", {len(made) / about['seconds']:,.0f} images/s" if about.get("seconds") else ""
     print(f"  by {encoder['backbone']} at {encoder['size']} px{speed}")
     if skipped:
-        lines = [f"  {skipped['count']:,} images were left out:", *(f"    {line}" for line in skipped["first"])]
+        lines = [f"  left out: {skipped['count']:,}, because", *(f"    {line}" for line in skipped["first"])]
         more = skipped["count"] - len(skipped["first"])
         print("\n".join([*lines, *([f"    and {more:,} more"] if more else [])]))
     print(

@@ -9,7 +9,8 @@ from reptk.command import Parser, guarded
 from reptk.errors import UsageError
 
 if TYPE_CHECKING:
-    from reptk.catalogue import Answer, Duplicates, Embeddings, Index
+    from reptk.catalogue import Answer, Duplicates, Embeddings, Index, Neighbour
+    from reptk.catalogue.duplicates import Member
 
 EXAMPLES = """examples:
   reptk search photos.index query.jpg
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
   reptk search train.index --duplicates test.safetensors
   reptk search runs/tcl_selfsup_photos/1 query.jpg      (embeds what the run was trained on, first)
 """
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 K = 10
 GROUPS, MEMBERS = 10, 6
 """How many groups of duplicates are printed, and how many images of each."""
@@ -31,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(asked: argparse.Namespace) -> int:
     place, queries = _places(asked)
-    if asked.html is not None:
+    if not asked.no_html:
         from reptk.catalogue import gallery
 
+        asked.html = asked.html or Path("duplicates.html" if asked.duplicates else "found.html")
         gallery.check(asked.html)
     if asked.duplicates is not None:
         return _duplicates(asked, place, queries)
@@ -53,6 +56,8 @@ def _places(asked: argparse.Namespace) -> tuple[str, list[str]]:
         named, asked.duplicates = [asked.duplicates], True
     if not named:
         raise UsageError("which index? reptk search photos.index query.jpg")
+    if Path(named[0]).suffix.lower() in IMAGES:
+        raise UsageError(f"the index comes first, before {named[0]}; or name it by --index")
     return named[0], named[1:]
 
 
@@ -65,26 +70,21 @@ def _search(asked: argparse.Namespace, place: str, queries: list[str]) -> int:
     for answer in answers:
         print(f"\n{_shown(answer.query)}")
         print("\n".join(_lines(answer)))
-    _draw(asked, answers, index, place)
+    if not asked.no_html:
+        from reptk.catalogue import gallery
+
+        gallery.write(asked.html, gallery.page(answers, index.embeddings, _about(index, place)))
+        print(f"\nlook at them: {asked.html}")
     return 0
 
 
 def _lines(answer: "Answer") -> list[str]:
     width = max((len(one.label) for one in answer.neighbours), default=0)
     return [
-        f"  {one.rank:>3}  {one.similarity:.3f}  {_shown(one.label):<{width}}  {_shown(str(one.path or one.id))}"
+        f"  {one.rank:>3}  {one.similarity:.3f}  {_shown(one.label):<{width}}  {_where(one)}"
         + (f"  ({one.note})" if one.note else "")
         for one in answer.neighbours
     ]
-
-
-def _draw(asked: argparse.Namespace, answers: "list[Answer]", index: "Index", place: str) -> None:
-    if asked.html is None:
-        return
-    from reptk.catalogue import gallery
-
-    gallery.write(asked.html, gallery.page(answers, index.embeddings, _about(index, place)))
-    print(f"\nlook at it: {asked.html}")
 
 
 def _duplicates(asked: argparse.Namespace, place: str, queries: list[str]) -> int:
@@ -104,11 +104,11 @@ def _duplicates(asked: argparse.Namespace, place: str, queries: list[str]) -> in
     if asked.out is not None:
         found.save(asked.out)
         print(f"all of them: {asked.out}")
-    if asked.html is not None:
+    if not asked.no_html and found.count:
         from reptk.catalogue import gallery
 
         gallery.write(asked.html, gallery.duplicates_page(found, f"{place}, similarity {found.threshold:g} and above"))
-        print(f"look at it: {asked.html}")
+        print(f"look at them: {asked.html}")
     return 0
 
 
@@ -117,17 +117,17 @@ def _groups(found: "Duplicates") -> list[str]:
 
     if not found.groups:
         return [f"no two images have a similarity of {found.threshold:g} or more"]
-    extra = found.count - len(found.groups)
+    extra, count = found.count - len(found.groups), len(found.groups)
     lines = [
-        f"{len(found.groups):,} groups of near duplicates (similarity {found.threshold:g} and above): {sizes(found)} images",
+        f"{count:,} group{'s' * (count > 1)} of near duplicates (similarity {found.threshold:g} and above): {sizes(found)}",
         f"{extra:,} of {len(found.first):,} images could go; {found.identical():,} hold the same bytes as another"
-        + _contradicted(found, "groups whose images have different labels"),
+        + _contradicted(found, "in whose images the labels differ"),
     ]
     for number, group in enumerate(found.groups[:GROUPS], 1):
         lines.append(f"group {number}: {len(group):,} images")
         for one in group[:MEMBERS]:
             note = "  (the same bytes)" if one.is_identical else ""
-            lines.append(f"  {one.similarity:.3f}  {_shown(one.label)}  {_shown(str(one.path or one.id))}{note}")
+            lines.append(f"  {one.similarity:.3f}  {_shown(one.label)}  {_where(one)}{note}")
         lines += [f"  and {len(group) - MEMBERS:,} more"] if len(group) > MEMBERS else []
     rest = len(found.groups) - GROUPS
     return lines + ([f"and {rest:,} more groups"] if rest > 0 else [])
@@ -143,8 +143,9 @@ def _leaks(found: "Duplicates", place: str, other: str) -> list[str]:
         + _contradicted(found, "whose label is another there")
     ]
     for one in found.leaks[: GROUPS * 2]:
-        there = found.first.file(one.nearest) or found.first.ids[one.nearest]
-        lines.append(f"  {one.similarity:.3f}  {_shown(str(one.path or one.id))}  =  {_shown(str(there))}")
+        there = _near(found.first.file(one.nearest)) or found.first.ids[one.nearest]
+        note = "  (the same bytes)" if one.is_identical else ""
+        lines.append(f"  {one.similarity:.3f}  {_where(one)}  ~  {_shown(there)}{note}")
     rest = len(found.leaks) - GROUPS * 2
     return lines + ([f"and {rest:,} more"] if rest > 0 else [])
 
@@ -191,6 +192,16 @@ def _check_table(asked: argparse.Namespace) -> None:
     check_free(asked.out, force=asked.force)
 
 
+def _where(one: "Neighbour | Member") -> str:
+    return _shown(_near(one.path) or one.id)
+
+
+def _near(path: Path | None) -> str:
+    """From this folder on, if it is below."""
+    here = Path.cwd()
+    return "" if path is None else str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def _shown(text: str) -> str:
     """As one line that any terminal can print."""
     plain = text.encode("utf-8", "backslashreplace").decode()
@@ -210,7 +221,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--index", help="the index, where all that is named are queries")
     parser.add_argument("--id", action="append", default=[], help="an image of the index, by id or number; repeatable")
     parser.add_argument("--k", type=int, default=K, help=f"how many neighbours; default: {K}")
-    parser.add_argument("--html", type=Path, help="draw what was found as one HTML page")
+    parser.add_argument(
+        "--html", type=Path, help="the page to draw what was found on; default: found.html, or duplicates.html"
+    )
+    parser.add_argument("--no-html", action="store_true", help="draw no page")
     parser.add_argument(
         "--duplicates",
         nargs="?",
