@@ -139,10 +139,10 @@ class Embeddings:
     def of_columns(cls, place: Path, *, vectors: Tensor, **columns: Any) -> "Embeddings":
         """Put together what was read from `place`, as far as it fits together."""
         ids, labels = columns.get("ids"), columns.get("labels")
-        kind = torch.float16 if vectors.dtype == torch.float16 else torch.float32
+        wide = vectors.is_floating_point() and vectors.dtype != torch.float16
         try:
             made = cls(
-                vectors.to(kind),
+                vectors.float() if wide else vectors,
                 Texts.of(map(str, range(len(vectors)))) if ids is None else ids,
                 columns.get("paths"),
                 None if labels is None else labels.to(torch.int64),

@@ -57,7 +57,7 @@ def duplicates_page(found: Duplicates, about: str) -> str:
     for leak in found.leaks[:MOST_GROUPS]:
         there = found.first
         other = _card(
-            first.of(leak.nearest), f"in the other set: {there.ids[leak.nearest]}", there.class_of(leak.nearest), "", ""
+            first.of(leak.nearest), f"in the index: {there.ids[leak.nearest]}", there.class_of(leak.nearest), "", ""
         )
         sections.append(f"<section><ul>{_member(leak, second.of(leak.number))}{other}</ul></section>")
     shown = len(sections)

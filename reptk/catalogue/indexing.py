@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reptk import run
 from reptk.catalogue import as_parquet
-from reptk.catalogue.embeddings import Checked, Embeddings, comparable, existing, writing
+from reptk.catalogue.embeddings import SUFFIXES, Checked, Embeddings, comparable, existing, writing
 from reptk.catalogue.nearest import exact, ranked, without
 from reptk.catalogue.place import check_writable
 from reptk.catalogue.progress import progress, working
@@ -108,7 +108,7 @@ class Index:
         """
         path = Path(place)
         if not path.is_dir():
-            if not path.exists() and not path.suffix:
+            if not path.exists() and path.suffix.lower() not in SUFFIXES:
                 raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {path}")
             return cls(comparable(Embeddings.load(path), path.name), path=path)
         manifest = _manifest(path)

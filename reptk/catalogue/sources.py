@@ -164,7 +164,7 @@ def _split(data: Data, name: str, of: str) -> Split:
     found = getattr(data, name)
     if found is None:
         there = [one for one in SPLITS if getattr(data, one) is not None]
-        raise DataError(f"{of} has no {name} split, only {', '.join(there)}: without labels nothing is held out")
+        raise DataError(f"{of} has no {name} split, only {', '.join(there)}")
     return found
 
 
