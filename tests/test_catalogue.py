@@ -16,7 +16,7 @@ from torch import Tensor
 
 import reptk
 from reptk import Encoder, neighbours
-from reptk.catalogue import Embedder, Embeddings, Index, duplicates, indexing, nearest, near_duplicates
+from reptk.catalogue import Embedder, Embeddings, Index, duplicates, indexing, near_duplicates, nearest
 from reptk.commands import main
 from reptk.data import digits
 from reptk.data.decode import decode
@@ -314,7 +314,7 @@ def test_approximate_kinds(kind: str, many: Embeddings, tmp_path: Path) -> None:
     index = Index.open(tmp_path / "e.index")
     assert index.kind == kind
     similarities, rows = index.search(many.vectors[:50], 10)
-    exact, expected = nearest.exact(many.vectors, many.vectors[:50], 10)
+    _, expected = nearest.exact(many.vectors, many.vectors[:50], 10)
     assert torch.equal(rows[:, 0], torch.arange(50)), "an image finds itself"
     found = (rows[:, :, None] == expected[:, None]).any(2)
     assert found.float().mean() > 0.9

@@ -178,9 +178,14 @@ def test_a_damaged_table(content: bytes, tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing(suffix: str, tmp_path: Path) -> None:
     whole, kept = made().whole(), made().save(tmp_path / f"kept{suffix}")
     before = kept.read_bytes()
-    with pytest.raises(KeyboardInterrupt), writing(kept, whole) as writer:
-        writer.add(next(made().blocks()))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writing(kept, whole) as writer:
+            writer.add(next(made().blocks()))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == [kept]
     assert kept.read_bytes() == before
 
