@@ -297,14 +297,14 @@ def test_vectors_of_any_length_are_compared_by_direction(tmp_path: Path) -> None
     assert torch.equal(rows[:, 0], torch.arange(20))
 
 
-KINDS = ["IVF4,Flat", "HNSW8", "IVF4,PQ4"]
+KINDS = ["IVF4,Flat", "HNSW8", "IVF4,PQ4x4"]
 
 
 @pytest.fixture(scope="module")
 def many() -> Embeddings:
     centres = torch.randn(20, 16, generator=generator("many"))
-    drawn = centres.repeat(30, 1) + 0.3 * torch.randn(600, 16, generator=generator("more"))
-    return Embeddings(torch.nn.functional.normalize(drawn, dim=1), [f"{number}" for number in range(600)])
+    drawn = centres.repeat(32, 1) + 0.3 * torch.randn(640, 16, generator=generator("more"))
+    return Embeddings(torch.nn.functional.normalize(drawn, dim=1), [f"{number}" for number in range(640)])
 
 
 @needs_faiss

@@ -18,7 +18,7 @@ from reptk.catalogue.embeddings import Embeddings, check_out, writing
 from reptk.catalogue.progress import progress
 from reptk.catalogue.rows import Rows, Whole
 from reptk.catalogue.sources import Part, Source
-from reptk.catalogue.texts import Growing, is_utf8
+from reptk.catalogue.texts import Growing, are_utf8
 from reptk.data import Feed, cores
 from reptk.data.ahead import ahead
 from reptk.data.decode import Jpeg
@@ -115,7 +115,8 @@ def _side(source: Source) -> int:
 
 
 def _whole(source: Source, embedder: Embedder, half: bool) -> Whole:
-    names = [name for part in source.parts for name in (part.ids, part.paths or ())]
+    columns = [part.ids for part in source.parts]
+    columns += [part.paths for part in source.parts if part.paths is not None and part.paths is not part.ids]
     root = source.about.get("root") if source.parts[0].paths is not None else None
     return Whole(
         count=len(source),
@@ -123,7 +124,7 @@ def _whole(source: Source, embedder: Embedder, half: bool) -> Whole:
         half=half,
         ids_are_paths=all(part.ids is part.paths for part in source.parts),
         has_paths=source.parts[0].paths is not None,
-        has_odd_names=not all(is_utf8(name) for column in names for name in column),
+        has_odd_names=not all(map(are_utf8, columns)),
         classes=source.classes,
         about={
             **embedder.about(),

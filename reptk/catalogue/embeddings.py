@@ -12,7 +12,7 @@ from torch import Tensor
 from reptk.catalogue import as_parquet, as_safetensors
 from reptk.catalogue.place import check_free
 from reptk.catalogue.rows import Rows, Whole, rows_per_block
-from reptk.catalogue.texts import Growing, Texts, is_utf8
+from reptk.catalogue.texts import Growing, Texts, are_utf8
 from reptk.errors import DataError, UsageError
 
 SUFFIXES = (".safetensors", ".parquet")
@@ -97,7 +97,7 @@ class Embeddings:
 
     def whole(self) -> Whole:
         """What holds for all rows, for a writer."""
-        odd = not all(map(is_utf8, self.ids)) or not all(map(is_utf8, self.paths or ()))
+        odd = not are_utf8(self.ids) or not (self.ids is self.paths or are_utf8(self.paths or ()))
         return Whole(
             count=len(self),
             width=self.width,

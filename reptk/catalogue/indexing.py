@@ -17,7 +17,7 @@ from reptk import run
 from reptk.catalogue import as_parquet
 from reptk.catalogue.embeddings import SUFFIXES, Checked, Embeddings, comparable, existing, writing
 from reptk.catalogue.nearest import exact, ranked, without
-from reptk.catalogue.place import check_writable
+from reptk.catalogue.place import check_room, check_writable
 from reptk.catalogue.progress import progress, working
 from reptk.catalogue.rows import Rows, Whole, rows_per_block
 from reptk.checkpoint import replace_text
@@ -191,23 +191,39 @@ def _fill(folder: Path, source: Path | Embeddings, kind: str) -> None:
 
 
 def _keep(source: Path | Embeddings, place: Path) -> None:
-    """A copy with vectors of unit length, block by block."""
+    """A copy with vectors of unit length: of the file as it is where they have that, else block by block."""
+    name = "this file" if isinstance(source, Embeddings) else str(source)
+    if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
+        found, source = source, Embeddings.load(source)
+        if _have_unit_length(source, name):
+            check_room(place, found.stat().st_size)
+            shutil.copyfile(found, place)
+            return
     whole, blocks = _opened(source)
     checked = Checked()
     with writing(place, whole) as writer, progress("copying", whole.count) as advance:
         for rows in blocks:
             writer.add(checked.unit(rows))
             advance(len(rows.vectors))
-        checked.finish("this file" if isinstance(source, Embeddings) else str(source))
+        checked.finish(name)
         whole.about["normalised"] = True
 
 
+def _have_unit_length(found: Embeddings, name: str) -> bool:
+    checked = Checked()
+    with progress("checking", len(found)) as advance:
+        for rows in found.blocks():
+            checked.unit(rows)
+            advance(len(rows.vectors))
+    checked.finish(name)
+    return checked.was_unit
+
+
 def _opened(source: Path | Embeddings) -> tuple[Whole, Iterator[Rows]]:
-    if isinstance(source, Path) and source.suffix.lower() == ".parquet":
-        whole = as_parquet.head(source)
-        return whole, as_parquet.blocks(source, rows_per_block(whole.width))
-    found = source if isinstance(source, Embeddings) else Embeddings.load(source)
-    return found.whole(), found.blocks()
+    if isinstance(source, Embeddings):
+        return source.whole(), source.blocks()
+    whole = as_parquet.head(source)
+    return whole, as_parquet.blocks(source, rows_per_block(whole.width))
 
 
 def recall(made: Index) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Many strings in two arrays: their letters one after another, and where each ends. A file name keeps its bytes."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+PART = 10_000
+"""Strings that are decoded at once when all are gone through."""
 
 
 class Texts(Sequence[str]):
@@ -24,7 +28,10 @@ class Texts(Sequence[str]):
     def __init__(self, letters: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
         if not len(ends) or ends[0] != 0 or ends[-1] != len(letters) or (np.diff(ends) < 0).any():
             raise ValueError("strings and their ends do not fit")
-        self.letters, self.ends = letters, ends
+        self.letters, self.ends = (
+            np.asarray(letters),
+            np.asarray(ends),
+        )  # of a mapped file the same, without its slow class
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
@@ -44,9 +51,20 @@ class Texts(Sequence[str]):
     def __getitem__(self, number: slice) -> list[str]: ...
     def __getitem__(self, number: int | slice) -> str | list[str]:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            return self._part(*number.indices(len(self)))
         place = range(len(self))[number]
         return bytes(self.letters[self.ends[place] : self.ends[place + 1]]).decode("utf-8", "surrogateescape")
+
+    def _part(self, first: int, last: int, step: int) -> list[str]:
+        if step != 1:
+            return [self[one] for one in range(first, last, step)]
+        ends = self.ends[first : max(first, last) + 1]
+        letters, ends = bytes(self.letters[ends[0] : ends[-1]]), (ends - ends[0]).tolist()
+        return [letters[low:high].decode("utf-8", "surrogateescape") for low, high in pairwise(ends)]
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), PART):
+            yield from self[first : first + PART]
 
     def find(self, text: str) -> int:
         """The number of the first string that is `text`, -1 if none is."""
@@ -71,6 +89,13 @@ class Growing:
     def kept(self) -> Texts:
         """All so far."""
         return Texts(np.frombuffer(bytes(self._letters), np.uint8), np.array(self._ends, np.int64))
+
+
+def are_utf8(texts: Sequence[str]) -> bool:
+    """Whether other programs can read them all."""
+    if isinstance(texts, Texts) and bool((texts.letters < 128).all()):
+        return True
+    return all(map(is_utf8, texts))
 
 
 def is_utf8(text: str) -> bool:
