@@ -16,8 +16,7 @@ from torch import Tensor
 from reptk import dist
 from reptk.data import Data, InMemory, Split
 from reptk.data.generated import generated
-from reptk.evaluate import Features, Knn, ViewRetrieval, engine, knn, pixels, retrieval, search
-from reptk.training import effective_rank
+from reptk.evaluate import Features, Knn, ViewRetrieval, effective_rank, engine, knn, pixels, retrieval, search
 from reptk.views.sets import crop_flip, none
 
 # Its functions are replaced here, so the module itself is asked for.
@@ -105,8 +104,10 @@ def brute_retrieval(
         if r == 0:
             continue
         average = sum(sum(hit[: i + 1]) / (i + 1) for i in range(r) if hit[i]) / r
-        per_query.append([*(float(any(hit[:value])) for value in k), average, sum(hit[:r]) / r])
-    names = [*(f"recall@{value}" for value in k), "map@r", "r_precision"]
+        depth = max(*k, max(SIZES))
+        first = 1 / (hit.index(1) + 1) if 1 in hit[:depth] else 0.0
+        per_query.append([*(float(any(hit[:value])) for value in k), first, average, sum(hit[:r]) / r])
+    names = [*(f"recall@{value}" for value in k), "mrr", "map@r", "r_precision"]
     return dict(zip(names, np.mean(per_query, axis=0).tolist(), strict=True))
 
 

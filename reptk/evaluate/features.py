@@ -1,13 +1,15 @@
 """Features of a whole split, extracted once, in blocks that the ranks share among themselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from reptk import dist
 from reptk.data import Feed, Split, blocks
+from reptk.data.ahead import ahead
+from reptk.evaluate.answers import Answers
 from reptk.keyed import fold
 from reptk.views import plain
 
@@ -17,8 +19,18 @@ PIXELS_PX = 32
 Embed = Callable[[Tensor], Tensor]
 
 
+class Rows(NamedTuple):
+    """Features (n, F) of unit length, and the lengths (n, 1) they had."""
+
+    unit: Tensor
+    length: Tensor
+
+
 class Features:
     """What evaluators encode with: `encode(split)` -> (n, F) rows of unit length on the CPU.
+
+    An evaluator may leave words and numbers about how it measured in `notes`, under its name, and who was answered with
+    what in `answers`; results.json and the report have them from there.
 
     Args:
         embed: (b, 3, size, size) float in 0..1 -> (b, F).
@@ -41,10 +53,24 @@ class Features:
     ) -> None:
         self.embed, self.size, self.crop, self.views = embed, size, crop, views
         self.device, self.workers = device, workers
-        self._kept: list[tuple[Split, str | int, Tensor]] = []
+        self.notes: dict[str, Any] = {}
+        self.answers: Answers | None = None
+        self._kept: list[tuple[Split, str | int, Rows]] = []
 
     def __call__(self, split: Split) -> Tensor:
         """Features of every image as it is."""
+        return self._plain(split).unit
+
+    def raw(self, split: Split) -> Tensor:
+        """The same at the length that the encoder gives them."""
+        kept = self._plain(split)
+        return kept.unit * kept.length
+
+    def batches(self, split: Split, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (b, 3, H, W) uint8 on the device and their numbers, for each tensor of numbers in turn."""
+        return Feed(ahead(split.images, numbers, workers=self.workers, device=self.device), self.device)
+
+    def _plain(self, split: Split) -> "Rows":
         return self._once(split, "plain", lambda images, first: plain(images, self.size, self.crop))
 
     def view(self, split: Split, number: int) -> Tensor:
@@ -54,13 +80,15 @@ class Features:
             made = self.views(images, fold("evaluation", number, first))
             return made[0][0] if isinstance(made, list | tuple) else made[0]
 
-        return self._once(split, number, first_view)
+        return self._once(split, number, first_view).unit
 
-    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "Rows":
         for known, known_kind, features in self._kept:
             if known is split and known_kind == kind:
                 return features
-        self._kept.append((split, kind, self._shared(split, prepare)))
+        h = self._shared(split, prepare)
+        length = h.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+        self._kept.append((split, kind, Rows(h.div_(length), length)))
         return self._kept[-1][2]
 
     @torch.no_grad()
@@ -80,7 +108,7 @@ class Features:
         return dist.gather(padded)[: len(split)].cpu()
 
     def _block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
-        return functional.normalize(self.embed(prepare(images.to(self.device), first)).float(), dim=1).cpu()
+        return self.embed(prepare(images.to(self.device), first)).float().cpu()
 
 
 def pixels(split: Split) -> Embed:

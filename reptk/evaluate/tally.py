@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reptk.evaluate.mean import Mean
 from reptk.neighbours import check_rows, search
 
 
@@ -16,17 +17,23 @@ class Measure(Protocol):
 
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None: ...
 
-    def results(self) -> dict[str, float]: ...
+    def results(self) -> dict[str, Mean]: ...
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A bank and queries, all with classes; `exclude` is the row of the bank that is the query itself, or -1."""
+    """A bank and queries, all with classes.
+
+    `exclude` is the row of the bank that is the query itself, or -1; `bank_numbers` and `query_numbers` say which of the
+    given rows these are.
+    """
 
     bank: Tensor
     bank_labels: Tensor
+    bank_numbers: Tensor
     queries: Tensor
     query_labels: Tensor
+    query_numbers: Tensor
     exclude: Tensor | None
 
     def neighbours(self) -> int:
@@ -69,10 +76,10 @@ def labelled(
     kept, asked = bank_labels >= 0, query_labels >= 0
     if exclude is not None:
         exclude = _renumbered(exclude.cpu(), kept)[asked]
-    return Labelled(bank[kept], bank_labels[kept], queries[asked], query_labels[asked], exclude)
+    return Labelled(*_only(kept, bank, bank_labels), *_only(asked, queries, query_labels), exclude)
 
 
-def tally(data: Labelled, *measures: Measure) -> dict[str, float]:
+def tally(data: Labelled, *measures: Measure) -> dict[str, Mean]:
     """Search once, as deep as the deepest measure, and count."""
     depth = max(measure.depth for measure in measures)
     first = 0
@@ -88,3 +95,10 @@ def _renumbered(rows: Tensor, kept: Tensor) -> Tensor:
     """Row numbers of the bank after only the kept rows remain; -1 for a row that is gone."""
     new = torch.where(kept, kept.cumsum(0) - 1, -1)
     return torch.where(rows >= 0, new[rows.clamp_min(0)], -1)
+
+
+def _only(wanted: Tensor, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The wanted rows, their labels, and their numbers; nothing is copied where all are wanted."""
+    if wanted.all():
+        return rows, labels, torch.arange(len(rows))
+    return rows[wanted], labels[wanted], wanted.nonzero()[:, 0]

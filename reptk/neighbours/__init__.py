@@ -1,5 +1,8 @@
-"""Nearest neighbours by inner product, exactly."""
+"""Nearest neighbours by inner product: exact, approximate, sharded over ranks; banks may be memory-mapped files."""
 
-from reptk.neighbours.exact import check_rows, engine, search
+from reptk.neighbours.approximate import Approximate, kind_for
+from reptk.neighbours.engine import engine
+from reptk.neighbours.exact import search
+from reptk.neighbours.rows import check_rows
 
-__all__ = ["check_rows", "engine", "search"]
+__all__ = ["Approximate", "check_rows", "engine", "kind_for", "search"]
