@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +25,7 @@ from reptk.errors import DataError, EnvironmentProblem, NumericalError, UsageErr
 from reptk.keyed import generator, keyed
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
-has_faiss = find_spec("faiss") is not None and hasattr(neighbours, "Approximate")
-needs_faiss = pytest.mark.skipif(not has_faiss, reason="approximate indexes need FAISS")
+needs_faiss = pytest.mark.skipif(find_spec("faiss") is None, reason="approximate indexes need FAISS")
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
 TINY = {"encoder": "test_resnet", "size": 32, "workers": 2}
 
@@ -381,7 +381,7 @@ def test_faiss_never_sees_what_was_not_hashed(
 
 
 def test_flat_needs_no_faiss(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "Approximate", None, raising=False)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     assert reptk.index(embedded, out=tmp_path / "e.index").recall == 1
 
 
@@ -408,18 +408,20 @@ def test_what_an_index_may_replace(embedded: Path, tmp_path: Path) -> None:
 # search
 
 
-@pytest.mark.parametrize("exclude", [None, [0, -1, 7]])
-def test_parts_of_a_bank_give_what_the_whole_gives(exclude: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, queries = (torch.randn(count, 4, generator=generator("parts", count)) for count in (50, 3))
-    own = None if exclude is None else torch.tensor(exclude)
-    whole = nearest.exact(bank, queries, 12, own)
-    monkeypatch.setattr(nearest, "PART_BYTES", 4 * 4 * 7)
-    assert torch.equal(nearest.exact(bank, queries, 12, own)[1], whole[1])
-    order = (queries @ bank.T).sort(dim=1, descending=True).indices.tolist()
-    wanted = [
-        [one for one in row if exclude is None or one != exclude[number]][:12] for number, row in enumerate(order)
-    ]
-    assert whole[1].tolist() == wanted
+@pytest.mark.parametrize("exclude", [None, torch.tensor([0, -1, 7])], ids=["all", "but some"])
+def test_candidates_are_ranked_as_exact_search_ranks_them(exclude: Tensor | None) -> None:
+    bank, queries = (torch.randn(count, 4, generator=generator("ranked", count)) for count in (50, 3))
+    bank[30:40] = bank[:10]
+    shuffled = torch.stack([torch.randperm(50, generator=generator("order", one)) for one in range(3)])
+    candidates = torch.cat([shuffled, torch.full((3, 5), -1)], 1)
+    for one, other in zip(
+        nearest.ranked(bank, queries, candidates, 12, exclude), nearest.exact(bank, queries, 12, exclude), strict=True
+    ):
+        assert torch.equal(one, other)
+    similarities, rows = nearest.ranked(bank, queries, candidates[:, 44:], 8)
+    assert (rows[:, :6] >= 0).all()
+    assert (rows[:, 6:] == -1).all()
+    assert (similarities[:, 6:] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("what", ["index", "embeddings", "path"])

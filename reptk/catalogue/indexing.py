@@ -16,13 +16,14 @@ from torch import Tensor
 from reptk import run
 from reptk.catalogue import as_parquet
 from reptk.catalogue.embeddings import SUFFIXES, Checked, Embeddings, comparable, existing, writing
-from reptk.catalogue.nearest import exact, ranked, without
+from reptk.catalogue.nearest import exact, ranked
 from reptk.catalogue.place import check_room, check_writable
 from reptk.catalogue.progress import progress, working
 from reptk.catalogue.rows import Rows, Whole, rows_per_block
 from reptk.checkpoint import replace_text
 from reptk.errors import DataError, EnvironmentProblem, UsageError
 from reptk.keyed import generator
+from reptk.neighbours import Approximate, kind_for
 
 FORMAT, VERSION = "reptk index", 1
 EMBEDDINGS, FAISS, MANIFEST = "embeddings.safetensors", "index.faiss", "manifest.json"
@@ -52,7 +53,7 @@ class Index:
     embeddings: Embeddings
     kind: str = "Flat"
     recall: float = 1.0
-    approximate: Any = None
+    approximate: Approximate | None = None
     path: Path | None = None
 
     def __len__(self) -> int:
@@ -79,9 +80,7 @@ class Index:
             return exact(bank, queries, k, exclude)
         asked = min(max(CANDIDATES * k, LEAST_CANDIDATES), len(bank))
         _, rows = self.approximate.search(queries.float(), asked)
-        if exclude is None:
-            return ranked(bank, queries, rows, k)
-        return without(exclude, *ranked(bank, queries, rows, k + 1), k)
+        return ranked(bank, queries, rows, k, exclude)
 
     def _check(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.width:
@@ -151,26 +150,14 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
     return Index.open(place)
 
 
-def kind_of(kind: str, count: int, width: int) -> str:
-    """What "auto" stands for."""
-    if kind != "auto":
-        return kind
-    try:
-        from reptk.neighbours import kind_for
-    except ImportError:
-        return "Flat"
-    return kind_for(count, width)
-
-
 def _fill(folder: Path, source: Path | Embeddings, kind: str) -> None:
     _keep(source, folder / EMBEDDINGS)
     kept = Embeddings.load(folder / EMBEDDINGS)
-    made = Index(kept, kind_of(kind, len(kept), kept.width))
+    made = Index(kept, kind_for(len(kept), kept.width) if kind == "auto" else kind)
     since = time.perf_counter()
     if made.kind != "Flat":
-        with working(f"building {made.kind}"):
-            approximate = _build(kept, made.kind)
-            (folder / FAISS).write_bytes(approximate.to_bytes())
+        approximate = _build(kept, made.kind)
+        (folder / FAISS).write_bytes(approximate.to_bytes())
         made = Index(kept, made.kind, approximate=approximate)
     with working("measuring recall"):
         measured = recall(made)
@@ -239,20 +226,20 @@ def recall(made: Index) -> dict[str, Any]:
     return {"k": k, "value": round(hits.double().mean().item(), 4), "queries": len(own)}
 
 
-def _build(kept: Embeddings, kind: str) -> Any:
-    try:
-        from reptk.neighbours import Approximate
-    except ImportError as cause:
-        raise EnvironmentProblem(f"{kind} needs FAISS: pip install 'reptk[cpu]', or take --kind Flat") from cause
-    return Approximate.build(kept.vectors, kind)
+def _build(kept: Embeddings, kind: str) -> Approximate:
+    done = 0
+    with progress(f"building {kind}", len(kept)) as advance:
+
+        def show(count: int) -> None:
+            nonlocal done
+            advance(count - done)
+            done = count
+
+        return Approximate.build(kept.vectors, kind, progress=show)
 
 
 def _read_back(path: Path, manifest: dict[str, Any]) -> Any:
     """The FAISS index: its bytes are parsed by code that trusts them, so those that are parsed are those that were hashed."""
-    try:
-        from reptk.neighbours import Approximate
-    except ImportError as cause:
-        raise EnvironmentProblem(f"{path} needs FAISS: pip install 'reptk[cpu]'") from cause
     _said(path, manifest, FAISS)
     content = (path / FAISS).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["files"][FAISS].get("sha256"):
