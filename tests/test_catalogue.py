@@ -17,9 +17,9 @@ from torch import Tensor
 
 import reptk
 from reptk import Encoder, neighbours
-from reptk.catalogue import Embedder, Embeddings, Index, duplicates, indexing, near_duplicates, nearest
+from reptk.catalogue import Embedder, Embeddings, Index, duplicates, indexing, near_duplicates, nearest, sources
 from reptk.commands import main
-from reptk.data import digits
+from reptk.data import Data, InMemory, Split, digits
 from reptk.data.decode import decode
 from reptk.errors import DataError, EnvironmentProblem, NumericalError, UsageError
 from reptk.keyed import generator, keyed
@@ -141,6 +141,26 @@ def test_a_bank_within_the_training_images_is_not_embedded_twice(photos: Path, r
         (photos / "loose.png").unlink()
     assert len(made) == 13
     assert made.class_of(list(made.ids).index("loose.png")) == ""
+
+
+def test_images_that_two_splits_share_are_embedded_once() -> None:
+    images = torch.randint(0, 256, (9, 3, 4, 4), generator=generator("splits"), dtype=torch.uint8)
+    train, query = Split(InMemory(images[:6]), torch.arange(6)), Split(InMemory(images[6:]), torch.arange(3))
+    within, other = Split(InMemory(images[2:5].clone()), torch.arange(3)), Split(InMemory(images[4:8]), torch.arange(4))
+    for bank, expected in (
+        (train, "train query"),
+        (within, "train query"),
+        (other, "train query bank"),
+        (None, "train query"),
+    ):
+        assert list(sources._distinct(Data(train, bank, query, (), ""))) == expected.split()
+
+
+@pytest.mark.parametrize("size", [48, 200])
+def test_a_query_goes_the_way_the_images_went(size: int, photos: Path, run: Path) -> None:
+    made = reptk.embed({"name": "folder", "root": str(photos), "size": size}, encoder=run)
+    answers = reptk.search(made, [photos / name for name in made.ids], k=1)
+    assert [answer.neighbours[0].similarity for answer in answers] == pytest.approx([1] * 12, abs=1e-6)
 
 
 def test_images_in_memory(run: Path) -> None:
@@ -449,6 +469,7 @@ def test_search_is_brute_force(embedded: Path) -> None:
         assert [one.label for one in answer.neighbours] == [made.class_of(one) for one in expected.indices[number, :11]]
     by_vector = reptk.search(made, 3 * made.vectors[:2], k=1)
     assert [answer.neighbours[0].number for answer in by_vector] == [0, 1], "vectors of any length are queries"
+    assert by_vector[0].neighbours[0].similarity == pytest.approx(1, abs=1e-6)
 
 
 def test_the_command_prints_and_draws(
