@@ -3,18 +3,17 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reptk import config
 from reptk.command import Parser, guarded
+from reptk.commands.subject import Subject, data_part, subject_of
 from reptk.errors import DataError, EnvironmentProblem, UsageError
 from reptk.registry import load_plugin
 
 if TYPE_CHECKING:
     from reptk.data import Data
-    from reptk.encoder import Encoder
     from reptk.evaluate import Measured
     from reptk.log import Log
 
@@ -24,22 +23,10 @@ EXAMPLES = """examples:
   reptk evaluate resnet50 --pretrained data.name=cifar10 size=224
   reptk evaluate tf_efficientnet_lite0 --weights lite0.pth data.name=photos size=96 --only knn eval.knn.k=[1,20]
   reptk evaluate runs/tcl_sup_photos/1 eval.linear_stage.epochs=10
+  reptk evaluate train.safetensors --queries test.safetensors eval.knn.index=IVF1024,Flat
 """
+EMBEDDINGS = (".safetensors", ".parquet")
 LABELLED, UNLABELLED = ("knn", "linear", "few_shot"), ("view_retrieval",)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: an encoder, the one it is held against, and the recipe it comes from (empty for none)."""
-
-    name: str
-    encoder: "Encoder"
-    untrained: "Encoder | None"
-    recipe: config.Table
-
-    @property
-    def is_bf16(self) -> bool:
-        return self.recipe.get("train", {}).get("precision") == "bf16"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +47,12 @@ def _run(asked: argparse.Namespace) -> int:
         raise UsageError(f"{', '.join(strange)}: what can be set here is data.*, eval.NAME.* and size")
     tables = _tables(chosen.get("eval", {}), asked.only)
     _check_out(asked.out)
-    part = _data_part(asked.source, chosen.get("data", {}))
-    subject = _subject(asked, chosen.get("size"))
+    if Path(asked.source).suffix in EMBEDDINGS:
+        return _evaluate_file(asked, chosen, tables)
+    if asked.queries is not None:
+        raise UsageError("--queries goes with a file of embeddings as the bank")
+    part = data_part(asked.source, chosen.get("data", {}))
+    subject = subject_of(asked, chosen.get("size"))
     log, data = Log(), config.build(DATASETS, part)
     data = data if asked.limit is None else limited(data, asked.limit)
     asked.workers = cores() if asked.workers is None else asked.workers
@@ -69,7 +60,30 @@ def _run(asked: argparse.Namespace) -> int:
     evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
     log.line(f"{subject.name}  on  {part['name']}: {data.protocol}")
     rows = _measure(asked, subject, data, evaluators, log)
-    _finish(asked, subject, data, rows, _protocol(asked, subject, part, data, tables), log)
+    _finish(asked, data, rows, _protocol(asked, subject, part, data, tables), log)
+    return 0
+
+
+def _evaluate_file(asked: argparse.Namespace, chosen: config.Table, tables: dict[str, config.Table]) -> int:
+    """Numbers of embeddings as they lie in files."""
+    from reptk import run
+    from reptk.catalogue import Embeddings, evaluate_embeddings
+    from reptk.evaluate import engine
+    from reptk.log import Log
+    from reptk.registry import EVALUATORS
+
+    if {"data", "size"} & set(chosen) or asked.weights or asked.pretrained or asked.limit:
+        raise UsageError(
+            "a file of embeddings is evaluated as it is: data.*, size, --weights, --pretrained and --limit are not for it"
+        )
+    log, bank = Log(), Embeddings.load(asked.source)
+    queries = None if asked.queries is None else Embeddings.load(asked.queries)
+    evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
+    measured, data = evaluate_embeddings(bank, queries, evaluators)
+    log.line(f"{asked.source}: {data.protocol}")
+    protocol = {"of": asked.source, "queries": asked.queries, "embeddings": bank.about, "splits": data.protocol}
+    protocol |= {"evaluators": tables, "search_engine": engine(), "versions": run.versions(), "commit": run.commit()}
+    _finish(asked, data, {"encoder": measured}, protocol, log)
     return 0
 
 
@@ -83,7 +97,7 @@ def _measure(
     views = config.build(VIEWS, table)
     with_encoder = {"views": views, "device": _device(), "bf16": subject.is_bf16, "workers": asked.workers}
     searched = (data.train,) if data.query is None else (data.bank, data.query)
-    images = sum(len(split) for number, split in enumerate(searched) if split is not searched[number - 1] or not number)
+    images = sum(len(split) for split in {id(split): split for split in searched}.values())
     rows = {}
     if asked.baselines:
         with log.working("raw pixels"):
@@ -98,7 +112,6 @@ def _measure(
 
 def _finish(
     asked: argparse.Namespace,
-    subject: Subject,
     data: "Data",
     rows: "dict[str, Measured]",
     protocol: config.Table,
@@ -137,61 +150,6 @@ def _protocol(
         "versions": run.versions(),
         "commit": run.commit(),
     }
-
-
-# What is evaluated
-
-
-def _subject(asked: argparse.Namespace, size: int | None) -> Subject:
-    from reptk.encoder import Encoder, native_size
-    from reptk.keyed import keyed
-
-    if _is_place(asked.source):
-        if size is not None or asked.weights is not None or asked.pretrained:
-            raise UsageError("size, --weights and --pretrained go with a timm name; a run has its own")
-        encoder, recipe = Encoder.from_run(asked.source), _recipe_of(asked.source)
-        with keyed(recipe.get("seed", 0), "initial weights"):
-            untrained = _untrained(recipe, encoder) if asked.baselines else None
-        return Subject(asked.source, encoder, untrained, recipe)
-    size = native_size(asked.source) if size is None else size
-    if not isinstance(size, int) or isinstance(size, bool) or size < 4:
-        raise UsageError(f"size must be an integer of at least 4, got {size!r}")
-    options = {"pretrained": asked.pretrained, "weights": asked.weights}
-    encoder = Encoder(asked.source, size=size, **options, head_layers=0).eval()
-    with keyed(0, "initial weights"):
-        untrained = Encoder(asked.source, size=size, head_layers=0) if any(options.values()) else None
-    return Subject(asked.source, encoder, untrained, {})
-
-
-def _untrained(recipe: config.Table, encoder: "Encoder") -> "Encoder":
-    """The encoder that the run started with; where its pretrained weights cannot be had again, a random one."""
-    from reptk.encoder import Encoder
-
-    options = {**encoder.config, **recipe.get("encoder", {}), "size": encoder.config["size"]}
-    options = {name: value for name, value in options.items() if name not in ("mean", "std", "num_features")}
-    return Encoder(**(options | {"pretrained": False, "weights": None}))
-
-
-def _is_place(source: str) -> bool:
-    """Whether a source names a folder rather than a timm model."""
-    return Path(source).exists() or len(Path(source).parts) > 1
-
-
-def _recipe_of(source: str) -> config.Table:
-    """The recipe of the run that a run folder or its model folder belongs to, empty if there is none."""
-    homes = [Path(source), Path(source).parent]
-    found = [home / "recipe.toml" for home in homes if (home / "recipe.toml").is_file()]
-    return config.read(found[0]) if found else {}
-
-
-def _data_part(source: str, chosen: config.Table) -> config.Table:
-    """The data set that was named, else the one the run was trained on."""
-    part = dict(chosen)
-    if "name" not in part and _is_place(source):
-        part = {**_recipe_of(source).get("data", {}), **part}
-    if "name" not in part:
-        raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
-    return config.complete("data", part)
 
 
 # How it is evaluated
@@ -248,12 +206,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="a run's folder or its model folder, or any timm name")
+    parser.add_argument("source", help="a run's folder or its model folder, any timm name, or a file of embeddings")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="data.name=..., data.root=..., eval.knn.k=[1,20], size=96"
     )
     parser.add_argument(
         "--only", type=lambda names: names.split(","), metavar="NAMES", help="these evaluators alone, e.g. knn,linear"
+    )
+    parser.add_argument(
+        "--queries",
+        metavar="FILE",
+        help="with a file of embeddings as the bank: those to look for; else each of its own",
     )
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a local file of weights")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reptk.data import Data, Split
+from reptk.errors import UsageError
 from reptk.evaluate.features import Features
 from reptk.evaluate.mean import Mean
 from reptk.keyed import fold, generator
@@ -51,6 +52,10 @@ class LinearStage:
         self.momentum, self.weight_decay, self.scale = momentum, weight_decay, scale
 
     def __call__(self, encode: Features, data: Data) -> Iterator[tuple[str, float]]:
+        if not hasattr(encode, "batches"):
+            raise UsageError(
+                "linear_stage trains on images, of which a file of embeddings has none; linear does without"
+            )
         known = (data.bank.labels >= 0).nonzero()[:, 0]
         order = torch.randperm(len(known), generator=generator("linear stage", len(known)))
         apart, rest = known[order[: max(1, len(known) // 10)]], known[order[max(1, len(known) // 10) :]]
