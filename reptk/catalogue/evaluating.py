@@ -80,12 +80,12 @@ def data_of(bank: Embeddings, queries: Embeddings | None) -> Data:
     Raises:
         DataError: no labels, another width or another encoder, or a class that the bank does not have.
     """
-    _check_labels("the bank", bank)
+    _check_labels("the bank has", bank)
     searched = Split(bank.vectors, bank.labels)
     if queries is None:
         said = f"{len(bank):,} embeddings, each a query in turn and left out of the bank"
         return Data(searched, searched, searched, _names(bank), said)
-    _check_labels("the queries", queries)
+    _check_labels("the queries have", queries)
     _check_alike(bank, queries)
     overlap = sum(found >= 0 for found in map(Texts.of(bank.ids).find, queries.ids))
     if overlap:
@@ -103,7 +103,7 @@ def data_of(bank: Embeddings, queries: Embeddings | None) -> Data:
 def _check_labels(which: str, given: Embeddings) -> None:
     if not (given.labels >= 0).any():
         raise DataError(
-            f"{which} has no labels, so there is nothing to evaluate by. Embed class folders, or a CSV with a label column"
+            f"{which} no labels, so there is nothing to evaluate by. Embed class folders, or a CSV with a label column"
         )
 
 
