@@ -471,11 +471,12 @@ def test_ranks_do_not_change_features(images: int, monkeypatch: pytest.MonkeyPat
     parts = []
     for rank in range(3):
         monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(dist, "gather", lambda part: parts.append(part) or part)
+        monkeypatch.setattr(dist, "gather_uneven", lambda part: parts.append(part) or part)
         encode = Features(Counted(), size=8, views=views)
         encode(data.bank), encode.view(data.bank, 1)
-    assert torch.equal(torch.cat(parts[::2])[:images], expected[0])
-    assert torch.equal(torch.cat(parts[1::2])[:images], expected[1])
+        assert torch.equal(encode.part(data.bank)[0], parts[4 * rank])
+    assert torch.equal(torch.cat(parts[::4]), expected[0])
+    assert torch.equal(torch.cat(parts[2::4]), expected[1])
 
 
 def test_random_views_differ_by_number_and_repeat() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from reptk.evaluate.evidence import Evidence, sample
 from reptk.evaluate.knn import weights, with_none
 from reptk.evaluate.mean import Mean
+from reptk.evaluate.tally import Labelled
 from reptk.neighbours import search
 
 
@@ -108,7 +109,8 @@ class Recorder:
         """No numbers: see `answers`."""
         return {}
 
-    def answers(self, numbers: Tensor, features: Tensor, query_split: str, bank_split: str) -> Answers:
-        """All that was noted; the queries' numbers in their split and their features are added."""
-        parts = {name: torch.cat(blocks) for name, blocks in self._parts.items()}
+    def answers(self, given: Labelled, query_split: str, bank_split: str) -> Answers:
+        """All that was noted, by all ranks."""
+        parts = {name: given.together(torch.cat(blocks)) for name, blocks in self._parts.items()}
+        numbers, features = given.together(given.query_numbers), given.together(given.queries)
         return Answers(self.k, query_split, bank_split, numbers, features=features, **parts)

@@ -18,7 +18,7 @@ from reptk.evaluate.linear import DECAYS, fit, right
 from reptk.evaluate.mean import Mean
 from reptk.evaluate.near import EXACT, kind_of, searcher
 from reptk.evaluate.retrieval import Ranks
-from reptk.evaluate.tally import labelled, tally
+from reptk.evaluate.tally import Labelled, labelled, shared_out, tally
 from reptk.keyed import generator
 from reptk.neighbours import search
 from reptk.registry import EVALUATORS
@@ -68,7 +68,7 @@ class Knn:
         yield from self.measure(encode, data, retrieval=False)
 
     def measure(self, encode: Features, data: Data, *, retrieval: bool) -> Iterator[tuple[str, float]]:
-        given = labelled(encode(data.bank), data.bank.labels, encode(data.query), data.query.labels, own_rows(data))
+        given = self._given(encode, data)
         available = given.neighbours()
         k = _within(self.k, available)
         noted = Recorder(
@@ -77,11 +77,19 @@ class Knn:
         measures: list[Votes | Ranks | Recorder] = [noted, Votes(given.bank_labels, k, self.temperatures)]
         if retrieval:
             recall, precision = _within(self.recall, available), _within(self.precision, available)
-            measures.append(Ranks(given.bank_labels, given.relevant(), recall, precision))
+            relevant = given.relevant()
+            largest = int(given.together(relevant).max())
+            measures.append(Ranks(given.bank_labels, relevant, recall, precision, largest))
         kind = kind_of(self.index, given.bank)
         find, encode.notes["knn"] = searcher(kind, given.bank, given.queries, noted.k)
         yield from tally(given, *measures, find=find).items()
-        encode.answers = noted.answers(given.query_numbers, given.queries, "query", "bank")
+        encode.answers = noted.answers(given, "query", "bank")
+
+    def _given(self, encode: Features, data: Data) -> Labelled:
+        """On several ranks each holds a part of the bank, unless all of it has to go into one index."""
+        if self.index == EXACT:
+            return shared_out(encode, data, own_rows(data))
+        return labelled(encode(data.bank), data.bank.labels, encode(data.query), data.query.labels, own_rows(data))
 
 
 @EVALUATORS.register("linear")

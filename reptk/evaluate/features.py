@@ -1,7 +1,7 @@
 """Features of a whole split, extracted once, in blocks that the ranks share among themselves."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +9,11 @@ from torch import Tensor
 from reptk import dist
 from reptk.data import Feed, Split, blocks
 from reptk.data.ahead import ahead
-from reptk.evaluate.answers import Answers
 from reptk.keyed import fold
 from reptk.views import plain
+
+if TYPE_CHECKING:
+    from reptk.evaluate.answers import Answers
 
 BLOCK = 256
 PIXELS_PX = 32
@@ -24,6 +26,20 @@ class Rows(NamedTuple):
 
     unit: Tensor
     length: Tensor
+
+
+class Kept:
+    """Rows that this rank has made, the first of which is number `first`; those of all ranks are brought together if asked."""
+
+    def __init__(self, rows: Rows, first: int, device: torch.device | str) -> None:
+        self.rows, self.first, self.device = rows, first, device
+        self._whole = rows if dist.world() == 1 else None
+
+    def whole(self) -> Rows:
+        """Of all ranks. All of them have to ask."""
+        if self._whole is None:
+            self._whole = Rows(*(dist.gather_uneven(part.to(self.device)).cpu() for part in self.rows))
+        return self._whole
 
 
 class Features:
@@ -58,22 +74,27 @@ class Features:
         self.device, self.workers = device, workers
         self.notes: dict[str, Any] = {}
         self.answers: Answers | None = None
-        self._kept: list[tuple[Split, str | int, Rows]] = []
+        self._kept: list[tuple[Split, str | int, Kept]] = []
 
     def __call__(self, split: Split) -> Tensor:
         """Features of every image as it is."""
-        return self._plain(split).unit
+        return self._plain(split).whole().unit
 
     def raw(self, split: Split) -> Tensor:
         """The same at the length that the encoder gives them."""
+        rows = self._plain(split).whole()
+        return rows.unit * rows.length
+
+    def part(self, split: Split) -> tuple[Tensor, int]:
+        """Those features that this rank has made, and the number of the first; all of them on a single process."""
         kept = self._plain(split)
-        return kept.unit * kept.length
+        return kept.rows.unit, kept.first
 
     def batches(self, split: Split, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (b, 3, H, W) uint8 on the device and their numbers, for each tensor of numbers in turn."""
         return Feed(ahead(split.images, numbers, workers=self.workers, device=self.device), self.device)
 
-    def _plain(self, split: Split) -> "Rows":
+    def _plain(self, split: Split) -> "Kept":
         return self._once(split, "plain", lambda images, first: plain(images, self.size, self.crop))
 
     def view(self, split: Split, number: int) -> Tensor:
@@ -83,32 +104,28 @@ class Features:
             made = self.views(images, fold("evaluation", number, first))
             return made[0][0] if isinstance(made, list | tuple) else made[0]
 
-        return self._once(split, number, first_view).unit
+        return self._once(split, number, first_view).whole().unit
 
-    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "Rows":
-        for known, known_kind, features in self._kept:
+    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
+        for known, known_kind, kept in self._kept:
             if known is split and known_kind == kind:
-                return features
-        h = self._shared(split, prepare)
-        length = h.norm(dim=1, keepdim=True).clamp_min_(1e-12)
-        self._kept.append((split, kind, Rows(h.div_(length), length)))
+                return kept
+        self._kept.append((split, kind, self._shared(split, prepare)))
         return self._kept[-1][2]
 
     @torch.no_grad()
-    def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
         """Each rank encodes the blocks of its part; parts hold whole blocks, so that ranks do not change them."""
         part = -(-len(split) // (BLOCK * dist.world())) * BLOCK
-        first, last = dist.rank() * part, min((dist.rank() + 1) * part, len(split))
+        first, last = (min(rank * part, len(split)) for rank in (dist.rank(), dist.rank() + 1))
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
         images = Feed(blocks(split, ranges, self.workers, self.device), self.device)
         made = [self._block(block, part.start, prepare) for part, (block,) in zip(ranges, images, strict=True)]
-        if dist.world() == 1:
-            return torch.cat(made)
-        width = self._block(split.images.fetch(torch.tensor([0])), 0, prepare).shape[1]
-        padded = torch.zeros(part, width, device=self.device)
-        if made:
-            padded[: last - first] = torch.cat(made)
-        return dist.gather(padded)[: len(split)].cpu()
+        if not made:  # more ranks than blocks: nothing of its own, but as wide as the others' rows
+            made = [self._block(split.images.fetch(torch.tensor([0])), 0, prepare)[:0]]
+        h = torch.cat(made)
+        length = h.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+        return Kept(Rows(h.div_(length), length), first, self.device)
 
     def _block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
         made = self.embed(prepare(images.to(self.device), first)).float().cpu()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from reptk.neighbours import Approximate, kind_for, order, search
+from reptk.neighbours import Approximate, kind_for, order
 from reptk.neighbours.pairs import similarities_of
 
 EXACT = "Flat"
@@ -39,15 +39,15 @@ def approximately(index: Approximate) -> Search:
     return find
 
 
-def searcher(kind: str, bank: Tensor, queries: Tensor, k: int) -> tuple[Search, dict[str, float | str]]:
-    """How to search, and what stands beside the numbers: the kind of index, and its recall of the exact k neighbours.
+def searcher(kind: str, bank: Tensor, queries: Tensor, k: int) -> tuple[Search | None, dict[str, float | str]]:
+    """How to search (None: exactly), and what stands beside the numbers: the kind of index, and how much it finds.
 
     Raises:
         UsageError: FAISS cannot make such an index, or the bank is too small for it.
         EnvironmentProblem: FAISS is missing.
     """
     if kind == EXACT:
-        return search, {"index": EXACT}
+        return None, {"index": EXACT}
     index = Approximate.build(bank, kind)
     recall = index.recall(bank, queries, k)
     return approximately(index), {"index": kind, f"index_recall@{k}": recall}

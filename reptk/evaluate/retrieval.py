@@ -21,14 +21,22 @@ class Ranks:
         relevant: (q,) R of each query; queries with R = 0 cannot be answered and are passed over.
         k: Recall@k for these k.
         precision: precision@k for these k.
+        largest: the largest R of all ranks' queries, where these are only some.
     """
 
-    def __init__(self, bank_labels: Tensor, relevant: Tensor, k: Sequence[int], precision: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        bank_labels: Tensor,
+        relevant: Tensor,
+        k: Sequence[int],
+        precision: Sequence[int] = (),
+        largest: int | None = None,
+    ) -> None:
         if not k or min([*k, *precision]) < 1:
             raise ValueError(f"k must be at least 1, got {[*k, *precision]}")
         self.labels, self.relevant = with_none(bank_labels, -1), relevant
         self.k, self.precision = sorted(set(k)), sorted(set(precision))
-        self.depth = max(*self.k, *self.precision, int(relevant.max()))
+        self.depth = max(*self.k, *self.precision, int(relevant.max()) if largest is None else largest)
         self._values: dict[str, list[Tensor]] = defaultdict(list)
         self._first = 0
 
