@@ -37,17 +37,17 @@ def queries() -> Tensor:
     return clustered(150, seed=1)
 
 
-# Measured 1.0, 0.996, 0.999, 0.997, 0.61, 0.62, 0.97 and 0.999 on one machine; a margin below is left for others.
+# Each holds a margin below what was measured: 1, 1, 1, 1, 0.484, 0.464, 0.924, 0.355 and 0.997.
 KINDS = {
     "Flat": 1.0,
-    "IVF64,Flat": 0.9,
-    "HNSW16": 0.95,
-    "IVF16_HNSW32,Flat": 0.9,
-    "PQ8": 0.4,
-    "IVF16,PQ8": 0.4,
-    "SQ8": 0.9,
-    "PCA16,Flat": 0.3,
-    "IVF16,PQ8,RFlat": 0.4,
+    "IVF64,Flat": 0.97,
+    "HNSW16": 0.97,
+    "IVF16_HNSW32,Flat": 0.97,
+    "PQ8": 0.44,
+    "IVF16,PQ16x4": 0.42,
+    "SQ8": 0.89,
+    "PCA16,Flat": 0.32,
+    "IVF16,PQ16x4,RFlat": 0.96,
 }
 
 
@@ -56,7 +56,6 @@ KINDS = {
 def test_every_kind_finds_its_share_alike_every_time(factory: str, bank: Tensor, queries: Tensor) -> None:
     index = Approximate.build(bank, factory)
     recall = index.recall(bank, queries, 10)
-    print(factory, recall)
     assert KINDS[factory] <= recall <= 1
     assert Approximate.build(bank, factory).to_bytes() == index.to_bytes()
 
@@ -120,6 +119,7 @@ def test_banks_of_other_precision_are_converted_chunk_by_chunk(
     assert seen == [*range(7, 500, 7), 500]
 
 
+@pytest.mark.filterwarnings("ignore:.*centroids")
 @pytest.mark.parametrize("factory", ["IVF64,Flat", "HNSW16", "IVF16,PQ8"])
 def test_bytes_and_back(factory: str, bank: Tensor, queries: Tensor) -> None:
     made = Approximate.build(bank, factory, effort=7)
@@ -146,7 +146,7 @@ def test_a_bad_factory_string(factory: str, bank: Tensor) -> None:
 
 def test_rows_that_cannot_be_added(bank: Tensor) -> None:
     with pytest.raises(UsageError, match="IDMap"):
-        Approximate.build(bank, "IDMap,PQ8")
+        Approximate.build(bank, "IDMap,Flat")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_nothing_is_written_to_the_terminal() -> None:
     """FAISS's C++ code warns on standard error about few rows to train on; that is said once, by a warning."""
     code = (
         "import torch, warnings; warnings.simplefilter('ignore'); from reptk.neighbours import Approximate; "
-        "Approximate.build(torch.randn(300, 8), 'IVF64,PQ4')"
+        "Approximate.build(torch.randn(300, 8), 'IVF64,PQ4x4')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

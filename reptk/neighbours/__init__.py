@@ -4,5 +4,16 @@ from reptk.neighbours.approximate import Approximate, kind_for
 from reptk.neighbours.engine import engine
 from reptk.neighbours.exact import search
 from reptk.neighbours.rows import check_rows
+from reptk.neighbours.sharded import search_sharded
+from reptk.neighbours.streamed import RowWriter, read_rows
 
-__all__ = ["Approximate", "check_rows", "engine", "kind_for", "search"]
+__all__ = [
+    "Approximate",
+    "RowWriter",
+    "check_rows",
+    "engine",
+    "kind_for",
+    "read_rows",
+    "search",
+    "search_sharded",
+]

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ ROWS_PER_LIST = 39
 
 MOST_PER_LIST = 256
 """More rows a centroid than this change nothing (FAISS leaves the others out as well)."""
+
+REFINED = 8
+"""An index that refines (",RFlat") ranks so many times k candidates by its exact copies."""
 
 _MARK = b"reptk approximate index 1 "
 
@@ -173,11 +176,13 @@ class Approximate:
 
     def _set_effort(self, effort: int | None) -> None:
         faiss = needed_faiss("an approximate index")
-        lists = faiss.try_extract_index_ivf(self.index)
-        if lists is not None:
-            lists.nprobe = min(lists.nlist, effort or max(8, lists.nlist // 16))
-        elif isinstance(graph := faiss.downcast_index(self.index), faiss.IndexHNSW):
-            graph.hnsw.efSearch = effort or 128
+        for layer in _layers(faiss, self.index):
+            if hasattr(layer, "nprobe"):
+                layer.nprobe = min(layer.nlist, effort or max(8, layer.nlist // 16))
+            elif hasattr(layer, "hnsw"):
+                layer.hnsw.efSearch = effort or 128
+            if hasattr(layer, "k_factor"):
+                layer.k_factor = REFINED
 
 
 def kind_for(count: int, width: int) -> str:
@@ -210,18 +215,29 @@ def _made(faiss: Any, width: int, factory: str) -> Any:
 
 
 def _seed(faiss: Any, index: Any, seed: int) -> None:
-    lists = faiss.try_extract_index_ivf(index)
-    for holder in (faiss.downcast_index(index), lists and faiss.downcast_index(lists)):
+    for holder in _layers(faiss, index):
         for part in (getattr(holder, "cp", None), getattr(getattr(holder, "pq", None), "cp", None)):
             if part is not None:
                 part.seed, part.min_points_per_centroid = seed, 1
+        if hasattr(holder, "do_polysemous_training"):
+            holder.do_polysemous_training = False  # most of the training time, for a kind of search that is not used
         if hasattr(holder, "hnsw"):
             holder.hnsw.rng = faiss.RandomGenerator(seed)
 
 
+def _layers(faiss: Any, index: Any) -> Iterator[Any]:
+    """The index and those inside it: behind a transformation or a list of ids, before a refinement, the lists' own."""
+    held = faiss.downcast_index(index)
+    yield held
+    for name in ("index", "base_index", "quantizer"):
+        inner = getattr(held, name, None)
+        if isinstance(inner, faiss.Index):
+            yield from _layers(faiss, inner)
+
+
 def _train(faiss: Any, index: Any, factory: str, bank: Tensor, seed: int) -> None:
-    lists = faiss.try_extract_index_ivf(index)
-    centroids = max(getattr(lists, "nlist", 1), _codes(faiss, index), _codes(faiss, lists))
+    layers = list(_layers(faiss, index))
+    centroids = max(max(getattr(layer, "nlist", 1), getattr(getattr(layer, "pq", None), "ksub", 1)) for layer in layers)
     if len(bank) < centroids:
         raise UsageError(
             f"{factory!r} needs at least {centroids} rows to be trained, better {ROWS_PER_LIST * centroids}; the bank has "
@@ -240,11 +256,6 @@ def _train(faiss: Any, index: Any, factory: str, bank: Tensor, seed: int) -> Non
         index.train(_array(rows))
     except RuntimeError as cause:
         raise UsageError(f"FAISS cannot train {factory!r} on {len(rows)} rows: {_last_line(cause)}") from cause
-
-
-def _codes(faiss: Any, index: Any) -> int:
-    """Centroids of a product quantizer, 1 without one."""
-    return getattr(getattr(index and faiss.downcast_index(index), "pq", None), "ksub", 1)
 
 
 def _array(rows: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from reptk.neighbours.candidates import Find, faiss_find, float32_error, torch_f
 from reptk.neighbours.crowded import scan
 from reptk.neighbours.engine import device, engine, faiss
 from reptk.neighbours.pairs import similarities_of
-from reptk.neighbours.rows import Facts, check_rows, warn_of_zeros
+from reptk.neighbours.rows import Facts, check_products, check_rows, warn_of_zeros
 
 BLOCK = 1024
 """Queries at a time, about."""
@@ -141,18 +141,10 @@ def _prepare(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exac
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
     if exact is not None and (exact.shape != bank.shape or not exact.is_floating_point()):
         raise ValueError(f"exact must be {tuple(bank.shape)} like bank, got {exact.dtype} {tuple(exact.shape)}")
-    check_products(facts, asked)
+    check_products(facts.longest, asked.longest)
     warn_of_zeros("bank", len(bank), facts)
     warn_of_zeros("queries", len(queries), asked)
     return prepare(bank, facts, exact)
-
-
-def check_products(bank: Facts, queries: Facts) -> None:
-    """Raise ValueError if inner products could exceed float32."""
-    if bank.longest * queries.longest > 1e38:
-        raise ValueError(
-            f"rows of length {bank.longest:.3g} and {queries.longest:.3g} have inner products beyond float32; normalise them"
-        )
 
 
 def _block(bank: Prepared, k: int) -> int:

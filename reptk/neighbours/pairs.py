@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-CHUNK = 2048
-"""Rows of the bank in float64 at a time: 4 MB at 256 values, which caches hold."""
+CHUNK_BYTES = 4 << 20
+"""Rows of the bank in float64 at a time, few enough for caches."""
 
 BLOCK_VALUES = 1 << 24
 """Values of gathered rows at a time on a GPU."""
@@ -47,14 +47,15 @@ def _sampled(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Te
     numbers, rows = numbers[order], rows[order]
     wanted, firsts = _runs(rows, len(bank))
     made = torch.empty(len(rows), dtype=torch.float64)
+    size = max(1, CHUNK_BYTES // (8 * bank.shape[1]))
     asked = queries.float().double()
-    room = torch.empty(CHUNK, bank.shape[1], dtype=torch.float64)
-    ends = firsts[::CHUNK].tolist()
-    if (len(firsts) - 1) % CHUNK:
+    room = torch.empty(size, bank.shape[1], dtype=torch.float64)
+    ends = firsts[::size].tolist()
+    if (len(firsts) - 1) % size:
         ends.append(len(rows))
     for part, (low, high) in enumerate(pairwise(ends)):
-        first = part * CHUNK
-        count = min(CHUNK, len(firsts) - 1 - first)
+        first = part * size
+        count = min(size, len(firsts) - 1 - first)
         if wanted is None:
             room[:count].copy_(bank[first : first + count].float())
         else:

@@ -52,6 +52,14 @@ def check_rows(name: str, rows: Tensor) -> Facts:
     return Facts(longest, zero.count, zero.first)
 
 
+def check_products(longest: float, longest_asked: float) -> None:
+    """Raise ValueError if inner products of rows and queries of these lengths could exceed float32."""
+    if longest * longest_asked > 1e38:
+        raise ValueError(
+            f"rows of length {longest:.3g} and {longest_asked:.3g} have inner products beyond float32; normalise them"
+        )
+
+
 def warn_of_zeros(name: str, count: int, facts: Facts) -> None:
     """Say once that rows hold nothing but zeros, since their neighbours are chosen by row number alone."""
     if facts.zero:
