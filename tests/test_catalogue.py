@@ -410,6 +410,8 @@ def test_what_an_index_may_replace(embedded: Path, tmp_path: Path) -> None:
     reptk.index(embedded, out=place)
     with pytest.raises(UsageError, match="--force"):
         reptk.index(embedded, out=place)
+    (place / "manifest.json").write_text("{")
+    reptk.index(embedded, out=place, force=True)
     bad = Embeddings(torch.full((2, 3), torch.nan), ["a", "b"])
     with pytest.raises(DataError, match="2 of 2 embeddings"):
         reptk.index(bad, out=place, force=True)
@@ -661,7 +663,8 @@ def test_duplicates_by_the_command(photos: Path, run: Path, tmp_path: Path, caps
         (["embed", "EMPTY", "--data", "digits", "--out", "e.safetensors"], 3, "no model in"),
         (["index", "gone.safetensors", "--out", "e.index"], 3, "no file of embeddings gone.safetensors"),
         (["index", "PHOTOS/cats/00.png", "--out", "e.index"], 2, "not as '00.png'"),
-        (["index", "EMBEDDED", "--out", "EMPTY"], 2, "is no index"),
+        (["index", "EMBEDDED", "--out", "EMPTY"], 2, "--force"),
+        (["index", "EMBEDDED", "--out", "RUN", "--force"], 2, "is no index"),
         (["search"], 2, "which index?"),
         (["search", "EMBEDDED"], 2, "for what?"),
         (["search", "EMBEDDED", "gone.jpg"], 3, "no image gone.jpg"),

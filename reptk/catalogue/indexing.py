@@ -1,6 +1,5 @@
 """index(): a folder to search in: the embeddings, a FAISS index unless it is exact, and a manifest that vouches for both."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from reptk import run
-from reptk.catalogue import as_parquet
+from reptk.catalogue import as_parquet, manifest
 from reptk.catalogue.embeddings import SUFFIXES, Checked, Embeddings, comparable, existing, writing
+from reptk.catalogue.manifest import EMBEDDINGS, FAISS, MANIFEST
 from reptk.catalogue.nearest import exact, ranked
 from reptk.catalogue.place import check_room, check_writable
 from reptk.catalogue.progress import progress, working
@@ -23,19 +23,13 @@ from reptk.catalogue.rows import Rows, Whole, rows_per_block
 from reptk.checkpoint import replace_text
 from reptk.errors import DataError, EnvironmentProblem, UsageError
 from reptk.keyed import generator
-from reptk.neighbours import Approximate, kind_for
-
-FORMAT, VERSION = "reptk index", 1
-EMBEDDINGS, FAISS, MANIFEST = "embeddings.safetensors", "index.faiss", "manifest.json"
+from reptk.neighbours import Approximate, engine, kind_for
 
 RECALL_K, SAMPLE = 10, 1000
 """Recall is measured at so many neighbours, of so many images of the index itself."""
 
 CANDIDATES, LEAST_CANDIDATES = 4, 100
 """An approximate index is asked for so many times k rows, and at least so many, which the stored vectors then rank."""
-
-HASHED_BYTES = 1 << 30
-"""Embeddings up to this size are held against their hash whenever an index is opened, larger ones by their length."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +104,15 @@ class Index:
             if not path.exists() and path.suffix.lower() not in SUFFIXES:
                 raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {path}")
             return cls(comparable(Embeddings.load(path), path.name), path=path)
-        manifest = _manifest(path)
-        _verify(path, manifest, verify)
-        approximate = None if manifest["kind"] == "Flat" else _read_back(path, manifest)
-        index = cls(
-            Embeddings.load(path / EMBEDDINGS), manifest["kind"], manifest["recall"]["value"], approximate, path
-        )
-        if (len(index), index.embeddings.width) != (manifest["count"], manifest["width"]):
-            raise DataError(_damaged(path, f"{EMBEDDINGS} is {len(index):,} x {index.embeddings.width}"))
-        return index
+        said = manifest.read(path)
+        manifest.verify_embeddings(path, said, verify)
+        kept, approximate, size = Embeddings.load(path / EMBEDDINGS), None, (said["count"], said["width"])
+        if said["kind"] != "Flat":
+            approximate = Approximate.from_bytes(manifest.verified_faiss(path, said))
+        for name, part in ((EMBEDDINGS, kept), (FAISS, approximate)):
+            if part is not None and (len(part), part.width) != size:
+                raise DataError(manifest.damaged(path, f"{name} is {len(part):,} x {part.width}"))
+        return cls(kept, said["kind"], said["recall"]["value"], approximate, path)
 
 
 def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "auto", force: bool = False) -> Index:
@@ -153,7 +147,7 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
 def _fill(folder: Path, source: Path | Embeddings, kind: str) -> None:
     _keep(source, folder / EMBEDDINGS)
     kept = Embeddings.load(folder / EMBEDDINGS)
-    made = Index(kept, kind_for(len(kept), kept.width) if kind == "auto" else kind)
+    made = Index(kept, _advised(kept) if kind == "auto" else kind)
     since = time.perf_counter()
     if made.kind != "Flat":
         approximate = _build(kept, made.kind)
@@ -162,19 +156,23 @@ def _fill(folder: Path, source: Path | Embeddings, kind: str) -> None:
     with working("measuring recall"):
         measured = recall(made)
     said = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": manifest.FORMAT,
+        "version": manifest.VERSION,
         "kind": made.kind,
         "count": len(kept),
         "width": kept.width,
         "recall": measured,
         "seconds": round(time.perf_counter() - since, 3),
-        "files": {path.name: _vouched(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: manifest.vouched(path) for path in sorted(folder.iterdir())},
         "about": kept.about,
         "versions": run.versions(),
         "commit": run.commit(),
     }
     replace_text(folder / MANIFEST, json.dumps(said, indent=2) + "\n")
+
+
+def _advised(kept: Embeddings) -> str:
+    return kind_for(len(kept), kept.width) if engine() == "faiss" else "Flat"
 
 
 def _keep(source: Path | Embeddings, place: Path) -> None:
@@ -238,22 +236,12 @@ def _build(kept: Embeddings, kind: str) -> Approximate:
         return Approximate.build(kept.vectors, kind, progress=show)
 
 
-def _read_back(path: Path, manifest: dict[str, Any]) -> Any:
-    """The FAISS index: its bytes are parsed by code that trusts them, so those that are parsed are those that were hashed."""
-    _said(path, manifest, FAISS)
-    content = (path / FAISS).read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["files"][FAISS].get("sha256"):
-        raise DataError(_damaged(path, f"{FAISS} has another hash than {MANIFEST} says, so it is not read"))
-    return Approximate.from_bytes(content)
-
-
 def _check_out(place: Path, force: bool) -> Path:
-    if place.exists() and not (place.is_dir() and (place / MANIFEST).is_file()):
-        raise UsageError(f"{place} exists and is no index. Choose another --out")
+    is_index = place.is_dir() and {path.name for path in place.iterdir()} <= manifest.FILES
+    if place.exists() and not is_index:
+        raise UsageError(f"{place} exists and is no index, or holds more than one. Choose another --out")
     if place.exists() and not force:
         raise UsageError(f"{place} exists. Choose another --out, or put the new one in its place: --force")
-    if place.exists():
-        _manifest(place, any_version=True)
     check_writable(place)
     return place
 
@@ -265,55 +253,3 @@ def _put(unfinished: Path, place: Path) -> None:
         place.rename(old)
     unfinished.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _manifest(path: Path, *, any_version: bool = False) -> dict[str, Any]:
-    try:
-        said = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        foreign = not isinstance(said, dict) or said.get("format") != FORMAT
-    except FileNotFoundError as cause:
-        raise DataError(
-            f"{path} is no index: it has no {MANIFEST}. Make one: reptk index EMBEDDINGS --out ..."
-        ) from cause
-    except (OSError, ValueError) as cause:
-        raise DataError(_damaged(path, f"{MANIFEST} cannot be read: {cause}")) from cause
-    if foreign:
-        raise DataError(f"{path} is no index of reptk: its {MANIFEST} is of something else")
-    if any_version:
-        return said
-    if not isinstance(said.get("version"), int) or said["version"] > VERSION:
-        raise DataError(f"{path} was made by a newer reptk (version {said.get('version')}); update reptk to read it")
-    needed = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
-    if not all(isinstance(said.get(name), kind) for name, kind in needed.items()) or "value" not in said["recall"]:
-        raise DataError(_damaged(path, f"{MANIFEST} is incomplete"))
-    return said
-
-
-def _verify(path: Path, manifest: dict[str, Any], every: bool) -> None:
-    """Hold the embeddings against what the manifest says of them."""
-    said = _said(path, manifest, EMBEDDINGS)
-    if (every or said["bytes"] <= HASHED_BYTES) and _sha256(path / EMBEDDINGS) != said.get("sha256"):
-        raise DataError(_damaged(path, f"{EMBEDDINGS} has another hash than {MANIFEST} says"))
-
-
-def _said(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the manifest says of a file that is there and has its length."""
-    file, said = path / name, manifest["files"].get(name)
-    if not file.is_file() or not isinstance(said, dict):
-        raise DataError(_damaged(path, f"{name} is missing"))
-    if file.stat().st_size != said.get("bytes"):
-        raise DataError(_damaged(path, f"{name} has another length than {MANIFEST} says"))
-    return said
-
-
-def _vouched(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damaged(path: Path, why: str) -> str:
-    return f"the index {path} is damaged: {why}. Build it again: reptk index EMBEDDINGS --out {path} --force"

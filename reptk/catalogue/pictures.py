@@ -43,14 +43,18 @@ class Pictures:
         images = getattr(getattr(self._data, split, None), "images", None)
         if images is None or not number.isdigit() or int(number) >= len(images):
             return ""
-        return data_uri(images.fetch(torch.tensor([int(number)]))[0])
+        try:
+            return data_uri(images.fetch(torch.tensor([int(number)]))[0])
+        except ReptkError:
+            return ""
 
     @cached_property
     def _data(self) -> Any:
         """The data set they were taken from, where that can be had again without fetching anything."""
         said = self.embeddings.about.get("data")
         try:
-            part = {name: value for name, value in dict(said).items() if name != "split"}
+            # Its images may stay where they are; a file of embeddings has no say in where a cache of them goes.
+            part = {name: value for name, value in dict(said).items() if name not in ("split", "cache")}
             part |= {"download": False} if "download" in part else {}
             return config.build(DATASETS, config.complete("data", part))
         except (ReptkError, TypeError, ValueError, OSError):
