@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +120,17 @@ def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pyt
     assert abs(found["metrics"]["encoder"]["knn@20"] - exact["metrics"]["encoder"]["knn@20"]) <= 1 - recall + 0.02
     assert f"IVF64,Flat, which finds {100 * recall:.1f} % of the 20 nearest" in capsys.readouterr().out
     assert main([*given, "eval.knn.index=IVFx"]) == 2
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_mistake() -> None:
+    code = "import sys; from reptk.command import guarded; sys.exit(guarded(lambda: [print('x' * 999) for _ in range(999)]))"
+    made = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    made.stdout.read(10)
+    made.stdout.close()
+    assert made.wait(60) == 141
+    assert made.stderr.read() == b""
+    made.stderr.close()
 
 
 def test_a_limit_draws_the_same_images_each_time() -> None:

@@ -16,14 +16,13 @@ from reptk import run
 from reptk.catalogue import as_parquet, manifest
 from reptk.catalogue.embeddings import SUFFIXES, Checked, Embeddings, comparable, existing, writing
 from reptk.catalogue.manifest import EMBEDDINGS, FAISS, MANIFEST
-from reptk.catalogue.nearest import exact, ranked
 from reptk.catalogue.place import check_room, check_writable
 from reptk.catalogue.progress import progress, working
 from reptk.catalogue.rows import Rows, Whole, rows_per_block
 from reptk.checkpoint import replace_text
 from reptk.errors import DataError, EnvironmentProblem, UsageError
 from reptk.keyed import generator
-from reptk.neighbours import Approximate, engine, kind_for
+from reptk.neighbours import Approximate, engine, kind_for, ranked, search
 
 RECALL_K, SAMPLE = 10, 1000
 """Recall is measured at so many neighbours, of so many images of the index itself."""
@@ -71,7 +70,7 @@ class Index:
         self._check(queries, k, exclude)
         bank = self.embeddings.vectors
         if self.approximate is None:
-            return exact(bank, queries, k, exclude)
+            return _exact(bank, queries, k, exclude)
         asked = min(max(CANDIDATES * k, LEAST_CANDIDATES), len(bank))
         _, rows = self.approximate.search(queries.float(), asked)
         return ranked(bank, queries, rows, k, exclude)
@@ -218,7 +217,7 @@ def recall(made: Index) -> dict[str, Any]:
         return {"k": RECALL_K, "value": 1.0, "queries": 0}
     own = torch.randperm(len(bank), generator=generator("recall", len(bank)))[:SAMPLE].sort().values
     queries = bank[own].float()
-    _, true = exact(bank, queries, k, own)
+    _, true = _exact(bank, queries, k, own)
     _, found = made.search(queries, k, own)
     hits = (found[:, :, None] == true[:, None, :]).any(2)
     return {"k": k, "value": round(hits.double().mean().item(), 4), "queries": len(own)}
@@ -253,3 +252,9 @@ def _put(unfinished: Path, place: Path) -> None:
         place.rename(old)
     unfinished.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exact(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Similarities and rows (q, k) of the nearest; see `reptk.neighbours.search`."""
+    blocks = [*search(bank, queries, k, exclude)]
+    return torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from reptk.neighbours import Approximate, kind_for, order
-from reptk.neighbours.pairs import similarities_of
+from reptk.neighbours import Approximate, kind_for, ranked
 
 EXACT = "Flat"
 BLOCK = 1024
@@ -29,12 +28,7 @@ def approximately(index: Approximate) -> Search:
         for first in range(0, len(queries), BLOCK):
             block = queries[first : first + BLOCK].float()
             _, rows = index.search(block, min(k + (exclude is not None), len(bank)))
-            made = order.keys(similarities_of(bank, block, rows.clamp_min(0)), rows.clamp_min(0))
-            made.masked_fill_(rows < 0, order.NONE)
-            if exclude is not None:
-                made.masked_fill_(rows == exclude[first : first + BLOCK, None], order.NONE)
-            made = order.nearest(made, k)
-            yield order.similarities(made), order.rows(made)
+            yield ranked(bank, block, rows, k, None if exclude is None else exclude[first : first + BLOCK])
 
     return find
 

@@ -4,6 +4,7 @@ from reptk.neighbours import order
 from reptk.neighbours.approximate import Approximate, kind_for
 from reptk.neighbours.engine import engine
 from reptk.neighbours.exact import search
+from reptk.neighbours.ranked import ranked
 from reptk.neighbours.rows import check_rows
 from reptk.neighbours.sharded import search_sharded
 from reptk.neighbours.streamed import RowWriter, read_rows
@@ -15,6 +16,7 @@ __all__ = [
     "engine",
     "kind_for",
     "order",
+    "ranked",
     "read_rows",
     "search",
     "search_sharded",

@@ -1,16 +1,10 @@
-"""Neighbours of some queries at once, exact, or chosen by the stored vectors from an approximate index's candidates."""
+"""Candidates of an approximate index, ranked by the rows themselves."""
 
 import torch
 from torch import Tensor
 
-from reptk.neighbours import order, search
+from reptk.neighbours import order
 from reptk.neighbours.pairs import pair_similarities
-
-
-def exact(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Similarities and rows (q, k) of the nearest; see `reptk.neighbours.search`."""
-    blocks = [*search(bank, queries, k, exclude)]
-    return torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])
 
 
 def ranked(bank: Tensor, queries: Tensor, rows: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
