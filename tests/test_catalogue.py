@@ -17,7 +17,7 @@ from torch import Tensor
 
 import reptk
 from reptk import Encoder, neighbours
-from reptk.catalogue import Embedder, Embeddings, Index, duplicates, indexing, near_duplicates, nearest, sources
+from reptk.catalogue import Embedder, Embeddings, Index, duplicates, indexing, near_duplicates, sources
 from reptk.commands import main
 from reptk.data import Data, InMemory, Split, digits
 from reptk.data.decode import decode
@@ -334,7 +334,7 @@ def test_approximate_kinds(kind: str, many: Embeddings, tmp_path: Path) -> None:
     index = Index.open(tmp_path / "e.index")
     assert index.kind == kind
     similarities, rows = index.search(many.vectors[:50], 10)
-    _, expected = nearest.exact(many.vectors, many.vectors[:50], 10)
+    _, expected = indexing._exact(many.vectors, many.vectors[:50], 10)
     assert torch.equal(rows[:, 0], torch.arange(50)), "an image finds itself"
     found = (rows[:, :, None] == expected[:, None]).any(2)
     assert found.float().mean() > 0.9
@@ -437,10 +437,12 @@ def test_candidates_are_ranked_as_exact_search_ranks_them(exclude: Tensor | None
     shuffled = torch.stack([torch.randperm(50, generator=generator("order", one)) for one in range(3)])
     candidates = torch.cat([shuffled, torch.full((3, 5), -1)], 1)
     for one, other in zip(
-        nearest.ranked(bank, queries, candidates, 12, exclude), nearest.exact(bank, queries, 12, exclude), strict=True
+        neighbours.ranked(bank, queries, candidates, 12, exclude),
+        indexing._exact(bank, queries, 12, exclude),
+        strict=True,
     ):
         assert torch.equal(one, other)
-    similarities, rows = nearest.ranked(bank, queries, candidates[:, 44:], 8)
+    similarities, rows = neighbours.ranked(bank, queries, candidates[:, 44:], 8)
     assert (rows[:, :6] >= 0).all()
     assert (rows[:, 6:] == -1).all()
     assert (similarities[:, 6:] == -torch.inf).all()
