@@ -7,6 +7,7 @@ from collections.abc import Sequence
 VERBS = {
     "recipe": ("reptk.recipe", "train and evaluate a recipe"),
     "knn": ("reptk.commands.knn", "evaluate a run or any timm backbone on a data set"),
+    "report": ("reptk.commands.report", "a run, or several, as one HTML page"),
     "views": ("reptk.commands.views", "draw what the network sees, as a picture"),
 }
 
