@@ -28,22 +28,38 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def make_run(folder: Path, *, seed: int = 0, noise: float = 1.0, classes: tuple[str, ...] = (), **changed: Any) -> Path:
+def make_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    noise: float = 1.4,
+    classes: tuple[str, ...] = (),
+    data: dict[str, Any] | None = None,
+    **changed: Any,
+) -> Path:
     """A run's folder with all its files but the model.
 
     Args:
         seed: of the features.
         noise: how far features lie from the middle of their class; the larger, the more answers are wrong.
         classes: names instead of the data set's.
+        data: what differs in the data set's arguments; another `name` replaces them all.
         changed: sections of the recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = {key: {**value, **changed.pop(key, {})} if isinstance(value, dict) else value for key, value in RECIPE.items()}
-    recipe = validate({**table, **changed})
-    data = build(DATASETS, recipe.data)
-    features = [_features(split.labels, what, seed, noise) for split, what in ((data.bank, "bank"), (data.query, "query"))]
+    part = data or {}
+    part = part if part.get("name", "generated") != "generated" else RECIPE["data"] | part
+    table = {
+        key: {**value, **changed.pop(key, {})} if isinstance(value, dict) else value for key, value in RECIPE.items()
+    }
+    recipe = validate({**table, **changed, "data": part})
+    opened = build(DATASETS, recipe.data)
+    features = [
+        _features(opened.bank.labels, "bank", seed, noise),
+        _features(opened.query.labels, "query", seed, noise),
+    ]
     (folder / "recipe.toml").write_text(recipe.dump())
-    evidence = evidence_of(data, *features, classes=classes or data.classes)
+    evidence = evidence_of(opened, *features, classes=classes or opened.classes)
     evidence.save(folder)
     (folder / "results.json").write_text(json.dumps(results_of(evidence, recipe.data, recipe.name)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(seed)))
@@ -77,14 +93,19 @@ def evidence_of(data: Data, bank: Tensor, queries: Tensor, classes: tuple[str, .
 
 def results_of(evidence: Evidence, part: dict[str, Any], name: str) -> dict[str, Any]:
     """results.json: the trained row from the evidence, the others below it."""
-    right = {evidence.vote: evidence.predicted == evidence.labels, "recall@1": evidence.neighbour_labels[:, 0] == evidence.labels}
+    right = {
+        evidence.vote: evidence.predicted == evidence.labels,
+        "recall@1": evidence.neighbour_labels[:, 0] == evidence.labels,
+    }
     trained = {metric: hits.double().mean().item() for metric, hits in right.items()}
     rows = {row: {metric: value * share for metric, value in trained.items()} for row, share in SHARES.items()}
     return {
         "schema": 1,
         "headline": evidence.vote,
         "metrics": rows,
-        "intervals": {row: {m: [v - 0.06, min(v + 0.06, 1.0)] for m, v in values.items()} for row, values in rows.items()},
+        "intervals": {
+            row: {m: [v - 0.06, min(v + 0.06, 1.0)] for m, v in values.items()} for row, values in rows.items()
+        },
         "gains": {
             row: {m: [trained[m] - v, trained[m] - v - 0.08, trained[m] - v + 0.08] for m, v in rows[row].items()}
             for row in rows
@@ -94,7 +115,11 @@ def results_of(evidence: Evidence, part: dict[str, Any], name: str) -> dict[str,
             "untrained": {"alignment": 0.21, "uniformity": -1.4, "rank": 12.5, "dimensions": 64, "std": 0.03},
             "trained": {"alignment": 0.32, "uniformity": -2.9, "rank": 41.0, "dimensions": 64, "std": 0.11},
         },
-        "verdict": {"level": "good", "sentence": "The features separate the classes well.", "advice": ["Train longer."]},
+        "verdict": {
+            "level": "good",
+            "sentence": "The features separate the classes well.",
+            "advice": ["Train longer."],
+        },
         "protocol": {
             "recipe": name,
             "data": part,
@@ -112,10 +137,18 @@ SHARES = {"raw pixels": 0.6, "untrained": 0.8, "trained": 1.0}
 def rows_of(seed: int) -> list[dict[str, Any]]:
     """metrics.jsonl of three epochs of four steps."""
     steps = [
-        {"step": step, "epoch": step / 4, "loss": 4 - step / 5 + seed / 10, "lr": 1e-3, "views_per_second": 900.0 + step}
+        {
+            "step": step,
+            "epoch": step / 4,
+            "loss": 4 - step / 5 + seed / 10,
+            "lr": 1e-3,
+            "views_per_second": 900.0 + step,
+        }
         for step in range(1, 13)
     ]
-    epochs = [{"step": 4 * at, "epoch": at, "rank": 20.0 + at, "waiting": 0.0, "knn@5": 0.5 + at / 20} for at in (1, 2, 3)]
+    epochs = [
+        {"step": 4 * at, "epoch": at, "rank": 20.0 + at, "waiting": 0.0, "knn@5": 0.5 + at / 20} for at in (1, 2, 3)
+    ]
     return sorted([*steps, *epochs], key=lambda row: row["step"])
 
 

@@ -44,6 +44,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--map", action="append", choices=("pca", "tsne", "umap"), help="a further layout of the map; repeatable"
     )
     parser.add_argument(
-        "--png", type=Path, help="a folder for the plots as PNG; default: beside the page, if that is in the run's folder"
+        "--png",
+        type=Path,
+        help="a folder for the plots as PNG; default: beside the page, if that is in the run's folder",
     )
     return parser.parse_args(arguments)

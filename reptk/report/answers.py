@@ -41,7 +41,8 @@ APART = ("name", "bank", "queries", "label")
 def confusions(run: Run) -> list[tuple[str, str, int, int]]:
     """(class, taken for, count, of how many), worst first; empty without labels."""
     listed = [
-        (str((row.model_extra or {}).get("class", "?")), row.taken_for, row.count, row.of) for row in run.results.confusions
+        (str((row.model_extra or {}).get("class", "?")), row.taken_for, row.count, row.of)
+        for row in run.results.confusions
     ]
     return listed[:WORST] if listed else _counted(run.evidence) if run.evidence else []
 
@@ -62,5 +63,7 @@ def _counted(evidence: Evidence) -> list[tuple[str, str, int, int]]:
     wrong = counts.clone().fill_diagonal_(0)
     order = wrong.flatten().argsort(descending=True, stable=True)[:WORST]
     pairs = [divmod(int(place), len(counts)) for place in order if wrong.flatten()[place] > 0]
-    named = [(own, other, class_name(evidence.classes, own), class_name(evidence.classes, other)) for own, other in pairs]
+    named = [
+        (own, other, class_name(evidence.classes, own), class_name(evidence.classes, other)) for own, other in pairs
+    ]
     return [(name, taken_for, int(wrong[own, other]), int(total[own])) for own, other, name, taken_for in named]

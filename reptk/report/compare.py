@@ -92,6 +92,8 @@ def _hits(evidence: Evidence, metric: str) -> Tensor | None:
     if metric and metric == evidence.vote:
         return (evidence.predicted == evidence.labels)[known]
     name, _, k = metric.partition("@")
+    if metric in ("knn@1", "knn_majority@1"):
+        name = "recall"  # one vote: that of the nearest
     if name == "recall" and k.isdigit() and 1 <= int(k) <= evidence.neighbours.shape[1]:
         return (evidence.neighbour_labels[:, : int(k)] == evidence.labels[:, None]).any(1)[known]
     return None

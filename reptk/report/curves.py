@@ -126,7 +126,9 @@ def _metric_of(runs: Sequence[Run]) -> str:
 def _thinned(points: list[Point]) -> list[Point]:
     """At most `MOST_POINTS`: means of equally many neighbours."""
     size = -(-len(points) // MOST_POINTS)
-    parts = [points[at : at + size] for at in range(0, len(points), size)] if size > 1 else [[point] for point in points]
+    parts = (
+        [points[at : at + size] for at in range(0, len(points), size)] if size > 1 else [[point] for point in points]
+    )
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 

@@ -7,9 +7,9 @@ from reptk import config
 from reptk.data import Data
 from reptk.errors import ReptkError
 from reptk.report.gallery import Album
-from reptk.report.html import Html, element
+from reptk.report.html import Html, element, lines
 from reptk.report.pictures import Source, uri_of
-from reptk.report.recipes import command_of, differing, flat_of, flatten, said, source_of
+from reptk.report.recipes import command_of, differing, flat_of, said, source_of
 from reptk.report.runs import Run
 from reptk.report.seen import Seen, seen
 from reptk.report.tables import table
@@ -39,7 +39,7 @@ def _beside_source(run: Run) -> Html:
         return element("p", "There is no shipped recipe of this name to compare it with.", class_="note")
     own = flat_of(run)
     changed = differing([source.flat, own])
-    head = element("blockquote", source.head) if source.head else None
+    head = element("blockquote", lines(source.head)) if source.head else None
     if not changed:
         return element("div", element("p", "As shipped: ", element("b", source.name), ", nothing changed."), head)
     rows = [(key, [said(source.flat.get(key)), element("b", said(own.get(key)))], False) for key in changed]
@@ -77,7 +77,9 @@ def _sheet(shown: Seen, data: Data, album: Album, prefix: str) -> Html:
     for row, (label, index) in enumerate(zip(shown.labels.tolist(), shown.index.tolist(), strict=True)):
         name = class_name(data.classes, label) if label >= 0 else ""
         columns = [shown.images, *shown.views]
-        cells = [_picture(column[row], f"{prefix}/{row}-{at}", heads[at + 1], album) for at, column in enumerate(columns)]
+        cells = [
+            _picture(column[row], f"{prefix}/{row}-{at}", heads[at + 1], album) for at, column in enumerate(columns)
+        ]
         body.append(([element("b", name), element("small", f"no. {index:,}")], cells, False))
     return table(heads, body, "Images and their views", class_="sheet")
 
@@ -89,13 +91,10 @@ def _picture(image: Any, place: str, about: str, album: Album) -> Html:
 
 def protocol_of(runs: Sequence[Run]) -> Html:
     """How it was measured, on what, by which versions."""
-    flats = [flatten(run.results.protocol) for run in runs]
-    keys = list(dict.fromkeys(key for flat in flats for key in flat))
-    first = [key for key in keys if not key.startswith("versions.")]
-    rows = [
-        (key, [said(flat.get(key, "")) for flat in flats], False)
-        for key in (*first, *(key for key in keys if key not in first))
-    ]
+    protocols = [run.results.protocol for run in runs]
+    keys = list(dict.fromkeys(key for protocol in protocols for key in protocol))
+    keys.sort(key=lambda key: key in ("versions", "commit"))
+    rows = [(key.replace("_", " "), [said(protocol.get(key, "")) for protocol in protocols], False) for key in keys]
     heads = ["", "value"] if len(runs) == 1 else ["", *(run.name for run in runs)]
     return scrolled(table(heads, rows, "Protocol and environment", class_="facts"), label="Protocol and environment")
 
@@ -103,9 +102,9 @@ def protocol_of(runs: Sequence[Run]) -> Html:
 def repeat_of(run: Run) -> Html:
     """What to type to have it again, and whom to cite."""
     folder = str(run.folder)
-    lines = [command_of(run, source_of(run))] if run.recipe else []
-    lines += [f"reptk evaluate {_quoted(folder)}", f"reptk report {_quoted(folder)}"]
-    commands = element("div", element("pre", element("code", "\n".join(lines))), _copy(), class_="commands")
+    typed = [command_of(run, source_of(run))] if run.recipe else []
+    typed += [f"reptk evaluate {_quoted(folder)}", f"reptk report {_quoted(folder)}"]
+    commands = element("div", element("pre", element("code", lines("\n".join(typed)))), _copy(), class_="commands")
     return element("div", commands, element("p", *_cited(run), class_="note"))
 
 

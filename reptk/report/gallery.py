@@ -1,5 +1,6 @@
 """The retrieval gallery: queries with their nearest images, what is most confidently wrong first."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from reptk.report.pictures import Source, fetched, uri_of
 from reptk.report.runs import Run
 from reptk.report.words import class_name, mark, number, percent, plural
 
-QUERIES, NEIGHBOURS = 16, 8
+QUERIES, NEIGHBOURS = 12, 8
+ALIKE = 2
+"""Of one confusion among the surest failures, so that they show more than one."""
 
 
 @dataclass
@@ -63,12 +66,18 @@ def choices(evidence: Evidence) -> list[Choice]:
     if not bool(known.any()) or not evidence.vote:
         return [("Random", "Queries drawn at random, with their nearest images.", anyhow)]
     wrong, right = known & (evidence.predicted != evidence.labels), known & (evidence.predicted == evidence.labels)
-    failures = wrong.nonzero().flatten()
-    surest = failures[evidence.confidence[failures].argsort(descending=True, stable=True)][:QUERIES]
     counts = f"of {plural(int(known.sum()), 'query', 'queries')}"
     return [
-        ("Surest failures", f"Wrong answers with the largest share of the votes, {int(wrong.sum()):,} {counts}.", surest),
-        ("Failures", f"Drawn at random from the {int(wrong.sum()):,} wrong answers {counts}.", _drawn(wrong, "failures")),
+        (
+            "Surest failures",
+            f"Wrong answers with the largest share of the votes, at most {ALIKE} of one confusion.",
+            _surest(evidence, wrong),
+        ),
+        (
+            "Failures",
+            f"Drawn at random from the {int(wrong.sum()):,} wrong answers {counts}.",
+            _drawn(wrong, "failures"),
+        ),
         ("Right", f"Drawn at random from the {int(right.sum()):,} right answers {counts}.", _drawn(right, "right")),
         ("Random", f"Drawn at random from all, {counts.removeprefix('of ')}.", anyhow),
     ]
@@ -82,9 +91,7 @@ def gallery(run: Run, source: Source, album: Album, prefix: str) -> Html:
         album.add(source, evidence.query_split, evidence.numbers[rows])
     for _, _, rows in tabs:
         album.add(source, evidence.bank_split, evidence.neighbours[rows][:, :NEIGHBOURS].flatten())
-    panels = [
-        (name, element("p", about, class_="note"), _rows(run, source, album, rows)) for name, about, rows in tabs
-    ]
+    panels = [(name, element("p", about, class_="note"), _rows(run, source, album, rows)) for name, about, rows in tabs]
     return tabbed(panels, prefix, f"Queries of {run.name}")
 
 
@@ -101,7 +108,12 @@ def tabbed(panels: Sequence[tuple[Any, ...]], prefix: str, label: str) -> Html:
     ]  # fmt: skip
     bodies = [
         element(
-            "div", *content, role="tabpanel", id=f"{prefix}-panel-{at}", aria_labelledby=f"{prefix}-tab-{at}", tabindex="0"
+            "div",
+            *content,
+            role="tabpanel",
+            id=f"{prefix}-panel-{at}",
+            aria_labelledby=f"{prefix}-tab-{at}",
+            tabindex="0",
         )
         for at, (_, *content) in enumerate(panels)
     ]
@@ -147,8 +159,25 @@ def _neighbour(evidence: Evidence, source: Source, album: Album, row: int, at: i
     about = f"neighbour {at + 1}: {name or source.name_of(evidence.bank_split, wanted) or f'no. {wanted:,}'}"
     sign = None if kind == "plain" else mark(kind)
     picture = album.image(source, evidence.bank_split, wanted, about + ("" if kind == "plain" else f", {kind}"))
-    words = [element("span", name, class_="name") if name else None, element("span", f"{similarity:.2f}", class_="near")]
+    words = [
+        element("span", name, class_="name") if name else None,
+        element("span", f"{similarity:.2f}", class_="near"),
+    ]
     return element("li", element("span", picture, sign, class_="frame"), *words, class_=kind)
+
+
+def _surest(evidence: Evidence, wrong: Tensor) -> Tensor:
+    """Rows of failures by confidence, passing over further ones of a confusion that has been shown."""
+    failures = wrong.nonzero().flatten()
+    ordered = failures[evidence.confidence[failures].argsort(descending=True, stable=True)].tolist()
+    seen: Counter[tuple[int, int]] = Counter()
+    chosen = []
+    for row in ordered:
+        pair = int(evidence.labels[row]), int(evidence.predicted[row])
+        seen[pair] += 1
+        if seen[pair] <= ALIKE and len(chosen) < QUERIES:
+            chosen.append(row)
+    return torch.tensor(chosen, dtype=torch.long)
 
 
 def _drawn(among: Tensor, what: str) -> Tensor:

@@ -31,6 +31,11 @@ def join(*content: Any) -> Html:
     return Html("".join(_piece(piece) for piece in content))
 
 
+def lines(text: str) -> Html:
+    """Text whose line breaks are meant."""
+    return Html("\n".join(join(line) for line in text.splitlines()))
+
+
 def readable(text: Any) -> str:
     """`text` with what cannot be shown replaced: lone surrogates, and control characters by their pictures."""
     whole = str(text).encode("utf-8", "replace").decode()

@@ -17,16 +17,25 @@ function mapped() {
   let colouring = space.labels ? "label" : "none";
   let groups, colours;
   let scale = 1, shiftX = 0, shiftY = 0;
-  let width = 0, height = 0, dots = 1;
+  let width = 0, height = 0, dots = 1, fit = 1;
   let current = -1, glowing = -1, waiting = false;
 
   function unpacked(packed) {
     const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
     const whole = (text) => (text === null ? null : new Int32Array(bytes(text)));
-    const layouts = {};
-    for (const [kind, text] of Object.entries(packed.layouts)) layouts[kind] = new Uint16Array(bytes(text));
-    return { ...packed, layouts, numbers: whole(packed.numbers), labels: whole(packed.labels),
+    const layouts = {}, spans = {};
+    for (const [kind, text] of Object.entries(packed.layouts)) {
+      layouts[kind] = new Uint16Array(bytes(text));
+      spans[kind] = [0, 1].map((axis) => Math.max(...ends(layouts[kind], axis).map((end) => 2 * Math.abs(end - 32767.5)), 1));
+    }
+    return { ...packed, layouts, spans, numbers: whole(packed.numbers), labels: whole(packed.labels),
              predicted: whole(packed.predicted), confidence: new Uint8Array(bytes(packed.confidence)) };
+  }
+
+  function ends(places, axis) {
+    let low = 65535, high = 0;
+    for (let at = axis; at < places.length; at += 2) { low = Math.min(low, places[at]); high = Math.max(high, places[at]); }
+    return [low, high];
   }
 
   function opened(atlas) {
@@ -61,11 +70,15 @@ function mapped() {
     const few = dark
       ? ["#6fb7ff", "#ffb45e", "#63d69b", "#ff8b82", "#b9a2ff", "#d8a97c", "#ff9fd6", "#c9d162", "#5fd6dd", "#b4b8bf"]
       : ["#2f6db5", "#d9770f", "#2a8f57", "#c8403a", "#7a57c2", "#84563a", "#c64d94", "#858a12", "#1791a0", "#6c7178"];
+    const coprime = (a, b) => (b ? coprime(b, a % b) : a === 1);
+    let stride = Math.max(1, Math.round((count - 1) * 0.382));
+    while (!coprime(stride, count - 1)) stride += 1;
     return Array.from({ length: count }, (_, at) => {
       if (at === count - 1) return quiet;
       if (count - 1 <= few.length) return few[at];
-      const light = (dark ? [74, 64, 84] : [46, 36, 58])[at % 3];
-      return `hsl(${(at * 137.508) % 360} ${dark ? 62 : 58}% ${light}%)`;
+      const slot = (at * stride) % (count - 1); // neighbours in the list are far apart in hue
+      const light = (dark ? [66, 80, 56] : [40, 56, 28])[slot % 3];
+      return `hsl(${(slot * 360) / (count - 1)} ${dark ? 68 : 62}% ${light}%)`;
     });
   }
 
@@ -124,9 +137,9 @@ function mapped() {
   // Drawing
 
   const inset = 26;
-  const side = () => Math.min(width, height) - 2 * inset;
-  const placeX = (point) => (space.layouts[layout][2 * point] / 65535 - 0.5) * side() * scale + width / 2 + shiftX;
-  const placeY = (point) => (0.5 - space.layouts[layout][2 * point + 1] / 65535) * side() * scale + height / 2 + shiftY;
+  const fits = () => Math.min((width - 2 * inset) / space.spans[layout][0], (height - 2 * inset) / space.spans[layout][1]);
+  const placeX = (point) => (space.layouts[layout][2 * point] - 32767.5) * fit * scale + width / 2 + shiftX;
+  const placeY = (point) => (32767.5 - space.layouts[layout][2 * point + 1]) * fit * scale + height / 2 + shiftY;
   const isShown = (point) => !hidden.has(groups[point]);
 
   function draw() {
@@ -138,7 +151,7 @@ function mapped() {
   function paint() {
     pen.setTransform(dots, 0, 0, dots, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const radius = Math.min(Math.max((space.count > 4000 ? 1.5 : 2.4) * scale ** 0.35, 1.5), 7);
+    const radius = Math.min(Math.max((space.count > 4000 ? 1.6 : 2.9) * scale ** 0.35, 1.5), 7);
     const seen = [];
     for (let point = 0; point < space.count; point += 1) {
       const x = placeX(point), y = placeY(point);
@@ -150,20 +163,23 @@ function mapped() {
     if (current >= 0) ringed(current, radius);
   }
 
-  function dotted(seen, radius) {
-    const byGroup = new Map();
+  const layers = 16;
+
+  function dotted(seen, radius) { // in layers of all groups, so that none lies over all others
+    const over = Array.from({ length: layers + 1 }, () => new Map());
     for (const point of seen) {
-      if (!byGroup.has(groups[point])) byGroup.set(groups[point], []);
-      byGroup.get(groups[point]).push(point);
+      const group = groups[point];
+      const layer = over[group === glowing ? layers : (point * 7919) % layers];
+      if (!layer.has(group)) layer.set(group, []);
+      layer.get(group).push(point);
     }
-    const last = [...byGroup.keys()].sort((a, b) => (a === glowing) - (b === glowing));
-    for (const group of last) {
+    for (const [group, points] of over.flatMap((layer) => [...layer])) {
       pen.globalAlpha = glowing >= 0 && group !== glowing ? 0.12 : space.count > 4000 ? 0.72 : 0.85;
       pen.fillStyle = pen.strokeStyle = colours[group];
       pen.lineWidth = 1.4;
       pen.beginPath();
       const crossed = colouring === "right" && group === 1;
-      for (const point of byGroup.get(group)) sign(pen, placeX(point), placeY(point), radius, crossed, true);
+      for (const point of points) sign(pen, placeX(point), placeY(point), radius, crossed, true);
       if (crossed) pen.stroke(); else pen.fill();
     }
     pen.globalAlpha = 1;
@@ -371,6 +387,7 @@ function mapped() {
   }
 
   function recolour() {
+    fit = fits();
     regroup();
     listed();
     draw();
@@ -382,6 +399,7 @@ function mapped() {
     dots = devicePixelRatio || 1;
     canvas.width = Math.round(width * dots);
     canvas.height = Math.round(height * dots);
+    fit = fits();
     paint();
   }).observe(canvas);
   addEventListener("themechange", recolour);

@@ -69,7 +69,9 @@ def _document(runs: Sequence[Run], content: Sequence[Html], data: Html) -> str:
 
 
 def _bar(name: str, content: Sequence[Html]) -> Html:
-    links = [element("a", text, href=f"#{key}") for key, text in ANCHORS.items() if any(f' id="{key}"' in c for c in content)]
+    links = [
+        element("a", text, href=f"#{key}") for key, text in ANCHORS.items() if any(f' id="{key}"' in c for c in content)
+    ]
     theme = element("button", "theme", type="button", id="theme", aria_label="theme: as the system has it")
     return element("header", element("a", name, href="#top", class_="home"), element("nav", *links), theme)
 
@@ -116,7 +118,11 @@ def _about(runs: Sequence[Run]) -> list[Any]:
     state = run.status if run.status and run.status != "finished" else ""
     named = [run.title] if len(runs) == 1 else [f"{len(runs)} runs compared"]
     encoder = run.recipe.get("encoder") if len(runs) == 1 else None
-    parts = [*named, str(run.data_part.get("name", "")), encoder.get("backbone", "") if isinstance(encoder, dict) else ""]
+    parts = [
+        *named,
+        str(run.data_part.get("name", "")),
+        encoder.get("backbone", "") if isinstance(encoder, dict) else "",
+    ]
     words = "  \u00b7  ".join(str(part) for part in parts if part)
     return [words, element("span", state, class_="state") if state else None]
 
@@ -145,7 +151,11 @@ def _said(run: Run) -> str:
     value = results.numbers.get(metric)
     if value is None:
         return f"{run.title} is {run.status or 'not finished'}: there are curves, and no numbers yet."
-    others = [(row, value - values[metric]) for row, values in results.metrics.items() if row != results.main and metric in values]
+    others = [
+        (row, value - values[metric])
+        for row, values in results.metrics.items()
+        if row != results.main and metric in values
+    ]
     gaps = [f"{points(gap).lstrip('+')} points {'above' if gap >= 0 else 'from'} {_row(row)}" for row, gap in others]
     return f"{title(metric)} is {percent(value)} %" + (f", {' and '.join(reversed(gaps))}." if gaps else ".")
 
@@ -172,7 +182,9 @@ def _numbers(runs: Sequence[Run]) -> Html | None:
         return None
     if len(runs) > 1:
         pairs = {gap.how for run in runs[1:] for name in run.results.numbers if (gap := difference(run, runs[0], name))}
-        how = "the same queries, drawn again in pairs" if "paired" in pairs else "the 95 % intervals of the two"
+        how = "the 95 % intervals of the two"
+        if "paired" in pairs:
+            how = "the same queries, drawn again in pairs" + (f", or by {how}" if "intervals" in pairs else "")
         note: Any = [
             f"Differences are to {runs[0].name}, in points. ", mark("more"), " or ", mark("less"),
             f": more than chance explains, judged by {how}. ", mark("same"), ": not.",
@@ -198,7 +210,9 @@ def _gallery(runs: Sequence[Run], sources: Sequence[Source], album: Album) -> Ht
         return None
     own = {run.name: source for run, source in with_evidence}
     made = gallery.selectable(
-        [run for run, _ in with_evidence], "gallery", lambda run, at: gallery.gallery(run, own[run.name], album, f"g{at}")
+        [run for run, _ in with_evidence],
+        "gallery",
+        lambda run, at: gallery.gallery(run, own[run.name], album, f"g{at}"),
     )
     reasons = [element("p", f"No pictures. {reason}", class_="note") for reason in _reasons(with_evidence)]
     return section("gallery", "Neighbours", reasons, made, note=gallery.legend(with_evidence[0][0].evidence))
@@ -211,7 +225,9 @@ def _reasons(pairs: Sequence[tuple[Run, Source]]) -> list[str]:
 def _map(
     runs: Sequence[Run], sources: Sequence[Source], kinds: Sequence[str], spaces: list[Any], atlases: dict[str, Any]
 ) -> Html | None:
-    shown = [(run, source) for run, source in zip(runs, sources, strict=True) if run.evidence and len(run.evidence.numbers)]
+    shown = [
+        (run, source) for run, source in zip(runs, sources, strict=True) if run.evidence and len(run.evidence.numbers)
+    ]
     if not shown:
         return None
     names = [_atlas_name(run, source, shown) for run, source in shown]
@@ -243,7 +259,9 @@ def _classes(runs: Sequence[Run]) -> Html | None:
         metrics, rows = by_name[run.name]
         worst = answers.confusions(run)
         beside = [element("h3", "Worst confusions"), tables.confusions_list(worst)] if worst else []
-        return element("div", tables.classes_table(run, metrics, rows), element("div", *beside), class_="classes-and-worst")
+        return element(
+            "div", tables.classes_table(run, metrics, rows), element("div", *beside), class_="classes-and-worst"
+        )
 
     return section("classes", "Classes", gallery.selectable(shown, "classes-of", made), note="A heading sorts.")
 
@@ -254,7 +272,10 @@ def _health(runs: Sequence[Run]) -> Html | None:
 
 
 def _views(runs: Sequence[Run], sources: Sequence[Source], album: Album) -> Html | None:
-    drawn = [(run, facts.views_of(run, source, album, f"v{at}")) for at, (run, source) in enumerate(zip(runs, sources, strict=True))]
+    drawn = [
+        (run, facts.views_of(run, source, album, f"v{at}"))
+        for at, (run, source) in enumerate(zip(runs, sources, strict=True))
+    ]
     made = dict((run.name, sheet) for run, sheet in drawn if sheet is not None)
     if not made:
         return None

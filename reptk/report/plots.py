@@ -6,7 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reptk.errors import EnvironmentProblem
+from reptk.keyed import generator
 from reptk.report import answers, curves, layouts
 from reptk.report.runs import Run
 from reptk.report.words import class_name
@@ -16,6 +19,10 @@ MOST_CLASSES = 40
 """Of a matrix whose names can still be read."""
 COLOURS = ("#0f6b6b", "#b5541c", "#5b4fa0", "#8a7a12", "#a03a66", "#4c6a2f")
 INK, QUIET, HAIRLINE = "#1f1f1d", "#6a6a66", "#d9d9d6"
+CLASS_COLOURS = (
+    "#2f6db5 #d9770f #2a8f57 #c8403a #7a57c2 #84563a #c64d94 #858a12 #1791a0 #6c7178 "
+    "#8fb8e8 #f3b877 #85cfa5 #ec9a92 #bcaae6 #bb9a82 #e79fca #c3c76b #77c6d0 #b1b6bc"
+).split()
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": HAIRLINE,
@@ -81,7 +88,9 @@ def _curves(runs: Sequence[Run]) -> Any:
     for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
         for line in panel.series:
             style = {"color": COLOURS[line.style % len(COLOURS)], "linewidth": 1.5, "label": line.name}
-            axes.plot(*zip(*line.points, strict=True), marker="o" if len(line.points) <= 20 else None, markersize=3, **style)
+            axes.plot(
+                *zip(*line.points, strict=True), marker="o" if len(line.points) <= 20 else None, markersize=3, **style
+            )
         for name, value, _ in panel.levels:
             axes.axhline(value, color=QUIET, linewidth=0.8, linestyle="--")
             axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
@@ -106,18 +115,24 @@ def _map(runs: Sequence[Run]) -> Any:
     figure = _figure(5.2 * len(shown), 5)
     for run, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False).flat, strict=True):
         evidence, points = run.evidence, layouts.layout("pca", run.evidence.features).numpy()
-        for label in evidence.labels.unique().tolist():
-            chosen = (evidence.labels == label).numpy()
-            colour = QUIET if label < 0 else f"C{label % 10}"
-            name = class_name(evidence.classes, label)
-            axes.scatter(*points[chosen].T, s=4, color=colour, linewidths=0, alpha=0.7, label=name)
+        order = torch.randperm(len(points), generator=generator("report", "map", len(points))).numpy()
+        colours = [_colour(label) for label in evidence.labels[order].tolist()]
+        axes.scatter(*points[order].T, s=4, c=colours, linewidths=0, alpha=0.7)
         axes.set_title(f"{run.title if len(shown) == 1 else run.name}: PCA of {len(points):,} queries")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal", adjustable="datalim")
-    if 1 < len(evidence.labels.unique()) <= 20:
-        axes.legend(frameon=False, fontsize=7, markerscale=2.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.spines[:].set_visible(False)
+    labels = shown[-1].evidence.labels.unique().tolist()
+    if 1 < len(labels) <= 20:
+        for label in labels:
+            axes.scatter([], [], s=24, c=[_colour(label)], label=class_name(shown[-1].evidence.classes, label))
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _colour(label: int) -> str:
+    return QUIET if label < 0 else CLASS_COLOURS[label % len(CLASS_COLOURS)]
 
 
 def _confusion(runs: Sequence[Run]) -> Any:

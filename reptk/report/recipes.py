@@ -81,10 +81,14 @@ def said(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return " ".join([str(value.get("name", "")), *(f"{k}={said(v)}" for k, v in value.items() if k != "name")]).strip()
+        return ", ".join(f"{key} {_nested(inner)}" for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(said(item) for item in value)
+        return ", ".join(_nested(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else "unset" if value is None else str(value)
+
+
+def _nested(value: Any) -> str:
+    return f"({said(value)})" if isinstance(value, (dict, list, tuple)) else said(value)
 
 
 def _gives(name: str, pairs: Sequence[str], wanted: Flat) -> bool:

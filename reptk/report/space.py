@@ -59,7 +59,9 @@ def map_of(runs: Sequence[Run], spaces: Sequence[dict[str, Any]]) -> Html:
     """The map's place, its controls and its legend, which the script brings to life."""
     kinds = spaces[0]["titles"]
     colours = {"label": "class", "predicted": "prediction", "right": "right or wrong"}
-    offered = [key for key in colours if spaces[0]["predicted" if key == "right" else key + ("s" if key == "label" else "")]]
+    offered = [
+        key for key in colours if spaces[0]["predicted" if key == "right" else key + ("s" if key == "label" else "")]
+    ]
     controls = [
         _choice("Run", "map-run", {str(at): run.name for at, run in enumerate(runs)}) if len(runs) > 1 else None,
         _choice("Layout", "map-layout", kinds) if len(kinds) > 1 else None,
@@ -94,7 +96,9 @@ def _card() -> Html:
 
 def _legend() -> Html:
     tools = [
-        element("input", type="search", id="legend-find", placeholder="find a class", aria_label="find a class", hidden=True),
+        element(
+            "input", type="search", id="legend-find", placeholder="find a class", aria_label="find a class", hidden=True
+        ),
         element("button", "all", type="button", id="legend-all"),
         element("button", "none", type="button", id="legend-none"),
     ]

@@ -1,7 +1,7 @@
 """The numbers of one run, or of several side by side: the headline's ruler, all metrics, classes, confusions, health."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reptk.log import title
@@ -11,6 +11,8 @@ from reptk.report.runs import Results, Run
 from reptk.report.words import interval, mark, number, percent, points, scrolled
 
 Cell = Any
+TALL = 24
+"""Rows of a table that are shown without scrolling."""
 
 
 def shown_metrics(results: Sequence[Results]) -> list[str]:
@@ -23,18 +25,41 @@ def shown_metrics(results: Sequence[Results]) -> list[str]:
 
 def ruler(runs: Sequence[Run]) -> Html | None:
     """The headline metric of every row on a scale from 0 to 100 %, with intervals."""
-    rows = []
-    for run in runs:
-        metric = run.results.headline
-        for name, values in run.results.metrics.items():
-            if metric in values and math.isfinite(values[metric]):
-                main, bounds = name == run.results.main, run.results.intervals.get(name, {}).get(metric)
-                label = run.name if main and len(runs) > 1 else name
-                rows.append(_ruled(label, values[metric], bounds, main))
-    return element("dl", *rows, class_="ruler") if rows else None
+    rows = [row for run in runs for row in _rows(run, len(runs) > 1)]
+    rows.sort(key=lambda row: row[3] and len(runs) > 1)  # what all runs are measured against, then the runs
+    once = dict.fromkeys(rows)
+    names = [label for label, *_ in once]
+    named = [
+        (f"{label}, {run}" if names.count(label) > 1 else label, *rest)
+        for (label, *rest, run) in _with_runs(runs, once)
+    ]
+    return element("dl", [_ruled(*row) for row in named], class_="ruler") if rows else None
 
 
-def _ruled(label: str, value: float, bounds: Sequence[float] | None, main: bool) -> Html:
+Ruled = tuple[str, float, tuple[float, float] | None, bool]
+"""A line of the ruler: label, value, interval, whether it is a run's main row."""
+
+
+def _rows(run: Run, several: bool) -> list[Ruled]:
+    results, metric = run.results, run.results.headline
+    return [
+        (
+            run.name if several and name == results.main else name,
+            values[metric],
+            results.intervals.get(name, {}).get(metric),
+            name == results.main,
+        )
+        for name, values in results.metrics.items()
+        if metric in values and math.isfinite(values[metric])
+    ]
+
+
+def _with_runs(runs: Sequence[Run], rows: Iterable[Ruled]) -> list[tuple[Any, ...]]:
+    """Each line with the first run that has it."""
+    return [(*row, next(run.name for run in runs if row in _rows(run, len(runs) > 1))) for row in rows]
+
+
+def _ruled(label: str, value: float, bounds: tuple[float, float] | None, main: bool) -> Html:
     at = f"{100 * min(max(value, 0), 1):.2f}%"
     parts = [element("line", x1="0%", x2="100%", y1="12", y2="12", class_="track")]
     parts.append(element("line", x1="0%", x2=at, y1="12", y2="12", class_="reach"))
@@ -44,7 +69,9 @@ def _ruled(label: str, value: float, bounds: Sequence[float] | None, main: bool)
     parts.append(element("circle", cx=at, cy="12", r="5"))
     drawn = element("svg", *parts, width="100%", height="24", aria_hidden="true")
     said = element("b", percent(value)), element("small", interval(bounds) or None)
-    return element("div", element("dt", label), element("dd", drawn), element("dd", *said), class_="main" if main else None)
+    return element(
+        "div", element("dt", label), element("dd", drawn), element("dd", *said), class_="main" if main else None
+    )
 
 
 def metrics_table(runs: Sequence[Run]) -> Html:
@@ -115,12 +142,17 @@ def _share(value: float | None) -> str:
     return percent(value) if value is None or 0 <= value <= 1 or not math.isfinite(value) else number(value)
 
 
-def table(heads: Sequence[Any], body: Sequence[tuple[Any, Sequence[Cell], bool]], caption: str, **attributes: Any) -> Html:
+def table(
+    heads: Sequence[Any], body: Sequence[tuple[Any, Sequence[Cell], bool]], caption: str, **attributes: Any
+) -> Html:
     """A table with headers on both sides; a row is (header, cells, whether it stands out)."""
     head = element("tr", [element("th", name, scope="col") for name in heads])
     rows = [
         element(
-            "tr", element("th", name, scope="row"), [element("td", cell) for cell in cells], class_="main" if main else None
+            "tr",
+            element("th", name, scope="row"),
+            [element("td", cell) for cell in cells],
+            class_="main" if main else None,
         )
         for name, cells, main in body
     ]
@@ -140,7 +172,7 @@ def classes_table(run: Run, metrics: Sequence[str], rows: Sequence[dict[str, Any
         cells += [_bar(row.get(name)) for name in metrics]
         body.append((row.get("name", ""), cells, False))
     made = table(heads, body, f"Classes of {run.name}", class_="sortable classes")
-    return scrolled(made, label="Classes", class_="tall")
+    return scrolled(made, label="Classes", class_="tall" if len(rows) > TALL else "")
 
 
 def _sorter(name: str, kind: str, sorted_by: bool = False) -> Html:
@@ -188,9 +220,15 @@ def health_table(runs: Sequence[Run]) -> Html | None:
 
 HEALTH = {
     "alignment": ("alignment", "Squared distance of two views of an image: near 0, views are told to be the same."),
-    "uniformity": ("uniformity", "How evenly the embeddings cover the sphere: near 0, all in one place; lower is more even."),
+    "uniformity": (
+        "uniformity",
+        "How evenly the embeddings cover the sphere: near 0, all in one place; lower is more even.",
+    ),
     "rank": ("rank", "Dimensions in use (RankMe). A few of many: collapse; much that could be told apart is not."),
-    "std": ("deviation", "Of a dimension over the images. Even use of all D dimensions gives 1/\u221aD; near 0: collapse."),
+    "std": (
+        "deviation",
+        "Of a dimension over the images. Even use of all D dimensions gives 1/\u221aD; near 0: collapse.",
+    ),
 }
 
 

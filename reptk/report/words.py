@@ -60,7 +60,9 @@ def mark(kind: str) -> Html:
         "same": "M2 4.6c1.4-1.2 2.6-1.2 4 0s2.6 1.2 4 0M2 8c1.4-1.2 2.6-1.2 4 0s2.6 1.2 4 0",
     }
     line = element("path", d=paths[kind])
-    return element("svg", line, class_=f"mark mark-{kind}", viewBox="0 0 12 12", width="12", height="12", aria_hidden="true")
+    return element(
+        "svg", line, class_=f"mark mark-{kind}", viewBox="0 0 12 12", width="12", height="12", aria_hidden="true"
+    )
 
 
 def section(name: str, title: str, *content: Any, note: Any = None) -> Html:
