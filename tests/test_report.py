@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_runs import RECIPE, make_run
 
+from report_runs import RECIPE, make_run
 from reptk import DATASETS
 from reptk.commands import main
 from reptk.config import build
@@ -90,7 +90,19 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_the_sections_come_in_the_order_in_which_one_wants_to_know(page: Page) -> None:
-    expected = "verdict numbers curves gallery space classes health recipe views protocol repeat".split()
+    expected = [
+        "verdict",
+        "numbers",
+        "curves",
+        "gallery",
+        "space",
+        "classes",
+        "health",
+        "recipe",
+        "views",
+        "protocol",
+        "repeat",
+    ]
     assert page.ids("section") == expected
     assert not page.open, "every element is closed"
     assert len(set(page.ids())) == len(page.ids())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import make_run
 
+from report_runs import make_run
 from reptk.report import write
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install 'reptk[test]'")
@@ -20,10 +20,17 @@ from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1280,900"
-).split()
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+]
 EVIL = ('<img src=x onerror="document.title=1">', "two\nlines", "</script><b>bold</b>", "plain")
 
 pytestmark = [

@@ -79,7 +79,7 @@ def _count(asked: int | None, batch: int) -> int:
 # What is written beside them
 
 
-def _facts(recipe: config.Recipe, data: "Data", shown: Seen, step: int) -> list[tuple[str, str]]:
+def _facts(recipe: config.Recipe, data: "Data", shown: "Seen", step: int) -> list[tuple[str, str]]:
     classes = f"{len(data.classes)} classes" if data.classes else "no labels"
     arguments = [f"{key} {_said(value)}" for key, value in recipe.views.items() if key != "name" and value is not None]
     count, batch = len(shown.images), recipe.train.batch_size
@@ -99,7 +99,7 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _labels(data: "Data", shown: Seen) -> list[Label]:
+def _labels(data: "Data", shown: "Seen") -> list[Label]:
     return [
         (_class(data.classes, label), f"no. {number:,}")
         for label, number in zip(shown.labels.tolist(), shown.index.tolist(), strict=True)

@@ -38,6 +38,8 @@ def lines(text: str) -> Html:
 
 def readable(text: Any) -> str:
     """`text` with what cannot be shown replaced: lone surrogates, and control characters by their pictures."""
+    if str(text).isascii() and str(text).isprintable():
+        return str(text)
     whole = str(text).encode("utf-8", "replace").decode()
     return "".join(_shown(letter) for letter in whole)
 

@@ -276,7 +276,7 @@ def _views(runs: Sequence[Run], sources: Sequence[Source], album: Album) -> Html
         (run, facts.views_of(run, source, album, f"v{at}"))
         for at, (run, source) in enumerate(zip(runs, sources, strict=True))
     ]
-    made = dict((run.name, sheet) for run, sheet in drawn if sheet is not None)
+    made = {run.name: sheet for run, sheet in drawn if sheet is not None}
     if not made:
         return None
     shown = [run for run in runs if run.name in made]

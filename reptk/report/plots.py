@@ -19,10 +19,28 @@ MOST_CLASSES = 40
 """Of a matrix whose names can still be read."""
 COLOURS = ("#0f6b6b", "#b5541c", "#5b4fa0", "#8a7a12", "#a03a66", "#4c6a2f")
 INK, QUIET, HAIRLINE = "#1f1f1d", "#6a6a66", "#d9d9d6"
-CLASS_COLOURS = (
-    "#2f6db5 #d9770f #2a8f57 #c8403a #7a57c2 #84563a #c64d94 #858a12 #1791a0 #6c7178 "
-    "#8fb8e8 #f3b877 #85cfa5 #ec9a92 #bcaae6 #bb9a82 #e79fca #c3c76b #77c6d0 #b1b6bc"
-).split()
+CLASS_COLOURS = [
+    "#2f6db5",
+    "#d9770f",
+    "#2a8f57",
+    "#c8403a",
+    "#7a57c2",
+    "#84563a",
+    "#c64d94",
+    "#858a12",
+    "#1791a0",
+    "#6c7178",
+    "#8fb8e8",
+    "#f3b877",
+    "#85cfa5",
+    "#ec9a92",
+    "#bcaae6",
+    "#bb9a82",
+    "#e79fca",
+    "#c3c76b",
+    "#77c6d0",
+    "#b1b6bc",
+]
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": HAIRLINE,

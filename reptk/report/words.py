@@ -33,7 +33,7 @@ def number(value: Any) -> str:
         return str(value)
     if not math.isfinite(value):
         return DASH
-    if isinstance(value, int) or float(value).is_integer() and abs(value) >= 100:
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 100):
         return f"{int(value):,}".replace("-", MINUS)
     return f"{value:.3g}".replace("-", MINUS) if abs(value) < 1000 else f"{value:,.0f}".replace("-", MINUS)
 
