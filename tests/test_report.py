@@ -90,20 +90,9 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_the_sections_come_in_the_order_in_which_one_wants_to_know(page: Page) -> None:
-    expected = [
-        "verdict",
-        "numbers",
-        "curves",
-        "gallery",
-        "space",
-        "classes",
-        "health",
-        "recipe",
-        "views",
-        "protocol",
-        "repeat",
-    ]
-    assert page.ids("section") == expected
+    order = page.ids("section")
+    assert order[:6] == ["verdict", "numbers", "curves", "gallery", "space", "classes"]
+    assert order[6:] == ["health", "recipe", "views", "protocol", "repeat"]
     assert not page.open, "every element is closed"
     assert len(set(page.ids())) == len(page.ids())
 
@@ -357,14 +346,15 @@ def test_unreadable_images_leave_their_place_empty(tmp_path: Path) -> None:
 
     @DATASETS.register("torn")
     def torn() -> Data:
-        data = build(DATASETS, RECIPE["data"])
+        data = build(DATASETS, RECIPE["data"] | {"query": 12})
         query = Split(Torn(data.query.images.fetch(torch.arange(len(data.query)))), data.query.labels)
         return Data(data.train, data.bank, query, data.classes, data.protocol)
 
     page = Page(write(make_run(tmp_path / "run", data={"name": "torn"})))
     assert page.data["atlases"]["a0"]["missing"] == [3]
     assert "d0/query/3" not in page.data["pictures"]
-    assert "d0/query/4" in page.data["pictures"]
+    assert {f"d0/query/{number}" for number in range(12) if number != 3} <= set(page.data["pictures"])
+    assert "no picture" in page.text()
 
 
 def test_small_pictures_are_kept_to_the_bit_and_large_ones_reduced() -> None:

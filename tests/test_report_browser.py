@@ -26,11 +26,9 @@ FLAGS = [
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
     "--window-size=1280,900",
 ]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 EVIL = ('<img src=x onerror="document.title=1">', "two\nlines", "</script><b>bold</b>", "plain")
 
 pytestmark = [
@@ -121,7 +119,10 @@ def press(browser: WebDriver, what: Any) -> None:
 
 def the_map(browser: WebDriver) -> Any:
     canvas = browser.find_element(By.ID, "map")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
+    ActionChains(browser, duration=0).move_to_element(browser.find_element(By.CSS_SELECTOR, ".home")).perform()
+    browser.execute_script(
+        "arguments[0].blur(); arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas
+    )
     until(lambda: js(browser, "document.getElementById('map').width") > 300)
     return canvas
 

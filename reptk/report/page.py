@@ -180,21 +180,27 @@ def _compared(runs: Sequence[Run]) -> str:
 def _numbers(runs: Sequence[Run]) -> Html | None:
     if not any(run.results.metrics for run in runs):
         return None
-    if len(runs) > 1:
-        pairs = {gap.how for run in runs[1:] for name in run.results.numbers if (gap := difference(run, runs[0], name))}
-        how = "the 95 % intervals of the two"
-        if "paired" in pairs:
-            how = "the same queries, drawn again in pairs" + (f", or by {how}" if "intervals" in pairs else "")
-        note: Any = [
-            f"Differences are to {runs[0].name}, in points. ", mark("more"), " or ", mark("less"),
-            f": more than chance explains, judged by {how}. ", mark("same"), ": not.",
-        ] if pairs - {""} else f"Differences are to {runs[0].name}, in points. Without intervals none of them is judged."  # fmt: skip
-    else:
-        results = runs[0].results
-        note = ["In percent. ", "Gains in points, from the same queries drawn again in pairs: ", mark("more"), " or ",
-                mark("less"), " where chance does not explain them, ", mark("same"), " where it may."] \
-            if results.gains else "In percent; gains in points."  # fmt: skip
+    note = _what_marks_mean(runs) if len(runs) > 1 else _what_gains_mean(runs[0])
     return section("numbers", "Numbers", tables.metrics_table(runs), note=note)
+
+
+def _what_marks_mean(runs: Sequence[Run]) -> list[Any]:
+    first = runs[0]
+    gaps = [difference(run, first, metric) for run in runs[1:] for metric in run.results.numbers]
+    ways = {gap.how for gap in gaps if gap is not None and gap.how}
+    to = f"In percent. Differences are to {first.name}, in points. "
+    if not ways:
+        return [to, "Without intervals none of them is judged."]
+    how = {"paired": "the same queries, drawn again in pairs", "intervals": "the 95 % intervals of the two"}
+    judged = ", or by ".join(words for way, words in how.items() if way in ways)
+    return [to, mark("more"), " or ", mark("less"), f": beyond chance, judged by {judged}. ", mark("same"), ": not."]
+
+
+def _what_gains_mean(run: Run) -> list[Any]:
+    if not run.results.gains:
+        return ["In percent; gains in points."]
+    words = "In percent. Gains in points, judged by the same queries drawn again in pairs: "
+    return [words, mark("more"), " or ", mark("less"), " beyond chance, ", mark("same"), " not."]
 
 
 def _curves(runs: Sequence[Run]) -> Html | None:

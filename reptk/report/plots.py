@@ -30,6 +30,8 @@ CLASS_COLOURS = [
     "#858a12",
     "#1791a0",
     "#6c7178",
+]
+CLASS_COLOURS += [
     "#8fb8e8",
     "#f3b877",
     "#85cfa5",
