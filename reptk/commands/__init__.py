@@ -10,6 +10,7 @@ VERBS = {
     "embed": ("reptk.commands.embed", "write the embeddings of images to a file"),
     "index": ("reptk.commands.index", "build an index of embeddings to search in"),
     "search": ("reptk.commands.search", "find similar images, or near duplicates"),
+    "report": ("reptk.commands.report", "a run, or several, as one HTML page"),
     "views": ("reptk.commands.views", "draw what the network sees, as a picture"),
 }
 

@@ -4,7 +4,7 @@ import argparse
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from reptk import config
 from reptk.command import Parser, guarded
@@ -13,9 +13,9 @@ from reptk.errors import DataError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from reptk.data import Data
+    from reptk.report.seen import Seen
 
 EXAMPLES = """examples:
   reptk views tcl_selfsup_photos
@@ -27,26 +27,14 @@ EXAMPLES = """examples:
 IMAGES = 8
 
 
-class Seen(NamedTuple):
-    """The first images of a training step.
-
-    images (n, 3, H, W) uint8; views: (n, 3, s, s) uint8 each, of any sizes; labels (n,); index (n,) their numbers in the
-    training split; steps: how many the training has.
-    """
-
-    images: "Tensor"
-    views: "list[Tensor]"
-    labels: "Tensor"
-    index: "Tensor"
-    steps: int
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     return guarded(lambda: _run(_parse(arguments)))
 
 
 def _run(asked: argparse.Namespace) -> int:
+    from reptk.report.seen import seen
+
     if asked.name is None:
         raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
     if asked.out.suffix.lower() != ".png":
@@ -66,52 +54,7 @@ def _run(asked: argparse.Namespace) -> int:
     return 0
 
 
-# What training sees
-
-
-def seen(recipe: config.Recipe, data: "Data", *, step: int, count: int) -> Seen:
-    """The first `count` images of a step, counted from 0, and the views that training makes of them.
-
-    Views are drawn for the global batch; where they can be cut into parts, no more of it is fetched and drawn than the
-    smallest equal part that holds `count` images, as the first of so many ranks would.
-
-    Raises:
-        UsageError: training has no such step, or the views refuse their arguments.
-        DataError: fewer images than one batch, or an unreadable one.
-    """
-    import torch
-
-    from reptk import dist
-    from reptk.data import Loader
-    from reptk.keyed import fold
-    from reptk.registry import VIEWS
-
-    device = dist.start(recipe.train.device)
-    views, batch = config.build(VIEWS, recipe.views), recipe.train.batch_size
-    parts = batch // _smallest_part(batch, count) if hasattr(views, "shard") else 1
-    if parts > 1:
-        views.shard(0, parts)
-    loader = Loader(data.train, batch_size=batch, seed=recipe.seed, world=parts)
-    steps = recipe.train.epochs * loader.steps_per_epoch
-    if not 0 <= step < steps:
-        raise UsageError(f"--step is {step}, but this training has the steps 0 to {steps - 1}")
-    images, labels, index = next(loader.batches(step, step + 1))
-    with torch.no_grad():
-        made = views(images.to(device), fold(recipe.seed, "views", step))
-    sizes = [made] if isinstance(made, torch.Tensor) else made
-    drawn = [_bytes(view[:count]) for one_size in sizes for view in one_size]
-    return Seen(images[:count], drawn, labels[:count], index[:count], steps)
-
-
-def _bytes(view: "Tensor") -> "Tensor":
-    """(n, 3, s, s) float in 0..1 on any device -> the nearest uint8, on the CPU."""
-    import torch
-
-    return (view.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def _smallest_part(batch: int, count: int) -> int:
-    return next(size for size in range(count, batch + 1) if batch % size == 0)
+# What training has to work with
 
 
 def _data(recipe: config.Recipe) -> "Data":
@@ -136,7 +79,7 @@ def _count(asked: int | None, batch: int) -> int:
 # What is written beside them
 
 
-def _facts(recipe: config.Recipe, data: "Data", shown: Seen, step: int) -> list[tuple[str, str]]:
+def _facts(recipe: config.Recipe, data: "Data", shown: "Seen", step: int) -> list[tuple[str, str]]:
     classes = f"{len(data.classes)} classes" if data.classes else "no labels"
     arguments = [f"{key} {_said(value)}" for key, value in recipe.views.items() if key != "name" and value is not None]
     count, batch = len(shown.images), recipe.train.batch_size
@@ -156,7 +99,7 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _labels(data: "Data", shown: Seen) -> list[Label]:
+def _labels(data: "Data", shown: "Seen") -> list[Label]:
     return [
         (_class(data.classes, label), f"no. {number:,}")
         for label, number in zip(shown.labels.tolist(), shown.index.tolist(), strict=True)
