@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import reptk
-from reptk import checkpoint, dist, run
+from reptk import checkpoint, dist, report, run
 from reptk.build import Built, assemble, data_of
 from reptk.config import Recipe
 from reptk.data import Feed
-from reptk.errors import EnvironmentProblem, NumericalError
+from reptk.errors import EnvironmentProblem, NumericalError, ReptkError
 from reptk.evaluate import Measured, measure, measure_pixels
 from reptk.evaluate.concerns import concerns
 from reptk.evaluate.results import columns, headline, protocol, remarks, results, write
@@ -277,11 +277,23 @@ def _finish(
     log.verdict(found["verdict"], remarks(rows["trained"]))
     dist.from_main(lambda: _write_results(built, folder, found, rows["trained"]))
     log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+    if recipe.train.report:
+        with log.working("drawing the report"):
+            said = dist.from_main(lambda: _report(folder, built))
+        log.line(f"  {said}")
 
 
 def _write_results(built: Built, folder: Path, found: dict[str, Any], trained: Measured) -> None:
     built.encoder.save(folder / "model")
     write(folder, found, trained, "trained", built.data.classes)
+
+
+def _report(folder: Path, built: Built) -> str:
+    """A page that fails does not fail the run; it can be drawn again."""
+    try:
+        return f"report   {report.write(folder, data=built.data)}"
+    except (ReptkError, OSError) as cause:
+        return f"no report: {cause}. Try again: reptk report {folder}"
 
 
 def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:

@@ -117,6 +117,7 @@ def _finish(
     protocol: config.Table,
     log: "Log",
 ) -> None:
+    from reptk import report
     from reptk.evaluate.results import columns, remarks, results, write
 
     found = results(rows, data, protocol)
@@ -130,6 +131,8 @@ def _finish(
         else:
             asked.out.mkdir(parents=True, exist_ok=True)
             write(asked.out, found, rows["encoder"], "encoder", data.classes)
+            with log.working("drawing the report"):
+                report.write(asked.out, data=data)
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {asked.out}: {cause}") from cause
     log.line(f"  results  {asked.out}")
@@ -231,7 +234,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )
     parser.add_argument(
-        "--out", type=Path, help="write results.json and what a report is drawn from into this folder; or a .json file"
+        "--out",
+        type=Path,
+        help="write results.json and report.html into this folder; or results alone into a .json file",
     )
     asked = parser.parse_intermixed_args(arguments)
     if "=" in asked.source:
