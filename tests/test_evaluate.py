@@ -318,6 +318,21 @@ def test_retrieval_is_its_definition(case: str, either_engine: str) -> None:
     assert 0 < found["map@r"] < found["r_precision"] < 1
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["apart", "leave one out"])
+def test_retrieval_is_pytorch_metric_learnings(alone: bool) -> None:
+    accuracy = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    bank, labels, queries, asked = problem()
+    if alone:  # a class of one image has nothing to find: it is passed over there as well
+        queries, asked = bank, labels
+    wanted = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank")
+    calculator = accuracy.AccuracyCalculator(include=wanted, k="max_bin_count", device=torch.device("cpu"))
+    expected = calculator.get_accuracy(queries, asked, bank, labels, ref_includes_query=alone)
+    own = torch.arange(len(bank)) if alone else None
+    found = retrieval(bank, labels, queries, asked, k=[1], exclude=own)
+    for theirs, ours in zip(wanted, ("recall@1", "r_precision", "map@r", "mrr"), strict=True):
+        assert found[ours] == pytest.approx(expected[theirs], abs=1e-6), ours
+
+
 def test_map_at_r_sees_the_order_that_r_precision_does_not() -> None:
     hits = {"first half": [1] * 5 + [0] * 5, "second half": [0] * 5 + [1] * 5}
     expected = {"first half": 0.5, "second half": sum(i / (5 + i) for i in range(1, 6)) / 10}
