@@ -104,7 +104,8 @@ def labelled(
             raise ValueError(f"{len(rows)} {name} rows but labels of shape {tuple(labels.shape)}")
         if not (labels >= 0).any():
             raise ValueError(f"no {name} row has a label")
-        check_rows("bank" if name == "bank" else "queries", rows)
+        if (labels < 0).any():  # the search looks at rows that are all kept, and names the same numbers
+            check_rows("bank" if name == "bank" else "queries", rows)
     if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
     bank, bank_labels = bank.cpu(), bank_labels.cpu().long()
