@@ -72,10 +72,15 @@ def load_last(folder: Path) -> dict[str, Any] | None:
 
 def replace_text(path: Path, text: str) -> None:
     """Give `path` a new content in one step: a reader sees the old text or the new one, never a part."""
+    replace_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """As `replace_text`."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with unfinished.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

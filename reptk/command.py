@@ -28,6 +28,9 @@ def guarded(run: Callable[[], int]) -> int:
             return error.exit_code
         except KeyboardInterrupt:
             return 130
+        except BrokenPipeError:  # whoever read the output has seen enough: `reptk search ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
 
 def _say(error: ReptkError) -> None:

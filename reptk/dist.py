@@ -79,6 +79,17 @@ def gather(rows: Tensor, *, alike: bool = False) -> Tensor:
     return _Gather.apply(rows.contiguous(), alike)
 
 
+def gather_uneven(rows: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, however many each has; not differentiable."""
+    if world() == 1:
+        return rows
+    counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    every = gather(padded).split(max(counts)) if max(counts) else [padded] * world()
+    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+
+
 def from_main(make: Callable[[], T]) -> T:
     """Run `make` on rank 0 alone and give its result, or the exception it raised, to every rank."""
     if world() == 1:

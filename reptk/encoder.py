@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from reptk.errors import DataError, EnvironmentProblem, UsageError
@@ -133,10 +133,8 @@ class Encoder(nn.Module):
         """Write `encoder.safetensors` and `config.json` into `folder`. The backbone's names are timm's own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.contiguous().cpu() for name, value in self.state_dict().items()},
-            folder / "encoder.safetensors",
-        )
+        weights = save({name: value.contiguous().cpu() for name, value in self.state_dict().items()})
+        (folder / "encoder.safetensors").write_bytes(weights)
         shown = {
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),

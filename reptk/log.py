@@ -1,13 +1,20 @@
 """What a run says: progress on a terminal, a line an epoch elsewhere, and metrics.jsonl. Only rank 0 speaks."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -69,6 +76,15 @@ class Log:
             table.add_row(name, *cells, style="bold" if name == "trained" else None)
         self.console.print(table)
 
+    def verdict(self, said: Mapping[str, Any], remarks: Sequence[str] = ()) -> None:
+        """Print what has to stand beside the numbers, what they mean, and what to change."""
+        for remark in remarks:
+            self.line(f"  {remark}")
+        self.line()
+        self.line(f"  {said['sentence']}", style="bold")
+        for advice in said["advice"]:
+            self.line(f"  {advice}")
+
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """Say on a terminal what takes a while, for as long as it does."""
@@ -77,6 +93,17 @@ class Log:
                 yield
         else:
             yield
+
+    @contextmanager
+    def counting(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """Follow something that is done piece by piece; yields what the number of further pieces is told to."""
+        if not (self.speaks and self.console.is_terminal):
+            yield lambda count: None
+            return
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit)]
+        with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as shown:
+            task = shown.add_task(what, total=total)
+            yield lambda count: shown.advance(task, count)
 
     @contextmanager
     def progress(self, epochs: int, steps_per_epoch: int, first_step: int) -> Iterator["Epochs"]:
@@ -118,10 +145,25 @@ class Epochs:
 
 
 def title(metric: str) -> str:
-    """How a metric is headed in a table: `knn@20` -> `kNN@20`."""
-    names = {"knn": "kNN", "knn_majority": "majority", "recall": "Recall", "map@r": "mAP@R", "r_precision": "R-prec."}
+    """How a metric is written: `knn@20` -> `kNN@20`."""
     name, at, k = metric.partition("@")
-    return names.get(metric) or f"{names.get(name, name)}{at}{k}"
+    return _TITLES.get(metric) or f"{_TITLES.get(name, name)}{at}{k}"
+
+
+_TITLES = {
+    "knn": "kNN",
+    "knn_majority": "majority",
+    "recall": "Recall",
+    "precision": "Precision",
+    "view_recall": "View recall",
+    "mrr": "MRR",
+    "map@r": "mAP@R",
+    "r_precision": "R-prec.",
+    "linear": "Linear",
+    "linear_stage": "Linear stage",
+    "few_shot": "Few-shot",
+    "few_shot_std": "Few-shot std",
+}
 
 
 def clock(seconds: float) -> str:

@@ -49,7 +49,7 @@ class Contrastive(nn.Module):
         z, ids = gather(z, alike=shared), gather(ids.repeat(count // len(ids)))
         with own_rows(rank() * count, count) if shared else nullcontext():
             loss = self.loss(z, ids)
-        return {"loss": loss, "z": z.detach(), "pairs": has_pairs(ids)}
+        return {"loss": loss, "z": z.detach(), "ids": ids, "pairs": has_pairs(ids)}
 
 
 def class_ids(labels: Tensor, index: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ FREE_ON_RESUME = (
     "train.workers",
     "train.device",
     "train.log_every_steps",
+    "train.report",
     "train.checkpoint_every_epochs",
     "expect",
     "plugins",

@@ -1,6 +1,7 @@
 """What a factory's signature says about its arguments: checked, completed with defaults, explained in plain words."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def _signature(factory: Callable[..., Any]) -> inspect.Signature:
-    if inspect.isclass(factory) and factory.__init__.__module__ == "torch.nn.modules.module":
+    torch = sys.modules.get("torch")  # which may wrap __init__, so that neither its name nor its module tells
+    if torch is not None and inspect.isclass(factory) and factory.__init__ is torch.nn.Module.__init__:
         return inspect.Signature()  # nn.Module's own __init__(*args, **kwargs) takes nothing either
     try:
         return inspect.signature(factory, eval_str=True)

@@ -1,7 +1,6 @@
 """train(recipe, out): the loop, in running order. Every run ends in its numbers beside two baselines."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import reptk
-from reptk import checkpoint, dist, run
+from reptk import checkpoint, dist, report, run
 from reptk.build import Built, assemble, data_of
 from reptk.config import Recipe
 from reptk.data import Feed
-from reptk.errors import EnvironmentProblem, NumericalError
-from reptk.evaluate import engine, measure, measure_pixels
+from reptk.errors import EnvironmentProblem, NumericalError, ReptkError
+from reptk.evaluate import Measured, measure, measure_pixels
+from reptk.evaluate.concerns import concerns
+from reptk.evaluate.results import columns, headline, protocol, remarks, results, write
 from reptk.keyed import fold
 from reptk.log import Log, title
 from reptk.optim import learning_rate
@@ -33,6 +34,7 @@ from reptk.watch import (
 )
 
 Numbers = dict[str, float]
+Rows = dict[str, Measured]
 
 
 def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, log: Log | None = None) -> Numbers:
@@ -109,7 +111,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
     state = checkpoint.load_last(folder / "checkpoints")
     first_step = _restore(built, state) if state else 0
     with log.working("evaluating raw pixels and the untrained encoder"):
-        baselines = state["baselines"] if state else _baselines(recipe, built)
+        baselines = _kept_baselines(state) if state else _baselines(recipe, built)
     log.write_metrics_to(folder / "metrics.jsonl", first_step)
     if first_step:
         log.line(f"resumed after step {first_step}")
@@ -118,13 +120,13 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Log) -> Numbers:
     watch = Watch(state["seconds"], state.get("steps_without_pairs", 0)) if state else Watch()
     seconds = _epochs(recipe, built, folder, log, baselines, first_step, watch)
     with log.working("evaluating the trained encoder"):
-        numbers = _evaluate(recipe, built)
-    _finish(recipe, built, folder, log, {**baselines, "trained": numbers}, seconds, commit)
-    return numbers
+        trained = _evaluate(recipe, built)
+    _finish(recipe, built, folder, log, {**baselines, "trained": trained}, seconds, commit)
+    return trained.numbers
 
 
 def _epochs(
-    recipe: Recipe, built: Built, folder: Path, log: Log, baselines: dict[str, Numbers], first_step: int, watch: Watch
+    recipe: Recipe, built: Built, folder: Path, log: Log, baselines: Rows, first_step: int, watch: Watch
 ) -> float:
     """The loop. Returns the seconds spent in training steps, those before an interruption included."""
     train, per_epoch = recipe.train, built.loader.steps_per_epoch
@@ -132,19 +134,19 @@ def _epochs(
     model = _parallel(built)
     model.train()
     batches = Feed(built.loader.batches(first_step, total), built.device)
-    told = False
+    told: set[str] = set()
     watch.start()
     window: list[Step] = []
     with log.progress(train.epochs, per_epoch, first_step) as progress, Interrupt() as interrupt:
         for step in range(first_step, total):
             images, labels, index = next(batches)
             built.schedule.step_update(step)
-            window = [made._replace(z=None) for made in window]
+            window = [made._replace(z=None, ids=None) for made in window]
             window.append(train_step(recipe, built, model, images, labels, index, step))
             views = window[-1].rows
             done = step + 1
             if built.device.type == "cpu" or done % train.log_every_steps == 0 or done % per_epoch == 0:
-                values, z = finite_losses(recipe, window, step), window[-1].z
+                values, last = finite_losses(recipe, window, step), window[-1]
                 watch.add(len(window) * views, without_pairs(window))
                 window.clear()
                 progress.step(done, values[-1], watch.rate(), (total - done) * watch.per(views))
@@ -158,14 +160,16 @@ def _epochs(
                 epoch = done // per_epoch
                 watch.stop()
                 waiting = watch.share(batches.waited())
-                progress.extra = _during(recipe, built, log, epoch, done, z, waiting) or progress.extra
+                progress.extra, found = _during(recipe, built, log, baselines, epoch, done, last, waiting)
                 if epoch % train.checkpoint_every_epochs == 0 or done == total:
                     state = _state(built, done, watch, baselines)
                     dist.from_main(partial(_save, folder, done, state))
                 progress.epoch(epoch, values[-1], watch.rate(), (total - done) * watch.per(views))
-                if waiting > INPUT_BOUND and not told:
-                    log.line(input_bound(waiting, recipe, built.data.train.images, built.device))
-                    told = True
+                if waiting > INPUT_BOUND:
+                    found["input"] = input_bound(waiting, recipe, built.data.train.images, built.device)
+                for kind in found.keys() - told:
+                    log.line(found[kind])
+                told |= found.keys()
                 watch.start()
             if interrupt.asked:
                 watch.stop()
@@ -197,10 +201,10 @@ def train_step(
     loss = made["loss"].detach()
     z = made.get("z", loss.view(1, 1))
     broken = (~z.isfinite().all(1)).sum()
-    return Step(loss, z, len(z), broken, made.get("pairs", torch.ones_like(loss, dtype=torch.bool)))
+    return Step(loss, z, made.get("ids"), len(z), broken, made.get("pairs", torch.ones_like(loss, dtype=torch.bool)))
 
 
-def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Numbers:
+def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Measured:
     """The encoder's numbers as it is now: of all evaluators, or of some."""
     dist.copy_buffers_from_main(built.objective)
     return measure(
@@ -214,7 +218,7 @@ def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = N
     )
 
 
-def _baselines(recipe: Recipe, built: Built) -> dict[str, Numbers]:
+def _baselines(recipe: Recipe, built: Built) -> Rows:
     """What raw pixels and the encoder before training achieve."""
     if not recipe.train.baselines:
         return {}
@@ -222,32 +226,39 @@ def _baselines(recipe: Recipe, built: Built) -> dict[str, Numbers]:
     return {"raw pixels": raw, "untrained": _evaluate(recipe, built)}
 
 
-def _during(recipe: Recipe, built: Built, log: Log, epoch: int, step: int, z: Tensor, waiting: float) -> str:
-    """Evaluators that are due after this epoch, and how many dimensions the embeddings use; a few words for the line."""
+def _kept_baselines(state: dict[str, Any]) -> Rows:
+    return {row: Measured.from_plain(kept) for row, kept in state["baselines"].items()}
+
+
+def _during(
+    recipe: Recipe, built: Built, log: Log, baselines: Rows, epoch: int, step: int, last: Step, waiting: float
+) -> tuple[str, dict[str, str]]:
+    """Evaluators that are due after this epoch, and how the embeddings lie: a few words for the line, and what is amiss."""
     due = [built.evaluators[key] for key, every in built.every_epochs.items() if every and epoch % every == 0]
-    dimensions = effective_rank(z)
-    words = [f"rank {dimensions:.0f}/{z.shape[1]}"]
     numbers: Numbers = {}
     if due and epoch < recipe.train.epochs:
-        numbers = _evaluate(recipe, built, [getattr(part, "during_training", part) for part in due])
-        words.insert(0, f"{title(headline(numbers))} {100 * numbers[headline(numbers)]:.1f} %")
-    log.metrics(step=step, epoch=epoch, rank=round(dimensions, 2), waiting=round(waiting, 3), **numbers)
-    return "  ".join(words)
+        numbers = _evaluate(recipe, built, [getattr(part, "during_training", part) for part in due]).numbers
+    name = headline(numbers) if numbers else ""
+    before = baselines["untrained"].numbers if "untrained" in baselines else {}
+    state, found = concerns(
+        last.z,
+        last.ids,
+        last.loss.item(),
+        temperature=_temperature(built),
+        accuracy=numbers.get(name),
+        untrained=before.get(name),
+    )
+    state = {key: round(value, 4) for key, value in state.items() if key != "dimensions"}
+    log.metrics(step=step, epoch=epoch, waiting=round(waiting, 3), **state, **numbers)
+    words = [f"{title(name)} {100 * numbers[name]:.1f} %"] if numbers else []
+    return "  ".join([*words, f"rank {state['rank']:.0f}/{last.z.shape[1]}"]), found
 
 
-def effective_rank(z: Tensor) -> float:
-    """exp of the entropy of the singular values of (N, D) embeddings: 1 if all are parallel, at most min(N, D).
-
-    RankMe (Garrido et al. 2023, arXiv 2210.02885); a value that falls towards 1 means collapse.
-    """
-    values = torch.linalg.svdvals(z.float())
-    share = values / values.sum().clamp_min(1e-12) + 1e-7
-    return float(torch.exp(-(share * share.log()).sum()))
-
-
-def headline(numbers: Numbers) -> str:
-    """The metric that stands for all: kNN with k = 20 where there is one, else the first."""
-    return "knn@20" if "knn@20" in numbers else next(iter(numbers))
+def _temperature(built: Built) -> float | None:
+    """The loss's temperature as it is now, where it has one."""
+    made = getattr(getattr(built.objective, "loss", None), "temperature", None)
+    value = made() if callable(made) else made
+    return float(value) if isinstance(value, int | float | Tensor) else None
 
 
 def _finish(
@@ -255,54 +266,52 @@ def _finish(
     built: Built,
     folder: Path,
     log: Log,
-    rows: Mapping[str, Numbers],
+    rows: Rows,
     seconds: float,
     commit: str | None,
 ) -> None:
-    columns = [name for name in rows["trained"] if not name.startswith("knn_majority")]
+    beside = _protocol(recipe, built, seconds) | {"commit": commit}  # of the code as it was when the run began
+    found = results(rows, built.data, beside)
     log.line()
-    log.results(columns, rows)
-    protocol = _protocol(recipe, built, seconds) | {"commit": commit}  # of the code as it was when the run began
-    results = {"metrics": dict(rows), "headline": headline(rows["trained"]), "protocol": protocol}
-    dist.from_main(lambda: _write_results(built, folder, results))
+    log.results(columns(rows["trained"].numbers), found["metrics"])
+    log.verdict(found["verdict"], remarks(rows["trained"]))
+    dist.from_main(lambda: _write_results(built, folder, found, rows["trained"]))
     log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+    if recipe.train.report:
+        with log.working("drawing the report"):
+            said = dist.from_main(lambda: _report(folder, built))
+        log.line(f"  {said}")
 
 
-def _write_results(built: Built, folder: Path, results: dict[str, Any]) -> None:
+def _write_results(built: Built, folder: Path, found: dict[str, Any], trained: Measured) -> None:
     built.encoder.save(folder / "model")
-    checkpoint.replace_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write(folder, found, trained, "trained", built.data.classes)
+
+
+def _report(folder: Path, built: Built) -> str:
+    """A page that fails does not fail the run; it can be drawn again."""
+    try:
+        return f"report   {report.write(folder, data=built.data)}"
+    except (ReptkError, OSError) as cause:
+        return f"no report: {cause}. Try again: reptk report {folder}"
 
 
 def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:
-    data = built.data
     return {
         "recipe": recipe.name,
-        "data": recipe.data,
-        "splits": data.protocol,
-        "images": {
-            name: len(split) for name in ("train", "bank", "query") if (split := getattr(data, name)) is not None
-        },
-        "classes": len(data.classes),
-        "leave_one_out": data.bank is not None and data.bank is data.query,
-        "evaluators": recipe.eval,
-        "features": "backbone output, evaluation mode, L2-normalised; similarity: cosine; search: exact",
-        "votes": "knn: weighted by exp(similarity / temperature); knn_majority: one vote each, ties to the larger weight",
-        "evaluation_image": {"size_px": built.encoder.config["size"], "crop": data.crop},
-        "search_engine": engine(),
+        **protocol(recipe.data, built.data, recipe.eval, built.encoder),
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "train_seconds": round(seconds, 1),
         "device": str(built.device) if built.device.type == "cpu" else torch.cuda.get_device_name(built.device),
         "ranks": dist.world(),
-        "threads": torch.get_num_threads(),
-        **({"decoded_by": data.train.images.decoded_by} if hasattr(data.train.images, "decoded_by") else {}),
         "versions": run.versions(),
     }
 
 
-def _before(baselines: dict[str, Numbers]) -> str:
-    name = headline(baselines["untrained"])
-    pixel, untrained = (100 * baselines[row][name] for row in ("raw pixels", "untrained"))
+def _before(baselines: Rows) -> str:
+    name = headline(baselines["untrained"].numbers)
+    pixel, untrained = (100 * baselines[row].numbers[name] for row in ("raw pixels", "untrained"))
     return f"before training  {title(name)}: raw pixels {pixel:.1f} %, untrained encoder {untrained:.1f} %"
 
 
@@ -313,12 +322,12 @@ def _parallel(built: Built) -> nn.Module:
     return DistributedDataParallel(built.objective, device_ids=devices)
 
 
-def _state(built: Built, step: int, watch: Watch, baselines: dict[str, Numbers]) -> dict[str, Any]:
+def _state(built: Built, step: int, watch: Watch, baselines: Rows) -> dict[str, Any]:
     return {
         "step": step,
         "seconds": watch.seconds,
         "steps_without_pairs": watch.lonely_steps,
-        "baselines": baselines,
+        "baselines": {row: measured.plain() for row, measured in baselines.items()},
         "objective": built.objective.state_dict(),
         "optimizer": built.optimizer.state_dict(),
     }

@@ -25,12 +25,14 @@ DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epo
 class Step(NamedTuple):
     """One step of the optimizer.
 
-    loss; z (N, D) the embeddings of the global batch, let go of when the next step is made; broken: how many of them are
-    not finite; pairs: whether any two shared an id. Tensors, so that nothing waits for a GPU.
+    loss; z (N, D) the embeddings of the global batch, let go of when the next step is made, and their ids (N,), if the
+    objective tells them; broken: how many are not finite; pairs: whether any two shared an id. Tensors, so that nothing
+    waits for a GPU.
     """
 
     loss: Tensor
     z: Tensor | None
+    ids: Tensor | None
     rows: int
     broken: Tensor
     pairs: Tensor

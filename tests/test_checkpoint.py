@@ -494,7 +494,7 @@ METRICS = {
     "recall@10": "Recall@10",
     "map@r": "mAP@R",
     "r_precision": "R-prec.",
-    "linear": "linear",
+    "linear": "Linear",
 }
 
 
@@ -521,7 +521,7 @@ def test_results_show_every_column_off_a_terminal(narrow: None, capsys: pytest.C
     rows = {name: dict.fromkeys(METRICS, 0.9876) for name in ("raw pixels", "untrained", "trained")}
     Log().results(list(METRICS), rows)
     head, *lines = capsys.readouterr().out.splitlines()
-    families = "kNN@1 @10 @20 @100 @200 majority@20 Recall@1 @5 @10 mAP@R R-prec. linear"
+    families = "kNN@1 @10 @20 @100 @200 majority@20 Recall@1 @5 @10 mAP@R R-prec. Linear"
     assert head.split() == families.split()
     assert [line.split("  ")[0] for line in lines] == ["raw pixels", "untrained", "trained"]
     assert all(line.count("98.8") == len(METRICS) for line in lines)

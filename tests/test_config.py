@@ -316,7 +316,7 @@ GOLDEN = {
         ["train.epoch=3"],
         "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
         "precision, device, workers, "
-        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, baselines)",
+        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, baselines, report)",
     ),
     "unknown section": (
         ["optimizer.lr=3"],
@@ -339,7 +339,7 @@ GOLDEN = {
     "typo in an evaluator's argument": (
         ["eval.knn.temprature=1"],
         "  eval.knn.temprature  'knn' has no argument 'temprature'; did you mean 'temperature'? "
-        "It takes k, temperature, recall, retrieval",
+        "It takes k, temperature, recall, precision, retrieval, index",
     ),
     "text for a number": (
         ["loss.temperature=warm"],

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,25 @@ def features(rank: int, out: str) -> None:
         torch.save(made, out)
 
 
+def numbers(rank: int, out: str) -> None:
+    """All numbers and answers of kNN, with queries apart and leave-one-out, some images without a label."""
+    from reptk import dist
+    from reptk.data.generated import generated
+    from reptk.evaluate import Features, Knn
+
+    data = generated(train=8, bank=600, query=300, classes=4, size=8)
+    labels = torch.where(torch.arange(600) % 7 == 0, -1, data.bank.labels)
+    bank = replace(data.bank, labels=labels)
+    told = []
+    for query in (data.query, bank):
+        encode = Features(lambda images: images[:, 0, :2, ::3].flatten(1), size=8)
+        found = dict(Knn(k=(1, 5), recall=(1,))(encode, replace(data, bank=bank, query=query)))
+        told.append({name: value.values for name, value in found.items()})
+        told[-1] |= {name: value for name, value in vars(encode.answers).items() if isinstance(value, torch.Tensor)}
+    if dist.is_main():
+        torch.save(told, out)
+
+
 def errors(rank: int, out: str) -> None:
     """What rank 0 meets alone, all ranks write down."""
     from reptk import dist
@@ -166,6 +186,7 @@ def everything(rank: int, out: str, losses: list[dict]) -> None:
     gradients(rank, {"name": "supcon"}, f"{out}/single", torch.float32)
     gradients(rank, {"name": "supcon"}, f"{out}/parts", micro_batch_size=6)
     features(rank, f"{out}/features")
+    numbers(rank, f"{out}/numbers")
     errors(rank, f"{out}/said")
 
 
@@ -177,6 +198,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     spawn(everything, 2, str(folders[2]), LOSS_PARTS)
     spawn(everything, 4, str(folders[4]), LOSS_PARTS)
     return folders
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_search_and_find_the_same(world: int, made: dict[int, Path]) -> None:
+    """600 rows are three blocks, so that with four ranks one has no row and two have no query."""
+    one, many = (torch.load(made[ranks] / "numbers", weights_only=True) for ranks in (1, world))
+    for expected, found in zip(one, many, strict=True):
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name].nan_to_num(-1), value.nan_to_num(-1)), name
 
 
 @pytest.mark.parametrize("world", [2, 4])

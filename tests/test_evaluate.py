@@ -16,8 +16,7 @@ from torch import Tensor
 from reptk import dist
 from reptk.data import Data, InMemory, Split
 from reptk.data.generated import generated
-from reptk.evaluate import Features, Knn, ViewRetrieval, engine, knn, pixels, retrieval, search
-from reptk.training import effective_rank
+from reptk.evaluate import Features, Knn, ViewRetrieval, effective_rank, engine, knn, pixels, retrieval, search
 from reptk.views.sets import crop_flip, none
 
 # Its functions are replaced here, so the module itself is asked for.
@@ -97,16 +96,20 @@ def brute_retrieval(
     exclude: Tensor | None = None,
 ) -> Numbers:
     """Musgrave et al. 2020 (arXiv 2003.08505): r / R, and (1 / R) sum_{i <= R} P(i) with P(i) = 0 at a miss."""
-    per_query = []
+    hits = []
     for number, own in asked_of(query_labels, exclude):
         order, _ = ranked(bank, bank_labels, queries[number], own)
-        hit = [int(bank_labels[row] == query_labels[number]) for row in order]
+        hits.append([int(bank_labels[row] == query_labels[number]) for row in order])
+    depth = max(*k, *(sum(hit) for hit in hits))
+    per_query = []
+    for hit in hits:
         r = sum(hit)
         if r == 0:
             continue
         average = sum(sum(hit[: i + 1]) / (i + 1) for i in range(r) if hit[i]) / r
-        per_query.append([*(float(any(hit[:value])) for value in k), average, sum(hit[:r]) / r])
-    names = [*(f"recall@{value}" for value in k), "map@r", "r_precision"]
+        first = 1 / (hit.index(1) + 1) if 1 in hit[:depth] else 0.0
+        per_query.append([*(float(any(hit[:value])) for value in k), first, average, sum(hit[:r]) / r])
+    names = [*(f"recall@{value}" for value in k), "mrr", "map@r", "r_precision"]
     return dict(zip(names, np.mean(per_query, axis=0).tolist(), strict=True))
 
 
@@ -315,6 +318,21 @@ def test_retrieval_is_its_definition(case: str, either_engine: str) -> None:
     assert 0 < found["map@r"] < found["r_precision"] < 1
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["apart", "leave one out"])
+def test_retrieval_is_pytorch_metric_learnings(alone: bool) -> None:
+    accuracy = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    bank, labels, queries, asked = problem()
+    if alone:  # a class of one image has nothing to find: it is passed over there as well
+        queries, asked = bank, labels
+    wanted = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank")
+    calculator = accuracy.AccuracyCalculator(include=wanted, k="max_bin_count", device=torch.device("cpu"))
+    expected = calculator.get_accuracy(queries, asked, bank, labels, ref_includes_query=alone)
+    own = torch.arange(len(bank)) if alone else None
+    found = retrieval(bank, labels, queries, asked, k=[1], exclude=own)
+    for theirs, ours in zip(wanted, ("recall@1", "r_precision", "map@r", "mrr"), strict=True):
+        assert found[ours] == pytest.approx(expected[theirs], abs=1e-6), ours
+
+
 def test_map_at_r_sees_the_order_that_r_precision_does_not() -> None:
     hits = {"first half": [1] * 5 + [0] * 5, "second half": [0] * 5 + [1] * 5}
     expected = {"first half": 0.5, "second half": sum(i / (5 + i) for i in range(1, 6)) / 10}
@@ -331,13 +349,15 @@ def test_queries_with_nothing_to_find_are_passed_over(either_engine: str) -> Non
     bank, labels, queries, asked = problem()
     absent = torch.where(torch.arange(len(asked)) % 4 == 0, 99, asked)
     kept = absent < 99
-    assert retrieval(bank, labels, queries, absent) == retrieval(bank, labels, queries[kept], asked[kept])
+    assert retrieval(bank, labels, queries, absent) == pytest.approx(
+        retrieval(bank, labels, queries[kept], asked[kept]), rel=1e-12
+    )
     # Left out of the bank, the only image of a class has none to find; as a kNN query it still counts, as wrong.
     single = int((labels == 0).nonzero())
     own = torch.arange(len(bank))
     others = own != single
     without = retrieval(bank, labels, bank[others], labels[others], exclude=own[others])
-    assert retrieval(bank, labels, bank, labels, exclude=own) == without
+    assert retrieval(bank, labels, bank, labels, exclude=own) == pytest.approx(without, rel=1e-12)
     assert knn(bank, labels, bank[[single]], labels[[single]], k=[1], exclude=own[[single]])["knn@1"] == 0
 
 
@@ -466,11 +486,12 @@ def test_ranks_do_not_change_features(images: int, monkeypatch: pytest.MonkeyPat
     parts = []
     for rank in range(3):
         monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(dist, "gather", lambda part: parts.append(part) or part)
+        monkeypatch.setattr(dist, "gather_uneven", lambda part: parts.append(part) or part)
         encode = Features(Counted(), size=8, views=views)
         encode(data.bank), encode.view(data.bank, 1)
-    assert torch.equal(torch.cat(parts[::2])[:images], expected[0])
-    assert torch.equal(torch.cat(parts[1::2])[:images], expected[1])
+        assert torch.equal(encode.part(data.bank)[0], parts[4 * rank])
+    assert torch.equal(torch.cat(parts[::4]), expected[0])
+    assert torch.equal(torch.cat(parts[2::4]), expected[1])
 
 
 def test_random_views_differ_by_number_and_repeat() -> None:
@@ -503,8 +524,8 @@ def test_knn_evaluator_is_the_two_functions() -> None:
     data = small_data()
     encode = Features(few_pixels, size=8)
     given = (encode(data.bank), data.bank.labels, encode(data.query), data.query.labels)
-    found = dict(Knn(k=(1, 10), temperature=0.5, recall=(1, 3))(encode, data))
-    assert found == knn(*given, k=[1, 10], temperature=0.5) | retrieval(*given, k=[1, 3])
+    found = dict(Knn(k=(1, 10), temperature=0.5, recall=(1, 3), precision=(2,))(encode, data))
+    assert found == knn(*given, k=[1, 10], temperature=0.5) | retrieval(*given, k=[1, 3], precision=[2])
     assert dict(Knn(k=(1, 10), temperature=0.5).during_training(encode, data)) == knn(
         *given, k=[1, 10], temperature=0.5
     )
@@ -517,8 +538,8 @@ def test_a_bank_that_is_the_queries_is_leave_one_out() -> None:
     encode = Features(few_pixels, size=8)
     given = [encode(data.bank), data.bank.labels] * 2
     own = torch.arange(40)
-    found = dict(Knn(k=(1, 39), recall=(1,))(encode, data))
-    assert found == knn(*given, k=[1, 39], exclude=own) | retrieval(*given, k=[1], exclude=own)
+    found = dict(Knn(k=(1, 39), recall=(1,), precision=(3,))(encode, data))
+    assert found == knn(*given, k=[1, 39], exclude=own) | retrieval(*given, k=[1], precision=[3], exclude=own)
     # A copy of the bank is not the bank: there every query finds itself.
     copy = replace(data, query=Split(data.bank.images, data.bank.labels))
     assert dict(Knn(k=(1,), recall=(1,))(encode, copy))["knn@1"] == 1
@@ -563,7 +584,7 @@ def test_view_retrieval_looks_at_no_more_than_its_limit() -> None:
         embed = Counted()
         encode = Features(embed, size=8, views=crop_flip(count=1, size=8))
         found.append(dict(ViewRetrieval(recall=(1, 30), limit=30)(encode, data)))
-        assert embed.seen == 2 * 30
+        assert embed.seen == 3 * 30  # two views, and the images as they are for the report
     assert found[0] == found[1]
     assert list(found[0]) == ["view_recall@1", "view_recall@30"]
     assert found[0]["view_recall@30"] == 1

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 PUBLIC = {
-    "reptk": "DATASETS EVALUATORS Encoder LOSSES OBJECTIVES Recipe VIEWS evaluate load losses testing train",
+    "reptk": "DATASETS EVALUATORS Embeddings Encoder LOSSES OBJECTIVES Recipe VIEWS embed evaluate index load losses report "
+    "search testing train",
     "reptk.losses": "Rows SimCLR SupCon TCL Term implementation mean_over_anchors normalize own_rows simclr supcon tcl",
     "reptk.testing": "check_evaluator check_loss check_views",
 }
@@ -65,7 +66,15 @@ def test_wheel_and_sdist_hold_recipes_and_plugins(tmp_path: Path) -> None:
     for name in recipes:
         assert f"reptk/recipes/{name}" in wheel
         assert any(entry.endswith(f"/recipes/{name}") for entry in sdist)
-    for name in ("reptk/plugins/dcl.py", "reptk/plugins/README.md", "reptk/data/imagenet100.txt", "reptk/recipe.py"):
+    for name in (
+        "reptk/plugins/dcl.py",
+        "reptk/plugins/README.md",
+        "reptk/data/imagenet100.txt",
+        "reptk/recipe.py",
+        "reptk/report/page.css",
+        "reptk/report/page.js",
+        "reptk/report/map.js",
+    ):
         assert name in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
     top = {name.split("/")[0] for name in wheel}
@@ -118,5 +127,5 @@ def test_reptk_command(verb: list[str], capsys: pytest.CaptureFixture) -> None:
 def test_unknown_verb(capsys: pytest.CaptureFixture) -> None:
     from reptk.commands import main
 
-    assert main(["kn"]) == 2
-    assert "Nearest: knn" in capsys.readouterr().err
+    assert main(["evalute"]) == 2
+    assert "Nearest: evaluate" in capsys.readouterr().err

@@ -13,10 +13,12 @@ from reptk import LOSSES, checkpoint, load, run
 from reptk.config import Recipe, validate
 from reptk.data import InMemory
 from reptk.errors import NumericalError, UsageError
+from reptk.evaluate import effective_rank
+from reptk.evaluate.results import headline
 from reptk.log import Log
 from reptk.losses import implementation
 from reptk.registry import load_plugin
-from reptk.training import effective_rank, headline, train
+from reptk.training import train
 from reptk.watch import input_bound
 
 TINY = {
@@ -160,7 +162,7 @@ def test_the_folder_tells_everything(reference: Path) -> None:
     results = json.loads((reference / "results.json").read_text())
     assert set(results["metrics"]) == {"raw pixels", "untrained", "trained"}
     metrics = {"knn@1", "knn@5", "knn_majority@1", "knn_majority@5", "recall@1", "recall@5", "recall@10", "map@r"}
-    assert metrics | {"r_precision"} == set(results["metrics"]["trained"])
+    assert metrics | {"r_precision", "mrr", "precision@5", "precision@10"} == set(results["metrics"]["trained"])
     assert results["metrics"]["trained"]["knn@1"] == results["metrics"]["trained"]["recall@1"]
     protocol = results["protocol"]
     assert protocol["images"] == {"train": 48, "bank": 40, "query": 20}

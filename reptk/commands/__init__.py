@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 VERBS = {
     "recipe": ("reptk.recipe", "train and evaluate a recipe"),
-    "knn": ("reptk.commands.knn", "evaluate a run or any timm backbone on a data set"),
+    "evaluate": ("reptk.commands.evaluate", "every number of a run or any timm backbone on a data set"),
+    "embed": ("reptk.commands.embed", "write the embeddings of images to a file"),
+    "index": ("reptk.commands.index", "build an index of embeddings to search in"),
+    "search": ("reptk.commands.search", "find similar images, or near duplicates"),
     "report": ("reptk.commands.report", "a run, or several, as one HTML page"),
     "views": ("reptk.commands.views", "draw what the network sees, as a picture"),
 }

@@ -7,7 +7,7 @@ from reptk.data.folder import folder, imagenet100
 from reptk.data.generated import generated
 from reptk.data.loader import Loader, blocks
 from reptk.data.small import cifar10, cifar100, fashion_mnist, stl10
-from reptk.data.splits import Data, Images, InMemory, Split
+from reptk.data.splits import Data, Images, InMemory, Split, limited
 
 __all__ = [
     "Data",
@@ -25,6 +25,7 @@ __all__ = [
     "folder",
     "generated",
     "imagenet100",
+    "limited",
     "photos",
     "stl10",
 ]

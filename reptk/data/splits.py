@@ -1,7 +1,7 @@
 """What a data set is: images that can be fetched by number, labels, and which of them train, are searched, are queries."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
+
+from reptk.keyed import generator
 
 
 class Images(Protocol):
@@ -105,6 +107,43 @@ class InMemory:
         rows = self._rows.index_select(0, numbers.to(self._rows.device, non_blocking=True))
         images = rearrange(rows, "n h w c -> n c h w")
         return images.expand(-1, 3, -1, -1) if self.is_grey else images
+
+
+class _Picked:
+    """Some of the images of another collection."""
+
+    def __init__(self, images: Images, chosen: Tensor) -> None:
+        self.images, self.chosen = images, chosen
+        self.is_grey = getattr(images, "is_grey", False)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def fetch(self, numbers: Tensor) -> Tensor:
+        return self.images.fetch(self.chosen[numbers])
+
+
+def part_of(split: Split, chosen: Tensor) -> Split:
+    """The images `chosen` (n,) of a split, numbered anew from 0."""
+    return Split(_Picked(split.images, chosen), split.labels[chosen])
+
+
+def limited(data: Data, most: int) -> Data:
+    """At most so many images in the bank, and so many queries, drawn once for all; for a quick look at a large data set."""
+
+    def drawn(name: str) -> Split | None:
+        split = getattr(data, name)
+        if split is None or len(split) <= most:
+            return split
+        order = torch.randperm(len(split), generator=generator("limited", name, len(split)))
+        return part_of(split, order[:most].sort().values)
+
+    bank = drawn("bank")
+    query = bank if data.query is data.bank else drawn("query")
+    protocol = f"{data.protocol}; at most {most:,} of each, drawn once for all"
+    return replace(
+        data, train=bank if data.train is data.bank else drawn("train"), bank=bank, query=query, protocol=protocol
+    )
 
 
 def described(*, classes: int | None = None, size_px: int | None = None) -> Callable[[Any], Any]:

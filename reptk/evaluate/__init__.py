@@ -1,19 +1,38 @@
-"""Numbers from features: kNN, retrieval, view retrieval. Functions for scripts, evaluators for recipes."""
+"""Numbers from features: kNN, retrieval, probes, health. Functions for scripts, evaluators for recipes."""
 
-from reptk.evaluate.evaluators import Knn, ViewRetrieval
+from reptk.evaluate.evaluators import FewShot, Knn, LinearProbe, ViewRetrieval
+from reptk.evaluate.evidence import Evidence
 from reptk.evaluate.features import PIXELS_PX, Features, pixels
+from reptk.evaluate.few_shot import few_shot
+from reptk.evaluate.health import effective_rank, health
 from reptk.evaluate.knn import knn
-from reptk.evaluate.measure import measure, measure_pixels
+from reptk.evaluate.linear import linear
+from reptk.evaluate.linear_stage import LinearStage
+from reptk.evaluate.mean import Mean, gains, intervals
+from reptk.evaluate.measure import Measured, evaluated, measure, measure_pixels
 from reptk.evaluate.retrieval import retrieval
 from reptk.neighbours import engine, search
 
 __all__ = [
     "PIXELS_PX",
+    "Evidence",
     "Features",
+    "FewShot",
     "Knn",
+    "LinearProbe",
+    "LinearStage",
+    "Mean",
+    "Measured",
     "ViewRetrieval",
+    "effective_rank",
     "engine",
+    "evaluated",
+    "few_shot",
+    "gains",
+    "health",
+    "intervals",
     "knn",
+    "linear",
     "measure",
     "measure_pixels",
     "pixels",

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from reptk.checkpoint import replace_bytes
 from reptk.errors import DataError
 from reptk.keyed import generator
 
@@ -58,7 +59,7 @@ class Evidence:
         """Write it into a run's folder."""
         tensors = {name: getattr(self, name).cpu().contiguous().clone() for name in _TENSORS}
         words = {name: getattr(self, name) for name in _WORDS} | {"classes": json.dumps(self.classes)}
-        save_file(tensors, folder / FILE, metadata=words)
+        replace_bytes(folder / FILE, save(tensors, metadata=words))
         return folder / FILE
 
     @classmethod

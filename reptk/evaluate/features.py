@@ -1,15 +1,19 @@
 """Features of a whole split, extracted once, in blocks that the ranks share among themselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from reptk import dist
 from reptk.data import Feed, Split, blocks
+from reptk.data.ahead import ahead
 from reptk.keyed import fold
 from reptk.views import plain
+
+if TYPE_CHECKING:
+    from reptk.evaluate.answers import Answers
 
 BLOCK = 256
 PIXELS_PX = 32
@@ -17,8 +21,32 @@ PIXELS_PX = 32
 Embed = Callable[[Tensor], Tensor]
 
 
+class Rows(NamedTuple):
+    """Features (n, F) of unit length, and the lengths (n, 1) they had."""
+
+    unit: Tensor
+    length: Tensor
+
+
+class Kept:
+    """Rows that this rank has made, the first of which is number `first`; those of all ranks are brought together if asked."""
+
+    def __init__(self, rows: Rows, first: int, device: torch.device | str) -> None:
+        self.rows, self.first, self.device = rows, first, device
+        self._whole = rows if dist.world() == 1 else None
+
+    def whole(self) -> Rows:
+        """Of all ranks. All of them have to ask."""
+        if self._whole is None:
+            self._whole = Rows(*(dist.gather_uneven(part.to(self.device)).cpu() for part in self.rows))
+        return self._whole
+
+
 class Features:
     """What evaluators encode with: `encode(split)` -> (n, F) rows of unit length on the CPU.
+
+    An evaluator may leave words and numbers about how it measured in `notes`, under its name, and who was answered with
+    what in `answers`; results.json and the report have them from there.
 
     Args:
         embed: (b, 3, size, size) float in 0..1 -> (b, F).
@@ -27,6 +55,7 @@ class Features:
         views: draws random views, for `encode.view`.
         device: where images are prepared.
         workers: threads that decode images ahead.
+        progress: told how many further images are encoded.
     """
 
     def __init__(
@@ -38,13 +67,34 @@ class Features:
         views: Callable[[Tensor, int], Tensor] | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
+        self.progress = progress or (lambda count: None)
         self.embed, self.size, self.crop, self.views = embed, size, crop, views
         self.device, self.workers = device, workers
-        self._kept: list[tuple[Split, str | int, Tensor]] = []
+        self.notes: dict[str, Any] = {}
+        self.answers: Answers | None = None
+        self._kept: list[tuple[Split, str | int, Kept]] = []
 
     def __call__(self, split: Split) -> Tensor:
         """Features of every image as it is."""
+        return self._plain(split).whole().unit
+
+    def raw(self, split: Split) -> Tensor:
+        """The same at the length that the encoder gives them."""
+        rows = self._plain(split).whole()
+        return rows.unit * rows.length
+
+    def part(self, split: Split) -> tuple[Tensor, int]:
+        """Those features that this rank has made, and the number of the first; all of them on a single process."""
+        kept = self._plain(split)
+        return kept.rows.unit, kept.first
+
+    def batches(self, split: Split, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (b, 3, H, W) uint8 on the device and their numbers, for each tensor of numbers in turn."""
+        return Feed(ahead(split.images, numbers, workers=self.workers, device=self.device), self.device)
+
+    def _plain(self, split: Split) -> "Kept":
         return self._once(split, "plain", lambda images, first: plain(images, self.size, self.crop))
 
     def view(self, split: Split, number: int) -> Tensor:
@@ -54,33 +104,33 @@ class Features:
             made = self.views(images, fold("evaluation", number, first))
             return made[0][0] if isinstance(made, list | tuple) else made[0]
 
-        return self._once(split, number, first_view)
+        return self._once(split, number, first_view).whole().unit
 
-    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
-        for known, known_kind, features in self._kept:
+    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
+        for known, known_kind, kept in self._kept:
             if known is split and known_kind == kind:
-                return features
+                return kept
         self._kept.append((split, kind, self._shared(split, prepare)))
         return self._kept[-1][2]
 
     @torch.no_grad()
-    def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
         """Each rank encodes the blocks of its part; parts hold whole blocks, so that ranks do not change them."""
         part = -(-len(split) // (BLOCK * dist.world())) * BLOCK
-        first, last = dist.rank() * part, min((dist.rank() + 1) * part, len(split))
+        first, last = (min(rank * part, len(split)) for rank in (dist.rank(), dist.rank() + 1))
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
         images = Feed(blocks(split, ranges, self.workers, self.device), self.device)
         made = [self._block(block, part.start, prepare) for part, (block,) in zip(ranges, images, strict=True)]
-        if dist.world() == 1:
-            return torch.cat(made)
-        width = self._block(split.images.fetch(torch.tensor([0])), 0, prepare).shape[1]
-        padded = torch.zeros(part, width, device=self.device)
-        if made:
-            padded[: last - first] = torch.cat(made)
-        return dist.gather(padded)[: len(split)].cpu()
+        if not made:  # more ranks than blocks: nothing of its own, but as wide as the others' rows
+            made = [self._block(split.images.fetch(torch.tensor([0])), 0, prepare)[:0]]
+        h = torch.cat(made)
+        length = h.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+        return Kept(Rows(h.div_(length), length), first, self.device)
 
     def _block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
-        return functional.normalize(self.embed(prepare(images.to(self.device), first)).float(), dim=1).cpu()
+        made = self.embed(prepare(images.to(self.device), first)).float().cpu()
+        self.progress(len(images))
+        return made
 
 
 def pixels(split: Split) -> Embed:

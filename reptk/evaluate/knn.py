@@ -1,56 +1,73 @@
 """kNN classification: how often the neighbours' classes name the query's own."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from reptk.evaluate.mean import Mean
 from reptk.evaluate.tally import labelled, tally
 
 
 class Votes:
-    """Counts right votes for every k while neighbours stream by.
+    """Notes who was right for every k and temperature while neighbours stream by.
 
     Args:
         bank_labels: (n,) classes of the bank.
         k: numbers of neighbours that vote.
-        temperature: of the weights exp(similarity / temperature) in the weighted vote.
+        temperatures: of the weights exp(similarity / temperature) in the weighted vote; the first is the main one.
     """
 
-    def __init__(self, bank_labels: Tensor, k: Sequence[int], temperature: float) -> None:
+    def __init__(self, bank_labels: Tensor, k: Sequence[int], temperatures: Sequence[float]) -> None:
         if not k or min(k) < 1:
             raise ValueError(f"k must be at least 1, got {list(k)}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.labels, self.k, self.temperature = bank_labels, sorted(set(k)), temperature
+        if not temperatures or not min(temperatures) > 0:
+            raise ValueError(f"temperature must be above 0, got {', '.join(map(str, temperatures)) or 'none'}")
+        self.k = sorted(set(k))
+        self.temperatures = list(dict.fromkeys(temperatures))
         self.depth = self.k[-1]
         self._classes = int(bank_labels.max()) + 1
-        self._right: dict[str, int] = {}
-        self._seen = 0
+        self.labels = with_none(bank_labels, self._classes)
+        self._right: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """A block: the queries' classes (b,), their neighbours' similarities and rows (b, depth or more)."""
         votes = self.labels[rows[:, : self.depth]]
-        weights = ((similarities - similarities[:, :1])[:, : self.depth] / self.temperature).double().exp()
-        weighted = torch.zeros(len(labels), max(self._classes, int(labels.max()) + 1), dtype=torch.float64)
+        for temperature in self.temperatures:
+            self._vote(labels, votes, weights(similarities[:, : self.depth], temperature), temperature)
+
+    def results(self) -> dict[str, Mean]:
+        """Shares of right answers: `knn@K` (weighted), `knn_majority@K`; `knn@K,t=T` for further temperatures."""
+        made = {name: Mean(torch.cat(right).float()) for name, right in self._right.items()}
+        return dict(sorted(made.items(), key=lambda item: _by_vote_then_k(item[0])))
+
+    def _vote(self, labels: Tensor, votes: Tensor, given: Tensor, temperature: float) -> None:
+        main = temperature == self.temperatures[0]
+        weighted = torch.zeros(len(labels), self._classes + 1, dtype=torch.float64)
         counts = torch.zeros_like(weighted)
         done = 0
         for k in self.k:
-            weighted.scatter_add_(1, votes[:, done:k], weights[:, done:k])
-            counts.scatter_add_(1, votes[:, done:k], torch.ones_like(weights[:, done:k]))
+            weighted.scatter_add_(1, votes[:, done:k], given[:, done:k])
+            self._note(f"knn@{k}" if main else f"knn@{k},t={temperature:g}", weighted, labels)
+            if main:
+                counts.scatter_add_(1, votes[:, done:k], torch.ones_like(given[:, done:k]))
+                # Equal counts are decided by the larger weight, which is scaled to stay below one vote.
+                self._note(f"knn_majority@{k}", counts + weighted / (weighted.sum(1, keepdim=True) + 1), labels)
             done = k
-            # Equal counts are decided by the larger weight, which is scaled to stay below one vote.
-            decided = counts + weighted / (weighted.sum(1, keepdim=True) + 1)
-            self._count(f"knn@{k}", weighted, labels)
-            self._count(f"knn_majority@{k}", decided, labels)
-        self._seen += len(labels)
 
-    def results(self) -> dict[str, float]:
-        """Shares of right answers: `knn@K` (weighted) and `knn_majority@K`."""
-        return {name: right / self._seen for name, right in sorted(self._right.items(), key=_by_vote_then_k)}
+    def _note(self, name: str, scores: Tensor, labels: Tensor) -> None:
+        self._right[name].append(scores[:, : self._classes].argmax(1) == labels)
 
-    def _count(self, name: str, scores: Tensor, labels: Tensor) -> None:
-        self._right[name] = self._right.get(name, 0) + int((scores.argmax(1) == labels).sum())
+
+def with_none(labels: Tensor, label: int) -> Tensor:
+    """Labels of rows, with one more at the end: that of row -1, which is no neighbour."""
+    return torch.cat([labels, labels.new_tensor([label])])
+
+
+def weights(similarities: Tensor, temperature: float) -> Tensor:
+    """exp(similarity / temperature) of (b, k) neighbours, float64, scaled so that the nearest one's is 1; of none, 0."""
+    return ((similarities - similarities[:, :1]) / temperature).double().exp().nan_to_num_(nan=0.0)
 
 
 def knn(
@@ -60,9 +77,9 @@ def knn(
     query_labels: Tensor,
     *,
     k: Sequence[int] = (1, 10, 20, 100, 200),
-    temperature: float = 0.07,
+    temperature: float | Sequence[float] = 0.07,
     exclude: Tensor | None = None,
-) -> dict[str, float]:
+) -> dict[str, Mean]:
     """kNN accuracy for every k from one exact search.
 
     Args:
@@ -71,19 +88,22 @@ def knn(
         queries: (q, F) features.
         query_labels: (q,) classes; queries with -1 are passed over.
         k: numbers of neighbours.
-        temperature: of the weighted vote (Wu et al. 2018, arXiv 1805.01978; 0.07 is the field's custom).
+        temperature: of the weighted vote (Wu et al. 2018, arXiv 1805.01978; 0.07 is the field's custom), or several.
         exclude: (q,) the row of `bank` that is the query itself, -1 for none: leave-one-out.
 
     Returns:
-        `{"knn@K": weighted, "knn_majority@K": majority}`, shares between 0 and 1.
+        `{"knn@K": weighted, "knn_majority@K": majority}`, shares between 0 and 1 that know their `interval()`; weighted
+        votes of the second and further temperatures are called `knn@K,t=0.2`.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, k outside 1 to the bank's size, no labels.
     """
     search_in = labelled(bank, bank_labels, queries, query_labels, exclude)
-    return tally(search_in, Votes(search_in.bank_labels, k, temperature))
+    temperatures = [temperature] if isinstance(temperature, int | float) else temperature
+    return tally(search_in, Votes(search_in.bank_labels, k, temperatures))
 
 
-def _by_vote_then_k(item: tuple[str, int]) -> tuple[str, int]:
-    name, _, k = item[0].partition("@")
-    return name, int(k)
+def _by_vote_then_k(name: str) -> tuple[str, str, int]:
+    vote, _, rest = name.partition("@")
+    k, _, temperature = rest.partition(",")
+    return vote, temperature, int(k)

@@ -1,47 +1,68 @@
 """Retrieval: how far up the ranking the images of the query's class stand."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from reptk.evaluate.knn import with_none
+from reptk.evaluate.mean import Mean
 from reptk.evaluate.tally import labelled, tally
 
 
 class Ranks:
-    """Sums Recall@k, mAP@R and R-precision while neighbours stream by. R: how many of a query's class there are to find.
+    """Notes Recall@k, precision@k, MRR, mAP@R and R-precision while neighbours stream by.
+
+    R is how many images of its class a query has to find.
 
     Args:
         bank_labels: (n,) classes of the bank.
         relevant: (q,) R of each query; queries with R = 0 cannot be answered and are passed over.
         k: Recall@k for these k.
+        precision: precision@k for these k.
+        largest: the largest R of all ranks' queries, where these are only some.
     """
 
-    def __init__(self, bank_labels: Tensor, relevant: Tensor, k: Sequence[int]) -> None:
-        if not k or min(k) < 1:
-            raise ValueError(f"k must be at least 1, got {list(k)}")
-        self.labels, self.relevant, self.k = bank_labels, relevant, sorted(set(k))
-        self.depth = max(self.k[-1], int(relevant.max()))
-        self._sums = torch.zeros(len(self.k) + 2, dtype=torch.float64)
+    def __init__(
+        self,
+        bank_labels: Tensor,
+        relevant: Tensor,
+        k: Sequence[int],
+        precision: Sequence[int] = (),
+        largest: int | None = None,
+    ) -> None:
+        if not k or min([*k, *precision]) < 1:
+            raise ValueError(f"k must be at least 1, got {[*k, *precision]}")
+        self.labels, self.relevant = with_none(bank_labels, -1), relevant
+        self.k, self.precision = sorted(set(k)), sorted(set(precision))
+        self.depth = max(*self.k, *self.precision, int(relevant.max()) if largest is None else largest)
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
         self._first = 0
 
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """A block: the queries' classes (b,), their neighbours' similarities and rows (b, depth or more)."""
-        hits = (self.labels[rows[:, : self.depth]] == labels[:, None]).float()
+        hits = self.labels[rows[:, : self.depth]] == labels[:, None]
         relevant = self.relevant[self._first : self._first + len(labels)]
         self._first += len(labels)
-        hits, relevant = hits[relevant > 0], relevant[relevant > 0, None]
-        position = torch.arange(1, hits.shape[1] + 1)
-        within = hits * (position <= relevant)
-        precision = hits.cumsum(1) / position
-        per_query = [hits[:, :k].amax(1) for k in self.k]
-        per_query += [(within * precision).sum(1) / relevant[:, 0], within.sum(1) / relevant[:, 0]]
-        self._sums += torch.stack([values.double().sum() for values in per_query])
+        for name, values in self._measured(hits, relevant).items():
+            self._values[name].append(torch.where(relevant > 0, values, torch.nan))
 
-    def results(self) -> dict[str, float]:
-        """`recall@K`, `map@r`, `r_precision`, means over the queries that can be answered."""
-        names = [*(f"recall@{k}" for k in self.k), "map@r", "r_precision"]
-        return dict(zip(names, (self._sums / (self.relevant > 0).sum()).tolist(), strict=True))
+    def results(self) -> dict[str, Mean]:
+        """`recall@K`, `precision@K`, `mrr`, `map@r`, `r_precision`, means over the queries that can be answered."""
+        return {name: Mean(torch.cat(values)) for name, values in self._values.items()}
+
+    def _measured(self, hits: Tensor, relevant: Tensor) -> dict[str, Tensor]:
+        position = torch.arange(1, hits.shape[1] + 1)
+        so_far = hits.cumsum(1, dtype=torch.int32)
+        within = hits & (position <= relevant[:, None])
+        first = torch.where(so_far[:, -1] > 0, hits.byte().argmax(1) + 1.0, torch.inf)
+        made = {f"recall@{k}": (first <= k).float() for k in self.k}
+        made |= {f"precision@{k}": so_far[:, k - 1] / k for k in self.precision}
+        made["mrr"] = 1 / first
+        made["map@r"] = (so_far / position).mul_(within).sum(1, dtype=torch.float64) / relevant
+        made["r_precision"] = within.sum(1) / relevant
+        return made
 
 
 def retrieval(
@@ -51,9 +72,10 @@ def retrieval(
     query_labels: Tensor,
     *,
     k: Sequence[int] = (1, 5, 10),
+    precision: Sequence[int] = (),
     exclude: Tensor | None = None,
-) -> dict[str, float]:
-    """Recall@k, mAP@R and R-precision (Musgrave et al. 2020, arXiv 2003.08505) from one exact search.
+) -> dict[str, Mean]:
+    """Recall@k, precision@k, MRR, mAP@R and R-precision (Musgrave et al. 2020, arXiv 2003.08505) from one exact search.
 
     Args:
         bank: (n, F) features; compared by inner product, so give unit rows for cosine similarity.
@@ -61,13 +83,15 @@ def retrieval(
         queries: (q, F) features.
         query_labels: (q,) classes; queries with -1, or with nothing to find, are passed over.
         k: Recall@k for these k: the share of queries with one of their class among the first k.
+        precision: precision@k for these k: the share of the first k that are of the query's class.
         exclude: (q,) the row of `bank` that is the query itself, -1 for none: leave-one-out.
 
     Returns:
-        `{"recall@K": ..., "map@r": ..., "r_precision": ...}`, between 0 and 1.
+        `{"recall@K": ..., "precision@K": ..., "mrr": ..., "map@r": ..., "r_precision": ...}`, between 0 and 1, each with
+        its `interval()`. The ranking is as deep as the largest class or k; a first hit beyond it counts 0 in the MRR.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, k outside 1 to the bank's size, nothing to find.
     """
     search_in = labelled(bank, bank_labels, queries, query_labels, exclude)
-    return tally(search_in, Ranks(search_in.bank_labels, search_in.relevant(), k))
+    return tally(search_in, Ranks(search_in.bank_labels, search_in.relevant(), k, precision))

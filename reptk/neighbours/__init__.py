@@ -1,5 +1,23 @@
-"""Nearest neighbours by inner product, exactly."""
+"""Nearest neighbours by inner product: exact, approximate, sharded over ranks; banks may be memory-mapped files."""
 
-from reptk.neighbours.exact import check_rows, engine, search
+from reptk.neighbours import order
+from reptk.neighbours.approximate import Approximate, kind_for
+from reptk.neighbours.engine import engine
+from reptk.neighbours.exact import search
+from reptk.neighbours.ranked import ranked
+from reptk.neighbours.rows import check_rows
+from reptk.neighbours.sharded import search_sharded
+from reptk.neighbours.streamed import RowWriter, read_rows
 
-__all__ = ["check_rows", "engine", "search"]
+__all__ = [
+    "Approximate",
+    "RowWriter",
+    "check_rows",
+    "engine",
+    "kind_for",
+    "order",
+    "ranked",
+    "read_rows",
+    "search",
+    "search_sharded",
+]

@@ -1,34 +1,135 @@
-"""Exact nearest neighbours by inner product: FAISS where it is installed, else torch. Queries go through in blocks."""
+"""Exact nearest neighbours by inner product: found in float32 by the fastest engine at hand, then settled in float64.
 
-import functools
-import sys
-import warnings
+Similarities are float64 sums rounded to float32; equal ones stand in row order, at the last place too. So every engine,
+block size, cut of the bank and number of ranks gives the same neighbours, bit for bit.
+"""
+
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reptk.neighbours import order
+from reptk.neighbours.candidates import Find, faiss_find, float32_error, torch_find
+from reptk.neighbours.crowded import scan
+from reptk.neighbours.engine import device, engine, faiss
+from reptk.neighbours.pairs import similarities_of
+from reptk.neighbours.rows import Facts, check_products, check_rows, warn_of_zeros
+
 BLOCK = 1024
+"""Queries at a time, about."""
+
+MARGIN = 16
+"""Candidates beyond k. Too few of them (many rows as near as the k-th) are noticed, and cost a second look."""
+
+HELD = {"cpu": 1 << 22, "cuda": 1 << 25}
+"""Candidates at a time where every block of queries costs a pass over a bank that has to be converted or copied."""
 
 
-def search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The k rows of `bank` most similar to each query, best first, block after block of queries.
+def search(
+    bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None, *, exact: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The k rows of `bank` most similar to each query, best first, equal ones in row order; block after block of queries.
+
+    A float32 bank is searched where it lies; one in half precision is converted chunk by chunk. Both may be memory-mapped.
 
     Args:
-        bank: (n, F).
+        bank: (n, F), float16, bfloat16 or float32 (float64 is rounded to float32).
         queries: (q, F).
         k: neighbours.
         exclude: (q,) the row of the bank that is the query itself and must not be found; -1 for none.
+        exact: (n, F) the rows that `bank` holds in lower precision: the neighbours are those in `exact`, of which only a
+            few rows a query are read.
 
     Yields:
-        similarities (b, k) and rows (b, k), in the order of the queries.
+        similarities (b, k) float32 and rows (b, k) int64 on the CPU, in the order of the queries.
 
     Raises:
-        ValueError: widths that differ, values that are not finite, or a k that the bank cannot satisfy.
+        ValueError: widths that differ, values that are not finite or whose products overflow, a k that the bank cannot
+            satisfy, an `exact` that does not belong to the bank.
     """
-    check_rows("bank", bank)
-    check_rows("queries", queries)
+    prepared = _prepare(bank, queries, k, exclude, exact)
+    size = _block(prepared, k)
+    for first in range(0, len(queries), size):
+        own = None if exclude is None else exclude[first : first + size]
+        made = nearest_keys(prepared, queries[first : first + size], own, k).cpu()
+        for part in made.split(BLOCK):
+            yield order.similarities(part), order.rows(part)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A bank that has been looked at.
+
+    Args:
+        find: candidates in it.
+        rows: (n, F) that decide.
+        error: how far a candidate's similarity may be off, as a share of the query's length.
+        device: where queries are to be.
+        is_read_again: whether every block of queries costs a pass over the bank that is more than reading it.
+    """
+
+    find: Find
+    rows: Tensor
+    error: float
+    device: torch.device
+    is_read_again: bool
+
+
+def prepare(bank: Tensor, facts: Facts, exact: Tensor | None = None) -> Prepared:
+    """Choose how to search a bank that `check_rows` has passed."""
+    by_faiss = engine() == "faiss"
+    home = torch.device("cpu") if by_faiss else device()
+    bank = _brought(bank, home)
+    find = faiss_find(faiss(), bank.cpu()) if by_faiss else torch_find(bank)
+    error = float32_error(bank.shape[1], home) * facts.longest
+    if exact is not None:
+        # Half a unit in the last place, or in that of the smallest normal number.
+        kind = torch.finfo(bank.dtype)
+        error += 0.51 * kind.eps * facts.longest + kind.eps * kind.tiny * bank.shape[1] ** 0.5
+    is_read_again = bank.dtype != torch.float32 or bank.device.type != home.type
+    return Prepared(find, bank if exact is None else exact, error, home, is_read_again)
+
+
+def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) -> Tensor:
+    """(b, k) the nearest rows of the bank as keys (`order`), greatest first; `own` (b,) are left out.
+
+    Raises:
+        ValueError: the rows that decide are further from those that were searched than rounding can explain.
+    """
+    queries = queries.to(bank.device)
+    own = torch.full((len(queries),), -1) if own is None else own
+    own = own.to(bank.device)
+    count = len(bank.rows)
+    wanted = min(k + MARGIN, count)
+    made, is_settled = _look(bank, queries, own, k, wanted)
+    left = (~is_settled).nonzero()[:, 0]
+    if len(left):  # a second look at four times as many, for a quarter of the queries at a time
+        for some in left.split(max(1, len(queries) // 4)):
+            made[some], is_settled[some] = _look(bank, queries[some], own[some], k, min(4 * wanted, count))
+        left = (~is_settled).nonzero()[:, 0]
+    if len(left):
+        made[left] = scan(bank.rows, queries[left], own[left], made[left])
+    return made
+
+
+def _look(bank: Prepared, queries: Tensor, own: Tensor, k: int, wanted: int) -> tuple[Tensor, Tensor]:
+    """The k best of so many candidates, and whether (b,) no other row can be among them."""
+    found, rows = bank.find(queries, wanted)
+    similarities = similarities_of(bank.rows, queries, rows)
+    error = torch.linalg.vector_norm(queries.double(), dim=1) * bank.error
+    if ((similarities - found).abs().amax(1) > error).any():
+        raise ValueError("exact holds other rows than bank: similarities differ by more than rounding can explain")
+    made = order.keys(similarities, rows).masked_fill_(rows == own[:, None], order.NONE)
+    made = order.nearest(made, k)
+    if wanted == len(bank.rows):
+        return made, torch.ones(len(made), dtype=torch.bool, device=made.device)
+    return made, order.similarities(made[:, -1:])[:, 0].double() > found[:, -1].double() + error
+
+
+def _prepare(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact: Tensor | None) -> Prepared:
+    facts, asked = check_rows("bank", bank), check_rows("queries", queries)
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank rows have {bank.shape[1]} values, query rows {queries.shape[1]}")
     available = len(bank) - (exclude is not None and bool((exclude >= 0).any()))
@@ -36,68 +137,26 @@ def search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None)
         raise ValueError(
             f"k must be 1 to {available} (rows in the bank{' besides the query' if available < len(bank) else ''}), got {k}"
         )
-    find = _faiss_index(bank) if engine() == "faiss" else _torch_index(bank)
-    bank, queries = bank.float(), queries.float()
-    for first in range(0, len(queries), BLOCK):
-        block = queries[first : first + BLOCK]
-        if exclude is None:
-            yield find(block, k)
-        else:
-            yield _without(exclude[first : first + BLOCK], *find(block, min(k + 1, len(bank))), k)
+    if exclude is not None and (exclude.shape != (len(queries),) or bool((exclude >= len(bank)).any())):
+        raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
+    if exact is not None and (exact.shape != bank.shape or not exact.is_floating_point()):
+        raise ValueError(f"exact must be {tuple(bank.shape)} like bank, got {exact.dtype} {tuple(exact.shape)}")
+    check_products(facts.longest, asked.longest)
+    warn_of_zeros("bank", len(bank), facts)
+    warn_of_zeros("queries", len(queries), asked)
+    return prepare(bank, facts, exact)
 
 
-@functools.cache
-def engine() -> str:
-    """ "faiss" or "torch"; warns once if FAISS is missing."""
-    if sys.platform == "darwin":
-        return "torch"  # torch and faiss bring an OpenMP runtime each, and two in one process crash there
-    try:
-        import faiss  # noqa: F401
-    except (ImportError, RuntimeError):
-        warnings.warn(
-            "FAISS is not installed; neighbours are searched exactly with torch. pip install 'reptk[cpu]' or 'reptk[gpu]'",
-            stacklevel=2,
-        )
-        return "torch"
-    return "faiss"
+def _block(bank: Prepared, k: int) -> int:
+    """Queries at a time."""
+    if not bank.is_read_again:
+        return BLOCK
+    return BLOCK * max(1, HELD.get(bank.device.type, HELD["cpu"]) // (k + MARGIN) // BLOCK)
 
 
-def check_rows(name: str, rows: Tensor) -> None:
-    """Raise ValueError unless `rows` is (n, F) floating point with finite values; names the first offenders."""
-    if rows.ndim != 2 or not rows.is_floating_point():
-        raise ValueError(f"{name} must be (n, F) floating point, got {rows.dtype} {tuple(rows.shape)}")
-    bad = (~rows.isfinite().all(1)).nonzero().flatten()
-    if len(bad):
-        raise ValueError(f"{len(bad)} of {len(rows)} rows of {name} hold NaN or infinity, first {bad[:5].tolist()}")
-
-
-def _faiss_index(bank: Tensor) -> Any:
-    import faiss
-
-    index = faiss.IndexFlatIP(bank.shape[1])
-    index.add(bank.float().cpu().contiguous().numpy())
-
-    def find(queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        similarities, rows = index.search(queries.cpu().contiguous().numpy(), k)
-        return torch.from_numpy(similarities), torch.from_numpy(rows)
-
-    return find
-
-
-def _torch_index(bank: Tensor) -> Any:
-    transposed = bank.float().T
-
-    def find(queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        similarities, rows = (queries @ transposed).topk(k, dim=1)
-        return similarities.cpu(), rows.cpu()
-
-    return find
-
-
-def _without(own: Tensor, similarities: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The first k neighbours that are not the query itself."""
-    found = rows != own[:, None]
-    # Where the query itself is not among the k + 1 (equal vectors crowd it out), the last neighbour goes instead.
-    found[:, -1] &= ~found.all(1) | (rows.shape[1] == k)
-    keep = found.nonzero()[:, 1].view(len(rows), -1)[:, :k]
-    return similarities.gather(1, keep), rows.gather(1, keep)
+def _brought(bank: Tensor, home: torch.device) -> Tensor:
+    """The bank on the GPU if it takes less than half of what is free there."""
+    if home.type != "cuda" or bank.device.type == "cuda":
+        return bank
+    free, _ = torch.cuda.mem_get_info(home)
+    return bank.to(home) if 2 * bank.numel() * bank.element_size() < free else bank

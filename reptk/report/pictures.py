@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from reptk import config
-from reptk.data import Data, Split, cores
+from reptk.data import Data, Split, cores, limited
 from reptk.errors import ReptkError
 from reptk.evaluate.evidence import Evidence
 from reptk.registry import DATASETS
@@ -53,15 +53,24 @@ class Sources:
 
     opened: list[tuple[dict[str, Any], Source]] = field(default_factory=list)
 
+    def know(self, run: Run, data: Data) -> None:
+        """The data set of a run, opened by somebody else."""
+        self.opened.append((which_images(run), Source(f"d{len(self.opened)}", data)))
+
     def of(self, run: Run) -> Source:
         """The images of a run, held against its evidence."""
-        part = which_data(run.data_part)
+        part = which_images(run)
         known = next((source for other, source in self.opened if other == part), None)
         if known is None:
             known = _opened(run, f"d{len(self.opened)}")
             self.opened.append((part, known))
         reason = known.why_not or _misfit(known, run.evidence)
         return Source(known.key, None if reason else known.data, reason)
+
+
+def which_images(run: Run) -> dict[str, Any]:
+    """What decides which images a run was evaluated on: the data set, and how many were drawn of it."""
+    return {**which_data(run.data_part), "limit": run.results.protocol.get("limit")}
 
 
 def _opened(run: Run, key: str) -> Source:
@@ -73,7 +82,8 @@ def _opened(run: Run, key: str) -> Source:
         part = config.complete("data", run.data_part)
         if "download" in part:
             part["download"] = False
-        return Source(key, config.build(DATASETS, part))
+        data, limit = config.build(DATASETS, part), run.results.protocol.get("limit")
+        return Source(key, limited(data, limit) if isinstance(limit, int) else data)
     except (ReptkError, OSError) as cause:
         reason = str(cause).splitlines()[0].rstrip(".")
         return Source(key, None, f"The data set cannot be opened ({reason}).")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reptk import checkpoint
+from reptk.data import Data
 from reptk.errors import EnvironmentProblem
 from reptk.report import layouts, plots
 from reptk.report.page import page
@@ -19,6 +20,7 @@ def write(
     *,
     map: str | Sequence[str] = "pca",
     png: str | Path | None = None,
+    data: Data | None = None,
 ) -> Path:
     """One self-contained HTML page on one run, or on several beside each other.
 
@@ -27,6 +29,7 @@ def write(
         out: the page; `report.html` in the run's folder, or for several runs in the current one.
         map: layouts of the embedding besides PCA, which is always there: "tsne", "umap", or several.
         png: a folder for the plots as PNG (curves, map, confusions), drawn by matplotlib.
+        data: the first run's data set, if it is open already.
 
     Returns:
         Where the page lies.
@@ -40,6 +43,8 @@ def write(
     layouts.check(kinds)
     places = [Path(folder) for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
     runs, sources = read_all(places), Sources()
+    if data is not None:
+        sources.know(runs[0], data)
     path = Path(out) if out is not None else places[0] / FILE if len(places) == 1 else Path(FILE)
     if path.is_dir():
         raise EnvironmentProblem(f"cannot write {path}: it is a folder. Name a file, e.g. {path / FILE}")

@@ -26,10 +26,16 @@ def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> 
     return [*simclr_small_operations(size, scale, strength), blur]
 
 
-def simclr_small_operations(size: int, scale: float = 0.2, strength: float = 0.5) -> list[Operation]:
+def crop_and_flip(size: int, scale: float) -> list[Operation]:
     return [
         {"name": "RandomResizedCrop", "size": [size, size], "scale": [scale, 1.0]},
         {"name": "RandomHorizontalFlip", "p": 0.5},
+    ]
+
+
+def simclr_small_operations(size: int, scale: float = 0.2, strength: float = 0.5) -> list[Operation]:
+    return [
+        *crop_and_flip(size, scale),
         {
             "name": "ColorJitter",
             "brightness": 0.8 * strength,
@@ -63,7 +69,7 @@ def crop_flip_operations(size: int, padding: int = 4) -> list[Operation]:
 
 
 def autoaugment_operations(size: int, policy: str = "cifar10", scale: float = 1.0) -> list[Operation]:
-    cut = simclr_small_operations(size, scale)[:2] if scale < 1 else crop_flip_operations(size)
+    cut = crop_and_flip(size, scale) if scale < 1 else crop_flip_operations(size)
     return [*cut, {"name": "AutoAugment", "policy": policy}]
 
 

