@@ -219,22 +219,20 @@ def health_table(runs: Sequence[Run]) -> Html | None:
 
 
 HEALTH = {
-    "alignment": ("alignment", "Squared distance of two views of an image: near 0, views are told to be the same."),
+    "alignment": (
+        "alignment",
+        "Squared distance of images that belong together: 0, they lie in one place; 2, no nearer than by chance.",
+    ),
     "uniformity": (
         "uniformity",
-        "How evenly the embeddings cover the sphere: near 0, all in one place; lower is more even.",
+        "How evenly the embeddings cover the sphere: 0 is collapse, lower is more even, about \u22124 the best.",
     ),
     "rank": ("rank", "Dimensions in use (RankMe). A few of many: collapse; much that could be told apart is not."),
-    "std": (
-        "deviation",
-        "Of a dimension over the images. Even use of all D dimensions gives 1/\u221aD; near 0: collapse.",
-    ),
+    "std": ("deviation", "How far a dimension spreads over the images: 1, all are used evenly; near 0, collapse."),
 }
 
 
 def _healthy(key: str, values: dict[str, float]) -> str:
     if key == "rank" and values.get("dimensions"):
         return f"{values[key]:.0f} of {values['dimensions']:.0f}"
-    if key == "std" and values.get("dimensions"):
-        return f"{values[key]:.3f}"
     return number(values.get(key, math.nan))
