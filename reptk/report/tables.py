@@ -16,11 +16,16 @@ TALL = 24
 
 
 def shown_metrics(results: Sequence[Results]) -> list[str]:
-    """Metrics in the order of the results, the headline first, majority votes last."""
+    """Metrics in the order of the results, the headline first, majority votes and deviations last."""
     names = list(dict.fromkeys(name for one in results for row in one.metrics.values() for name in row))
-    first = [name for name in names if name == results[0].headline]
-    majority = [name for name in names if name.startswith("knn_majority")]
-    return [*first, *(name for name in names if name not in first and name not in majority), *majority]
+    return sorted(
+        names, key=lambda name: (name != results[0].headline, name.startswith("knn_majority"), _spreads(name))
+    )
+
+
+def _spreads(metric: str) -> bool:
+    """Whether it says how far a number varies: more of it is not better."""
+    return "_std" in metric
 
 
 def ruler(runs: Sequence[Run]) -> Html | None:
@@ -97,6 +102,8 @@ def _one(results: Results) -> Html:
 
 
 def _gain(results: Results, row: str, metric: str) -> Cell:
+    if _spreads(metric):
+        return ""
     gain = results.gains.get(row, {}).get(metric)
     if gain is not None:
         return _difference(Difference(*gain, "paired"))
@@ -111,7 +118,8 @@ def _several(runs: Sequence[Run]) -> Html:
     for metric in metrics:
         cells: list[Cell] = [_with_interval(first, metric)]
         for run in runs[1:]:
-            cells += [_with_interval(run, metric), _difference(difference(run, first, metric))]
+            gap = None if _spreads(metric) else difference(run, first, metric)
+            cells += [_with_interval(run, metric), _difference(gap)]
         body.append((title(metric), cells, metric == first.results.headline))
     return scrolled(table(heads, body, "All metrics of the runs, in percent"), label="All metrics of the runs")
 
