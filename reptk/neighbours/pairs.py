@@ -15,12 +15,6 @@ from torch import Tensor
 CHUNK_BYTES = 4 << 20
 """Rows of the bank in float64 at a time, few enough for caches."""
 
-DENSE = 16
-"""Where a query wants at least one row in so many, the products with all rows are quicker than those with the wanted ones."""
-
-ASKED, DENSE_CHUNK = 256, 16384
-"""Queries, and rows of the bank, whose products are all computed at a time: 32 MB."""
-
 BLOCK_VALUES = 1 << 24
 """Values of gathered rows at a time on a GPU."""
 
@@ -36,8 +30,6 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (q, k) float32, on the queries' device.
     """
-    if queries.device.type == "cpu" and rows.shape[1] * DENSE >= len(bank) > DENSE:
-        return _dense(bank, queries, rows)
     numbers = torch.arange(len(queries), device=rows.device)[:, None].expand_as(rows)
     return pair_similarities(bank, queries, numbers.reshape(-1), rows.reshape(-1)).view(rows.shape)
 
@@ -73,25 +65,6 @@ def _sampled(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Te
     placed = torch.empty(len(rows))
     placed[order] = made.float() + 0.0  # -0 becomes 0
     return placed
-
-
-def _dense(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
-    """Products with all rows of a chunk, of which the wanted ones are kept.
-
-    Still sums in float64, but in BLAS's order: another cut of the bank shows in about one in ten million rounded values.
-    """
-    made = torch.empty(rows.shape)
-    for first in range(0, len(queries), ASKED):
-        asked, wanted = queries[first : first + ASKED].float().double(), rows[first : first + ASKED]
-        found = torch.empty(wanted.shape)
-        for start in range(0, len(bank), DENSE_CHUNK):
-            products = asked @ bank[start : start + DENSE_CHUNK].float().double().T
-            within = wanted - start
-            here = (within >= 0) & (within < products.shape[1])
-            picked = products.gather(1, within.clamp(0, products.shape[1] - 1)).float()
-            found = torch.where(here, picked + 0.0, found)
-        made[first : first + ASKED] = found
-    return made
 
 
 def _runs(rows: Tensor, count: int) -> tuple[Tensor | None, Tensor]:
