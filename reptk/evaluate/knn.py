@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,30 +35,71 @@ class Votes:
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """A block: the queries' classes (b,), their neighbours' similarities and rows (b, depth or more)."""
         votes = self.labels[rows[:, : self.depth]]
+        by_class = ByClass(votes)
+        counts = by_class.so_far((votes < self._classes).double())
         for temperature in self.temperatures:
-            self._vote(labels, votes, weights(similarities[:, : self.depth], temperature), temperature)
+            given = weights(similarities[:, : self.depth], temperature)
+            main = temperature == self.temperatures[0]
+            self._vote(labels, votes, by_class.so_far(given), given.cumsum(1), counts if main else None, temperature)
 
     def results(self) -> dict[str, Mean]:
         """Shares of right answers: `knn@K` (weighted), `knn_majority@K`; `knn@K,t=T` for further temperatures."""
         made = {name: Mean(torch.cat(right).float()) for name, right in self._right.items()}
         return dict(sorted(made.items(), key=lambda item: _by_vote_then_k(item[0])))
 
-    def _vote(self, labels: Tensor, votes: Tensor, given: Tensor, temperature: float) -> None:
-        main = temperature == self.temperatures[0]
-        weighted = torch.zeros(len(labels), self._classes + 1, dtype=torch.float64)
-        counts = torch.zeros_like(weighted)
-        done = 0
+    def _vote(
+        self, labels: Tensor, votes: Tensor, given: Tensor, total: Tensor, counts: Tensor | None, temperature: float
+    ) -> None:
+        """Sums only rise, so a class that leads among k stands with its final sum at its last vote."""
         for k in self.k:
-            weighted.scatter_add_(1, votes[:, done:k], given[:, done:k])
-            self._note(f"knn@{k}" if main else f"knn@{k},t={temperature:g}", weighted, labels)
-            if main:
-                counts.scatter_add_(1, votes[:, done:k], torch.ones_like(given[:, done:k]))
+            name = f"knn@{k}" if counts is not None else f"knn@{k},t={temperature:g}"
+            self._right[name].append(_leading(given[:, :k], votes) == labels)
+            if counts is not None:
                 # Equal counts are decided by the larger weight, which is scaled to stay below one vote.
-                self._note(f"knn_majority@{k}", counts + weighted / (weighted.sum(1, keepdim=True) + 1), labels)
-            done = k
+                scores = counts[:, :k] + given[:, :k] / (total[:, k - 1, None] + 1)
+                self._right[f"knn_majority@{k}"].append(_leading(scores, votes) == labels)
 
-    def _note(self, name: str, scores: Tensor, labels: Tensor) -> None:
-        self._right[name].append(scores[:, : self._classes].argmax(1) == labels)
+
+class ByClass:
+    """The neighbours (b, k) of each query, brought together by class."""
+
+    def __init__(self, votes: Tensor) -> None:
+        count = votes.shape[1]
+        # NumPy sorts integers several times as fast as torch; the place travels along.
+        keys = np.sort((votes * count + torch.arange(count)).numpy(), axis=1)
+        classes = torch.from_numpy(keys // count)
+        self._places = torch.from_numpy(keys).sub_(classes * count)
+        # 1 where the neighbour 1, 2, 4, ... places before is of the same class
+        self._alike: list[Tensor] = []
+        while (step := 1 << len(self._alike)) < count and (alike := classes[:, step:] == classes[:, :-step]).any():
+            self._alike.append(alike.double())
+
+    def so_far(self, values: Tensor) -> Tensor:
+        """(b, k) of each neighbour: the sum of the values of its class up to itself.
+
+        Summed alike for every class, so that classes with the same values have the same sum.
+        """
+        sums = values.gather(1, self._places)
+        room = torch.empty_like(sums)
+        for number, alike in enumerate(self._alike):
+            step = 1 << number
+            room[:, :step] = sums[:, :step]
+            torch.addcmul(sums[:, step:], sums[:, :-step], alike, out=room[:, step:])
+            sums, room = room, sums
+        return room.scatter_(1, self._places, sums)
+
+
+def _leading(scores: Tensor, votes: Tensor) -> Tensor:
+    """(b,) the class with the greatest score (b, k), of equal ones the first."""
+    if not len(scores):
+        return votes.new_empty(0)
+    leads = (scores == scores.amax(1, keepdim=True)).numpy()
+    winners = votes.gather(1, torch.from_numpy(leads.argmax(1, keepdims=True)))[:, 0]
+    tied = torch.from_numpy(np.count_nonzero(leads, axis=1) > 1)
+    if tied.any():
+        equal = votes[tied, : scores.shape[1]].masked_fill(~torch.from_numpy(leads)[tied], torch.iinfo(torch.int64).max)
+        winners[tied] = equal.amin(1)
+    return winners
 
 
 def with_none(labels: Tensor, label: int) -> Tensor:

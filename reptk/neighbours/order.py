@@ -1,5 +1,6 @@
 """The order of neighbours: by similarity, best first, equal ones by row; as one integer that sorts like that."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def rows(made: Tensor) -> Tensor:
 
 def nearest(made: Tensor, k: int) -> Tensor:
     """The k greatest keys of each line, greatest first."""
-    if made.shape[1] == k:
-        return made.sort(dim=1, descending=True).values
-    return made.topk(k, dim=1).values
+    if made.device.type != "cpu":
+        return made.topk(k, dim=1).values
+    # NumPy sorts integers several times as fast as torch.
+    return torch.from_numpy(np.sort(made.numpy(), axis=1)[:, : -k - 1 : -1].copy())

@@ -7,8 +7,8 @@ ranks. Another kind of processor may sum in another order, which one in some 250
 """
 
 import warnings
-from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,49 +43,46 @@ def pair_similarities(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tens
 
 def _sampled(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
     """Chunk by chunk of the bank, whose rows are converted once for all queries that want them."""
-    order = rows.argsort()
-    numbers, rows = numbers[order], rows[order]
-    wanted, firsts = _runs(rows, len(bank))
-    made = torch.empty(len(rows), dtype=torch.float64)
+    # NumPy sorts integers several times as fast as torch; the place in the list travels in the lower half.
+    sorted_rows = np.sort(rows.numpy() << 32 | np.arange(len(rows)))
+    places = sorted_rows & 0xFFFFFFFF
+    sorted_rows >>= 32
+    wanted, firsts = _runs(sorted_rows, len(bank))
+    numbers = torch.from_numpy(numbers.numpy().astype(np.int32)[places])
     size = max(1, CHUNK_BYTES // (8 * bank.shape[1]))
+    room = torch.empty(min(size, len(firsts) - 1), bank.shape[1], dtype=torch.float64)
     asked = queries.float().double()
-    room = torch.empty(size, bank.shape[1], dtype=torch.float64)
-    ends = firsts[::size].tolist()
-    if (len(firsts) - 1) % size:
-        ends.append(len(rows))
-    for part, (low, high) in enumerate(pairwise(ends)):
-        first = part * size
-        count = min(size, len(firsts) - 1 - first)
-        if wanted is None:
-            room[:count].copy_(bank[first : first + count].float())
-        else:
-            room[:count].copy_(bank[wanted[first : first + count].to(bank.device)].float())
-        pattern = (firsts[first : first + count + 1] - low, numbers[low:high])
-        made[low:high] = _products(room[:count], asked, *pattern)
-    placed = torch.empty(len(rows))
-    placed[order] = made.float() + 0.0  # -0 becomes 0
-    return placed
+    made = np.empty(len(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that sparse tensors are in beta, and unchecked
+        for first in range(0, len(firsts) - 1, size):
+            ends = firsts[first : first + size + 1]
+            count, low, high = len(ends) - 1, int(ends[0]), int(ends[-1])
+            part = bank[first : first + count] if wanted is None else bank[wanted[first : first + count]]
+            room[:count].copy_(part if part.dtype == torch.float32 else part.float())
+            made[low:high] = _products(room[:count], asked, ends - low, numbers[low:high]).numpy()
+    placed = np.empty(len(rows), dtype=np.float32)
+    placed[places] = made
+    return torch.from_numpy(placed).add_(0.0)  # -0 becomes 0
 
 
-def _runs(rows: Tensor, count: int) -> tuple[Tensor | None, Tensor]:
-    """Of sorted row numbers: the distinct ones, and where each one's run begins and the last one ends.
+def _runs(rows: np.ndarray, count: int) -> tuple[Tensor | None, Tensor]:
+    """Of sorted row numbers: the distinct ones, and int32 where each one's run begins and the last one ends.
 
     None and the runs of all `count` rows, empty ones too, where most rows are wanted: then chunks need not be gathered.
     """
     if 2 * len(rows) >= count:
-        return None, torch.searchsorted(rows, torch.arange(count + 1))
-    wanted, lengths = rows.unique_consecutive(return_counts=True)
-    return wanted, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        ends = np.bincount(rows, minlength=count).cumsum()
+        return None, torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    return torch.from_numpy(rows[firsts]), torch.from_numpy(np.append(firsts, len(rows)).astype(np.int32))
 
 
 def _products(rows: Tensor, queries: Tensor, firsts: Tensor, numbers: Tensor) -> Tensor:
     """Of row i with the queries numbers[firsts[i]:firsts[i + 1]], float64; each summed in an order of its own width."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that sparse tensors are in beta, and unchecked
-        pattern = torch.sparse_csr_tensor(
-            firsts, numbers, torch.zeros(len(numbers), dtype=torch.float64), (len(rows), len(queries))
-        )
-        return torch.sparse.sampled_addmm(pattern, rows, queries.T, beta=0.0).values()
+    values = torch.zeros(len(numbers), dtype=torch.float64)
+    pattern = torch.sparse_csr_tensor(firsts, numbers, values, (len(rows), len(queries)))
+    return torch.sparse.sampled_addmm(pattern, rows, queries.T, beta=0.0).values()
 
 
 def _gathered(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
