@@ -1,6 +1,6 @@
 """kNN evaluation and retrieval against bare FAISS and their peers: time, memory, and what approximate indexes find.
 
-pip install lightly pytorch-metric-learning && python benchmarks/knn.py         about eight minutes on two cores
+pip install lightly pytorch-lightning pytorch-metric-learning && python benchmarks/knn.py    about eight minutes on two cores
 python benchmarks/knn.py --only votes memory                                    some of it
 
 Time: all in one process, in turns of changing order; compare minima. Memory: the growth of the peak resident set over one call
