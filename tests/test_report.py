@@ -26,9 +26,9 @@ from reptk.evaluate.evidence import Evidence
 from reptk.report import compare, layouts, write
 from reptk.report.atlas import MOST_PIXELS, atlas_of
 from reptk.report.curves import MOST_POINTS, _range, _thinned
-from reptk.report.gallery import choices
+from reptk.report.gallery import Album, choices
 from reptk.report.html import element, json_script, readable
-from reptk.report.pictures import uri_of
+from reptk.report.pictures import Source, uri_of
 from reptk.report.runs import read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -336,6 +336,18 @@ def test_thumbnails_keep_to_their_bytes(most: int) -> None:
     assert max(atlas.width, atlas.height) <= atlas.cell
 
 
+def test_an_album_keeps_to_its_bytes() -> None:
+    noise = torch.randint(256, (40, 3, 90, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    split = Split(InMemory(noise), torch.zeros(40))
+    source, album = Source("d0", Data(split, split, split, (), "")), Album()
+    for most in (30_000, 60_000):
+        album.allow(most)
+        album.add(source, "query", torch.arange(40))
+        assert most / 2 < sum(map(len, album.uris.values())) <= most
+    assert 'data-picture="d0/query/0"' in album.image(source, "query", 0, "it")
+    assert album.image(source, "query", 39, "it").startswith("<span")
+
+
 @pytest.mark.usefixtures("forgotten")
 def test_unreadable_images_leave_their_place_empty(tmp_path: Path) -> None:
     class Torn(InMemory):
@@ -484,14 +496,15 @@ def partial(run: Path, tmp_path: Path, *names: str) -> Path:
 # The gallery
 
 
-def test_surest_failures_come_first(run: Path) -> None:
-    evidence = read(run, "a").evidence
+def test_surest_failures_come_first(other: Path) -> None:
+    evidence = read(other, "b").evidence
     tabs = {name: rows for name, _, rows in choices(evidence)}
     wrong = evidence.predicted != evidence.labels
     assert list(tabs) == ["Surest failures", "Failures", "Right", "Random"]
     assert bool(wrong[tabs["Surest failures"]].all())
     assert bool(wrong[tabs["Failures"]].all())
     assert not bool(wrong[tabs["Right"]].any())
+    assert len(evidence.confidence[wrong].unique()) > 1
     confidence = evidence.confidence[tabs["Surest failures"]].tolist()
     assert confidence == sorted(confidence, reverse=True)
     assert confidence[0] == evidence.confidence[wrong].max()

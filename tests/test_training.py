@@ -368,6 +368,37 @@ def test_waiting_for_images_is_said_once_and_written_down(tmp_path: Path, capsys
     assert all(0.15 < share <= 1 for share in shares)
 
 
+def test_what_is_amiss_is_said_once_and_what_is_healthy_is_written_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = tiny("train.baselines=false", "train.report=false", "loss.temperature=50.0", "train.epochs=3")
+    train(recipe, tmp_path / "run", log=Log(speaks=True))
+    assert capsys.readouterr().out.count("dead temperature: at 50") == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    states = [row for row in rows if "rank" in row]
+    assert len(states) == 3
+    assert all({"alignment", "uniformity", "std"} <= row.keys() for row in states)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_ends_in_a_page(reference: Path) -> None:
+    page = (reference / "report.html").read_text()
+    assert "<script src" not in page
+    assert "tiny" in page
+
+
+def test_a_page_that_fails_fails_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("reptk.report.write", full)
+    train(tiny("train.baselines=false"), tmp_path / "run", log=Log(speaks=True))
+    assert f"no report: no space left. Try again: reptk report {tmp_path / 'run'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
+
+
 def test_images_that_are_there_are_not_waited_for(reference: Path) -> None:
     rows = map(json.loads, (reference / "metrics.jsonl").read_text().splitlines())
     assert all(row["waiting"] < 0.5 for row in rows if "waiting" in row)

@@ -1,36 +1,18 @@
-"""A bar on a terminal (standard error) while something takes its time; silence elsewhere."""
+"""What takes its time is shown on a terminal's standard error, so that output can be piped."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+
+from reptk.log import Log
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
+def working(what: str) -> AbstractContextManager[None]:
     """Show that `what` is under way, where it cannot be told how far it has come."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(Text(what)):
-        yield
+    return Log(console=Console(stderr=True)).working(what)
 
 
-class Advance(Protocol):
-    """To be told how much is done."""
-
-    def __call__(self, by: int) -> None: ...
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
+def progress(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
     """Show how far `what` has come."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda by: shown.advance(task, by)
+    return Log(console=Console(stderr=True)).counting(what, total, "")

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, MinLen
 
 from reptk.data import Data, Split
 from reptk.data.splits import part_of
-from reptk.evaluate.answers import Answers, Recorder
+from reptk.evaluate.answers import Answers
 from reptk.evaluate.evidence import NEIGHBOURS
 from reptk.evaluate.features import Features
 from reptk.evaluate.few_shot import few_shot
@@ -17,6 +17,7 @@ from reptk.evaluate.knn import Votes
 from reptk.evaluate.linear import DECAYS, fit, right
 from reptk.evaluate.mean import Mean
 from reptk.evaluate.near import EXACT, kind_of, searcher
+from reptk.evaluate.recorder import Recorder
 from reptk.evaluate.retrieval import Ranks
 from reptk.evaluate.tally import Labelled, labelled, shared_out, tally
 from reptk.keyed import generator

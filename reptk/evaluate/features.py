@@ -1,7 +1,7 @@
 """Features of a whole split, extracted once, in blocks that the ranks share among themselves."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,11 +9,9 @@ from torch import Tensor
 from reptk import dist
 from reptk.data import Feed, Split, blocks
 from reptk.data.ahead import ahead
+from reptk.evaluate.answers import Answers
 from reptk.keyed import fold
 from reptk.views import plain
-
-if TYPE_CHECKING:
-    from reptk.evaluate.answers import Answers
 
 BLOCK = 256
 PIXELS_PX = 32

@@ -13,6 +13,7 @@ from torch import Tensor
 from reptk.neighbours import order
 from reptk.neighbours.candidates import Find, faiss_find, float32_error, torch_find
 from reptk.neighbours.crowded import scan
+from reptk.neighbours.deep import deepest, is_deep
 from reptk.neighbours.engine import device, engine, faiss
 from reptk.neighbours.pairs import similarities_of
 from reptk.neighbours.rows import Facts, check_products, check_rows, warn_of_zeros
@@ -101,6 +102,8 @@ def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) ->
     queries = queries.to(bank.device)
     own = torch.full((len(queries),), -1) if own is None else own
     own = own.to(bank.device)
+    if bank.device.type == "cpu" and is_deep(bank.rows, k):
+        return deepest(bank.rows, queries, own, k)
     count = len(bank.rows)
     wanted = min(k + MARGIN, count)
     made, is_settled = _look(bank, queries, own, k, wanted)

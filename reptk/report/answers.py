@@ -15,7 +15,9 @@ def by_class(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
     """Metrics and one row a class; both empty without labels."""
     if run.results.classes:
         rows = run.results.classes
-        return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in APART], rows
+        measured = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in APART]
+        told = [key for key in dict.fromkeys((run.results.headline, *TOLD)) if key in measured]
+        return told or measured[: len(TOLD)], rows
     evidence = run.evidence
     if evidence is None or not evidence.vote or not bool((evidence.labels >= 0).any()):
         return [], []
@@ -35,6 +37,8 @@ def by_class(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
     return list(hits), rows
 
 
+TOLD = ("recall@1", "r_precision", "linear")
+"""Beside the headline, of all that is measured of a class."""
 APART = ("name", "bank", "queries", "label")
 
 

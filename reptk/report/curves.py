@@ -159,7 +159,7 @@ def _below(x: float, text: str) -> Html:
 
 def _level(name: str, y: float, run: int) -> Html:
     line = element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="level")
-    return element("g", line, element("text", name, x=WIDTH - RIGHT, y=y - 4, text_anchor="end", class_="level"))
+    return element("g", line, element("text", name, x=LEFT + 4, y=y - 4, class_="level"))
 
 
 def _line(line: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> Html:

@@ -29,9 +29,13 @@ class Album:
         most_bytes: no more pictures are taken once they are so long.
     """
 
-    most_bytes: int
+    most_bytes: int = 0
     uris: dict[str, str] = field(default_factory=dict)
     full: bool = False
+
+    def allow(self, most_bytes: int) -> None:
+        """From now on, so many bytes in all."""
+        self.most_bytes, self.full = most_bytes, False
 
     def add(self, source: Source, split: str, numbers: Tensor) -> None:
         """Fetch the images that are not here yet; unreadable ones stay away."""

@@ -23,7 +23,7 @@ Sections = list[Html | None]
 
 def page(runs: Sequence[Run], sources: Sequence[Source], kinds: Sequence[str]) -> str:
     """The page of one run, or of several beside each other."""
-    album, spaces, atlases = Album(PICTURES_BYTES), [], {}
+    album, spaces, atlases = Album(), [], {}
     content: Sections = [
         _verdict(runs),
         _numbers(runs),
@@ -35,7 +35,7 @@ def page(runs: Sequence[Run], sources: Sequence[Source], kinds: Sequence[str]) -
         section("recipe", "Recipe", facts.recipe_of(runs)) if any(run.recipe for run in runs) else None,
         _views(runs, sources, album),
         section("protocol", "Protocol and environment", facts.protocol_of(runs)) if _have_protocol(runs) else None,
-        section("repeat", "Once more", [_repeated(run, len(runs) > 1) for run in runs]),
+        section("repeat", "Repeat and cite", [_repeated(run, len(runs) > 1) for run in runs]),
     ]
     data = {"pictures": album.uris, "maps": spaces, "atlases": atlases}
     return _document(runs, [part for part in content if part], json_script("data", data))
@@ -86,6 +86,7 @@ ANCHORS = {
     "recipe": "recipe",
     "views": "views",
     "protocol": "protocol",
+    "repeat": "repeat",
 }
 
 
@@ -215,11 +216,12 @@ def _gallery(runs: Sequence[Run], sources: Sequence[Source], album: Album) -> Ht
     if not with_evidence:
         return None
     own = {run.name: source for run, source in with_evidence}
-    made = gallery.selectable(
-        [run for run, _ in with_evidence],
-        "gallery",
-        lambda run, at: gallery.gallery(run, own[run.name], album, f"g{at}"),
-    )
+
+    def drawn(run: Run, at: int) -> Html:
+        album.allow(PICTURES_BYTES * (at + 1) // len(with_evidence))  # no run takes another's room
+        return gallery.gallery(run, own[run.name], album, f"g{at}")
+
+    made = gallery.selectable([run for run, _ in with_evidence], "gallery", drawn)
     reasons = [element("p", f"No pictures. {reason}", class_="note") for reason in _reasons(with_evidence)]
     return section("gallery", "Neighbours", reasons, made, note=gallery.legend(with_evidence[0][0].evidence))
 

@@ -16,11 +16,16 @@ TALL = 24
 
 
 def shown_metrics(results: Sequence[Results]) -> list[str]:
-    """Metrics in the order of the results, the headline first, majority votes last."""
+    """Metrics in the order of the results, the headline first, majority votes and deviations last."""
     names = list(dict.fromkeys(name for one in results for row in one.metrics.values() for name in row))
-    first = [name for name in names if name == results[0].headline]
-    majority = [name for name in names if name.startswith("knn_majority")]
-    return [*first, *(name for name in names if name not in first and name not in majority), *majority]
+    return sorted(
+        names, key=lambda name: (name != results[0].headline, name.startswith("knn_majority"), _spreads(name))
+    )
+
+
+def _spreads(metric: str) -> bool:
+    """Whether it says how far a number varies: more of it is not better."""
+    return "_std" in metric
 
 
 def ruler(runs: Sequence[Run]) -> Html | None:
@@ -97,6 +102,8 @@ def _one(results: Results) -> Html:
 
 
 def _gain(results: Results, row: str, metric: str) -> Cell:
+    if _spreads(metric):
+        return ""
     gain = results.gains.get(row, {}).get(metric)
     if gain is not None:
         return _difference(Difference(*gain, "paired"))
@@ -111,7 +118,8 @@ def _several(runs: Sequence[Run]) -> Html:
     for metric in metrics:
         cells: list[Cell] = [_with_interval(first, metric)]
         for run in runs[1:]:
-            cells += [_with_interval(run, metric), _difference(difference(run, first, metric))]
+            gap = None if _spreads(metric) else difference(run, first, metric)
+            cells += [_with_interval(run, metric), _difference(gap)]
         body.append((title(metric), cells, metric == first.results.headline))
     return scrolled(table(heads, body, "All metrics of the runs, in percent"), label="All metrics of the runs")
 
@@ -219,22 +227,20 @@ def health_table(runs: Sequence[Run]) -> Html | None:
 
 
 HEALTH = {
-    "alignment": ("alignment", "Squared distance of two views of an image: near 0, views are told to be the same."),
+    "alignment": (
+        "alignment",
+        "Squared distance of images that belong together: 0, they lie in one place; 2, no nearer than by chance.",
+    ),
     "uniformity": (
         "uniformity",
-        "How evenly the embeddings cover the sphere: near 0, all in one place; lower is more even.",
+        "How evenly the embeddings cover the sphere: 0 is collapse, lower is more even, about \u22124 the best.",
     ),
     "rank": ("rank", "Dimensions in use (RankMe). A few of many: collapse; much that could be told apart is not."),
-    "std": (
-        "deviation",
-        "Of a dimension over the images. Even use of all D dimensions gives 1/\u221aD; near 0: collapse.",
-    ),
+    "std": ("deviation", "How far a dimension spreads over the images: 1, all are used evenly; near 0, collapse."),
 }
 
 
 def _healthy(key: str, values: dict[str, float]) -> str:
     if key == "rank" and values.get("dimensions"):
         return f"{values[key]:.0f} of {values['dimensions']:.0f}"
-    if key == "std" and values.get("dimensions"):
-        return f"{values[key]:.3f}"
     return number(values.get(key, math.nan))
