@@ -1,4 +1,7 @@
-"""The registered evaluators: evaluator(encode, data) -> (name, value) pairs."""
+"""The registered evaluators: evaluator(encode, data) -> (name, value) pairs.
+
+A value is a float; a `Mean` of one number per labelled query gets an interval, a gain and a column in the table of classes.
+"""
 
 import warnings
 from collections.abc import Iterator, Sequence
