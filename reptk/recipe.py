@@ -121,7 +121,7 @@ def smoke(recipe: config.Recipe) -> config.Recipe:
     few = {
         "data": config.complete("data", {"name": "generated", **images}),
         "train": recipe.train.model_copy(
-            update={"epochs": 1, "batch_size": batch, "workers": 0, "precision": precision}
+            update={"epochs": 1, "batch_size": batch, "workers": 0, "precision": precision, "report": False}
         ),
         "optim": recipe.optim.model_copy(update={"warmup_epochs": 0}),
         "eval": {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()},
