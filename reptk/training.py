@@ -1,5 +1,6 @@
 """train(recipe, out): the loop, in running order. Every run ends in its numbers beside two baselines."""
 
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -291,7 +292,10 @@ def _write_results(built: Built, folder: Path, found: dict[str, Any], trained: M
 def _report(folder: Path, built: Built) -> str:
     """A page that fails does not fail the run; it can be drawn again."""
     try:
-        return f"report   {report.write(folder, data=built.data)}"
+        with warnings.catch_warnings():
+            # Plugins of the run are at work already; whoever draws it later is told that they are run.
+            warnings.filterwarnings("ignore", message=".* brings a plugin, which is run")
+            return f"report   {report.write(folder, data=built.data)}"
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}. Try again: reptk report {folder}"
 

@@ -275,10 +275,10 @@ def test_compiling_changes_nothing_but_the_speed(reference: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_tcl_with_labels_reads_digits(tmp_path: Path) -> None:
-    """The recipe as shipped reaches 98 % on the last 797 digits, which raw pixels do not."""
-    trained = go(load("tcl_sup_digits"), tmp_path / "run")
+    """Six of the recipe's twenty epochs reach 96.5 % on the last 797 digits, which raw pixels do not."""
+    trained = go(load("tcl_sup_digits", ["train.epochs=6", "train.report=false"]), tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
-    assert trained["knn@20"] >= 0.98 > rows["raw pixels"]["knn@20"] > rows["untrained"]["knn@20"]
+    assert trained["knn@20"] >= 0.965 > rows["raw pixels"]["knn@20"] > rows["untrained"]["knn@20"]
 
 
 def test_effective_rank() -> None:
