@@ -68,6 +68,10 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         _end(folder, log, "failed", f"{type(error).__name__}: {error}")
         raise
     _end(folder, log, "finished", None)
+    if recipe.train.report:
+        with log.working("drawing the report"):
+            said = dist.from_main(lambda: _report(folder, built))
+        log.line(f"  {said}")
     return numbers
 
 
@@ -278,10 +282,6 @@ def _finish(
     log.verdict(found["verdict"], remarks(rows["trained"]))
     dist.from_main(lambda: _write_results(built, folder, found, rows["trained"]))
     log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
-    if recipe.train.report:
-        with log.working("drawing the report"):
-            said = dist.from_main(lambda: _report(folder, built))
-        log.line(f"  {said}")
 
 
 def _write_results(built: Built, folder: Path, found: dict[str, Any], trained: Measured) -> None:

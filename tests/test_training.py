@@ -384,6 +384,7 @@ def test_what_is_amiss_is_said_once_and_what_is_healthy_is_written_down(
 def test_a_run_ends_in_a_page(reference: Path) -> None:
     page = (reference / "report.html").read_text()
     assert "<script src" not in page
+    assert ">running<" not in page
     assert "tiny" in page
 
 
