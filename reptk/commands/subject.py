@@ -42,14 +42,15 @@ def subject_of(asked: argparse.Namespace, size: int | None) -> Subject:
     if not isinstance(size, int) or isinstance(size, bool) or size < 4:
         raise UsageError(f"size must be an integer of at least 4, got {size!r}")
     options = {"pretrained": asked.pretrained, "weights": asked.weights}
-    encoder = Encoder(asked.source, size=size, **options, head_layers=0).eval()
+    with keyed(0, "initial weights"):
+        encoder = Encoder(asked.source, size=size, **options, head_layers=0).eval()
     with keyed(0, "initial weights"):
         untrained = Encoder(asked.source, size=size, head_layers=0) if any(options.values()) else None
     return Subject(asked.source, encoder, untrained, {})
 
 
 def _untrained(recipe: config.Table, encoder: "Encoder") -> "Encoder":
-    """The encoder that the run started with; where its pretrained weights cannot be had again, a random one."""
+    """The run's architecture with the weights that its seed draws; pretrained ones are not fetched again."""
     from reptk.encoder import Encoder
 
     options = {**encoder.config, **recipe.get("encoder", {}), "size": encoder.config["size"]}

@@ -65,13 +65,13 @@ class Knn:
         self.temperatures = [temperature] if isinstance(temperature, int | float) else list(temperature)
 
     def __call__(self, encode: Features, data: Data) -> Iterator[tuple[str, float]]:
-        yield from self.measure(encode, data, retrieval=self.retrieval)
+        yield from self.measure(encode, data, retrieval=self.retrieval, keep=True)
 
     def during_training(self, encode: Features, data: Data) -> Iterator[tuple[str, float]]:
-        """The votes alone, which need no deep ranking."""
-        yield from self.measure(encode, data, retrieval=False)
+        """The votes alone, which need no deep ranking; no answers are kept."""
+        yield from self.measure(encode, data, retrieval=False, keep=False)
 
-    def measure(self, encode: Features, data: Data, *, retrieval: bool) -> Iterator[tuple[str, float]]:
+    def measure(self, encode: Features, data: Data, *, retrieval: bool, keep: bool) -> Iterator[tuple[str, float]]:
         given = self._given(encode, data)
         available = given.neighbours()
         k = _within(self.k, available)
@@ -87,7 +87,8 @@ class Knn:
         kind = kind_of(self.index, given.bank)
         find, encode.notes["knn"] = searcher(kind, given.bank, given.queries, noted.k)
         yield from tally(given, *measures, find=find).items()
-        encode.answers = noted.answers(given, "query", "bank")
+        if keep:
+            encode.answers = noted.answers(given, "query", "bank")
 
     def _given(self, encode: Features, data: Data) -> Labelled:
         """On several ranks each holds a part of the bank, unless all of it has to go into one index."""

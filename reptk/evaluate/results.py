@@ -149,7 +149,7 @@ def confusions(measured: Measured, names: Sequence[str]) -> list[Table]:
 
 
 def copies(rows: Mapping[str, Measured]) -> float:
-    """The share of queries whose nearest neighbour is as good as identical; 0 where the queries are the bank itself."""
+    """The share of queries whose nearest neighbour, other than themselves, is as good as identical."""
     answers = rows.get("raw pixels", list(rows.values())[-1]).answers
     if answers is None or not answers.k:
         return 0.0

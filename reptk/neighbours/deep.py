@@ -7,7 +7,7 @@ from torch import Tensor
 from reptk.neighbours import order
 
 SHARE = 16
-"""From one row in so many on, this is quicker than candidates that are settled one by one."""
+"""From one row in so many on all similarities are computed; at a tenth this was clearly quicker, at a twentieth as quick."""
 
 ASKED, CHUNK = 256, 16384
 """Queries, and rows of the bank, whose products are computed at a time: 32 MB."""
