@@ -79,11 +79,11 @@ def gather(rows: Tensor, *, alike: bool = False) -> Tensor:
     return _Gather.apply(rows.contiguous(), alike)
 
 
-def gather_uneven(rows: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, however many each has; not differentiable."""
+def gather_uneven(rows: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Rows of all ranks in rank order, however many each has (`counts`, asked for if not given); not differentiable."""
     if world() == 1:
         return rows
-    counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    counts = counts or gather(torch.tensor([len(rows)], device=rows.device)).tolist()
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     every = gather(padded).split(max(counts)) if max(counts) else [padded] * world()

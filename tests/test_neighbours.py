@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from reptk.errors import DataError
-from reptk.neighbours import RowWriter, check_rows, engine, read_rows, search, search_sharded
+from reptk.neighbours import check_rows, engine, search, search_sharded
 
 # Their numbers are made small here, so the modules themselves are asked for.
 exact, candidates, crowded, pairs, rows_module, order, engine_module = (
@@ -369,74 +367,3 @@ def test_any_number_of_ranks_finds_what_one_finds(world: int, tmp_path: Path, mo
             for exclude in (None, own):
                 made = torch.cat([rank[f"{kind},{k},{exclude is None}"] for rank in ranks], 1)
                 assert torch.equal(made, torch.stack([part.double() for part in found(bank, queries, k, exclude)]))
-
-
-# Files
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_rows_are_written_in_blocks_and_mapped_into_memory(dtype: torch.dtype, tmp_path: Path) -> None:
-    rows = drawn(100, 7, 22)
-    with RowWriter(tmp_path / "new" / "bank.npy", 100, 7, dtype) as writer:
-        for block in rows.split(33):
-            assert not (tmp_path / "new" / "bank.npy").exists()
-            writer.add(block)
-    read = read_rows(tmp_path / "new" / "bank.npy")
-    assert torch.equal(read, rows.to(dtype))
-    assert np.array_equal(np.load(tmp_path / "new" / "bank.npy"), rows.to(dtype).numpy())
-    assert same(found(read, rows[:9], 5), found(rows.to(dtype), rows[:9], 5))
-    assert same(found(read, rows[:9], 5, exact=rows), found(rows, rows[:9], 5))
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["bank.npy"]
-    read[0] = 5  # stays in memory
-    assert torch.equal(read_rows(tmp_path / "new" / "bank.npy"), rows.to(dtype))
-
-
-def _break_off(writer: RowWriter) -> None:
-    writer.add(torch.ones(2, 3))
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("act", "error", "message"),
-    [
-        (lambda writer: writer.add(torch.ones(2, 3)), ValueError, "4 rows were announced, 2 were written"),
-        (lambda writer: writer.add(torch.ones(5, 3)), ValueError, "4 rows were announced, these would make 5"),
-        (lambda writer: writer.add(torch.ones(4, 2)), ValueError, r"rows must be \(b, 3\) floating point"),
-        (lambda writer: writer.add(torch.full((4, 3), 1e6)), ValueError, "beyond torch.float16, first"),
-        (_break_off, KeyboardInterrupt, None),
-    ],
-)
-def test_a_file_is_whole_or_as_it_was(
-    act: Callable[[RowWriter], None], error: type[BaseException], message: str | None, tmp_path: Path
-) -> None:
-    path = tmp_path / "bank.npy"
-    path.write_bytes(b"before")
-    with pytest.raises(error, match=message), RowWriter(path, 4, 3, torch.float16) as writer:
-        act(writer)
-    assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_files_that_hold_no_rows(tmp_path: Path) -> None:
-    with RowWriter(tmp_path / "bank.npy", 40, 5) as writer:
-        writer.add(torch.ones(40, 5))
-    data = (tmp_path / "bank.npy").read_bytes()
-    for name, held in (("cut", data[:-4]), ("head", data[:20]), ("empty", b""), ("text", b"rows")):
-        (tmp_path / name).write_bytes(held)
-        with pytest.raises(DataError, match=f"{name} holds no rows"):
-            read_rows(tmp_path / name)
-    np.save(tmp_path / "whole.npy", np.arange(4))
-    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    for name in ("whole.npy", "objects.npy", "absent.npy"):
-        with pytest.raises(DataError, match=f"{name} holds no rows"):
-            read_rows(tmp_path / name)
-
-
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"), RowWriter(tmp_path / "file" / "bank.npy", 1, 1):
-        pass
-    with pytest.raises(ValueError, match="dtype must be one of"):
-        RowWriter(tmp_path / "bank.npy", 1, 1, torch.bfloat16)
-    with pytest.raises(ValueError, match="at least 1, got 0 and 3"):
-        RowWriter(tmp_path / "bank.npy", 0, 3)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from reptk.catalogue.embeddings import Embeddings
-from reptk.catalogue.texts import Texts
 from reptk.data import Data, Split
 from reptk.errors import DataError
 from reptk.evaluate import Measured, evaluated
@@ -87,7 +86,8 @@ def data_of(bank: Embeddings, queries: Embeddings | None) -> Data:
         return Data(searched, searched, searched, _names(bank), said)
     _check_labels("the queries have", queries)
     _check_alike(bank, queries)
-    overlap = sum(found >= 0 for found in map(Texts.of(bank.ids).find, queries.ids))
+    wanted = set(queries.ids)
+    overlap = sum(name in wanted for name in bank.ids)
     if overlap:
         warnings.warn(
             f"{overlap:,} of {len(queries):,} queries have the id of an image in the bank; if they are the same images, each "

@@ -7,17 +7,14 @@ from reptk.neighbours.exact import search
 from reptk.neighbours.ranked import ranked
 from reptk.neighbours.rows import check_rows
 from reptk.neighbours.sharded import search_sharded
-from reptk.neighbours.streamed import RowWriter, read_rows
 
 __all__ = [
     "Approximate",
-    "RowWriter",
     "check_rows",
     "engine",
     "kind_for",
     "order",
     "ranked",
-    "read_rows",
     "search",
     "search_sharded",
 ]

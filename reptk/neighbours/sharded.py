@@ -39,8 +39,8 @@ def search_sharded(
     bank = prepare(part, Facts(max(ranks.longest), 0, [])) if len(part) else None
     for first in range(0, max(ranks.queries), BLOCK):
         counts = [min(BLOCK, max(0, count - first)) for count in ranks.queries]
-        asked = _gathered(queries[first : first + BLOCK].float().to(home), counts)
-        left_out = _gathered(own[first : first + BLOCK].to(home), counts)
+        asked = dist.gather_uneven(queries[first : first + BLOCK].float().to(home), counts)
+        left_out = dist.gather_uneven(own[first : first + BLOCK].to(home), counts)
         made = _among_own(bank, asked, left_out, k, sum(ranks.rows[: dist.rank()]), len(part))
         mine = sum(counts[: dist.rank()])
         # (ranks, queries of all, k): every rank's candidates for this rank's queries
@@ -89,15 +89,6 @@ def _agree(part: Tensor, queries: Tensor, k: int, own: Tensor, home: torch.devic
     warn_of_zeros("bank", len(part), facts)
     warn_of_zeros("queries", len(queries), asked)
     return _Ranks([*map(int, rows)], [*map(int, counts)], list(longest))
-
-
-def _gathered(rows: Tensor, counts: list[int]) -> Tensor:
-    """Rows of all ranks in rank order, of which there are `counts`."""
-    most = max(counts)
-    padded = rows.new_zeros(most, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    every = dist.gather(padded)
-    return torch.cat([every[rank * most : rank * most + count] for rank, count in enumerate(counts)])
 
 
 def _among_own(bank: Prepared | None, queries: Tensor, own: Tensor, k: int, first_row: int, count: int) -> Tensor:
