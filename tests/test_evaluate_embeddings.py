@@ -93,7 +93,7 @@ def test_queries_that_are_in_the_bank_are_noticed(tmp_path: Path) -> None:
     ("changes", "code", "said"),
     [
         ({"labels": torch.full((30,), -1)}, 3, "the queries have no labels"),
-        ({"vectors": torch.randn(30, 5)}, 3, "vectors of 8 values, the queries of 5"),
+        ({"vectors": torch.randn(30, 5)}, 3, "embeddings of 8 values, the other of 5"),
         ({"vectors": vectors(30)[0] / torch.arange(30)[:, None]}, 3, "NaN or infinity"),
         ({"vectors": vectors(30)[0] * (torch.arange(30)[:, None] > 1)}, 3, "2 embeddings are all zeros"),
         ({"classes": ("ant", "bee", "dog")}, 3, "classes that the bank lacks: dog"),

@@ -23,6 +23,7 @@ from reptk.data import Data, InMemory, Split
 from reptk.errors import DataError
 from reptk.evaluate.evidence import FILE as EVIDENCE
 from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.mean import Mean
 from reptk.report import compare, layouts, write
 from reptk.report.atlas import MOST_PIXELS, atlas_of
 from reptk.report.curves import MOST_POINTS, _range, _thinned
@@ -271,12 +272,18 @@ def test_differences_of_independent_samples_and_in_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(2000, generator=generator) < 0.8
     b = a & (torch.rand(2000, generator=generator) < 0.97)
-    low, high = compare.paired(a, b)
+    _, low, high = Mean(a.float()).gain_over(Mean(b.float()))
     gaps = a.double() - b.double()
     middle, wide = gaps.mean().item(), 1.96 * gaps.std().item() / len(gaps) ** 0.5
     assert (low, high) == pytest.approx((middle - wide, middle + wide), abs=1e-3)
     assert low > 0, "in pairs, a small difference shows"
-    assert compare.paired(a, a) == (0, 0)
+    assert Mean(a.float()).gain_over(Mean(a.float())) == (0, 0, 0)
+
+
+def test_another_folder_is_another_data_set() -> None:
+    one = {"name": "folder", "root": "mine", "cache": False}
+    assert compare.which_data(one) == compare.which_data(one | {"cache": True})
+    assert compare.which_data(one) != compare.which_data(one | {"root": "yours"})
 
 
 def test_pairs_need_the_same_queries(run: Path, other: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from reptk.catalogue.embeddings import Embeddings, comparable
 from reptk.catalogue.progress import progress
 from reptk.catalogue.searching import sha256
 from reptk.checkpoint import replace_text
-from reptk.errors import DataError, EnvironmentProblem, UsageError
+from reptk.errors import EnvironmentProblem, UsageError
 
 BLOCK = 2048
 """Images whose similarities with so many others are in hand at once."""
@@ -112,7 +112,7 @@ def near_duplicates(first: Embeddings, second: Embeddings | None = None, *, thre
         best, nearest, groups = _within(first.vectors, threshold)
         made = [_group(first, group.tolist(), best, nearest) for group in groups]
         return Duplicates(first, None, threshold, made, [])
-    _same_encoder(first, second)
+    first.check_comparable(second)
     second = comparable(second, "the other set")
     best, nearest = _between(second.vectors, first.vectors, threshold)
     hits = (nearest >= 0).nonzero().flatten()
@@ -227,18 +227,6 @@ def _length(path: Path | None) -> int | None:
         return path.stat().st_size if path is not None and os.access(path, os.R_OK) else None
     except OSError:
         return None
-
-
-def _same_encoder(first: Embeddings, second: Embeddings) -> None:
-    if first.width != second.width:
-        raise DataError(
-            f"one set has embeddings of {first.width} values, the other of {second.width}; embed both with one encoder"
-        )
-    known = [made.about.get("encoder", {}).get("sha256") for made in (first, second)]
-    if all(known) and known[0] != known[1]:
-        raise DataError(
-            "the two sets were embedded by different encoders, so they cannot be compared; embed both with one"
-        )
 
 
 def sizes(found: Duplicates) -> str:

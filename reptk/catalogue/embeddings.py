@@ -72,6 +72,18 @@ class Embeddings:
         named = 0 <= label < len(self.classes)
         return self.classes[label] if named else "" if label < 0 else f"class {label}"
 
+    def check_comparable(self, other: "Embeddings") -> None:
+        """Raise DataError if these were made by another encoder than those of `other`, as far as that is known."""
+        if self.width != other.width:
+            raise DataError(
+                f"one set has embeddings of {self.width} values, the other of {other.width}; embed both with one encoder"
+            )
+        known = [made.about.get("encoder", {}).get("sha256") for made in (self, other)]
+        if all(known) and known[0] != known[1]:
+            raise DataError(
+                "the two sets were embedded by different encoders, so they cannot be compared; embed both with one"
+            )
+
     def number(self, name: str) -> int:
         """The number of the first image with this id; where no id is so, a number stands for itself.
 

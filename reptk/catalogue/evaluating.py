@@ -85,7 +85,7 @@ def data_of(bank: Embeddings, queries: Embeddings | None) -> Data:
         said = f"{len(bank):,} embeddings, each a query in turn and left out of the bank"
         return Data(searched, searched, searched, _names(bank), said)
     _check_labels("the queries have", queries)
-    _check_alike(bank, queries)
+    bank.check_comparable(queries)
     wanted = set(queries.ids)
     overlap = sum(name in wanted for name in bank.ids)
     if overlap:
@@ -104,18 +104,6 @@ def _check_labels(which: str, given: Embeddings) -> None:
     if not (given.labels >= 0).any():
         raise DataError(
             f"{which} no labels, so there is nothing to evaluate by. Embed class folders, or a CSV with a label column"
-        )
-
-
-def _check_alike(bank: Embeddings, queries: Embeddings) -> None:
-    if bank.width != queries.width:
-        raise DataError(
-            f"the bank has vectors of {bank.width} values, the queries of {queries.width}; embed both alike"
-        )
-    encoders = [given.about.get("encoder", {}).get("sha256") for given in (bank, queries)]
-    if None not in encoders and encoders[0] != encoders[1]:
-        raise DataError(
-            "bank and queries were embedded by different encoders, whose vectors do not compare; embed both alike"
         )
 
 

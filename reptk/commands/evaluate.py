@@ -95,7 +95,7 @@ def _measure(
 
     table = subject.recipe.get("views", {"name": "simclr", "size": subject.encoder.config["size"]})
     views = config.build(VIEWS, table)
-    with_encoder = {"views": views, "device": _device(), "bf16": subject.is_bf16, "workers": asked.workers}
+    with_encoder = {"views": views, "device": _device(), "bf16": subject.bf16, "workers": asked.workers}
     searched = (data.train,) if data.query is None else (data.bank, data.query)
     images = sum(len(split) for split in {id(split): split for split in searched}.values())
     rows = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reptk import config
-from reptk.catalogue.embedder import recipe_of
+from reptk.catalogue.embedder import Embedder, recipe_of
 from reptk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,47 +15,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: an encoder, the one it is held against, and the recipe it comes from (empty for none)."""
+    """What is evaluated: an encoder, the one it is held against, the recipe it comes from (empty for none), its precision."""
 
     name: str
     encoder: "Encoder"
     untrained: "Encoder | None"
     recipe: config.Table
-
-    @property
-    def is_bf16(self) -> bool:
-        return self.recipe.get("train", {}).get("precision") == "bf16"
+    bf16: bool
 
 
 def subject_of(asked: argparse.Namespace, size: int | None) -> Subject:
-    from reptk.encoder import Encoder, native_size
+    """The encoder that the command line names.
+
+    Raises:
+        UsageError, DataError, EnvironmentProblem: there is none, or its weights cannot be had.
+    """
+    from reptk.encoder import Encoder
     from reptk.keyed import keyed
 
-    if is_place(asked.source):
-        if size is not None or asked.weights is not None or asked.pretrained:
-            raise UsageError("size, --weights and --pretrained go with a timm name; a run has its own")
-        encoder, recipe = Encoder.from_run(asked.source), recipe_of(asked.source)
+    made = Embedder.open(asked.source, size=size, pretrained=asked.pretrained, weights=asked.weights)
+    recipe = recipe_of(asked.source) if "run" in made.origin else {}
+    untrained = None
+    if asked.baselines and not made.is_untrained:
         with keyed(recipe.get("seed", 0), "initial weights"):
-            untrained = _untrained(recipe, encoder) if asked.baselines else None
-        return Subject(asked.source, encoder, untrained, recipe)
-    size = native_size(asked.source) if size is None else size
-    if not isinstance(size, int) or isinstance(size, bool) or size < 4:
-        raise UsageError(f"size must be an integer of at least 4, got {size!r}")
-    options = {"pretrained": asked.pretrained, "weights": asked.weights}
-    with keyed(0, "initial weights"):
-        encoder = Encoder(asked.source, size=size, **options, head_layers=0).eval()
-    with keyed(0, "initial weights"):
-        untrained = Encoder(asked.source, size=size, head_layers=0) if any(options.values()) else None
-    return Subject(asked.source, encoder, untrained, {})
-
-
-def _untrained(recipe: config.Table, encoder: "Encoder") -> "Encoder":
-    """The run's architecture with the weights that its seed draws; pretrained ones are not fetched again."""
-    from reptk.encoder import Encoder
-
-    options = {**encoder.config, **recipe.get("encoder", {}), "size": encoder.config["size"]}
-    options = {name: value for name, value in options.items() if name not in ("mean", "std", "num_features")}
-    return Encoder(**(options | {"pretrained": False, "weights": None}))
+            untrained = Encoder(**made.encoder.config)
+    return Subject(asked.source, made.encoder, untrained, recipe, made.bf16)
 
 
 def is_place(source: str) -> bool:

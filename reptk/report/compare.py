@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from reptk.evaluate.evidence import Evidence
-from reptk.keyed import generator
+from reptk.evaluate.mean import Mean
 from reptk.report.runs import Run
 
-DRAWS, AT_ONCE = 2000, 50
-IMMATERIAL = ("cache", "download", "jpeg", "root")
-"""Arguments of a data set that change where its images lie, not which they are."""
+IMMATERIAL = ("cache", "download", "jpeg")
+"""Arguments of a data set that change how its images are got at, not which they are."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def difference(run: Run, first: Run, metric: str) -> Difference | None:
     if pair is not None:
         hits = _hits(pair[0], metric), _hits(pair[1], metric)
         if hits[0] is not None and hits[1] is not None:
-            low, high = paired(hits[0], hits[1])
+            _, low, high = Mean(hits[0].float()).gain_over(Mean(hits[1].float()))
             return Difference(a - b, low, high, "paired")
     return from_intervals(a, _interval(run, metric), b, _interval(first, metric))
 
@@ -61,15 +60,6 @@ def from_intervals(
     down = math.hypot(a - a_interval[0], b_interval[1] - b)
     up = math.hypot(a_interval[1] - a, b - b_interval[0])
     return Difference(a - b, a - b - down, a - b + up, "intervals")
-
-
-def paired(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """95 % interval of mean(a) - mean(b), of (q,) truths about the same queries: the queries are drawn again, in pairs."""
-    gaps, draws = a.double() - b.double(), generator("report", "paired bootstrap", len(a))
-    blocks = (torch.randint(len(gaps), (AT_ONCE, len(gaps)), generator=draws) for _ in range(DRAWS // AT_ONCE))
-    means = torch.cat([gaps[block].mean(1) for block in blocks])
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def same_queries(run: Run, first: Run) -> tuple[Evidence, Evidence] | None:
