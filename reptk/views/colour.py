@@ -25,7 +25,7 @@ LUMA = (0.299, 0.587, 0.114)
 _YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
 # What a quarter turn adds to the luma.
 _TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-_QUARTER = tuple((torch.linalg.inv(_YIQ)[:, 1:] @ _TURN @ _YIQ[1:]).flatten().tolist())
+QUARTER = tuple((torch.linalg.inv(_YIQ)[:, 1:] @ _TURN @ _YIQ[1:]).flatten().tolist())
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -87,7 +87,7 @@ def jitter_matrices(factors: Tensor) -> Tensor:
 def turned(turns: Tensor) -> Tensor:
     """(n,) turns of the hue -> (n, 3, 3): a rotation of the chroma plane; greys stay as they are."""
     angle = (turns * (2 * math.pi))[:, None, None]
-    quarter = _constant(_QUARTER, turns.dtype, turns.device)
+    quarter = _constant(QUARTER, turns.dtype, turns.device)
     return _mixed_with_grey(angle[:, 0, 0].cos()) + angle.sin() * quarter
 
 

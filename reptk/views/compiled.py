@@ -110,7 +110,10 @@ class Views:
             view = torch.zeros(2, 3, size, size)
             try:
                 for _, step in steps:
-                    view = step(view, torch.arange(2), 0) if isinstance(step, Fused) else step.on_all(view)
+                    if isinstance(step, Fused):
+                        view = step.on_batch(view, step.draw(0, torch.arange(2), view.shape[-2:]))
+                    else:
+                        view = step.on_all(view)
             except ValueError:
                 raise
             except Exception as cause:

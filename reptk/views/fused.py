@@ -3,12 +3,16 @@
 Neighbours are joined where that changes nothing: a crop or resize and the flips behind it are one pair of linear maps;
 colour operations are one matrix an image. The order of the list is kept.
 
-Applying has two forms that agree to rounding. Whole batches: products and no branch on what was drawn, so nothing waits
-for a GPU, and `torch.compile` can have it. Image by image, on a CPU and for larger images: only what an image drew is
-done, on data that stays in the cache, by as many threads as torch has.
+Applying has forms that agree to rounding. Whole batches: products and no branch on what was drawn, so nothing waits for a
+GPU, and `torch.compile` can have it. Image by image, on a CPU: only what an image drew is done, on data that stays in the
+cache, by as many threads as torch has; larger images by torch's operations, small ones by machine code where numba is
+installed, and without it in batches that fit the cache.
 """
 
+import functools
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -17,14 +21,24 @@ from reptk.keyed import uniform
 from reptk.views import room
 from reptk.views.plain import float_type, unit
 from reptk.views.recognised import Recognised
-from reptk.views.stages import CROPS, Colour, Shape, Stage, stages_of, unit_of_one
-from reptk.views.threads import in_threads
+from reptk.views.stages import CROPS, Colour, Shape, Spatial, Stage, stages_of, unit_of_one
+from reptk.views.threads import alone, in_threads
 
 LARGE_PX = 64
-"""On a CPU, images or views with more pixels than a square of this side are made one by one."""
+"""On a CPU, images or views with more pixels than a square of this side are made one by one by torch's operations."""
 
 CHUNK_VALUES = 1 << 18
-"""On a CPU, small views are made in batches of about so many values, which stay in the cache."""
+"""On a CPU, small views are made so many values at a time, which stay in the cache."""
+
+
+@functools.cache
+def machine_code() -> ModuleType | None:
+    """`reptk.views.kernels`, or None where numba is missing, does not go with what else is installed, or is switched off."""
+    try:
+        module = importlib.import_module("reptk.views.kernels")
+    except (ImportError, AttributeError, OSError, SystemError):
+        return None
+    return None if module.numba.config.DISABLE_JIT else module
 
 
 class Fused:
@@ -61,17 +75,21 @@ class Fused:
 
     def __call__(self, images: Tensor, rows: Tensor, key: int, out: Tensor | None = None) -> Tensor:
         """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1; on a CPU in `out`, if given."""
-        return self.apply(images, self.draw(key, rows, images.shape[-2:]), out)
+        # torch's threads wait for more work in a loop, and would be in the way of those that apply.
+        draw = self.draw if _is_batched(images) else alone(self.draw)
+        return self.apply(images, draw(key, rows, images.shape[-2:]), out)
 
     def apply(self, images: Tensor, draws: list[Tensor], out: Tensor | None = None) -> Tensor:
         """What `draws` make of images, in the way that is faster here."""
         # Weights add up to 1 but for rounding, so values may reach past 0 and 1 by as much: all are cut in the end.
-        if images.device.type != "cpu" or torch.compiler.is_compiling():
+        if _is_batched(images):
             return self.on_batch(images, draws).clamp(0, 1)
         size = self.out_shape(images.shape[-2:])
         made = torch.empty(len(images), 3, *size, dtype=float_type(images)) if out is None else out
         if max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2:
             self.one_by_one(images, draws, made)
+        elif made.dtype in (torch.float32, torch.float64) and made.is_contiguous() and machine_code() is not None:
+            self.by_kernels(images, draws, made)
         else:
             self.in_chunks(images, draws, made)
         return made
@@ -86,7 +104,7 @@ class Fused:
     def in_chunks(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
         """`on_batch` on as many images at a time as stay in the cache, written to `made`."""
         stages, rooms = self._prepared(images, draws), room.rooms(len(self.stages) + 1)
-        step = max(1, CHUNK_VALUES // (3 * max(images.shape[-2] * images.shape[-1], made.shape[-2] * made.shape[-1])))
+        step = _chunk(images, made)
         for first in range(0, len(images), step):
             part = slice(first, first + step)
             some = images[part]
@@ -95,6 +113,37 @@ class Fused:
             for (stage, prepared), kept in zip(stages, rooms, strict=False):
                 some = stage.on_batch(some, kept, *(value[part] for value in prepared))
             torch.clamp(some, 0, 1, out=made[part])
+
+    def by_kernels(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
+        """Image by image in machine code; each of as many threads as torch has makes a part of them."""
+        share = max(1, -(-len(images) // torch.get_num_threads()))
+
+        def one(number: int) -> None:
+            part = slice(number * share, (number + 1) * share)
+            self._part_by_kernels(images[part], [draw[part] for draw in draws], made[part])
+
+        in_threads(one, range(-(-len(images) // share)))
+
+    def _part_by_kernels(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
+        """As many at a time as stay in the cache from one pass to the next."""
+        kernels, passes = machine_code(), []
+        resized = [number for number, stage in enumerate(self.stages) if isinstance(stage, Spatial)]
+        source = images.contiguous()
+        if 0 not in resized:  # what comes first works in place
+            source = torch.empty_like(source, dtype=made.dtype) if resized else made
+            torch.clamp(unit(images), 0, 1, out=source)
+        for number, stage in enumerate(self.stages):
+            target = source
+            if number in resized:
+                size = getattr(stage.operations[0], "size", source.shape[-2:])
+                target = made if number == resized[-1] else made.new_empty(len(images), 3, *size)
+            drawn = draws[stage.first : stage.first + len(stage.operations)]
+            passes.append(stage.by_kernel(kernels, source, target, drawn))
+            source = target
+        step = _chunk(images, made)
+        for first in range(0, len(images), step):
+            for run in passes:
+                run(first, min(first + step, len(images)))
 
     def one_by_one(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
         """Image by image, of which only what it drew is done, by as many threads as torch has."""
@@ -124,3 +173,12 @@ class Fused:
             made.append((stage, stage.prepare(drawn, shape, dtype)))
             shape = getattr(stage.operations[0], "size", shape)
         return made
+
+
+def _is_batched(images: Tensor) -> bool:
+    return images.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _chunk(images: Tensor, made: Tensor) -> int:
+    """How many images to take at a time."""
+    return max(1, CHUNK_VALUES // (3 * max(images.shape[-2] * images.shape[-1], made.shape[-2] * made.shape[-1])))

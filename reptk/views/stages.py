@@ -1,8 +1,10 @@
 """Neighbouring operations that are one pass over the pixels: a crop or resize with the flips behind it, colours, a blur."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ CROPS = (ResizedCrop, Crop, Resize)
 Shape = tuple[int, int]
 Table = list[list[float]]
 """What one image drew, for each operation of a stage."""
+Pass = Callable[[int, int], None]
+"""Makes the images from the first number up to the second."""
 
 
 class Stage(Protocol):
@@ -33,6 +37,13 @@ class Stage(Protocol):
 
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
         """(3, H, W) uint8 or floats -> (3, h, w)."""
+        ...
+
+    def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
+        """What makes (n, 3, h, w) `target` of (n, 3, H, W) `source`, both contiguous.
+
+        A pass that keeps sizes works in place: for it, source and target are one.
+        """
         ...
 
 
@@ -87,6 +98,14 @@ class Spatial:
                 box, size = [int(number) for number in numbers], operation.size
         return spatial.resample_one(image, box, size, turned[True], turned[False])
 
+    def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
+        whole = torch.tensor([[0, 0, *source.shape[-2:]]]).repeat(len(source), 1)
+        boxes = (whole if self.crop is None else draws[0].long()).numpy()
+        upright, sideways = (self._turned(draws, upright).numpy() for upright in (True, False))
+        images, made = source.numpy(), target.numpy()
+        unit = made.dtype.type(1 / 255 if source.dtype == torch.uint8 else 1)
+        return lambda first, last: kernels.resample(images, made, boxes, upright, sideways, unit, first, last)
+
     def _turned(self, draws: list[Tensor], upright: bool) -> Tensor:
         turned = torch.zeros(len(draws[0]), dtype=torch.bool, device=draws[0].device)
         for operation, drawn in zip(self.operations, draws, strict=True):
@@ -114,6 +133,15 @@ class Colour:
         offset = of_means @ image.mean((1, 2))[:, None]
         return torch.addmm(offset, matrix, image.view(3, -1)).clamp_(0, 1).view_as(image)
 
+    def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
+        pixels, drawn, columns = target.flatten(2).numpy(), torch.cat(draws, dim=1).numpy(), self._columns(draws)
+        luma, quarter = np.array(colour.LUMA), np.array(colour.QUARTER).reshape(3, 3)
+        return lambda first, last: kernels.mix(pixels, drawn, columns, luma, quarter, first, last)
+
+    @staticmethod
+    def _columns(draws: list[Tensor]) -> np.ndarray:
+        return np.array([draw.shape[1] for draw in draws])
+
 
 class ExactColour(Colour):
     """Colour operations one after the other."""
@@ -126,6 +154,11 @@ class ExactColour(Colour):
 
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
         return colour.exact_one(unit_of_one(image), drawn)
+
+    def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
+        pixels, drawn, columns = target.flatten(2).numpy(), torch.cat(draws, dim=1).numpy(), self._columns(draws)
+        luma = np.array(colour.LUMA)
+        return lambda first, last: kernels.step_by_step(pixels, drawn, columns, luma, first, last)
 
 
 class GaussianBlur:
@@ -152,6 +185,11 @@ class GaussianBlur:
     def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
         sigma = drawn[0][0]
         return spatial.blur_one(unit_of_one(image), sigma, self.kernel) if sigma else image
+
+    def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
+        images, sigma, kernel = target.numpy(), draws[0][:, 0].contiguous().numpy(), np.array(self.kernel)
+        negligible = spatial.NEGLIGIBLE if target.dtype == torch.float32 else 0.0
+        return lambda first, last: kernels.blur(images, sigma, kernel, negligible, first, last)
 
 
 def stages_of(operations: list[Recognised], exact_hue: bool) -> list[Stage]:

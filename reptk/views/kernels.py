@@ -1,0 +1,318 @@
+"""Recognised operations on small images, as machine code that numba compiles the first time it is asked for a type.
+
+At 32 px, whole batches cost torch many passes over products that are mostly zeros, and single images cost more calls than
+work. Here each pass runs image by image and does only what an image drew. Results are those of `Fused.on_batch` to
+rounding, on any number of threads. A kernel makes the images `first` to `last` of `target`: out of those of `source`, or
+in place. Images are (n, 3, H, W), or (n, 3, pixels) where colour is all that counts, of floats in 0..1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from reptk.views.recognised import NEUTRAL
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+_NEUTRAL = np.array(NEUTRAL)
+# Sums in any order, so that they are made of vectors. NaN and infinity stay what they are.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder can be written to keep the machine code in: every process compiles its own
+        return numba.njit(**_OPTIONS)(function)
+
+
+@_compiled
+def _cut(value, one):
+    """In 0..1, of one's type; NaN stays."""
+    zero = one - one
+    return zero if value < zero else (one if value > one else value)
+
+
+@_compiled
+def _cut_all(values):
+    """`_cut`, in place."""
+    one = values.dtype.type(1)
+    for x in range(len(values)):
+        values[x] = _cut(values[x], one)
+
+
+# Where, and how wide
+
+
+@_compiled
+def _taps(start, length, extent, flip, places, weights):
+    """Which pixels, of `extent`, make each output pixel of the part [start, start + length), and what they weigh.
+
+    `spatial.weights` without its zeros. places, weights: (extent or 2, size), of which the rows up to the result are filled.
+    """
+    size = places.shape[1]
+    step = length / size
+    reach = max(step, 1.0)
+    least, end = max(start, 0), min(start + length, extent)
+    nowhere = max(min(least, end - 1), 0)
+    most = min(len(places), int(np.ceil(2 * reach)) + 1) if step > 1 else 2
+    for x in range(size):
+        centre = start + (size - x - 0.5 if flip else x + 0.5) * step
+        count, total = 0, 0.0
+        for pixel in range(max(least, int(np.floor(centre - reach))), min(end, int(np.ceil(centre + reach)))):
+            weight = 1.0 - abs(pixel + 0.5 - centre) / reach
+            if weight > 0:
+                places[count, x], weights[count, x] = pixel, weight
+                total += weight
+                count += 1
+        for tap in range(count):
+            weights[tap, x] /= total
+        for tap in range(count, most):
+            places[tap, x], weights[tap, x] = nowhere, 0
+    return most
+
+
+@_compiled
+def resample(source, target, boxes, upright, sideways, unit, first, last):
+    """The part `boxes` (n, 4: top, left, height, width) of each image at the size of `target`, flipped where it drew it.
+
+    source: may be uint8, where `unit` is 1 / 255.
+    """
+    _, channels, height, width = source.shape
+    tall, wide = target.shape[2], target.shape[3]
+    type_ = target.dtype.type
+    ys, y_weights = np.empty((max(height, 2), tall), np.uint32), np.empty((max(height, 2), tall), target.dtype)
+    xs, x_weights = np.empty((max(width, 2), wide), np.uint32), np.empty((max(width, 2), wide), target.dtype)
+    line = np.zeros(width, target.dtype)
+    x_near, x_far, near, far = xs[0], xs[1], x_weights[0], x_weights[1]
+    for number in range(first, last):
+        top, left, high, long = boxes[number]
+        downs = _taps(top, high, height, upright[number], ys, y_weights)
+        acrosses = _taps(left, long, width, sideways[number], xs, x_weights)
+        for channel in range(channels):
+            image = source[number, channel]
+            for y in range(tall):
+                upper, lower = image[ys[0, y]], image[ys[1, y]]
+                share, other = y_weights[0, y] * unit, y_weights[1, y] * unit
+                for x in range(width):
+                    line[x] = share * type_(upper[x]) + other * type_(lower[x])
+                for tap in range(2, downs):
+                    pixels, share = image[ys[tap, y]], y_weights[tap, y] * unit
+                    for x in range(width):
+                        line[x] += share * type_(pixels[x])
+                made = target[number, channel, y]
+                if acrosses == 2:
+                    for x in range(wide):
+                        made[x] = _cut(near[x] * line[x_near[x]] + far[x] * line[x_far[x]], type_(1))
+                else:
+                    for x in range(wide):
+                        total = type_(0)
+                        for tap in range(acrosses):
+                            total += x_weights[tap, x] * line[xs[tap, x]]
+                        made[x] = _cut(total, type_(1))
+
+
+@_compiled
+def blur(target, sigma, kernel, negligible, first, last):
+    """A Gaussian of `sigma` (n,) pixels where it is not 0, cut off at `kernel` (2,) pixels, reflected at the borders."""
+    _, channels, height, width = target.shape
+    downs, acrosses = kernel[0] // 2, kernel[1] // 2
+    y_weights, x_weights = np.empty(downs + 1, target.dtype), np.empty(acrosses + 1, target.dtype)
+    lines, wider = np.empty((height, width), target.dtype), np.empty(width + 2 * acrosses, target.dtype)
+    for number in range(first, last):
+        if sigma[number] == 0:
+            continue
+        far, wide = _gaussian(sigma[number], y_weights, negligible), _gaussian(sigma[number], x_weights, negligible)
+        for channel in range(channels):
+            image = target[number, channel]
+            for y in range(height):
+                line = lines[y]
+                line[:] = y_weights[0] * image[y]
+                for apart in range(1, far + 1):
+                    above, below, share = abs(y - apart), height - 1 - abs(height - 1 - y - apart), y_weights[apart]
+                    for x in range(width):
+                        line[x] += share * (image[above, x] + image[below, x])
+            for y in range(height):
+                line, made = lines[y], image[y]
+                wider[wide : wide + width] = line
+                for apart in range(1, wide + 1):
+                    wider[wide - apart] = line[apart]
+                    wider[wide + width - 1 + apart] = line[width - 1 - apart]
+                made[:] = x_weights[0] * line
+                for apart in range(1, wide + 1):
+                    share = x_weights[apart]
+                    for x in range(width):
+                        made[x] += share * (wider[wide + x - apart] + wider[wide + x + apart])
+                _cut_all(made)
+
+
+@_compiled
+def _gaussian(sigma, weights, negligible):
+    """Fill weights[0:] for distances 0, 1, ...; the largest distance whose weight is not negligible."""
+    far, total = 0, 0.0
+    for apart in range(len(weights)):
+        tap = np.exp(-0.5 * (apart / max(sigma, 1e-3)) ** 2)
+        total += tap if apart == 0 else 2 * tap
+        weights[apart] = tap
+        far = apart if tap > negligible else far
+    weights /= total
+    return far
+
+
+# Colour
+
+
+@_compiled
+def mix(target, drawn, columns, luma, quarter, first, last):
+    """Colour operations as one matrix and an offset an image, then a cut to 0..1: `colour.linear` and `colour.apply`.
+
+    Args:
+        drawn: (n, k) what the operations drew, side by side; `columns` of each, 8 of a jitter and 1 of a grey.
+        luma: (3,); quarter: (3, 3), what a quarter turn of the hue adds to the luma.
+    """
+    pixels = target.shape[2]
+    matrix, of_means, mean, offset = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3, target.dtype)
+    one = target.dtype.type(1)
+    for number in range(first, last):
+        if not _mixture(drawn[number], columns, luma, quarter, matrix, of_means):
+            continue
+        image = target[number]
+        red, green, blue = image[0], image[1], image[2]
+        for channel in range(3):
+            mean[channel] = image[channel].sum() / pixels
+        m = matrix.astype(target.dtype)
+        for channel in range(3):
+            offset[channel] = of_means[channel, 0] * mean[0] + of_means[channel, 1] * mean[1] + of_means[channel, 2] * mean[2]
+        r0, g0, b0 = offset
+        (rr, rg, rb), (gr, gg, gb), (br, bg, bb) = m[0], m[1], m[2]
+        for x in range(pixels):
+            r, g, b = red[x], green[x], blue[x]
+            red[x] = _cut(rr * r + rg * g + rb * b + r0, one)
+            green[x] = _cut(gr * r + gg * g + gb * b + g0, one)
+            blue[x] = _cut(br * r + bg * g + bb * b + b0, one)
+
+
+@_compiled
+def _mixture(drawn, columns, luma, quarter, matrix, of_means):
+    """Fill M and K of M x + K mean(x); whether they change anything."""
+    for row in range(3):
+        for column in range(3):
+            matrix[row, column], of_means[row, column] = 1.0 if row == column else 0.0, 0.0
+    first, changes = 0, False
+    for width in columns:
+        if width == 1:
+            if drawn[first] > 0:
+                changes = True
+                _toward_grey(matrix, 0.0, luma)
+                _toward_grey(of_means, 0.0, luma)
+        else:
+            for place in range(4):
+                kind = int(drawn[first + 4 + place])
+                factor = float(drawn[first + kind])
+                if factor == _NEUTRAL[kind]:
+                    continue
+                changes = True
+                if kind == BRIGHTNESS:
+                    matrix *= factor
+                    of_means *= factor
+                elif kind == CONTRAST:  # the luma of the mean of what has been made so far, in every channel
+                    for column in range(3):
+                        grey = _luma(matrix, column, luma) + _luma(of_means, column, luma)
+                        for row in range(3):
+                            matrix[row, column] *= factor
+                            of_means[row, column] = factor * of_means[row, column] + (1 - factor) * grey
+                elif kind == SATURATION:
+                    _toward_grey(matrix, factor, luma)
+                    _toward_grey(of_means, factor, luma)
+                else:
+                    _turn(matrix, 2 * np.pi * factor, luma, quarter)
+                    _turn(of_means, 2 * np.pi * factor, luma, quarter)
+        first += width
+    return changes
+
+
+@_compiled
+def _luma(matrix, column, luma):
+    return luma[0] * matrix[0, column] + luma[1] * matrix[1, column] + luma[2] * matrix[2, column]
+
+
+@_compiled
+def _toward_grey(matrix, factor, luma):
+    for column in range(3):
+        grey = (1 - factor) * _luma(matrix, column, luma)
+        for row in range(3):
+            matrix[row, column] = factor * matrix[row, column] + grey
+
+
+@_compiled
+def _turn(matrix, angle, luma, quarter):
+    share, rest = np.cos(angle), np.sin(angle)
+    for column in range(3):
+        r, g, b = matrix[0, column], matrix[1, column], matrix[2, column]
+        grey = (1 - share) * _luma(matrix, column, luma)
+        for row in range(3):
+            turned = quarter[row, 0] * r + quarter[row, 1] * g + quarter[row, 2] * b
+            matrix[row, column] = share * matrix[row, column] + grey + rest * turned
+
+
+@_compiled
+def step_by_step(target, drawn, columns, luma, first, last):
+    """Colour operations one after the other, each cut to 0..1, hue by HSV: `colour.apply_exactly`. Arguments as `mix`."""
+    for number in range(first, last):
+        image, column = target[number], 0
+        for width in columns:
+            if width == 1:
+                if drawn[number, column] > 0:
+                    _blend(image, 0.0, luma, False)
+            else:
+                for place in range(4):
+                    kind = int(drawn[number, column + 4 + place])
+                    factor = float(drawn[number, column + kind])
+                    if factor == _NEUTRAL[kind]:
+                        continue
+                    if kind == HUE:
+                        _shift_hue(image, 6 * factor)
+                    elif kind == BRIGHTNESS:
+                        image *= target.dtype.type(factor)
+                    else:
+                        _blend(image, factor, luma, kind == CONTRAST)
+                    for channel in range(3):
+                        _cut_all(image[channel])
+            column += width
+
+
+@_compiled
+def _blend(image, factor, luma, with_mean):
+    """factor times the image and 1 - factor times its luma, or the mean of that; (3, pixels), in place."""
+    type_ = image.dtype.type
+    red, green, blue = image[0], image[1], image[2]
+    share, other = type_(factor), type_(1 - factor)
+    r_weight, g_weight, b_weight = type_(luma[0]), type_(luma[1]), type_(luma[2])
+    mean = (luma[0] * red.sum() + luma[1] * green.sum() + luma[2] * blue.sum()) / len(red)
+    mean = type_(mean)
+    for x in range(len(red)):
+        grey = other * (mean if with_mean else r_weight * red[x] + g_weight * green[x] + b_weight * blue[x])
+        red[x] = share * red[x] + grey
+        green[x] = share * green[x] + grey
+        blue[x] = share * blue[x] + grey
+
+
+@_compiled
+def _shift_hue(image, sixths):
+    """`colour.shift_hue` of (3, pixels), in place; a turn has six sixths."""
+    for x in range(image.shape[1]):
+        red, green, blue = image[0, x], image[1, x], image[2, x]
+        value = max(red, green, blue)
+        chroma = value - min(red, green, blue)
+        if chroma > 0:
+            if value == red:
+                sixth = (green - blue) / chroma
+            elif value == green:
+                sixth = 2 + (blue - red) / chroma
+            else:
+                sixth = 4 + (red - green) / chroma
+            for channel in range(3):
+                k = sixth + sixths + (5 - 2 * channel)
+                k -= 6 * np.floor(k / 6)
+                image[channel, x] = value - chroma * min(max(min(k, 4 - k), 0.0), 1.0)
