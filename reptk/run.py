@@ -100,7 +100,7 @@ def set_status(folder: Path, status: str, **more: Any) -> None:
 def versions() -> dict[str, str]:
     """Versions of what a number may depend on."""
     found = {"python": sys.version.split()[0], "reptk": reptk.__version__}
-    for name in ("torch", "torchvision", "timm", "kornia", "pillow", "simplejpeg", "faiss-cpu", "faiss-gpu"):
+    for name in ("torch", "torchvision", "timm", "kornia", "numba", "pillow", "simplejpeg", "faiss-cpu", "faiss-gpu"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -206,7 +206,16 @@ def test_sigma_is_uniform_where_it_is_drawn():
 # Pixels: torchvision's, on the same draw, in float64
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.fixture(params=["kernels", "chunks"])
+def form(request, monkeypatch):
+    """Both ways in which a CPU makes views: with numba and without."""
+    if request.param == "chunks":
+        monkeypatch.setattr(fused, "machine_code", lambda: None)
+    else:
+        assert fused.machine_code() is not None
+    return request.param
+
+
 @pytest.mark.parametrize(
     "operations",
     [
@@ -223,25 +232,23 @@ def test_sigma_is_uniform_where_it_is_drawn():
         pytest.param([Blur((3, 95), (0.1, 30.0), 1.0)], id="blur, kernel near the size"),
     ],
 )
-def test_spatial_operations_are_torchvisions(operations, one_by_one, monkeypatch):
-    if one_by_one:
-        monkeypatch.setattr(fused, "LARGE_PX", 0)
+@pytest.mark.usefixtures("form")
+def test_spatial_operations_are_torchvisions(operations):
     images, run = cut(8), run_of(operations)
     draws = run.draw(11, rows(8), (56, 48))
     torch.testing.assert_close(run.apply(images, draws), by_torchvision(images, operations, draws), **NEAR)
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("operations", [(JITTER,), (Gray(0.5),), (JITTER, Gray(0.3), JITTER), CHAIN])
-def test_exact_colour_is_torchvisions(operations, one_by_one, monkeypatch, torchvisions_luma):
-    if one_by_one:
-        monkeypatch.setattr(fused, "LARGE_PX", 0)
+def test_exact_colour_is_torchvisions(operations, torchvisions_luma):
     images, run = cut(24), run_of(operations, exact_hue=True)
     draws = run.draw(11, rows(24), (56, 48))
     # torchvision's adjust_hue computes in float32, and what follows it multiplies that rounding.
     torch.testing.assert_close(run.apply(images, draws), by_torchvision(images, operations, draws), atol=5e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("form")
 def test_each_colour_operation_is_torchvisions(torchvisions_luma):
     for kind in range(4):
         ends = [(0.1, 1.9) if kind == other else (1.0, 1.0) for other in range(3)]
@@ -258,12 +265,8 @@ def test_our_luma_and_torchvisions_differ_by_a_twentieth_of_a_grey_level():
     assert 0 < apart < 0.15 / 255
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
-def test_linear_colour_is_torchvisions_where_nothing_is_cut_and_no_hue_is_shifted(
-    one_by_one, monkeypatch, torchvisions_luma
-):
-    if one_by_one:
-        monkeypatch.setattr(fused, "LARGE_PX", 0)
+@pytest.mark.usefixtures("form")
+def test_linear_colour_is_torchvisions_where_nothing_is_cut_and_no_hue_is_shifted(torchvisions_luma):
     mild = Jitter((0.8, 1.1), (0.7, 1.1), (0.5, 1.1), (0.0, 0.0))
     operations = [mild, Gray(0.2), mild]
     images, run = cut(24) * 0.5 + 0.2, run_of(operations)
@@ -298,18 +301,51 @@ def test_how_far_linear_colour_is_from_exact_on_photographs():
     assert seen[0.5][0] < seen[1.0][0]
 
 
-# Two forms, one result
+# Several forms, one result
 
 
 @pytest.mark.parametrize("exact_hue", [False, True])
-def test_batches_and_single_images_agree(exact_hue):
-    images, run = cut(16), run_of(CHAIN, exact_hue)
+@pytest.mark.parametrize(
+    "operations",
+    [
+        pytest.param(CHAIN, id="simclr"),
+        pytest.param((JITTER, Gray(0.3), ResizedCrop((70, 30)), JITTER), id="colour before and after"),
+        pytest.param((Resize((20, 24)), Crop((20, 24), 3), Flip(), Flip(upright=True)), id="resize, then padded crop"),
+        pytest.param((Flip(), Blur((5, 3), (0.1, 2.0)), Resize((90, 100)), Resize((56, 48))), id="back to the same"),
+        pytest.param((Gray(0.5),), id="colour alone"),
+    ],
+)
+def test_batches_chunks_and_kernels_agree(operations, exact_hue):
+    images, run = cut(16), run_of(operations, exact_hue)
     draws = run.draw(3, rows(16), (56, 48))
-    whole = run.on_batch(images, draws)
-    for form in (run.one_by_one, run.in_chunks):
+    whole = run.on_batch(images, draws).clamp(0, 1)
+    for form in (run.by_kernels, run.in_chunks):
         made = torch.empty_like(whole)
         form(images, draws, made)
         torch.testing.assert_close(made, whole, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("exact_hue", [False, True])
+def test_kernels_in_single_precision_are_within_a_thousandth_of_a_grey_level(kind, layout, exact_hue):
+    images = (255 * cut(16)).round()
+    images = images.to(kind) if kind == torch.uint8 else (images / 255).to(kind)
+    run = run_of(CHAIN, exact_hue)
+    draws = run.draw(3, rows(16), (56, 48))
+    expected = run.on_batch(images.double() / (255 if kind == torch.uint8 else 1), draws).clamp(0, 1)
+    made = run.apply(images.contiguous(memory_format=layout), draws)
+    assert made.dtype == torch.float32
+    assert (made - expected).abs().max() < 4e-6
+
+
+@pytest.mark.usefixtures("form")
+def test_what_is_not_a_number_stays_to_be_seen():
+    images, run = cut(2), run_of([JITTER, Resize((30, 30)), Blur((3, 3), (1.0, 2.0), 1.0)])
+    images[0, :, 3, 5] = math.nan
+    made = run(images, rows(2), 3)
+    assert made[0].isnan().any()
+    assert made[1].isfinite().all()
 
 
 def test_chunks_of_any_length_agree(monkeypatch):
@@ -335,15 +371,6 @@ def test_branchless_blur_and_hue_are_those_of_the_chosen_images():
     )
     with_none = colour.shift_hue(images, torch.zeros(12, 1, 1, dtype=torch.float64))
     torch.testing.assert_close(with_none, images, atol=1e-12, rtol=0)
-
-
-def test_bytes_are_rounded_once_an_axis_one_by_one():
-    views = VIEWS.get("kornia")(operations=SETS["simclr"](96)[:2], size=96, count=1)
-    images = torch.cat([photo(), photo("flower.jpg")])[..., 100:300, 100:320]
-    of_bytes, of_floats = views(images, 3), views(images.float() / 255, 3)
-    apart = 255 * (of_bytes - of_floats).abs()
-    assert 0 < apart.max() <= 1.01
-    assert apart.mean() < 0.35
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -375,14 +402,24 @@ def test_an_error_in_a_thread_is_raised_here(monkeypatch):
         raise RuntimeError("no memory left")
 
     views = VIEWS.get("simclr")(size=96)
-    monkeypatch.setattr(spatial, "resample_one", fail)
+    monkeypatch.setattr(fused.machine_code(), "resample", fail)
     with pytest.raises(RuntimeError, match="no memory left"):
         views(patches(4, 96), 0)
+
+
+def test_without_numba_one_warning_says_so(monkeypatch):
+    def missing(name):
+        raise ImportError("No module named 'numba'")
+
+    monkeypatch.setattr(fused.importlib, "import_module", missing)
+    with pytest.warns(UserWarning, match=r"numba cannot be used \(No module named 'numba'\)"):
+        assert fused.machine_code.__wrapped__() is None
 
 
 # Edges
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("exact_hue", [False, True])
 @pytest.mark.parametrize("name", ["simclr", "simclr_small"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3), (8, 400)])

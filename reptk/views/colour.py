@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.views.recognised import NEUTRAL
 from reptk.views.room import Room
 
 LUMA = (0.299, 0.587, 0.114)
-
 """kornia's and ITU-R BT.601's; torchvision's first weight is 0.2989, so that its three add up to 0.9999."""
 
 # To luma and the two chroma axes of YIQ; a turn of the hue is a turn of the last two. Chroma rows add up to 0.
@@ -108,32 +106,6 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
         k = (sixth + shift).remainder(6)
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
     return torch.stack(channels, dim=-3)
-
-
-def exact_one(image: Tensor, draws: list[list[float]]) -> Tensor:
-    """(3, H, W) in 0..1 -> the same: `apply_exactly` of one image, which skips what it did not draw."""
-    for draw in draws:
-        if len(draw) == 1:
-            image = luma(image).expand_as(image).contiguous() if draw[0] else image
-            continue
-        for kind in map(int, draw[4:]):
-            factor = draw[kind]
-            if factor == NEUTRAL[kind]:
-                continue
-            if kind == HUE:
-                image = shift_hue(image, torch.tensor(factor, dtype=image.dtype))
-            elif kind == BRIGHTNESS:
-                image = (image * factor).clamp_(0, 1)
-            else:
-                other = luma(image)
-                other = other.mean() if kind == CONTRAST else other
-                image = torch.add(other * (1 - factor), image, alpha=factor).clamp_(0, 1)
-    return image
-
-
-def changes(drawn: list[float]) -> bool:
-    """Whether a colour operation does anything to the image that drew this."""
-    return drawn[0] > 0 if len(drawn) == 1 else tuple(drawn[:4]) != NEUTRAL
 
 
 def luma(image: Tensor) -> Tensor:

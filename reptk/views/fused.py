@@ -3,14 +3,15 @@
 Neighbours are joined where that changes nothing: a crop or resize and the flips behind it are one pair of linear maps;
 colour operations are one matrix an image. The order of the list is kept.
 
-Applying has forms that agree to rounding. Whole batches: products and no branch on what was drawn, so nothing waits for a
-GPU, and `torch.compile` can have it. Image by image, on a CPU: only what an image drew is done, on data that stays in the
-cache, by as many threads as torch has; larger images by torch's operations, small ones by machine code where numba is
-installed, and without it in batches that fit the cache.
+Applying has two forms that agree to rounding. Whole batches: products and no branch on what was drawn, so nothing waits for
+a GPU, and `torch.compile` can have it. Image by image, on a CPU: machine code that does only what an image drew, on data
+that stays in the cache, by as many threads as torch has. Where numba is missing, the first form in batches that fit the
+cache takes its place.
 """
 
 import functools
 import importlib
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -21,22 +22,20 @@ from reptk.keyed import uniform
 from reptk.views import room
 from reptk.views.plain import float_type, unit
 from reptk.views.recognised import Recognised
-from reptk.views.stages import CROPS, Colour, Shape, Spatial, Stage, stages_of, unit_of_one
+from reptk.views.stages import CROPS, Shape, Spatial, Stage, stages_of
 from reptk.views.threads import alone, in_threads
 
-LARGE_PX = 64
-"""On a CPU, images or views with more pixels than a square of this side are made one by one by torch's operations."""
-
 CHUNK_VALUES = 1 << 18
-"""On a CPU, small views are made so many values at a time, which stay in the cache."""
+"""On a CPU, views are made so many values at a time, which stay in the cache."""
 
 
 @functools.cache
 def machine_code() -> ModuleType | None:
-    """`reptk.views.kernels`, or None where numba is missing, does not go with what else is installed, or is switched off."""
+    """`reptk.views.kernels`; None, with one warning, where numba is missing or does not go with what else is installed."""
     try:
         module = importlib.import_module("reptk.views.kernels")
-    except (ImportError, AttributeError, OSError, SystemError):
+    except (ImportError, AttributeError, OSError, SystemError) as cause:
+        warnings.warn(f"numba cannot be used ({cause}); views on the CPU are made several times slower", stacklevel=2)
         return None
     return None if module.numba.config.DISABLE_JIT else module
 
@@ -84,11 +83,10 @@ class Fused:
         # Weights add up to 1 but for rounding, so values may reach past 0 and 1 by as much: all are cut in the end.
         if _is_batched(images):
             return self.on_batch(images, draws).clamp(0, 1)
-        size = self.out_shape(images.shape[-2:])
-        made = torch.empty(len(images), 3, *size, dtype=float_type(images)) if out is None else out
-        if max(images.shape[-2] * images.shape[-1], size[0] * size[1]) > LARGE_PX**2:
-            self.one_by_one(images, draws, made)
-        elif made.dtype in (torch.float32, torch.float64) and made.is_contiguous() and machine_code() is not None:
+        made = out
+        if made is None:
+            made = torch.empty(len(images), 3, *self.out_shape(images.shape[-2:]), dtype=float_type(images))
+        if made.dtype in (torch.float32, torch.float64) and made.is_contiguous() and machine_code() is not None:
             self.by_kernels(images, draws, made)
         else:
             self.in_chunks(images, draws, made)
@@ -128,9 +126,9 @@ class Fused:
         """As many at a time as stay in the cache from one pass to the next."""
         kernels, passes = machine_code(), []
         resized = [number for number, stage in enumerate(self.stages) if isinstance(stage, Spatial)]
-        source = images.contiguous()
+        source = images
         if 0 not in resized:  # what comes first works in place
-            source = torch.empty_like(source, dtype=made.dtype) if resized else made
+            source = torch.empty(images.shape, dtype=made.dtype) if resized else made
             torch.clamp(unit(images), 0, 1, out=source)
         for number, stage in enumerate(self.stages):
             target = source
@@ -144,27 +142,6 @@ class Fused:
         for first in range(0, len(images), step):
             for run in passes:
                 run(first, min(first + step, len(images)))
-
-    def one_by_one(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
-        """Image by image, of which only what it drew is done, by as many threads as torch has."""
-        if images.dtype == torch.uint8:
-            images = images.contiguous(memory_format=torch.channels_last)
-        tables = [draw.tolist() for draw in draws]
-        stages = [(stage, range(stage.first, stage.first + len(stage.operations))) for stage in self.stages]
-        mixes = [
-            stage.prepare([draws[place] for place in their], images.shape[-2:], made.dtype)
-            if isinstance(stage, Colour)
-            else ()
-            for stage, their in stages
-        ]
-
-        def one(number: int) -> None:
-            image = images[number]
-            for (stage, their), mix in zip(stages, mixes, strict=True):
-                image = stage.on_one(image, [tables[place][number] for place in their], *(part[number] for part in mix))
-            torch.clamp(unit_of_one(image), 0, 1, out=made[number])
-
-        in_threads(one, range(len(images)))
 
     def _prepared(self, images: Tensor, draws: list[Tensor]) -> list[tuple[Stage, tuple[Tensor, ...]]]:
         shape, dtype, made = tuple(images.shape[-2:]), float_type(images), []

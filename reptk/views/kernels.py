@@ -1,9 +1,9 @@
-"""Recognised operations on small images, as machine code that numba compiles the first time it is asked for a type.
+"""Recognised operations for the CPU, as machine code that numba compiles the first time it is asked for a type.
 
-At 32 px, whole batches cost torch many passes over products that are mostly zeros, and single images cost more calls than
-work. Here each pass runs image by image and does only what an image drew. Results are those of `Fused.on_batch` to
-rounding, on any number of threads. A kernel makes the images `first` to `last` of `target`: out of those of `source`, or
-in place. Images are (n, 3, H, W), or (n, 3, pixels) where colour is all that counts, of floats in 0..1.
+Whole batches cost torch many passes over products that are mostly zeros, and single images more calls than work. Here each
+pass runs image by image and does only what an image drew. Results are those of `Fused.on_batch` to rounding, on any number
+of threads. A kernel makes the images `first` to `last` of `target`: out of those of `source`, or in place. Images are
+(n, 3, H, W), or (n, 3, pixels) where colour is all that counts, of floats in 0..1.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ import numpy as np
 from reptk.views.recognised import NEUTRAL
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NEGLIGIBLE = 1e-7
+"""Weights of a Gaussian below this share of its peak are left out in float32, which does not see them."""
 _NEUTRAL = np.array(NEUTRAL)
 # Sums in any order, so that they are made of vectors. NaN and infinity stay what they are.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
@@ -46,16 +48,17 @@ def _cut_all(values):
 
 
 @_compiled
-def _taps(start, length, extent, flip, places, weights):
+def _taps(start, length, extent, flip, apart, places, weights):
     """Which pixels, of `extent`, make each output pixel of the part [start, start + length), and what they weigh.
 
-    `spatial.weights` without its zeros. places, weights: (extent or 2, size), of which the rows up to the result are filled.
+    `spatial.weights` without its zeros. places, weights: (extent or 2, size), of which the rows up to the result are
+    filled; pixels lie `apart`.
     """
     size = places.shape[1]
     step = length / size
     reach = max(step, 1.0)
     least, end = max(start, 0), min(start + length, extent)
-    nowhere = max(min(least, end - 1), 0)
+    nowhere = apart * max(min(least, end - 1), 0)
     most = min(len(places), int(np.ceil(2 * reach)) + 1) if step > 1 else 2
     for x in range(size):
         centre = start + (size - x - 0.5 if flip else x + 0.5) * step
@@ -63,7 +66,7 @@ def _taps(start, length, extent, flip, places, weights):
         for pixel in range(max(least, int(np.floor(centre - reach))), min(end, int(np.ceil(centre + reach)))):
             weight = 1.0 - abs(pixel + 0.5 - centre) / reach
             if weight > 0:
-                places[count, x], weights[count, x] = pixel, weight
+                places[count, x], weights[count, x] = apart * pixel, weight
                 total += weight
                 count += 1
         for tap in range(count):
@@ -74,43 +77,57 @@ def _taps(start, length, extent, flip, places, weights):
 
 
 @_compiled
-def resample(source, target, boxes, upright, sideways, unit, first, last):
+def resample(source, target, boxes, upright, sideways, most, first, last):
     """The part `boxes` (n, 4: top, left, height, width) of each image at the size of `target`, flipped where it drew it.
 
-    source: may be uint8, where `unit` is 1 / 255.
+    Args:
+        source: (n, 3, H, W), or (n, 1, H, 3 W) with the channels of a pixel side by side; may be uint8.
+        most: the value that is 1 in the target: 255 for uint8.
     """
-    _, channels, height, width = source.shape
+    _, planes, height, length = source.shape
+    apart = 3 // planes
+    width = length // apart
     tall, wide = target.shape[2], target.shape[3]
-    type_ = target.dtype.type
     ys, y_weights = np.empty((max(height, 2), tall), np.uint32), np.empty((max(height, 2), tall), target.dtype)
     xs, x_weights = np.empty((max(width, 2), wide), np.uint32), np.empty((max(width, 2), wide), target.dtype)
-    line = np.zeros(width, target.dtype)
     x_near, x_far, near, far = xs[0], xs[1], x_weights[0], x_weights[1]
+    line, one = np.zeros(length, target.dtype), target.dtype.type(1)
     for number in range(first, last):
         top, left, high, long = boxes[number]
-        downs = _taps(top, high, height, upright[number], ys, y_weights)
-        acrosses = _taps(left, long, width, sideways[number], xs, x_weights)
-        for channel in range(channels):
-            image = source[number, channel]
+        downs = _taps(top, high, height, upright[number], 1, ys, y_weights)
+        acrosses = _taps(left, long, width, sideways[number], apart, xs, x_weights)
+        begin, end = apart * max(left, 0), apart * max(min(left + long, width), 0)
+        for plane in range(planes):
+            image, part = source[number, plane], line[begin:end]
             for y in range(tall):
-                upper, lower = image[ys[0, y]], image[ys[1, y]]
-                share, other = y_weights[0, y] * unit, y_weights[1, y] * unit
-                for x in range(width):
-                    line[x] = share * type_(upper[x]) + other * type_(lower[x])
+                upper, lower = image[ys[0, y], begin:end], image[ys[1, y], begin:end]
+                _blend(part, y_weights[0, y], upper, y_weights[1, y], lower)
                 for tap in range(2, downs):
-                    pixels, share = image[ys[tap, y]], y_weights[tap, y] * unit
-                    for x in range(width):
-                        line[x] += share * type_(pixels[x])
-                made = target[number, channel, y]
-                if acrosses == 2:
+                    _add(part, y_weights[tap, y], image[ys[tap, y], begin:end])
+                for channel in range(apart):
+                    pixels, made = line[channel:], target[number, plane + channel, y]
                     for x in range(wide):
-                        made[x] = _cut(near[x] * line[x_near[x]] + far[x] * line[x_far[x]], type_(1))
-                else:
+                        made[x] = near[x] * pixels[x_near[x]] + far[x] * pixels[x_far[x]]
+                    for tap in range(2, acrosses):
+                        places, shares = xs[tap], x_weights[tap]
+                        for x in range(wide):
+                            made[x] += shares[x] * pixels[places[x]]
                     for x in range(wide):
-                        total = type_(0)
-                        for tap in range(acrosses):
-                            total += x_weights[tap, x] * line[xs[tap, x]]
-                        made[x] = _cut(total, type_(1))
+                        made[x] = _cut(made[x] / most, one)
+
+
+@_compiled
+def _blend(values, share, some, other_share, others):
+    type_ = values.dtype.type
+    for x in range(len(values)):
+        values[x] = share * type_(some[x]) + other_share * type_(others[x])
+
+
+@_compiled
+def _add(values, share, others):
+    type_ = values.dtype.type
+    for x in range(len(values)):
+        values[x] += share * type_(others[x])
 
 
 @_compiled
@@ -127,24 +144,33 @@ def blur(target, sigma, kernel, negligible, first, last):
         for channel in range(channels):
             image = target[number, channel]
             for y in range(height):
-                line = lines[y]
-                line[:] = y_weights[0] * image[y]
+                line, share = lines[y], y_weights[0]
+                _set(line, share, image[y])
                 for apart in range(1, far + 1):
-                    above, below, share = abs(y - apart), height - 1 - abs(height - 1 - y - apart), y_weights[apart]
-                    for x in range(width):
-                        line[x] += share * (image[above, x] + image[below, x])
+                    above, below = image[abs(y - apart)], image[height - 1 - abs(height - 1 - y - apart)]
+                    _add_both(line, y_weights[apart], above, below)
             for y in range(height):
                 line, made = lines[y], image[y]
                 wider[wide : wide + width] = line
                 for apart in range(1, wide + 1):
                     wider[wide - apart] = line[apart]
                     wider[wide + width - 1 + apart] = line[width - 1 - apart]
-                made[:] = x_weights[0] * line
+                _set(made, x_weights[0], line)
                 for apart in range(1, wide + 1):
-                    share = x_weights[apart]
-                    for x in range(width):
-                        made[x] += share * (wider[wide + x - apart] + wider[wide + x + apart])
+                    _add_both(made, x_weights[apart], wider[wide - apart :], wider[wide + apart :])
                 _cut_all(made)
+
+
+@_compiled
+def _set(values, share, others):
+    for x in range(len(values)):
+        values[x] = share * others[x]
+
+
+@_compiled
+def _add_both(values, share, some, others):
+    for x in range(len(values)):
+        values[x] += share * (some[x] + others[x])
 
 
 @_compiled
@@ -183,7 +209,9 @@ def mix(target, drawn, columns, luma, quarter, first, last):
             mean[channel] = image[channel].sum() / pixels
         m = matrix.astype(target.dtype)
         for channel in range(3):
-            offset[channel] = of_means[channel, 0] * mean[0] + of_means[channel, 1] * mean[1] + of_means[channel, 2] * mean[2]
+            offset[channel] = (
+                of_means[channel, 0] * mean[0] + of_means[channel, 1] * mean[1] + of_means[channel, 2] * mean[2]
+            )
         r0, g0, b0 = offset
         (rr, rg, rb), (gr, gg, gb), (br, bg, bb) = m[0], m[1], m[2]
         for x in range(pixels):
@@ -264,7 +292,7 @@ def step_by_step(target, drawn, columns, luma, first, last):
         for width in columns:
             if width == 1:
                 if drawn[number, column] > 0:
-                    _blend(image, 0.0, luma, False)
+                    _greyed(image, 0.0, luma, False)
             else:
                 for place in range(4):
                     kind = int(drawn[number, column + 4 + place])
@@ -276,14 +304,14 @@ def step_by_step(target, drawn, columns, luma, first, last):
                     elif kind == BRIGHTNESS:
                         image *= target.dtype.type(factor)
                     else:
-                        _blend(image, factor, luma, kind == CONTRAST)
+                        _greyed(image, factor, luma, kind == CONTRAST)
                     for channel in range(3):
                         _cut_all(image[channel])
             column += width
 
 
 @_compiled
-def _blend(image, factor, luma, with_mean):
+def _greyed(image, factor, luma, with_mean):
     """factor times the image and 1 - factor times its luma, or the mean of that; (3, pixels), in place."""
     type_ = image.dtype.type
     red, green, blue = image[0], image[1], image[2]

@@ -1,20 +1,14 @@
 """Crop, resize and flip as one linear map of rows and one of columns; Gaussian blur likewise.
 
 out = A_y x A_x^T for every channel, where a row of A_y holds the weights with which the input's rows make one output row:
-torch's antialiased bilinear interpolation. Two forms: products for a whole batch, without a loop or a wait for a GPU;
-and one image at a time, which on a CPU is faster for large images, since it touches no pixel outside the crop.
+torch's antialiased bilinear interpolation. Here as products for a whole batch, without a loop or a wait for a GPU;
+`kernels` does the same image by image, without the zeros.
 """
-
-import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from reptk.views.room import Room
-
-NEGLIGIBLE = 1e-7
-"""Weights of a Gaussian below this share of its peak are left out one image at a time: float32 does not see them."""
 
 
 def products(images: Tensor, down: Tensor, across: Tensor, room: Room) -> Tensor:
@@ -90,42 +84,3 @@ def _band(taps: Tensor, extent: int) -> Tensor:
     sources = (extent - 1) - ((extent - 1) - sources).abs()
     hits = (sources[:, :, None] == places).to(taps.dtype)
     return (taps @ hits.view(kernel, -1)).view(len(taps), extent, extent)
-
-
-def resample_one(image: Tensor, box: list[int], size: tuple[int, int], upright: bool, sideways: bool) -> Tensor:
-    """(3, H, W) uint8 or float -> (3, *size) of the same type: resample of one image, of which only the box is touched.
-
-    uint8 is rounded after the resize of each axis, as torchvision and Pillow do.
-    """
-    top, left, height, width = box
-    if min(top, left) < 0 or top + height > image.shape[-2] or left + width > image.shape[-1]:
-        margin = max(-top, -left, top + height - image.shape[-2], left + width - image.shape[-1])
-        image = functional.pad(image, [margin] * 4)
-        top, left = top + margin, left + margin
-    part = image[:, top : top + height, left : left + width]
-    if (height, width) != size:
-        part = functional.interpolate(part[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-    flips = [axis for axis, flip in ((1, upright), (2, sideways)) if flip]
-    return part.flip(flips) if flips else part
-
-
-def blur_one(image: Tensor, sigma: float, kernel: tuple[int, int]) -> Tensor:
-    """(3, H, W) float -> (3, H, W): `blur` of one image, as two convolutions."""
-    for axis, side in ((1, kernel[0]), (2, kernel[1])):
-        image = _along(image, axis, sigma, side)
-    return image
-
-
-def _along(image: Tensor, axis: int, sigma: float, kernel: int) -> Tensor:
-    radius = kernel // 2
-    taps = [math.exp(-0.5 * (offset / max(sigma, 1e-3)) ** 2) for offset in range(radius + 1)]
-    total = taps[0] + 2 * sum(taps[1:])
-    if image.dtype == torch.float32:
-        radius = sum(tap > NEGLIGIBLE for tap in taps[1:])
-    if not radius:
-        return image
-    around = [0, 0, radius, radius] if axis == 1 else [radius, radius, 0, 0]
-    padded = functional.pad(image[None], around, mode="reflect")
-    kernel = torch.tensor([*taps[radius:0:-1], *taps[: radius + 1]], dtype=image.dtype).div_(total)
-    shape = (3, 1, -1, 1) if axis == 1 else (3, 1, 1, -1)
-    return functional.conv2d(padded, kernel.expand(3, -1).reshape(shape), groups=3)[0]

@@ -15,8 +15,6 @@ from reptk.views.room import Room
 CROPS = (ResizedCrop, Crop, Resize)
 
 Shape = tuple[int, int]
-Table = list[list[float]]
-"""What one image drew, for each operation of a stage."""
 Pass = Callable[[int, int], None]
 """Makes the images from the first number up to the second."""
 
@@ -35,12 +33,8 @@ class Stage(Protocol):
         """(n, 3, H, W) floats in 0..1 -> (n, 3, h, w)."""
         ...
 
-    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
-        """(3, H, W) uint8 or floats -> (3, h, w)."""
-        ...
-
     def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
-        """What makes (n, 3, h, w) `target` of (n, 3, H, W) `source`, both contiguous.
+        """What makes (n, 3, h, w) `target`, contiguous, of (n, 3, H, W) `source`, uint8 or floats.
 
         A pass that keeps sizes works in place: for it, source and target are one.
         """
@@ -87,24 +81,17 @@ class Spatial:
         is_square = self.crop.size[0] == self.crop.size[1] and shape[0] == shape[1]
         return [slice(0, 2)] if is_square else [slice(0, 1), slice(1, 2)]
 
-    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
-        shape = (image.shape[-2], image.shape[-1])
-        box, size = [0, 0, *shape], shape
-        turned = {True: False, False: False}
-        for operation, numbers in zip(self.operations, drawn, strict=True):
-            if isinstance(operation, Flip):
-                turned[operation.upright] ^= numbers[0] > 0
-            else:
-                box, size = [int(number) for number in numbers], operation.size
-        return spatial.resample_one(image, box, size, turned[True], turned[False])
-
     def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
         whole = torch.tensor([[0, 0, *source.shape[-2:]]]).repeat(len(source), 1)
         boxes = (whole if self.crop is None else draws[0].long()).numpy()
         upright, sideways = (self._turned(draws, upright).numpy() for upright in (True, False))
-        images, made = source.numpy(), target.numpy()
-        unit = made.dtype.type(1 / 255 if source.dtype == torch.uint8 else 1)
-        return lambda first, last: kernels.resample(images, made, boxes, upright, sideways, unit, first, last)
+        if source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
+            images = source.permute(0, 2, 3, 1).flatten(2)[:, None].numpy()
+        else:
+            images = source.contiguous().numpy()
+        made = target.numpy()
+        most = made.dtype.type(255 if source.dtype == torch.uint8 else 1)
+        return lambda first, last: kernels.resample(images, made, boxes, upright, sideways, most, first, last)
 
     def _turned(self, draws: list[Tensor], upright: bool) -> Tensor:
         turned = torch.zeros(len(draws[0]), dtype=torch.bool, device=draws[0].device)
@@ -126,21 +113,15 @@ class Colour:
     def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
         return colour.apply(images, *prepared, room)
 
-    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
-        image, (matrix, of_means) = unit_of_one(image), prepared
-        if not any(map(colour.changes, drawn)):
-            return image
-        offset = of_means @ image.mean((1, 2))[:, None]
-        return torch.addmm(offset, matrix, image.view(3, -1)).clamp_(0, 1).view_as(image)
-
     def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
-        pixels, drawn, columns = target.flatten(2).numpy(), torch.cat(draws, dim=1).numpy(), self._columns(draws)
-        luma, quarter = np.array(colour.LUMA), np.array(colour.QUARTER).reshape(3, 3)
-        return lambda first, last: kernels.mix(pixels, drawn, columns, luma, quarter, first, last)
+        given, quarter = self._for_kernel(target, draws), np.array(colour.QUARTER).reshape(3, 3)
+        return lambda first, last: kernels.mix(*given, quarter, first, last)
 
     @staticmethod
-    def _columns(draws: list[Tensor]) -> np.ndarray:
-        return np.array([draw.shape[1] for draw in draws])
+    def _for_kernel(target: Tensor, draws: list[Tensor]) -> tuple[np.ndarray, ...]:
+        """Pixels, what was drawn and how many columns each operation has of it, luma."""
+        columns = np.array([draw.shape[1] for draw in draws])
+        return target.flatten(2).numpy(), torch.cat(draws, dim=1).numpy(), columns, np.array(colour.LUMA)
 
 
 class ExactColour(Colour):
@@ -152,13 +133,9 @@ class ExactColour(Colour):
     def on_batch(self, images: Tensor, room: Room, *prepared: Tensor) -> Tensor:
         return colour.apply_exactly(images, prepared)
 
-    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
-        return colour.exact_one(unit_of_one(image), drawn)
-
     def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
-        pixels, drawn, columns = target.flatten(2).numpy(), torch.cat(draws, dim=1).numpy(), self._columns(draws)
-        luma = np.array(colour.LUMA)
-        return lambda first, last: kernels.step_by_step(pixels, drawn, columns, luma, first, last)
+        given = self._for_kernel(target, draws)
+        return lambda first, last: kernels.step_by_step(*given, first, last)
 
 
 class GaussianBlur:
@@ -182,13 +159,9 @@ class GaussianBlur:
             else images
         )
 
-    def on_one(self, image: Tensor, drawn: Table, *prepared: Tensor) -> Tensor:
-        sigma = drawn[0][0]
-        return spatial.blur_one(unit_of_one(image), sigma, self.kernel) if sigma else image
-
     def by_kernel(self, kernels: ModuleType, source: Tensor, target: Tensor, draws: list[Tensor]) -> Pass:
         images, sigma, kernel = target.numpy(), draws[0][:, 0].contiguous().numpy(), np.array(self.kernel)
-        negligible = spatial.NEGLIGIBLE if target.dtype == torch.float32 else 0.0
+        negligible = kernels.NEGLIGIBLE if target.dtype == torch.float32 else 0.0
         return lambda first, last: kernels.blur(images, sigma, kernel, negligible, first, last)
 
 
@@ -206,10 +179,3 @@ def stages_of(operations: list[Recognised], exact_hue: bool) -> list[Stage]:
         else:
             stages.append((GaussianBlur if isinstance(operation, Blur) else Spatial)(number, [operation]))
     return stages
-
-
-def unit_of_one(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 as contiguous floats in 0..1; floats as they are."""
-    if image.dtype != torch.uint8:
-        return image.contiguous()
-    return torch.empty(image.shape).copy_(image).div_(255)

@@ -1,7 +1,7 @@
-"""Work on one image at a time, by as many threads as torch has, each of which runs torch's operations alone.
+"""Work shared by as many threads as torch has, each of which runs torch's operations alone.
 
-For large images this is faster than torch's own threads, which share every single operation: each image stays in the cache
-of one core. Results do not depend on the number of threads.
+torch's own threads share every single operation, and wait for the next one in a loop, which keeps a core busy. Results do
+not depend on the number of threads.
 """
 
 import os
