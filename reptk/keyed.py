@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Odd multipliers and shifts of SplitMix64 (Steele et al. 2014) as signed 64-bit integers.
-_STEP, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 def fold(*parts: int | str) -> int:
@@ -50,13 +50,13 @@ def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (n, k) float32.
     """
-    bits = _mixed(_mixed(rows[:, None] * _STEP + salts) + key)
+    bits = _mixed(_mixed(rows[:, None] * STEP + salts) + key)
     return _shifted(bits, 40).float() * 2**-24
 
 
 def _mixed(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shifted(bits, 30)) * _FIRST
-    bits = (bits ^ _shifted(bits, 27)) * _SECOND
+    bits = (bits ^ _shifted(bits, 30)) * FIRST
+    bits = (bits ^ _shifted(bits, 27)) * SECOND
     return bits ^ _shifted(bits, 31)
 
 

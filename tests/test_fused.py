@@ -116,6 +116,25 @@ def test_uniform_is_pinned():
     torch.testing.assert_close(uniform(1, SALTS[:3], torch.tensor([5]))[0], torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("key", [0, 3, 2**63 - 1])
+def test_machine_code_draws_the_same_numbers_to_the_bit(key):
+    many = torch.tensor([0, 1, 2**40, 2**62, *range(7, 3000)])
+    made = fused.machine_code().uniform(key, SALTS.numpy(), many.numpy())
+    assert torch.equal(torch.from_numpy(made), uniform(key, SALTS, many))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (224, 300), (1, 1), (3, 400), (400, 3)])
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.5, 1.0), (0.1, 10.0)), ((1, 1), (1, 1))]
+)
+def test_machine_code_draws_the_same_crops_to_the_bit(shape, scale, ratio, monkeypatch):
+    run, count = run_of([ResizedCrop((8, 8), scale, ratio), Flip()]), 20000
+    made = run.draw(5, rows(count), shape)
+    monkeypatch.setattr(fused, "machine_code", lambda: None)
+    for ours, torchs in zip(made, run.draw(5, rows(count), shape), strict=True):
+        assert torch.equal(ours, torchs)
+
+
 # Draws: the distribution of kornia's and torchvision's
 
 

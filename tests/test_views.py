@@ -452,3 +452,33 @@ def test_to_float_takes_bytes_and_unit_floats():
     unit = torch.tensor([0.0, 0.2, 1.0])
     assert to_float(unit) is unit
     assert to_float(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+# Memory that is lent again
+
+
+def test_memory_is_lent_again_once_nobody_holds_it_and_not_before():
+    views, images = build("simclr"), patches(4)
+    first = views(images, 1)
+    kept, place = first.clone(), first.data_ptr()
+    part = first[1, 2:, :, 3:5]  # a view of a view keeps the whole
+    expected = part.clone()
+    del first
+    for key in (2, 3, 4):
+        assert views(images, key).data_ptr() != place
+    assert torch.equal(part, expected)
+    del part
+    places = {views(images, key).data_ptr() for key in range(5, 9)}
+    assert len(places) == 1
+    assert torch.equal(views(images, 1), kept)
+
+
+def test_memory_that_autograd_holds_is_not_lent():
+    views, images = build("simclr_small"), patches(4)
+    weight = torch.ones(1, requires_grad=True)
+    made = views(images, 1)
+    total, expected = (made * weight).sum(), made.sum()
+    del made
+    views(images, 2)
+    total.backward()
+    assert weight.grad.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -16,6 +16,7 @@ from reptk.views.fused import Fused
 from reptk.views.kornia import Drawn, OneOf, operation_of
 from reptk.views.plain import float_type, to_float, unit
 from reptk.views.recognised import Operation, recognise
+from reptk.views.room import Lent
 
 Backend = Literal["auto", "fused", "kornia"]
 """Who runs the operations: reptk those it recognises ("auto"); reptk all, or an error ("fused"); kornia all."""
@@ -52,6 +53,7 @@ class Views:
         self.count = len(lists)
         self.backend = backend
         self.rank, self.world = 0, 1
+        self.room = Lent(kept=2 * len(set(self.sizes)))  # those of the last step are there while the next are made
         self.lists = [_steps(tables, number, backend, exact_hue) for number, tables in enumerate(lists)]
         self._try_out()
 
@@ -80,13 +82,16 @@ class Views:
             for size, group in groupby(self.sizes):
                 members = range(number, number + len(list(group)))
                 number = members.stop
-                views = torch.empty(
-                    len(members), len(images), 3, size, size, dtype=float_type(images), device=images.device
-                )
+                views = self._empty((len(members), len(images), 3, size, size), images)
                 for view, member in zip(views, members, strict=True):
                     self._draw_into(view, member, images, rows, key)
                 groups.append(views)
         return groups[0] if len(groups) == 1 else groups
+
+    def _empty(self, shape: tuple[int, ...], images: Tensor) -> Tensor:
+        if images.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.room.empty(shape, float_type(images))
+        return torch.empty(shape, dtype=float_type(images), device=images.device)
 
     def _draw_into(self, view: Tensor, number: int, images: Tensor, rows: Tensor, key: int) -> None:
         """View `number` of the images, written to `view` (n, 3, size, size); rows (n,): their numbers in the batch."""

@@ -21,9 +21,9 @@ from torch import Tensor
 from reptk.keyed import uniform
 from reptk.views import room
 from reptk.views.plain import float_type, unit
-from reptk.views.recognised import Recognised
+from reptk.views.recognised import Recognised, ResizedCrop
 from reptk.views.stages import CROPS, Shape, Spatial, Stage, stages_of
-from reptk.views.threads import alone, in_threads
+from reptk.views.threads import in_threads
 
 CHUNK_VALUES = 1 << 18
 """On a CPU, views are made so many values at a time, which stay in the cache."""
@@ -60,9 +60,19 @@ class Fused:
         """A table of numbers for each operation, a row for each of the images `rows`, of `shape` height and width."""
         if rows.device not in self.salts:  # once: a copy from ordinary memory waits for the GPU
             self.salts[rows.device] = self.salts[torch.device("cpu")].to(rows.device)
-        u, first, draws = uniform(key, self.salts[rows.device], rows), 0, []
+        salts, kernels = self.salts[rows.device], None if _is_batched(rows) else machine_code()
+        u = (
+            uniform(key, salts, rows)
+            if kernels is None
+            else torch.from_numpy(kernels.uniform(key, salts.numpy(), rows.numpy()))
+        )
+        first, draws = 0, []
         for operation in self.operations:
-            draws.append(operation.draw(u[:, first : first + operation.columns], shape))
+            own = u[:, first : first + operation.columns]
+            if kernels is not None and isinstance(operation, ResizedCrop):
+                draws.append(torch.from_numpy(kernels.resized_crops(operation, own.numpy(), shape)))
+            else:
+                draws.append(operation.draw(own, shape))
             first += operation.columns
             shape = getattr(operation, "size", shape)
         return draws
@@ -74,9 +84,7 @@ class Fused:
 
     def __call__(self, images: Tensor, rows: Tensor, key: int, out: Tensor | None = None) -> Tensor:
         """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1; on a CPU in `out`, if given."""
-        # torch's threads wait for more work in a loop, and would be in the way of those that apply.
-        draw = self.draw if _is_batched(images) else alone(self.draw)
-        return self.apply(images, draw(key, rows, images.shape[-2:]), out)
+        return self.apply(images, self.draw(key, rows, images.shape[-2:]), out)
 
     def apply(self, images: Tensor, draws: list[Tensor], out: Tensor | None = None) -> Tensor:
         """What `draws` make of images, in the way that is faster here."""

@@ -12,21 +12,27 @@ from typing import Any
 import numba
 import numpy as np
 
-from reptk.views.recognised import NEUTRAL
+from reptk import keyed
+from reptk.views.recognised import CANDIDATES, NEUTRAL, ResizedCrop
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NEGLIGIBLE = 1e-7
 """Weights of a Gaussian below this share of its peak are left out in float32, which does not see them."""
 _NEUTRAL = np.array(NEUTRAL)
 # Sums in any order, so that they are made of vectors. NaN and infinity stay what they are.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+_ANY_ORDER = {"reassoc", "contract", "nsz"}
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], fastmath: Any = _ANY_ORDER) -> Callable[..., Any]:
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder can be written to keep the machine code in: every process compiles its own
-        return numba.njit(**_OPTIONS)(function)
+        return numba.njit(**options)(function)
+
+
+def _to_the_bit(function: Callable[..., Any]) -> Callable[..., Any]:
+    return _compiled(function, fastmath=False)
 
 
 @_compiled
@@ -42,6 +48,59 @@ def _cut_all(values):
     one = values.dtype.type(1)
     for x in range(len(values)):
         values[x] = _cut(values[x], one)
+
+
+# Draws, to the bit those of torch
+
+
+def uniform(key: int, salts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`keyed.uniform`."""
+    return _uniform(np.uint64(key), salts.view(np.uint64), rows.view(np.uint64))
+
+
+_STEP, _FIRST, _SECOND = (np.uint64(odd % 2**64) for odd in (keyed.STEP, keyed.FIRST, keyed.SECOND))
+
+
+@_to_the_bit
+def _uniform(key, salts, rows):
+    made = np.empty((len(rows), len(salts)), np.float32)
+    for row in range(len(rows)):
+        for column in range(len(salts)):
+            bits = _mixed(_mixed(rows[row] * _STEP + salts[column]) + key)
+            made[row, column] = np.float32(bits >> np.uint64(40)) * np.float32(2**-24)
+    return made
+
+
+@_to_the_bit
+def _mixed(bits):
+    bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
+    bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
+    return bits ^ (bits >> np.uint64(31))
+
+
+def resized_crops(operation: ResizedCrop, u: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`ResizedCrop.draw`."""
+    ends = [np.float32(value) for low, high in (operation.scale, operation.log_ratio) for value in (low, high - low)]
+    return _resized_crops(u, *(np.float32(side) for side in (*shape, *operation.largest(shape))), *ends)
+
+
+@_to_the_bit
+def _resized_crops(u, height, width, fallback_high, fallback_wide, scale, scales, log_ratio, log_ratios):
+    made, one = np.empty((len(u), 4), np.float32), np.float32(1)
+    for row in range(len(u)):
+        high, wide = fallback_high, fallback_wide
+        top, left = np.floor((height - high) / 2), np.floor((width - wide) / 2)
+        for candidate in range(CANDIDATES):
+            area = (u[row, candidate] * scales + scale) * (height * width)
+            aspect = np.float32(np.exp(np.float64(u[row, CANDIDATES + candidate] * log_ratios + log_ratio)))
+            wider, higher = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+            if 0 < wider <= width and 0 < higher <= height:
+                high, wide = higher, wider
+                top = min(np.floor(u[row, 2 * CANDIDATES] * (height - high + one)), height - high)
+                left = min(np.floor(u[row, 2 * CANDIDATES + 1] * (width - wide + one)), width - wide)
+                break
+        made[row, 0], made[row, 1], made[row, 2], made[row, 3] = top, left, high, wide
+    return made
 
 
 # Where, and how wide

@@ -51,17 +51,33 @@ class ResizedCrop:
     def draw(self, u: Tensor, shape: tuple[int, int]) -> Tensor:
         height, width = shape
         area = _between(u[:, :CANDIDATES], *self.scale) * (height * width)
-        aspect = _between(u[:, CANDIDATES:-2], *(math.log(end) for end in self.ratio)).exp()
+        # In float64, where everybody's exponential is the same once it is rounded to float32.
+        aspect = _between(u[:, CANDIDATES:-2], *self.log_ratio).double().exp().float()
         wide, high = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
         fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
         first = (fits.int().cumsum(1) == 1) & fits  # at most one a row
         found = first.any(1)
-        fallback_high, fallback_wide = _largest(height, width, *self.ratio)
+        fallback_high, fallback_wide = self.largest(shape)
         high = torch.where(found, (high * first).sum(1), fallback_high)
         wide = torch.where(found, (wide * first).sum(1), fallback_wide)
         top = torch.where(found, (u[:, -2] * (height - high + 1)).floor(), ((height - high) / 2).floor())
         left = torch.where(found, (u[:, -1] * (width - wide + 1)).floor(), ((width - wide) / 2).floor())
         return torch.stack([top.minimum(height - high), left.minimum(width - wide), high, wide], dim=1)
+
+    @property
+    def log_ratio(self) -> Range:
+        """Ends of the logarithm of the aspect ratio."""
+        return math.log(self.ratio[0]), math.log(self.ratio[1])
+
+    def largest(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Height and width of the largest part whose width / height lies in `ratio`."""
+        height, width = shape
+        low, high = self.ratio
+        if width / height < low:
+            return float(min(height, max(1, round(width / low)))), float(width)
+        if width / height > high:
+            return float(height), float(min(width, max(1, round(height * high))))
+        return float(height), float(width)
 
 
 @dataclass(frozen=True)
@@ -211,15 +227,6 @@ _MAKERS = {
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
     return low + u * (high - low)
-
-
-def _largest(height: int, width: int, low: float, high: float) -> tuple[float, float]:
-    """Height and width of the largest part whose width / height lies in low..high."""
-    if width / height < low:
-        return float(min(height, max(1, round(width / low)))), float(width)
-    if width / height > high:
-        return float(height), float(min(width, max(1, round(height * high))))
-    return float(height), float(width)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -8,11 +8,8 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
 
 import torch
-
-P, T = ParamSpec("P"), TypeVar("T")
 
 
 class _Pool:
@@ -32,7 +29,7 @@ class _Pool:
                 ready = threading.Barrier(size + 1)
                 self.threads = ThreadPoolExecutor(size, "reptk-views")
                 for _ in range(size):
-                    self.threads.submit(_one_each, ready)
+                    self.threads.submit(_alone, ready)
                 ready.wait()
                 torch.set_num_threads(size)  # what the threads set for themselves is also the default of later ones
                 self.size, self.process = size, process
@@ -42,24 +39,9 @@ class _Pool:
 _POOL = _Pool()
 
 
-def _one_each(ready: threading.Barrier) -> None:
+def _alone(ready: threading.Barrier) -> None:
     torch.set_num_threads(1)
     ready.wait()
-
-
-def alone(work: Callable[P, T]) -> Callable[P, T]:
-    """The same in a thread that runs torch's operations alone, so that none of torch's others is waked."""
-    if torch.get_num_threads() == 1:
-        return work
-
-    def elsewhere(*args: P.args, **kwargs: P.kwargs) -> T:
-        def here() -> T:
-            with torch.no_grad():
-                return work(*args, **kwargs)
-
-        return _POOL.get().submit(here).result()
-
-    return elsewhere
 
 
 def in_threads(work: Callable[[int], None], numbers: range) -> None:
