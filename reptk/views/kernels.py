@@ -115,6 +115,14 @@ def _taps(start, length, extent, flip, apart, places, weights):
     """
     size = places.shape[1]
     step = length / size
+    if length <= size and start >= 0 and start + length <= extent:  # between two neighbours
+        for x in range(size):
+            centre = start + (size - x - 0.5 if flip else x + 0.5) * step - 0.5
+            centre = min(max(centre, start), start + length - 1)
+            pixel = min(int(centre), max(start + length - 2, start))
+            places[0, x], places[1, x] = apart * pixel, apart * min(pixel + 1, start + length - 1)
+            weights[0, x], weights[1, x] = 1 - (centre - pixel), centre - pixel
+        return 2
     reach = max(step, 1.0)
     least, end = max(start, 0), min(start + length, extent)
     nowhere = apart * max(min(least, end - 1), 0)
@@ -150,29 +158,36 @@ def resample(source, target, boxes, upright, sideways, most, first, last):
     ys, y_weights = np.empty((max(height, 2), tall), np.uint32), np.empty((max(height, 2), tall), target.dtype)
     xs, x_weights = np.empty((max(width, 2), wide), np.uint32), np.empty((max(width, 2), wide), target.dtype)
     x_near, x_far, near, far = xs[0], xs[1], x_weights[0], x_weights[1]
-    line, one = np.zeros(length, target.dtype), target.dtype.type(1)
+    lines, one = np.zeros(planes * length, target.dtype), target.dtype.type(1)
+    beside = length if planes == 3 else 1  # from a channel to the next
+    reds, greens, blues = lines, lines[beside:], lines[2 * beside :]
     for number in range(first, last):
         top, left, high, long = boxes[number]
         downs = _taps(top, high, height, upright[number], 1, ys, y_weights)
         acrosses = _taps(left, long, width, sideways[number], apart, xs, x_weights)
         begin, end = apart * max(left, 0), apart * max(min(left + long, width), 0)
-        for plane in range(planes):
-            image, part = source[number, plane], line[begin:end]
-            for y in range(tall):
-                upper, lower = image[ys[0, y], begin:end], image[ys[1, y], begin:end]
-                _blend(part, y_weights[0, y], upper, y_weights[1, y], lower)
+        for y in range(tall):
+            for plane in range(planes):
+                image, line = source[number, plane], lines[plane * length + begin : plane * length + end]
+                _blend(line, y_weights[0, y], image[ys[0, y], begin:end], y_weights[1, y], image[ys[1, y], begin:end])
                 for tap in range(2, downs):
-                    _add(part, y_weights[tap, y], image[ys[tap, y], begin:end])
-                for channel in range(apart):
-                    pixels, made = line[channel:], target[number, plane + channel, y]
-                    for x in range(wide):
-                        made[x] = near[x] * pixels[x_near[x]] + far[x] * pixels[x_far[x]]
-                    for tap in range(2, acrosses):
-                        places, shares = xs[tap], x_weights[tap]
-                        for x in range(wide):
-                            made[x] += shares[x] * pixels[places[x]]
-                    for x in range(wide):
-                        made[x] = _cut(made[x] / most, one)
+                    _add(line, y_weights[tap, y], image[ys[tap, y], begin:end])
+            red, green, blue = target[number, 0, y], target[number, 1, y], target[number, 2, y]
+            for x in range(wide):
+                place, other, share, rest = x_near[x], x_far[x], near[x], far[x]
+                red[x] = share * reds[place] + rest * reds[other]
+                green[x] = share * greens[place] + rest * greens[other]
+                blue[x] = share * blues[place] + rest * blues[other]
+            for tap in range(2, acrosses):
+                places, shares = xs[tap], x_weights[tap]
+                for x in range(wide):
+                    place, share = places[x], shares[x]
+                    red[x] += share * reds[place]
+                    green[x] += share * greens[place]
+                    blue[x] += share * blues[place]
+            for made in (red, green, blue):
+                for x in range(wide):
+                    made[x] = _cut(made[x] / most, one)
 
 
 @_compiled
