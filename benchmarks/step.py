@@ -22,7 +22,7 @@ from reptk.keyed import fold
 from reptk.run import commit, versions
 from reptk.training import train_step
 
-ROUNDS = 12
+ROUNDS = 24
 
 
 DEFAULTS = (
