@@ -45,7 +45,7 @@ from reptk.build import assemble, data_of
 from reptk.config import Recipe
 from reptk.data import Data, InMemory
 from reptk.encoder import Encoder
-from reptk.evaluate import Knn, measure, measure_pixels
+from reptk.evaluate import Knn, Measured, measure, measure_pixels
 from reptk.keyed import keyed
 from reptk.losses import simclr
 from reptk.run import commit, versions
@@ -193,7 +193,10 @@ def _in_a_process(what: str, seed: int, chosen: argparse.Namespace) -> Numbers:
 def _baselines(recipe: Recipe) -> Numbers:
     data = data_of(recipe)
     encoder, _ = _reptk(recipe, data)
-    return {"pixels": measure_pixels(data, [_knn()])["knn@20"], "untrained": measure(encoder, data, [_knn()])["knn@20"]}
+    return {
+        "pixels": _accuracy(measure_pixels(data, [_knn()])),
+        "untrained": _accuracy(measure(encoder, data, [_knn()])),
+    }
 
 
 def _trained(name: str, recipe: Recipe, steps: int | None) -> Numbers:
@@ -210,7 +213,7 @@ def _trained(name: str, recipe: Recipe, steps: int | None) -> Numbers:
         "views/s": views * (len(ends) - 1) / (ends[-1] - ends[0]),
         "first step, s": ends[0] - began,
         "loss": statistics.mean(losses[-10:]),
-        "knn@20": measure(encoder, data, [_knn()])["knn@20"],
+        "knn@20": _accuracy(measure(encoder, data, [_knn()])),
         "peak MB": memory.peak,
         "MB before": memory.before,
     }
@@ -218,6 +221,10 @@ def _trained(name: str, recipe: Recipe, steps: int | None) -> Numbers:
 
 def _knn() -> Knn:
     return Knn(k=(20,), retrieval=False)
+
+
+def _accuracy(found: Measured) -> float:
+    return float(found.numbers["knn@20"])
 
 
 class _Memory:
