@@ -17,12 +17,13 @@ from reptk import dist
 from reptk.data import Data, InMemory, Split
 from reptk.data.generated import generated
 from reptk.evaluate import Features, Knn, ViewRetrieval, effective_rank, engine, knn, pixels, retrieval, search
-from reptk.evaluate.knn import Runs, Table
+from reptk.evaluate.knn import winners_of
 from reptk.views.sets import crop_flip, none
 
 # Its functions are replaced here, so the module itself is asked for.
 search_module = importlib.import_module("reptk.neighbours.exact")
 features_module = importlib.import_module("reptk.evaluate.features")
+knn_module = importlib.import_module("reptk.evaluate.knn")
 
 SIZES = [1, 2, 3, 5, 8, 13, 21]
 
@@ -174,18 +175,21 @@ def test_knn_is_the_vote_written_out(case: str, temperature: float, either_engin
 
 @pytest.mark.parametrize("grain", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("classes", [2, 9, 300])
-def test_both_ways_to_count_votes_agree(classes: int, grain: float) -> None:
+def test_both_ways_to_count_votes_agree(classes: int, grain: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With coarse weights many classes are equal, and with -1 (here `classes`) there are fewer neighbours than k."""
     draw = torch.Generator().manual_seed(classes)
     votes = torch.randint(0, classes + 1, (200, 50), generator=draw)
     given = torch.rand(200, 50, generator=draw, dtype=torch.float64)
     given = ((given / grain).ceil() * grain if grain else given) * (votes < classes)
-    found = [list(kind(votes, classes).winners(given, [1, 2, 7, 50], majority=True)) for kind in (Table, Runs)]
-    for by_table, by_runs in zip(*found, strict=True):
-        some = (votes[:, : by_table[0]] < classes).any(1)
-        assert by_table[0] == by_runs[0]
-        assert torch.equal(by_table[1][some], by_runs[1][some])
-        assert torch.equal(by_table[2][some], by_runs[2][some])
+    assert knn_module.kernels("reptk.evaluate") is not None
+    ours = list(winners_of(votes, given, [1, 2, 7, 50], classes))
+    monkeypatch.setattr(knn_module, "kernels", lambda package: None)
+    torchs = list(winners_of(votes, given, [1, 2, 7, 50], classes))
+    for (k, *by_kernel), (same_k, *by_table) in zip(ours, torchs, strict=True):
+        some = (votes[:, :k] < classes).any(1)
+        assert k == same_k
+        for one, other in zip(by_kernel, by_table, strict=True):
+            assert torch.equal(one[some], other[some])
 
 
 def test_brute_force_can_disagree() -> None:

@@ -185,13 +185,25 @@ def test_a_float32_bank_is_searched_where_it_lies(monkeypatch: pytest.MonkeyPatc
     assert faiss.cvar.distance_compute_blas_threshold == before
 
 
-def test_pairs_on_a_gpu_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way that CUDA takes, on the processor's tensors."""
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 64, 129, 512])
+def test_pairs_on_a_gpu_are_those_of_the_processor_to_the_last_bit_of_float64(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that CUDA takes, on the processor's tensors; sums that cancel but for what was rounded."""
     monkeypatch.setattr(pairs, "BLOCK_VALUES", 1000)
-    for width in (1, 2, 7, 64, 129):
-        bank, queries = drawn(400, width, 16), drawn(30, width, 17)
-        numbers, rows = torch.arange(300) % 30, torch.arange(300) * 7 % 400
-        assert torch.equal(pairs._gathered(bank, queries, numbers, rows), pairs._sampled(bank, queries, numbers, rows))
+    bank, queries = drawn(400, width, 16), drawn(30, width, 17)
+    numbers, rows = torch.arange(300) % 30, torch.arange(300) * 7 % 400
+    assert same_pairs(bank, queries, numbers, rows)
+    if width % 2 == 0:
+        bank[:, 1::2], queries[:, 1::2] = -bank[:, ::2], queries[:, ::2]
+        bank[:, 0] *= 1 + 2**-20
+        assert same_pairs(bank, queries, numbers, rows)
+
+
+def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor, rows: torch.Tensor) -> bool:
+    native = pairs.kernels("reptk.neighbours")
+    made = pairs._in_order(native, bank, queries, numbers, rows)
+    return torch.equal(made, pairs._gathered(bank, queries, numbers, rows)) and bool(made.abs().max() > 0)
 
 
 def test_keys_sort_like_similarity_then_row() -> None:

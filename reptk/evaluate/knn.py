@@ -9,6 +9,8 @@ from torch import Tensor
 
 from reptk.evaluate.mean import Mean
 from reptk.evaluate.tally import labelled, tally
+from reptk.machine_code import kernels
+from reptk.threads import in_parts
 
 
 class Votes:
@@ -35,11 +37,10 @@ class Votes:
     def add(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """A block: the queries' classes (b,), their neighbours' similarities and rows (b, depth or more)."""
         votes = self.labels[rows[:, : self.depth]]
-        counted = (Table if self._classes <= self.depth else Runs)(votes, self._classes)
         for temperature in self.temperatures:
             main = temperature == self.temperatures[0]
             given = weights(similarities[:, : self.depth], temperature)
-            for k, winners, by_majority in counted.winners(given, self.k, majority=main):
+            for k, winners, by_majority in winners_of(votes, given, self.k, self._classes):
                 self._right[f"knn@{k}" if main else f"knn@{k},t={temperature:g}"].append(winners == labels)
                 if main:
                     self._right[f"knn_majority@{k}"].append(by_majority == labels)
@@ -50,98 +51,36 @@ class Votes:
         return dict(sorted(made.items(), key=lambda item: _by_vote_then_k(item[0])))
 
 
-class Table:
-    """Votes (b, depth) counted in a table of all classes: quick while there are few.
+def winners_of(votes: Tensor, given: Tensor, ks: Sequence[int], classes: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For rising k: k, the class (b,) with the most weight among k neighbours, and the one with the most votes.
 
     Args:
-        votes: each neighbour's class; `classes` for none.
-        classes: how many there are.
+        votes: (b, depth) each neighbour's class; `classes` for none.
+        given: (b, depth) float64, the weights.
+        ks: numbers of neighbours.
+        classes: how many there are. Equal numbers of votes are decided by weight; of equals the first class wins.
     """
-
-    def __init__(self, votes: Tensor, classes: int) -> None:
-        self.votes, self.classes = votes, classes
-
-    def winners(
-        self, given: Tensor, ks: Sequence[int], *, majority: bool
-    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """For rising k: k, the class (b,) with the most weight among k neighbours, and the one with the most votes.
-
-        Args:
-            given: (b, depth) the weights.
-            ks: numbers of neighbours.
-            majority: whether the latter is wanted. Equal counts are decided by weight; of equals the first class wins.
-        """
-        weighted = torch.zeros(len(given), self.classes + 1, dtype=torch.float64)
-        counts = torch.zeros_like(weighted)
-        done = 0
-        for k in ks:
-            weighted.scatter_add_(1, self.votes[:, done:k], given[:, done:k])
-            if majority:
-                counts.scatter_add_(1, self.votes[:, done:k], torch.ones_like(given[:, done:k]))
-                # Scaled to stay below one vote
-                decided = self._first(counts + weighted / (weighted.sum(1, keepdim=True) + 1))
-            yield k, self._first(weighted), decided if majority else None
-            done = k
-
-    def _first(self, scores: Tensor) -> Tensor:
-        return scores[:, : self.classes].argmax(1)
+    native = kernels("reptk.evaluate")
+    if native is None:
+        yield from _in_a_table(votes, given, ks, classes)
+        return
+    made = np.empty((2, len(ks), len(votes)), np.int64)
+    numbers = votes.numpy(), given.contiguous().numpy(), np.array(ks)
+    in_parts(lambda *ends: native.winners(*numbers, classes, *made, *ends), len(votes))
+    yield from zip(ks, *torch.from_numpy(made), strict=True)
 
 
-class Runs:
-    """As `Table`, for many classes: neighbours are brought together by class, and only those that occur are looked at.
-
-    Sums only rise, so the class that leads among k stands with its final sum at its last vote: no table is needed.
-    """
-
-    def __init__(self, votes: Tensor, classes: int) -> None:
-        self.votes, count = votes, votes.shape[1]
-        # NumPy sorts integers several times as fast as torch; the place travels along.
-        keys = np.sort((votes * count + torch.arange(count)).numpy(), axis=1)
-        found = torch.from_numpy(keys // count)
-        self._places = torch.from_numpy(keys).sub_(found * count)
-        # 1 where the neighbour 1, 2, 4, ... places before is of the same class
-        self._alike: list[Tensor] = []
-        while (step := 1 << len(self._alike)) < count and (alike := found[:, step:] == found[:, :-step]).any():
-            self._alike.append(alike.double())
-        self._is_vote = (votes < classes).double()
-
-    def winners(
-        self, given: Tensor, ks: Sequence[int], *, majority: bool
-    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """See `Table`."""
-        sums, total = self._so_far(given), given.cumsum(1)
-        counts = self._so_far(self._is_vote) if majority else None
-        for k in ks:
-            decided = None
-            if counts is not None:
-                decided = self._first(counts[:, :k] + sums[:, :k] / (total[:, k - 1, None] + 1))
-            yield k, self._first(sums[:, :k]), decided
-
-    def _so_far(self, values: Tensor) -> Tensor:
-        """(b, depth) of each neighbour: the sum of the values of its class up to itself.
-
-        Summed alike for every class, so that classes with the same values have the same sum.
-        """
-        sums = values.gather(1, self._places)
-        room = torch.empty_like(sums)
-        for number, alike in enumerate(self._alike):
-            step = 1 << number
-            room[:, :step] = sums[:, :step]
-            torch.addcmul(sums[:, step:], sums[:, :-step], alike, out=room[:, step:])
-            sums, room = room, sums
-        return room.scatter_(1, self._places, sums)
-
-    def _first(self, scores: Tensor) -> Tensor:
-        if not len(scores):
-            return self.votes.new_empty(0)
-        leads = (scores == scores.amax(1, keepdim=True)).numpy()
-        made = self.votes.gather(1, torch.from_numpy(leads.argmax(1, keepdims=True)))[:, 0]
-        tied = torch.from_numpy(np.count_nonzero(leads, axis=1) > 1)
-        equal = self.votes[tied, : scores.shape[1]].masked_fill(
-            ~torch.from_numpy(leads)[tied], torch.iinfo(torch.int64).max
-        )
-        made[tied] = equal.amin(1)
-        return made
+def _in_a_table(votes: Tensor, given: Tensor, ks: Sequence[int], classes: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """By torch, in a table of all classes."""
+    weighted = torch.zeros(len(given), classes + 1, dtype=torch.float64)
+    counts = torch.zeros_like(weighted)
+    done = 0
+    for k in ks:
+        weighted.scatter_add_(1, votes[:, done:k], given[:, done:k])
+        counts.scatter_add_(1, votes[:, done:k], torch.ones_like(given[:, done:k]))
+        decided = counts + weighted / (weighted.sum(1, keepdim=True) + 1)  # scaled to stay below one vote
+        yield k, weighted[:, :classes].argmax(1), decided[:, :classes].argmax(1)
+        done = k
 
 
 def with_none(labels: Tensor, label: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Exact nearest neighbours by inner product: found in float32 by the fastest engine at hand, then settled in float64.
 
 Similarities are float64 sums rounded to float32; equal ones stand in row order, at the last place too. So every engine,
-block size, cut of the bank and number of ranks gives the same neighbours, bit for bit, on one kind of processor. Rankings of a
-sixteenth of the bank (or of a rank's part of it) or more are the exception: `deep` sums in BLAS's order, which may round about
-one similarity in ten million otherwise.
+block size, cut of the bank, number of ranks, processor and GPU gives the same neighbours, bit for bit. Rankings of a sixteenth
+of the bank (or of a rank's part of it) or more are the exception: `deep` sums in BLAS's order, which may round about one
+similarity in ten million otherwise.
 """
 
 from collections.abc import Iterator

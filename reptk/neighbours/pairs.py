@@ -1,22 +1,25 @@
 """Inner products of listed pairs of rows, in float64 and in one order, so that equal rows are exactly equal.
 
 BLAS sums float32 products in an order that depends on how the work was cut, so that two copies of a row can differ in the
-last bits, and one row from one search to the next. Here a pair's products, which float64 holds exactly, are summed in an
-order that depends on the width alone, then rounded to float32: the same bits for every engine, block size and number of
-ranks. Another kind of processor may sum in another order, which one in some 250,000 of the rounded values shows.
+last bits, and one row from one search to the next. Here a pair's products, which float64 holds exactly, are added up by
+halves: the second half onto the first, until one value is left, which is rounded to float32. That makes the same bits for
+every engine, block size and number of ranks, on every processor and GPU.
 """
 
-import warnings
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reptk.machine_code import kernels
+from reptk.threads import in_parts
+
 CHUNK_BYTES = 4 << 20
-"""Rows of the bank in float64 at a time, few enough for caches."""
+"""Rows of a bank in another precision that are converted at a time, few enough for caches."""
 
 BLOCK_VALUES = 1 << 24
-"""Values of gathered rows at a time on a GPU."""
+"""Values of gathered rows at a time, where torch does the work."""
 
 
 def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
@@ -36,57 +39,36 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
 
 def pair_similarities(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
     """(P,) float32 inner products of queries[numbers] (P,) with bank[rows] (P,), on the queries' device."""
-    if queries.device.type == "cpu":
-        return _sampled(bank, queries, numbers, rows)
-    return _gathered(bank, queries, numbers, rows)
+    native = kernels("reptk.neighbours") if queries.device.type == bank.device.type == "cpu" else None
+    if native is None:
+        return _gathered(bank, queries, numbers, rows)
+    return _in_order(native, bank, queries, numbers, rows)
 
 
-def _sampled(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
-    """Chunk by chunk of the bank, whose rows are converted once for all queries that want them."""
+def _in_order(native: ModuleType, bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
+    """In the order of the bank's rows, each of which is read once for all queries that want it."""
     # NumPy sorts integers several times as fast as torch; the place in the list travels in the lower half.
     sorted_rows = np.sort(rows.numpy() << 32 | np.arange(len(rows)))
     places = sorted_rows & 0xFFFFFFFF
     sorted_rows >>= 32
-    wanted, firsts = _runs(sorted_rows, len(bank))
-    numbers = torch.from_numpy(numbers.numpy().astype(np.int32)[places])
-    size = max(1, CHUNK_BYTES // (8 * bank.shape[1]))
-    room = torch.empty(min(size, len(firsts) - 1), bank.shape[1], dtype=torch.float64)
-    asked = queries.float().double()
-    made = np.empty(len(rows))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that sparse tensors are in beta, and unchecked
-        for first in range(0, len(firsts) - 1, size):
-            ends = firsts[first : first + size + 1]
-            count, low, high = len(ends) - 1, int(ends[0]), int(ends[-1])
-            part = bank[first : first + count] if wanted is None else bank[wanted[first : first + count]]
-            room[:count].copy_(part if part.dtype == torch.float32 else part.float())
-            made[low:high] = _products(room[:count], asked, ends - low, numbers[low:high]).numpy()
-    placed = np.empty(len(rows), dtype=np.float32)
-    placed[places] = made
-    return torch.from_numpy(placed).add_(0.0)  # -0 becomes 0
-
-
-def _runs(rows: np.ndarray, count: int) -> tuple[Tensor | None, Tensor]:
-    """Of sorted row numbers: the distinct ones, and int32 where each one's run begins and the last one ends.
-
-    None and the runs of all `count` rows, empty ones too, where most rows are wanted: then chunks need not be gathered.
-    """
-    if 2 * len(rows) >= count:
-        ends = np.bincount(rows, minlength=count).cumsum()
-        return None, torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
-    return torch.from_numpy(rows[firsts]), torch.from_numpy(np.append(firsts, len(rows)).astype(np.int32))
-
-
-def _products(rows: Tensor, queries: Tensor, firsts: Tensor, numbers: Tensor) -> Tensor:
-    """Of row i with the queries numbers[firsts[i]:firsts[i + 1]], float64; each summed in an order of its own width."""
-    values = torch.zeros(len(numbers), dtype=torch.float64)
-    pattern = torch.sparse_csr_tensor(firsts, numbers, values, (len(rows), len(queries)))
-    return torch.sparse.sampled_addmm(pattern, rows, queries.T, beta=0.0).values()
+    numbers = numbers.numpy().astype(np.int32)[places]
+    asked, made = queries.detach().float().contiguous().numpy(), np.empty(len(rows), np.float32)
+    if bank.dtype == torch.float32 and bank.is_contiguous():
+        read = bank.detach().numpy()
+        in_parts(lambda *ends: native.products(read, asked, sorted_rows, numbers, places, made, *ends), len(rows))
+        return torch.from_numpy(made)
+    firsts = np.append(np.flatnonzero(np.diff(sorted_rows, prepend=-1)), len(rows))
+    size = max(1, CHUNK_BYTES // (4 * bank.shape[1]))
+    for first in range(0, len(firsts) - 1, size):
+        ends = firsts[first : first + size + 1]
+        part = bank[torch.from_numpy(sorted_rows[ends[:-1]])].detach().float().numpy()
+        own, pairs = np.repeat(np.arange(len(part)), np.diff(ends)), slice(ends[0], ends[-1])
+        native.products(part, asked, own, numbers[pairs], places[pairs], made, 0, len(own))
+    return torch.from_numpy(made)
 
 
 def _gathered(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
-    """Block by block of pairs; halves are added until one value is left, which no device does in another order."""
+    """By torch, block by block of pairs."""
     made = torch.empty(len(rows), device=queries.device)
     size = max(1, BLOCK_VALUES // bank.shape[1])
     for first in range(0, len(rows), size):

@@ -9,9 +9,6 @@ that stays in the cache, by as many threads as torch has. Where numba is missing
 cache takes its place.
 """
 
-import functools
-import importlib
-import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,25 +16,20 @@ import torch
 from torch import Tensor
 
 from reptk.keyed import uniform
+from reptk.machine_code import kernels
+from reptk.threads import in_parts
 from reptk.views import room
 from reptk.views.plain import float_type, unit
 from reptk.views.recognised import Recognised, ResizedCrop
 from reptk.views.stages import CROPS, Shape, Spatial, Stage, stages_of
-from reptk.views.threads import in_threads
 
 CHUNK_VALUES = 1 << 18
 """On a CPU, views are made so many values at a time, which stay in the cache."""
 
 
-@functools.cache
 def machine_code() -> ModuleType | None:
-    """`reptk.views.kernels`; None, with one warning, where numba is missing or does not go with what else is installed."""
-    try:
-        module = importlib.import_module("reptk.views.kernels")
-    except (ImportError, AttributeError, OSError, SystemError) as cause:
-        warnings.warn(f"numba cannot be used ({cause}); views on the CPU are made several times slower", stacklevel=2)
-        return None
-    return None if module.numba.config.DISABLE_JIT else module
+    """`reptk.views.kernels`, or None where it cannot be had."""
+    return kernels("reptk.views")
 
 
 class Fused:
@@ -60,17 +52,13 @@ class Fused:
         """A table of numbers for each operation, a row for each of the images `rows`, of `shape` height and width."""
         if rows.device not in self.salts:  # once: a copy from ordinary memory waits for the GPU
             self.salts[rows.device] = self.salts[torch.device("cpu")].to(rows.device)
-        salts, kernels = self.salts[rows.device], None if _is_batched(rows) else machine_code()
-        u = (
-            uniform(key, salts, rows)
-            if kernels is None
-            else torch.from_numpy(kernels.uniform(key, salts.numpy(), rows.numpy()))
-        )
+        salts, native = self.salts[rows.device], None if _is_batched(rows) else machine_code()
+        u = (uniform if native is None else native.uniform)(key, salts, rows)
         first, draws = 0, []
         for operation in self.operations:
             own = u[:, first : first + operation.columns]
-            if kernels is not None and isinstance(operation, ResizedCrop):
-                draws.append(torch.from_numpy(kernels.resized_crops(operation, own.numpy(), shape)))
+            if native is not None and isinstance(operation, ResizedCrop):
+                draws.append(native.resized_crops(operation, own, shape))
             else:
                 draws.append(operation.draw(own, shape))
             first += operation.columns
@@ -122,17 +110,16 @@ class Fused:
 
     def by_kernels(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
         """Image by image in machine code; each of as many threads as torch has makes a part of them."""
-        share = max(1, -(-len(images) // torch.get_num_threads()))
 
-        def one(number: int) -> None:
-            part = slice(number * share, (number + 1) * share)
+        def one(first: int, last: int) -> None:
+            part = slice(first, last)
             self._part_by_kernels(images[part], [draw[part] for draw in draws], made[part])
 
-        in_threads(one, range(-(-len(images) // share)))
+        in_parts(one, len(images))
 
     def _part_by_kernels(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
         """As many at a time as stay in the cache from one pass to the next."""
-        kernels, passes = machine_code(), []
+        native, passes = machine_code(), []
         resized = [number for number, stage in enumerate(self.stages) if isinstance(stage, Spatial)]
         source = images
         if 0 not in resized:  # what comes first works in place
@@ -144,7 +131,7 @@ class Fused:
                 size = getattr(stage.operations[0], "size", source.shape[-2:])
                 target = made if number == resized[-1] else made.new_empty(len(images), 3, *size)
             drawn = draws[stage.first : stage.first + len(stage.operations)]
-            passes.append(stage.by_kernel(kernels, source, target, drawn))
+            passes.append(stage.by_kernel(native, source, target, drawn))
             source = target
         step = _chunk(images, made)
         for first in range(0, len(images), step):

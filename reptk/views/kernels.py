@@ -1,4 +1,4 @@
-"""Recognised operations for the CPU, as machine code that numba compiles the first time it is asked for a type.
+"""Recognised operations for the CPU as machine code.
 
 Whole batches cost torch many passes over products that are mostly zeros, and single images more calls than work. Here each
 pass runs image by image and does only what an image drew. Results are those of `Fused.on_batch` to rounding, on any number
@@ -6,43 +6,28 @@ of threads. A kernel makes the images `first` to `last` of `target`: out of thos
 (n, 3, H, W), or (n, 3, pixels) where colour is all that counts, of floats in 0..1.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
+import torch
+from torch import Tensor
 
 from reptk import keyed
+from reptk.machine_code import compiled, to_the_bit
 from reptk.views.recognised import CANDIDATES, NEUTRAL, ResizedCrop
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NEGLIGIBLE = 1e-7
 """Weights of a Gaussian below this share of its peak are left out in float32, which does not see them."""
 _NEUTRAL = np.array(NEUTRAL)
-# Sums in any order, so that they are made of vectors. NaN and infinity stay what they are.
-_ANY_ORDER = {"reassoc", "contract", "nsz"}
 
 
-def _compiled(function: Callable[..., Any], fastmath: Any = _ANY_ORDER) -> Callable[..., Any]:
-    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written to keep the machine code in: every process compiles its own
-        return numba.njit(**options)(function)
-
-
-def _to_the_bit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return _compiled(function, fastmath=False)
-
-
-@_compiled
+@compiled
 def _cut(value, one):
     """In 0..1, of one's type; NaN stays."""
     zero = one - one
     return zero if value < zero else (one if value > one else value)
 
 
-@_compiled
+@compiled
 def _cut_all(values):
     """`_cut`, in place."""
     one = values.dtype.type(1)
@@ -53,15 +38,15 @@ def _cut_all(values):
 # Draws, to the bit those of torch
 
 
-def uniform(key: int, salts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     """`keyed.uniform`."""
-    return _uniform(np.uint64(key), salts.view(np.uint64), rows.view(np.uint64))
+    return torch.from_numpy(_uniform(np.uint64(key), *(part.numpy().view(np.uint64) for part in (salts, rows))))
 
 
 _STEP, _FIRST, _SECOND = (np.uint64(odd % 2**64) for odd in (keyed.STEP, keyed.FIRST, keyed.SECOND))
 
 
-@_to_the_bit
+@to_the_bit
 def _uniform(key, salts, rows):
     made = np.empty((len(rows), len(salts)), np.float32)
     for row in range(len(rows)):
@@ -71,20 +56,21 @@ def _uniform(key, salts, rows):
     return made
 
 
-@_to_the_bit
+@to_the_bit
 def _mixed(bits):
     bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
     bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
     return bits ^ (bits >> np.uint64(31))
 
 
-def resized_crops(operation: ResizedCrop, u: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def resized_crops(operation: ResizedCrop, u: Tensor, shape: tuple[int, int]) -> Tensor:
     """`ResizedCrop.draw`."""
     ends = [np.float32(value) for low, high in (operation.scale, operation.log_ratio) for value in (low, high - low)]
-    return _resized_crops(u, *(np.float32(side) for side in (*shape, *operation.largest(shape))), *ends)
+    sides = (np.float32(side) for side in (*shape, *operation.largest(shape)))
+    return torch.from_numpy(_resized_crops(u.numpy(), *sides, *ends))
 
 
-@_to_the_bit
+@to_the_bit
 def _resized_crops(u, height, width, fallback_high, fallback_wide, scale, scales, log_ratio, log_ratios):
     made, one = np.empty((len(u), 4), np.float32), np.float32(1)
     for row in range(len(u)):
@@ -106,7 +92,7 @@ def _resized_crops(u, height, width, fallback_high, fallback_wide, scale, scales
 # Where, and how wide
 
 
-@_compiled
+@compiled
 def _taps(start, length, extent, flip, apart, places, weights):
     """Which pixels, of `extent`, make each output pixel of the part [start, start + length), and what they weigh.
 
@@ -143,7 +129,7 @@ def _taps(start, length, extent, flip, apart, places, weights):
     return most
 
 
-@_compiled
+@compiled
 def resample(source, target, boxes, upright, sideways, most, first, last):
     """The part `boxes` (n, 4: top, left, height, width) of each image at the size of `target`, flipped where it drew it.
 
@@ -190,21 +176,21 @@ def resample(source, target, boxes, upright, sideways, most, first, last):
                     made[x] = _cut(made[x] / most, one)
 
 
-@_compiled
+@compiled
 def _blend(values, share, some, other_share, others):
     type_ = values.dtype.type
     for x in range(len(values)):
         values[x] = share * type_(some[x]) + other_share * type_(others[x])
 
 
-@_compiled
+@compiled
 def _add(values, share, others):
     type_ = values.dtype.type
     for x in range(len(values)):
         values[x] += share * type_(others[x])
 
 
-@_compiled
+@compiled
 def blur(target, sigma, kernel, negligible, first, last):
     """A Gaussian of `sigma` (n,) pixels where it is not 0, cut off at `kernel` (2,) pixels, reflected at the borders."""
     _, channels, height, width = target.shape
@@ -235,19 +221,19 @@ def blur(target, sigma, kernel, negligible, first, last):
                 _cut_all(made)
 
 
-@_compiled
+@compiled
 def _set(values, share, others):
     for x in range(len(values)):
         values[x] = share * others[x]
 
 
-@_compiled
+@compiled
 def _add_both(values, share, some, others):
     for x in range(len(values)):
         values[x] += share * (some[x] + others[x])
 
 
-@_compiled
+@compiled
 def _gaussian(sigma, weights, negligible):
     """Fill weights[0:] for distances 0, 1, ...; the largest distance whose weight is not negligible."""
     far, total = 0, 0.0
@@ -263,7 +249,7 @@ def _gaussian(sigma, weights, negligible):
 # Colour
 
 
-@_compiled
+@compiled
 def mix(target, drawn, columns, luma, quarter, first, last):
     """Colour operations as one matrix and an offset an image, then a cut to 0..1: `colour.linear` and `colour.apply`.
 
@@ -295,7 +281,7 @@ def mix(target, drawn, columns, luma, quarter, first, last):
             blue[x] = _cut(br * r + bg * g + bb * b + b0, one)
 
 
-@_compiled
+@compiled
 def _mixture(drawn, columns, luma, quarter, matrix, of_means):
     """Fill M and K of M x + K mean(x); whether they change anything."""
     for row in range(3):
@@ -334,12 +320,12 @@ def _mixture(drawn, columns, luma, quarter, matrix, of_means):
     return changes
 
 
-@_compiled
+@compiled
 def _luma(matrix, column, luma):
     return luma[0] * matrix[0, column] + luma[1] * matrix[1, column] + luma[2] * matrix[2, column]
 
 
-@_compiled
+@compiled
 def _toward_grey(matrix, factor, luma):
     for column in range(3):
         grey = (1 - factor) * _luma(matrix, column, luma)
@@ -347,7 +333,7 @@ def _toward_grey(matrix, factor, luma):
             matrix[row, column] = factor * matrix[row, column] + grey
 
 
-@_compiled
+@compiled
 def _turn(matrix, angle, luma, quarter):
     share, rest = np.cos(angle), np.sin(angle)
     for column in range(3):
@@ -358,7 +344,7 @@ def _turn(matrix, angle, luma, quarter):
             matrix[row, column] = share * matrix[row, column] + grey + rest * turned
 
 
-@_compiled
+@compiled
 def step_by_step(target, drawn, columns, luma, first, last):
     """Colour operations one after the other, each cut to 0..1, hue by HSV: `colour.apply_exactly`. Arguments as `mix`."""
     for number in range(first, last):
@@ -384,7 +370,7 @@ def step_by_step(target, drawn, columns, luma, first, last):
             column += width
 
 
-@_compiled
+@compiled
 def _greyed(image, factor, luma, with_mean):
     """factor times the image and 1 - factor times its luma, or the mean of that; (3, pixels), in place."""
     type_ = image.dtype.type
@@ -400,7 +386,7 @@ def _greyed(image, factor, luma, with_mean):
         blue[x] = share * blue[x] + grey
 
 
-@_compiled
+@compiled
 def _shift_hue(image, sixths):
     """`colour.shift_hue` of (3, pixels), in place; a turn has six sixths."""
     for x in range(image.shape[1]):

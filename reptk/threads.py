@@ -27,7 +27,7 @@ class _Pool:
                 if self.threads is not None and self.process == process:
                     self.threads.shutdown()
                 ready = threading.Barrier(size + 1)
-                self.threads = ThreadPoolExecutor(size, "reptk-views")
+                self.threads = ThreadPoolExecutor(size, "reptk")
                 for _ in range(size):
                     self.threads.submit(_alone, ready)
                 ready.wait()
@@ -60,3 +60,9 @@ def in_threads(work: Callable[[int], None], numbers: range) -> None:
     pool = _POOL.get()
     for done in [pool.submit(share, first) for first in range(threads)]:
         done.result()
+
+
+def in_parts(work: Callable[[int, int], None], count: int) -> None:
+    """work(first, last) for parts of `count` things, one for each of as many threads as torch has."""
+    share = max(1, -(-count // torch.get_num_threads()))
+    in_threads(lambda number: work(number * share, min((number + 1) * share, count)), range(-(-count // share)))
