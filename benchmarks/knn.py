@@ -4,7 +4,8 @@ pip install lightly pytorch-lightning pytorch-metric-learning && python benchmar
 python benchmarks/knn.py --only votes memory                                    some of it
 
 Time: all in one process, in turns of changing order; compare minima. Memory: the growth of the peak resident set over one call
-in a process of its own, after a small call has loaded everything. Numbers that mean the same are compared first. Peers that
+in a process of its own, after a small call has loaded everything. FAISS is loaded as reptk loads it, with threads that sleep
+between searches. Numbers that mean the same are compared first. Peers that
 are not installed are left out.
 """
 
@@ -21,13 +22,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import faiss
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from reptk.evaluate import knn, retrieval
 from reptk.neighbours import Approximate, search
+from reptk.neighbours.engine import faiss
 from reptk.run import commit
 
 BANK, QUERIES, WIDTH, K = 100_000, 1_000, 256, (1, 10, 20, 100, 200)
@@ -60,7 +61,7 @@ def _votes(rounds: int) -> None:
     for classes in (100, 1000):
         print(f"\n{BANK:,} x {WIDTH} bank, {QUERIES:,} queries, {classes:,} classes: seconds")
         bank, labels, queries, asked = _problem(BANK, QUERIES, classes)
-        index = faiss.IndexFlatIP(WIDTH)
+        index = faiss().IndexFlatIP(WIDTH)
         index.add(bank.numpy())
         calls: dict[str, Call] = {
             f"IndexFlatIP.search, k = {K[-1]}": lambda index=index, queries=queries: index.search(

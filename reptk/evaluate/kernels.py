@@ -19,25 +19,25 @@ def winners(votes, given, ks, classes, by_weight, by_count, first, last):
     """
     weight, count = np.zeros(classes + 1), np.zeros(classes + 1)
     for query in range(first, last):
-        total, done = 0.0, 0
+        heaviest, most, done = 0, 0, 0
         for place in range(len(ks)):
             for neighbour in range(done, ks[place]):
                 vote = votes[query, neighbour]
                 weight[vote] += given[query, neighbour]
                 count[vote] += 1
-                total += given[query, neighbour]
+                if vote < classes:  # sums only rise, so nobody else can have taken the lead
+                    if _is_ahead(weight[vote], 0, vote, weight[heaviest], 0, heaviest):
+                        heaviest = vote
+                    if _is_ahead(count[vote], weight[vote], vote, count[most], weight[most], most):
+                        most = vote
             done = ks[place]
-            heaviest, most, heavy, many = 0, 0, -1.0, -1.0
-            for neighbour in range(done):
-                vote = votes[query, neighbour]
-                if vote == classes:
-                    continue
-                own = weight[vote]
-                if own > heavy or (own == heavy and vote < heaviest):
-                    heavy, heaviest = own, vote
-                own = count[vote] + own / (total + 1)  # below one vote
-                if own > many or (own == many and vote < most):
-                    many, most = own, vote
             by_weight[place, query], by_count[place, query] = heaviest, most
         for neighbour in range(done):
             weight[votes[query, neighbour]], count[votes[query, neighbour]] = 0, 0
+
+
+@to_the_bit
+def _is_ahead(score, second, number, other_score, other_second, other):
+    if score != other_score:
+        return score > other_score
+    return second > other_second if second != other_second else number < other

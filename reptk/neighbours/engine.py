@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import sys
 import warnings
 from types import ModuleType
@@ -40,11 +41,26 @@ def faiss() -> ModuleType | None:
     if sys.platform == "darwin":
         return None
     try:
-        module = importlib.import_module("faiss")
+        module = _import_faiss()
         module.IndexFlatIP  # noqa: B018 - an empty module has none
     except (ImportError, RuntimeError, AttributeError):
         return None
     return module
+
+
+def _import_faiss() -> ModuleType:
+    """FAISS with OpenMP threads that sleep when they have nothing to do.
+
+    It brings an OpenMP of its own, which looks at the environment once, when it is loaded. By default its threads wait for
+    the next search in a loop for some milliseconds, and keep the cores from whoever works on what has been found.
+    """
+    if "faiss" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
+        return importlib.import_module("faiss")
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        return importlib.import_module("faiss")
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
 
 
 def needed_faiss(purpose: str) -> ModuleType:

@@ -18,7 +18,7 @@ from reptk.neighbours.crowded import scan
 from reptk.neighbours.deep import deepest, is_deep
 from reptk.neighbours.engine import device, engine, faiss
 from reptk.neighbours.pairs import similarities_of
-from reptk.neighbours.rows import Facts, check_products, check_rows, warn_of_zeros
+from reptk.neighbours.rows import Facts, check_products, check_rows, lengths, warn_of_zeros
 
 BLOCK = 1024
 """Queries at a time, about."""
@@ -123,7 +123,7 @@ def _look(bank: Prepared, queries: Tensor, own: Tensor, k: int, wanted: int) -> 
     """The k best of so many candidates, and whether (b,) no other row can be among them."""
     found, rows = bank.find(queries, wanted)
     similarities = similarities_of(bank.rows, queries, rows)
-    error = torch.linalg.vector_norm(queries.double(), dim=1) * bank.error
+    error = lengths(queries.float()) * bank.error
     if ((similarities - found).abs().amax(1) > error).any():
         raise ValueError("exact holds other rows than bank: similarities differ by more than rounding can explain")
     made = order.keys(similarities, rows).masked_fill_(rows == own[:, None], order.NONE)

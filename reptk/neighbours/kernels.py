@@ -16,32 +16,56 @@ def lengths(rows, made, first, last):
         made[row] = np.sqrt(total)
 
 
+@compiled
+def by_row(rows, count):
+    """An order (P,) of pairs in which their rows, of `count`, rise; where pairs are few, but for rows that are close."""
+    shift = 0
+    while count >> shift > len(rows):
+        shift += 1
+    made, ends = np.empty(len(rows), np.int64), np.zeros((count >> shift) + 2, np.int64)
+    for pair in range(len(rows)):
+        ends[(rows[pair] >> shift) + 1] += 1
+    for bucket in range(len(ends) - 1):
+        ends[bucket + 1] += ends[bucket]
+    for pair in range(len(rows)):
+        bucket = rows[pair] >> shift
+        made[ends[bucket]] = pair
+        ends[bucket] += 1
+    return made
+
+
 @to_the_bit
-def products(bank, queries, rows, numbers, places, made, first, last):
+def products(bank, queries, rows, numbers, order, made, first, last):
     """Inner products of pairs of float32 rows, into `made` (P,) float32; added up as `pairs` does.
 
     Args:
-        rows: (P,) the pairs' rows of the bank, in the order in which they are to be read.
-        numbers: (P,) int32, which queries they go with.
-        places: (P,) where in `made`.
+        rows, numbers: (P,) which rows of the bank and which queries make a pair.
+        order: in which to look at pairs, from the `first` to before the `last` of it.
     """
     width = bank.shape[1]
     half = (width + 1) // 2
     values = np.empty(half)
-    for pair in range(first, last):
+    for place in range(first, last):
+        pair = order[place]
         row, asked = bank[rows[pair]], queries[numbers[pair]]
-        upper_row, upper_asked = row[half:], asked[half:]
-        for x in range(width - half):
-            values[x] = np.float64(row[x]) * np.float64(asked[x]) + np.float64(upper_row[x]) * np.float64(
-                upper_asked[x]
-            )
-        if 2 * half > width:
-            values[half - 1] = np.float64(row[half - 1]) * np.float64(asked[half - 1])
+        values[half - 1] = np.float64(row[half - 1]) * np.float64(asked[half - 1])  # an odd one in the middle
+        _products(values[: width - half], row, row[half:], asked, asked[half:])
         left = half
         while left > 1:
-            middle = (left + 1) // 2
-            upper = values[middle:left]
-            for x in range(left - middle):
-                values[x] += upper[x]
-            left = middle
-        made[places[pair]] = np.float32(values[0]) + np.float32(0)  # -0 becomes 0
+            half_left = (left + 1) // 2
+            _add(values[: left - half_left], values[half_left:])
+            left = half_left
+        made[pair] = np.float32(values[0]) + np.float32(0)  # -0 becomes 0
+
+
+@to_the_bit
+def _products(values, lower, upper, lower_asked, upper_asked):
+    for x in range(len(values)):
+        lower_product = np.float64(lower[x]) * np.float64(lower_asked[x])
+        values[x] = lower_product + np.float64(upper[x]) * np.float64(upper_asked[x])
+
+
+@to_the_bit
+def _add(values, others):
+    for x in range(len(values)):
+        values[x] += others[x]

@@ -33,8 +33,8 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (q, k) float32, on the queries' device.
     """
-    numbers = torch.arange(len(queries), device=rows.device)[:, None].expand_as(rows)
-    return pair_similarities(bank, queries, numbers.reshape(-1), rows.reshape(-1)).view(rows.shape)
+    numbers = torch.from_numpy(np.repeat(np.arange(len(queries)), rows.shape[1])).to(rows.device)
+    return pair_similarities(bank, queries, numbers, rows.reshape(-1)).view(rows.shape)
 
 
 def pair_similarities(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
@@ -46,25 +46,22 @@ def pair_similarities(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tens
 
 
 def _in_order(native: ModuleType, bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
-    """In the order of the bank's rows, each of which is read once for all queries that want it."""
-    # NumPy sorts integers several times as fast as torch; the place in the list travels in the lower half.
-    sorted_rows = np.sort(rows.numpy() << 32 | np.arange(len(rows)))
-    places = sorted_rows & 0xFFFFFFFF
-    sorted_rows >>= 32
-    numbers = numbers.numpy().astype(np.int32)[places]
-    asked, made = queries.detach().float().contiguous().numpy(), np.empty(len(rows), np.float32)
+    """In the order of the bank's rows, so that each is read once for all queries that want it."""
+    asked, made = queries.detach().float().contiguous().numpy(), torch.empty(len(rows))
+    pairs = rows.numpy(), numbers.numpy()
     if bank.dtype == torch.float32 and bank.is_contiguous():
-        read = bank.detach().numpy()
-        in_parts(lambda *ends: native.products(read, asked, sorted_rows, numbers, places, made, *ends), len(rows))
-        return torch.from_numpy(made)
-    firsts = np.append(np.flatnonzero(np.diff(sorted_rows, prepend=-1)), len(rows))
+        read, order = bank.detach().numpy(), native.by_row(pairs[0], len(bank))
+        in_parts(lambda *ends: native.products(read, asked, *pairs, order, made.numpy(), *ends), len(rows))
+        return made
+    distinct, own = np.unique(pairs[0], return_inverse=True)
+    order = native.by_row(own, len(distinct))
+    ends = np.searchsorted(own[order], np.arange(len(distinct) + 1))
     size = max(1, CHUNK_BYTES // (4 * bank.shape[1]))
-    for first in range(0, len(firsts) - 1, size):
-        ends = firsts[first : first + size + 1]
-        part = bank[torch.from_numpy(sorted_rows[ends[:-1]])].detach().float().numpy()
-        own, pairs = np.repeat(np.arange(len(part)), np.diff(ends)), slice(ends[0], ends[-1])
-        native.products(part, asked, own, numbers[pairs], places[pairs], made, 0, len(own))
-    return torch.from_numpy(made)
+    for first in range(0, len(distinct), size):
+        part = bank[torch.from_numpy(distinct[first : first + size])].detach().float().numpy()
+        span = ends[first], ends[first + len(part)]
+        native.products(part, asked, own - first, pairs[1], order, made.numpy(), *span)
+    return made
 
 
 def _gathered(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:

@@ -40,10 +40,10 @@ def check_rows(name: str, rows: Tensor) -> Facts:
         raise ValueError(f"{name} must be (n, F) floating point, got {rows.dtype} {tuple(rows.shape)}")
     longest, bad, zero = 0.0, _Numbers(), _Numbers()
     for first, chunk in chunks(rows):
-        lengths = _lengths(chunk)
-        bad.add((~lengths.isfinite()).nonzero(), first)
-        zero.add((lengths == 0).nonzero(), first)
-        longest = max(longest, float(lengths.max()))
+        long = lengths(chunk)
+        bad.add((~long.isfinite()).nonzero(), first)
+        zero.add((long == 0).nonzero(), first)
+        longest = max(longest, float(long.max()))
     if bad.count:
         raise ValueError(f"{bad.count} of {len(rows)} rows of {name} hold NaN or infinity, first {bad.first}")
     return Facts(longest, zero.count, zero.first)
@@ -73,8 +73,8 @@ def chunks(rows: Tensor, chunk_bytes: int | None = None) -> Iterator[tuple[int, 
         yield first, rows[first : first + size].float()
 
 
-def _lengths(rows: Tensor) -> Tensor:
-    """(n,) float64, in which squares of float32 neither overflow nor vanish: 0 for zeros alone, not finite where a value is."""
+def lengths(rows: Tensor) -> Tensor:
+    """(n,) L2 of float32 rows, in float64, where their squares neither overflow nor vanish: 0 for nothing but zeros."""
     native = kernels("reptk.neighbours") if rows.device.type == "cpu" and rows.is_contiguous() else None
     if native is None:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
