@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         }
         if pretrained and weights is not None:
             raise UsageError(
-                "encoder.pretrained fetches timm's weights and encoder.weights reads others; set one of them"
+                "pretrained weights are timm's, and others are read from a file of weights; ask for one of them"
             )
         self.backbone = _backbone(backbone, size, pretrained, drop_path)
         fresh = _small_stem(self.backbone, backbone) if stem == "small" else None
@@ -236,8 +236,9 @@ def _unfetched(name: str, why: str) -> str:
     place = timm.get_pretrained_cfg(name).hf_hub_id
     source = f" ({place}/model.safetensors)" if place else ""
     return (
-        f"encoder.pretrained: the weights of {name} cannot be fetched: {why}. Download them elsewhere{source} and give the "
-        f"file, encoder.pretrained=false encoder.weights=/path/to/model.safetensors, or bring the cache: {hub.HF_HUB_CACHE}"
+        f"the pretrained weights of {name} cannot be fetched: {why}. Download them elsewhere{source} and name the file, in a "
+        f"recipe by encoder.pretrained=false encoder.weights=FILE, to commands by --weights FILE; or bring the cache: "
+        f"{hub.HF_HUB_CACHE}"
     )
 
 
@@ -325,7 +326,7 @@ def _head(width: int, layers: int, hidden: int | None, out: int, norm: bool) -> 
 def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
     """Load plain weights; the tensor called `fresh` may be of another shape and is then left as it is."""
     if not path.is_file():
-        raise DataError(f"encoder.weights: no file {path}")
+        raise DataError(f"there is no file of weights {path}")
     try:
         state = (
             load_file(path)
@@ -335,7 +336,7 @@ def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
     except Exception as cause:
         # torch's own message advises to allow code to run, which is the one thing not to do with a stranger's file.
         raise DataError(
-            f"encoder.weights: {path} holds no plain weights ({type(cause).__name__}); what can be read is safetensors, or "
+            f"{path} holds no plain weights ({type(cause).__name__}); what can be read is safetensors, or "
             "a state dict of tensors saved by torch"
         ) from cause
     own = backbone.state_dict()
@@ -346,7 +347,7 @@ def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
     problems = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if problems:
         raise DataError(
-            f"encoder.weights: {path} does not fit this backbone: {len(problems)} of {len(own)} tensors are missing or of "
+            f"the weights in {path} do not fit this backbone: {len(problems)} of {len(own)} tensors are missing or of "
             f"another shape ({', '.join(problems[:3])} ...)"
         )
     backbone.load_state_dict({name: state[name] for name in own})

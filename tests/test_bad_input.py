@@ -281,26 +281,26 @@ ROWS = {
         ["cifar10: no images in data/cifar10", "data.download is false", "cifar-10-batches-py", "--smoke"],
     ),
     # Weights
-    "no such weights": (["tiny.toml", "encoder.weights=gone.pt"], 3, ["encoder.weights", "no file gone.pt"]),
+    "no such weights": (["tiny.toml", "encoder.weights=gone.pt"], 3, ["no file of weights gone.pt"]),
     "weights that are none": (
         ["tiny.toml", "encoder.weights=weights.pt"],
         3,
-        ["encoder.weights: weights.pt holds no plain weights"],
+        ["weights.pt holds no plain weights"],
     ),
     "safetensors that are none": (
         ["tiny.toml", "encoder.weights=weights.safetensors"],
         3,
-        ["encoder.weights: weights.safetensors holds no plain weights"],
+        ["weights.safetensors holds no plain weights"],
     ),
     "weights of another backbone": (
         ["tiny.toml", "encoder.weights=other.pt"],
         3,
-        ["encoder.weights: other.pt does not fit this backbone", "tensors are missing"],
+        ["the weights in other.pt do not fit this backbone", "tensors are missing"],
     ),
     "pretrained, offline": (
         ["tiny.toml", "encoder.pretrained=true"],
         4,
-        ["encoder.pretrained", "test_resnet", "cannot be fetched", "encoder.pretrained=false encoder.weights="],
+        ["pretrained weights of test_resnet", "cannot be fetched", "encoder.pretrained=false encoder.weights="],
     ),
     # Plugins
     "plugin file that is not there": (["tiny.toml", "--plugin", "gone.py"], 2, ["gone.py: no such file"]),

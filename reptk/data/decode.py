@@ -11,7 +11,7 @@ import PIL
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -72,7 +72,10 @@ def decode_into(path: Path, square: Square, jpeg: str) -> None:
             upright = _rgb(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
             np.copyto(square, ImageOps.fit(upright, square.shape[:2], Image.Resampling.BILINEAR))
     except Exception as cause:
-        what = _pretender(path) or cause
+        unknown = (
+            "it is in none of the formats " + ", ".join(FORMATS) if isinstance(cause, UnidentifiedImageError) else None
+        )
+        what = _pretender(path) or unknown or cause
         raise DataError(f"cannot read {path} as an image: {what}. Repair it, or take it out of the folder") from cause
 
 
