@@ -282,6 +282,12 @@ def test_views_are_float32_in_0_to_1(label):
     assert 0 <= views.amin() < views.amax() <= 1
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 40, 40), (3, 40, 40), (4, 4, 40, 40)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"views are made of images \(B, 3, H, W\), got \("):
+        build("simclr")(torch.zeros(shape, dtype=torch.uint8), 0)
+
+
 @every
 def test_bytes_and_floats_give_the_same_views(label):
     of_bytes, of_floats = build(label)(patches(4), 5), build(label)(patches(4).float() / 255, 5)

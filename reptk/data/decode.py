@@ -72,11 +72,8 @@ def decode_into(path: Path, square: Square, jpeg: str) -> None:
             upright = _rgb(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
             np.copyto(square, ImageOps.fit(upright, square.shape[:2], Image.Resampling.BILINEAR))
     except Exception as cause:
-        unknown = (
-            "it is in none of the formats " + ", ".join(FORMATS) if isinstance(cause, UnidentifiedImageError) else None
-        )
-        what = _pretender(path) or unknown or cause
-        raise DataError(f"cannot read {path} as an image: {what}. Repair it, or take it out of the folder") from cause
+        why = _pretender(path) or _plainly(cause)
+        raise DataError(f"cannot read {path} as an image: {why}. Repair it, or take it out of the folder") from cause
 
 
 def decoder(jpeg: Jpeg) -> str:
@@ -171,6 +168,15 @@ def _pretender(path: Path) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file itself (git lfs pull)"
     return "it holds a web page" if head.startswith((b"<!doctype", b"<html")) else None
+
+
+def _plainly(cause: Exception) -> str:
+    """Pillow's own message names the bytes' place in memory."""
+    return (
+        f"it is in none of the formats {', '.join(FORMATS)}"
+        if isinstance(cause, UnidentifiedImageError)
+        else str(cause)
+    )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -73,7 +73,12 @@ class Views:
         """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key.
 
         Views of several sizes come as a list of such tensors, neighbours of one size together.
+
+        Raises:
+            ValueError: another shape, floats outside 0..1.
         """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"views are made of images (B, 3, H, W), got {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):
             if images.dtype != torch.uint8:
                 images = to_float(images)
