@@ -1,7 +1,8 @@
 """Loops over values that numba compiles, the first time that a type of arguments comes, and keeps compiled.
 
-They live in modules named `kernels`, which are imported when they are first needed: importing numba takes half a second.
-Whoever has kernels has torch's operations for the same, too: for GPUs, and where numba is missing.
+They live in modules named `kernels`, which are imported when they are first needed: importing numba takes half a second. They
+take arguments from other modules, but no constants: what is compiled is kept until its own file changes. Whoever has kernels
+has torch's operations for the same, too: for GPUs, and where numba is missing.
 """
 
 import functools

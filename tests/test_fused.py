@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from fused_runs import CHAIN, JITTER, NEAR, by_torchvision, cut, drawn, rows, run_of
 from reptk.registry import VIEWS
 from reptk.views import SETS, Views, colour, fused, room, spatial
-from reptk.views.recognised import Blur, Crop, Flip, Gray, Jitter, Resize, ResizedCrop, recognise
+from reptk.views.recognised import NEUTRAL, Blur, Crop, Flip, Gray, Jitter, Resize, ResizedCrop, recognise
 
 
 @pytest.fixture
@@ -139,6 +139,10 @@ def test_batches_chunks_and_kernels_agree(operations, exact_hue):
         made = torch.empty_like(whole)
         form(images, draws, made)
         torch.testing.assert_close(made, whole, atol=1e-12, rtol=0)
+
+
+def test_kernels_know_what_changes_nothing():
+    assert tuple(fused.machine_code().NEUTRAL) == NEUTRAL
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

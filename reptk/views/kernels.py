@@ -12,12 +12,13 @@ from torch import Tensor
 
 from reptk import keyed
 from reptk.machine_code import compiled, to_the_bit
-from reptk.views.recognised import CANDIDATES, NEUTRAL, ResizedCrop
+from reptk.views.recognised import ResizedCrop
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NEGLIGIBLE = 1e-7
 """Weights of a Gaussian below this share of its peak are left out in float32, which does not see them."""
-_NEUTRAL = np.array(NEUTRAL)
+NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
+"""`recognised.NEUTRAL`, written again: what is compiled here is kept until this file changes, whatever others do."""
 
 
 @compiled
@@ -40,26 +41,24 @@ def _cut_all(values):
 
 def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     """`keyed.uniform`."""
-    return torch.from_numpy(_uniform(np.uint64(key), *(part.numpy().view(np.uint64) for part in (salts, rows))))
-
-
-_STEP, _FIRST, _SECOND = (np.uint64(odd % 2**64) for odd in (keyed.STEP, keyed.FIRST, keyed.SECOND))
+    odd = (np.uint64(number % 2**64) for number in (keyed.STEP, keyed.FIRST, keyed.SECOND))
+    return torch.from_numpy(_uniform(np.uint64(key), *(part.numpy().view(np.uint64) for part in (salts, rows)), *odd))
 
 
 @to_the_bit
-def _uniform(key, salts, rows):
+def _uniform(key, salts, rows, step, one, two):
     made = np.empty((len(rows), len(salts)), np.float32)
     for row in range(len(rows)):
         for column in range(len(salts)):
-            bits = _mixed(_mixed(rows[row] * _STEP + salts[column]) + key)
+            bits = _mixed(_mixed(rows[row] * step + salts[column], one, two) + key, one, two)
             made[row, column] = np.float32(bits >> np.uint64(40)) * np.float32(2**-24)
     return made
 
 
 @to_the_bit
-def _mixed(bits):
-    bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
-    bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
+def _mixed(bits, one, two):
+    bits = (bits ^ (bits >> np.uint64(30))) * one
+    bits = (bits ^ (bits >> np.uint64(27))) * two
     return bits ^ (bits >> np.uint64(31))
 
 
@@ -72,18 +71,18 @@ def resized_crops(operation: ResizedCrop, u: Tensor, shape: tuple[int, int]) -> 
 
 @to_the_bit
 def _resized_crops(u, height, width, fallback_high, fallback_wide, scale, scales, log_ratio, log_ratios):
-    made, one = np.empty((len(u), 4), np.float32), np.float32(1)
+    made, one, candidates = np.empty((len(u), 4), np.float32), np.float32(1), u.shape[1] // 2 - 1
     for row in range(len(u)):
         high, wide = fallback_high, fallback_wide
         top, left = np.floor((height - high) / 2), np.floor((width - wide) / 2)
-        for candidate in range(CANDIDATES):
+        for candidate in range(candidates):
             area = (u[row, candidate] * scales + scale) * (height * width)
-            aspect = np.float32(np.exp(np.float64(u[row, CANDIDATES + candidate] * log_ratios + log_ratio)))
+            aspect = np.float32(np.exp(np.float64(u[row, candidates + candidate] * log_ratios + log_ratio)))
             wider, higher = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
             if 0 < wider <= width and 0 < higher <= height:
                 high, wide = higher, wider
-                top = min(np.floor(u[row, 2 * CANDIDATES] * (height - high + one)), height - high)
-                left = min(np.floor(u[row, 2 * CANDIDATES + 1] * (width - wide + one)), width - wide)
+                top = min(np.floor(u[row, 2 * candidates] * (height - high + one)), height - high)
+                left = min(np.floor(u[row, 2 * candidates + 1] * (width - wide + one)), width - wide)
                 break
         made[row, 0], made[row, 1], made[row, 2], made[row, 3] = top, left, high, wide
     return made
@@ -298,7 +297,7 @@ def _mixture(drawn, columns, luma, quarter, matrix, of_means):
             for place in range(4):
                 kind = int(drawn[first + 4 + place])
                 factor = float(drawn[first + kind])
-                if factor == _NEUTRAL[kind]:
+                if factor == NEUTRAL[kind]:
                     continue
                 changes = True
                 if kind == BRIGHTNESS:
@@ -357,7 +356,7 @@ def step_by_step(target, drawn, columns, luma, first, last):
                 for place in range(4):
                     kind = int(drawn[number, column + 4 + place])
                     factor = float(drawn[number, column + kind])
-                    if factor == _NEUTRAL[kind]:
+                    if factor == NEUTRAL[kind]:
                         continue
                     if kind == HUE:
                         _shift_hue(image, 6 * factor)
