@@ -109,16 +109,7 @@ class Fused:
             torch.clamp(some, 0, 1, out=made[part])
 
     def by_kernels(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
-        """Image by image in machine code; each of as many threads as torch has makes a part of them."""
-
-        def one(first: int, last: int) -> None:
-            part = slice(first, last)
-            self._part_by_kernels(images[part], [draw[part] for draw in draws], made[part])
-
-        in_parts(one, len(images))
-
-    def _part_by_kernels(self, images: Tensor, draws: list[Tensor], made: Tensor) -> None:
-        """As many at a time as stay in the cache from one pass to the next."""
+        """Image by image in machine code, as many at a time as stay in the cache from one pass to the next."""
         native, passes = machine_code(), []
         resized = [number for number, stage in enumerate(self.stages) if isinstance(stage, Spatial)]
         source = images
@@ -134,9 +125,13 @@ class Fused:
             passes.append(stage.by_kernel(native, source, target, drawn))
             source = target
         step = _chunk(images, made)
-        for first in range(0, len(images), step):
-            for run in passes:
-                run(first, min(first + step, len(images)))
+
+        def part(first: int, last: int) -> None:
+            for start in range(first, last, step):
+                for run in passes:
+                    run(start, min(start + step, last))
+
+        in_parts(part, len(images))
 
     def _prepared(self, images: Tensor, draws: list[Tensor]) -> list[tuple[Stage, tuple[Tensor, ...]]]:
         shape, dtype, made = tuple(images.shape[-2:]), float_type(images), []
