@@ -52,7 +52,7 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
 
 def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("skimage")
-    benchmark("input", monkeypatch, "--rounds 1 --images 16 --batch 8 --size 32").main()
+    benchmark("input", monkeypatch, "--rounds 1 --images 16 --batch 8").main()
     assert "DataLoader, 2 workers" in capsys.readouterr().out
 
 

@@ -351,7 +351,7 @@ def test_weights_in_another_order_are_refused(tmp_path: Path) -> None:
     first = next(number for number, name in enumerate(names) if name.endswith(".bias"))
     names[first - 1], names[first] = names[first], names[first - 1]  # a norm's bias before its weight, equally long
     torch.save({name: state[name] for name in names}, tmp_path / "weights.pt")
-    with pytest.raises(DataError, match="does not fit"):
+    with pytest.raises(DataError, match="do not fit"):
         encoder(weights=str(tmp_path / "weights.pt"))
 
 
