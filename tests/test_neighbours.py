@@ -206,6 +206,16 @@ def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor,
     return torch.equal(made, pairs._gathered(bank, queries, numbers, rows)) and bool(made.abs().max() > 0)
 
 
+def test_lengths_without_machine_code_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = drawn(50, 33, 18) * torch.tensor([1e-30, 1.0, 1e30]).repeat(17)[:50, None]  # squares beyond float32
+    rows[3], rows[5, 7], rows[6, 1] = 0, torch.nan, torch.inf
+    ours = rows_module.lengths(rows)
+    monkeypatch.setattr(rows_module, "kernels", lambda package: None)
+    torch.testing.assert_close(ours, rows_module.lengths(rows), rtol=1e-14, atol=0, equal_nan=True)
+    assert (~ours.isfinite()).nonzero().flatten().tolist() == [5, 6]
+    assert (ours == 0).nonzero().flatten().tolist() == [3]
+
+
 def test_keys_sort_like_similarity_then_row() -> None:
     similarities = torch.tensor([[2.0, -1.0, 0.0, 2.0, 1e-40, -1e-40, -3e38, 3e38]])
     rows = torch.tensor([[9, 0, (1 << 32) - 1, 4, 5, 6, 7, 8]])

@@ -2,8 +2,8 @@
 
 BLAS sums float32 products in an order that depends on how the work was cut, so that two copies of a row can differ in the
 last bits, and one row from one search to the next. Here a pair's products, which float64 holds exactly, are added up by
-halves: the second half onto the first, until one value is left, which is rounded to float32. That makes the same bits for
-every engine, block size and number of ranks, on every processor and GPU.
+halves: the second half onto the first, until one value is left, which is rounded to float32. By IEEE arithmetic that makes the
+same bits for every engine, block size and number of ranks, on any processor or GPU.
 """
 
 from types import ModuleType
