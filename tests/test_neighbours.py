@@ -206,6 +206,14 @@ def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor,
     return torch.equal(made, pairs._gathered(bank, queries, numbers, rows)) and bool(made.abs().max() > 0)
 
 
+@pytest.mark.parametrize("wrong", [-1, 400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pairs_beyond_the_bank_are_refused(wrong: int, dtype: torch.dtype) -> None:
+    bank, queries = drawn(400, 8, 16).to(dtype), drawn(30, 8, 17)
+    with pytest.raises(IndexError, match="of 400"):
+        pairs.pair_similarities(bank, queries, torch.tensor([0, 1]), torch.tensor([3, wrong]))
+
+
 def test_lengths_without_machine_code_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = drawn(50, 33, 18) * torch.tensor([1e-30, 1.0, 1e30]).repeat(17)[:50, None]  # squares beyond float32
     rows[3], rows[5, 7], rows[6, 1] = 0, torch.nan, torch.inf

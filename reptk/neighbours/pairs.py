@@ -49,6 +49,9 @@ def _in_order(native: ModuleType, bank: Tensor, queries: Tensor, numbers: Tensor
     """In the order of the bank's rows, so that each is read once for all queries that want it."""
     asked, made = queries.detach().float().contiguous().numpy(), torch.empty(len(rows))
     pairs = rows.numpy(), numbers.numpy()
+    for which, count in zip(pairs, (len(bank), len(queries)), strict=True):  # machine code looks at no bounds
+        if len(which) and not 0 <= which.min() <= which.max() < count:
+            raise IndexError(f"rows {which.min()} to {which.max()} are asked of {count}")
     if bank.dtype == torch.float32 and bank.is_contiguous():
         read, order = bank.detach().numpy(), native.by_row(pairs[0], len(bank))
         in_parts(lambda *ends: native.products(read, asked, *pairs, order, made.numpy(), *ends), len(rows))
