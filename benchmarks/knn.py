@@ -49,7 +49,10 @@ def main() -> None:
     if chosen.peak:
         print(_own_peak(chosen.peak))
         return
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, commit {commit()}, {_versions()}")
+    where = f"{torch.get_num_threads()} threads" + (
+        f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    )
+    print(f"{platform.machine()}, {where}, commit {commit()}, {_versions()}")
     for name in chosen.only:
         tables[name](chosen.rounds)
 
@@ -72,6 +75,8 @@ def _votes(rounds: int) -> None:
                 *given, k=K[-1:]
             ),
         }
+        if torch.cuda.is_available():
+            calls |= _on_gpu(bank, labels, queries, asked)
         if find_spec("lightly"):
             calls[f"lightly knn_predict, k = {K[-1]} alone"] = _lightly(bank, labels, queries, classes)
             ours = knn(bank, labels, queries, asked, k=K[-1:])[f"knn@{K[-1]}"]
@@ -132,6 +137,20 @@ def _problem(bank: int, queries: int, classes: int) -> tuple[Tensor, Tensor, Ten
         for of in (labels, asked)
     ]
     return rows[0], labels, rows[1], asked
+
+
+def _on_gpu(bank: Tensor, labels: Tensor, queries: Tensor, asked: Tensor) -> dict[str, Call]:
+    """What the GPU does alone, and the evaluation of rows that lie there already."""
+    rows = [part.cuda() for part in (bank, labels, queries, asked)]
+
+    def bare() -> None:
+        (rows[2] @ rows[0].T).topk(K[-1])
+        torch.cuda.synchronize()
+
+    return {
+        f"torch's product and topk on the GPU, k = {K[-1]}": bare,
+        "reptk.evaluate.knn, rows on the GPU, five k, both votes": lambda: knn(*rows, k=K),
+    }
 
 
 def _lightly(bank: Tensor, labels: Tensor, queries: Tensor, classes: int) -> Call:
@@ -198,7 +217,7 @@ def _print_seconds(seconds: dict[str, list[float]]) -> None:
     for name, values in seconds.items():
         ratios = statistics.median(value / first for value, first in zip(values, base, strict=True))
         print(
-            f"  {name:<40} min {min(values):7.3f}   median {statistics.median(values):7.3f}   "
+            f"  {name:<56} min {min(values):7.4f}   median {statistics.median(values):7.4f}   "
             f"{min(values) / min(base):5.2f}x of the minima, {ratios:5.2f}x of the rounds",
             flush=True,
         )

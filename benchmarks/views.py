@@ -1,11 +1,12 @@
 """SimCLR's augmentations by reptk and by those that make them otherwise, in turn in one process.
 
-python benchmarks/views.py [--rounds 7] [--images 64] [--sizes 224 32]      peers: pip install lightly
+python benchmarks/views.py [--rounds 7] [--images 64] [--sizes 224 32] [--device cuda]      peers: pip install lightly
 
 At 224 px from 256 px images, blur included; at 32 px without blur, at half the colour strength, batches of 512. Who takes
 part starts from decoded images in the form that it takes: reptk and kornia a uint8 batch, torchvision a uint8 tensor an image
 or a batch (of which all images then get one draw), lightly a PIL image; lightly's transform runs in a torch DataLoader with
-two workers, which live through all rounds. Each makes one view of every image.
+two workers, which live through all rounds. Each makes one view of every image. On a GPU only those take part that work on
+batches there.
 """
 
 import argparse
@@ -37,13 +38,19 @@ LEAST_SECONDS = 0.3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, help="default: 64 at 224 px, 512 at 32 px")
+    parser.add_argument(
+        "--images", type=int, help="a batch; default: 64 at 224 px, 512 at 32 px, on a GPU 512 and 4,096"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 32], choices=list(SETS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, commit {commit()}")
+    on_gpu = asked.device != "cpu"
+    where = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(f"{platform.machine()}, {where}, commit {commit()}")
     print(", ".join(f"{name} {number}" for name, number in (versions() | _peers()).items()), flush=True)
     for size in asked.sizes:
-        images = _images(SETS[size][1], asked.images or (64 if size > 64 else 512))
+        count = asked.images or (64 if size > 64 else 512) * (8 if on_gpu else 1)
+        images = _images(SETS[size][1], count).to(asked.device)
         parts = _parts(size, images)
         for made in parts.values():
             assert made(0).shape == (len(images), 3, size, size)
@@ -68,9 +75,12 @@ def _parts(size: int, images: Tensor) -> dict[str, Callable[[int], Tensor]]:
         "reptk, exact_hue": lambda step: exact(images, step)[0],
         "reptk, backend kornia": lambda step: through(images, step)[0],
         "kornia": lambda _: chain(images.float() / 255),
-        "torchvision v2, an image at a time": lambda _: torch.stack([transform(image) for image in images]),
         "torchvision v2, one draw for all": lambda _: transform(images),
     }
+    if images.is_cuda:
+        compiled = torch.compile(fused.__call__)
+        return {"reptk": parts.pop("reptk"), "reptk, compiled": lambda step: compiled(images, step)[0], **parts}
+    parts["torchvision v2, an image at a time"] = lambda _: torch.stack([transform(image) for image in images])
     if _peers():
         batches = _lightly(size, strength, scale, images)
         parts[f"lightly, {WORKERS} workers"] = lambda _: next(batches)
@@ -159,6 +169,8 @@ def _measure(parts: dict[str, Callable[[int], Tensor]], rounds: int) -> dict[str
             since = time.perf_counter()
             for batch in range(batches[name]):
                 parts[name](number * 1000 + batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             each = (time.perf_counter() - since) / batches[name]
             if number:
                 seconds[name].append(each)
