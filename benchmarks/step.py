@@ -18,6 +18,7 @@ from torch.profiler import profile
 
 from reptk import dist, load
 from reptk.build import assemble, data_of
+from reptk.data import Feed
 from reptk.keyed import fold
 from reptk.run import commit, versions
 from reptk.training import train_step
@@ -45,9 +46,9 @@ def compare(arguments: list[str], profiled: bool) -> None:
     device = dist.start(recipe.train.device)
     built = assemble(recipe, data_of(recipe), device)
     built.objective.train()
-    batches = built.loader.batches(0, ROUNDS + 3)
+    batches = Feed(built.loader.batches(0, ROUNDS + 3), device)
     backbone = built.encoder.backbone
-    images, _, _ = (part.to(device) for part in next(batches))
+    images, _, _ = next(batches)
     views = rearrange(built.objective.views(images, 0), "v b c h w -> (v b) c h w")
     if recipe.train.channels_last:
         views = views.contiguous(memory_format=torch.channels_last)

@@ -50,7 +50,8 @@ def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (n, k) float32.
     """
-    bits = _mixed(_mixed(rows[:, None] * STEP + salts) + key)
+    # A compiler that knows the rows to be counted would multiply them as it does indices, in 32 bits: `& -1` hides it.
+    bits = _mixed(_mixed((rows[:, None] & -1) * STEP + salts) + key)
     return _shifted(bits, 40).float() * 2**-24
 
 

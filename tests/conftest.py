@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 if not Path("/dev/nvidiactl").exists():
@@ -46,3 +48,20 @@ def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         file = str(getattr(sys.modules[name], "__file__", None))
         if file.startswith(str(tmp_path)) or name.startswith("reptk.plugins."):
             del sys.modules[name]
+
+
+@pytest.fixture
+def nothing_waits() -> Callable[[], AbstractContextManager[None]]:
+    """Inside the block, whatever makes the host wait for the GPU is an error."""
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+                torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return block

@@ -4,6 +4,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,16 @@ def test_without_faiss_one_warning_and_the_same_numbers(monkeypatch: pytest.Monk
     assert [str(warning.message).split(";")[0] for warning in caught] == ["FAISS is not installed"]
     expected = brute_knn(*given, 1) | brute_knn(*given, 5) | brute_retrieval(*given, [1])
     assert found == [pytest.approx(expected)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("measure", [partial(knn, k=[1, 5, 20]), retrieval])
+def test_rows_on_a_gpu_give_the_same_numbers(measure: Callable[..., Numbers]) -> None:
+    given = problem()
+    given[1][3], given[3][5] = -1, -1
+    there = measure(*(part.cuda() for part in given), exclude=torch.arange(40).cuda())
+    assert there == measure(*given, exclude=torch.arange(40))
 
 
 def test_blocks_of_queries_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch, either_engine: str) -> None:

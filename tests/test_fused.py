@@ -374,16 +374,24 @@ def test_views_are_compiled_as_one_graph():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("exact_hue", [False, True])
 @pytest.mark.parametrize("size", [32, 224])
-def test_nothing_waits_for_the_gpu_and_the_views_are_those_of_the_cpu(size, exact_hue):
+def test_nothing_waits_for_the_gpu_and_the_views_are_those_of_the_cpu(nothing_waits, size, exact_hue):
     views, images = VIEWS.get("simclr")(size=size, exact_hue=exact_hue), patches(8, 256)
     there = images.cuda()
     views(there, 1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         made = views(there, 2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(made.cpu(), views(images.float() / 255, 2), atol=2e-3, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+def test_views_compile_for_the_gpu():
+    views, images = VIEWS.get("simclr")(size=32), patches(8, 64).cuda()
+    compiled = torch.compile(views.__call__, fullgraph=True)
+    for key in (5, 10**15):
+        torch.testing.assert_close(compiled(images, key), views(images, key), atol=1e-4, rtol=0)
 
 
 # Views of several sizes, and a list for each

@@ -206,6 +206,26 @@ def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor,
     return torch.equal(made, pairs._gathered(bank, queries, numbers, rows)) and bool(made.abs().max() > 0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_gpu_finds_the_neighbours_of_the_processor(
+    where: str, dtype: torch.dtype, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    bank, queries = drawn(5000, 96, 20).to(dtype), drawn(300, 96, 21)
+    bank[4000:4300] = bank[:300]
+    queries[:50] = bank[:50]
+    own = torch.arange(300).masked_fill_(torch.arange(300) >= 50, -1)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    there = found(bank.to(where), queries.to(where), 20, own.to(where))
+    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    here = found(bank, queries, 20, own)
+    assert all(torch.equal(one, other) for one, other in zip(there, here, strict=True))
+
+
 @pytest.mark.parametrize("wrong", [-1, 400])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_pairs_beyond_the_bank_are_refused(wrong: int, dtype: torch.dtype) -> None:

@@ -108,8 +108,7 @@ def labelled(
             check_rows("bank" if name == "bank" else "queries", rows)
     if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
-    bank, bank_labels = bank.cpu(), bank_labels.cpu().long()
-    queries, query_labels = queries.cpu(), query_labels.cpu().long()
+    bank_labels, query_labels = bank_labels.cpu().long(), query_labels.cpu().long()
     kept, asked = bank_labels >= 0, query_labels >= 0
     if exclude is not None:
         exclude = _renumbered(exclude.cpu(), kept)[asked]
@@ -142,4 +141,4 @@ def _only(wanted: Tensor, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor,
     """The wanted rows, their labels, and their numbers; nothing is copied where all are wanted."""
     if wanted.all():
         return rows, labels, torch.arange(len(rows))
-    return rows[wanted], labels[wanted], wanted.nonzero()[:, 0]
+    return rows[wanted.to(rows.device)], labels[wanted], wanted.nonzero()[:, 0]

@@ -33,7 +33,7 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (q, k) float32, on the queries' device.
     """
-    numbers = torch.from_numpy(np.repeat(np.arange(len(queries)), rows.shape[1])).to(rows.device)
+    numbers = torch.arange(len(queries), device=rows.device)[:, None].expand(rows.shape).reshape(-1)
     return pair_similarities(bank, queries, numbers, rows.reshape(-1)).view(rows.shape)
 
 
