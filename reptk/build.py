@@ -113,6 +113,8 @@ def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
     objective = objective.to(device)
     if recipe.train.compile:
         encoder.backbone.compile()
+        if device.type == "cuda" and hasattr(views, "compile"):
+            views.compile()
     return objective.to(memory_format=torch.channels_last) if recipe.train.channels_last else objective
 
 

@@ -44,6 +44,12 @@ if __name__ == "__main__":
     for negatives in (False, True):
         print(json.dumps(compiled(kernels._half_kernel, rows, width, True, NEGATIVES=negatives)))
     for over in (0, 1, 2):
-        print(json.dumps(compiled(kernels._sums_kernel, rows, width, False, OVER=over, SELF=True, LEARNED=over == 2)))
+        print(
+            json.dumps(
+                compiled(
+                    kernels._sums_kernel, rows, width, False, OVER=over, SELF=True, LEARNED=over == 2, TAME=over == 1
+                )
+            )
+        )
         some = {"OVER": over, "SELF": over != 1, "ANCHORS": over != 1, "TAME": over == 2}
         print(json.dumps(compiled(kernels._gradient_kernel, rows, width, False, **some)))

@@ -85,17 +85,15 @@ class Groups:
         rows: N.
 
     Attributes:
-        number: (N + K,) the ids renumbered from 0, in their order.
+        number: (N + K,) one number for each id, rising with it: how many rows have a lesser one.
         positives: (N,) how many others share the row's id, keys included.
     """
 
     def __init__(self, ids: Tensor, rows: int) -> None:
-        in_order, order = ids.sort()
-        starts = torch.zeros_like(order)
-        starts[1:] = in_order[1:] != in_order[:-1]
-        self.number = torch.empty_like(order).scatter_(0, order, starts.cumsum(0))
-        sizes = torch.zeros_like(order).scatter_add_(0, self.number, torch.ones_like(order))
-        self.positives = sizes.index_select(0, self.number[:rows]) - 1
+        ids = ids.long()
+        in_order = ids.sort().values
+        self.number = torch.searchsorted(in_order, ids)
+        self.positives = torch.searchsorted(in_order, ids[:rows], right=True) - self.number[:rows] - 1
 
 
 def normalize(z: Tensor) -> Tensor:
@@ -367,7 +365,7 @@ def _normalized(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _or_one(lengths: Tensor) -> Tensor:
-    return torch.where(lengths == 0, 1.0, lengths)
+    return lengths.masked_fill(lengths == 0, 1.0)
 
 
 def _broken(unit: Tensor, keys: Tensor) -> str:

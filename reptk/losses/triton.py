@@ -24,6 +24,9 @@ LOG2E = math.log2(math.e)
 WIDEST = 512
 """Largest D: a block of rows has to stay in registers."""
 
+PROGRAMS, MOST_SHARES = 1024, 8
+"""Where blocks of rows are few, several programs share one's columns: so many programs in all, at most so many a block."""
+
 
 class _Launch(NamedTuple):
     rows: int
@@ -71,7 +74,8 @@ def _half_sums(own: Columns, term: Term, top: Tensor, total: Tensor) -> None:
     n, d = own.z.shape
     launch = _launch(own.z, square=True)
     z = own.z.contiguous()
-    _half_kernel[(triton.cdiv(n, launch.rows),)](
+    blocks = triton.cdiv(n, launch.rows)
+    _half_kernel[(blocks, max(1, min(MOST_SHARES, PROGRAMS // blocks)))](
         z, own.group, _slope(term, z), total, n, d,
         NEGATIVES=term.over == "negatives", BLOCK=launch.rows, WIDTH=_width(d), PRECISION=_precision(z),
         num_warps=launch.warps, num_stages=launch.stages,
@@ -88,8 +92,8 @@ def _whole_sums(
     _sums_kernel[(triton.cdiv(n, launch.rows),)](
         lined.x, lined.y, lined.x_group, lined.y_group, lined.order, lined.start, lined.stop,
         _slope(term, own.z), top, total, moment, n, lined.y.shape[0], d,
-        OVER=_OVER[term.over], SELF=is_self, LEARNED=learned, ROWS=launch.rows, COLUMNS=launch.columns, WIDTH=_width(d),
-        PRECISION=_precision(own.z), num_warps=launch.warps, num_stages=launch.stages,
+        OVER=_OVER[term.over], SELF=is_self, LEARNED=learned, TAME=term.tame, ROWS=launch.rows, COLUMNS=launch.columns,
+        WIDTH=_width(d), PRECISION=_precision(own.z), num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
 
 
@@ -205,13 +209,14 @@ def _half_kernel(
     NEGATIVES: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK
+    share, shares = tl.program_id(1), tl.num_programs(1)
     rows = first + tl.arange(0, BLOCK)
     x = _load(z, rows, n, d, WIDTH)
     scale = tl.load(slope) * 1.4426950408889634
     if NEGATIVES:
         row_group = tl.load(group + rows, mask=rows < n, other=-1)
     sums = tl.zeros([BLOCK], tl.float32)
-    for start in range(first, n, BLOCK):
+    for start in range(first + share * BLOCK, n, shares * BLOCK):
         columns = start + tl.arange(0, BLOCK)
         y = _load(z, columns, n, d, WIDTH)
         s = tl.dot(x, tl.trans(y), input_precision=PRECISION)
@@ -257,8 +262,8 @@ def _range(start, stop, rows, n, m, OVER: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _sums_kernel(
     x_ptr, y_ptr, x_group_ptr, y_group_ptr, order, start, stop, slope, top_ptr, total_ptr, moment_ptr, n, m, d,
-    OVER: tl.constexpr, SELF: tl.constexpr, LEARNED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    OVER: tl.constexpr, SELF: tl.constexpr, LEARNED: tl.constexpr, TAME: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     x = _load(x_ptr, rows, n, d, WIDTH)
@@ -274,14 +279,20 @@ def _sums_kernel(
         y = _load(y_ptr, columns, m, d, WIDTH)
         y_group = tl.load(y_group_ptr + columns, mask=columns < m, other=-2)
         s, logits = _logits(x, y, rows, columns, x_group, y_group, scale, m, OVER, SELF, PRECISION)
-        higher = tl.maximum(top, tl.max(logits, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(logits - shift[:, None])
-        fade = tl.exp2(top - shift)
+        if TAME:
+            p = tl.exp2(logits)
+            fade = 1.0
+        else:
+            higher = tl.maximum(top, tl.max(logits, 1))
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+            p = tl.exp2(logits - shift[:, None])
+            fade = tl.exp2(top - shift)
+            top = higher
         total = total * fade + tl.sum(p, 1)
         if LEARNED:
             moment = moment * fade + tl.sum(p * s, 1)
-        top = higher
+    if TAME:
+        top = tl.zeros_like(total)
     tl.store(top_ptr + at, top, mask=rows < n)
     tl.store(total_ptr + at, total, mask=rows < n)
     if LEARNED:

@@ -79,6 +79,15 @@ class Views:
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"views are made of images (B, 3, H, W), got {tuple(images.shape)}")
+        return self._make(images, key)
+
+    def compile(self) -> None:
+        """Let `torch.compile` have what a GPU is to do; where kornia has a part in it, leave all as it is."""
+        if self.how == "fused":
+            self._make = torch.compile(self._make)
+
+    @torch.no_grad()
+    def _make(self, images: Tensor, key: int) -> Any:
         with torch.autocast(images.device.type, enabled=False):
             if images.dtype != torch.uint8:
                 images = to_float(images)
