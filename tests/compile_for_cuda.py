@@ -20,10 +20,10 @@ TYPES = {
 }  # fmt: skip
 
 
-def compiled(kernel, dtype: torch.dtype, d: int, square: bool, **constants: object) -> dict[str, object]:
-    z = torch.empty(1, d, dtype=dtype)
-    launch = kernels._launch(z, square=square)
-    blocks = {"BLOCK": launch.rows} if square else {"ROWS": launch.rows, "COLUMNS": launch.columns}
+def compiled(name: str, dtype: torch.dtype, d: int, **constants: object) -> dict[str, object]:
+    z, kernel = torch.empty(1, d, dtype=dtype), getattr(kernels, f"_{name}_kernel")
+    launch = kernels._launch(name, z, 1 << 20)
+    blocks = {"BLOCK": launch.rows} if name == "half" else {"ROWS": launch.rows, "COLUMNS": launch.columns}
     constants |= {**blocks, "WIDTH": kernels._width(d), "PRECISION": kernels._precision(z)}
     signature = dict.fromkeys(constants, "constexpr")
     signature |= {name: kind for kind, names in TYPES.items() for name in names if name in kernel.arg_names}
@@ -42,14 +42,9 @@ def compiled(kernel, dtype: torch.dtype, d: int, square: bool, **constants: obje
 if __name__ == "__main__":
     rows, width = getattr(torch, sys.argv[1]), int(sys.argv[2])
     for negatives in (False, True):
-        print(json.dumps(compiled(kernels._half_kernel, rows, width, True, NEGATIVES=negatives)))
+        print(json.dumps(compiled("half", rows, width, NEGATIVES=negatives)))
     for over in (0, 1, 2):
-        print(
-            json.dumps(
-                compiled(
-                    kernels._sums_kernel, rows, width, False, OVER=over, SELF=True, LEARNED=over == 2, TAME=over == 1
-                )
-            )
-        )
+        some = {"OVER": over, "SELF": True, "LEARNED": over == 2, "TAME": over == 1}
+        print(json.dumps(compiled("sums", rows, width, **some)))
         some = {"OVER": over, "SELF": over != 1, "ANCHORS": over != 1, "TAME": over == 2}
-        print(json.dumps(compiled(kernels._gradient_kernel, rows, width, False, **some)))
+        print(json.dumps(compiled("gradient", rows, width, **some)))

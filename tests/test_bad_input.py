@@ -367,7 +367,6 @@ def test_flags_do_not_hide_a_mistake(place, capsys, flag, arguments):
     assert _everything(place) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_where_there_is_none(place, capsys, device):
     before = _everything(place)
@@ -376,7 +375,6 @@ def test_cuda_where_there_is_none(place, capsys, device):
     assert _everything(place) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_checking_for_cuda_where_there_is_none(capsys):
     assert main(["tiny.toml", "--check", "train.device=cuda"]) == 4
     _error(capsys.readouterr().err)

@@ -307,7 +307,6 @@ def test_without_faiss_one_warning_and_the_same_numbers(monkeypatch: pytest.Monk
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("measure", [partial(knn, k=[1, 5, 20]), retrieval])
 def test_rows_on_a_gpu_give_the_same_numbers(measure: Callable[..., Numbers]) -> None:
     given = problem()

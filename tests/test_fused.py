@@ -371,7 +371,6 @@ def test_views_are_compiled_as_one_graph():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("exact_hue", [False, True])
 @pytest.mark.parametrize("size", [32, 224])
 def test_nothing_waits_for_the_gpu_and_the_views_are_those_of_the_cpu(nothing_waits, size, exact_hue):
@@ -387,7 +386,6 @@ def test_nothing_waits_for_the_gpu_and_the_views_are_those_of_the_cpu(nothing_wa
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_views_compile_for_the_gpu():
     views, images = VIEWS.get("simclr")(size=32), patches(8, 64).cuda()

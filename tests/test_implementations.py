@@ -300,10 +300,6 @@ def _recorded_sums(loss, z, ids, count, patch):
 # Triton
 
 
-triton_here = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without CUDA")
-
-
-@triton_here
 @pytest.mark.parametrize("ids", [LAYOUTS["pairs"], LAYOUTS["unbalanced"]], ids=["pairs", "unbalanced"])
 @every_loss
 def test_triton_kernels_give_what_the_matrix_gives(loss, ids, interpreted):
@@ -316,7 +312,6 @@ def test_triton_kernels_give_what_the_matrix_gives(loss, ids, interpreted):
     assert_close(gradient.double(), expected[1], rtol=0, atol=precision * expected[1].abs().max().item())
 
 
-@triton_here
 @pytest.mark.parametrize(("count", "dimension"), [(1, 3), (203, 24), (64, 64), (40, 512)])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -340,7 +335,6 @@ def test_triton_kernels_take_any_size(count, dimension, temperature, determinist
         assert_close(mine, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-@triton_here
 @pytest.mark.parametrize("name", ["supcon out", "tcl k2=3"])
 def test_triton_kernels_take_several_blocks_by_halves(name, interpreted):
     z, ids = rows(300, 24, dtype=torch.float32), torch.arange(300) % 7
@@ -350,7 +344,6 @@ def test_triton_kernels_take_several_blocks_by_halves(name, interpreted):
     assert_close(gradient.double(), expected[1], rtol=0, atol=2e-5 * expected[1].abs().max().item())
 
 
-@triton_here
 def test_triton_kernels_take_half_precision(interpreted):
     # bfloat16 is beyond the interpreter.
     z, ids = rows(N, 16, dtype=torch.float32), LAYOUTS["unbalanced"]
@@ -388,9 +381,8 @@ def test_triton_says_what_it_cannot_take(interpreted):
         with pytest.raises(EnvironmentProblem, match=r"up to 512 dimensions"):
             supcon(rows(N, 513, dtype=torch.float32), ids, temperature=0.1)
         interpreted.delenv("TRITON_INTERPRET")
-        if not torch.cuda.is_available():
-            with pytest.raises(EnvironmentProblem, match="need CUDA, and the embeddings are on cpu"):
-                supcon(rows(N, 9, dtype=torch.float32), ids, temperature=0.1)
+        with pytest.raises(EnvironmentProblem, match="need CUDA, and the embeddings are on cpu"):
+            supcon(rows(N, 9, dtype=torch.float32), ids, temperature=0.1)
 
 
 @pytest.fixture
@@ -403,17 +395,13 @@ def interpreted(monkeypatch):
 # On a GPU
 
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.mark.gpu
-@on_a_gpu
 @every_loss
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
 @pytest.mark.parametrize("dimension", [24, 128, 512])
 def test_triton_kernels_on_a_gpu_give_what_the_matrix_gives(loss, dtype, tolerance, dimension):
-    if dtype == torch.bfloat16 and loss is LOSSES["supcon cold"]:
-        pytest.skip("three digits of a similarity are nothing at a temperature of 0.001")
+    if dtype == torch.bfloat16 and loss in (LOSSES["supcon cold"], LOSSES["tcl cold"]):
+        pytest.skip("three digits of a similarity are nothing at a temperature of 0.01 or below")
     z, ids = rows(1501, dimension).to(dtype), torch.arange(1501) % 37
     expected = computed("dense", loss, z.double(), ids)
     value, gradient = computed("triton", loss, z.cuda(), ids.cuda())
@@ -424,7 +412,6 @@ def test_triton_kernels_on_a_gpu_give_what_the_matrix_gives(loss, dtype, toleran
 
 
 @pytest.mark.gpu
-@on_a_gpu
 @pytest.mark.parametrize("count", [300, 3000], ids=["one matrix", "triton"])
 @pytest.mark.parametrize(
     "module", [SupCon(), TCL(k2=2.0), SimCLR(learn_temperature=True)], ids=["supcon", "tcl", "learned"]

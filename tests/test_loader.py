@@ -277,7 +277,6 @@ def test_images_in_memory_move_to_the_device_when_batches_are_asked_for(monkeypa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_arrive_on_cuda_unchanged():
     for split in (numbered(60), Split(Slow(60), torch.arange(60)), Split(SlowRows(60), torch.arange(60))):
         here = list(Loader(split, batch_size=6, seed=0).batches(0, 30))

@@ -207,7 +207,6 @@ def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor,
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tf32", [False, True])

@@ -84,7 +84,6 @@ def test_an_unknown_name_suggests(name: str, meant: str) -> None:
         made(name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a CUDA device it may be there")
 def test_an_optimizer_that_cannot_be_had_is_reported() -> None:
     with pytest.raises(ReptkError, match="fusedadam"):
         made("fusedadam")

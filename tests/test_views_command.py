@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -278,7 +277,6 @@ def test_mistakes(arguments: list[str], code: int, said: str, tiny: Path, capsys
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["taken.png", "tiny.toml"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(tiny: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["views", "tiny.toml", "views.name=none", "train.device=cuda"]) == 4
     assert "use cpu or auto" in capsys.readouterr().err

@@ -1,9 +1,10 @@
 """Log-sum-exp by Triton kernels on CUDA: products in the rows' own precision, sums in float32, nothing of size N x N.
 
-Sums over all others or all negatives, where exp needs no shift, visit only tiles on and above the diagonal and add column
-sums atomically: half the work, but the last bits depend on the order of arrival. After
-`torch.use_deterministic_algorithms(True)` full tiles are taken instead. The gradient always takes full tiles and is
-deterministic given the sums. Sums over positives run over rows sorted by id, so a row visits its own group alone.
+Sums of float32 rows over all others or all negatives, where exp needs no shift, visit only tiles on and above the diagonal
+and add column sums atomically: half the work, but the last bits depend on the order of arrival. After
+`torch.use_deterministic_algorithms(True)` full tiles are taken instead, as they are in half precision, where they are
+quicker. The gradient always takes full tiles and is deterministic given the sums. Sums over positives run over rows sorted
+by id, so a row visits its own group alone.
 
 With TRITON_INTERPRET=1 in the environment before this module is imported, the kernels run on the CPU (slowly, for tests).
 """
@@ -61,8 +62,7 @@ def _one_term(own: Columns, columns: list[Columns], term: Term, learned: bool) -
     total, moment = torch.zeros_like(top), torch.zeros_like(top)
     for side in columns:
         is_self = side is own
-        whole = learned or not term.tame or term.over == "positives" or torch.are_deterministic_algorithms_enabled()
-        if is_self and not whole:
+        if is_self and not learned and _is_halved(own.z, term):
             _half_sums(own, term, top, total)
         else:
             _whole_sums(own, side, term, is_self, top, total, moment, learned)
@@ -70,9 +70,18 @@ def _one_term(own: Columns, columns: list[Columns], term: Term, learned: bool) -
     return log_sum, moment / total.masked_fill(total == 0, 1.0)
 
 
+def _is_halved(z: Tensor, term: Term) -> bool:
+    return (
+        z.dtype == torch.float32
+        and term.tame
+        and term.over != "positives"
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
 def _half_sums(own: Columns, term: Term, top: Tensor, total: Tensor) -> None:
     n, d = own.z.shape
-    launch = _launch(own.z, square=True)
+    launch = _launch("half", own.z, n)
     z = own.z.contiguous()
     blocks = triton.cdiv(n, launch.rows)
     _half_kernel[(blocks, max(1, min(MOST_SHARES, PROGRAMS // blocks)))](
@@ -88,7 +97,7 @@ def _whole_sums(
 ) -> None:
     lined = _line_up(own, side, term, is_self)
     n, d = own.z.shape
-    launch = _launch(own.z)
+    launch = _launch("sums", own.z, n)
     _sums_kernel[(triton.cdiv(n, launch.rows),)](
         lined.x, lined.y, lined.x_group, lined.y_group, lined.order, lined.start, lined.stop,
         _slope(term, own.z), top, total, moment, n, lined.y.shape[0], d,
@@ -104,7 +113,7 @@ def _add_gradient(gradient: Tensor, own: Columns, side: Columns, term: Term, num
     g, lse = _weights(own, term, number)
     g_columns, lse_columns = _weights(side, term, number) if side.g is not None else (g, lse)  # keys': not read
     row_order, column_order = lined.order, lined.column_order
-    launch = _launch(own.z)
+    launch = _launch("gradient", own.z, n)
     _gradient_kernel[(triton.cdiv(n, launch.rows),)](
         lined.x, lined.y, lined.x_group, lined.y_group, row_order, lined.start, lined.stop, slope,
         g[row_order], lse[row_order],
@@ -169,12 +178,16 @@ def _width(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
-def _launch(z: Tensor, square: bool = False) -> _Launch:
+def _launch(kernel: str, z: Tensor, n: int) -> _Launch:
     """The largest blocks whose sums stay in registers and whose rows and columns fit the device's shared memory."""
-    limit = torch.cuda.get_device_properties(z.device).shared_memory_per_block_optin if z.is_cuda else 232_448
+    device = torch.cuda.get_device_properties(z.device) if z.is_cuda else None
+    limit = device.shared_memory_per_block_optin if device else 232_448
     width = _width(z.shape[1])
-    for launch in _LAUNCHES:
-        launch = launch._replace(columns=launch.rows) if square else launch
+    # Fewer rows a block: for the gradient's registers, and where blocks of 128 would be fewer than processors.
+    is_few = device is not None and n <= 128 * device.multi_processor_count
+    is_flat = z.dtype != torch.float32 and (kernel == "gradient" or (kernel == "sums" and is_few))
+    for launch in (_FLAT, *_LAUNCHES) if is_flat else _LAUNCHES:
+        launch = launch._replace(columns=launch.rows) if kernel == "half" else launch
         shared = (launch.rows + (launch.stages - 1) * launch.columns) * width * z.element_size()
         shared *= 2 if z.dtype == torch.float32 else 1  # in two parts each, for three TF32 products
         if launch.rows * width <= 2**14 and shared + 4 * launch.rows * launch.columns <= limit:
@@ -182,6 +195,7 @@ def _launch(z: Tensor, square: bool = False) -> _Launch:
     return _LAUNCHES[-1]
 
 
+_FLAT = _Launch(64, 128, 4, 3)
 _LAUNCHES = (
     _Launch(128, 64, 8, 3),
     _Launch(64, 64, 4, 3),
