@@ -13,15 +13,14 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from reptk.neighbours import check_rows, engine, search, search_sharded
+from neighbour_searches import brute, drawn, found, same
+from reptk.neighbours import check_rows, engine, search_sharded
 
 # Their numbers are made small here, so the modules themselves are asked for.
-exact, candidates, crowded, pairs, rows_module, order, engine_module = (
+exact, candidates, coarse, crowded, pairs, rows_module, order, engine_module = (
     importlib.import_module(f"reptk.neighbours.{name}")
-    for name in ("exact", "candidates", "crowded", "pairs", "rows", "order", "engine")
+    for name in ("exact", "candidates", "coarse", "crowded", "pairs", "rows", "order", "engine")
 )
-
-Found = tuple[Tensor, Tensor]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,38 +28,15 @@ def _quick(one_thread):
     """Tiny work throughout."""
 
 
-@pytest.fixture(params=["faiss", "torch"])
+@pytest.fixture(params=["faiss", "torch", "coarse"])
 def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "faiss":
+    if request.param != "torch":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: request.param)
+    monkeypatch.setattr(exact, "engine", lambda: "torch" if request.param == "torch" else "faiss")
+    monkeypatch.setattr(coarse, "multiplies_bfloat16", lambda: False)
+    if request.param == "coarse":
+        request.getfixturevalue("always_coarse")
     return request.param
-
-
-def drawn(count: int, width: int, seed: int, most: int = 0) -> Tensor:
-    """Integers of -most..most, whose inner products are exact and often equal, or normal numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    if most:
-        return torch.randint(-most, most + 1, (count, width), generator=generator).float()
-    return torch.randn(count, width, generator=generator)
-
-
-def found(*given: object, **options: object) -> Found:
-    similarities, rows = zip(*search(*given, **options), strict=True)
-    return torch.cat(similarities), torch.cat(rows)
-
-
-def brute(bank: Tensor, queries: Tensor, k: int, own: Tensor | None = None) -> Found:
-    similarities = (queries.double().numpy() @ bank.double().numpy().T).astype(np.float32)
-    for number, row in enumerate([] if own is None else own.tolist()):
-        if row >= 0:
-            similarities[number, row] = -np.inf
-    rows = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return torch.from_numpy(np.take_along_axis(similarities, rows, 1)), torch.from_numpy(rows)
-
-
-def same(one: Found, other: Found) -> bool:
-    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 # count, width, greatest integer (0: normal numbers)

@@ -3,14 +3,39 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reptk.neighbours.rows import chunks
+from reptk.neighbours.rows import chunks, lengths
+
+
+class Candidates(NamedTuple):
+    """Rows that may be the nearest of b queries.
+
+    similarities: (b, c) float32, roughly; minus infinity where there is no row.
+    rows: (b, c) their numbers, in any order; -1 for none.
+    rest: (b,) no other row is found to be more similar than this.
+    error: (b,) how far off a similarity may be, those of other rows too.
+    """
+
+    similarities: Tensor
+    rows: Tensor
+    rest: Tensor
+    error: Tensor
+
 
 Find = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(queries (b, F), count) -> similarities (b, count) best first, rows (b, count); equal ones in any order."""
+
+
+def first_of(find: Find, queries: Tensor, count: int, error: float, of: int) -> Candidates:
+    """So many candidates out of `of` rows, by similarities that are off by `error` as a share of the query's length."""
+    similarities, rows = find(queries, count)
+    rest = similarities[:, -1].double() if count < of else torch.full_like(similarities[:, -1], -torch.inf)
+    return Candidates(similarities, rows, rest, lengths(queries.float()) * error)
+
 
 SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Similarities that torch holds at a time."""

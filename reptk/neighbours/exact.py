@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by inner product: found in float32 by the fastest engine at hand, then settled in float64.
+"""Exact nearest neighbours by inner product: found roughly by what is fastest here, then settled in float64.
 
 Similarities are float64 sums rounded to float32; equal ones stand in row order, at the last place too. So every engine,
 block size, cut of the bank, number of ranks, processor and GPU gives the same neighbours, bit for bit. Rankings of a sixteenth
@@ -8,17 +8,19 @@ similarity in ten million otherwise.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from reptk.neighbours import order
-from reptk.neighbours.candidates import Find, faiss_find, float32_error, torch_find
+from reptk.neighbours.candidates import Candidates, Find, faiss_find, first_of, float32_error, torch_find
+from reptk.neighbours.coarse import Coarse, coarse
 from reptk.neighbours.crowded import scan
 from reptk.neighbours.deep import deepest, is_deep
 from reptk.neighbours.engine import device, engine, faiss
 from reptk.neighbours.pairs import similarities_of
-from reptk.neighbours.rows import Facts, check_products, check_rows, lengths, warn_of_zeros
+from reptk.neighbours.rows import Facts, check_products, check_rows, warn_of_zeros
 
 BLOCK = 1024
 """Queries at a time, about."""
@@ -71,6 +73,7 @@ class Prepared:
         error: how far a candidate's similarity may be off, as a share of the query's length.
         device: where queries are to be.
         is_read_again: whether every block of queries costs a pass over the bank that is more than reading it.
+        coarse: a quicker look that suffices for most queries, if there is one.
     """
 
     find: Find
@@ -78,6 +81,7 @@ class Prepared:
     error: float
     device: torch.device
     is_read_again: bool
+    coarse: Coarse | None
 
 
 def prepare(bank: Tensor, facts: Facts, exact: Tensor | None = None) -> Prepared:
@@ -92,7 +96,8 @@ def prepare(bank: Tensor, facts: Facts, exact: Tensor | None = None) -> Prepared
         kind = torch.finfo(bank.dtype)
         error += 0.51 * kind.eps * facts.longest + kind.eps * kind.tiny * bank.shape[1] ** 0.5
     is_read_again = bank.dtype != torch.float32 or bank.device.type != home.type
-    return Prepared(find, bank if exact is None else exact, error, home, is_read_again)
+    quick = coarse(bank, facts) if home.type == "cpu" and exact is None else None
+    return Prepared(find, bank if exact is None else exact, error, home, is_read_again, quick)
 
 
 def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) -> Tensor:
@@ -106,31 +111,37 @@ def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) ->
     own = own.to(bank.device)
     if bank.device.type == "cpu" and is_deep(bank.rows, k):
         return deepest(bank.rows, queries, own, k)
+    made = torch.full((len(queries), k), order.NONE, device=bank.device)
+    left = torch.arange(len(queries), device=bank.device)
+
+    def settle(some: Tensor, candidates: Candidates) -> Tensor:
+        """Those of some queries that are still open."""
+        made[some], is_settled = _settled(bank, queries[some], own[some], k, candidates)
+        return some[~is_settled]
+
+    if bank.coarse is not None and bank.coarse.takes(len(queries), k):
+        candidates = bank.coarse(queries, k + 1)  # one more: the query itself may be among them
+        left = settle(left, candidates)
+        bank.coarse.learn(candidates, k, len(queries) - len(left))
     count = len(bank.rows)
-    wanted = min(k + MARGIN, count)
-    made, is_settled = _look(bank, queries, own, k, wanted)
-    left = (~is_settled).nonzero()[:, 0]
-    if len(left):  # a second look at four times as many, for a quarter of the queries at a time
-        for some in left.split(max(1, len(queries) // 4)):
-            made[some], is_settled[some] = _look(bank, queries[some], own[some], k, min(4 * wanted, count))
-        left = (~is_settled).nonzero()[:, 0]
+    for wanted, size in ((k + MARGIN, len(queries)), (4 * (k + MARGIN), max(1, len(queries) // 4))):
+        if len(left):
+            look = partial(first_of, bank.find, count=min(wanted, count), error=bank.error, of=count)
+            left = torch.cat([settle(some, look(queries[some])) for some in left.split(size)])
     if len(left):
         made[left] = scan(bank.rows, queries[left], own[left], made[left])
     return made
 
 
-def _look(bank: Prepared, queries: Tensor, own: Tensor, k: int, wanted: int) -> tuple[Tensor, Tensor]:
-    """The k best of so many candidates, and whether (b,) no other row can be among them."""
-    found, rows = bank.find(queries, wanted)
-    similarities = similarities_of(bank.rows, queries, rows)
-    error = lengths(queries.float()) * bank.error
-    if ((similarities - found).abs().amax(1) > error).any():
+def _settled(bank: Prepared, queries: Tensor, own: Tensor, k: int, found: Candidates) -> tuple[Tensor, Tensor]:
+    """The k best of the candidates, and whether (b,) no other row can be among them."""
+    similarities = similarities_of(bank.rows, queries, found.rows)
+    if ((similarities - found.similarities).abs() > found.error[:, None]).any():
         raise ValueError("exact holds other rows than bank: similarities differ by more than rounding can explain")
-    made = order.keys(similarities, rows).masked_fill_(rows == own[:, None], order.NONE)
-    made = order.nearest(made, k)
-    if wanted == len(bank.rows):
-        return made, torch.ones(len(made), dtype=torch.bool, device=made.device)
-    return made, order.similarities(made[:, -1:])[:, 0].double() > found[:, -1].double() + error
+    made = order.keys(similarities, found.rows)
+    made = order.nearest(made.masked_fill_((found.rows == own[:, None]) | (found.rows < 0), order.NONE), k)
+    least = order.similarities(made[:, -1:])[:, 0].double()
+    return made, (found.rest == -torch.inf) | (least > found.rest + found.error)
 
 
 def _prepare(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact: Tensor | None) -> Prepared:

@@ -69,3 +69,110 @@ def _products(values, lower, upper, lower_asked, upper_asked):
 def _add(values, others):
     for x in range(len(values)):
         values[x] += others[x]
+
+
+# Sifting scores in bfloat16, of which those from 0 up are ordered as their bits are
+
+
+@compiled
+def shorten(rows, mean, made, squares, lost, first, last):
+    """Rows (n, F) float32 less the mean, as bits of bfloat16 (n, F) int16, rounded to nearest, ties to even.
+
+    Args:
+        squares, lost: (n,) for the squared length of what was rounded, and of what rounding took.
+    """
+    width = rows.shape[1]
+    values, rounded = np.empty(width, np.float32), np.empty(width, np.uint32)
+    bits, back = values.view(np.uint32), rounded.view(np.float32)
+    for row in range(first, last):
+        for x in range(width):
+            values[x] = rows[row, x] - mean[x]
+        for x in range(width):
+            even = (bits[x] >> np.uint32(16)) & np.uint32(1)
+            rounded[x] = (bits[x] + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)
+            made[row, x] = np.int16(rounded[x] >> np.uint32(16))
+        square, gone = np.float32(0), np.float32(0)
+        for x in range(width):
+            square += values[x] * values[x]
+            gone += (values[x] - back[x]) * (values[x] - back[x])
+        squares[row], lost[row] = square, gone
+
+
+@compiled
+def sift(scores, first_row, keys, filled, floors, count, first, last):
+    """Add what is above its query's floor to the keys that are held; when these are full, keep the best and raise the floor.
+
+    Args:
+        scores: (b, c) bits of bfloat16; columns are rows from `first_row` on.
+        keys: (b, 2 * count) score in the upper half, row in the lower; `filled` (b,) of them.
+        floors: (b,) bits.
+    """
+    columns = scores.shape[1]
+    flags = np.zeros((columns + 31) // 32 * 32, np.uint8)
+    words = flags.view(np.uint64)
+    for query in range(first, last):
+        line, held, floor = scores[query], filled[query], floors[query]
+        _flag(line, floor, flags)
+        for word in range(0, len(words), 4):
+            if words[word] | words[word + 1] | words[word + 2] | words[word + 3]:
+                for x in range(8 * word, min(8 * word + 32, columns)):
+                    if line[x] > floor:
+                        keys[query, held] = (np.int64(line[x]) << 32) | (first_row + x)
+                        held += 1
+                        if held == keys.shape[1]:
+                            _part(keys[query], held, count)
+                            held = count
+                            floor = np.int16(keys[query, :count].min() >> 32)
+        filled[query], floors[query] = held, floor
+
+
+@compiled
+def _flag(line, floor, flags):
+    for x in range(len(line)):
+        flags[x] = line[x] > floor
+
+
+@compiled
+def _part(keys, held, count):
+    """Reorder the first `held` keys so that the greatest `count` of them come first, in any order."""
+    low, high = 0, held - 1
+    while low < high:
+        middle = keys[(low + high) >> 1]
+        left, right = low, high
+        while left <= right:
+            while keys[left] > middle:
+                left += 1
+            while keys[right] < middle:
+                right -= 1
+            if left <= right:
+                keys[left], keys[right] = keys[right], keys[left]
+                left += 1
+                right -= 1
+        if count - 1 <= right:
+            high = right
+        elif count - 1 >= left:
+            low = left
+        else:
+            return
+
+
+@compiled
+def ranks(keys, filled, k, best, kth, first, last):
+    """Scores of the greatest and of the k-th key of each query that holds as many."""
+    for query in range(first, last):
+        if filled[query] >= k:
+            _part(keys[query], filled[query], k)
+            best[query] = np.int16(keys[query, :k].max() >> 32)
+            kth[query] = np.int16(keys[query, :k].min() >> 32)
+
+
+@compiled
+def cut(keys, filled, limits, first, last):
+    """Keep the keys whose scores are from the limit up."""
+    for query in range(first, last):
+        held = 0
+        for place in range(filled[query]):
+            if np.int16(keys[query, place] >> 32) >= limits[query]:
+                keys[query, held] = keys[query, place]
+                held += 1
+        filled[query] = held

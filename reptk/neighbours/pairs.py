@@ -28,11 +28,17 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
     Args:
         bank: (n, F), any precision, may be memory-mapped.
         queries: (q, F).
-        rows: (q, k) numbers of rows.
+        rows: (q, k) numbers of rows; -1 for none.
 
     Returns:
-        (q, k) float32, on the queries' device.
+        (q, k) float32, on the queries' device; minus infinity for none.
     """
+    absent = rows < 0
+    if absent.any():
+        numbers, places = (~absent).nonzero(as_tuple=True)
+        made = torch.full(rows.shape, -torch.inf, device=queries.device)
+        made[numbers, places] = pair_similarities(bank, queries, numbers, rows[numbers, places])
+        return made
     numbers = torch.arange(len(queries), device=rows.device)[:, None].expand(rows.shape).reshape(-1)
     return pair_similarities(bank, queries, numbers, rows.reshape(-1)).view(rows.shape)
 
