@@ -34,6 +34,7 @@ from reptk.run import commit
 BANK, QUERIES, WIDTH, K = 100_000, 1_000, 256, (1, 10, 20, 100, 200)
 DEEP, DEEP_CLASSES = 50_000, 100
 SMALLER = 10_000
+INTRINSIC = 24
 KINDS = ("Flat", "IVF1024,Flat", "HNSW32", "IVF1024,PQ32")
 
 Call = Callable[[], object]
@@ -108,8 +109,13 @@ def _ranks(rounds: int) -> None:
 
 
 def _kinds(rounds: int) -> None:
-    print(f"\nindexes of {BANK:,} x {WIDTH} clustered rows, {QUERIES:,} queries, k = 10")
+    _indexes(f"clustered, {INTRINSIC} dimensions and a little noise", *_of_few_dimensions(BANK, QUERIES), rounds)
     bank, _, queries, _ = _problem(BANK, QUERIES, 1000)
+    _indexes("loosely clustered in all dimensions", bank, queries, rounds)
+
+
+def _indexes(how: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
+    print(f"\nindexes of {BANK:,} x {WIDTH} rows, {how}; {QUERIES:,} queries, k = 10")
     since = time.perf_counter()
     list(search(bank, queries, 10))
     print(f"  {'exact search':<16} {'':>20} search {time.perf_counter() - since:6.2f} s")
@@ -137,6 +143,19 @@ def _problem(bank: int, queries: int, classes: int) -> tuple[Tensor, Tensor, Ten
         for of in (labels, asked)
     ]
     return rows[0], labels, rows[1], asked
+
+
+def _of_few_dimensions(bank: int, queries: int) -> tuple[Tensor, Tensor]:
+    """Unit rows that vary in few directions, as embeddings do: a thousand clusters in a subspace, and noise around it."""
+    draw = torch.Generator().manual_seed(1)
+    directions = torch.randn(INTRINSIC, WIDTH, generator=draw)
+    centres = torch.randn(1000, INTRINSIC, generator=draw)
+
+    def rows(count: int) -> Tensor:
+        within = centres[torch.arange(count) % 1000] + 0.5 * torch.randn(count, INTRINSIC, generator=draw)
+        return functional.normalize(within @ directions + 0.5 * torch.randn(count, WIDTH, generator=draw), dim=1)
+
+    return rows(bank), rows(queries)
 
 
 def _on_gpu(bank: Tensor, labels: Tensor, queries: Tensor, asked: Tensor) -> dict[str, Call]:
