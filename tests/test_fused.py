@@ -370,6 +370,16 @@ def test_views_are_compiled_as_one_graph():
     assert counter.frame_count <= 2
 
 
+def test_only_what_is_fused_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda make: lambda *given: "compiled")
+    fused_views, kornias = (VIEWS.get("simclr")(size=24, backend=backend) for backend in ("fused", "kornia"))
+    before = kornias(patches(4), 3)
+    for views in (fused_views, kornias):
+        views.compile()
+    assert fused_views(patches(4), 3) == "compiled"
+    assert torch.equal(kornias(patches(4), 3), before)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("exact_hue", [False, True])
 @pytest.mark.parametrize("size", [32, 224])

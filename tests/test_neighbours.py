@@ -65,6 +65,13 @@ def test_neighbours_are_those_of_a_stable_sort(
         assert same(found(bank, queries, k, own), brute(bank, queries, k, own))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-36, 1e-38, 1e-40, 1e-44])
+def test_queries_of_any_smallness(scale: float, either_engine: str) -> None:
+    """Down to where a number has a single digit, and many similarities are equal."""
+    bank, queries = drawn(500, 12, 19), drawn(40, 12, 20) * scale
+    assert same(found(bank, queries, 20), brute(bank, queries, 20))
+
+
 def test_a_sort_that_is_not_stable_is_noticed() -> None:
     bank, queries = drawn(900, 3, 1, 1), drawn(60, 3, 2, 1)
     similarities, rows = brute(bank.flip(0), queries, 90)

@@ -34,7 +34,12 @@ def first_of(find: Find, queries: Tensor, count: int, error: float, of: int) -> 
     """So many candidates out of `of` rows, by similarities that are off by `error` as a share of the query's length."""
     similarities, rows = find(queries, count)
     rest = similarities[:, -1].double() if count < of else torch.full_like(similarities[:, -1], -torch.inf)
-    return Candidates(similarities, rows, rest, lengths(queries.float()) * error)
+    return Candidates(similarities, rows, rest, lengths(queries.float()) * error + vanishing(queries.shape[1]))
+
+
+def vanishing(width: int) -> float:
+    """How far off an inner product may be because values below the smallest normal number lose digits, or are taken as 0."""
+    return (width + 2) * 2.0**-126
 
 
 SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}

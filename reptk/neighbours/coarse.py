@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reptk.keyed import generator
 from reptk.machine_code import kernels
-from reptk.neighbours.candidates import Candidates
+from reptk.neighbours.candidates import Candidates, vanishing
 from reptk.neighbours.rows import Facts, lengths
 from reptk.threads import in_parts
 
@@ -116,10 +116,10 @@ class Coarse:
         # Rounded queries, rounded rows, sums in float32, the rounded score, and the offset and its sum with the score.
         error = taken * longest + length * lost + (asked.shape[1] + 2) * 2.0**-22 * length * longest
         error += ROUNDING * best.abs() + 2.0**-22 * (offset.abs() + best.abs())
+        error += vanishing(asked.shape[1]) * (1 + length + longest)
         limits, floors = (last - 2.02 * error).float(), _value(kept.floors)
-        is_open = (limits < floors) | (
-            torch.from_numpy(kept.filled) < k
-        )  # rows are missing that would have to be settled
+        # Where rows are missing that would have to be settled, none is named.
+        is_open = (limits < floors) | (torch.from_numpy(kept.filled) < k)
         kept.filled[is_open.numpy()] = 0
         similarities, rows = kept.above(limits)
         rest = (limits.double() + offset).masked_fill_(is_open, torch.inf)

@@ -29,6 +29,8 @@ FLAGS = [
     "--window-size=1280,900",
 ]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+OWN_PAGES = ("chrome:", "chrome-untrusted:")
+"""The browser's own, such as a new tab."""
 EVIL = ('<img src=x onerror="document.title=1">', "two\nlines", "</script><b>bold</b>", "plain")
 
 pytestmark = [
@@ -70,7 +72,7 @@ def quiet(browser: WebDriver, path: Path, opened: None) -> Iterator[None]:
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
     asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [call["params"]["request"]["url"] for call in asked if call["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("data:", "blob:", path.as_uri(), "chrome:"))] == []
+    assert [url for url in urls if not url.startswith(("data:", "blob:", path.as_uri(), *OWN_PAGES))] == []
 
 
 def until(holds: Any, seconds: float = 10) -> None:
