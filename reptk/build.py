@@ -19,6 +19,7 @@ from reptk.evaluate import ViewRetrieval
 from reptk.keyed import keyed
 from reptk.optim import optimizer, schedule
 from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, VIEWS
+from reptk.views import Views
 
 
 @dataclass
@@ -113,7 +114,7 @@ def objective_of(recipe: Recipe, device: torch.device) -> nn.Module:
     objective = objective.to(device)
     if recipe.train.compile:
         encoder.backbone.compile()
-        if device.type == "cuda" and hasattr(views, "compile"):
+        if device.type == "cuda" and isinstance(views, Views):
             views.compile()
     return objective.to(memory_format=torch.channels_last) if recipe.train.channels_last else objective
 

@@ -17,7 +17,9 @@ from reptk.registry import REGISTRIES
 
 def pytest_configure(config: pytest.Config) -> None:
     """Everything runs on the processor, whatever the machine, but for `pytest -m gpu`."""
-    if config.option.markexpr != "gpu":
+    asked = config.option.markexpr
+    if "gpu" not in asked or "not gpu" in asked:
+        assert "triton" not in sys.modules
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch may do at any time
 
@@ -82,7 +84,7 @@ def nothing_waits() -> Callable[[], AbstractContextManager[None]]:
 def always_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look through bfloat16 first, on any processor and however few the rows, in several chunks."""
     coarse = importlib.import_module("reptk.neighbours.coarse")
-    monkeypatch.setattr(coarse, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(coarse, "has_instructions", lambda: True)
     sizes = {"LEAST_ROWS": 1, "LEAST_QUERIES": 1, "MOST_NEIGHBOURS": 1 << 40, "SHARE": 1, "SAMPLE": 100, "CHUNK": 90}
     for name, size in sizes.items():
         monkeypatch.setattr(coarse, name, size)

@@ -1,6 +1,7 @@
 """Candidates by products in bfloat16: the bound that they promise, and the same neighbours in the end."""
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from neighbour_searches import brute, drawn, found, same
 from reptk.neighbours import check_rows
+from reptk.neighbours.rows import Facts
 
-exact, coarse, pairs = (importlib.import_module(f"reptk.neighbours.{name}") for name in ("exact", "coarse", "pairs"))
+exact, coarse, pairs, order = (
+    importlib.import_module(f"reptk.neighbours.{name}") for name in ("exact", "coarse", "pairs", "order")
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,11 +35,14 @@ def spread(kind: str) -> Tensor:
         "tiny": rows * 1e-9,
         "huge": rows * 1e9,
         "copies": rows[torch.arange(4000) % 500],
+        "alike but for almost nothing": rows * 2.0**-80 + (torch.arange(48) == 0),
+        "alike but for less": rows * 2.0**-110 + (torch.arange(48) == 0),
     }
     return made[kind]
 
 
 KINDS = ["any", "a cone", "clusters", "rectified", "lengths", "tiny", "huge", "copies"]
+HARD = ["alike but for almost nothing", "alike but for less"]
 
 
 @pytest.mark.usefixtures("always_coarse")
@@ -60,7 +67,7 @@ def test_bfloat16_is_off_by_no_more_than_it_says(kind: str, k: int) -> None:
 
 
 @pytest.mark.usefixtures("always_coarse")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + HARD)
 def test_candidates_by_bfloat16_lead_to_the_same_neighbours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(exact, "engine", lambda: "faiss")
@@ -112,6 +119,14 @@ def test_rows_are_rounded_as_torch_does() -> None:
     assert short.longest == pytest.approx((rows - mean).norm(dim=1).max().item() * 1.001, rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**-64, 2.0**-80, 2.0**-120])
+def test_lengths_of_what_vanishes_when_squared_are_no_less(scale: float) -> None:
+    native, rows, mean = pairs.kernels("reptk.neighbours"), drawn(50, 33, 38) * scale, torch.zeros(33)
+    short = coarse._Short(rows, mean, native)
+    assert short.longest >= rows.double().norm(dim=1).max()
+    assert short.lost >= (rows.double() - rows.bfloat16().double()).norm(dim=1).max()
+
+
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_sifting_keeps_the_best(count: int) -> None:
     native = pairs.kernels("reptk.neighbours")
@@ -136,23 +151,110 @@ def test_sifting_keeps_the_best(count: int) -> None:
     [("flags : sse avx512_bf16 fma", True), ("flags : amx_bf16", True), ("flags : avx512f", False)],
 )
 def test_processors_say_whether_they_multiply_bfloat16(
-    features: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+    features: str, expected: bool, monkeypatch: pytest.MonkeyPatch, fresh_features: None
 ) -> None:
     monkeypatch.setattr(coarse.Path, "read_text", lambda self: features)
-    coarse.multiplies_bfloat16.cache_clear()
-    try:
-        assert coarse.multiplies_bfloat16() is expected
-    finally:
-        coarse.multiplies_bfloat16.cache_clear()
+    assert coarse.multiplies_bfloat16() is expected
+    for limit, allowed in (("AVX512_CORE", False), ("avx512_core_amx", True), ("AVX2", False), ("ALL", True)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert coarse.multiplies_bfloat16() is (expected and allowed)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        assert not coarse.multiplies_bfloat16()
 
 
-def test_processors_that_say_nothing_are_not_asked_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_that_say_nothing_are_not_asked_for_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, fresh_features: None
+) -> None:
     def missing(self: Path) -> str:
         raise FileNotFoundError(self)
 
     monkeypatch.setattr(coarse.Path, "read_text", missing)
-    coarse.multiplies_bfloat16.cache_clear()
-    try:
-        assert coarse.multiplies_bfloat16() is False
-    finally:
-        coarse.multiplies_bfloat16.cache_clear()
+    assert coarse.multiplies_bfloat16() is False
+
+
+@pytest.fixture
+def fresh_features() -> Iterator[None]:
+    coarse.has_instructions.cache_clear()
+    yield
+    coarse.has_instructions.cache_clear()
+
+
+def test_what_bfloat16_is_worth_it_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coarse, "has_instructions", lambda: True)
+    bank = drawn(20_000, 4, 41)
+    given = coarse.coarse(bank, check_rows("bank", bank))
+    fits = [(128, 1), (5000, 399), (127, 1), (128, 401)]
+    assert [given.takes(queries, k) for queries, k in fits] == [True, True, False, False]
+    for other in (bank[1:], bank.double(), bank.half(), bank[:, ::2], bank * 1e-15, bank * 1e15):
+        assert coarse.coarse(other, check_rows("bank", other)) is None
+    monkeypatch.setattr(coarse, "kernels", lambda package: None)
+    assert coarse.coarse(bank, check_rows("bank", bank)) is None
+
+
+@pytest.mark.parametrize(
+    ("pairs_each", "settled", "expected"), [(180, 200, True), (180, 150, True), (180, 149, False), (190, 200, False)]
+)
+def test_whether_it_was_worth_it(pairs_each: int, settled: int, expected: bool, always_coarse: None) -> None:
+    bank = drawn(20_000, 4, 41)
+    given = coarse.coarse(bank, check_rows("bank", bank))
+    rows = torch.arange(400).expand(200, -1).masked_fill(torch.arange(400) >= pairs_each, -1)
+    given.learn(coarse.Candidates(torch.zeros(200, 400), rows, torch.zeros(200), torch.zeros(200)), 30, settled)
+    assert given.is_worth is expected
+
+
+@pytest.mark.usefixtures("always_coarse")
+def test_sums_that_cancel_are_off_by_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, queries and scores that bfloat16 holds, so that only the order of sums is left to err, or nothing."""
+    half = (drawn(2000, 400, 42).abs() + 1).bfloat16().float()
+    bank = torch.cat([torch.cat([half, -half.flip(1)], 1), torch.cat([-half, half.flip(1)], 1)])
+    queries = torch.cat([half[:50], half[:50].flip(1)], 1)
+    monkeypatch.setattr(coarse, "ROUNDING", 0.0)
+    monkeypatch.setattr(coarse, "SAMPLE", 4000)
+    looked = coarse.coarse(bank, check_rows("bank", bank))
+    allowed = 802 * 2.0**-24 * queries.norm(dim=1) * bank.norm(dim=1).max()
+    assert (looked(queries, 20).error >= allowed).all()
+
+
+@pytest.mark.usefixtures("always_coarse")
+@pytest.mark.parametrize("which", ["bank", "queries"])
+def test_rows_that_ask_for_gradients(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    rows = {"bank": spread("copies"), "queries": spread("copies")[:150:3]}
+    expected = brute(rows["bank"], rows["queries"], 12)
+    rows[which].requires_grad_()
+    assert same(found(rows["bank"], rows["queries"], 12), expected)
+    monkeypatch.setattr(coarse.Coarse, "takes", lambda self, *given: False)
+    assert same(found(rows["bank"], rows["queries"], 12), expected)
+
+
+@pytest.mark.usefixtures("always_coarse")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["faiss", "torch"])
+def test_autocast_changes_nothing(dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(exact, "engine", lambda: kind)
+    bank, queries = drawn(900, 48, 43) * 30, drawn(150, 48, 44) * 100
+    with torch.autocast("cpu", dtype=dtype):
+        assert same(found(bank, queries, 10), brute(bank, queries, 10))
+        monkeypatch.setattr(coarse.Coarse, "takes", lambda self, *given: False)
+        assert same(found(bank, queries, 10), brute(bank, queries, 10))
+
+
+@pytest.mark.usefixtures("always_coarse")
+def test_another_bank_that_decides_is_not_looked_at_through_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    bank = drawn(2000, 48, 45)
+    short = bank.half().float()
+    assert exact.prepare(short, check_rows("bank", short), bank).coarse is None
+    assert exact.prepare(short, check_rows("bank", short)).coarse is not None
+
+
+@pytest.mark.usefixtures("always_coarse")
+def test_a_part_of_a_bank_whose_other_rows_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    bank, queries = drawn(1000, 16, 46) * 1e-25, drawn(150, 16, 47)
+    made = exact.nearest_keys(exact.prepare(bank, Facts(1.0, 0, [])), queries, None, 5)
+    assert same((order.similarities(made), order.rows(made)), brute(bank, queries, 5))

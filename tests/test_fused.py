@@ -365,7 +365,7 @@ def test_compiled_whole_and_once(name, exact_hue):
 def test_views_are_compiled_as_one_graph():
     views, counter, images = VIEWS.get("simclr")(size=24), CompileCounter(), patches(6)
     compiled = torch.compile(views.__call__, backend=counter, fullgraph=True)
-    for key in (5, 10**15, 3):
+    for key in (5, 10**15, 2**63 - 1, 3):
         torch.testing.assert_close(compiled(images, key), views(images, key), atol=1e-5, rtol=0)
     assert counter.frame_count <= 2
 
@@ -400,7 +400,7 @@ def test_nothing_waits_for_the_gpu_and_the_views_are_those_of_the_cpu(nothing_wa
 def test_views_compile_for_the_gpu():
     views, images = VIEWS.get("simclr")(size=32), patches(8, 64).cuda()
     compiled = torch.compile(views.__call__, fullgraph=True)
-    for key in (5, 10**15):
+    for key in (5, 10**15, 2**63 - 1):
         torch.testing.assert_close(compiled(images, key), views(images, key), atol=8e-3, rtol=0)
 
 

@@ -296,7 +296,15 @@ def test_space_may_be_rotated(loss, batch, key):
 
 
 @every_loss
-@pytest.mark.parametrize("rename", [lambda ids: -1 - ids, lambda ids: 2**62 + ids, lambda ids: ids.to(torch.int8)])
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda ids: -1 - ids,
+        lambda ids: 2**62 + ids,
+        lambda ids: ids.to(torch.int8),
+        lambda ids: torch.stack([ids, ids], 1)[:, 0],
+    ],
+)
 def test_only_which_ids_are_equal_matters(loss, rename):
     ids = torch.tensor(LAYOUTS["unsorted"])
     z = rows(len(ids))

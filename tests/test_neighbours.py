@@ -33,7 +33,7 @@ def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.param != "torch":
         pytest.importorskip("faiss")
     monkeypatch.setattr(exact, "engine", lambda: "torch" if request.param == "torch" else "faiss")
-    monkeypatch.setattr(coarse, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(coarse, "has_instructions", lambda: False)
     if request.param == "coarse":
         request.getfixturevalue("always_coarse")
     return request.param

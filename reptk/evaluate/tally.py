@@ -108,6 +108,7 @@ def labelled(
             check_rows("bank" if name == "bank" else "queries", rows)
     if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
+    bank, queries = (rows if rows.is_cuda else rows.cpu() for rows in (bank, queries))
     bank_labels, query_labels = bank_labels.cpu().long(), query_labels.cpu().long()
     kept, asked = bank_labels >= 0, query_labels >= 0
     if exclude is not None:

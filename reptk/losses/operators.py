@@ -90,7 +90,7 @@ class Groups:
     """
 
     def __init__(self, ids: Tensor, rows: int) -> None:
-        ids = ids.long()
+        ids = ids.long().contiguous()
         in_order = ids.sort().values
         self.number = torch.searchsorted(in_order, ids)
         self.positives = torch.searchsorted(in_order, ids[:rows], right=True) - self.number[:rows] - 1

@@ -7,6 +7,7 @@ so that embeddings that all point the same way do not drown in rounding.
 
 import functools
 import math
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -55,18 +56,26 @@ def coarse(bank: Tensor, facts: Facts) -> "Coarse | None":
     return Coarse(bank, native)
 
 
-@functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether the processor does, as Linux names its features."""
+    """Whether torch does, with instructions for it."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    is_allowed = limit in ("ALL", "DEFAULT") or limit.endswith(("BF16", "FP16", "AMX"))
+    by_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return is_allowed and by_onednn and has_instructions()
+
+
+@functools.cache
+def has_instructions() -> bool:
+    """Whether the processor has instructions for bfloat16, as Linux names its features."""
     try:
         features = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return torch.backends.mkldnn.is_available() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(features)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(features)
 
 
 class Coarse:
-    """Looks at a bank.
+    """Looks at a bank. No autocast may be on.
 
     Args:
         bank: (n, F) float32, contiguous.
@@ -74,7 +83,7 @@ class Coarse:
     """
 
     def __init__(self, bank: Tensor, native: ModuleType) -> None:
-        self.bank, self.native = bank.detach(), native
+        self.bank, self.native = bank, native
         count = min(SAMPLE, len(bank))
         drawn = torch.randperm(len(bank), generator=generator("coarse", len(bank)))[:count].sort().values
         rows = self.bank[drawn]
@@ -94,7 +103,7 @@ class Coarse:
 
     def __call__(self, queries: Tensor, k: int) -> Candidates:
         """All rows that can be among the k nearest, of as many as were kept."""
-        asked = queries.detach().float()
+        asked = queries.float()
         short = asked.bfloat16()
         scores_of_sample = torch.mm(short, self.sample.T)
         share = len(self.sample) / len(self.bank)
@@ -134,7 +143,9 @@ class _Short:
         read = rows.numpy(), mean.numpy()
         in_parts(lambda *ends: native.shorten(*read, made, *found, *ends), len(rows))
         self.rows = torch.from_numpy(made).view(torch.bfloat16)
-        self.longest, self.lost = (1.001 * math.sqrt(float(values.max())) for values in found)
+        # Squares that vanish in float32, of values below 2^-63, are each less than the smallest normal number.
+        vanished = rows.shape[1] * 2.0**-126
+        self.longest, self.lost = (1.001 * math.sqrt(float(values.max()) + vanished) for values in found)
 
 
 class _Kept:
@@ -147,6 +158,7 @@ class _Kept:
 
     def sift(self, scores: Tensor, first_row: int) -> None:
         """Take what is above the floor of (b, c) scores in bfloat16; where that fills up, raise it."""
+        assert scores.dtype == torch.bfloat16
         given = scores.view(torch.int16).numpy(), first_row, self.keys, self.filled, self.floors, self.count
         in_parts(lambda *ends: self.native.sift(*given, *ends), len(self.keys))
 

@@ -73,6 +73,7 @@ class Prepared:
         error: how far a candidate's similarity may be off, as a share of the query's length.
         device: where queries are to be.
         is_read_again: whether every block of queries costs a pass over the bank that is more than reading it.
+        is_double: whether the rows that decide are others than those that are searched.
         coarse: a quicker look that suffices for most queries, if there is one.
     """
 
@@ -81,6 +82,7 @@ class Prepared:
     error: float
     device: torch.device
     is_read_again: bool
+    is_double: bool
     coarse: Coarse | None
 
 
@@ -88,7 +90,7 @@ def prepare(bank: Tensor, facts: Facts, exact: Tensor | None = None) -> Prepared
     """Choose how to search a bank that `check_rows` has passed."""
     by_faiss = engine() == "faiss"
     home = torch.device("cpu") if by_faiss else device()
-    bank = _brought(bank, home)
+    bank = _brought(bank.detach(), home)
     find = faiss_find(faiss(), bank.cpu()) if by_faiss else torch_find(bank)
     error = float32_error(bank.shape[1], home) * facts.longest
     if exact is not None:
@@ -97,7 +99,8 @@ def prepare(bank: Tensor, facts: Facts, exact: Tensor | None = None) -> Prepared
         error += 0.51 * kind.eps * facts.longest + kind.eps * kind.tiny * bank.shape[1] ** 0.5
     is_read_again = bank.dtype != torch.float32 or bank.device.type != home.type
     quick = coarse(bank, facts) if home.type == "cpu" and exact is None else None
-    return Prepared(find, bank if exact is None else exact, error, home, is_read_again, quick)
+    rows = bank if exact is None else exact.detach()
+    return Prepared(find, rows, error, home, is_read_again, exact is not None, quick)
 
 
 def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) -> Tensor:
@@ -106,7 +109,11 @@ def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) ->
     Raises:
         ValueError: the rows that decide are further from those that were searched than rounding can explain.
     """
-    queries = queries.to(bank.device)
+    with torch.autocast(bank.device.type, enabled=False):  # the bounds of errors are of products as they are asked for
+        return _nearest_keys(bank, queries.detach().to(bank.device), own, k)
+
+
+def _nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) -> Tensor:
     own = torch.full((len(queries),), -1) if own is None else own
     own = own.to(bank.device)
     if bank.device.type == "cpu" and is_deep(bank.rows, k):
@@ -119,10 +126,14 @@ def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) ->
         made[some], is_settled = _settled(bank, queries[some], own[some], k, candidates)
         return some[~is_settled]
 
-    if bank.coarse is not None and bank.coarse.takes(len(queries), k):
-        candidates = bank.coarse(queries, k + 1)  # one more: the query itself may be among them
-        left = settle(left, candidates)
-        bank.coarse.learn(candidates, k, len(queries) - len(left))
+    if bank.coarse is not None:
+        parts = list(left.split(BLOCK))
+        for number, some in enumerate(parts):
+            if bank.coarse.takes(len(some), k):
+                candidates = bank.coarse(queries[some], k + 1)  # one more: the query itself may be among them
+                parts[number] = settle(some, candidates)
+                bank.coarse.learn(candidates, k, len(some) - len(parts[number]))
+        left = torch.cat(parts)
     count = len(bank.rows)
     for wanted, size in ((k + MARGIN, len(queries)), (4 * (k + MARGIN), max(1, len(queries) // 4))):
         if len(left):
@@ -136,12 +147,13 @@ def nearest_keys(bank: Prepared, queries: Tensor, own: Tensor | None, k: int) ->
 def _settled(bank: Prepared, queries: Tensor, own: Tensor, k: int, found: Candidates) -> tuple[Tensor, Tensor]:
     """The k best of the candidates, and whether (b,) no other row can be among them."""
     similarities = similarities_of(bank.rows, queries, found.rows)
-    if ((similarities - found.similarities).abs() > found.error[:, None]).any():
+    is_wrong = ((similarities - found.similarities).abs() > found.error[:, None]).any(1)
+    if bank.is_double and is_wrong.any():
         raise ValueError("exact holds other rows than bank: similarities differ by more than rounding can explain")
     made = order.keys(similarities, found.rows)
     made = order.nearest(made.masked_fill_((found.rows == own[:, None]) | (found.rows < 0), order.NONE), k)
     least = order.similarities(made[:, -1:])[:, 0].double()
-    return made, (found.rest == -torch.inf) | (least > found.rest + found.error)
+    return made, ~is_wrong & ((found.rest == -torch.inf) | (least > found.rest + found.error))
 
 
 def _prepare(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact: Tensor | None) -> Prepared:

@@ -36,7 +36,7 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
     absent = rows < 0
     if absent.any():
         numbers, places = (~absent).nonzero(as_tuple=True)
-        made = torch.full(rows.shape, -torch.inf, device=queries.device)
+        made = torch.full(rows.shape, -torch.inf, dtype=torch.float32, device=queries.device)
         made[numbers, places] = pair_similarities(bank, queries, numbers, rows[numbers, places])
         return made
     numbers = torch.arange(len(queries), device=rows.device)[:, None].expand(rows.shape).reshape(-1)
@@ -53,7 +53,7 @@ def pair_similarities(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tens
 
 def _in_order(native: ModuleType, bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
     """In the order of the bank's rows, so that each is read once for all queries that want it."""
-    asked, made = queries.detach().float().contiguous().numpy(), torch.empty(len(rows))
+    asked, made = queries.detach().float().contiguous().numpy(), torch.empty(len(rows), dtype=torch.float32)
     pairs = rows.numpy(), numbers.numpy()
     for which, count in zip(pairs, (len(bank), len(queries)), strict=True):  # machine code looks at no bounds
         if len(which) and not 0 <= which.min() <= which.max() < count:
@@ -75,7 +75,7 @@ def _in_order(native: ModuleType, bank: Tensor, queries: Tensor, numbers: Tensor
 
 def _gathered(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
     """By torch, block by block of pairs."""
-    made = torch.empty(len(rows), device=queries.device)
+    made = torch.empty(len(rows), dtype=torch.float32, device=queries.device)
     size = max(1, BLOCK_VALUES // bank.shape[1])
     for first in range(0, len(rows), size):
         block = slice(first, first + size)

@@ -39,7 +39,7 @@ def check_rows(name: str, rows: Tensor) -> Facts:
     if rows.ndim != 2 or not rows.shape[1] or not rows.is_floating_point():
         raise ValueError(f"{name} must be (n, F) floating point, got {rows.dtype} {tuple(rows.shape)}")
     longest, bad, zero = 0.0, _Numbers(), _Numbers()
-    for first, chunk in chunks(rows):
+    for first, chunk in chunks(rows.detach()):
         long = lengths(chunk)
         bad.add((~long.isfinite()).nonzero(), first)
         zero.add((long == 0).nonzero(), first)
