@@ -50,10 +50,8 @@ def main() -> None:
     if chosen.peak:
         print(_own_peak(chosen.peak))
         return
-    where = f"{torch.get_num_threads()} threads" + (
-        f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    )
-    print(f"{platform.machine()}, {where}, commit {commit()}, {_versions()}")
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    print(f"{platform.machine()}, {gpu}{torch.get_num_threads()} threads, commit {commit()}, {_versions()}")
     for name in chosen.only:
         tables[name](chosen.rounds)
 

@@ -1,10 +1,13 @@
 """Small batches and how losses are differentiated on them, for the tests of losses."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from reptk.keyed import generator
-from reptk.losses import implementation
+from reptk.losses import implementation, simclr, supcon, tcl
+from reptk.plugins.dcl import DCL
 
 LAYOUTS = {
     "one class": [3] * 7,
@@ -41,3 +44,20 @@ def by(how, loss):
 def every_way(losses):
     """`{name: loss}` -> `{name and way: loss computed so}`."""
     return {f"{name} {how}": by(how, loss) for name, loss in losses.items() for how in ("dense", "tiled")}
+
+
+FUNCTIONS = {"supcon": supcon, "tcl": tcl, "simclr": simclr}
+
+LOSS = {
+    "supcon out": partial(supcon, temperature=0.1, form="out"),
+    "supcon in": partial(supcon, temperature=0.1, form="in"),
+    "tcl": partial(tcl, temperature=0.1, k1=5000.0, k2=1.0),
+    "tcl positives only": partial(tcl, temperature=0.1, k1=1.0, k2=0.0),
+    "tcl k2=2": partial(tcl, temperature=0.1, k1=1.0, k2=2.0),
+    "simclr": partial(simclr, temperature=0.1),
+    "dcl": DCL(temperature=0.1),
+}
+COMPUTED = every_way(LOSS)
+every_loss = pytest.mark.parametrize("loss", COMPUTED.values(), ids=COMPUTED)
+
+Z, IDS = rows(6), torch.tensor([0, 1, 2, 0, 1, 2])

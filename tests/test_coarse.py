@@ -51,18 +51,16 @@ HARD = ["alike but for almost nothing", "alike but for less"]
 def test_bfloat16_is_off_by_no_more_than_it_says(kind: str, k: int) -> None:
     bank = spread(kind)
     queries = bank[::40] + 0.1 * bank[1::40]
-    found = coarse.coarse(bank, check_rows("bank", bank))(queries, k)
+    looked = coarse.coarse(bank, check_rows("bank", bank))(queries, k)
     true = queries.double() @ bank.double().T
-    is_listed = found.rows >= 0
-    off = (found.similarities.double() - true.gather(1, found.rows.clamp_min(0))).abs()
-    assert (off <= found.error[:, None])[is_listed].all()
-    assert 0.03 < (off / found.error[:, None])[is_listed].max() <= 1
-    unlisted = true.masked_fill(
-        torch.zeros_like(true, dtype=torch.bool).scatter(1, found.rows.clamp_min(0), True), -1e30
-    )
-    settled = found.rest < torch.inf
+    is_listed, listed = looked.rows >= 0, torch.zeros_like(true, dtype=torch.bool)
+    listed[is_listed.nonzero()[:, 0], looked.rows[is_listed]] = True
+    off = (looked.similarities.double() - true.gather(1, looked.rows.clamp_min(0))).abs()
+    assert (off <= looked.error[:, None])[is_listed].all()
+    assert 0.03 < (off / looked.error[:, None])[is_listed].max() <= 1  # and not a multiple of what it is
+    settled = looked.rest < torch.inf
     assert settled.double().mean() > 0.9
-    assert (unlisted.amax(1) <= found.rest + found.error)[settled].all()
+    assert (true.masked_fill(listed, -torch.inf).amax(1) <= looked.rest + looked.error)[settled].all()
     assert (is_listed.sum(1) >= k)[settled].all()
 
 
@@ -203,8 +201,8 @@ def test_whether_it_was_worth_it(pairs_each: int, settled: int, expected: bool, 
 
 
 @pytest.mark.usefixtures("always_coarse")
-def test_sums_that_cancel_are_off_by_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, queries and scores that bfloat16 holds, so that only the order of sums is left to err, or nothing."""
+def test_any_order_of_sums_is_allowed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and queries that bfloat16 holds, so that little but the order of sums in float32 is left to err."""
     half = (drawn(2000, 400, 42).abs() + 1).bfloat16().float()
     bank = torch.cat([torch.cat([half, -half.flip(1)], 1), torch.cat([-half, half.flip(1)], 1)])
     queries = torch.cat([half[:50], half[:50].flip(1)], 1)

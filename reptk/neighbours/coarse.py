@@ -105,12 +105,11 @@ class Coarse:
         """All rows that can be among the k nearest, of as many as were kept."""
         asked = queries.float()
         short = asked.bfloat16()
-        scores_of_sample = torch.mm(short, self.sample.T)
         share = len(self.sample) / len(self.bank)
         wanted = SPARE * k * share
         rank = math.ceil(wanted + 3 * math.sqrt(wanted) + MORE)  # of so few, chance may take three deviations
         kept = _Kept(len(asked), rank, self.native)
-        kept.sift(scores_of_sample, 0)
+        kept.sift(torch.mm(short, self.sample.T), 0)
         floors = np.maximum(kept.ranks(rank)[1] - 1, 0).astype(np.int16)
         count = math.ceil(min(len(self.bank), SPARE * rank / share, MOST_SPARE * k + MOST_MORE))
         kept = _Kept(len(asked), count, self.native, floors)
@@ -126,9 +125,9 @@ class Coarse:
         error = taken * longest + length * lost + (asked.shape[1] + 2) * 2.0**-22 * length * longest
         error += ROUNDING * best.abs() + 2.0**-22 * (offset.abs() + best.abs())
         error += vanishing(asked.shape[1]) * (1 + length + longest)
-        limits, floors = (last - 2.02 * error).float(), _value(kept.floors)
+        limits = (last - 2.02 * error).float()
         # Where rows are missing that would have to be settled, none is named.
-        is_open = (limits < floors) | (torch.from_numpy(kept.filled) < k)
+        is_open = (limits < _value(kept.floors)) | (torch.from_numpy(kept.filled) < k)
         kept.filled[is_open.numpy()] = 0
         similarities, rows = kept.above(limits)
         rest = (limits.double() + offset).masked_fill_(is_open, torch.inf)

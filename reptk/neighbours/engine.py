@@ -1,4 +1,4 @@
-"""Which library searches: torch on a GPU, else FAISS on the processor, else torch there."""
+"""Which library searches: torch on a GPU, else FAISS on the processor, else torch there. (`coarse` may spare it most work.)"""
 
 import functools
 import importlib

@@ -53,7 +53,7 @@ class Views:
         self.count = len(lists)
         self.backend = backend
         self.rank, self.world = 0, 1
-        self._made_by = Views._make
+        self._making = Views._make
         self.room = Lent(kept=2 * len(set(self.sizes)))  # those of the last step are there while the next are made
         self.lists = [_steps(tables, number, backend, exact_hue) for number, tables in enumerate(lists)]
         self._try_out()
@@ -80,12 +80,12 @@ class Views:
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"views are made of images (B, 3, H, W), got {tuple(images.shape)}")
-        return self._made_by(self, images, key)
+        return self._making(self, images, key)
 
     def compile(self) -> None:
         """Let `torch.compile` have what a GPU is to do; where kornia has a part in it, leave all as it is."""
         if self.how == "fused":
-            self._made_by = torch.compile(Views._make)
+            self._making = torch.compile(Views._make)
 
     @torch.no_grad()
     def _make(self, images: Tensor, key: int) -> Any:
