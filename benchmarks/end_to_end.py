@@ -40,16 +40,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import reptk
-from reptk import dist
-from reptk.build import assemble, data_of
 from reptk.config import Recipe
+from reptk.core import distributed, rng
 from reptk.data import Data, InMemory
-from reptk.encoder import Encoder
 from reptk.evaluate import Knn, Measured, measure, measure_pixels
-from reptk.keyed import keyed
 from reptk.losses import simclr
-from reptk.run import commit, versions
-from reptk.training import train_step
+from reptk.models.encoder import Encoder
+from reptk.training.build import assemble, data_of
+from reptk.training.loop import train_step
+from reptk.training.run_folder import commit, versions
 
 SIZE, WORKERS = 32, 2
 SAMPLE_SECONDS = 0.25
@@ -93,13 +92,13 @@ def main() -> None:
 
 
 def _reptk(recipe: Recipe, data: Data) -> tuple[Encoder, Iterator[Tensor]]:
-    built = assemble(recipe, data, dist.start(recipe.train.device))
-    built.objective.train()
+    built = assemble(recipe, data, distributed.setup(recipe.train.device))
+    built.method.train()
 
     def steps() -> Iterator[Tensor]:
         for step, batch in enumerate(built.loader.batches(0, built.loader.steps_per_epoch)):
             built.schedule.step_update(step)
-            yield train_step(recipe, built, built.objective, *batch, step).loss
+            yield train_step(recipe, built, built.method, *batch, step).loss
 
     return built.encoder, steps()
 
@@ -109,7 +108,7 @@ def _lightly(recipe: Recipe, data: Data) -> tuple[Encoder, Iterator[Tensor]]:
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
-    with keyed(recipe.seed, "initial weights"):
+    with rng.seeded(recipe.seed, "initial weights"):
         encoder = Encoder(**recipe.encoder.model_dump(), size=SIZE)  # for its weights, and to be evaluated
     backbone, width = encoder.backbone, encoder.num_features
     head = SimCLRProjectionHead(width, width, recipe.encoder.head_out, batch_norm=False)

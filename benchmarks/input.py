@@ -27,11 +27,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from reptk.core import rng
 from reptk.data import Loader, Split, folder
 from reptk.data.embedded import _photographs
 from reptk.data.folder import Files
-from reptk.keyed import generator
-from reptk.run import commit, versions
+from reptk.training.run_folder import commit, versions
 
 WIDTH, HEIGHT = 500, 375
 
@@ -64,7 +64,7 @@ def main() -> None:
 def write_photos(photos: Path, count: int) -> None:
     """Crops of any place and half to all of the size, a little lighter or darker."""
     pictures = list(_photographs().values())
-    draws = torch.rand(count, 4, generator=generator("benchmark", count)).tolist()
+    draws = torch.rand(count, 4, generator=rng.generator("benchmark", count)).tolist()
     for number, (size, across, down, light) in enumerate(draws):
         picture = pictures[number % len(pictures)]
         width = min(picture.width, picture.height * WIDTH / HEIGHT) * (1 + size) / 2

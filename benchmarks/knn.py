@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk.evaluate import knn, retrieval
-from reptk.neighbours import Approximate, search
-from reptk.neighbours.engine import faiss
-from reptk.run import commit
+from reptk.neighbors import ApproximateIndex, search
+from reptk.neighbors.engine import faiss
+from reptk.training.run_folder import commit
 
 BANK, QUERIES, WIDTH, K = 100_000, 1_000, 256, (1, 10, 20, 100, 200)
 DEEP, DEEP_CLASSES = 50_000, 100
@@ -118,7 +118,7 @@ def _indexes(how: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
     print(f"  {'exact search':<16} {'':>20} search {seconds:6.2f} s")
     for kind in KINDS:
         since = time.perf_counter()
-        index = Approximate.build(bank, kind)
+        index = ApproximateIndex.build(bank, kind)
         built = time.perf_counter() - since
         seconds = _seconds({kind: lambda index=index: index.search(queries, 10)}, rounds)[kind]
         recall = index.recall(bank, queries, 10)

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from reptk.losses import implementation, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
-from reptk.run import commit
+from reptk.training.run_folder import commit
 
 DIMENSION, TEMPERATURE = 128, 0.1
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 65536)

@@ -16,12 +16,12 @@ import torch
 from einops import rearrange
 from torch.profiler import profile
 
-from reptk import dist, load
-from reptk.build import assemble, data_of
-from reptk.data import Feed
-from reptk.keyed import fold
-from reptk.run import commit, versions
-from reptk.training import train_step
+from reptk import load
+from reptk.core import distributed, rng
+from reptk.data import DevicePrefetcher
+from reptk.training.build import assemble, data_of
+from reptk.training.loop import train_step
+from reptk.training.run_folder import commit, versions
 
 ROUNDS = 24
 
@@ -43,21 +43,21 @@ def compare(arguments: list[str], profiled: bool) -> None:
     """Print one recipe's step over its bare backbone."""
     name, *overrides = arguments
     recipe = load(name, overrides)
-    device = dist.start(recipe.train.device)
+    device = distributed.setup(recipe.train.device)
     built = assemble(recipe, data_of(recipe), device)
-    built.objective.train()
-    batches = Feed(built.loader.batches(0, ROUNDS + 3), device)
+    built.method.train()
+    batches = DevicePrefetcher(built.loader.batches(0, ROUNDS + 3), device)
     backbone = built.encoder.backbone
     images, _, _ = next(batches)
-    views = rearrange(built.objective.views(images, 0), "v b c h w -> (v b) c h w")
+    views = rearrange(built.method.views(images, 0), "v b c h w -> (v b) c h w")
     if recipe.train.channels_last:
         views = views.contiguous(memory_format=torch.channels_last)
 
     def whole(step: int) -> None:
-        train_step(recipe, built, built.objective, *next(batches), step)
+        train_step(recipe, built, built.method, *next(batches), step)
 
     def views_alone(step: int) -> None:
-        built.objective.views(images, fold("benchmark", step))
+        built.method.views(images, rng.key("benchmark", step))
 
     def bare(_: int) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from reptk.config.registry import VIEWS
 from reptk.data import photos
-from reptk.registry import VIEWS
-from reptk.run import commit, versions
+from reptk.training.run_folder import commit, versions
 
 SETS = {224: ("simclr", 256, 1.0, 0.08), 32: ("simclr_small", 32, 0.5, 0.2)}
 WORKERS = 2

@@ -8,7 +8,7 @@ import math
 from torch import Tensor, nn
 
 from reptk import LOSSES
-from reptk.losses import Rows, Term, mean_over_anchors
+from reptk.losses import RowStatistics, Term, mean_over_anchors
 
 
 @LOSSES.register("dcl")
@@ -23,7 +23,7 @@ class DCL(nn.Module):
         temperature: t > 0.
     """
 
-    shares_rows = True
+    computes_local_rows = True
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class DCL(nn.Module):
         self.temperature = temperature
 
     def forward(self, z: Tensor, ids: Tensor) -> Tensor:
-        rows = Rows(z, ids)
+        rows = RowStatistics(z, ids)
         mean, push = rows.measure(Term("negatives", 1 / self.temperature))
         per_anchor = push - mean / self.temperature
         return mean_over_anchors(per_anchor, rows.positives() * (push != -math.inf))

@@ -11,15 +11,13 @@ Importing reptk is cheap: torch and the parts are imported when first used.
 import importlib
 from typing import Any
 
-from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, VIEWS
-
 __version__ = "0.1.0"
 
 __all__ = [
     "DATASETS",
     "EVALUATORS",
     "LOSSES",
-    "OBJECTIVES",
+    "METHODS",
     "VIEWS",
     "Embeddings",
     "Encoder",
@@ -36,18 +34,23 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Embeddings": ("reptk.catalogue", "Embeddings"),
-    "Encoder": ("reptk.encoder", "Encoder"),
+    "DATASETS": ("reptk.config.registry", "DATASETS"),
+    "EVALUATORS": ("reptk.config.registry", "EVALUATORS"),
+    "LOSSES": ("reptk.config.registry", "LOSSES"),
+    "METHODS": ("reptk.config.registry", "METHODS"),
+    "VIEWS": ("reptk.config.registry", "VIEWS"),
+    "Embeddings": ("reptk.embeddings", "Embeddings"),
+    "Encoder": ("reptk.models.encoder", "Encoder"),
     "Recipe": ("reptk.config", "Recipe"),
-    "embed": ("reptk.catalogue", "embed"),
+    "embed": ("reptk.embeddings", "embed"),
     "evaluate": ("reptk.evaluate", None),
-    "index": ("reptk.catalogue", "index"),
+    "index": ("reptk.embeddings", "index"),
     "load": ("reptk.config", "load"),
     "losses": ("reptk.losses", None),
     "report": ("reptk.report", None),
-    "search": ("reptk.catalogue", "search"),
+    "search": ("reptk.embeddings", "search"),
     "testing": ("reptk.testing", None),
-    "train": ("reptk.training", "train"),
+    "train": ("reptk.training.loop", "train"),
 }
 
 

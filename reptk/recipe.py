@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from reptk import config
-from reptk.command import Parser, guarded
-from reptk.errors import DataError, UsageError
+from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.errors import DataError, UsageError
 
 EXAMPLES = """examples:
   python -m reptk.recipe --list
@@ -30,7 +30,7 @@ exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    return guarded(lambda: _run(_parse(arguments)))
+    return run_command(lambda: _run(_parse(arguments)))
 
 
 def _run(asked: argparse.Namespace) -> int:
@@ -60,21 +60,21 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False) -> int:
-    from reptk import dist
-    from reptk.training import train
+    from reptk.core import distributed
+    from reptk.training.loop import train
 
     train(recipe, out, resume=resume)
-    dist.stop()
+    distributed.cleanup()
     return 0
 
 
 def _resume(asked: argparse.Namespace) -> int:
-    from reptk import run
+    from reptk.training import run_folder
 
     is_run = (Path(asked.name) / "recipe.toml").is_file()
-    folder = Path(asked.name) if is_run else asked.out or run.newest(Path(asked.name).stem)
+    folder = Path(asked.name) if is_run else asked.out or run_folder.newest(Path(asked.name).stem)
     recipe = config.load(folder, asked.overrides, plugins=asked.plugin)
-    if run.status(folder)["status"] == "finished":
+    if run_folder.status(folder)["status"] == "finished":
         print(f"already complete: {folder / 'results.json'}")
         return 0
     return _train(recipe, folder, resume=True)
@@ -82,24 +82,24 @@ def _resume(asked: argparse.Namespace) -> int:
 
 def _check(recipe: config.Recipe) -> int:
     """Build everything, train nothing. Without its data everything else is still checked, then the data's error raised."""
-    from reptk import dist
-    from reptk.build import assemble, data_of
-    from reptk.log import Log
-    from reptk.training import describe
+    from reptk.core import distributed
+    from reptk.core.console import Logger
+    from reptk.training.build import assemble, data_of
+    from reptk.training.loop import describe
 
-    device, missing = dist.start(recipe.train.device), None
+    device, missing = distributed.setup(recipe.train.device), None
     try:
         data = data_of(recipe)
     except DataError as error:
         missing, recipe = error, smoke(recipe)
         data = data_of(recipe)
     built = assemble(recipe, data, device)
-    log = Log(dist.is_main())
+    log = Logger(distributed.is_main())
     log.line(
         f"{recipe.name}: " + ("valid, but its data is not here" if missing else "valid, everything could be built")
     )
     log.facts(describe(recipe, built))
-    dist.stop()
+    distributed.cleanup()
     if missing:
         raise missing
     return 0
@@ -109,7 +109,7 @@ def smoke(recipe: config.Recipe) -> config.Recipe:
     """Two steps on generated images of the recipe's size and number of classes; in fp32 where there is no GPU."""
     import torch
 
-    from reptk.registry import DATASETS
+    from reptk.config.registry import DATASETS
 
     factory = DATASETS.get(recipe.data["name"])
     classes = getattr(factory, "classes", None) or 10
@@ -155,7 +155,7 @@ def _summary(raw: dict[str, Any]) -> list[str]:
     pairs = (
         ("data", "name"),
         ("loss", "name"),
-        ("objective", "positives"),
+        ("method", "positives"),
         ("encoder", "backbone"),
         ("train", "epochs"),
     )
@@ -173,7 +173,7 @@ def _copy(name: str) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
+    parser = ArgumentParser(
         prog="python -m reptk.recipe",
         description="Train and evaluate what a recipe describes.",
         epilog=EXAMPLES,

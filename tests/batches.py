@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from reptk.keyed import generator
+from reptk.core import rng
 from reptk.losses import implementation, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
 
@@ -22,7 +22,7 @@ both_ways = pytest.mark.parametrize("how", ["dense", "tiled"])
 
 
 def rows(count, dimension=5, *, key=0, dtype=torch.float64):
-    return torch.randn(count, dimension, generator=generator("test", key), dtype=dtype)
+    return torch.randn(count, dimension, generator=rng.generator("test", key), dtype=dtype)
 
 
 def value_and_gradient(loss, z, ids):

@@ -7,11 +7,10 @@ import json
 import sys
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reptk.losses import triton as kernels
+from reptk.losses.core import triton_kernels
 
 TYPES = {
     "*i64": ("group", "x_group_ptr", "y_group_ptr", "order", "start", "stop"),
@@ -21,10 +20,10 @@ TYPES = {
 
 
 def compiled(name: str, dtype: torch.dtype, d: int, **constants: object) -> dict[str, object]:
-    z, kernel = torch.empty(1, d, dtype=dtype), getattr(kernels, f"_{name}_kernel")
-    launch = kernels._launch(name, z, 1 << 20)
+    z, kernel = torch.empty(1, d, dtype=dtype), getattr(triton_kernels, f"_{name}_kernel")
+    launch = triton_kernels._launch(name, z, 1 << 20)
     blocks = {"BLOCK": launch.rows} if name == "half" else {"ROWS": launch.rows, "COLUMNS": launch.columns}
-    constants |= {**blocks, "WIDTH": kernels._width(d), "PRECISION": kernels._precision(z)}
+    constants |= {**blocks, "WIDTH": triton_kernels._width(d), "PRECISION": triton_kernels._precision(z)}
     signature = dict.fromkeys(constants, "constexpr")
     signature |= {name: kind for kind, names in TYPES.items() for name in names if name in kernel.arg_names}
     signature |= {
@@ -34,7 +33,7 @@ def compiled(name: str, dtype: torch.dtype, d: int, **constants: object) -> dict
     }
     source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs=constants)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    made = triton_kernels.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     tensor_cores = any(word in made.asm["ptx"] for word in ("wgmma.mma_async", "mma.sync"))
     return {"kernel": kernel.__name__, "shared": made.metadata.shared, "tensor_cores": tensor_cores}
 

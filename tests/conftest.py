@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reptk.losses import tiled
-from reptk.registry import REGISTRIES
+from reptk.config.registry import REGISTRIES
+from reptk.losses.core import tiled
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,7 +83,7 @@ def nothing_waits() -> Callable[[], AbstractContextManager[None]]:
 @pytest.fixture
 def always_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look through bfloat16 first, on any processor and however few the rows, in several chunks."""
-    coarse = importlib.import_module("reptk.neighbours.coarse")
+    coarse = importlib.import_module("reptk.neighbors.coarse")
     monkeypatch.setattr(coarse, "has_instructions", lambda: True)
     sizes = {"LEAST_ROWS": 1, "LEAST_QUERIES": 1, "MOST_NEIGHBOURS": 1 << 40, "SHARE": 1, "SAMPLE": 100, "CHUNK": 90}
     for name, size in sizes.items():

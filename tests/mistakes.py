@@ -18,7 +18,7 @@ size = 32
 [encoder]
 backbone = "test_resnet"
 
-[objective]
+[method]
 name = "contrastive"
 
 [loss]

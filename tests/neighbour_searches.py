@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptk.neighbours import search
+from reptk.neighbors import search
 
 Found = tuple[Tensor, Tensor]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from reptk.errors import DataError, EnvironmentProblem, UsageError
-from reptk.neighbours import Approximate, kind_for, search
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.neighbors import ApproximateIndex, recommended_index, search
 
 pytest.importorskip("faiss")
-engine_module = importlib.import_module("reptk.neighbours.engine")
+engine_module = importlib.import_module("reptk.neighbors.engine")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,46 +54,49 @@ KINDS = {
 @pytest.mark.filterwarnings("ignore:.*centroids")
 @pytest.mark.parametrize("factory", KINDS)
 def test_every_kind_finds_its_share_alike_every_time(factory: str, bank: Tensor, queries: Tensor) -> None:
-    index = Approximate.build(bank, factory)
+    index = ApproximateIndex.build(bank, factory)
     recall = index.recall(bank, queries, 10)
     assert KINDS[factory] <= recall <= 1
-    assert Approximate.build(bank, factory).to_bytes() == index.to_bytes()
+    assert ApproximateIndex.build(bank, factory).to_bytes() == index.to_bytes()
 
 
 def test_recall_is_the_share_of_exact_neighbours(bank: Tensor, queries: Tensor) -> None:
-    index = Approximate.build(bank, "IVF64,Flat", effort=1)
+    index = ApproximateIndex.build(bank, "IVF64,Flat", effort=1)
     exact = torch.cat([rows for _, rows in search(bank, queries, 10)])
     _, found = index.search(queries, 10)
     by_hand = sum(len(set(a) & set(b)) for a, b in zip(exact.tolist(), found.tolist(), strict=True)) / exact.numel()
     assert index.recall(bank, queries, 10) == pytest.approx(by_hand)
-    assert by_hand < 0.95 < Approximate.build(bank, "IVF64,Flat", effort=64).recall(bank, queries, 10)
+    assert by_hand < 0.95 < ApproximateIndex.build(bank, "IVF64,Flat", effort=64).recall(bank, queries, 10)
 
 
 def test_recall_draws_the_same_sample_every_time(bank: Tensor, queries: Tensor) -> None:
-    index = Approximate.build(bank, "IVF64,Flat", effort=1)
+    index = ApproximateIndex.build(bank, "IVF64,Flat", effort=1)
     drawn = index.recall(bank, queries, 10, sample=50)
     assert drawn == index.recall(bank, queries, 10, sample=50) != index.recall(bank, queries, 10)
 
 
 def test_a_row_as_near_as_the_last_one_counts_as_found(queries: Tensor) -> None:
     copies = queries[:5].repeat(40, 1)
-    assert Approximate.build(copies, "Flat").recall(copies, queries, 3) == 1
+    assert ApproximateIndex.build(copies, "Flat").recall(copies, queries, 3) == 1
 
 
 def test_another_seed_gives_another_index(bank: Tensor) -> None:
-    assert Approximate.build(bank, "IVF64,Flat", seed=1).to_bytes() != Approximate.build(bank, "IVF64,Flat").to_bytes()
-    assert Approximate.build(bank, "HNSW8", seed=1).to_bytes() != Approximate.build(bank, "HNSW8").to_bytes()
+    assert (
+        ApproximateIndex.build(bank, "IVF64,Flat", seed=1).to_bytes()
+        != ApproximateIndex.build(bank, "IVF64,Flat").to_bytes()
+    )
+    assert ApproximateIndex.build(bank, "HNSW8", seed=1).to_bytes() != ApproximateIndex.build(bank, "HNSW8").to_bytes()
 
 
 def test_flat_is_exact_search(bank: Tensor, queries: Tensor) -> None:
-    similarities, rows = Approximate.build(bank, "Flat").search(queries, 7)
+    similarities, rows = ApproximateIndex.build(bank, "Flat").search(queries, 7)
     exact = list(search(bank, queries, 7))
     assert torch.equal(rows, torch.cat([rows for _, rows in exact]))
     torch.testing.assert_close(similarities, torch.cat([found for found, _ in exact]))
 
 
 def test_where_fewer_are_found_rows_are_minus_one(bank: Tensor) -> None:
-    similarities, rows = Approximate.build(bank[:100], "Flat").search(bank[:2], 103)
+    similarities, rows = ApproximateIndex.build(bank[:100], "Flat").search(bank[:2], 103)
     assert rows[:, 100:].eq(-1).all()
     assert similarities[:, 100:].eq(-torch.inf).all()
     assert rows[:, :100].sort().values.equal(torch.arange(100).expand(2, -1))
@@ -102,7 +105,7 @@ def test_where_fewer_are_found_rows_are_minus_one(bank: Tensor) -> None:
 
 def test_equal_similarities_stand_in_row_order() -> None:
     bank = torch.eye(4).repeat(30, 1)
-    _, rows = Approximate.build(bank, "Flat").search(torch.eye(4)[:1], 30)
+    _, rows = ApproximateIndex.build(bank, "Flat").search(torch.eye(4)[:1], 30)
     assert rows[0].tolist() == list(range(0, 120, 4))
 
 
@@ -111,42 +114,42 @@ def test_banks_of_other_precision_are_converted_chunk_by_chunk(
     dtype: torch.dtype, bank: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = bank[:500].to(dtype)
-    monkeypatch.setattr(importlib.import_module("reptk.neighbours.rows"), "CHUNK_BYTES", 7 * 4 * bank.shape[1])
+    monkeypatch.setattr(importlib.import_module("reptk.neighbors.rows"), "CHUNK_BYTES", 7 * 4 * bank.shape[1])
     seen: list[int] = []
-    made = Approximate.build(given, "SQ8", progress=seen.append)
+    made = ApproximateIndex.build(given, "SQ8", progress=seen.append)
     monkeypatch.undo()
-    assert made.to_bytes() == Approximate.build(given.float(), "SQ8").to_bytes()
+    assert made.to_bytes() == ApproximateIndex.build(given.float(), "SQ8").to_bytes()
     assert seen == [*range(7, 500, 7), 500]
 
 
 @pytest.mark.filterwarnings("ignore:.*centroids")
 @pytest.mark.parametrize("factory", ["IVF64,Flat", "HNSW16", "IVF16,PQ8"])
 def test_bytes_and_back(factory: str, bank: Tensor, queries: Tensor) -> None:
-    made = Approximate.build(bank, factory, effort=7)
-    read = Approximate.from_bytes(made.to_bytes())
+    made = ApproximateIndex.build(bank, factory, effort=7)
+    read = ApproximateIndex.from_bytes(made.to_bytes())
     assert (read.factory, len(read), read.width) == (factory, 4000, 32)
     assert all(torch.equal(*pair) for pair in zip(made.search(queries, 10), read.search(queries, 10), strict=True))
 
 
 def test_bytes_of_something_else() -> None:
     with pytest.raises(DataError, match="no index that reptk wrote"):
-        Approximate.from_bytes(b"IxFI" + bytes(100))
+        ApproximateIndex.from_bytes(b"IxFI" + bytes(100))
     with pytest.raises(DataError, match="no index that reptk wrote"):
-        Approximate.from_bytes(b"")
-    made = Approximate.build(torch.eye(4), "Flat").to_bytes()
+        ApproximateIndex.from_bytes(b"")
+    made = ApproximateIndex.build(torch.eye(4), "Flat").to_bytes()
     with pytest.raises(DataError, match="build it again"):
-        Approximate.from_bytes(made[:-8])
+        ApproximateIndex.from_bytes(made[:-8])
 
 
 @pytest.mark.parametrize("factory", ["nonsense", "", "IVF,Flat", "IVF16,PQ7", "LSH", "Flat\n"])
 def test_a_bad_factory_string(factory: str, bank: Tensor) -> None:
     with pytest.raises(UsageError, match=r"FAISS makes no index .* rows of 32 values: .*Known to work.*IVF256,PQ4"):
-        Approximate.build(bank, factory)
+        ApproximateIndex.build(bank, factory)
 
 
 def test_rows_that_cannot_be_added(bank: Tensor) -> None:
     with pytest.raises(UsageError, match="IDMap"):
-        Approximate.build(bank, "IDMap,Flat")
+        ApproximateIndex.build(bank, "IDMap,Flat")
 
 
 @pytest.mark.parametrize(
@@ -154,16 +157,16 @@ def test_rows_that_cannot_be_added(bank: Tensor) -> None:
 )
 def test_too_few_rows_to_train(factory: str, needed: int, better: int, bank: Tensor) -> None:
     with pytest.raises(UsageError, match=f"at least {needed} rows to be trained, better {better}; the bank has 200"):
-        Approximate.build(bank[:200], factory)
+        ApproximateIndex.build(bank[:200], factory)
 
 
 def test_few_rows_to_train_are_named(bank: Tensor) -> None:
     with pytest.warns(UserWarning, match="300 rows train 256 centroids badly; 9984 or more"):
-        Approximate.build(bank[:300], "IVF256,Flat")
+        ApproximateIndex.build(bank[:300], "IVF256,Flat")
 
 
 def test_bad_rows(bank: Tensor) -> None:
-    index = Approximate.build(bank, "Flat")
+    index = ApproximateIndex.build(bank, "Flat")
     with pytest.raises(ValueError, match="32 values, queries of 8"):
         index.search(torch.ones(2, 8), 1)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
@@ -173,7 +176,7 @@ def test_bad_rows(bank: Tensor) -> None:
     with pytest.raises(ValueError, match=r"built from \(4000, 32\) rows, the bank is \(10, 32\)"):
         index.recall(bank[:10], bank[:2], 1)
     with pytest.raises(ValueError, match="floating point"):
-        Approximate.build(bank.long(), "Flat")
+        ApproximateIndex.build(bank.long(), "Flat")
 
 
 @pytest.mark.parametrize("problem", [ImportError, RuntimeError, AttributeError])
@@ -182,23 +185,23 @@ def test_without_faiss(problem: type[Exception], bank: Tensor, monkeypatch: pyte
         raise problem("no faiss")
 
     monkeypatch.setattr(engine_module.importlib, "import_module", absent)
-    for act in (lambda: Approximate.build(bank, "Flat"), lambda: Approximate.from_bytes(b"")):
+    for act in (lambda: ApproximateIndex.build(bank, "Flat"), lambda: ApproximateIndex.from_bytes(b"")):
         with pytest.raises(EnvironmentProblem, match=r"needs FAISS.*pip install 'reptk\[cpu\]'"):
             act()
 
 
 def test_the_kind_advised() -> None:
-    assert kind_for(1000, 256) == kind_for(199_999, 2048) == "Flat"
-    assert kind_for(1_000_000, 256) == "IVF4096,Flat"
-    assert kind_for(50_000_000, 256) == "IVF32768,PQ32"
-    assert kind_for(50_000_000, 2048) == "IVF32768,PQ256"
-    assert kind_for(50_000_000, 509) == "IVF32768,PQ1"
+    assert recommended_index(1000, 256) == recommended_index(199_999, 2048) == "Flat"
+    assert recommended_index(1_000_000, 256) == "IVF4096,Flat"
+    assert recommended_index(50_000_000, 256) == "IVF32768,PQ32"
+    assert recommended_index(50_000_000, 2048) == "IVF32768,PQ256"
+    assert recommended_index(50_000_000, 509) == "IVF32768,PQ1"
 
 
 def test_nothing_is_written_to_the_terminal() -> None:
     """FAISS's C++ code warns on standard error about few rows to train on; that is said once, by a warning."""
     code = (
-        "import torch, warnings; warnings.simplefilter('ignore'); from reptk.neighbours import Approximate; "
+        "import torch, warnings; warnings.simplefilter('ignore'); from reptk.neighbors import ApproximateIndex; "
         "Approximate.build(torch.randn(300, 8), 'IVF64,PQ4x4')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

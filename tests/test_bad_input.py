@@ -52,10 +52,10 @@ ROWS = {
     "unknown loss": (["tiny.toml", "loss.name=supkon"], 2, ["loss.name", "no loss 'supkon'", "Nearest: supcon", "tcl"]),
     "unknown data set": (["tiny.toml", "data.name=cifar"], 2, ["data.name", "no data set 'cifar'", "cifar10"]),
     "unknown views": (["tiny.toml", "views.name=simcl"], 2, ["views.name", "no views 'simcl'", "simclr"]),
-    "unknown objective": (
-        ["tiny.toml", "objective.name=byol"],
+    "unknown method": (
+        ["tiny.toml", "method.name=byol"],
         2,
-        ["objective.name", "no objective 'byol'", "contrastive"],
+        ["method.name", "no method 'byol'", "contrastive"],
     ),
     "unknown evaluator": (["tiny.toml", "eval.kn.k=[1]"], 2, ["eval.kn.name", "no evaluator 'kn'", "knn"]),
     "unknown optimizer": (["tiny.toml", "optim.name=adamm"], 2, ["no optimizer 'adamm'", "Nearest: adam"]),
@@ -149,9 +149,9 @@ ROWS = {
         ["notes.txt (data.root) is a file"],
     ),
     "labels needed but absent": (
-        ["tiny.toml", *FOLDER, "data.root=photos", "objective.positives=class"],
+        ["tiny.toml", *FOLDER, "data.root=photos", "method.positives=class"],
         3,
-        ["objective.positives is 'class'", "no labels", "objective.positives=instance"],
+        ["method.positives is 'class'", "no labels", "method.positives=instance"],
     ),
     "class folders that are none": (
         ["tiny.toml", *FOLDER, "data.root=photos", "data.labels=folders"],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mistakes import FOLDER, TINY, error, everything, lay_out
-from reptk import run
 from reptk.recipe import main
+from reptk.training import run_folder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -108,7 +108,7 @@ def finished(place, finished_run):
 
 @pytest.fixture
 def interrupted(finished):
-    run.set_status(finished, "interrupted")
+    run_folder.set_status(finished, "interrupted")
     return finished
 
 

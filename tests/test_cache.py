@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from image_files import BLUE, GREEN, fetched, photograph, put
+from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Data, Loader, cache, folder, imagenet100
-from reptk.errors import DataError, EnvironmentProblem
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from reptk.checkpoint import load_last, replace_text, save
-from reptk.errors import DataError
+from reptk.core.errors import DataError
+from reptk.training.checkpoint import load_last, replace_text, save
 
 Save = Callable[[Path, int, dict[str, Any]], object]
 
@@ -22,7 +22,7 @@ def state(step: int) -> dict[str, Any]:
         "step": step,
         "seconds": 1.5,
         "baselines": {"untrained": {"knn@1": 0.25}},
-        "objective": {
+        "method": {
             "weight": torch.arange(6.0).view(2, 3) * step,
             "bias": torch.full((3,), 0.1, dtype=torch.bfloat16),
             "seen": torch.tensor(step),

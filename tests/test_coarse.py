@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from neighbour_searches import brute, drawn, found, same
-from reptk.neighbours import check_rows
-from reptk.neighbours.rows import Facts
+from reptk.neighbors import check_vectors
+from reptk.neighbors.rows import Facts
 
 exact, coarse, pairs, order = (
-    importlib.import_module(f"reptk.neighbours.{name}") for name in ("exact", "coarse", "pairs", "order")
+    importlib.import_module(f"reptk.neighbors.{name}") for name in ("exact", "coarse", "pairs", "order")
 )
 
 
@@ -51,7 +51,7 @@ HARD = ["alike but for almost nothing", "alike but for less"]
 def test_bfloat16_is_off_by_no_more_than_it_says(kind: str, k: int) -> None:
     bank = spread(kind)
     queries = bank[::40] + 0.1 * bank[1::40]
-    looked = coarse.coarse(bank, check_rows("bank", bank))(queries, k)
+    looked = coarse.coarse(bank, check_vectors("bank", bank))(queries, k)
     true = queries.double() @ bank.double().T
     is_listed, listed = looked.rows >= 0, torch.zeros_like(true, dtype=torch.bool)
     listed[is_listed.nonzero()[:, 0], looked.rows[is_listed]] = True
@@ -107,7 +107,7 @@ def test_bfloat16_is_given_up_where_it_settles_too_little(monkeypatch: pytest.Mo
 
 
 def test_rows_are_rounded_as_torch_does() -> None:
-    native, rows, mean = pairs.kernels("reptk.neighbours"), drawn(50, 33, 38), drawn(1, 33, 39)[0]
+    native, rows, mean = pairs.kernels("reptk.neighbors"), drawn(50, 33, 38), drawn(1, 33, 39)[0]
     rows[0], rows[1] = mean, mean + 2.0**-8 * 1.5
     rows[2:5] = mean + torch.tensor([1.00390625, 1.01171875, -1.00390625])[:, None]  # halfway between two
     short = coarse._Short(rows, mean, native)
@@ -119,7 +119,7 @@ def test_rows_are_rounded_as_torch_does() -> None:
 
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**-64, 2.0**-80, 2.0**-120])
 def test_lengths_of_what_vanishes_when_squared_are_no_less(scale: float) -> None:
-    native, rows, mean = pairs.kernels("reptk.neighbours"), drawn(50, 33, 38) * scale, torch.zeros(33)
+    native, rows, mean = pairs.kernels("reptk.neighbors"), drawn(50, 33, 38) * scale, torch.zeros(33)
     short = coarse._Short(rows, mean, native)
     assert short.longest >= rows.double().norm(dim=1).max()
     assert short.lost >= (rows.double() - rows.bfloat16().double()).norm(dim=1).max()
@@ -127,7 +127,7 @@ def test_lengths_of_what_vanishes_when_squared_are_no_less(scale: float) -> None
 
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_sifting_keeps_the_best(count: int) -> None:
-    native = pairs.kernels("reptk.neighbours")
+    native = pairs.kernels("reptk.neighbors")
     scores = drawn(7, 3000, 40).bfloat16()
     kept = coarse._Kept(7, count, native, np.zeros(7, np.int16))
     for first in range(0, 3000, 700):
@@ -180,13 +180,13 @@ def fresh_features() -> Iterator[None]:
 def test_what_bfloat16_is_worth_it_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coarse, "has_instructions", lambda: True)
     bank = drawn(20_000, 4, 41)
-    given = coarse.coarse(bank, check_rows("bank", bank))
+    given = coarse.coarse(bank, check_vectors("bank", bank))
     fits = [(128, 1), (5000, 399), (127, 1), (128, 401)]
     assert [given.takes(queries, k) for queries, k in fits] == [True, True, False, False]
     for other in (bank[1:], bank.double(), bank.half(), bank[:, ::2], bank * 1e-15, bank * 1e15):
-        assert coarse.coarse(other, check_rows("bank", other)) is None
+        assert coarse.coarse(other, check_vectors("bank", other)) is None
     monkeypatch.setattr(coarse, "kernels", lambda package: None)
-    assert coarse.coarse(bank, check_rows("bank", bank)) is None
+    assert coarse.coarse(bank, check_vectors("bank", bank)) is None
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_bfloat16_is_worth_it_for(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_whether_it_was_worth_it(pairs_each: int, settled: int, expected: bool, always_coarse: None) -> None:
     bank = drawn(20_000, 4, 41)
-    given = coarse.coarse(bank, check_rows("bank", bank))
+    given = coarse.coarse(bank, check_vectors("bank", bank))
     rows = torch.arange(400).expand(200, -1).masked_fill(torch.arange(400) >= pairs_each, -1)
     given.learn(coarse.Candidates(torch.zeros(200, 400), rows, torch.zeros(200), torch.zeros(200)), 30, settled)
     assert given.is_worth is expected
@@ -208,7 +208,7 @@ def test_any_order_of_sums_is_allowed_for(monkeypatch: pytest.MonkeyPatch) -> No
     queries = torch.cat([half[:50], half[:50].flip(1)], 1)
     monkeypatch.setattr(coarse, "ROUNDING", 0.0)
     monkeypatch.setattr(coarse, "SAMPLE", 4000)
-    looked = coarse.coarse(bank, check_rows("bank", bank))
+    looked = coarse.coarse(bank, check_vectors("bank", bank))
     allowed = 802 * 2.0**-24 * queries.norm(dim=1) * bank.norm(dim=1).max()
     assert (looked(queries, 20).error >= allowed).all()
 
@@ -245,8 +245,8 @@ def test_another_bank_that_decides_is_not_looked_at_through_bfloat16(monkeypatch
     monkeypatch.setattr(exact, "engine", lambda: "faiss")
     bank = drawn(2000, 48, 45)
     short = bank.half().float()
-    assert exact.prepare(short, check_rows("bank", short), bank).coarse is None
-    assert exact.prepare(short, check_rows("bank", short)).coarse is not None
+    assert exact.prepare(short, check_vectors("bank", short), bank).coarse is None
+    assert exact.prepare(short, check_vectors("bank", short)).coarse is not None
 
 
 @pytest.mark.usefixtures("always_coarse")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from reptk import schema
-from reptk.config import RecipeError, available, build, find, load, override, read, validate
-from reptk.errors import UsageError
-from reptk.registry import DATASETS, LOSSES, REGISTRIES
+from reptk.config import RecipeError, available, build, find, load, override, read, signature, validate
+from reptk.config.registry import DATASETS, LOSSES, REGISTRIES
+from reptk.core.errors import UsageError
 
 TINY = """\
 seed = 3
@@ -25,7 +24,7 @@ size = 32
 [encoder]
 backbone = "test_resnet"
 
-[objective]
+[method]
 name = "contrastive"
 
 [loss]
@@ -130,7 +129,7 @@ def test_another_part_drops_the_old_arguments_in_any_order_of_pairs(pairs, loss)
     assert override({"loss": dict(TCL)}, pairs) == {"loss": loss}
 
 
-@pytest.mark.parametrize("key", ["data", "views", "objective", "loss"])
+@pytest.mark.parametrize("key", ["data", "views", "method", "loss"])
 def test_every_part_drops_old_arguments(key):
     assert override({key: {"name": "old", "x": 1}}, [f"{key}.name=new"]) == {key: {"name": "new"}}
 
@@ -235,7 +234,7 @@ def test_a_dump_holds_every_default():
     table = tomllib.loads(load(_write("tiny.toml")).dump())
     assert {"precision", "workers", "clip_norm"} <= set(table["train"])
     for key, registry in (("data", DATASETS), ("loss", LOSSES)):
-        assert set(table[key]) == {"name", *schema.names(registry.get(table[key]["name"]))}
+        assert set(table[key]) == {"name", *signature.names(registry.get(table[key]["name"]))}
 
 
 # Where recipes are found
@@ -318,7 +317,7 @@ GOLDEN = {
     ),
     "unknown section": (
         ["optimizer.lr=3"],
-        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, data, views, encoder, objective, "
+        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, data, views, encoder, method, "
         "loss, optim, train, eval, expect)",
     ),
     "typo in a part's argument": (
@@ -354,8 +353,8 @@ GOLDEN = {
     "not finite": (["optim.lr=nan"], "  optim.lr  must be a finite number, got nan"),
     "not finite in a part": (["loss.k1=inf"], "  loss.k1  must be a finite number, got inf"),
     "none of the choices": (
-        ["objective.positives=klass"],
-        "  objective.positives  must be 'instance' or 'class', got 'klass'",
+        ["method.positives=klass"],
+        "  method.positives  must be 'instance' or 'class', got 'klass'",
     ),
     "none of a section's choices": (
         ["optim.schedule=cosin"],
@@ -390,7 +389,7 @@ def test_a_mistake_is_explained(pairs, message):
     assert _message(*pairs) == f"tiny does not validate\n{message}"
 
 
-@pytest.mark.parametrize("key", ["data", "views", "encoder", "objective", "loss", "optim", "train"])
+@pytest.mark.parametrize("key", ["data", "views", "encoder", "method", "loss", "optim", "train"])
 def test_a_missing_part_is_named(key):
     table = tomllib.loads(TINY)
     del table[key]
@@ -434,7 +433,7 @@ def test_a_file_that_is_not_toml_says_where(text, message):
 def test_an_empty_recipe_lists_what_it_needs():
     message = _message(text="")
     assert [line.split()[0] for line in message.splitlines()[1:]] == [
-        "data", "views", "encoder", "objective", "loss", "optim", "train",
+        "data", "views", "encoder", "method", "loss", "optim", "train",
     ]  # fmt: skip
 
 

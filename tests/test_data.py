@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from image_files import BLUE, GREEN, RED, WHITE, fetched
+from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import (
     Data,
     InMemory,
@@ -26,7 +27,6 @@ from reptk.data import (
     small,
     stl10,
 )
-from reptk.errors import DataError, EnvironmentProblem
 
 needs_scikit_image = pytest.mark.skipif(find_spec("skimage") is None, reason="scikit-image is not installed")
 needs_debian_fashion = pytest.mark.skipif(

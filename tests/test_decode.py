@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from image_files import BLUE, GREEN, RED, WHITE, photograph, put
+from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Loader, folder
 from reptk.data.decode import FORMATS, decode, decoder, versions_of
-from reptk.errors import DataError, EnvironmentProblem
 
 
 def jpegs() -> list[object]:

@@ -15,8 +15,8 @@ import torch.distributed as td
 import torch.multiprocessing as mp
 
 from reptk.config import load, validate
-from reptk.log import Log
-from reptk.training import train
+from reptk.core.console import Logger
+from reptk.training.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ RECIPE = {
     "data": {"name": "generated", "train": 64, "bank": 600, "query": 40, "classes": 4, "size": 16},
     "views": {"name": "simclr_small", "size": 16, "count": 3},
     "encoder": {"backbone": "test_vit"},
-    "objective": {"name": "contrastive", "positives": "class"},
+    "method": {"name": "contrastive", "positives": "class"},
     "loss": {"name": "tcl", "k1": 50.0, "k2": 1.5},
     "optim": {"name": "sgd", "lr": 0.05},
     "train": {"epochs": 3, "batch_size": 16, "log_every_steps": 1, "device": "cpu"},
@@ -56,13 +56,13 @@ def _rank(rank: int, world: int, port: int, function, arguments) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    from reptk import dist
+    from reptk.core import distributed
 
-    dist.start("cpu")
+    distributed.setup("cpu")
     try:
         function(rank, *arguments)
     finally:
-        dist.stop()
+        distributed.cleanup()
 
 
 class Plain(torch.nn.Module):
@@ -81,17 +81,18 @@ class Plain(torch.nn.Module):
 def gradients(rank: int, loss: dict, out: str, dtype: torch.dtype = torch.float64, **train: int) -> None:
     """Loss and gradients of one batch of 16 images, shared by whatever ranks there are, and what was communicated."""
     import reptk.plugins.dcl  # noqa: F401
-    from reptk import LOSSES, dist
-    from reptk.build import assemble, data_of
-    from reptk.training import _parallel
+    from reptk import LOSSES
+    from reptk.core import distributed
+    from reptk.training.build import assemble, data_of
+    from reptk.training.loop import _parallel
 
     if "plain" not in LOSSES.names():
         LOSSES.register("plain")(Plain)
     recipe = validate(RECIPE | {"loss": loss, "train": RECIPE["train"] | train})
     built = assemble(recipe, data_of(recipe), torch.device("cpu"))
-    built.objective.to(dtype)
-    real = built.objective.views
-    built.objective.views = lambda images, key: real(images, key).to(dtype)
+    built.method.to(dtype)
+    real = built.method.views
+    built.method.views = lambda images, key: real(images, key).to(dtype)
     model = _parallel(built)
     images, labels, index = next(built.loader.batches(1, 2))
     labels = torch.where(index % 5 == 0, -1, labels)  # partly labelled
@@ -101,8 +102,8 @@ def gradients(rank: int, loss: dict, out: str, dtype: torch.dtype = torch.float6
     with Collectives() as backward:
         made["loss"].backward()
     Path(f"{out}.{rank}.json").write_text(json.dumps({"forward": forward.names, "backward": backward.names}))
-    if dist.is_main():
-        grads = {name: parameter.grad for name, parameter in built.objective.named_parameters()}
+    if distributed.is_main():
+        grads = {name: parameter.grad for name, parameter in built.method.named_parameters()}
         torch.save({"loss": made["loss"].detach(), "gradients": grads}, out)
 
 
@@ -132,22 +133,22 @@ class Collectives:
 
 def features(rank: int, out: str) -> None:
     """Features and random views of the bank and the queries, shared by whatever ranks there are."""
-    from reptk import dist
-    from reptk.build import assemble, data_of
+    from reptk.core import distributed
     from reptk.evaluate import Features
+    from reptk.training.build import assemble, data_of
 
     recipe = validate(RECIPE)
     built = assemble(recipe, data_of(recipe), torch.device("cpu"))
     built.encoder.eval()
     encode = Features(built.encoder.features, size=16, views=built.evaluation_views)
     made = torch.cat([encode(built.data.bank), encode.view(built.data.bank, 1), encode(built.data.query)])
-    if dist.is_main():
+    if distributed.is_main():
         torch.save(made, out)
 
 
 def numbers(rank: int, out: str) -> None:
     """All numbers and answers of kNN, with queries apart and leave-one-out, some images without a label."""
-    from reptk import dist
+    from reptk.core import distributed
     from reptk.data.generated import generated
     from reptk.evaluate import Features, Knn
 
@@ -160,23 +161,23 @@ def numbers(rank: int, out: str) -> None:
         found = dict(Knn(k=(1, 5), recall=(1,))(encode, replace(data, bank=bank, query=query)))
         told.append({name: value.values for name, value in found.items()})
         told[-1] |= {name: value for name, value in vars(encode.answers).items() if isinstance(value, torch.Tensor)}
-    if dist.is_main():
+    if distributed.is_main():
         torch.save(told, out)
 
 
 def errors(rank: int, out: str) -> None:
     """What rank 0 meets alone, all ranks write down."""
-    from reptk import dist
-    from reptk.errors import UsageError
+    from reptk.core import distributed
+    from reptk.core.errors import UsageError
 
     def refuse() -> None:
         raise UsageError("main says no")
 
     try:
-        dist.from_main(refuse)
+        distributed.run_on_main(refuse)
     except UsageError as error:
         Path(f"{out}.{rank}").write_text(str(error))
-    assert dist.from_main(lambda: {"from": dist.rank()}) == {"from": 0}
+    assert distributed.run_on_main(lambda: {"from": distributed.rank()}) == {"from": 0}
 
 
 def everything(rank: int, out: str, losses: list[dict]) -> None:
@@ -289,7 +290,7 @@ def test_torchrun_gives_the_loss_curve_of_one_process(tmp_path: Path) -> None:
     result = torchrun(recipe, 2, tmp_path / "2", *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 3/3") == 1, "rank 0 alone speaks"
-    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", log=Log(speaks=False, writes=True))
+    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", log=Logger(speaks=False, writes=True))
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=1e-4)
@@ -307,7 +308,7 @@ def test_a_mistake_under_torchrun_is_said_once(tmp_path: Path) -> None:
 
 
 def test_gather_is_the_identity_on_one_process() -> None:
-    from reptk import dist
+    from reptk.core import distributed
 
     rows = torch.randn(3, 2, requires_grad=True)
-    assert dist.gather(rows) is rows
+    assert distributed.all_gather(rows) is rows

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fused_runs import JITTER, drawn, rows, run_of
-from reptk.keyed import keyed, uniform
+from reptk.core import rng
 from reptk.views import fused
 from reptk.views.recognised import Blur, Crop, Flip, Gray, Jitter, ResizedCrop, recognise
 
@@ -22,7 +22,7 @@ SALTS = torch.tensor([3, 1, 4, 15, 92, 65])
 
 
 def test_uniform_is_uniform_and_its_columns_are_independent():
-    u = uniform(3, SALTS, rows(20000))
+    u = rng.uniform(3, SALTS, rows(20000))
     assert u.shape == (20000, 6)
     assert u.dtype == torch.float32
     assert 0 <= u.min() < 1e-3 < 1 - 1e-3 < u.max() < 1
@@ -30,29 +30,35 @@ def test_uniform_is_uniform_and_its_columns_are_independent():
     assert (shares - 0.05).abs().max() < 5 * math.sqrt(0.05 / 20000)
     off_diagonal = torch.corrcoef(u.T) - torch.eye(6)
     assert off_diagonal.abs().max() < 4 / math.sqrt(20000)
-    for other in (torch.stack([u[:-1, 0], u[1:, 0]]), torch.stack([u[:, 0], uniform(4, SALTS, rows(20000))[:, 0]])):
+    for other in (torch.stack([u[:-1, 0], u[1:, 0]]), torch.stack([u[:, 0], rng.uniform(4, SALTS, rows(20000))[:, 0]])):
         assert abs(torch.corrcoef(other)[0, 1]) < 4 / math.sqrt(20000)
 
 
 def test_uniform_depends_on_each_of_its_arguments_and_on_nothing_else():
-    u = uniform(3, SALTS, rows(100))
-    assert torch.equal(u[[7, 3]][:, [2, 0]], uniform(3, SALTS[[2, 0]], torch.tensor([7, 3])))
-    for other in (uniform(4, SALTS, rows(100)), uniform(3, SALTS + 1, rows(100)), uniform(3, SALTS, rows(100) + 100)):
+    u = rng.uniform(3, SALTS, rows(100))
+    assert torch.equal(u[[7, 3]][:, [2, 0]], rng.uniform(3, SALTS[[2, 0]], torch.tensor([7, 3])))
+    for other in (
+        rng.uniform(4, SALTS, rows(100)),
+        rng.uniform(3, SALTS + 1, rows(100)),
+        rng.uniform(3, SALTS, rows(100) + 100),
+    ):
         assert (u == other).float().mean() < 0.01
     assert len(u.unique()) > 0.99 * u.numel()
     for extreme in (0, 2**63 - 1):
-        assert uniform(extreme, torch.tensor([extreme]), rows(10)).isfinite().all()
+        assert rng.uniform(extreme, torch.tensor([extreme]), rows(10)).isfinite().all()
 
 
 def test_uniform_is_pinned():
     expected = [0.5861849, 0.9964465, 0.1259108]
-    torch.testing.assert_close(uniform(1, SALTS[:3], torch.tensor([5]))[0], torch.tensor(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rng.uniform(1, SALTS[:3], torch.tensor([5]))[0], torch.tensor(expected), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("key", [0, 3, 2**63 - 1])
 def test_machine_code_draws_the_same_numbers_to_the_bit(key):
     many = torch.tensor([0, 1, 2**40, 2**62, *range(7, 3000)])
-    assert torch.equal(fused.machine_code().uniform(key, SALTS, many), uniform(key, SALTS, many))
+    assert torch.equal(fused.machine_code().uniform(key, SALTS, many), rng.uniform(key, SALTS, many))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (224, 300), (1, 1), (3, 400), (400, 3)])
@@ -89,10 +95,10 @@ def test_the_comparison_of_distributions_can_tell():
 def test_crops_are_drawn_as_kornia_and_torchvision_draw_them(shape, scale):
     count = 3000
     ours = drawn(ResizedCrop((32, 32), scale), 5, count, shape)
-    with keyed("kornia"):
+    with rng.seeded("kornia"):
         corners = ka.RandomResizedCrop((32, 32), scale).forward_parameters((count, 3, *shape))["src"]
     kornias = torch.cat([corners[:, 0].flip(1), (corners[:, 2] - corners[:, 0]).flip(1) + 1], dim=1)
-    with keyed("torchvision"):
+    with rng.seeded("torchvision"):
         crop, image = v2.RandomResizedCrop(32, scale), torch.zeros(3, *shape)
         values = [crop.make_params([image]) for _ in range(count)]
     torchvisions = torch.tensor([[params[name] for name in ("top", "left", "height", "width")] for params in values])
@@ -117,9 +123,9 @@ def test_jitter_is_drawn_as_kornia_and_torchvision_draw_it():
     count = 6000
     arguments = {"brightness": 0.8, "contrast": 0.4, "saturation": [0.1, 3.0], "hue": 0.2}
     factors = drawn(recognise({"name": "ColorJitter", **arguments}), 5, count)
-    with keyed("kornia"):
+    with rng.seeded("kornia"):
         kornias = ka.ColorJitter(**{**arguments, "saturation": (0.1, 3.0)}).forward_parameters((count, 3, 8, 8))
-    with keyed("torchvision"):
+    with rng.seeded("torchvision"):
         ends = {"brightness": (0.2, 1.8), "contrast": (0.6, 1.4), "saturation": (0.1, 3.0), "hue": (-0.2, 0.2)}
         torchvisions = [v2.ColorJitter(**ends).make_params([]) for _ in range(count)]
     for column, name in enumerate(("brightness", "contrast", "saturation", "hue")):

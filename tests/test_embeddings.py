@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reptk.catalogue import Embeddings, as_safetensors, rows
-from reptk.catalogue.embeddings import Checked, comparable, writing
-from reptk.catalogue.texts import Texts, is_utf8
-from reptk.errors import DataError, EnvironmentProblem, UsageError
-from reptk.keyed import generator
+from reptk.core import rng
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.embeddings import Embeddings, as_safetensors, rows
+from reptk.embeddings.embeddings import Checked, comparable, writing
+from reptk.embeddings.texts import Texts, is_utf8
 
 ODD = "cat\udcff.jpg"  # bytes of a file name that is no UTF-8
 NAMES = ["a.jpg", "", "ünï/çödé 🐈.png", "new\nline.png", '"quoted", <b>.png', "a.jpg", "c:\\x.gif"]
@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".parquet
 
 
 def unit(count: int, width: int = 5, key: int = 0) -> Tensor:
-    drawn = torch.randn(count, width, generator=generator("test_embeddings", key))
+    drawn = torch.randn(count, width, generator=rng.generator("test_embeddings", key))
     return torch.nn.functional.normalize(drawn, dim=1)
 
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reptk.encoder import Encoder
-from reptk.errors import DataError, EnvironmentProblem, UsageError
-from reptk.keyed import generator, keyed
+from reptk.core import rng
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.models.encoder import Encoder
 
 State = dict[str, Tensor]
 
@@ -28,12 +28,12 @@ def _quick(one_thread):
 
 
 def encoder(backbone: str = "test_resnet", seed: int = 0, **options: Any) -> Encoder:
-    with keyed("test", seed):
+    with rng.seeded("test", seed):
         return Encoder(backbone, **{"size": 32, "head_out": 16, **options}).eval()
 
 
 def images(count: int = 2, size: int = 32) -> Tensor:
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator("images"))
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng.generator("images"))
 
 
 def trained(backbone: str = "test_resnet", **options: Any) -> Encoder:
@@ -430,7 +430,7 @@ def test_weights_that_cannot_be_fetched_say_how_to_go_on(cause: Exception, monke
         raise cause
 
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr("reptk.encoder._check_reachable", lambda name: None)
+    monkeypatch.setattr("reptk.models.encoder._check_reachable", lambda name: None)
     with pytest.raises(EnvironmentProblem, match=f"{cause}.*encoder.weights=FILE"):
         encoder(pretrained=True)
 
@@ -453,7 +453,7 @@ def test_embed_encodes_in_evaluation_mode_and_goes_back(training: bool) -> None:
 def test_embed_takes_images_of_any_size() -> None:
     made = trained()
     for height, width in ((20, 20), (64, 48), (33, 100)):
-        embedded = made.embed(torch.rand(2, 3, height, width, generator=generator("embed")), crop=0.875)
+        embedded = made.embed(torch.rand(2, 3, height, width, generator=rng.generator("embed")), crop=0.875)
         assert embedded.shape == (2, 96)
         assert torch.allclose(embedded.norm(dim=1), torch.ones(2))
 

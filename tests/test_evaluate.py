@@ -13,11 +13,11 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from reptk.evaluate import engine, knn, retrieval, search
+from reptk.evaluate import engine_name, knn, retrieval, search
 from reptk.evaluate.knn import winners_of
 
 # Its functions are replaced here, so the module itself is asked for.
-search_module = importlib.import_module("reptk.neighbours.exact")
+search_module = importlib.import_module("reptk.neighbors.exact")
 features_module = importlib.import_module("reptk.evaluate.features")
 knn_module = importlib.import_module("reptk.evaluate.knn")
 
@@ -177,7 +177,7 @@ def test_both_ways_to_count_votes_agree(classes: int, grain: float, monkeypatch:
     votes = torch.randint(0, classes + 1, (200, 50), generator=draw)
     given = torch.rand(200, 50, generator=draw, dtype=torch.float64)
     given = ((given / grain).ceil() * grain if grain else given) * (votes < classes)
-    assert knn_module.kernels("reptk.evaluate") is not None
+    assert knn_module.load_kernels("reptk.evaluate") is not None
     ours = list(winners_of(votes, given, [1, 2, 7, 50], classes))
     monkeypatch.setattr(knn_module, "kernels", lambda package: None)
     torchs = list(winners_of(votes, given, [1, 2, 7, 50], classes))
@@ -300,7 +300,7 @@ def test_without_faiss_one_warning_and_the_same_numbers(monkeypatch: pytest.Monk
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = [knn(*given, k=[1, 5]) | retrieval(*given, k=[1]) for _ in range(2)]
-    assert engine() == "torch"
+    assert engine_name() == "torch"
     assert [str(warning.message).split(";")[0] for warning in caught] == ["FAISS is not installed"]
     expected = brute_knn(*given, 1) | brute_knn(*given, 5) | brute_retrieval(*given, [1])
     assert found == [pytest.approx(expected)] * 2

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from reptk.commands import main
+from reptk.cli import main
 from reptk.config import validate
-from reptk.data import limited, photos
+from reptk.core.console import Logger
+from reptk.data import photos, subsample
 from reptk.data.generated import generated
 from reptk.data.small import DEBIAN_FASHION_MNIST
 from reptk.evaluate import Evidence
-from reptk.log import Log
-from reptk.training import train
+from reptk.training.loop import train
 
 DATA = {"name": "generated", "train": 32, "bank": 40, "query": 20, "classes": 4, "size": 16}
 TINY = {
@@ -26,7 +26,7 @@ TINY = {
     "data": DATA,
     "views": {"name": "simclr_small", "size": 16},
     "encoder": {"backbone": "test_resnet"},
-    "objective": {"name": "contrastive"},
+    "method": {"name": "contrastive"},
     "loss": {"name": "simclr"},
     "optim": {"name": "adamw", "lr": 1e-3},
     "train": {"epochs": 1, "batch_size": 16},
@@ -37,7 +37,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(validate(TINY), folder, log=Log(speaks=False, writes=True))
+    train(validate(TINY), folder, log=Logger(speaks=False, writes=True))
     return folder
 
 
@@ -126,7 +126,7 @@ def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_mistake() -> None:
-    code = "import sys; from reptk.command import guarded; sys.exit(guarded(lambda: [print('x' * 999) for _ in range(999)]))"
+    code = "import sys; from reptk.core.command_line import guarded; sys.exit(guarded(lambda: [print('x' * 999) for _ in range(999)]))"
     made = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     made.stdout.read(10)
     made.stdout.close()
@@ -137,15 +137,15 @@ def test_a_closed_pipe_is_no_mistake() -> None:
 
 def test_a_limit_draws_the_same_images_each_time() -> None:
     data = generated(train=30, bank=40, query=20, classes=4, size=8)
-    once, again = limited(data, 15), limited(data, 15)
+    once, again = subsample(data, 15), subsample(data, 15)
     for name in ("train", "bank", "query"):
         made = getattr(once, name)
         assert len(made) == 15
         whole, numbers = getattr(data, name).images.fetch(torch.arange(len(getattr(data, name)))), torch.arange(15)
         assert torch.equal(made.images.fetch(numbers), getattr(again, name).images.fetch(numbers))
         assert all((whole == image).flatten(1).all(1).any() for image in made.images.fetch(numbers))
-    assert limited(data, 100).bank is data.bank
-    alone = limited(replace(data, query=data.bank), 15)
+    assert subsample(data, 100).bank is data.bank
+    alone = subsample(replace(data, query=data.bank), 15)
     assert alone.query is alone.bank
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from reptk.catalogue import Embeddings
-from reptk.catalogue.evaluating import data_of
-from reptk.commands import main
+from reptk.cli import main
+from reptk.embeddings import Embeddings
+from reptk.embeddings.evaluating import data_of
 from reptk.evaluate import knn, retrieval
 
 CLASSES = ("ant", "bee", "cat")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from reptk import dist
+from reptk.core import distributed
 from reptk.data import Data, InMemory, Split
 from reptk.data.generated import generated
 from reptk.evaluate import Features, Knn, ViewRetrieval, effective_rank, knn, pixels, retrieval
 from reptk.views.sets import crop_flip, none
 
 # Its functions are replaced here, so the module itself is asked for.
-search_module = importlib.import_module("reptk.neighbours.exact")
+search_module = importlib.import_module("reptk.neighbors.exact")
 features_module = importlib.import_module("reptk.evaluate.features")
 knn_module = importlib.import_module("reptk.evaluate.knn")
 
@@ -73,11 +73,11 @@ def test_ranks_do_not_change_features(images: int, monkeypatch: pytest.MonkeyPat
     views = crop_flip(count=1, size=8)
     alone = Features(Counted(), size=8, views=views)
     expected = alone(data.bank), alone.view(data.bank, 1)
-    monkeypatch.setattr(dist, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     parts = []
     for rank in range(3):
-        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(dist, "gather_uneven", lambda part: parts.append(part) or part)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "all_gather_uneven", lambda part: parts.append(part) or part)
         encode = Features(Counted(), size=8, views=views)
         encode(data.bank), encode.view(data.bank, 1)
         assert torch.equal(encode.part(data.bank)[0], parts[4 * rank])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from image_files import BLUE, RED, fetched, fill, paths, put
+from reptk.core.errors import DataError
 from reptk.data import folder, imagenet100
-from reptk.errors import DataError
 
 # The small folders made here say so themselves; what is said is tested where it matters.
 pytestmark = [

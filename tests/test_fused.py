@@ -8,8 +8,8 @@ from test_views import custom, patches, photo
 from torch._dynamo.testing import CompileCounter
 
 from fused_runs import CHAIN, JITTER, NEAR, by_torchvision, cut, drawn, rows, run_of
-from reptk.registry import VIEWS
-from reptk.views import SETS, Views, colour, fused, room, spatial
+from reptk.config.registry import VIEWS
+from reptk.views import SETS, ViewPipeline, colour, fused, room, spatial
 from reptk.views.recognised import NEUTRAL, Blur, Crop, Flip, Gray, Jitter, Resize, ResizedCrop, recognise
 
 
@@ -404,7 +404,7 @@ def test_views_compile_for_the_gpu():
         torch.testing.assert_close(compiled(images, key), views(images, key), atol=8e-3, rtol=0)
 
 
-# Views of several sizes, and a list for each
+# ViewPipeline of several sizes, and a list for each
 
 
 def test_multi_crop_gives_large_and_small_views():
@@ -439,6 +439,6 @@ def test_a_list_for_each_view():
 
 
 def test_views_of_several_sizes_need_a_size_each():
-    assert isinstance(Views([SETS["none"](16), SETS["none"](24)], [16, 24])(patches(2), 0), list)
+    assert isinstance(ViewPipeline([SETS["none"](16), SETS["none"](24)], [16, 24])(patches(2), 0), list)
     with pytest.raises(ValueError, match="24 x 24 px, but size is 16"):
-        Views([SETS["none"](16), SETS["none"](24)], 16)
+        ViewPipeline([SETS["none"](16), SETS["none"](24)], 16)

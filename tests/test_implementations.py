@@ -16,22 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from batches import rows, value_and_gradient
-from reptk.errors import EnvironmentProblem
-from reptk.keyed import generator
-from reptk.losses import (
-    TCL,
-    Rows,
-    SimCLR,
-    SupCon,
-    Term,
-    implementation,
-    operators,
-    own_rows,
-    simclr,
-    supcon,
-    tcl,
-    tiled,
-)
+from reptk.core import rng
+from reptk.core.errors import EnvironmentProblem
+from reptk.losses import TCL, RowStatistics, SimCLR, SupCon, Term, implementation, local_rows, simclr, supcon, tcl
+from reptk.losses.core import operator, tiled
 from reptk.plugins.dcl import DCL
 
 N = 61  # a prime: no tile or block fits
@@ -91,7 +79,7 @@ def test_tiles_take_half_precision(loss, dtype, tiles):
 
 def everything(z, ids, keys, key_ids, t):
     """All kinds of sums with all kinds of weights, as one number."""
-    made = Rows(z, ids, keys, key_ids).measure(
+    made = RowStatistics(z, ids, keys, key_ids).measure(
         Term("others", 1 / t), Term("negatives", 1 / t), Term("positives", -1.0), [Term("positives", 1 / t, 1.0)]
     )
     weights = torch.linspace(1, 2, len(z), dtype=z.dtype)
@@ -128,7 +116,7 @@ def test_unknown_implementation_is_named(bad):
 
 
 def test_size_decides():
-    z, ids = torch.randn(1100, 4, generator=generator("size")), torch.arange(1100) // 2
+    z, ids = torch.randn(1100, 4, generator=rng.generator("size")), torch.arange(1100) // 2
     for how in ("auto", "tiled"):
         with implementation(how), forbid_tensors_above(1000 * 1000):
             value_and_gradient(partial(simclr, temperature=0.1), z, ids)
@@ -188,7 +176,7 @@ def test_the_guard_notices_a_matrix():
 @pytest.mark.parametrize("count", [0, 3])
 def test_operator_keeps_the_rules(how, overs, learned, count):
     z, keys = rows(11, 4).requires_grad_(), rows(count, 4, key="keys")
-    groups = operators.Groups(torch.arange(11 + count) % 4, 11)
+    groups = operator.Groups(torch.arange(11 + count) % 4, 11)
     slopes = torch.full((len(overs),), 3.0, dtype=torch.float64, requires_grad=learned)
     given = (z, keys, groups.number, groups.positives, slopes, overs, 0, 11, True, learned, how)
     found = opcheck(torch.ops.reptk.row_statistics.default, given)
@@ -235,19 +223,22 @@ def test_a_learned_slope_may_be_0(how, tiles):
 
     def summed(slope):
         with implementation(how):
-            return Rows(z, LAYOUTS["five classes"]).log_sum(Term("others", slope)).sum()
+            return RowStatistics(z, LAYOUTS["five classes"]).log_sum(Term("others", slope)).sum()
 
     assert gradcheck(summed, slope)
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, N + 1), (-1, 3), (N - 2, 3)])
 def test_own_rows_outside_the_batch_are_refused(first, count):
-    with own_rows(first, count), pytest.raises(ValueError, match=rf"own_rows\({first}, {count}\) are not among the 61"):
+    with (
+        local_rows(first, count),
+        pytest.raises(ValueError, match=rf"own_rows\({first}, {count}\) are not among the 61"),
+    ):
         supcon(rows(N, 9), LAYOUTS["pairs"], temperature=0.1)
 
 
 def test_own_rows_that_do_not_add_up_are_refused():
-    with own_rows(0, 4), pytest.raises(ValueError, match="1 ranks of 4 rows are not the 61 rows of z"):
+    with local_rows(0, 4), pytest.raises(ValueError, match="1 ranks of 4 rows are not the 61 rows of z"):
         supcon(rows(N, 9), LAYOUTS["pairs"], temperature=0.1)
 
 
@@ -270,9 +261,9 @@ def test_own_rows_get_their_share_of_the_gradient(loss, monkeypatch):
     # What other ranks would send: here this process computes it from the same rows.
     first, count = 20, 17
     with monkeypatch.context() as patch:
-        patch.setattr(operators, "_gather", lambda own, _: _all_sums[own.shape])
+        patch.setattr(operator, "_gather", lambda own, _: _all_sums[own.shape])
         _all_sums = _recorded_sums(loss, z, ids, count, patch)
-        with own_rows(first, count):
+        with local_rows(first, count):
             mine = value_and_gradient(loss, z, ids)
     expected = torch.zeros_like(gradient)
     assert_close(mine[0], value, rtol=1e-12, atol=1e-12)
@@ -284,7 +275,7 @@ def test_own_rows_get_their_share_of_the_gradient(loss, monkeypatch):
 def _recorded_sums(loss, z, ids, count, patch):
     """{shape of one rank's sums: all sums}, of the one pass that a loss makes."""
     made = {}
-    real = operators._forward
+    real = operator._forward
 
     def record(*given):
         result = real(*given)
@@ -292,7 +283,7 @@ def _recorded_sums(loss, z, ids, count, patch):
         return result
 
     with patch.context() as inner:
-        inner.setattr(operators, "_forward", record)
+        inner.setattr(operator, "_forward", record)
         loss(z, ids)
     return made
 
@@ -337,7 +328,7 @@ def test_triton_kernels_take_any_size(count, dimension, temperature, determinist
 
 @pytest.mark.parametrize("name", ["supcon out", "tcl k2=3"])
 def test_triton_kernels_take_several_blocks_by_halves(name, interpreted):
-    interpreted.setattr("reptk.losses.triton.MOST_SHARES", 2)
+    interpreted.setattr("reptk.losses.core.triton_kernels.MOST_SHARES", 2)
     z, ids = rows(300, 24, dtype=torch.float32), torch.arange(300) % 7
     expected = computed("dense", LOSSES[name], z.double(), ids)
     value, gradient = computed("triton", LOSSES[name], z, ids)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from image_files import fill, put
-from reptk.data import Feed, InMemory, Loader, Split, blocks, digits, folder
-from reptk.data.splits import Rows, batch_of
-from reptk.errors import DataError
+from reptk.core.errors import DataError
+from reptk.data import DevicePrefetcher, InMemory, Loader, Split, digits, folder, read_blocks
+from reptk.data.protocol import WritableImages, fetch_batch
 
 # The small folders made here say so themselves; what is said is tested where it matters.
 pytestmark = [
@@ -148,7 +148,7 @@ class SlowRows(Slow):
         rows[:] = super().fetch(numbers).permute(0, 2, 3, 1).numpy()
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return batch_of(self, numbers)
+        return fetch_batch(self, numbers)
 
 
 def ours() -> list[threading.Thread]:
@@ -158,8 +158,8 @@ def ours() -> list[threading.Thread]:
 @pytest.mark.parametrize("kind", [Slow, SlowRows])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_any_number_of_workers_gives_the_same_batches_in_the_same_memory(kind, workers):
-    assert isinstance(SlowRows(1), Rows)
-    assert not isinstance(Slow(1), Rows)
+    assert isinstance(SlowRows(1), WritableImages)
+    assert not isinstance(Slow(1), WritableImages)
     splits = [Split(kind(50), torch.arange(50)) for _ in range(2)]
     alone, helped = (
         Loader(split, batch_size=7, seed=3, workers=n) for split, n in zip(splits, (0, workers), strict=True)
@@ -234,7 +234,7 @@ def test_batches_do_not_share_memory():
 def test_blocks_come_in_their_order(tmp_path):
     split = Split(Slow(30), torch.arange(30))
     for workers in (0, 3):
-        made = [images[:, 0, 0, 0].tolist() for (images,) in blocks(split, [range(20, 30), range(0, 3)], workers)]
+        made = [images[:, 0, 0, 0].tolist() for (images,) in read_blocks(split, [range(20, 30), range(0, 3)], workers)]
         assert made == [list(range(20, 30)), [0, 1, 2]]
     assert not ours()
 
@@ -243,7 +243,7 @@ def test_blocks_come_in_their_order(tmp_path):
 
 
 def test_images_in_memory_need_no_threads(monkeypatch):
-    monkeypatch.setattr("reptk.data.ahead.ThreadPoolExecutor", None)
+    monkeypatch.setattr("reptk.data.prefetch.ThreadPoolExecutor", None)
     assert len(order(Loader(numbered(20), batch_size=5, seed=0, workers=3), 0, 4)) == 20
 
 
@@ -281,7 +281,7 @@ def test_batches_arrive_on_cuda_unchanged():
     for split in (numbered(60), Split(Slow(60), torch.arange(60)), Split(SlowRows(60), torch.arange(60))):
         here = list(Loader(split, batch_size=6, seed=0).batches(0, 30))
         loader = Loader(split, batch_size=6, seed=0, workers=2, device="cuda")
-        feed = Feed(loader.batches(0, 30), "cuda")
+        feed = DevicePrefetcher(loader.batches(0, 30), "cuda")
         for one, other in zip(here, feed, strict=True):
             assert all(part.is_cuda for part in other)
             torch.cuda._sleep(1_000_000)
@@ -295,7 +295,7 @@ def test_batches_arrive_on_cuda_unchanged():
 
 def test_a_feed_on_the_cpu_hands_through_what_it_gets():
     given = [(torch.rand(3), torch.arange(3)) for _ in range(4)]
-    for one, other in zip(given, Feed(given, "cpu"), strict=True):
+    for one, other in zip(given, DevicePrefetcher(given, "cpu"), strict=True):
         assert all(a is b for a, b in zip(one, other, strict=True))
 
 
@@ -305,7 +305,7 @@ def test_a_feed_counts_the_time_that_batches_take_and_no_other():
             time.sleep(0.05)
             yield (torch.zeros(1),)
 
-    feed, since = Feed(slow(), "cpu"), time.perf_counter()
+    feed, since = DevicePrefetcher(slow(), "cpu"), time.perf_counter()
     for _ in range(3):
         next(feed)
         time.sleep(0.1)
@@ -370,7 +370,7 @@ def test_a_feed_on_cuda_copies_on_a_stream_of_its_own(monkeypatch):
             log.append("batch")
             yield (FakeTensor(log),)
 
-    feed = Feed(batches(), "cuda")
+    feed = DevicePrefetcher(batches(), "cuda")
     next(feed)
     once = [
         "event on compute",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reptk.log import Log, clock, title
+from reptk.core.console import Logger, clock, display_name
 
 # metrics.jsonl
 
@@ -18,12 +18,12 @@ def steps(path: Path) -> list[int]:
 
 def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = Log(console=Console(file=io.StringIO()))
+    log = Logger(console=Console(file=io.StringIO()))
     log.write_metrics_to(path)
     for step in range(1, 7):
         log.metrics(step=step, loss=1 / step)
     path.write_text(path.read_text() + '[1]\n{"loss": 3}\n{"step": 7, "lo')  # and a line that a death cut short
-    again = Log(console=Console(file=io.StringIO()))
+    again = Logger(console=Console(file=io.StringIO()))
     again.write_metrics_to(path, first_step=4)
     assert steps(path) == [1, 2, 3, 4]
     again.metrics(step=5, loss=0.5)
@@ -34,7 +34,7 @@ def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
 def test_a_silent_log_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 9}\n')
-    log = Log(speaks=False)
+    log = Logger(speaks=False)
     log.write_metrics_to(path)
     log.metrics(step=10)
     log.line("hello")
@@ -48,7 +48,7 @@ def test_a_silent_log_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_log_may_write_without_speaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Log(speaks=False, writes=True)
+    log = Logger(speaks=False, writes=True)
     log.write_metrics_to(tmp_path / "metrics.jsonl")
     log.metrics(step=1)
     log.line("hello")
@@ -95,19 +95,19 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_metric_has_a_heading(metric: str) -> None:
-    assert title(metric) == METRICS[metric]
+    assert display_name(metric) == METRICS[metric]
 
 
 def test_results_that_fit_are_a_table(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"raw pixels": {"knn@1": 0.25, "map@r": 0.125}, "trained": {"knn@1": 1.0}}
-    Log().results(["knn@1", "map@r"], rows)
+    Logger().results(["knn@1", "map@r"], rows)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == ["            kNN@1  mAP@R", "raw pixels   25.0   12.5", "trained     100.0"]
 
 
 def test_results_show_every_column_off_a_terminal(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {name: dict.fromkeys(METRICS, 0.9876) for name in ("raw pixels", "untrained", "trained")}
-    Log().results(list(METRICS), rows)
+    Logger().results(list(METRICS), rows)
     head, *lines = capsys.readouterr().out.splitlines()
     families = "kNN@1 @10 @20 @100 @200 majority@20 Recall@1 @5 @10 mAP@R R-prec. Linear"
     assert head.split() == families.split()
@@ -117,14 +117,14 @@ def test_results_show_every_column_off_a_terminal(narrow: None, capsys: pytest.C
 
 def test_lines_are_printed_as_they_are(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
     long = "[bold]no markup[/bold] " + 30 * "a long path / "
-    Log().line(long)
-    Log().facts([("data", "photos", long), ("encoder", "resnet10t", "4.9 M weights")])
+    Logger().line(long)
+    Logger().facts([("data", "photos", long), ("encoder", "resnet10t", "4.9 M weights")])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [long, f"  data     photos     {long}", "  encoder  resnet10t  4.9 M weights"]
 
 
 def test_off_a_terminal_an_epoch_is_a_line(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
-    with Log().progress(2, 3, 0) as progress:
+    with Logger().progress(2, 3, 0) as progress:
         for step in range(1, 7):
             progress.step(step, 0.5, 1234.5, 70.0)
             if step % 3 == 0:
@@ -138,7 +138,7 @@ def test_off_a_terminal_an_epoch_is_a_line(narrow: None, capsys: pytest.CaptureF
 
 def test_on_a_terminal_there_is_a_bar_instead() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with Log(console=terminal).progress(2, 3, 0) as progress:
+    with Logger(console=terminal).progress(2, 3, 0) as progress:
         progress.step(4, 0.5, 1234.5, 70.0)
         progress.shown.refresh()
         progress.epoch(1, 0.5, 1234.5, 70.0)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from batches import FUNCTIONS, IDS, Z, both_ways, by, every_layout, every_loss, every_way, rows
 from reptk import LOSSES
-from reptk.errors import NumericalError
+from reptk.core.errors import NumericalError
 from reptk.losses import TCL, SimCLR, SupCon, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
 

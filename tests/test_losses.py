@@ -29,7 +29,7 @@ from batches import (
     rows,
     value_and_gradient,
 )
-from reptk.keyed import generator
+from reptk.core import rng
 from reptk.losses import simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
 
@@ -262,7 +262,7 @@ modest = settings(deadline=None, max_examples=25, derandomize=True)
 @given(batch=batches(), key=st.integers(0, 2**32))
 def test_rows_may_come_in_any_order(loss, batch, key):
     z, ids = batch
-    order = torch.randperm(len(ids), generator=generator("order", key))
+    order = torch.randperm(len(ids), generator=rng.generator("order", key))
     value, gradient = value_and_gradient(loss, z, ids)
     shuffled = value_and_gradient(loss, z[order], ids[order])
     assert_close(shuffled, (value, gradient[order]), rtol=1e-9, atol=1e-10)

@@ -8,22 +8,22 @@ from torch import nn
 from torch.testing import assert_close
 
 from reptk import LOSSES
-from reptk.build import assemble, data_of
 from reptk.config import load
-from reptk.encoder import Encoder
-from reptk.errors import UsageError
-from reptk.keyed import generator, keyed
-from reptk.micro_batches import batch_norms, in_parts
+from reptk.core import rng
+from reptk.core.errors import UsageError
+from reptk.models.encoder import Encoder
+from reptk.models.grad_cache import batch_norms, forward_in_chunks
 from reptk.plugins.dcl import DCL
+from reptk.training.build import assemble, data_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-IMAGES = torch.rand(14, 3, 16, 16, generator=generator("images"))
+IMAGES = torch.rand(14, 3, 16, 16, generator=rng.generator("images"))
 IDS = torch.arange(14) % 5
 
 
 def encoder(backbone="test_vit", **options):
-    with keyed("weights"):
+    with rng.seeded("weights"):
         made = Encoder(backbone, size=16, **options)
     return made.double().train()
 
@@ -31,7 +31,7 @@ def encoder(backbone="test_vit", **options):
 def gradients(encoder, loss, encode=None):
     """Loss, and gradients of all weights."""
     encoder.zero_grad()
-    with keyed("dropout"):
+    with rng.seeded("dropout"):
         value = loss((encode or encoder)(IMAGES.double()), IDS)
         value.backward()
     return value.detach(), [weight.grad.clone() for weight in encoder.parameters() if weight.grad is not None]
@@ -116,7 +116,7 @@ def test_batch_norm_of_the_head_is_told_from_the_backbones():
 def test_frozen_batch_norm_is_exact():
     made = encoder("test_resnet", head_norm=True)
     for norm in batch_norms(made):
-        norm.running_mean.normal_(generator=generator("mean"))
+        norm.running_mean.normal_(generator=rng.generator("mean"))
     before = {name: value.clone() for name, value in made.named_buffers()}
     made.eval()
     expected = gradients(made, LOSSES.get("supcon")())
@@ -138,10 +138,10 @@ def test_approximate_batch_norm_learns_its_statistics_once():
 
 
 def test_any_module_can_be_encoded_in_parts():
-    rows = torch.randn(10, 4, generator=generator("rows")).requires_grad_()
+    rows = torch.randn(10, 4, generator=rng.generator("rows")).requires_grad_()
     layer = nn.Linear(4, 3)
     whole = layer(rows)
-    parts = in_parts(layer, rows, 4, module=layer, norm="refuse")
+    parts = forward_in_chunks(layer, rows, 4, module=layer, norm="refuse")
     assert_close(parts, whole, rtol=0, atol=1e-7)
     mine, expected = (torch.autograd.grad(made.square().sum(), rows)[0] for made in (parts, whole))
     assert_close(mine, expected, rtol=1e-6, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Exact search against a stable sort written out in NumPy: every engine, block size, precision, file and number of ranks."""
+"""Exact search against a stable sort written out in NumPy: every engine_name, block size, precision, file and number of ranks."""
 
 import importlib
 import os
@@ -14,11 +14,11 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from neighbour_searches import brute, drawn, found, same
-from reptk.neighbours import check_rows, engine, search_sharded
+from reptk.neighbors import check_vectors, engine_name, search_sharded
 
 # Their numbers are made small here, so the modules themselves are asked for.
 exact, candidates, coarse, crowded, pairs, rows_module, order, engine_module = (
-    importlib.import_module(f"reptk.neighbours.{name}")
+    importlib.import_module(f"reptk.neighbors.{name}")
     for name in ("exact", "candidates", "coarse", "crowded", "pairs", "rows", "order", "engine")
 )
 
@@ -184,7 +184,7 @@ def test_pairs_on_a_gpu_are_those_of_the_processor_to_the_last_bit_of_float64(
 
 
 def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor, rows: torch.Tensor) -> bool:
-    native = pairs.kernels("reptk.neighbours")
+    native = pairs.load_kernels("reptk.neighbors")
     made = pairs._in_order(native, bank, queries, numbers, rows)
     return torch.equal(made, pairs._gathered(bank, queries, numbers, rows)) and bool(made.abs().max() > 0)
 
@@ -242,14 +242,14 @@ def test_keys_sort_like_similarity_then_row() -> None:
 
 @pytest.fixture
 def fresh_engine() -> None:
-    engine.cache_clear()
+    engine_name.cache_clear()
     yield
-    engine.cache_clear()
+    engine_name.cache_clear()
 
 
 def test_a_gpu_is_searched_by_torch(monkeypatch: pytest.MonkeyPatch, fresh_engine: None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert engine() == "torch"
+    assert engine_name() == "torch"
 
 
 @pytest.mark.parametrize("problem", [ImportError, RuntimeError, AttributeError])
@@ -261,10 +261,10 @@ def test_a_faiss_that_cannot_be_loaded(
 
     monkeypatch.setattr(engine_module.importlib, "import_module", broken)
     if sys.platform == "darwin":
-        assert engine() == "torch"
+        assert engine_name() == "torch"
         return
     with pytest.warns(UserWarning, match=r"FAISS is not installed.*pip install 'reptk\[cpu\]'"):
-        assert engine() == "torch"
+        assert engine_name() == "torch"
 
 
 def test_what_an_uninstalled_faiss_leaves_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,13 +291,13 @@ def test_values_that_are_not_finite_are_counted_and_named(dtype: torch.dtype, mo
     for number, value in ((5, torch.nan), (20, torch.inf), (99, -torch.inf)):
         rows[number, 1] = value
     with pytest.raises(ValueError, match=r"3 of 100 rows of bank hold NaN or infinity, first \[5, 20, 99\]"):
-        check_rows("bank", rows)
+        check_vectors("bank", rows)
 
 
 def test_lengths_beyond_float32_are_no_infinity() -> None:
     big, small = torch.full((3, 4), 2e19), torch.full((3, 4), 1e-30)
-    assert check_rows("bank", big).longest == pytest.approx(4e19)
-    assert check_rows("bank", small).zero == 0
+    assert check_vectors("bank", big).longest == pytest.approx(4e19)
+    assert check_vectors("bank", small).zero == 0
     with pytest.raises(ValueError, match="inner products beyond float32; normalise"):
         found(big, big, 1)
     assert found(big, small, 1)[0][0].item() == pytest.approx(8e-11)
@@ -339,9 +339,9 @@ def cut(count: int, parts: int) -> list[int]:
 def search_as_rank(rank: int, world: int, out: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    from reptk import dist
+    from reptk.core import distributed
 
-    exact.BLOCK = importlib.import_module("reptk.neighbours.sharded").BLOCK = 10
+    exact.BLOCK = importlib.import_module("reptk.neighbors.sharded").BLOCK = 10
     made: dict[str, Tensor] = {}
     for kind in BANKS:
         bank, queries, own = case(kind)
@@ -363,20 +363,20 @@ def search_as_rank(rank: int, world: int, out: str) -> None:
     expected = "hold NaN" if rank == world - 1 else f"rank {world - 1} has rows"
     with pytest.raises(ValueError, match=expected):
         list(search_sharded(bank[:10], queries[:2], 1))
-    torch.save(made, f"{out}.{dist.rank()}")
+    torch.save(made, f"{out}.{distributed.rank()}")
 
 
 def _start(rank: int, world: int, port: int, out: str) -> None:
-    from reptk import dist
+    from reptk.core import distributed
 
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    dist.start("cpu")
+    distributed.setup("cpu")
     try:
         search_as_rank(rank, world, out)
     finally:
-        dist.stop()
+        distributed.cleanup()
 
 
 @pytest.mark.filterwarnings("ignore:.*all zeros")
@@ -384,7 +384,7 @@ def _start(rank: int, world: int, port: int, out: str) -> None:
 def test_any_number_of_ranks_finds_what_one_finds(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = str(tmp_path / "found")
     if world == 1:
-        for module in (exact, importlib.import_module("reptk.neighbours.sharded")):
+        for module in (exact, importlib.import_module("reptk.neighbors.sharded")):
             monkeypatch.setattr(module, "BLOCK", module.BLOCK)
         search_as_rank(0, 1, out)
     else:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from reptk.encoder import Encoder
-from reptk.errors import ReptkError, UsageError
-from reptk.optim import learning_rate, optimizer, schedule
+from reptk.core.errors import ReptkError, UsageError
+from reptk.models.encoder import Encoder
+from reptk.training.optim import learning_rate, optimizer, schedule
 
 NAMES = ["sgd", "lars", "adamw"]
 

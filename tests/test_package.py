@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 PUBLIC = {
-    "reptk": "DATASETS EVALUATORS Embeddings Encoder LOSSES OBJECTIVES Recipe VIEWS embed evaluate index load losses report "
+    "reptk": "DATASETS EVALUATORS Embeddings Encoder LOSSES METHODS Recipe VIEWS embed evaluate index load losses report "
     "search testing train",
-    "reptk.losses": "Rows SimCLR SupCon TCL Term implementation mean_over_anchors normalize own_rows simclr supcon tcl",
+    "reptk.losses": "RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr supcon tcl",
     "reptk.testing": "check_evaluator check_loss check_views",
 }
 
@@ -42,7 +42,7 @@ def test_public_signatures() -> None:
 
 
 def test_train_stays_a_function_whatever_was_imported() -> None:
-    import reptk.training
+    import reptk.training.loop
 
     assert callable(reptk.train)
     assert not hasattr(reptk.train, "__path__")
@@ -117,7 +117,7 @@ def test_readme_commands_are_understood(line: str, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("verb", [[], ["--help"], ["--version"], ["recipe", "--list"]])
 def test_reptk_command(verb: list[str], capsys: pytest.CaptureFixture) -> None:
-    from reptk.commands import main
+    from reptk.cli import main
 
     assert main(verb) == 0
     expected = "tcl_sup_photos" if "--list" in verb else "reptk"
@@ -125,7 +125,7 @@ def test_reptk_command(verb: list[str], capsys: pytest.CaptureFixture) -> None:
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture) -> None:
-    from reptk.commands import main
+    from reptk.cli import main
 
     assert main(["evalute"]) == 2
     assert "Nearest: evaluate" in capsys.readouterr().err

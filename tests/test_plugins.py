@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import reptk
-from reptk import DATASETS, LOSSES, run
-from reptk.errors import UsageError
+from reptk import DATASETS, LOSSES
+from reptk.config.registry import load_plugin
+from reptk.core.errors import UsageError
 from reptk.recipe import main
-from reptk.registry import load_plugin
 from reptk.testing import check_loss
+from reptk.training import run_folder
 
 MY_LOSS = '''\
 """Positives shall be more alike than negatives, by a margin."""
@@ -85,7 +86,7 @@ size = 32
 [encoder]
 backbone = "test_resnet"
 
-[objective]
+[method]
 name = "contrastive"
 
 [loss]
@@ -176,7 +177,7 @@ def expected(in_process):
 
 
 def test_a_loss_registered_in_process_trains(in_process):
-    assert run.status(in_process) == {"status": "finished"}
+    assert run_folder.status(in_process) == {"status": "finished"}
     assert _recipe(in_process)["loss"] == {"name": "my_loss", "margin": 0.5}
     assert len(_losses(in_process)) == 2
     assert reptk.Encoder.from_run(in_process).num_features > 0
@@ -200,10 +201,10 @@ def test_a_loss_from_a_file_trains_resumes_and_runs_again(place, expected, capsy
 
     # The run folder is all that is needed from here on. This process has never seen the plugin.
     (place / "parts" / "my_loss.py").unlink()
-    run.set_status(first, "interrupted")
+    run_folder.set_status(first, "interrupted")
     assert main([str(first), "--resume"]) == 0
     assert "resumed after step 2" in capsys.readouterr().out
-    assert run.status(first) == {"status": "finished"}
+    assert run_folder.status(first) == {"status": "finished"}
     assert _losses(first) == expected
 
     assert main([str(first)]) == 0
@@ -296,5 +297,5 @@ def test_the_losses_of_the_guide_train(number: int, tmp_path: Path) -> None:
     z = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss(z, torch.arange(12) % 4).backward()
     assert z.grad.abs().sum() > 0
-    if getattr(loss, "shares_rows", False):
+    if getattr(loss, "computes_local_rows", False):
         check_loss(loss)

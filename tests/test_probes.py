@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from reptk.data.generated import generated
-from reptk.encoder import Encoder, evaluating
 from reptk.evaluate import Features, FewShot, LinearProbe, LinearStage, few_shot, linear
 from reptk.evaluate.few_shot import examples
 from reptk.evaluate.linear import fit
 from reptk.evaluate.linear_stage import Heads
+from reptk.models.encoder import Encoder, eval_mode
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -140,7 +140,7 @@ def test_the_linear_stage_learns_and_the_encoder_stays() -> None:
     encoder, data = tiny_problem()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     numbers = []
-    with evaluating(encoder):
+    with eval_mode(encoder):
         for _ in range(2):
             encode = Features(encoder.features, size=16)
             numbers.append(dict(LinearStage(epochs=8, batch_size=16)(encode, data)))
@@ -174,13 +174,13 @@ def test_evaluators_answer_labelled_queries_only(evaluator: object) -> None:
     encoder, data = tiny_problem()
     labels = torch.where(torch.arange(len(data.query)) % 4 == 0, -1, data.query.labels)
     partly = replace(data, query=replace(data.query, labels=labels))
-    with evaluating(encoder):
+    with eval_mode(encoder):
         name, value = next(iter(evaluator(Features(encoder.features, size=16), partly)))
     assert len(value.values) == int((labels >= 0).sum()), name
 
 
 def test_leave_one_out_fits_one_half_and_asks_the_other() -> None:
     encoder, data = tiny_problem()
-    with evaluating(encoder):
+    with eval_mode(encoder):
         found = dict(LinearProbe()(Features(encoder.features, size=16), replace(data, query=data.bank)))
     assert len(found["linear"].values) == len(data.bank) // 2

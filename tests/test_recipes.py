@@ -11,7 +11,7 @@ from PIL import Image
 import reptk
 from reptk import recipe as command
 from reptk.config import Recipe, available, load, validate
-from reptk.optim import optimizer
+from reptk.training.optim import optimizer
 
 ROOT = Path(__file__).parent.parent
 METHODS = {
@@ -39,7 +39,7 @@ def test_the_recipes_are_these_28() -> None:
 def test_a_name_says_what_is_in_it(name: str) -> None:
     method = next(method for method in METHODS if name.startswith(f"{method}_"))
     recipe = load(name)
-    assert (recipe.loss["name"], recipe.objective["positives"]) == METHODS[method]
+    assert (recipe.loss["name"], recipe.method["positives"]) == METHODS[method]
     assert recipe.data["name"] == name.removeprefix(f"{method}_")
     assert recipe.name == name
     assert recipe.views["count"] == (3 if method == "tcl_selfsup" else 2)

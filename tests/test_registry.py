@@ -10,8 +10,8 @@ from types import FunctionType, ModuleType
 
 import pytest
 
-from reptk.errors import UsageError
-from reptk.registry import DATASETS, EVALUATORS, LOSSES, OBJECTIVES, VIEWS, Registry, load_plugin, nearest
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, load_plugin, nearest
+from reptk.core.errors import UsageError
 
 A_LOSS = """
 from reptk import LOSSES
@@ -29,7 +29,7 @@ def _as_before(tmp_path, monkeypatch, forgotten):
 @pytest.fixture
 def toys() -> Registry:
     """A registry of its own, without built-in parts."""
-    return Registry("toy", home="reptk.errors", group="reptk.test_toys")
+    return Registry("toy", home="reptk.core.errors", group="reptk.test_toys")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_registered_part_is_listed_and_found(toys):
         (VIEWS, "simclr", "reptk.views.sets.simclr"),
         (DATASETS, "photos", "reptk.data.embedded.photos"),
         (EVALUATORS, "knn", "reptk.evaluate.evaluators.Knn"),
-        (OBJECTIVES, "contrastive", "reptk.objective.Contrastive"),
+        (METHODS, "contrastive", "reptk.methods.contrastive.Contrastive"),
     ],
 )
 def test_built_in_parts_say_where_they_are(registry, name, source):

@@ -8,8 +8,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from batches import both_ways, every_layout, rows
-from reptk.losses import Rows, Term, implementation, mean_over_anchors, normalize
-from reptk.losses.rows import _merged
+from reptk.losses import RowStatistics, Term, implementation, mean_over_anchors, normalize
+from reptk.losses.core.row_statistics import _merged
 
 pytestmark = pytest.mark.usefixtures("small_tiles")
 
@@ -44,15 +44,19 @@ def test_log_sum_is_the_logarithm_of_the_sum(terms, ids, how):
         for i in range(len(ids))
     ]
     with implementation(how):
-        made = Rows(z, ids).log_sum(*terms)
+        made = RowStatistics(z, ids).log_sum(*terms)
     assert_close(made, torch.tensor(expected, dtype=z.dtype).log(), rtol=1e-10, atol=1e-12)
 
 
 def test_measure_gives_everything_in_one_pass():
     z, ids = rows(8), torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
     near, far = [Term("positives", 2.0), Term("positives", -1.0, 3.0)], Term("negatives", 5.0)
-    mean, first, second = Rows(z, ids).measure(near, far)
-    expected = Rows(z, ids).mean_over_positives(), Rows(z, ids).log_sum(*near), Rows(z, ids).log_sum(far)
+    mean, first, second = RowStatistics(z, ids).measure(near, far)
+    expected = (
+        RowStatistics(z, ids).mean_over_positives(),
+        RowStatistics(z, ids).log_sum(*near),
+        RowStatistics(z, ids).log_sum(far),
+    )
     assert_close((mean, first, second), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -67,7 +71,7 @@ def test_positives_and_negatives_of_one_slope_and_weight_are_summed_as_others():
 
 def test_log_sum_of_nothing_is_minus_infinity_without_gradient():
     z, ids = rows(4).requires_grad_(), torch.tensor([0, 0, 1, 2])
-    sums = Rows(z, ids).log_sum(Term("positives", 1.0))
+    sums = RowStatistics(z, ids).log_sum(Term("positives", 1.0))
     assert sums.isneginf().tolist() == [False, False, True, True]
     torch.where(sums.isneginf(), 0.0, sums).sum().backward()
     assert z.grad.isfinite().all()
@@ -81,8 +85,10 @@ def test_positives_are_counted_and_averaged(ids):
     unit = functional.normalize(z, dim=1)
     found = [[j for j in range(len(ids)) if MEMBERS["positives"](ids.tolist(), i, j)] for i in range(len(ids))]
     means = [sum(float(unit[i] @ unit[j]) for j in row) / len(row) if row else 0.0 for i, row in enumerate(found)]
-    assert Rows(z, ids).positives().tolist() == [len(row) for row in found]
-    assert_close(Rows(z, ids).mean_over_positives(), torch.tensor(means, dtype=z.dtype), rtol=1e-10, atol=1e-12)
+    assert RowStatistics(z, ids).positives().tolist() == [len(row) for row in found]
+    assert_close(
+        RowStatistics(z, ids).mean_over_positives(), torch.tensor(means, dtype=z.dtype), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_mean_over_anchors_leaves_out_rows_without_positives():

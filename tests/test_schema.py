@@ -5,8 +5,8 @@ import importlib
 import pytest
 import torch
 
-from reptk import schema
-from reptk.registry import DATASETS, EVALUATORS, LOSSES
+from reptk.config import signature
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ COMPLETED = {
 
 @pytest.mark.parametrize(("name", "chosen", "complete"), COMPLETED.values(), ids=COMPLETED)
 def test_arguments_are_completed(factories, name, chosen, complete):
-    assert schema.check(getattr(factories, name), chosen) == (complete, [], [])
+    assert signature.check(getattr(factories, name), chosen) == (complete, [], [])
 
 
 REFUSED = {
@@ -98,7 +98,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("name", "chosen", "unknown", "problems"), REFUSED.values(), ids=REFUSED)
 def test_arguments_that_do_not_fit_are_explained(factories, name, chosen, unknown, problems):
-    checked = schema.check(getattr(factories, name), chosen)
+    checked = signature.check(getattr(factories, name), chosen)
     assert checked.unknown == unknown
     assert [key for key, _ in checked.problems] == list(problems)
     for (_, text), start in zip(checked.problems, problems.values(), strict=True):
@@ -106,9 +106,9 @@ def test_arguments_that_do_not_fit_are_explained(factories, name, chosen, unknow
 
 
 def test_arguments_filled_in_by_somebody_else_are_no_part_of_the_schema(factories):
-    assert schema.names(factories.plain, given=["a"]) == ["b", "c"]
-    assert schema.check(factories.plain, {}, given=["a"]).complete == {"b": 0.5, "c": None}
-    assert schema.check(factories.plain, {"a": 1}, given=["a"]).unknown == ["a"]
+    assert signature.names(factories.plain, given=["a"]) == ["b", "c"]
+    assert signature.check(factories.plain, {}, given=["a"]).complete == {"b": 0.5, "c": None}
+    assert signature.check(factories.plain, {"a": 1}, given=["a"]).unknown == ["a"]
 
 
 def test_annotations_known_to_type_checkers_alone_are_let_through(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def part(thing: Thing = 3, count: int = 1): ...
     (tmp_path / "factories.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     part = importlib.import_module("factories").part
-    assert schema.check(part, {"count": 2}).complete == {"thing": 3, "count": 2}
+    assert signature.check(part, {"count": 2}).complete == {"thing": 3, "count": 2}
 
 
 # Signatures that a stranger's plugin may have.
@@ -159,7 +159,7 @@ def a_name_pydantic_uses(copy: int = 1, json: int = 1, count: int = 1): ...
     ],
 )
 def test_odd_signatures_are_taken(factory):
-    checked = schema.check(factory, {"count": 2})
+    checked = signature.check(factory, {"count": 2})
     assert checked.complete["count"] == 2
     assert checked.unknown == checked.problems == []
 
@@ -167,12 +167,12 @@ def test_odd_signatures_are_taken(factory):
 def test_a_loss_without_arguments_takes_none():
     class Plain(torch.nn.Module): ...
 
-    assert schema.check(Plain, {"x": 1}).unknown == ["x"]
+    assert signature.check(Plain, {"x": 1}).unknown == ["x"]
 
 
 def test_every_registered_part_with_defaults_validates_and_dumps():
     for registry in (LOSSES, DATASETS, EVALUATORS):
         for factory in registry.loaded().values():
-            checked = schema.check(factory, {})
+            checked = signature.check(factory, {})
             assert checked.unknown == []
             assert {text for _, text in checked.problems} <= {"is missing"}

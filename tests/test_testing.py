@@ -10,11 +10,11 @@ from torch.nn import functional
 
 import reptk.plugins.dcl  # noqa: F401 - registers a loss
 from reptk import testing
-from reptk.keyed import generator
-from reptk.losses import Rows, SupCon, Term, mean_over_anchors, normalize, supcon
-from reptk.registry import EVALUATORS, LOSSES, VIEWS
+from reptk.config.registry import EVALUATORS, LOSSES, VIEWS
+from reptk.core import rng
+from reptk.losses import RowStatistics, SupCon, Term, mean_over_anchors, normalize, supcon
 from reptk.testing import check_evaluator, check_loss, check_views
-from reptk.views import plain
+from reptk.views import resize_center_crop
 
 SIZE = 16
 
@@ -125,17 +125,17 @@ def needs_equal_groups(z, ids):
 
 
 def infinite_for_pairs(z, ids):
-    count = Rows(z, ids).positives()
+    count = RowStatistics(z, ids).positives()
     return good(z, ids) + 0 * mean_over_anchors(1 / (count - 1), count)
 
 
 def no_negatives_no_number(z, ids):
-    rows = Rows(z, ids)
+    rows = RowStatistics(z, ids)
     return mean_over_anchors(rows.log_sum(Term("negatives", 2.0)) - rows.mean_over_positives(), rows.positives())
 
 
 def mean_of_nothing(z, ids):
-    rows = Rows(z, ids)
+    rows = RowStatistics(z, ids)
     per_anchor = rows.log_sum(Term("others", 2.0)) - 2 * rows.mean_over_positives()
     return per_anchor[rows.positives() > 0].mean()
 
@@ -183,7 +183,7 @@ def no_guard_for_zero(z, ids):
 
 
 def constant_without_positives(z, ids):
-    return good(z, ids) if Rows(z, ids).positives().any() else torch.tensor(0.0)
+    return good(z, ids) if RowStatistics(z, ids).positives().any() else torch.tensor(0.0)
 
 
 BROKEN_LOSSES = {
@@ -257,11 +257,11 @@ class Brighten:
         return self
 
     def draw(self, count, key):
-        return torch.rand(2, count * self.world, 1, 1, 1, generator=generator(key))
+        return torch.rand(2, count * self.world, 1, 1, 1, generator=rng.generator(key))
 
     def __call__(self, images, key):
         part = slice(self.rank * len(images), (self.rank + 1) * len(images))
-        return (plain(images, SIZE) + self.draw(len(images), key)[:, part]).clamp(0, 1)
+        return (resize_center_crop(images, SIZE) + self.draw(len(images), key)[:, part]).clamp(0, 1)
 
 
 class GlobalStream(Brighten):
@@ -277,7 +277,7 @@ class SeedsGlobalStream(Brighten):
 
 class DrawsForItsOwnPart(Brighten):
     def __call__(self, images, key):
-        return (plain(images, SIZE) + self.draw(len(images), key)[:, : len(images)]).clamp(0, 1)
+        return (resize_center_crop(images, SIZE) + self.draw(len(images), key)[:, : len(images)]).clamp(0, 1)
 
 
 class ShardGivesAnother(Brighten):
@@ -289,7 +289,7 @@ class ShardGivesAnother(Brighten):
 
 class InAutocast(Brighten):
     def __call__(self, images, key):
-        turn = torch.linalg.qr(torch.rand(SIZE, SIZE, generator=generator("turn")))[0]
+        turn = torch.linalg.qr(torch.rand(SIZE, SIZE, generator=rng.generator("turn")))[0]
         return (super().__call__(images, key) @ turn @ turn.T).clamp(0, 1)
 
 

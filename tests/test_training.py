@@ -9,24 +9,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reptk import LOSSES, checkpoint, load, run
+from reptk import LOSSES, load
 from reptk.config import Recipe, validate
+from reptk.config.registry import load_plugin
+from reptk.core.console import Logger
+from reptk.core.errors import NumericalError, UsageError
 from reptk.data import InMemory
-from reptk.errors import NumericalError, UsageError
 from reptk.evaluate import effective_rank
 from reptk.evaluate.results import headline
-from reptk.log import Log
 from reptk.losses import implementation
-from reptk.registry import load_plugin
-from reptk.training import train
-from reptk.watch import input_bound
+from reptk.training import checkpoint, run_folder
+from reptk.training.loop import train
+from reptk.training.meters import input_bound
 
 TINY = {
     "name": "tiny",
     "data": {"name": "generated", "train": 48, "bank": 40, "query": 20, "classes": 4, "size": 16},
     "views": {"name": "simclr_small", "size": 16},
     "encoder": {"backbone": "test_resnet"},
-    "objective": {"name": "contrastive", "positives": "instance"},
+    "method": {"name": "contrastive", "positives": "instance"},
     "loss": {"name": "tcl", "k1": 10.0},
     "optim": {"name": "adamw", "lr": 1e-3},
     "train": {"epochs": 2, "batch_size": 16, "log_every_steps": 1},
@@ -48,8 +49,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def quiet() -> Log:
-    return Log(speaks=False, writes=True)
+def quiet() -> Logger:
+    return Logger(speaks=False, writes=True)
 
 
 def go(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
@@ -59,7 +60,7 @@ def go(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "reference"
-    train(tiny(), folder, log=Log(speaks=True))
+    train(tiny(), folder, log=Logger(speaks=True))
     return folder
 
 
@@ -96,7 +97,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(
 ) -> None:
     recipe, whole, cut = tiny(*overrides), tmp_path / "whole", tmp_path / "cut"
     go(recipe, whole)
-    import reptk.training as training
+    import reptk.training.loop as training
 
     real, calls = training.train_step, []
 
@@ -109,17 +110,17 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     monkeypatch.setattr(training, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(recipe, cut)
-    assert run.status(cut)["status"] == "interrupted"
+    assert run_folder.status(cut)["status"] == "interrupted"
     monkeypatch.setattr(training, "train_step", real)
     go(load(cut), cut, resume=True)
     assert same(weights(whole), weights(cut))
-    assert run.status(cut)["status"] == "finished"
+    assert run_folder.status(cut)["status"] == "finished"
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import reptk.training as training
+    import reptk.training.loop as training
 
     real, calls = training.train_step, []
 
@@ -141,18 +142,18 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
 
 def test_any_step_can_be_resumed(reference: Path, tmp_path: Path) -> None:
     """A checkpoint in the middle of an epoch leads to the same bits: nothing but the step is to be remembered."""
-    from reptk.build import assemble, data_of
-    from reptk.training import train_step
+    from reptk.training.build import assemble, data_of
+    from reptk.training.loop import train_step
 
     recipe, device = tiny(), torch.device("cpu")
     built = assemble(recipe, data_of(recipe), device)
-    built.objective.train()
+    built.method.train()
     for step, batch in enumerate(built.loader.batches(0, 4)):
         built.schedule.step_update(step)
-        train_step(recipe, built, built.objective, *batch, step)
-    folder = run.claim(recipe, tmp_path / "middle")
+        train_step(recipe, built, built.method, *batch, step)
+    folder = run_folder.claim(recipe, tmp_path / "middle")
     state = {"step": 4, "seconds": 0.0, "baselines": {}}
-    state |= {"objective": built.objective.state_dict(), "optimizer": built.optimizer.state_dict()}
+    state |= {"method": built.method.state_dict(), "optimizer": built.optimizer.state_dict()}
     checkpoint.save(folder / "checkpoints", 4, state)
     go(recipe, folder, resume=True)
     assert same(weights(reference), weights(folder))
@@ -173,7 +174,7 @@ def test_the_folder_tells_everything(reference: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["epoch"] for row in rows if "knn@1" in row] == [1]
     assert load(reference) == tiny()
-    assert run.status(reference) == {"status": "finished"}
+    assert run_folder.status(reference) == {"status": "finished"}
     assert [place.name for place in sorted((reference / "checkpoints").glob("step_*"))] == [
         "step_00000003",
         "step_00000006",
@@ -190,7 +191,7 @@ def test_a_folder_with_a_run_is_left_alone(reference: Path) -> None:
 def test_training_helps(tmp_path: Path) -> None:
     """On colour patterns under noise, SupCon must beat what it started from."""
     recipe = tiny(
-        "objective.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96", "eval.knn.every_epochs=0"
+        "method.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96", "eval.knn.every_epochs=0"
     )
     trained = go(recipe, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
@@ -198,7 +199,7 @@ def test_training_helps(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_missing_make_positives_of_their_own_views(tmp_path: Path) -> None:
-    from reptk.objective import class_ids
+    from reptk.methods.contrastive import class_ids
 
     labels, index = torch.tensor([3, -1, 3, -1]), torch.tensor([10, 11, 12, 13])
     ids = class_ids(labels, index)
@@ -228,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(broken: str, tmp_path: Path) ->
     with pytest.raises(NumericalError, match=expected) as caught:
         go(tiny(*overrides), tmp_path / "run")
     assert "at step" in str(caught.value)
-    assert run.status(tmp_path / "run")["status"] == "failed"
+    assert run_folder.status(tmp_path / "run")["status"] == "failed"
     assert not (tmp_path / "run" / "results.json").exists()
 
 
@@ -301,13 +302,13 @@ def losses(folder: Path) -> list[float]:
 )
 def test_the_loss_curve_is_one_however_it_is_computed(loss: dict, tmp_path: Path) -> None:
     """By one matrix, in tiles, and with the batch encoded in parts."""
-    recipe = tiny("encoder.backbone=test_vit", "objective.positives=class", loss=loss)
+    recipe = tiny("encoder.backbone=test_vit", "method.positives=class", loss=loss)
     with implementation("dense"):
         go(recipe, tmp_path / "dense")
     with implementation("tiled"):
         go(recipe, tmp_path / "tiled")
     go(
-        tiny("encoder.backbone=test_vit", "objective.positives=class", "train.micro_batch_size=5", loss=loss),
+        tiny("encoder.backbone=test_vit", "method.positives=class", "train.micro_batch_size=5", loss=loss),
         tmp_path / "parts",
     )
     expected = losses(tmp_path / "dense")
@@ -318,7 +319,7 @@ def test_the_loss_curve_is_one_however_it_is_computed(loss: dict, tmp_path: Path
 
 def test_steps_without_a_pair_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny(views={"name": "simclr_small", "size": 16, "count": 1})
-    train(recipe, tmp_path / "run", log=Log(speaks=True, writes=True))
+    train(recipe, tmp_path / "run", log=Logger(speaks=True, writes=True))
     said = " ".join(capsys.readouterr().out.split())
     assert "6 of 6 steps had no two rows of one id" in said
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
@@ -360,7 +361,7 @@ def test_waiting_for_images_is_said_once_and_written_down(tmp_path: Path, capsys
     (tmp_path / "slow.py").write_text(SLOW_DATA)
     load_plugin(str(tmp_path / "slow.py"))
     recipe = tiny("train.baselines=false", data={"name": "slow"}, eval={"view_retrieval": {"every_epochs": 0}})
-    train(recipe, tmp_path / "run", log=Log(speaks=True))
+    train(recipe, tmp_path / "run", log=Logger(speaks=True))
     assert capsys.readouterr().out.count("input-bound: ") == 1
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     shares = [row["waiting"] for row in rows if "waiting" in row]
@@ -372,7 +373,7 @@ def test_what_is_amiss_is_said_once_and_what_is_healthy_is_written_down(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     recipe = tiny("train.baselines=false", "train.report=false", "loss.temperature=50.0", "train.epochs=3")
-    train(recipe, tmp_path / "run", log=Log(speaks=True))
+    train(recipe, tmp_path / "run", log=Logger(speaks=True))
     assert capsys.readouterr().out.count("dead temperature: at 50") == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     states = [row for row in rows if "rank" in row]
@@ -395,7 +396,7 @@ def test_a_page_that_fails_fails_no_run(
         raise OSError("no space left")
 
     monkeypatch.setattr("reptk.report.write", full)
-    train(tiny("train.baselines=false"), tmp_path / "run", log=Log(speaks=True))
+    train(tiny("train.baselines=false"), tmp_path / "run", log=Logger(speaks=True))
     assert f"no report: no space left. Try again: reptk report {tmp_path / 'run'}" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
 
@@ -410,8 +411,8 @@ def said(*overrides: str, images: object = None, device: str = "cuda", **data: o
 
 
 def test_advice_against_waiting_is_what_applies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("reptk.watch.cores", lambda: 16)
-    monkeypatch.setattr("reptk.watch.find_spec", lambda name: None)
+    monkeypatch.setattr("reptk.training.meters.num_cpus", lambda: 16)
+    monkeypatch.setattr("reptk.training.meters.find_spec", lambda name: None)
     start = "input-bound: 43 % of the time went into waiting for images"
     photos = {"name": "folder", "root": str(tmp_path)}
     workers, cache, jpeg = (
@@ -428,5 +429,5 @@ def test_advice_against_waiting_is_what_applies(monkeypatch: pytest.MonkeyPatch,
     assert on_the_cpu == f"{start}, which are decoded on the cores that train; {cache} or {jpeg}"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert said("train.workers=1", **photos, cache=True) == f"{start}; raise train.workers (now 1 of 2 cores)"
-    monkeypatch.setattr("reptk.watch.find_spec", lambda name: "found")
+    monkeypatch.setattr("reptk.training.meters.find_spec", lambda name: "found")
     assert said("train.workers=2", **photos) == f"{start}; {cache}"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from reptk.core.errors import DataError
 from reptk.data.generated import generated
-from reptk.errors import DataError
 from reptk.evaluate import Evidence, Features, Knn, Mean, evaluated, gains, health, intervals, pixels
 from reptk.evaluate.concerns import concerns, weighing_alike
 from reptk.evaluate.evidence import sample

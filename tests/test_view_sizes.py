@@ -5,22 +5,22 @@ import torch
 from test_training import go, tiny
 from torch.nn import functional
 
-from reptk.build import assemble, data_of
-from reptk.errors import UsageError
+from reptk.core.errors import UsageError
+from reptk.training.build import assemble, data_of
 
 MULTI = ("views.name=multi_crop", "views.size=32", "views.small_count=2", "views.small_size=16")
 
 
 def test_every_size_is_encoded_and_all_views_are_compared():
-    recipe = tiny(*MULTI, "objective.positives=instance", "loss.name=simclr")
-    objective = assemble(recipe, data_of(recipe), torch.device("cpu")).objective.eval()
+    recipe = tiny(*MULTI, "method.positives=instance", "loss.name=simclr")
+    method = assemble(recipe, data_of(recipe), torch.device("cpu")).method.eval()
     images = torch.randint(256, (6, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, index = torch.zeros(6, dtype=torch.long), torch.arange(6) + 10
-    made = objective(images, labels, index, 5)
-    large, small = objective.views(images, 5)
-    z = torch.cat([objective.encoder(view) for view in (*large, *small)])
+    made = method(images, labels, index, 5)
+    large, small = method.views(images, 5)
+    z = torch.cat([method.encoder(view) for view in (*large, *small)])
     torch.testing.assert_close(made["z"], z, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(made["loss"], objective.loss(z, index.repeat(4)))
+    torch.testing.assert_close(made["loss"], method.loss(z, index.repeat(4)))
     assert not torch.allclose(functional.normalize(z[:6]), functional.normalize(z[12:18]))
 
 

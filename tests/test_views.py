@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from reptk.keyed import fold, keyed
-from reptk.registry import VIEWS
-from reptk.views import SETS, Operation, Views, plain, to_float
+from reptk.config.registry import VIEWS
+from reptk.core import rng
+from reptk.views import SETS, Operation, ViewPipeline, resize_center_crop, to_float
 from reptk.views.recognised import recognise
 
 SIZE = 32
@@ -68,12 +68,12 @@ def _quick(one_thread):
     """Tiny work throughout."""
 
 
-def build(label: str, **more: object) -> Views:
+def build(label: str, **more: object) -> ViewPipeline:
     name, arguments = SHARDED[label]
     return VIEWS.get(name)(**arguments, **more)
 
 
-def custom(*operations: Operation, size: int = SIZE, **more: object) -> Views:
+def custom(*operations: Operation, size: int = SIZE, **more: object) -> ViewPipeline:
     return VIEWS.get("kornia")(operations=list(operations), size=size, **more)
 
 
@@ -93,7 +93,7 @@ def patches(count: int, size: int = SIZE) -> Tensor:
     return torch.stack(cut)
 
 
-def in_parts(views: Views, images: Tensor, key: int, world: int) -> Tensor:
+def in_parts(views: ViewPipeline, images: Tensor, key: int, world: int) -> Tensor:
     parts = [views.shard(rank, world)(part, key) for rank, part in enumerate(images.chunk(world))]
     views.shard(0, 1)
     return torch.cat(parts, dim=1)
@@ -202,10 +202,10 @@ def test_an_operation_is_kornias_on_the_whole_batch(label, batch):
     images, key = patches(batch), 11
     table = {name: tuple(value) if isinstance(value, list) else value for name, value in OPERATIONS[label].items()}
     operation = getattr(ka, table.pop("name"))(**table)
-    with keyed(fold(key, 0, 0), "draw"):
+    with rng.seeded(rng.key(key, 0, 0), "draw"):
         params = operation.forward_parameters(images.shape)
     drew = params["batch_prob"] > 0.5
-    with keyed(fold(key, 0, 0), "apply"):
+    with rng.seeded(rng.key(key, 0, 0), "apply"):
         expected = operation(to_float(images), params=params).clamp(0, 1)
     got = custom(OPERATIONS[label], count=1)(images, key)[0]
     assert torch.equal(got, expected)
@@ -223,8 +223,8 @@ def test_an_operation_meets_its_share_of_the_images(p):
 def test_nothing_drawn_is_the_plain_image():
     never = [{**operation, "p": 0.0} for operation in (JITTER, FLIP, OPERATIONS["blur"])]
     [view] = custom(*never, count=1)(patches(5), 1)
-    assert torch.equal(view, plain(patches(5), SIZE))
-    assert torch.equal(VIEWS.get("none")(count=1, size=SIZE)(patches(5), 1)[0], plain(patches(5), SIZE))
+    assert torch.equal(view, resize_center_crop(patches(5), SIZE))
+    assert torch.equal(VIEWS.get("none")(count=1, size=SIZE)(patches(5), 1)[0], resize_center_crop(patches(5), SIZE))
 
 
 @torch.no_grad()
@@ -234,7 +234,7 @@ def candidates(policy: str, images: Tensor, key: int) -> Tensor:
     for number, sub_policy in enumerate(AutoAugment(policy).children()):
         result = to_float(images)
         for position, operation in enumerate(sub_policy):
-            with keyed(fold(key, number, position), "draw"):
+            with rng.seeded(rng.key(key, number, position), "draw"):
                 params = operation.forward_parameters(result.shape)
             result = operation(result, params=params)
         results.append(result.clamp(0, 1))
@@ -245,11 +245,11 @@ def candidates(policy: str, images: Tensor, key: int) -> Tensor:
 def test_autoaugment_puts_every_image_through_one_sub_policy_of_kornias(policy):
     images, key = patches(12), 4
     [got] = custom({"name": "AutoAugment", "policy": policy}, count=1)(images, key)
-    matches = (candidates(policy, images, fold(key, 0, 0)) == got).flatten(2).all(2)
+    matches = (candidates(policy, images, rng.key(key, 0, 0)) == got).flatten(2).all(2)
     assert matches.any(0).all()
     only_one = matches[:, matches.sum(0) == 1]
     assert len(set(only_one.int().argmax(0).tolist())) >= 3
-    wrong = (candidates(policy, images, fold(key + 1, 0, 0)) == got).flatten(2).all(2)
+    wrong = (candidates(policy, images, rng.key(key + 1, 0, 0)) == got).flatten(2).all(2)
     assert not wrong.any(0).all()
 
 
@@ -419,19 +419,19 @@ def test_plain_is_torchvisions_resize_and_center_crop(height, width, size, crop)
     short = round(size / crop)
     for upright in (images, images.transpose(2, 3)):
         resized = reference.resize(upright.float() / 255, [short], antialias=True)
-        got = plain(upright, size, crop)
+        got = resize_center_crop(upright, size, crop)
         torch.testing.assert_close(got, reference.center_crop(resized, [size, size]), atol=1e-5, rtol=0)
-        assert torch.equal(got, plain(upright.float() / 255, size, crop))
+        assert torch.equal(got, resize_center_crop(upright.float() / 255, size, crop))
 
 
 def test_plain_rounds_an_uneven_photo_to_the_nearest_pixel():
     resized = reference.resize(photo().float() / 255, [224, round(224 * 640 / 427)], antialias=True)
     left = (resized.shape[-1] - 224) // 2
-    torch.testing.assert_close(plain(photo(), 224), resized[..., left : left + 224], atol=1e-5, rtol=0)
+    torch.testing.assert_close(resize_center_crop(photo(), 224), resized[..., left : left + 224], atol=1e-5, rtol=0)
 
 
 def test_plain_leaves_an_image_of_the_size_as_it_is():
-    assert torch.equal(plain(patches(3), SIZE), patches(3).float() / 255)
+    assert torch.equal(resize_center_crop(patches(3), SIZE), patches(3).float() / 255)
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -449,7 +449,9 @@ def test_images_of_another_range_or_type_are_refused(take, kind):
     change, message = REFUSED[kind]
     images = change(patches(2))
     with pytest.raises(ValueError, match=message):
-        {"to_float": to_float, "plain": lambda x: plain(x, SIZE), "views": lambda x: build("none")(x, 0)}[take](images)
+        {"to_float": to_float, "plain": lambda x: resize_center_crop(x, SIZE), "views": lambda x: build("none")(x, 0)}[
+            take
+        ](images)
 
 
 def test_to_float_takes_bytes_and_unit_floats():

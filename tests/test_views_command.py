@@ -10,11 +10,11 @@ from torch import Tensor
 
 import reptk
 from reptk import VIEWS
-from reptk.build import data_of
-from reptk.commands import main
+from reptk.cli import main
+from reptk.core import rng
+from reptk.core.console import Logger
 from reptk.data import Loader
-from reptk.keyed import fold
-from reptk.log import Log
+from reptk.training.build import data_of
 from reptk.views.sets import simclr_small
 
 TINY = """\
@@ -30,7 +30,7 @@ size = 16
 name = "noted"
 [encoder]
 backbone = "test_resnet"
-[objective]
+[method]
 name = "contrastive"
 [loss]
 name = "simclr"
@@ -96,7 +96,7 @@ def register_noted(whole: bool = False) -> list[Noted]:
 
 def trained(tiny: Path, made: list[Noted]) -> list[tuple[Tensor, Tensor]]:
     """Per step of a training of the recipe: its images and their views."""
-    reptk.train(reptk.load(tiny), "run", log=Log(speaks=False))
+    reptk.train(reptk.load(tiny), "run", log=Logger(speaks=False))
     return next(views.calls for views in made if views.calls)
 
 
@@ -172,7 +172,7 @@ def test_views_of_several_sizes(tiny: Path) -> None:
     VIEWS.register("crops")(Crops)
     sheet = drawn("tiny.toml", "views.name=crops", "--images", "2")
     images = first_batch(tiny, "views.name=crops")
-    large, small = Crops()(images, fold(3, "views", 0))
+    large, small = Crops()(images, rng.key(3, "views", 0))
     columns = [[as_bytes(row) for row in column[:2]] for column in (images, *large, *small)]
     assert_grid(sheet, columns, [8, 4, 4, 10, 10, 10])
 

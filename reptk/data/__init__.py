@@ -1,31 +1,31 @@
 """Data sets: uint8 images, labels (-1 where there is none) and fixed splits; and the keyed loader that batches them."""
 
-from reptk.data.ahead import cores
+from reptk.data.device_prefetch import DevicePrefetcher
 from reptk.data.embedded import digits, photos
-from reptk.data.feed import Feed
 from reptk.data.folder import folder, imagenet100
 from reptk.data.generated import generated
-from reptk.data.loader import Loader, blocks
+from reptk.data.loader import Loader, read_blocks
+from reptk.data.prefetch import num_cpus
+from reptk.data.protocol import Data, Images, InMemory, Split, subsample
 from reptk.data.small import cifar10, cifar100, fashion_mnist, stl10
-from reptk.data.splits import Data, Images, InMemory, Split, limited
 
 __all__ = [
     "Data",
-    "Feed",
+    "DevicePrefetcher",
     "Images",
     "InMemory",
     "Loader",
     "Split",
-    "blocks",
+    "read_blocks",
     "cifar10",
     "cifar100",
-    "cores",
+    "num_cpus",
     "digits",
     "fashion_mnist",
     "folder",
     "generated",
     "imagenet100",
-    "limited",
+    "subsample",
     "photos",
     "stl10",
 ]

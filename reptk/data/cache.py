@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from reptk.data.ahead import ahead, cores
-from reptk.data.splits import Rows, batch_of
-from reptk.errors import DataError, EnvironmentProblem
+from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.data.prefetch import num_cpus, prefetch
+from reptk.data.protocol import WritableImages, fetch_batch
 
 VERSION = 1
 BLOCK = 64
@@ -46,7 +46,7 @@ class Cache:
         keys: 32 letters an image; another key means another picture.
         place: the folder to keep them in.
         maker: who decoded them, for whoever reads the manifest.
-        workers: threads that decode while it is built; as many as there are cores by default.
+        workers: threads that decode while it is built; as many as there are num_cpus by default.
 
     Raises:
         EnvironmentProblem: no room, no right to write, or a file system without locks.
@@ -54,7 +54,7 @@ class Cache:
     """
 
     def __init__(
-        self, images: Rows, keys: Sequence[str], place: Path, *, maker: str, workers: int | None = None
+        self, images: WritableImages, keys: Sequence[str], place: Path, *, maker: str, workers: int | None = None
     ) -> None:
         self.size, self.place, self.decoded_by = images.size, place, maker
         self.keys = np.array(keys, dtype="S32")
@@ -65,7 +65,7 @@ class Cache:
                 place.mkdir(parents=True, exist_ok=True)
                 with _locked(place):
                     if not self._is_complete():  # another process may have built it meanwhile
-                        self._build(images, cores() if workers is None else workers)
+                        self._build(images, num_cpus() if workers is None else workers)
                         self._publish()
             except OSError as cause:
                 raise EnvironmentProblem(
@@ -89,7 +89,7 @@ class Cache:
                 self._checked[number] = True
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return batch_of(self, numbers)
+        return fetch_batch(self, numbers)
 
     @property
     def _pixels(self) -> Path:
@@ -119,7 +119,7 @@ class Cache:
             and _length(self._pixels) == self._bytes()
         )
 
-    def _build(self, images: Rows, workers: int) -> None:
+    def _build(self, images: WritableImages, workers: int) -> None:
         done = self._recorded()
         known = _Known(self.place, self.size, besides=self._part(self._rows))
         decoding = sum(key not in known.found for key in self.keys[done:].tolist())
@@ -133,7 +133,7 @@ class Cache:
             pixels.seek(done * self.size**2 * 3)
             blocks = [torch.arange(start, min(start + BLOCK, len(self))) for start in range(done, len(self), BLOCK)]
             wanted = _Wanted(images, self.keys, known)
-            for made, numbers in _shown(ahead(wanted, blocks, workers=workers), len(self), done):
+            for made, numbers in _shown(prefetch(wanted, blocks, workers=workers), len(self), done):
                 rows = made.permute(0, 2, 3, 1).contiguous().numpy()
                 pixels.write(rows)
                 _sync(pixels)
@@ -187,7 +187,7 @@ class Part:
         self.cache.fetch_into(self.numbers[numbers], rows)
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return batch_of(self, numbers)
+        return fetch_batch(self, numbers)
 
 
 class _Known:
@@ -219,7 +219,7 @@ class _Known:
 class _Wanted:
     """Images of which known ones are copied and the others decoded."""
 
-    def __init__(self, images: Rows, keys: NDArray, known: _Known) -> None:
+    def __init__(self, images: WritableImages, keys: NDArray, known: _Known) -> None:
         self.images, self.keys, self.known, self.size = images, keys, known, images.size
 
     def fetch_into(self, numbers: Tensor, rows: NDArray[np.uint8]) -> None:
@@ -228,7 +228,7 @@ class _Wanted:
                 self.images.fetch_into(number[None], row[None])
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return batch_of(self, numbers)
+        return fetch_batch(self, numbers)
 
 
 def default_place() -> Path:

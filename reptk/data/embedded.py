@@ -8,11 +8,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from reptk.config.registry import DATASETS
+from reptk.core import rng
+from reptk.core.errors import EnvironmentProblem
 from reptk.data.decode import to_tensor
-from reptk.data.splits import Data, InMemory, Split, described
-from reptk.errors import EnvironmentProblem
-from reptk.keyed import generator
-from reptk.registry import DATASETS
+from reptk.data.protocol import Data, InMemory, Split, with_shape
 
 # Photographs only: drawings, charts and printed text of the same packages are left out, and so is the second picture
 # of a stereo pair.
@@ -43,7 +43,7 @@ TRAIN_PATCHES, QUERY_PATCHES = 150, 50
 
 
 @DATASETS.register("photos")
-@described(classes=len(SCIKIT_IMAGE) + len(SCIKIT_LEARN), size_px=PATCH_PX)
+@with_shape(classes=len(SCIKIT_IMAGE) + len(SCIKIT_LEARN), size_px=PATCH_PX)
 def photos() -> Data:
     """Patches of 18 photographs that come with scikit-image and scikit-learn; the class is the photograph.
 
@@ -68,7 +68,7 @@ def photos() -> Data:
 
 
 @DATASETS.register("digits")
-@described(classes=10, size_px=8)
+@with_shape(classes=10, size_px=8)
 def digits(train: int = 1000) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 px: the first `train` train and are searched, the rest query."""
     from sklearn.datasets import load_digits
@@ -102,7 +102,7 @@ def _photographs() -> dict[str, Image.Image]:
 
 
 def _patches(name: str, region: Image.Image, count: int) -> list[Tensor]:
-    draws = torch.rand(count, 3, generator=generator("photos", name, count))
+    draws = torch.rand(count, 3, generator=rng.generator("photos", name, count))
     return [_patch(region, *draw) for draw in draws.tolist()]
 
 

@@ -17,11 +17,11 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.config.registry import DATASETS
+from reptk.core.errors import DataError
 from reptk.data.cache import Cache, Part, default_place, key_of
 from reptk.data.decode import DECODE_VERSION, EXTENSIONS, Jpeg, decode_into, decoder, versions_of
-from reptk.data.splits import Data, Images, Split, batch_of, described
-from reptk.errors import DataError
-from reptk.registry import DATASETS
+from reptk.data.protocol import Data, Images, Split, fetch_batch, with_shape
 
 JUNK = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 UNLABELED = frozenset({"unlabeled", "unlabelled"})
@@ -61,7 +61,7 @@ class Files:
             decode_into(self.path(number), row, self.jpeg)
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return batch_of(self, numbers)
+        return fetch_batch(self, numbers)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _kept_in(cache: bool | str, name: str, base: Path, size: int) -> Path | None
 
 
 @DATASETS.register("folder")
-@described()
+@with_shape()
 def folder(
     root: str,
     size: Pixels = 256,
@@ -140,7 +140,7 @@ def folder(
 
 
 @DATASETS.register("imagenet100")
-@described(classes=100)
+@with_shape(classes=100)
 def imagenet100(
     root: str = "data/imagenet100", size: Pixels = 256, cache: bool | str = False, jpeg: Jpeg = "auto"
 ) -> Data:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from reptk.data.ahead import ahead
-from reptk.data.splits import Split
-from reptk.errors import DataError
-from reptk.keyed import generator
+from reptk.core import rng
+from reptk.core.errors import DataError
+from reptk.data.prefetch import prefetch
+from reptk.data.protocol import Split
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,)."""
@@ -25,7 +25,7 @@ class Loader:
         batch_size: images of all ranks together.
         seed: of the order.
         rank, world: this rank and how many there are.
-        workers: threads that decode ahead; 0 decodes in the one that asks.
+        workers: threads that decode prefetch; 0 decodes in the one that asks.
         device: where the batches will be used.
 
     Raises:
@@ -56,22 +56,22 @@ class Loader:
         self.workers, self.device = workers, device
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` up to, not including, `last_step`; see `ahead`."""
+        """The batches of steps `first_step` up to, not including, `last_step`; see `prefetch`."""
         order = self.order.steps(first_step, last_step)
-        for images, numbers in ahead(self.split.images, order, workers=self.workers, device=self.device):
+        for images, numbers in prefetch(self.split.images, order, workers=self.workers, device=self.device):
             yield images, self.split.labels[numbers], numbers
 
 
-def blocks(
+def read_blocks(
     split: Split, ranges: Sequence[range], workers: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor]]:
-    """Images (b, 3, H, W) uint8 of each range of numbers in turn, decoded ahead by `workers` threads.
+    """Images (b, 3, H, W) uint8 of each range of numbers in turn, decoded prefetch by `workers` threads.
 
     Raises:
         DataError: an image cannot be read.
     """
     numbers = (torch.arange(part.start, part.stop) for part in ranges)
-    for images, _ in ahead(split.images, numbers, workers=workers, device=device):
+    for images, _ in prefetch(split.images, numbers, workers=workers, device=device):
         yield (images,)
 
 
@@ -88,7 +88,7 @@ class _Order:
             yield self.part(order, position)
 
     def epoch(self, number: int) -> Tensor:
-        return torch.randperm(self.count, generator=generator(self.seed, "order", number))
+        return torch.randperm(self.count, generator=rng.generator(self.seed, "order", number))
 
     def part(self, order: Tensor, position: int) -> Tensor:
         share = self.batch_size // self.world

@@ -11,16 +11,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from reptk.data.splits import Data, InMemory, Split, described
-from reptk.errors import DataError
-from reptk.registry import DATASETS
+from reptk.config.registry import DATASETS
+from reptk.core.errors import DataError
+from reptk.data.protocol import Data, InMemory, Split, with_shape
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 @DATASETS.register("fashion_mnist")
-@described(classes=10, size_px=28)
+@with_shape(classes=10, size_px=28)
 def fashion_mnist(root: str = "data/fashion_mnist", download: bool = True) -> Data:
     """Fashion-MNIST: 60,000 images train and are searched, 10,000 are queries; 28 x 28 px, grey.
 
@@ -44,7 +44,7 @@ def fashion_mnist(root: str = "data/fashion_mnist", download: bool = True) -> Da
 
 
 @DATASETS.register("cifar10")
-@described(classes=10, size_px=32)
+@with_shape(classes=10, size_px=32)
 def cifar10(root: str = "data/cifar10", download: bool = True) -> Data:
     """CIFAR-10: 50,000 images train and are searched, 10,000 are queries; 32 x 32 px.
 
@@ -59,7 +59,7 @@ def cifar10(root: str = "data/cifar10", download: bool = True) -> Data:
 
 
 @DATASETS.register("cifar100")
-@described(classes=100, size_px=32)
+@with_shape(classes=100, size_px=32)
 def cifar100(root: str = "data/cifar100", download: bool = True) -> Data:
     """CIFAR-100: 50,000 images train and are searched, 10,000 are queries; 32 x 32 px.
 
@@ -74,7 +74,7 @@ def cifar100(root: str = "data/cifar100", download: bool = True) -> Data:
 
 
 @DATASETS.register("stl10")
-@described(classes=10, size_px=96)
+@with_shape(classes=10, size_px=96)
 def stl10(root: str = "data/stl10", download: bool = True, unlabeled: bool = True) -> Data:
     """STL-10: 5,000 labelled images (bank), 8,000 queries, 96 x 96 px; 100,000 more without labels train as well.
 

@@ -11,7 +11,7 @@ from reptk.evaluate.linear_stage import LinearStage
 from reptk.evaluate.mean import Mean, gains, intervals
 from reptk.evaluate.measure import Measured, evaluated, measure, measure_pixels
 from reptk.evaluate.retrieval import retrieval
-from reptk.neighbours import engine, search
+from reptk.neighbors import engine_name, search
 
 __all__ = [
     "PIXELS_PX",
@@ -25,7 +25,7 @@ __all__ = [
     "Measured",
     "ViewRetrieval",
     "effective_rank",
-    "engine",
+    "engine_name",
     "evaluated",
     "few_shot",
     "gains",

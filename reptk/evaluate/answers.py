@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reptk.evaluate.evidence import Evidence, sample
-from reptk.neighbours import search
+from reptk.neighbors import search
 
 
 @dataclass(frozen=True)

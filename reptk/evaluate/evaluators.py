@@ -10,8 +10,10 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, MinLen
 
+from reptk.config.registry import EVALUATORS
+from reptk.core import rng
 from reptk.data import Data, Split
-from reptk.data.splits import part_of
+from reptk.data.protocol import subset
 from reptk.evaluate.answers import Answers
 from reptk.evaluate.evidence import NEIGHBOURS
 from reptk.evaluate.features import Features
@@ -23,9 +25,7 @@ from reptk.evaluate.near import EXACT, kind_of, searcher
 from reptk.evaluate.recorder import Recorder
 from reptk.evaluate.retrieval import Ranks
 from reptk.evaluate.tally import Labelled, labelled, shared_out, tally
-from reptk.keyed import generator
-from reptk.neighbours import search
-from reptk.registry import EVALUATORS
+from reptk.neighbors import search
 
 Ks = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
 Temperature = Annotated[float, Gt(0)]
@@ -197,5 +197,5 @@ def _sample(split: Split, limit: int) -> tuple[torch.Tensor, Split]:
     """At most `limit` images, drawn once for all: their numbers, and the split of them."""
     if len(split) <= limit:
         return torch.arange(len(split)), split
-    chosen = torch.randperm(len(split), generator=generator("view_retrieval"))[:limit].sort().values
-    return chosen, part_of(split, chosen)
+    chosen = torch.randperm(len(split), generator=rng.generator("view_retrieval"))[:limit].sort().values
+    return chosen, subset(split, chosen)

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from reptk.checkpoint import replace_bytes
-from reptk.errors import DataError
-from reptk.keyed import generator
+from reptk.core import rng
+from reptk.core.errors import DataError
+from reptk.core.files import write_bytes
 
 FILE = "evaluation.safetensors"
 MOST_QUERIES = 10_000
@@ -59,7 +59,7 @@ class Evidence:
         """Write it into a run's folder."""
         tensors = {name: getattr(self, name).cpu().contiguous().clone() for name in _TENSORS}
         words = {name: getattr(self, name) for name in _WORDS} | {"classes": json.dumps(self.classes)}
-        replace_bytes(folder / FILE, save(tensors, metadata=words))
+        write_bytes(folder / FILE, save(tensors, metadata=words))
         return folder / FILE
 
     @classmethod
@@ -103,4 +103,4 @@ def sample(count: int, most: int = MOST_QUERIES) -> Tensor:
     """Numbers below `count`, sorted: all of them, or `most` drawn once for all."""
     if count <= most:
         return torch.arange(count)
-    return torch.randperm(count, generator=generator("evidence", count))[:most].sort().values
+    return torch.randperm(count, generator=rng.generator("evidence", count))[:most].sort().values

@@ -1,4 +1,4 @@
-"""Features of a whole split, extracted once, in blocks that the ranks share among themselves."""
+"""Features of a whole split, extracted once, in read_blocks that the ranks share among themselves."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptk import dist
-from reptk.data import Feed, Split, blocks
-from reptk.data.ahead import ahead
+from reptk.core import distributed, rng
+from reptk.data import DevicePrefetcher, Split, read_blocks
+from reptk.data.prefetch import prefetch
 from reptk.evaluate.answers import Answers
-from reptk.keyed import fold
-from reptk.views import plain
+from reptk.views import resize_center_crop
 
 BLOCK = 256
 PIXELS_PX = 32
@@ -31,12 +30,12 @@ class Kept:
 
     def __init__(self, rows: Rows, first: int, device: torch.device | str) -> None:
         self.rows, self.first, self.device = rows, first, device
-        self._whole = rows if dist.world() == 1 else None
+        self._whole = rows if distributed.world_size() == 1 else None
 
     def whole(self) -> Rows:
         """Of all ranks. All of them have to ask."""
         if self._whole is None:
-            self._whole = Rows(*(dist.gather_uneven(part.to(self.device)).cpu() for part in self.rows))
+            self._whole = Rows(*(distributed.all_gather_uneven(part.to(self.device)).cpu() for part in self.rows))
         return self._whole
 
 
@@ -49,10 +48,10 @@ class Features:
     Args:
         embed: (b, 3, size, size) float in 0..1 -> (b, F).
         size: side in pixels of the images given to `embed`.
-        crop: share of the shorter side that the plain view keeps.
+        crop: share of the shorter side that the resize_center_crop view keeps.
         views: draws random views, for `encode.view`.
         device: where images are prepared.
-        workers: threads that decode images ahead.
+        workers: threads that decode images prefetch.
         progress: told how many further images are encoded.
     """
 
@@ -90,16 +89,16 @@ class Features:
 
     def batches(self, split: Split, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (b, 3, H, W) uint8 on the device and their numbers, for each tensor of numbers in turn."""
-        return Feed(ahead(split.images, numbers, workers=self.workers, device=self.device), self.device)
+        return DevicePrefetcher(prefetch(split.images, numbers, workers=self.workers, device=self.device), self.device)
 
     def _plain(self, split: Split) -> "Kept":
-        return self._once(split, "plain", lambda images, first: plain(images, self.size, self.crop))
+        return self._once(split, "plain", lambda images, first: resize_center_crop(images, self.size, self.crop))
 
     def view(self, split: Split, number: int) -> Tensor:
         """Features of random view `number` of every image: drawn alike each time, independent between numbers."""
 
         def first_view(images: Tensor, first: int) -> Tensor:
-            made = self.views(images, fold("evaluation", number, first))
+            made = self.views(images, rng.key("evaluation", number, first))
             return made[0][0] if isinstance(made, list | tuple) else made[0]
 
         return self._once(split, number, first_view).whole().unit
@@ -113,13 +112,13 @@ class Features:
 
     @torch.no_grad()
     def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
-        """Each rank encodes the blocks of its part; parts hold whole blocks, so that ranks do not change them."""
-        part = -(-len(split) // (BLOCK * dist.world())) * BLOCK
-        first, last = (min(rank * part, len(split)) for rank in (dist.rank(), dist.rank() + 1))
+        """Each rank encodes the read_blocks of its part; parts hold whole read_blocks, so that ranks do not change them."""
+        part = -(-len(split) // (BLOCK * distributed.world_size())) * BLOCK
+        first, last = (min(rank * part, len(split)) for rank in (distributed.rank(), distributed.rank() + 1))
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
-        images = Feed(blocks(split, ranges, self.workers, self.device), self.device)
+        images = DevicePrefetcher(read_blocks(split, ranges, self.workers, self.device), self.device)
         made = [self._block(block, part.start, prepare) for part, (block,) in zip(ranges, images, strict=True)]
-        if not made:  # more ranks than blocks: nothing of its own, but as wide as the others' rows
+        if not made:  # more ranks than read_blocks: nothing of its own, but as wide as the others' rows
             made = [self._block(split.images.fetch(torch.tensor([0])), 0, prepare)[:0]]
         h = torch.cat(made)
         length = h.norm(dim=1, keepdim=True).clamp_min_(1e-12)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.core import rng
 from reptk.evaluate.mean import Mean
-from reptk.keyed import fold, uniform
-from reptk.neighbours import check_rows
+from reptk.neighbors import check_vectors
 
 
 def few_shot(
@@ -42,8 +42,8 @@ def few_shot(
     """
     if not shots or min(shots) < 1 or draws < 1:
         raise ValueError(f"shots and draws must be at least 1, got {list(shots)} and {draws}")
-    check_rows("bank", bank)
-    check_rows("queries", queries)
+    check_vectors("bank", bank)
+    check_vectors("queries", queries)
     asked = query_labels >= 0
     if not asked.any() or not (bank_labels >= 0).any():
         raise ValueError("few-shot classification needs labels in the bank and on the queries")
@@ -78,7 +78,7 @@ def _draw(
 
 def examples(labels: Tensor, n: int, draw: int) -> Tensor:
     """Rows of n images of each class (all, where there are fewer), drawn alike each time; unlabelled rows are never drawn."""
-    rank = uniform(fold("few_shot", draw), torch.tensor([0]), torch.arange(len(labels)))[:, 0]
+    rank = rng.uniform(rng.key("few_shot", draw), torch.tensor([0]), torch.arange(len(labels)))[:, 0]
     by_rank = rank.argsort(stable=True)
     order = by_rank[labels[by_rank].argsort(stable=True)]
     order = order[labels[order] >= 0]

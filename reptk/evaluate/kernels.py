@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from reptk.machine_code import to_the_bit
+from reptk.core.numba_jit import njit_exact
 
 
-@to_the_bit
+@njit_exact
 def winners(votes, given, ks, classes, by_weight, by_count, first, last):
     """Which class wins among the first k neighbours of each query, `first` to `last`: by weight, and by number of votes.
 
@@ -36,7 +36,7 @@ def winners(votes, given, ks, classes, by_weight, by_count, first, last):
             weight[votes[query, neighbour]], count[votes[query, neighbour]] = 0, 0
 
 
-@to_the_bit
+@njit_exact
 def _is_ahead(score, second, number, other_score, other_second, other):
     if score != other_score:
         return score > other_score

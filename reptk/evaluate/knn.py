@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptk.core.numba_jit import load_kernels
+from reptk.core.threads import parallel_for
 from reptk.evaluate.mean import Mean
 from reptk.evaluate.tally import labelled, tally
-from reptk.machine_code import kernels
-from reptk.threads import in_parts
 
 
 class Votes:
@@ -60,13 +60,13 @@ def winners_of(votes: Tensor, given: Tensor, ks: Sequence[int], classes: int) ->
         ks: numbers of neighbours.
         classes: how many there are. Equal numbers of votes are decided by weight; of equals the first class wins.
     """
-    native = kernels("reptk.evaluate")
+    native = load_kernels("reptk.evaluate")
     if native is None:
         yield from _in_a_table(votes, given, ks, classes)
         return
     made = np.empty((2, len(ks), len(votes)), np.int64)
     numbers = votes.numpy(), given.contiguous().numpy(), np.array(ks)
-    in_parts(lambda *ends: native.winners(*numbers, classes, *made, *ends), len(votes))
+    parallel_for(lambda *ends: native.winners(*numbers, classes, *made, *ends), len(votes))
     yield from zip(ks, *torch.from_numpy(made), strict=True)
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.core import rng
 from reptk.evaluate.mean import Mean
-from reptk.keyed import generator
-from reptk.neighbours import check_rows
+from reptk.neighbors import check_vectors
 
 DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
 CHUNK = 1 << 16
@@ -53,7 +53,7 @@ def linear(
     Raises:
         ValueError: no labels, or values that are not finite.
     """
-    check_rows("queries", queries)
+    check_vectors("queries", queries)
     known, asked = bank_labels >= 0, query_labels >= 0
     if not asked.any():
         raise ValueError("no query row has a label")
@@ -91,7 +91,7 @@ def fit(
     Raises:
         ValueError: fewer than two classes, or values that are not finite.
     """
-    check_rows("bank", h)
+    check_vectors("bank", h)
     classes = int(labels.max()) + 1 if len(labels) else 0
     if len(labels.unique()) < 2:
         raise ValueError(f"a linear probe needs at least 2 classes in the bank, got {len(labels.unique())}")
@@ -126,7 +126,7 @@ def _choose(
     h: Tensor, labels: Tensor, spread: Tensor, decays: Sequence[float], start: Tensor, steps: int, tolerance: float
 ) -> tuple[float, float, Tensor]:
     """The decay that does best on rows kept back, how well, and its solution; each fit starts where the last one ended."""
-    order = torch.randperm(len(h), generator=generator("linear probe", len(h))).to(h.device)
+    order = torch.randperm(len(h), generator=rng.generator("linear probe", len(h))).to(h.device)
     apart, rest = order[: max(1, len(h) // 5)], order[max(1, len(h) // 5) :]
     kept, kept_labels = h[rest], labels[rest]
     best, reached, found, worse, solution = decays[0], -1.0, start, 0, start

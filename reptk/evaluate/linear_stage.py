@@ -8,13 +8,13 @@ from annotated_types import Ge, Gt, MinLen
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reptk.config.registry import EVALUATORS
+from reptk.core import rng
+from reptk.core.errors import UsageError
 from reptk.data import Data, Split
-from reptk.errors import UsageError
 from reptk.evaluate.features import Features
 from reptk.evaluate.mean import Mean
-from reptk.keyed import fold, generator
-from reptk.registry import EVALUATORS
-from reptk.views import Views
+from reptk.views import ViewPipeline
 from reptk.views.sets import crop_and_flip
 
 Rates = Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
@@ -57,7 +57,7 @@ class LinearStage:
                 "linear_stage trains on images, of which a file of embeddings has none; linear does without"
             )
         known = (data.bank.labels >= 0).nonzero()[:, 0]
-        order = torch.randperm(len(known), generator=generator("linear stage", len(known)))
+        order = torch.randperm(len(known), generator=rng.generator("linear stage", len(known)))
         apart, rest = known[order[: max(1, len(known) // 10)]], known[order[max(1, len(known) // 10) :]]
         heads = self._train(encode, data.bank, rest, int(data.bank.labels.max()) + 1)
         best = heads.right(encode.raw(data.bank)[apart], data.bank.labels[apart]).mean(1).argmax()
@@ -83,14 +83,14 @@ class LinearStage:
         self, encode: Features, bank: Split, rows: Tensor, per_epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of randomly cropped and flipped images, and their labels, batch after batch of all epochs."""
-        views = Views([crop_and_flip(encode.size, self.scale)], size=encode.size)
+        views = ViewPipeline([crop_and_flip(encode.size, self.scale)], size=encode.size)
         size = min(self.batch_size, len(rows))
         for epoch in range(self.epochs):
-            order = rows[torch.randperm(len(rows), generator=generator("linear stage", len(rows), epoch))]
+            order = rows[torch.randperm(len(rows), generator=rng.generator("linear stage", len(rows), epoch))]
             batches = [order[start * size : (start + 1) * size] for start in range(per_epoch)]
             for step, (images, index) in enumerate(encode.batches(bank, batches)):
                 with torch.no_grad():
-                    h = encode.embed(views(images, fold("linear stage", epoch, step))[0]).float()
+                    h = encode.embed(views(images, rng.key("linear stage", epoch, step))[0]).float()
                 yield h, bank.labels[index.cpu()].to(h.device)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reptk.keyed import generator
+from reptk.core import rng
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -74,7 +74,7 @@ def gains(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str
 
 def _drawn(values: Tensor) -> Tensor:
     """Means of (q, m) values over `DRAWS` draws of q queries with replacement: (DRAWS, m). The same draws for the same q."""
-    count, draw = len(values), generator("bootstrap", len(values))
+    count, draw = len(values), rng.generator("bootstrap", len(values))
     present = ~values.isnan()
     columns = torch.cat([values.nan_to_num().double(), present.double()], dim=1)
     sums = []

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from reptk.data import Data
-from reptk.encoder import Encoder, evaluating
 from reptk.evaluate.answers import Answers
 from reptk.evaluate.features import PIXELS_PX, Features, pixels
 from reptk.evaluate.health import MOST_ROWS, health
 from reptk.evaluate.mean import Mean
+from reptk.models.encoder import Encoder, eval_mode
 
 Evaluator = Callable[[Features, Data], Iterable[tuple[str, float]]]
 
@@ -64,7 +64,7 @@ def measure(
 
     size = encoder.config["size"]
     encode = Features(embed, size=size, crop=data.crop, views=views, device=device, workers=workers, progress=progress)
-    with evaluating(encoder.to(device)):
+    with eval_mode(encoder.to(device)):
         return evaluated(encode, data, evaluators)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from reptk.neighbours import Approximate, kind_for, ranked
+from reptk.neighbors import ApproximateIndex, recommended_index, rerank
 
 EXACT = "Flat"
 BLOCK = 1024
@@ -14,13 +14,13 @@ Search = Callable[[Tensor, Tensor, int, Tensor | None], Iterator[tuple[Tensor, T
 
 def kind_of(index: str, bank: Tensor) -> str:
     """The factory string that is meant: "auto" is the one advised for so many rows."""
-    return kind_for(*bank.shape) if index == "auto" else index
+    return recommended_index(*bank.shape) if index == "auto" else index
 
 
-def approximately(index: Approximate) -> Search:
+def approximately(index: ApproximateIndex) -> Search:
     """A stand-in for `search` over the rows that the index was built from.
 
-    Candidates are ranked by their exact similarities; where fewer than k are found, rows of -1 and similarities of -inf
+    Candidates are rerank by their exact similarities; where fewer than k are found, rows of -1 and similarities of -inf
     end the line.
     """
 
@@ -28,7 +28,7 @@ def approximately(index: Approximate) -> Search:
         for first in range(0, len(queries), BLOCK):
             block = queries[first : first + BLOCK].float()
             _, rows = index.search(block, min(k + (exclude is not None), len(bank)))
-            yield ranked(bank, block, rows, k, None if exclude is None else exclude[first : first + BLOCK])
+            yield rerank(bank, block, rows, k, None if exclude is None else exclude[first : first + BLOCK])
 
     return find
 
@@ -42,6 +42,6 @@ def searcher(kind: str, bank: Tensor, queries: Tensor, k: int) -> tuple[Search |
     """
     if kind == EXACT:
         return None, {"index": EXACT}
-    index = Approximate.build(bank, kind)
+    index = ApproximateIndex.build(bank, kind)
     recall = index.recall(bank, queries, k)
     return approximately(index), {"index": kind, f"index_recall@{k}": recall}

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.checkpoint import replace_text
+from reptk.core.files import write_text
 from reptk.data import Data
-from reptk.encoder import Encoder
 from reptk.evaluate.evaluators import headline_k
 from reptk.evaluate.mean import DRAWS, Mean, gains, intervals
 from reptk.evaluate.measure import Measured
 from reptk.evaluate.verdict import verdict
-from reptk.neighbours import engine
+from reptk.models.encoder import Encoder
+from reptk.neighbors import engine_name
 
 SCHEMA = 1
 FILE = "results.json"
@@ -74,7 +74,7 @@ def protocol(part: Table, data: Data, evaluators: Mapping[str, Any], encoder: En
         "votes": "knn: weighted by exp(similarity / temperature); knn_majority: one vote each, ties to the larger weight",
         "intervals": f"95 %, percentile bootstrap over queries, {DRAWS} draws",
         "evaluation_image": {"size_px": encoder.config["size"], "crop": data.crop},
-        "search_engine": engine(),
+        "search_engine": engine_name(),
         "threads": torch.get_num_threads(),
         **({"decoded_by": data.train.images.decoded_by} if hasattr(data.train.images, "decoded_by") else {}),
     }
@@ -84,7 +84,7 @@ def write(folder: Path, made: Table, measured: Measured, row: str, classes: tupl
     """Write results.json, and beside it the answers that stand behind it."""
     if measured.answers is not None:
         measured.answers.evidence(row, classes).save(folder)
-    replace_text(folder / FILE, json.dumps(made, indent=2) + "\n")
+    write_text(folder / FILE, json.dumps(made, indent=2) + "\n")
 
 
 def headline(numbers: Mapping[str, float]) -> str:

@@ -6,12 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reptk import dist
+from reptk.core import distributed
 from reptk.data import Data
 from reptk.evaluate.features import Features
 from reptk.evaluate.mean import Mean
 from reptk.evaluate.near import Search
-from reptk.neighbours import check_rows, search, search_sharded
+from reptk.neighbors import check_vectors, search, search_sharded
 
 
 class Measure(Protocol):
@@ -65,12 +65,12 @@ class Labelled:
 
     def together(self, rows: Tensor) -> Tensor:
         """What all ranks have for their queries, in the order of the queries."""
-        return dist.gather_uneven(rows) if self.is_shared else rows
+        return distributed.all_gather_uneven(rows) if self.is_shared else rows
 
 
 def shared_out(encode: Features, data: Data, exclude: Tensor | None) -> Labelled:
     """As `labelled`, of features that stay where they were made: on a single process all, else this rank's part."""
-    if dist.world() == 1:
+    if distributed.world_size() == 1:
         return labelled(encode(data.bank), data.bank.labels, encode(data.query), data.query.labels, exclude)
     (bank, first_row), (queries, first_query) = encode.part(data.bank), encode.part(data.query)
     kept, asked = data.bank.labels >= 0, data.query.labels >= 0
@@ -105,7 +105,7 @@ def labelled(
         if not (labels >= 0).any():
             raise ValueError(f"no {name} row has a label")
         if (labels < 0).any():  # the search looks at rows that are all kept, and names the same numbers
-            check_rows("bank" if name == "bank" else "queries", rows)
+            check_vectors("bank" if name == "bank" else "queries", rows)
     if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
     bank, queries = (rows if rows.is_cuda else rows.cpu() for rows in (bank, queries))

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from reptk.core.console import display_name
 from reptk.evaluate.concerns import COLLAPSE, COLLAPSED_FEATURES_STD, collapsed
-from reptk.log import title
 
 COPIES = 0.01
 """Share of queries that are in the bank, pixel for pixel, from which on a number means little."""
@@ -44,7 +44,7 @@ _UNDECIDED = "The difference is within the error of this many queries: train lon
 def _held_against(results: Mapping[str, Any], main: str, others: list[str], behind: Mapping[str, str]) -> str:
     name = results["headline"]
     value, (low, high) = results["metrics"][main][name], results["intervals"][main].get(name, (None, None))
-    said = f"{title(name)} {100 * value:.1f} %"
+    said = f"{display_name(name)} {100 * value:.1f} %"
     if low is not None:
         said += f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
     words = {

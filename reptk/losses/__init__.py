@@ -1,21 +1,21 @@
 """Losses on embeddings: loss(z (N, D), ids (N,)) -> scalar. Rows that share an id are positives of each other."""
 
-from reptk.losses.operators import implementation, own_rows
-from reptk.losses.rows import Rows, Term, mean_over_anchors, normalize
+from reptk.losses.core.operator import implementation, local_rows
+from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors, normalize
 from reptk.losses.simclr import SimCLR, simclr
 from reptk.losses.supcon import SupCon, supcon
 from reptk.losses.tcl import TCL, tcl
 
 __all__ = [
     "TCL",
-    "Rows",
+    "RowStatistics",
     "SimCLR",
     "SupCon",
     "Term",
     "implementation",
     "mean_over_anchors",
     "normalize",
-    "own_rows",
+    "local_rows",
     "simclr",
     "supcon",
     "tcl",

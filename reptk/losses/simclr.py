@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from reptk.losses.ranges import Positive, Temperature, slope_of
-from reptk.losses.rows import Rows, Term, mean_over_anchors
-from reptk.registry import LOSSES
+from reptk.config.registry import LOSSES
+from reptk.losses.core.arguments import Positive, Temperature, slope_of
+from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
 def simclr(
@@ -44,7 +44,7 @@ def simclr(
         0.2395
     """
     slope = slope_of(temperature)
-    rows = Rows(z, ids, keys, key_ids)
+    rows = RowStatistics(z, ids, keys, key_ids)
     mean, over_all = rows.measure(Term("others", slope))
     return mean_over_anchors(over_all - slope * mean, rows.positives())
 
@@ -53,7 +53,7 @@ def simclr(
 class SimCLR(nn.Module):
     """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar. A learned temperature starts at `temperature`."""
 
-    shares_rows = True
+    computes_local_rows = True
 
     def __init__(self, temperature: Positive = 0.5, learn_temperature: bool = False) -> None:
         super().__init__()

@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from reptk.losses.ranges import Positive, Temperature, slope_of
-from reptk.losses.rows import Rows, Term, mean_over_anchors
-from reptk.registry import LOSSES
+from reptk.config.registry import LOSSES
+from reptk.losses.core.arguments import Positive, Temperature, slope_of
+from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
 def supcon(
@@ -50,7 +50,7 @@ def supcon(
     """
     slope = slope_of(temperature)
     _check_form(form)
-    rows = Rows(z, ids, keys, key_ids)
+    rows = RowStatistics(z, ids, keys, key_ids)
     others, positives = Term("others", slope), Term("positives", slope)
     count = rows.positives()
     if form == "out":
@@ -71,7 +71,7 @@ def _check_form(form: str) -> str:
 class SupCon(nn.Module):
     """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar. A learned temperature starts at `temperature`."""
 
-    shares_rows = True
+    computes_local_rows = True
 
     def __init__(
         self, temperature: Positive = 0.1, form: Literal["out", "in"] = "out", learn_temperature: bool = False

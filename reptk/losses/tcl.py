@@ -4,9 +4,9 @@ import math
 
 from torch import Tensor, nn
 
-from reptk.losses.ranges import NotNegative, Positive, Temperature, not_negative, slope_of
-from reptk.losses.rows import Rows, Term, mean_over_anchors
-from reptk.registry import LOSSES
+from reptk.config.registry import LOSSES
+from reptk.losses.core.arguments import NotNegative, Positive, Temperature, not_negative, slope_of
+from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
 def tcl(
@@ -58,7 +58,7 @@ def tcl(
         terms.append(Term("positives", -1.0, math.log(k1)))
     if not_negative("k2", k2) > 0:
         terms.append(Term("negatives", slope, math.log(k2)))
-    rows = Rows(z, ids, keys, key_ids)
+    rows = RowStatistics(z, ids, keys, key_ids)
     mean, denominator = rows.measure(terms)
     return mean_over_anchors(denominator - slope * mean, rows.positives())
 
@@ -70,7 +70,7 @@ class TCL(nn.Module):
     A learned temperature starts at `temperature`.
     """
 
-    shares_rows = True
+    computes_local_rows = True
 
     def __init__(
         self,

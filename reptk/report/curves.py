@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reptk.log import title
+from reptk.core.console import display_name
 from reptk.report.html import Html, element
 from reptk.report.runs import Run
 from reptk.report.words import number, percent
@@ -33,7 +33,7 @@ class Panel:
     """One picture. `levels` are (name, value, run) drawn as horizontal lines: what it is measured against."""
 
     key: str
-    title: str
+    display_name: str
     series: list[Series]
     levels: list[tuple[str, float, int]]
     write: Callable[[float], str] = number
@@ -42,7 +42,7 @@ class Panel:
 def panels(runs: Sequence[Run]) -> list[Panel]:
     """What the runs wrote down of their training, without what none has."""
     metric = next((run.results.headline for run in runs if run.results.headline), "") or _metric_of(runs)
-    kinds = [("loss", "loss"), (metric, title(metric)), ("rank", "dimensions in use")]
+    kinds = [("loss", "loss"), (metric, display_name(metric)), ("rank", "dimensions in use")]
     kinds += [("alignment", "alignment"), ("uniformity", "uniformity"), ("std", "deviation of a dimension")]
     kinds += [("lr", "learning rate"), ("views_per_second", "views a second")]
     made = [_panel(runs, key, name) for key, name in kinds if key]

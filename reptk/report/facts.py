@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reptk import config
+from reptk.core.errors import ReptkError
 from reptk.data import Data
-from reptk.errors import ReptkError
 from reptk.report.gallery import Album
 from reptk.report.html import Html, element, lines
 from reptk.report.pictures import Source, uri_of

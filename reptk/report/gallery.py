@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core import rng
+from reptk.core.console import display_name
 from reptk.evaluate.evidence import Evidence
-from reptk.keyed import generator
-from reptk.log import title
 from reptk.report.html import Html, element
 from reptk.report.pictures import Source, fetched, uri_of
 from reptk.report.runs import Run
@@ -60,7 +60,7 @@ class Album:
 
 
 Choice = tuple[str, str, Tensor]
-"""A tab: title, what it shows, rows of the evidence."""
+"""A tab: display_name, what it shows, rows of the evidence."""
 
 
 def choices(evidence: Evidence) -> list[Choice]:
@@ -100,7 +100,7 @@ def gallery(run: Run, source: Source, album: Album, prefix: str) -> Html:
 
 
 def tabbed(panels: Sequence[tuple[Any, ...]], prefix: str, label: str) -> Html:
-    """Panels of (title, *content) under a list of tabs; without script, all of them are shown."""
+    """Panels of (display_name, *content) under a list of tabs; without script, all of them are shown."""
     if len(panels) == 1:
         return element("div", *panels[0][1:])
     tabs = [
@@ -186,7 +186,7 @@ def _surest(evidence: Evidence, wrong: Tensor) -> Tensor:
 
 def _drawn(among: Tensor, what: str) -> Tensor:
     rows = among.nonzero().flatten()
-    order = torch.randperm(len(rows), generator=generator("report", what, len(rows)))
+    order = torch.randperm(len(rows), generator=rng.generator("report", what, len(rows)))
     return rows[order[:QUERIES]]
 
 
@@ -204,5 +204,5 @@ def legend(evidence: Evidence) -> str:
         return "Each query and its nearest images, with their cosine similarity."
     return (
         f"Each query and its nearest images, with their cosine similarity. A tick: of the query's class; a cross: of another. "
-        f"The answer is the vote of {title(evidence.vote)}; {number(evidence.neighbours.shape[1])} neighbours are kept."
+        f"The answer is the vote of {display_name(evidence.vote)}; {number(evidence.neighbours.shape[1])} neighbours are kept."
     )

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from reptk.errors import EnvironmentProblem, UsageError
+from reptk.core.errors import EnvironmentProblem, UsageError
 
 KINDS = ("pca", "tsne", "umap")
 TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}

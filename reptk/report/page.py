@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from reptk.log import title
+from reptk.core.console import display_name
 from reptk.report import answers, curves, facts, gallery, space, tables
 from reptk.report.compare import difference
 from reptk.report.gallery import Album
@@ -136,7 +136,7 @@ def _headline(runs: Sequence[Run]) -> Html | None:
     best = max(runs, key=lambda run: run.results.numbers.get(run.results.headline, -1))
     value, bounds = best.results.numbers.get(results.headline), _bounds(best)
     big = element("p", element("b", percent(value)), element("span", "%"), class_="big")
-    under = [element("span", title(results.headline), class_="metric")]
+    under = [element("span", display_name(results.headline), class_="metric")]
     under.append(element("span", f"95 %: {interval(bounds)}") if bounds else None)
     under.append(element("span", best.name) if len(runs) > 1 else None)
     return element("div", element("div", big, element("p", *under, class_="under")), drawn, class_="headline")
@@ -158,7 +158,7 @@ def _said(run: Run) -> str:
         if row != results.main and metric in values
     ]
     gaps = [f"{points(gap).lstrip('+')} points {'above' if gap >= 0 else 'from'} {_row(row)}" for row, gap in others]
-    return f"{title(metric)} is {percent(value)} %" + (f", {' and '.join(reversed(gaps))}." if gaps else ".")
+    return f"{display_name(metric)} is {percent(value)} %" + (f", {' and '.join(reversed(gaps))}." if gaps else ".")
 
 
 def _row(name: str) -> str:
@@ -173,9 +173,9 @@ def _compared(runs: Sequence[Run]) -> str:
     best, second = sorted(scored, key=lambda run: -run.results.numbers[metric])[:2]
     gap = difference(best, second, metric)
     if gap.how and not gap.exceeds:
-        return f"{best.name} and {second.name} do not differ in {title(metric)} beyond chance."
+        return f"{best.name} and {second.name} do not differ in {display_name(metric)} beyond chance."
     beyond = ", more than chance explains" if gap.how else ""
-    return f"{best.name} leads in {title(metric)}, {points(gap.value).lstrip('+')} points above {second.name}{beyond}."
+    return f"{best.name} leads in {display_name(metric)}, {points(gap.value).lstrip('+')} points above {second.name}{beyond}."
 
 
 def _numbers(runs: Sequence[Run]) -> Html | None:

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from reptk import config
-from reptk.data import Data, Split, cores, limited
-from reptk.errors import ReptkError
+from reptk.config.registry import DATASETS
+from reptk.core.errors import ReptkError
+from reptk.data import Data, Split, num_cpus, subsample
 from reptk.evaluate.evidence import Evidence
-from reptk.registry import DATASETS
 from reptk.report.compare import which_data
 from reptk.report.runs import Run
 
@@ -83,7 +83,7 @@ def _opened(run: Run, key: str) -> Source:
         if "download" in part:
             part["download"] = False
         data, limit = config.build(DATASETS, part), run.results.protocol.get("limit")
-        return Source(key, limited(data, limit) if isinstance(limit, int) else data)
+        return Source(key, subsample(data, limit) if isinstance(limit, int) else data)
     except (ReptkError, OSError) as cause:
         reason = str(cause).splitlines()[0].rstrip(".")
         return Source(key, None, f"The data set cannot be opened ({reason}).")
@@ -104,8 +104,8 @@ def _misfit(source: Source, evidence: Evidence | None) -> str:
 
 
 def fetched(split: Split, numbers: Tensor) -> Iterator[list[Tensor | None]]:
-    """Blocks of (3, H, W) uint8, in order, read by as many threads as there are cores; None for an unreadable one."""
-    with ThreadPoolExecutor(cores()) as pool:
+    """Blocks of (3, H, W) uint8, in order, read by as many threads as there are num_cpus; None for an unreadable one."""
+    with ThreadPoolExecutor(num_cpus()) as pool:
         yield from pool.map(lambda block: _block(split, block), numbers.split(BLOCK))
 
 

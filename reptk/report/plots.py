@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from reptk.errors import EnvironmentProblem
-from reptk.keyed import generator
+from reptk.core import rng
+from reptk.core.errors import EnvironmentProblem
 from reptk.report import answers, curves, layouts
 from reptk.report.runs import Run
 from reptk.report.words import class_name
@@ -135,7 +135,7 @@ def _map(runs: Sequence[Run]) -> Any:
     figure = _figure(5.2 * len(shown), 5)
     for run, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False).flat, strict=True):
         evidence, points = run.evidence, layouts.layout("pca", run.evidence.features).numpy()
-        order = torch.randperm(len(points), generator=generator("report", "map", len(points))).numpy()
+        order = torch.randperm(len(points), generator=rng.generator("report", "map", len(points))).numpy()
         colours = [_colour(label) for label in evidence.labels[order].tolist()]
         axes.scatter(*points[order].T, s=4, c=colours, linewidths=0, alpha=0.7)
         axes.set_title(f"{run.title if len(shown) == 1 else run.name}: PCA of {len(points):,} queries")

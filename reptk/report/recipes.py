@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from reptk import config
-from reptk.errors import ReptkError
+from reptk.core.errors import ReptkError
 from reptk.report.runs import Run
 
 APART = ("name", "expect", "plugins")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reptk import config
-from reptk.errors import DataError, UsageError
+from reptk.core.errors import DataError, UsageError
 from reptk.evaluate.evidence import Evidence
 
 Row = dict[str, Any]

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptk import config, dist
+from reptk import config
+from reptk.config.registry import VIEWS
+from reptk.core import distributed, rng
+from reptk.core.errors import UsageError
 from reptk.data import Data, Loader
-from reptk.errors import UsageError
-from reptk.keyed import fold
-from reptk.registry import VIEWS
 
 
 class Seen(NamedTuple):
@@ -36,7 +36,7 @@ def seen(recipe: config.Recipe, data: Data, *, step: int, count: int) -> Seen:
         UsageError: training has no such step, or the views refuse their arguments.
         DataError: fewer images than one batch, or an unreadable one.
     """
-    device = dist.start(recipe.train.device)
+    device = distributed.setup(recipe.train.device)
     views, batch = config.build(VIEWS, recipe.views), recipe.train.batch_size
     parts = batch // _smallest_part(batch, count) if hasattr(views, "shard") else 1
     if parts > 1:
@@ -47,7 +47,7 @@ def seen(recipe: config.Recipe, data: Data, *, step: int, count: int) -> Seen:
         raise UsageError(f"--step is {step}, but this training has the steps 0 to {steps - 1}")
     images, labels, index = next(loader.batches(step, step + 1))
     with torch.no_grad():
-        made = views(images.to(device), fold(recipe.seed, "views", step))
+        made = views(images.to(device), rng.key(recipe.seed, "views", step))
     sizes = [made] if isinstance(made, torch.Tensor) else made
     drawn = [_bytes(view[:count]) for one_size in sizes for view in one_size]
     return Seen(images[:count], drawn, labels[:count], index[:count], steps)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from reptk.log import title
+from reptk.core.console import display_name
 from reptk.report.compare import Difference, difference
 from reptk.report.html import Html, element
 from reptk.report.runs import Results, Run
@@ -97,7 +97,7 @@ def _one(results: Results) -> Html:
         if results.main in results.intervals:
             cells.append(interval(results.intervals[results.main].get(metric)))
         cells += [_gain(results, row, metric) for row in others]
-        body.append((title(metric), cells, metric == results.headline))
+        body.append((display_name(metric), cells, metric == results.headline))
     return scrolled(table(heads, body, "All metrics, in percent"), label="All metrics")
 
 
@@ -120,7 +120,7 @@ def _several(runs: Sequence[Run]) -> Html:
         for run in runs[1:]:
             gap = None if _spreads(metric) else difference(run, first, metric)
             cells += [_with_interval(run, metric), _difference(gap)]
-        body.append((title(metric), cells, metric == first.results.headline))
+        body.append((display_name(metric), cells, metric == first.results.headline))
     return scrolled(table(heads, body, "All metrics of the runs, in percent"), label="All metrics of the runs")
 
 
@@ -173,7 +173,7 @@ def classes_table(run: Run, metrics: Sequence[str], rows: Sequence[dict[str, Any
     heads = [_sorter("class", "text")]
     counts = [key for key in ("bank", "queries") if any(key in row for row in rows)]
     heads += [_sorter(key, "number") for key in counts]
-    heads += [_sorter(title(name), "number", at == 0) for at, name in enumerate(metrics)]
+    heads += [_sorter(display_name(name), "number", at == 0) for at, name in enumerate(metrics)]
     body = []
     for row in sorted(rows, key=lambda row: _sortable(row.get(metrics[0])) if metrics else 0):
         cells = [element("span", number(row.get(key, "")), data_value=_sortable(row.get(key))) for key in counts]

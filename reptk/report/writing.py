@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptk import checkpoint
+from reptk.core import files
+from reptk.core.errors import EnvironmentProblem
 from reptk.data import Data
-from reptk.errors import EnvironmentProblem
 from reptk.report import layouts, plots
 from reptk.report.page import page
 from reptk.report.pictures import Sources
@@ -50,7 +50,7 @@ def write(
         raise EnvironmentProblem(f"cannot write {path}: it is a folder. Name a file, e.g. {path / FILE}")
     text = page(runs, [sources.of(run) for run in runs], kinds)
     try:
-        checkpoint.replace_text(path, text)
+        files.write_text(path, text)
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause
     if png is not None:

@@ -6,9 +6,9 @@ A list of kornia operations says what is wanted (`sets`). `compiled` decides how
 by reptk and `fused` into few passes (`spatial`, `colour`), all others are `kornia`'s.
 """
 
-from reptk.views.compiled import Views
-from reptk.views.plain import plain, to_float
+from reptk.core.images import resize_center_crop, to_float
+from reptk.views.compiled import ViewPipeline
 from reptk.views.recognised import Operation
 from reptk.views.sets import SETS
 
-__all__ = ["SETS", "Operation", "Views", "plain", "to_float"]
+__all__ = ["SETS", "Operation", "ViewPipeline", "resize_center_crop", "to_float"]

@@ -1,4 +1,4 @@
-"""Views from lists of operations: what is recognised is fused, the rest is kornia's; the order of each list is kept.
+"""ViewPipeline from lists of operations: what is recognised is fused, the rest is kornia's; the order of each list is kept.
 
 Everything is drawn for the global batch, under a key, and each operation of each view by itself: what one consumes never
 shifts another, and a rank draws for its own rows what one process would.
@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reptk.keyed import fold
+from reptk.core import rng
+from reptk.core.images import float_type, scale_to_unit, to_float
 from reptk.views.fused import Fused
 from reptk.views.kornia import Drawn, OneOf, operation_of
-from reptk.views.plain import float_type, to_float, unit
 from reptk.views.recognised import Operation, recognise
 from reptk.views.room import Lent
 
@@ -22,7 +22,7 @@ Backend = Literal["auto", "fused", "kornia"]
 """Who runs the operations: reptk those it recognises ("auto"); reptk all, or an error ("fused"); kornia all."""
 
 
-class Views:
+class ViewPipeline:
     """`len(lists)` views of every image, one list of operations each.
 
     Not an `nn.Module`: the operations carry parameters and buffers that are neither trained nor saved.
@@ -53,7 +53,7 @@ class Views:
         self.count = len(lists)
         self.backend = backend
         self.rank, self.world = 0, 1
-        self._making = Views._make
+        self._making = ViewPipeline._make
         self.room = Lent(kept=2 * len(set(self.sizes)))  # those of the last step are there while the next are made
         self.lists = [_steps(tables, number, backend, exact_hue) for number, tables in enumerate(lists)]
         self._try_out()
@@ -64,7 +64,7 @@ class Views:
         kinds = {"fused" if isinstance(step, Fused) else "kornia" for steps in self.lists for _, step in steps}
         return " and ".join(sorted(kinds)) or "as they are"
 
-    def shard(self, rank: int, world: int) -> "Views":
+    def shard(self, rank: int, world: int) -> "ViewPipeline":
         """Let each call receive the rank-th of `world` equal parts of a global batch."""
         self.rank, self.world = rank, world
         return self
@@ -73,7 +73,7 @@ class Views:
     def __call__(self, images: Tensor, key: int) -> Any:
         """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key.
 
-        Views of several sizes come as a list of such tensors, neighbours of one size together.
+        ViewPipeline of several sizes come as a list of such tensors, neighbours of one size together.
 
         Raises:
             ValueError: another shape, floats outside 0..1.
@@ -85,7 +85,7 @@ class Views:
     def compile(self) -> None:
         """Let `torch.compile` have what a GPU is to do; where kornia has a part in it, leave all as it is."""
         if self.how == "fused":
-            self._making = torch.compile(Views._make)
+            self._making = torch.compile(ViewPipeline._make)
 
     @torch.no_grad()
     def _make(self, images: Tensor, key: int) -> Any:
@@ -115,14 +115,14 @@ class Views:
             if not isinstance(step, Fused):
                 # kornia draws on the host, for all ranks: what it takes from `rows` must not wait for a GPU.
                 own = torch.arange(count) + count * self.rank
-                made = step(unit(made), own, count * self.world, key, fold(key, number, position))
+                made = step(scale_to_unit(made), own, count * self.world, key, rng.key(key, number, position))
             elif step is self.lists[number][-1][1] and step.out_shape(made.shape[-2:]) == view.shape[-2:]:
                 made = step(made, rows, key, out=view)
             else:
                 made = step(made, rows, key)
         _check_size(made, self.sizes[number])
         if made is not view:
-            torch.clamp(unit(made), 0, 1, out=view)
+            torch.clamp(scale_to_unit(made), 0, 1, out=view)
 
     def _try_out(self) -> None:
         """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""
@@ -149,7 +149,7 @@ def _steps(
     for position, table in enumerate(tables):
         recognised = recognise(table)
         columns = recognised.columns if recognised is not None else 0
-        salts = [fold("views", number, position, column) for column in range(columns)]
+        salts = [rng.key("views", number, position, column) for column in range(columns)]
         # kornia is asked in any case: whether the name exists and the arguments are valid is its to say.
         members.append((position, recognised, salts, operation_of(table, recognised, salts)))
         if backend == "fused" and recognised is None:

@@ -15,11 +15,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from reptk.keyed import uniform
-from reptk.machine_code import kernels
-from reptk.threads import in_parts
+from reptk.core import rng
+from reptk.core.images import float_type, scale_to_unit
+from reptk.core.numba_jit import load_kernels
+from reptk.core.threads import parallel_for
 from reptk.views import room
-from reptk.views.plain import float_type, unit
 from reptk.views.recognised import Recognised, ResizedCrop
 from reptk.views.stages import CROPS, Shape, Spatial, Stage, stages_of
 
@@ -29,7 +29,7 @@ CHUNK_VALUES = 1 << 18
 
 def machine_code() -> ModuleType | None:
     """`reptk.views.kernels`, or None where it cannot be had."""
-    return kernels("reptk.views")
+    return load_kernels("reptk.views")
 
 
 class Fused:
@@ -53,7 +53,7 @@ class Fused:
         if rows.device not in self.salts:  # once: a copy from ordinary memory waits for the GPU
             self.salts[rows.device] = self.salts[torch.device("cpu")].to(rows.device)
         salts, native = self.salts[rows.device], None if _is_batched(rows) else machine_code()
-        u = (uniform if native is None else native.uniform)(key, salts, rows)
+        u = (rng.uniform if native is None else native.uniform)(key, salts, rows)
         first, draws = 0, []
         for operation in self.operations:
             own = u[:, first : first + operation.columns]
@@ -90,7 +90,7 @@ class Fused:
 
     def on_batch(self, images: Tensor, draws: list[Tensor]) -> Tensor:
         """All images at once, without a branch on what was drawn (but for the CPU, where that is free)."""
-        images = unit(images)
+        images = scale_to_unit(images)
         for stage, prepared in self._prepared(images, draws):
             images = stage.on_batch(images, room.new, *prepared)
         return images
@@ -115,7 +115,7 @@ class Fused:
         source = images
         if 0 not in resized:  # what comes first works in place
             source = torch.empty(images.shape, dtype=made.dtype) if resized else made
-            torch.clamp(unit(images), 0, 1, out=source)
+            torch.clamp(scale_to_unit(images), 0, 1, out=source)
         for number, stage in enumerate(self.stages):
             target = source
             if number in resized:
@@ -131,7 +131,7 @@ class Fused:
                 for run in passes:
                     run(start, min(start + step, last))
 
-        in_parts(part, len(images))
+        parallel_for(part, len(images))
 
     def _prepared(self, images: Tensor, draws: list[Tensor]) -> list[tuple[Stage, tuple[Tensor, ...]]]:
         shape, dtype, made = tuple(images.shape[-2:]), float_type(images), []

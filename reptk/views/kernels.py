@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptk import keyed
-from reptk.machine_code import compiled, to_the_bit
+from reptk.core import rng
+from reptk.core.numba_jit import njit, njit_exact
 from reptk.views.recognised import ResizedCrop
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NEGLIGIBLE = 1e-7
 """Weights of a Gaussian below this share of its peak are left out in float32, which does not see them."""
 NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
-"""`recognised.NEUTRAL`, written again: what is compiled here is kept until this file changes, whatever others do."""
+"""`recognised.NEUTRAL`, written again: what is njit here is kept until this file changes, whatever others do."""
 
 
-@compiled
+@njit
 def _cut(value, one):
     """In 0..1, of one's type; NaN stays."""
     zero = one - one
     return zero if value < zero else (one if value > one else value)
 
 
-@compiled
+@njit
 def _cut_all(values):
     """`_cut`, in place."""
     one = values.dtype.type(1)
@@ -40,12 +40,12 @@ def _cut_all(values):
 
 
 def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
-    """`keyed.uniform`."""
-    odd = (np.uint64(number % 2**64) for number in (keyed.STEP, keyed.FIRST, keyed.SECOND))
+    """`rng.uniform`."""
+    odd = (np.uint64(number % 2**64) for number in (rng.STEP, rng.FIRST, rng.SECOND))
     return torch.from_numpy(_uniform(np.uint64(key), *(part.numpy().view(np.uint64) for part in (salts, rows)), *odd))
 
 
-@to_the_bit
+@njit_exact
 def _uniform(key, salts, rows, step, one, two):
     made = np.empty((len(rows), len(salts)), np.float32)
     for row in range(len(rows)):
@@ -55,7 +55,7 @@ def _uniform(key, salts, rows, step, one, two):
     return made
 
 
-@to_the_bit
+@njit_exact
 def _mixed(bits, one, two):
     bits = (bits ^ (bits >> np.uint64(30))) * one
     bits = (bits ^ (bits >> np.uint64(27))) * two
@@ -69,7 +69,7 @@ def resized_crops(operation: ResizedCrop, u: Tensor, shape: tuple[int, int]) -> 
     return torch.from_numpy(_resized_crops(u.numpy(), *sides, *ends))
 
 
-@to_the_bit
+@njit_exact
 def _resized_crops(u, height, width, fallback_high, fallback_wide, scale, scales, log_ratio, log_ratios):
     made, one, candidates = np.empty((len(u), 4), np.float32), np.float32(1), u.shape[1] // 2 - 1
     for row in range(len(u)):
@@ -91,7 +91,7 @@ def _resized_crops(u, height, width, fallback_high, fallback_wide, scale, scales
 # Where, and how wide
 
 
-@compiled
+@njit
 def _taps(start, length, extent, flip, apart, places, weights):
     """Which pixels, of `extent`, make each output pixel of the part [start, start + length), and what they weigh.
 
@@ -128,7 +128,7 @@ def _taps(start, length, extent, flip, apart, places, weights):
     return most
 
 
-@compiled
+@njit
 def resample(source, target, boxes, upright, sideways, most, first, last):
     """The part `boxes` (n, 4: top, left, height, width) of each image at the size of `target`, flipped where it drew it.
 
@@ -175,21 +175,21 @@ def resample(source, target, boxes, upright, sideways, most, first, last):
                     made[x] = _cut(made[x] / most, one)
 
 
-@compiled
+@njit
 def _blend(values, share, some, other_share, others):
     type_ = values.dtype.type
     for x in range(len(values)):
         values[x] = share * type_(some[x]) + other_share * type_(others[x])
 
 
-@compiled
+@njit
 def _add(values, share, others):
     type_ = values.dtype.type
     for x in range(len(values)):
         values[x] += share * type_(others[x])
 
 
-@compiled
+@njit
 def blur(target, sigma, kernel, negligible, first, last):
     """A Gaussian of `sigma` (n,) pixels where it is not 0, cut off at `kernel` (2,) pixels, reflected at the borders."""
     _, channels, height, width = target.shape
@@ -220,19 +220,19 @@ def blur(target, sigma, kernel, negligible, first, last):
                 _cut_all(made)
 
 
-@compiled
+@njit
 def _set(values, share, others):
     for x in range(len(values)):
         values[x] = share * others[x]
 
 
-@compiled
+@njit
 def _add_both(values, share, some, others):
     for x in range(len(values)):
         values[x] += share * (some[x] + others[x])
 
 
-@compiled
+@njit
 def _gaussian(sigma, weights, negligible):
     """Fill weights[0:] for distances 0, 1, ...; the largest distance whose weight is not negligible."""
     far, total = 0, 0.0
@@ -248,7 +248,7 @@ def _gaussian(sigma, weights, negligible):
 # Colour
 
 
-@compiled
+@njit
 def mix(target, drawn, columns, luma, quarter, first, last):
     """Colour operations as one matrix and an offset an image, then a cut to 0..1: `colour.linear` and `colour.apply`.
 
@@ -280,7 +280,7 @@ def mix(target, drawn, columns, luma, quarter, first, last):
             blue[x] = _cut(br * r + bg * g + bb * b + b0, one)
 
 
-@compiled
+@njit
 def _mixture(drawn, columns, luma, quarter, matrix, of_means):
     """Fill M and K of M x + K mean(x); whether they change anything."""
     for row in range(3):
@@ -319,12 +319,12 @@ def _mixture(drawn, columns, luma, quarter, matrix, of_means):
     return changes
 
 
-@compiled
+@njit
 def _luma(matrix, column, luma):
     return luma[0] * matrix[0, column] + luma[1] * matrix[1, column] + luma[2] * matrix[2, column]
 
 
-@compiled
+@njit
 def _toward_grey(matrix, factor, luma):
     for column in range(3):
         grey = (1 - factor) * _luma(matrix, column, luma)
@@ -332,7 +332,7 @@ def _toward_grey(matrix, factor, luma):
             matrix[row, column] = factor * matrix[row, column] + grey
 
 
-@compiled
+@njit
 def _turn(matrix, angle, luma, quarter):
     share, rest = np.cos(angle), np.sin(angle)
     for column in range(3):
@@ -343,7 +343,7 @@ def _turn(matrix, angle, luma, quarter):
             matrix[row, column] = share * matrix[row, column] + grey + rest * turned
 
 
-@compiled
+@njit
 def step_by_step(target, drawn, columns, luma, first, last):
     """Colour operations one after the other, each cut to 0..1, hue by HSV: `colour.apply_exactly`. Arguments as `mix`."""
     for number in range(first, last):
@@ -369,7 +369,7 @@ def step_by_step(target, drawn, columns, luma, first, last):
             column += width
 
 
-@compiled
+@njit
 def _greyed(image, factor, luma, with_mean):
     """factor times the image and 1 - factor times its luma, or the mean of that; (3, pixels), in place."""
     type_ = image.dtype.type
@@ -385,7 +385,7 @@ def _greyed(image, factor, luma, with_mean):
         blue[x] = share * blue[x] + grey
 
 
-@compiled
+@njit
 def _shift_hue(image, sixths):
     """`colour.shift_hue` of (3, pixels), in place; a turn has six sixths."""
     for x in range(image.shape[1]):

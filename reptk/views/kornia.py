@@ -12,8 +12,8 @@ import torch
 from kornia.augmentation.auto import AutoAugment
 from torch import Tensor, nn
 
-from reptk.keyed import fold, generator, keyed, uniform
-from reptk.registry import unknown
+from reptk.config.registry import unknown
+from reptk.core import rng
 from reptk.views.recognised import NEUTRAL, Blur, Crop, Flip, Gray, Jitter, Operation, Recognised, ResizedCrop
 
 # Drawn once for a whole batch, so never cut along with it; the input shape is written anew for each cut.
@@ -42,14 +42,14 @@ class Drawn:
         """
         if self.is_resize and images.shape[-2:] == tuple(self.operation.flags["size"]):
             return images
-        with keyed(own_key, "draw"):
+        with rng.seeded(own_key, "draw"):
             params = self.operation.forward_parameters((total, *images.shape[1:]))
         if self.recognised is not None:
-            u = uniform(key, self.salts, torch.arange(total))
+            u = rng.uniform(key, self.salts, torch.arange(total))
             drawn = self.recognised.draw(u, tuple(images.shape[-2:]))
             _put_in(params, self.recognised, drawn)
         drew = params["batch_prob"][rows] > 0.5
-        with keyed(own_key, "apply"):
+        with rng.seeded(own_key, "apply"):
             return self._apply_to(images, params, rows, drew)
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Drawn:
             ValueError: it changes the size of some batches only.
         """
         rows = torch.arange(len(images))
-        with keyed("try out"):
+        with rng.seeded("try out"):
             params = self.operation.forward_parameters(images.shape)
             changed = self.operation(images, params=_cut(params, rows, images.shape, images.device))
         kernel = getattr(self.operation, "op", self.operation)
@@ -99,7 +99,7 @@ class OneOf:
         return images
 
     def __call__(self, images: Tensor, rows: Tensor, total: int, key: int, own_key: int) -> Tensor:
-        choice = torch.randint(len(self.sequences), (total,), generator=generator(own_key, "choice"))[rows]
+        choice = torch.randint(len(self.sequences), (total,), generator=rng.generator(own_key, "choice"))[rows]
         images = images.clone()
         for number, sequence in enumerate(self.sequences):
             chosen = (choice == number).nonzero().flatten()
@@ -107,7 +107,7 @@ class OneOf:
                 there = chosen.to(images.device)
                 part = images[there]
                 for position, operation in enumerate(sequence):
-                    part = operation(part, rows[chosen], total, key, fold(own_key, number, position))
+                    part = operation(part, rows[chosen], total, key, rng.key(own_key, number, position))
                 images[there] = part
         return images
 

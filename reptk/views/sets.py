@@ -7,8 +7,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from reptk.registry import VIEWS
-from reptk.views.compiled import Backend, Views
+from reptk.config.registry import VIEWS
+from reptk.views.compiled import Backend, ViewPipeline
 from reptk.views.recognised import Operation
 
 Count = Annotated[int, Ge(1)]
@@ -18,7 +18,7 @@ Strength = Annotated[float, Ge(0), Le(2)]
 Third = str | list[Operation] | None
 """What the third view of each image uses instead: a list of operations, or the name of a set with its defaults."""
 
-# Every set also takes `backend` and `exact_hue`: see `Views`.
+# Every set also takes `backend` and `exact_hue`: see `ViewPipeline`.
 
 
 def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> list[Operation]:
@@ -96,7 +96,7 @@ def simclr(
     third: Third = None,
     backend: Backend = "auto",
     exact_hue: bool = False,
-) -> Views:
+) -> ViewPipeline:
     """SimCLR's augmentations for photographs (arXiv 2002.05709, appendix A), blur with a kernel of size / 10."""
     return _views(simclr_operations(size, scale, strength), count, size, third, backend, exact_hue)
 
@@ -110,7 +110,7 @@ def simclr_small(
     third: Third = None,
     backend: Backend = "auto",
     exact_hue: bool = False,
-) -> Views:
+) -> ViewPipeline:
     """The same without blur and at half the colour strength, as is usual for images of 28 to 64 pixels."""
     return _views(simclr_small_operations(size, scale, strength), count, size, third, backend, exact_hue)
 
@@ -126,7 +126,7 @@ def multi_crop(
     strength: Strength = 1.0,
     backend: Backend = "auto",
     exact_hue: bool = False,
-) -> Views:
+) -> ViewPipeline:
     """`count` views of `size` px and `small_count` of `small_size` px, otherwise SimCLR's (SwAV, arXiv 2006.09882).
 
     Large views show at least `scale` of the image, small ones between `small_scale` and `scale` of it.
@@ -137,13 +137,13 @@ def multi_crop(
     crop, *others = simclr_operations(small_size, small_scale, strength)
     small = [{**crop, "scale": [small_scale, scale]}, *others]
     sizes = [size] * count + [small_size] * small_count
-    return Views([large] * count + [small] * small_count, sizes, backend=backend, exact_hue=exact_hue)
+    return ViewPipeline([large] * count + [small] * small_count, sizes, backend=backend, exact_hue=exact_hue)
 
 
 @VIEWS.register("digits")
 def digits(
     count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: Third = None, backend: Backend = "auto"
-) -> Views:
+) -> ViewPipeline:
     """Shifts, turns, shears and zooms that leave a written digit what it is; no flips, no colour."""
     return _views(digits_operations(size, strength), count, size, third, backend)
 
@@ -155,7 +155,7 @@ def crop_flip(
     padding: Annotated[int, Ge(1)] = 4,
     third: Third = None,
     backend: Backend = "auto",
-) -> Views:
+) -> ViewPipeline:
     """Pad by `padding` px and cut at random, flip: the usual treatment of small images."""
     return _views(crop_flip_operations(size, padding), count, size, third, backend)
 
@@ -168,7 +168,7 @@ def autoaugment(
     scale: Share = 1.0,
     third: Third = None,
     backend: Backend = "auto",
-) -> Views:
+) -> ViewPipeline:
     """`crop_flip`, then AutoAugment (arXiv 1805.09501): every image draws one of the policy's sub-policies.
 
     policy: "cifar10", "svhn" or "imagenet", as kornia defines them. A `scale` below 1 puts a random resized crop of
@@ -178,7 +178,7 @@ def autoaugment(
 
 
 @VIEWS.register("none")
-def none(count: Count = 2, size: Size = 32, backend: Backend = "auto") -> Views:
+def none(count: Count = 2, size: Size = 32, backend: Backend = "auto") -> ViewPipeline:
     """The image as it is, `count` times."""
     return _views(none_operations(size), count, size, None, backend)
 
@@ -191,7 +191,7 @@ def custom(
     third: Third = None,
     backend: Backend = "auto",
     exact_hue: bool = False,
-) -> Views:
+) -> ViewPipeline:
     """Your own list of kornia operations, e.g. `operations = [{name = "RandomGrayscale", p = 0.2}]`."""
     return _views(operations, count, size, third, backend, exact_hue)
 
@@ -199,11 +199,11 @@ def custom(
 @VIEWS.register("per_view")
 def per_view(
     lists: list[str | list[Operation]], size: Size = 224, backend: Backend = "auto", exact_hue: bool = False
-) -> Views:
+) -> ViewPipeline:
     """A list of operations of its own for every view: each a list, or the name of a set with its defaults."""
     if not lists:
         raise ValueError("lists must hold a list of operations, or the name of a set, for each view")
-    return Views([_list(part, size, "lists") for part in lists], size, backend=backend, exact_hue=exact_hue)
+    return ViewPipeline([_list(part, size, "lists") for part in lists], size, backend=backend, exact_hue=exact_hue)
 
 
 def _views(
@@ -213,13 +213,13 @@ def _views(
     third: Third,
     backend: Backend,
     exact_hue: bool = False,
-) -> Views:
+) -> ViewPipeline:
     if third is not None and count < 3:
         raise ValueError(f"third is for the third view, but count is {count}")
     lists = [operations] * count
     if third is not None:
         lists[2] = _list(third, size, "third")
-    return Views(lists, size, backend=backend, exact_hue=exact_hue)
+    return ViewPipeline(lists, size, backend=backend, exact_hue=exact_hue)
 
 
 def _list(part: str | list[Operation], size: int, argument: str) -> list[Operation]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reptk.commands import main
-from reptk.keyed import generator
+from reptk.cli import main
+from reptk.core import rng
 
 needs_faiss = pytest.mark.skipif(find_spec("faiss") is None, reason="approximate indexes need FAISS")
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
@@ -18,7 +18,7 @@ TINY = {"encoder": "test_resnet", "size": 32, "workers": 2}
 
 def picture(number: int, side: int = 40) -> Image.Image:
     """Something that no other number gives: coarse noise in colour."""
-    coarse = torch.randint(0, 256, (4, 4, 3), generator=generator("picture", number), dtype=torch.uint8)
+    coarse = torch.randint(0, 256, (4, 4, 3), generator=rng.generator("picture", number), dtype=torch.uint8)
     return Image.fromarray(coarse.numpy()).resize((side + 10, side), Image.Resampling.BICUBIC)
 
 

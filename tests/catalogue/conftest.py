@@ -8,8 +8,8 @@ import torch
 import reptk
 from catalogue_parts import picture
 from reptk import Encoder
-from reptk.catalogue import Embeddings
-from reptk.keyed import generator, keyed
+from reptk.core import rng
+from reptk.embeddings import Embeddings
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What of a finished run is needed here."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    with keyed(7, "weights"):
+    with rng.seeded(7, "weights"):
         Encoder("test_vit", size=32).save(folder / "model")
     (folder / "recipe.toml").write_text('name = "mine"\n[data]\nname = "digits"\ntrain = 1700\n')
     return folder
@@ -42,6 +42,6 @@ def embedded(photos: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def many() -> Embeddings:
-    centres = torch.randn(20, 16, generator=generator("many"))
-    drawn = centres.repeat(32, 1) + 0.3 * torch.randn(640, 16, generator=generator("more"))
+    centres = torch.randn(20, 16, generator=rng.generator("many"))
+    drawn = centres.repeat(32, 1) + 0.3 * torch.randn(640, 16, generator=rng.generator("more"))
     return Embeddings(torch.nn.functional.normalize(drawn, dim=1), [f"{number}" for number in range(640)])

@@ -9,8 +9,8 @@ import torch
 
 import reptk
 from catalogue_parts import said
-from reptk.catalogue import Embeddings
-from reptk.errors import DataError, EnvironmentProblem
+from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.embeddings import Embeddings
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
 

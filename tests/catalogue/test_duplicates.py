@@ -10,7 +10,7 @@ from torch import Tensor
 
 import reptk
 from catalogue_parts import said
-from reptk.catalogue import Embeddings, duplicates, near_duplicates
+from reptk.embeddings import Embeddings, duplicates, near_duplicates
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
 

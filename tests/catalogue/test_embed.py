@@ -11,12 +11,12 @@ from torch import Tensor
 import reptk
 from catalogue_parts import TINY, needs_pyarrow, picture, said
 from reptk import Encoder
-from reptk.catalogue import Embedder, Embeddings, sources
-from reptk.commands import main
+from reptk.cli import main
+from reptk.core import rng
+from reptk.core.errors import DataError, NumericalError
 from reptk.data import Data, InMemory, Split, digits
 from reptk.data.decode import decode
-from reptk.errors import DataError, NumericalError
-from reptk.keyed import generator
+from reptk.embeddings import Embedder, Embeddings, sources
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
 
@@ -90,7 +90,7 @@ def test_a_bank_within_the_training_images_is_not_embedded_twice(photos: Path, r
 
 
 def test_images_that_two_splits_share_are_embedded_once() -> None:
-    images = torch.randint(0, 256, (9, 3, 4, 4), generator=generator("splits"), dtype=torch.uint8)
+    images = torch.randint(0, 256, (9, 3, 4, 4), generator=rng.generator("splits"), dtype=torch.uint8)
     train, query = Split(InMemory(images[:6]), torch.arange(6)), Split(InMemory(images[6:]), torch.arange(3))
     within, other = Split(InMemory(images[2:5].clone()), torch.arange(3)), Split(InMemory(images[4:8]), torch.arange(4))
     for bank, expected in (

@@ -8,10 +8,10 @@ import torch
 
 import reptk
 from catalogue_parts import manifest, needs_faiss, needs_pyarrow, said, spoil
-from reptk import neighbours
-from reptk.catalogue import Embeddings, Index, indexing
-from reptk.errors import DataError, EnvironmentProblem, UsageError
-from reptk.keyed import generator
+from reptk import neighbors
+from reptk.core import rng
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.embeddings import Embeddings, Index, indexing
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
 
@@ -30,7 +30,7 @@ def test_an_index_holds_the_embeddings(source: str, embedded: Path, tmp_path: Pa
 
 
 def test_vectors_of_any_length_are_compared_by_direction(tmp_path: Path) -> None:
-    drawn = torch.randn(20, 6, generator=generator("lengths"))
+    drawn = torch.randn(20, 6, generator=rng.generator("lengths"))
     index = reptk.index(Embeddings(drawn, list("abcdefghijklmnopqrst")), out=tmp_path / "e.index")
     unit = torch.nn.functional.normalize(drawn, dim=1)
     similarities, rows = index.search(unit, 20)
@@ -95,7 +95,7 @@ def test_faiss_never_sees_what_was_not_hashed(
     many: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reptk.index(many, out=tmp_path / "e.index", kind="IVF4,Flat")
-    monkeypatch.setattr(neighbours.Approximate, "from_bytes", lambda _: pytest.fail("bytes of another hash were read"))
+    monkeypatch.setattr(neighbors.Approximate, "from_bytes", lambda _: pytest.fail("bytes of another hash were read"))
     spoil(tmp_path / "e.index" / "index.faiss")
     with pytest.raises(DataError, match="another hash"):
         Index.open(tmp_path / "e.index")

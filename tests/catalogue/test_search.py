@@ -10,27 +10,27 @@ from torch import Tensor
 
 import reptk
 from catalogue_parts import TINY, said
-from reptk import Encoder, neighbours
-from reptk.catalogue import Embeddings, indexing
-from reptk.errors import DataError
-from reptk.keyed import generator
+from reptk import Encoder, neighbors
+from reptk.core import rng
+from reptk.core.errors import DataError
+from reptk.embeddings import Embeddings, indexing
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
 
 
 @pytest.mark.parametrize("exclude", [None, torch.tensor([0, -1, 7])], ids=["all", "but some"])
 def test_candidates_are_ranked_as_exact_search_ranks_them(exclude: Tensor | None) -> None:
-    bank, queries = (torch.randn(count, 4, generator=generator("ranked", count)) for count in (50, 3))
+    bank, queries = (torch.randn(count, 4, generator=rng.generator("ranked", count)) for count in (50, 3))
     bank[30:40] = bank[:10]
-    shuffled = torch.stack([torch.randperm(50, generator=generator("order", one)) for one in range(3)])
+    shuffled = torch.stack([torch.randperm(50, generator=rng.generator("order", one)) for one in range(3)])
     candidates = torch.cat([shuffled, torch.full((3, 5), -1)], 1)
     for one, other in zip(
-        neighbours.ranked(bank, queries, candidates, 12, exclude),
+        neighbors.ranked(bank, queries, candidates, 12, exclude),
         indexing._exact(bank, queries, 12, exclude),
         strict=True,
     ):
         assert torch.equal(one, other)
-    similarities, rows = neighbours.ranked(bank, queries, candidates[:, 44:], 8)
+    similarities, rows = neighbors.ranked(bank, queries, candidates[:, 44:], 8)
     assert (rows[:, :6] >= 0).all()
     assert (rows[:, 6:] == -1).all()
     assert (similarities[:, 6:] == -torch.inf).all()

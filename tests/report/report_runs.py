@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk.config import build, validate
+from reptk.config.registry import DATASETS
+from reptk.core import rng
 from reptk.data import Data
 from reptk.evaluate.evidence import Evidence
-from reptk.keyed import generator
-from reptk.neighbours import search
-from reptk.registry import DATASETS
+from reptk.neighbors import search
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": {"name": "generated", "train": 32, "bank": 60, "query": 40, "classes": 4, "size": 16},
     "views": {"name": "simclr_small", "size": 16},
     "encoder": {"backbone": "test_resnet"},
-    "objective": {"name": "contrastive"},
+    "method": {"name": "contrastive"},
     "loss": {"name": "simclr"},
     "optim": {"name": "adamw", "lr": 1e-3},
     "train": {"epochs": 3, "batch_size": 16},
@@ -153,6 +153,6 @@ def rows_of(seed: int) -> list[dict[str, Any]]:
 
 
 def _features(labels: Tensor, what: str, seed: int, noise: float) -> Tensor:
-    middles = torch.randn(int(labels.max()) + 1, 32, generator=generator("middles"))
-    draws = torch.randn(len(labels), 32, generator=generator("features", what, seed))
+    middles = torch.randn(int(labels.max()) + 1, 32, generator=rng.generator("middles"))
+    draws = torch.randn(len(labels), 32, generator=rng.generator("features", what, seed))
     return functional.normalize(middles[labels.clamp_min(0)] + noise * draws, dim=1)

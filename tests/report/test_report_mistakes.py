@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptk.commands import main
+from reptk.cli import main
 from reptk.evaluate.evidence import FILE as EVIDENCE
 from reptk.report import write
 

@@ -9,8 +9,8 @@ from report_pages import Page, opened
 from report_runs import RECIPE, make_run
 from reptk import DATASETS
 from reptk.config import build
+from reptk.core.errors import DataError
 from reptk.data import Data, InMemory, Split
-from reptk.errors import DataError
 from reptk.report import layouts, write
 from reptk.report.atlas import MOST_PIXELS, atlas_of
 from reptk.report.curves import MOST_POINTS, _range, _thinned

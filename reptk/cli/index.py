@@ -1,0 +1,50 @@
+"""Build an index to search in: reptk index photos.safetensors --out photos.index"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptk.core.command_line import ArgumentParser, run_command
+
+EXAMPLES = """examples:
+  reptk index photos.safetensors --out photos.index
+  reptk index photos.safetensors --out photos.index --kind IVF256,Flat
+  reptk index photos.parquet --out photos.index --kind HNSW32 --force
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    return run_command(lambda: _run(_parse(arguments)))
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from reptk.embeddings import index
+
+    made = index(asked.embeddings, out=asked.out, kind=asked.kind, force=asked.force)
+    size = sum(path.stat().st_size for path in asked.out.iterdir())
+    said = "exact" if made.approximate is None else f"finds {100 * made.recall:.1f} % of the exact 10 nearest"
+    print(
+        f"{asked.out}: {len(made):,} embeddings of {made.embeddings.width} values, {made.kind} ({said}), {size / 1e6:,.1f} MB"
+    )
+    print(f"  search it: reptk search {asked.out} query.jpg    near duplicates: reptk search {asked.out} --duplicates")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="reptk index",
+        description="Build an index of embeddings: a folder that can be moved, with hashes of all it holds.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("embeddings", help="what reptk embed wrote: .safetensors or .parquet")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument(
+        "--kind",
+        default="auto",
+        help="Flat (exact), or one of FAISS's approximate ones: IVF256,Flat  HNSW32  IVF256,PQ32; default: auto, exact up to "
+        "a few hundred thousand images",
+    )
+    parser.add_argument("--force", action="store_true", help="put it in the place of an index that is there")
+    return parser.parse_args(arguments)

@@ -1,0 +1,51 @@
+"""One page to look at and to send: reptk report runs/tcl_selfsup_photos/1"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptk.core.command_line import ArgumentParser, run_command
+
+EXAMPLES = """examples:
+  reptk report runs/tcl_selfsup_photos/1
+  reptk report runs/tcl_selfsup_photos/1 runs/simclr_photos/1 --out comparison.html
+  reptk report runs/tcl_selfsup_photos/1 --map tsne --map umap --png figures
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    return run_command(lambda: _run(_parse(arguments)))
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from reptk.core.console import Logger
+    from reptk.report import write
+
+    own = len(asked.run) == 1 and asked.out is None
+    png = asked.run[0] if own and asked.png is None else asked.png
+    log = Logger()
+    with log.working("reading images, drawing the page"):
+        path = write(asked.run, asked.out, map=asked.map or "pca", png=png)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="reptk report",
+        description="A run, or several beside each other, as one HTML page that needs nothing else.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", nargs="+", type=Path, help="a run's folder, or one written by reptk evaluate --out")
+    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder")
+    parser.add_argument(
+        "--map", action="append", choices=("pca", "tsne", "umap"), help="a further layout of the map; repeatable"
+    )
+    parser.add_argument(
+        "--png",
+        type=Path,
+        help="a folder for the plots as PNG; default: beside the page, if that is in the run's folder",
+    )
+    return parser.parse_args(arguments)

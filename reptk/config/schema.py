@@ -1,0 +1,121 @@
+"""What a recipe may say: closed, frozen tables with their defaults and ranges."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+from reptk.config.signature import Problem
+from reptk.core.errors import UsageError
+
+Table = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A table of a recipe: closed, frozen, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class EncoderSection(Section):
+    """Any timm backbone and a projection head."""
+
+    backbone: str
+    pretrained: bool = False
+    weights: str | None = Field(None, description="local file of backbone weights: .safetensors, or a state dict")
+    stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
+    head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
+    head_width: int | None = Field(None, ge=1, description="hidden layers; unset: as wide as the features")
+    head_out: int = Field(128, ge=1)
+    head_norm: bool = Field(False, description="BatchNorm after each linear layer but the last")
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+
+class OptimSection(Section):
+    """An optimizer of timm's factory and the learning rate's course."""
+
+    name: str = "sgd"
+    lr: float = Field(gt=0, description="as used, for the recipe's batch size: nothing scales it")
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
+    decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_lr: float = Field(0.0, ge=0)
+    final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the cosine ends at lr times this")
+
+
+class TrainSection(Section):
+    """How long, in what batches, on what."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2, description="images of all ranks together")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="images of all ranks encoded at once; the gradient stays that of the batch (GradCache)"
+    )
+    micro_batch_norm: Literal["refuse", "freeze", "approximate"] = Field(
+        "refuse", description="BatchNorm in micro-batches: an error; running statistics; each its own statistics"
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")
+    channels_last: bool = True
+    compile: bool = False
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    sync_batchnorm: bool = False
+    log_every_steps: int = Field(10, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=1)
+    baselines: bool = Field(True, description="evaluate raw pixels and the untrained encoder as well")
+    report: bool = Field(True, description="end in report.html, one page to look at and to send")
+
+
+class Expect(Section):
+    """A result measured with exactly this recipe, and where."""
+
+    metric: str
+    value: float
+    untrained: float | None = None
+    pixels: float | None = None
+    epochs: int
+    train_seconds: float | None = Field(None, description="of an otherwise idle machine")
+    hardware: str
+    versions: str
+    commit: str
+
+
+class Recipe(Section):
+    """Everything a run needs. Parts are flat tables `{name, ...arguments}`, complete with defaults."""
+
+    name: str = Field("recipe", pattern=r"^[\w.+-]+$", description="unset in a file: the file's name")
+    seed: int = Field(0, ge=0)
+    plugins: tuple[str, ...] = ()
+    data: Table
+    views: Table
+    encoder: EncoderSection
+    method: Table
+    loss: Table
+    optim: OptimSection
+    train: TrainSection
+    eval: dict[str, Table] = Field({}, description="evaluators by key; none named: kNN")
+    expect: Expect | None = None
+
+    def dump(self) -> str:
+        """The recipe as TOML, with every default written out; reading it back gives the same recipe."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+class RecipeError(UsageError):
+    """A recipe that does not validate; the message lists every problem, a line each."""
+
+    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
+        width = max(len(key) for key, _ in problems)
+        lines = [f"  {key:<{width}}  {message}" for key, message in problems]
+        super().__init__(f"{name} does not validate\n" + "\n".join(lines))
+        self.problems = list(problems)
+
+
+def _without_none(table: Any) -> Any:
+    if isinstance(table, dict):
+        return {key: _without_none(value) for key, value in table.items() if value is not None}
+    return [_without_none(value) for value in table] if isinstance(table, list) else table

@@ -1,0 +1,1 @@
+"""The arithmetic under the losses: row statistics of a batch without an N x N matrix."""

@@ -1,0 +1,1 @@
+"""Encoders: any timm backbone, a projection head, and gradient caching for large batches."""
