@@ -42,13 +42,13 @@ from torch.utils.data import DataLoader, Dataset
 import reptk
 from reptk.config import Recipe
 from reptk.core import distributed, rng
+from reptk.core.environment import git_commit, package_versions
 from reptk.data import Data, InMemory
 from reptk.evaluate import Knn, Measured, measure, measure_pixels
 from reptk.losses import simclr
 from reptk.models.encoder import Encoder
 from reptk.training.build import assemble, data_of
 from reptk.training.loop import train_step
-from reptk.training.run_folder import commit, versions
 
 SIZE, WORKERS = 32, 2
 SAMPLE_SECONDS = 0.25
@@ -273,14 +273,14 @@ def _heading(recipe: Recipe, steps: int | None) -> str:
         importlib.import_module("lightly.transforms")
     except ImportError as cause:
         sys.exit(f"the peer cannot be imported: {cause}. Install it: pip install lightly")
-    found = versions() | {"lightly": version("lightly"), "pillow": version("pillow")}
+    found = package_versions() | {"lightly": version("lightly"), "pillow": version("pillow")}
     names = ", ".join(f"{name} {number}" for name, number in found.items())
     length = f"{steps} steps" if steps else "one epoch"
     temperature = recipe.loss["temperature"]
     return (
         f"SimCLR on Fashion-MNIST, {recipe.encoder.backbone}, {SIZE} px, batch {recipe.train.batch_size}, {length}, "
         f"temperature {temperature}, lr {recipe.optim.lr}\n"
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, commit {commit()}, {names}"
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, commit {git_commit()}, {names}"
     )
 
 

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from reptk.core import rng
+from reptk.core.environment import git_commit, package_versions
 from reptk.data import Loader, Split, folder
 from reptk.data.embedded import _photographs
 from reptk.data.folder import Files
-from reptk.training.run_folder import commit, versions
 
 WIDTH, HEIGHT = 500, 375
 
@@ -52,7 +52,9 @@ def main() -> None:
         seconds, cpu = measure(parts, chosen.images // chosen.batch, chosen.rounds)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{images} JPEG files of {WIDTH} x {HEIGHT} to {chosen.size} px, batches of {chosen.batch}")
-    print(f"{platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}, commit {commit()}, {versions()}")
+    print(
+        f"{platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}, commit {git_commit()}, {package_versions()}"
+    )
     base = seconds["DataLoader, 2 workers"]
     print(f"  {'':<32}{'images/s, best':>16}{'median':>10}{'CPU ms/image':>15}{'best / DataLoader, 2 workers':>31}")
     for name, values in seconds.items():

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.core.environment import git_commit
 from reptk.evaluate import knn, retrieval
 from reptk.neighbors import ApproximateIndex, search
 from reptk.neighbors.engine import faiss
-from reptk.training.run_folder import commit
 
 BANK, QUERIES, WIDTH, K = 100_000, 1_000, 256, (1, 10, 20, 100, 200)
 DEEP, DEEP_CLASSES = 50_000, 100
@@ -51,7 +51,7 @@ def main() -> None:
         print(_own_peak(chosen.peak))
         return
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    print(f"{platform.machine()}, {gpu}{torch.get_num_threads()} threads, commit {commit()}, {_versions()}")
+    print(f"{platform.machine()}, {gpu}{torch.get_num_threads()} threads, commit {git_commit()}, {_versions()}")
     for name in chosen.only:
         tables[name](chosen.rounds)
 

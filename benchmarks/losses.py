@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.core.environment import git_commit
 from reptk.losses import implementation, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
-from reptk.training.run_folder import commit
 
 DIMENSION, TEMPERATURE = 128, 0.1
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 65536)
@@ -54,7 +54,7 @@ def main() -> None:
         print(_own_peak(chosen.peak[0], int(chosen.peak[1])))
         return
     where = torch.cuda.get_device_name() if chosen.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {where}, {chosen.dtype}, D = {DIMENSION}, commit {commit()}, {_versions()}")
+    print(f"{platform.machine()}, {where}, {chosen.dtype}, D = {DIMENSION}, commit {git_commit()}, {_versions()}")
     for size in chosen.sizes:
         pairs = torch.arange(size // 2, device=chosen.device).repeat(2)
         print(f"\n{size:,} rows, pairs: forward and backward")

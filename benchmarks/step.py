@@ -18,10 +18,10 @@ from torch.profiler import profile
 
 from reptk import load
 from reptk.core import distributed, rng
+from reptk.core.environment import git_commit, package_versions
 from reptk.data import DevicePrefetcher
 from reptk.training.build import assemble, data_of
 from reptk.training.loop import train_step
-from reptk.training.run_folder import commit, versions
 
 ROUNDS = 24
 
@@ -69,7 +69,9 @@ def compare(arguments: list[str], profiled: bool) -> None:
     print(
         f"{recipe.name}: {recipe.encoder.backbone}, {len(views)} views of {views.shape[-1]} px, {recipe.train.precision}"
     )
-    print(f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, commit {commit()}, {versions()}")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, commit {git_commit()}, {package_versions()}"
+    )
     base = seconds["bare backbone"]
     for what, values in seconds.items():
         low, middle = min(values), statistics.median(values)

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from reptk.config.registry import VIEWS
+from reptk.core.environment import git_commit, package_versions
 from reptk.data import photos
-from reptk.training.run_folder import commit, versions
 
 SETS = {224: ("simclr", 256, 1.0, 0.08), 32: ("simclr_small", 32, 0.5, 0.2)}
 WORKERS = 2
@@ -46,8 +46,8 @@ def main() -> None:
     asked = parser.parse_args()
     on_gpu = asked.device != "cpu"
     where = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {where}, commit {commit()}")
-    print(", ".join(f"{name} {number}" for name, number in (versions() | _peers()).items()), flush=True)
+    print(f"{platform.machine()}, {where}, commit {git_commit()}")
+    print(", ".join(f"{name} {number}" for name, number in (package_versions() | _peers()).items()), flush=True)
     for size in asked.sizes:
         count = asked.images or (64 if size > 64 else 512) * (8 if on_gpu else 1)
         images = _images(SETS[size][1], count).to(asked.device)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from reptk.core.errors import DataError
-from reptk.training.checkpoint import load_last, replace_text, save
+from reptk.core.files import write_text
+from reptk.training.checkpoint import load_last, save
 
 Save = Callable[[Path, int, dict[str, Any]], object]
 
@@ -158,7 +159,7 @@ def test_a_death_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None
 
 
 def save_in_place(folder: Path, step: int, state: dict[str, Any]) -> None:
-    replace_text(folder / "last", f"step_{step:08d}\n")
+    write_text(folder / "last", f"step_{step:08d}\n")
     place = folder / f"step_{step:08d}"
     place.mkdir()
     with (place / "state.pt").open("wb") as file:
@@ -200,7 +201,7 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     seen = []
     for moment in count():
         (tmp_path / "status.json").write_text("old")
-        died = dies(lambda: replace_text(tmp_path / "status.json", "the new text"), moment)
+        died = dies(lambda: write_text(tmp_path / "status.json", "the new text"), moment)
         seen.append((tmp_path / "status.json").read_text())
         if not died:
             break

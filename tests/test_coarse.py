@@ -68,7 +68,7 @@ def test_bfloat16_is_off_by_no_more_than_it_says(kind: str, k: int) -> None:
 @pytest.mark.parametrize("kind", KINDS + HARD)
 def test_candidates_by_bfloat16_lead_to_the_same_neighbours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     bank, own = spread(kind), torch.arange(0, 4000, 25)
     queries = bank[own]
     through, asked = found(bank, queries, 20, own), []
@@ -80,7 +80,7 @@ def test_candidates_by_bfloat16_lead_to_the_same_neighbours(kind: str, monkeypat
 @pytest.mark.usefixtures("always_coarse")
 def test_bfloat16_suffices_for_almost_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     left, ask = [], exact.first_of
     monkeypatch.setattr(
         exact, "first_of", lambda find, queries, **more: left.append(len(queries)) or ask(find, queries, **more)
@@ -93,7 +93,7 @@ def test_bfloat16_suffices_for_almost_all_queries(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("always_coarse")
 def test_bfloat16_is_given_up_where_it_settles_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     monkeypatch.setattr(exact, "BLOCK", 50)
     looks, look = [], coarse.Coarse.__call__
     monkeypatch.setattr(coarse.Coarse, "__call__", lambda self, *given: looks.append(1) or look(self, *given))
@@ -107,7 +107,7 @@ def test_bfloat16_is_given_up_where_it_settles_too_little(monkeypatch: pytest.Mo
 
 
 def test_rows_are_rounded_as_torch_does() -> None:
-    native, rows, mean = pairs.kernels("reptk.neighbors"), drawn(50, 33, 38), drawn(1, 33, 39)[0]
+    native, rows, mean = pairs.kernels("reptk.neighbors.kernels"), drawn(50, 33, 38), drawn(1, 33, 39)[0]
     rows[0], rows[1] = mean, mean + 2.0**-8 * 1.5
     rows[2:5] = mean + torch.tensor([1.00390625, 1.01171875, -1.00390625])[:, None]  # halfway between two
     short = coarse._Short(rows, mean, native)
@@ -119,7 +119,7 @@ def test_rows_are_rounded_as_torch_does() -> None:
 
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**-64, 2.0**-80, 2.0**-120])
 def test_lengths_of_what_vanishes_when_squared_are_no_less(scale: float) -> None:
-    native, rows, mean = pairs.kernels("reptk.neighbors"), drawn(50, 33, 38) * scale, torch.zeros(33)
+    native, rows, mean = pairs.kernels("reptk.neighbors.kernels"), drawn(50, 33, 38) * scale, torch.zeros(33)
     short = coarse._Short(rows, mean, native)
     assert short.longest >= rows.double().norm(dim=1).max()
     assert short.lost >= (rows.double() - rows.bfloat16().double()).norm(dim=1).max()
@@ -127,7 +127,7 @@ def test_lengths_of_what_vanishes_when_squared_are_no_less(scale: float) -> None
 
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_sifting_keeps_the_best(count: int) -> None:
-    native = pairs.kernels("reptk.neighbors")
+    native = pairs.kernels("reptk.neighbors.kernels")
     scores = drawn(7, 3000, 40).bfloat16()
     kept = coarse._Kept(7, count, native, np.zeros(7, np.int16))
     for first in range(0, 3000, 700):
@@ -185,7 +185,7 @@ def test_what_bfloat16_is_worth_it_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [given.takes(queries, k) for queries, k in fits] == [True, True, False, False]
     for other in (bank[1:], bank.double(), bank.half(), bank[:, ::2], bank * 1e-15, bank * 1e15):
         assert coarse.coarse(other, check_vectors("bank", other)) is None
-    monkeypatch.setattr(coarse, "kernels", lambda package: None)
+    monkeypatch.setattr(coarse, "load_kernels", lambda package: None)
     assert coarse.coarse(bank, check_vectors("bank", bank)) is None
 
 
@@ -217,7 +217,7 @@ def test_any_order_of_sums_is_allowed_for(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("which", ["bank", "queries"])
 def test_rows_that_ask_for_gradients(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     rows = {"bank": spread("copies"), "queries": spread("copies")[:150:3]}
     expected = brute(rows["bank"], rows["queries"], 12)
     rows[which].requires_grad_()
@@ -231,7 +231,7 @@ def test_rows_that_ask_for_gradients(which: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", ["faiss", "torch"])
 def test_autocast_changes_nothing(dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: kind)
+    monkeypatch.setattr(exact, "engine_name", lambda: kind)
     bank, queries = drawn(900, 48, 43) * 30, drawn(150, 48, 44) * 100
     with torch.autocast("cpu", dtype=dtype):
         assert same(found(bank, queries, 10), brute(bank, queries, 10))
@@ -242,7 +242,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype, kind: str, monkeypatch: py
 @pytest.mark.usefixtures("always_coarse")
 def test_another_bank_that_decides_is_not_looked_at_through_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     bank = drawn(2000, 48, 45)
     short = bank.half().float()
     assert exact.prepare(short, check_vectors("bank", short), bank).coarse is None
@@ -252,7 +252,7 @@ def test_another_bank_that_decides_is_not_looked_at_through_bfloat16(monkeypatch
 @pytest.mark.usefixtures("always_coarse")
 def test_a_part_of_a_bank_whose_other_rows_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     bank, queries = drawn(1000, 16, 46) * 1e-25, drawn(150, 16, 47)
     made = exact.nearest_keys(exact.prepare(bank, Facts(1.0, 0, [])), queries, None, 5)
     assert same((order.similarities(made), order.rows(made)), brute(bank, queries, 5))

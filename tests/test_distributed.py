@@ -290,7 +290,7 @@ def test_torchrun_gives_the_loss_curve_of_one_process(tmp_path: Path) -> None:
     result = torchrun(recipe, 2, tmp_path / "2", *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 3/3") == 1, "rank 0 alone speaks"
-    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", log=Logger(speaks=False, writes=True))
+    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", log=Logger(prints=False, writes=True))
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=1e-4)

@@ -141,16 +141,16 @@ CASES: dict[str, Callable[[], Case]] = {
 def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "faiss":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(search_module, "engine", lambda: request.param)
+    monkeypatch.setattr(search_module, "engine_name", lambda: request.param)
     return request.param
 
 
 @pytest.fixture
 def fresh_engine() -> Iterator[None]:
     """`engine` decides anew inside the test, and again after it."""
-    engine.cache_clear()
+    engine_name.cache_clear()
     yield
-    engine.cache_clear()
+    engine_name.cache_clear()
 
 
 # kNN
@@ -177,9 +177,9 @@ def test_both_ways_to_count_votes_agree(classes: int, grain: float, monkeypatch:
     votes = torch.randint(0, classes + 1, (200, 50), generator=draw)
     given = torch.rand(200, 50, generator=draw, dtype=torch.float64)
     given = ((given / grain).ceil() * grain if grain else given) * (votes < classes)
-    assert knn_module.load_kernels("reptk.evaluate") is not None
+    assert knn_module.load_kernels("reptk.evaluate.kernels") is not None
     ours = list(winners_of(votes, given, [1, 2, 7, 50], classes))
-    monkeypatch.setattr(knn_module, "kernels", lambda package: None)
+    monkeypatch.setattr(knn_module, "load_kernels", lambda package: None)
     torchs = list(winners_of(votes, given, [1, 2, 7, 50], classes))
     for (k, *by_kernel), (same_k, *by_table) in zip(ours, torchs, strict=True):
         some = (votes[:, :k] < classes).any(1)
@@ -287,7 +287,7 @@ def test_both_engines_give_the_same_numbers(case: str, monkeypatch: pytest.Monke
     asked = CASES[case]()
     found = {}
     for name in ("faiss", "torch"):
-        monkeypatch.setattr(search_module, "engine", lambda name=name: name)
+        monkeypatch.setattr(search_module, "engine_name", lambda name=name: name)
         votes = knn(*asked["given"], k=[1, 5, 20], exclude=asked.get("exclude"))
         found[name] = votes | retrieval(*asked["given"], exclude=asked.get("exclude"))
     assert found["faiss"] == pytest.approx(found["torch"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reptk.core.console import Logger, clock, display_name
+from reptk.core.console import Logger, format_duration
+from reptk.core.metric_names import display_name
 
 # metrics.jsonl
 
@@ -34,7 +35,7 @@ def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
 def test_a_silent_log_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 9}\n')
-    log = Logger(speaks=False)
+    log = Logger(prints=False)
     log.write_metrics_to(path)
     log.metrics(step=10)
     log.line("hello")
@@ -48,7 +49,7 @@ def test_a_silent_log_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_log_may_write_without_speaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Logger(speaks=False, writes=True)
+    log = Logger(prints=False, writes=True)
     log.write_metrics_to(tmp_path / "metrics.jsonl")
     log.metrics(step=1)
     log.line("hello")
@@ -66,8 +67,8 @@ def test_a_log_may_write_without_speaking(tmp_path: Path, capsys: pytest.Capture
         *((3599.7, "1:00:00"), (10931, "3:02:11"), (360000, "100:00:00")),
     ],
 )
-def test_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+def test_format_duration(seconds: float, shown: str) -> None:
+    assert format_duration(seconds) == shown
 
 
 METRICS = {

@@ -7,12 +7,12 @@ import pytest
 
 from reptk.core import numba_jit
 
-PACKAGES = ["reptk.views", "reptk.neighbors", "reptk.evaluate"]
+KERNELS = ["reptk.views.kernels", "reptk.neighbors.kernels", "reptk.evaluate.kernels"]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_kernels_are_there(package: str) -> None:
-    assert numba_jit.kernels(package).__name__ == f"{package}.kernels"
+@pytest.mark.parametrize("module", KERNELS)
+def test_kernels_are_there(module: str) -> None:
+    assert numba_jit.load_kernels(module).__name__ == module
 
 
 def test_without_numba_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_without_numba_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(numba_jit.importlib, "import_module", missing)
     with pytest.warns(UserWarning, match=r"numba cannot be used \(No module named 'numba'\)"):
-        assert numba_jit._numba.__wrapped__() is None
+        assert numba_jit._import_numba.__wrapped__() is None
 
 
 def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,14 +40,14 @@ def test_numba_is_not_imported_before_it_is_needed() -> None:
 
 
 def test_with_numba_switched_off_torch_does_the_work() -> None:
-    code = f"from reptk import machine_code; assert not any(map(numba_jit.kernels, {PACKAGES}))"
+    code = f"from reptk.core import numba_jit; assert not any(map(numba_jit.load_kernels, {KERNELS}))"
     done = _python(code, NUMBA_DISABLE_JIT="1")
     assert not done.returncode, done.stderr
 
 
 def test_where_nothing_can_be_kept_every_process_compiles_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_jit.importlib, "import_module", lambda name: _Numba)
-    assert numba_jit.to_the_bit(len) == (len, {"nogil": True, "error_model": "numpy", "fastmath": set()})
+    assert numba_jit.njit_exact(len) == (len, {"nogil": True, "error_model": "numpy", "fastmath": set()})
 
 
 class _Numba:

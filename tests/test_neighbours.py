@@ -32,7 +32,7 @@ def _quick(one_thread):
 def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "torch":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "torch" if request.param == "torch" else "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "torch" if request.param == "torch" else "faiss")
     monkeypatch.setattr(coarse, "has_instructions", lambda: False)
     if request.param == "coarse":
         request.getfixturevalue("always_coarse")
@@ -149,7 +149,7 @@ def test_the_exact_rows_have_to_belong_to_the_bank() -> None:
 
 def test_a_float32_bank_is_searched_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     real, seen = faiss.knn, []
 
     def knn(asked: np.ndarray, bank: np.ndarray, *more: object, **options: object) -> object:
@@ -184,7 +184,7 @@ def test_pairs_on_a_gpu_are_those_of_the_processor_to_the_last_bit_of_float64(
 
 
 def same_pairs(bank: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor, rows: torch.Tensor) -> bool:
-    native = pairs.load_kernels("reptk.neighbors")
+    native = pairs.load_kernels("reptk.neighbors.kernels")
     made = pairs._in_order(native, bank, queries, numbers, rows)
     return torch.equal(made, pairs._gathered(bank, queries, numbers, rows)) and bool(made.abs().max() > 0)
 
@@ -203,7 +203,7 @@ def test_a_gpu_finds_the_neighbours_of_the_processor(
     own = torch.arange(300).masked_fill_(torch.arange(300) >= 50, -1)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
     there = found(bank.to(where), queries.to(where), 20, own.to(where))
-    monkeypatch.setattr(exact, "engine", lambda: "faiss")
+    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
     here = found(bank, queries, 20, own)
     assert all(torch.equal(one, other) for one, other in zip(there, here, strict=True))
 
@@ -220,7 +220,7 @@ def test_lengths_without_machine_code_are_the_same(monkeypatch: pytest.MonkeyPat
     rows = drawn(50, 33, 18) * torch.tensor([1e-30, 1.0, 1e30]).repeat(17)[:50, None]  # squares beyond float32
     rows[3], rows[5, 7], rows[6, 1] = 0, torch.nan, torch.inf
     ours = rows_module.lengths(rows)
-    monkeypatch.setattr(rows_module, "kernels", lambda package: None)
+    monkeypatch.setattr(rows_module, "load_kernels", lambda package: None)
     torch.testing.assert_close(ours, rows_module.lengths(rows), rtol=1e-14, atol=0, equal_nan=True)
     assert (~ours.isfinite()).nonzero().flatten().tolist() == [5, 6]
     assert (ours == 0).nonzero().flatten().tolist() == [3]

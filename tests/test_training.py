@@ -50,7 +50,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def quiet() -> Logger:
-    return Logger(speaks=False, writes=True)
+    return Logger(prints=False, writes=True)
 
 
 def go(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
@@ -60,7 +60,7 @@ def go(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "reference"
-    train(tiny(), folder, log=Logger(speaks=True))
+    train(tiny(), folder, log=Logger(prints=True))
     return folder
 
 
@@ -319,7 +319,7 @@ def test_the_loss_curve_is_one_however_it_is_computed(loss: dict, tmp_path: Path
 
 def test_steps_without_a_pair_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny(views={"name": "simclr_small", "size": 16, "count": 1})
-    train(recipe, tmp_path / "run", log=Logger(speaks=True, writes=True))
+    train(recipe, tmp_path / "run", log=Logger(prints=True, writes=True))
     said = " ".join(capsys.readouterr().out.split())
     assert "6 of 6 steps had no two rows of one id" in said
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
@@ -361,7 +361,7 @@ def test_waiting_for_images_is_said_once_and_written_down(tmp_path: Path, capsys
     (tmp_path / "slow.py").write_text(SLOW_DATA)
     load_plugin(str(tmp_path / "slow.py"))
     recipe = tiny("train.baselines=false", data={"name": "slow"}, eval={"view_retrieval": {"every_epochs": 0}})
-    train(recipe, tmp_path / "run", log=Logger(speaks=True))
+    train(recipe, tmp_path / "run", log=Logger(prints=True))
     assert capsys.readouterr().out.count("input-bound: ") == 1
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     shares = [row["waiting"] for row in rows if "waiting" in row]
@@ -373,7 +373,7 @@ def test_what_is_amiss_is_said_once_and_what_is_healthy_is_written_down(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     recipe = tiny("train.baselines=false", "train.report=false", "loss.temperature=50.0", "train.epochs=3")
-    train(recipe, tmp_path / "run", log=Logger(speaks=True))
+    train(recipe, tmp_path / "run", log=Logger(prints=True))
     assert capsys.readouterr().out.count("dead temperature: at 50") == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     states = [row for row in rows if "rank" in row]
@@ -396,7 +396,7 @@ def test_a_page_that_fails_fails_no_run(
         raise OSError("no space left")
 
     monkeypatch.setattr("reptk.report.write", full)
-    train(tiny("train.baselines=false"), tmp_path / "run", log=Logger(speaks=True))
+    train(tiny("train.baselines=false"), tmp_path / "run", log=Logger(prints=True))
     assert f"no report: no space left. Try again: reptk report {tmp_path / 'run'}" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
 

@@ -96,7 +96,7 @@ def register_noted(whole: bool = False) -> list[Noted]:
 
 def trained(tiny: Path, made: list[Noted]) -> list[tuple[Tensor, Tensor]]:
     """Per step of a training of the recipe: its images and their views."""
-    reptk.train(reptk.load(tiny), "run", log=Logger(speaks=False))
+    reptk.train(reptk.load(tiny), "run", log=Logger(prints=False))
     return next(views.calls for views in made if views.calls)
 
 

@@ -105,12 +105,12 @@ def _measure(
     images = sum(len(split) for split in {id(split): split for split in searched}.values())
     rows = {}
     if asked.baselines:
-        with log.working("raw pixels"):
+        with log.status("raw pixels"):
             rows["raw pixels"] = measure_pixels(data, evaluators, views, asked.workers)
         if subject.untrained is not None:
-            with log.counting("untrained encoder", images) as progress:
+            with log.count("untrained encoder", images) as progress:
                 rows["untrained"] = measure(subject.untrained, data, evaluators, **with_encoder, progress=progress)
-    with log.counting("encoder", images) as progress:
+    with log.count("encoder", images) as progress:
         rows["encoder"] = measure(subject.encoder, data, evaluators, **with_encoder, progress=progress)
     return rows
 
@@ -136,7 +136,7 @@ def _finish(
         else:
             asked.out.mkdir(parents=True, exist_ok=True)
             write(asked.out, found, rows["encoder"], "encoder", data.classes)
-            with log.working("drawing the report"):
+            with log.status("drawing the report"):
                 report.write(asked.out, data=data)
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {asked.out}: {cause}") from cause

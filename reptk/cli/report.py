@@ -25,7 +25,7 @@ def _run(asked: argparse.Namespace) -> int:
     own = len(asked.run) == 1 and asked.out is None
     png = asked.run[0] if own and asked.png is None else asked.png
     log = Logger()
-    with log.working("reading images, drawing the page"):
+    with log.status("reading images, drawing the page"):
         path = write(asked.run, asked.out, map=asked.map or "pca", png=png)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0

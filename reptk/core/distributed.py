@@ -1,11 +1,11 @@
-"""One process or many: start, rank, world, gather. On one process every function is the identity."""
+"""One process or many: process group, rank, world size, gathering. On a single process every function is the identity."""
 
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as td
+import torch.distributed as dist
 from torch import Tensor
 
 from reptk.core.errors import EnvironmentProblem
@@ -14,119 +14,143 @@ T = TypeVar("T")
 
 
 def setup(device: str = "auto") -> torch.device:
-    """Join the process group when torchrun started this process; return the device of this rank.
+    """Join the process group if torchrun started this process, and return the device of this rank.
 
     Args:
         device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
 
     Raises:
-        EnvironmentProblem: CUDA is asked for and not there.
+        EnvironmentProblem: CUDA is requested and not available, or there are fewer GPUs than ranks on this machine.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentProblem(f"train.device is {device!r}, but torch finds no CUDA device; use cpu or auto")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
-        if chosen.index >= torch.cuda.device_count():
-            raise EnvironmentProblem(
-                f"rank {rank()} wants CUDA device {chosen.index}, but there are {torch.cuda.device_count()}; start fewer "
-                "processes on this machine, or name another train.device"
-            )
-        torch.cuda.set_device(chosen)
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
-        td.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return chosen
+    torch_device = torch.device(device)
+    if torch_device.type == "cuda":
+        torch_device = _cuda_device(torch_device)
+        torch.cuda.set_device(torch_device)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
+    return torch_device
+
+
+def _cuda_device(device: torch.device) -> torch.device:
+    """The device itself if it has a number, else the one numbered as this rank is on its machine."""
+    index = device.index
+    if index is None:
+        index = int(os.environ.get("LOCAL_RANK", 0))
+    if index >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            f"rank {rank()} needs CUDA device {index}, but there are {torch.cuda.device_count()}; start fewer "
+            "processes on this machine, or name another train.device"
+        )
+    return torch.device("cuda", index)
 
 
 def cleanup() -> None:
     """Leave the process group, if there is one."""
-    if td.is_initialized():
-        td.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process, from 0. Known from torchrun's environment even before `setup`."""
-    return td.get_rank() if td.is_initialized() else int(os.environ.get("RANK", 0))
+    """Number of this process, from 0. Read from torchrun's environment even before `setup`."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """Number of processes that have joined."""
-    return td.get_world_size() if td.is_initialized() else 1
+    """Number of processes in the group."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes files."""
+    """Whether this is rank 0, which prints and writes files."""
     return rank() == 0
 
 
-def all_gather(rows: Tensor, *, alike: bool = False) -> Tensor:
-    """Rows of all ranks, (n, ...) -> (n * world, ...), in rank order, differentiable for floating-point rows.
+def all_gather(rows: Tensor, *, replicated_loss: bool = False) -> Tensor:
+    """Rows of all ranks, (n, ...) -> (n * world_size, ...), in rank order; differentiable for floating-point rows.
 
-    When every rank computes the same loss on the gathered rows, the gradient is `world_size` times that loss's, which DDP's
-    mean over ranks undoes. Every rank has to bring as many rows.
+    When every rank computes the same loss on the gathered rows, the gradient is `world_size` times that loss's, which
+    DDP's mean over ranks undoes. All ranks must have the same number of rows.
 
     Args:
-        rows: of this rank.
-        alike: every rank will compute the very same value from the gathered rows, or the part of its gradient that
-            belongs to its own rows, so the backward pass needs no communication. Otherwise, whatever each rank does
-            with the rows, backward sums the gradients that all ranks have for this rank's rows.
+        rows: those of this rank.
+        replicated_loss: every rank computes the very same value from the gathered rows, or the part of its gradient
+            that belongs to its own rows; the backward pass then needs no communication. Without it, backward sums the
+            gradients that all ranks have for this rank's rows, whatever they were used for.
     """
     if world_size() == 1:
         return rows
-    return _Gather.apply(rows.contiguous(), alike)
+    return _AllGather.apply(rows.contiguous(), replicated_loss)
 
 
 def all_gather_uneven(rows: Tensor, counts: list[int] | None = None) -> Tensor:
-    """Rows of all ranks in rank order, however many each has (`counts`, asked for if not given); not differentiable."""
+    """Rows of all ranks in rank order, however many each has; not differentiable.
+
+    Args:
+        rows: (n, ...) those of this rank.
+        counts: rows of each rank, if known; otherwise they are gathered first.
+    """
     if world_size() == 1:
         return rows
-    counts = counts or all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    if not counts:
+        counts = all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    longest = max(counts)
+    if longest == 0:
+        return rows
+    padded = rows.new_zeros(longest, *rows.shape[1:])
     padded[: len(rows)] = rows
-    every = all_gather(padded).split(max(counts)) if max(counts) else [padded] * world_size()
-    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+    gathered = all_gather(padded).split(longest)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
-def run_on_main(make: Callable[[], T]) -> T:
-    """Run `make` on rank 0 alone and give its result, or the exception it raised, to every rank."""
+def run_on_main(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone; every rank returns its result, or raises the exception it raised."""
     if world_size() == 1:
-        return make()
+        return function()
     outcome: list[Any] = [None, None]
     if is_main():
         try:
-            outcome[0] = make()
+            outcome[0] = function()
         except Exception as error:
             outcome[1] = error
-    td.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:
-    """Give every rank rank 0's buffers: BatchNorm's running statistics differ between ranks after a step."""
-    if world_size() > 1:
-        for buffer in module.buffers():
-            td.broadcast(buffer, src=0)
+    """Copy rank 0's buffers to every rank: BatchNorm's running statistics differ between ranks after a step."""
+    if world_size() == 1:
+        return
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, alike: bool) -> Tensor:
-        ctx.count, ctx.alike = rows.shape[0], alike
-        made = rows.new_empty(rows.shape[0] * world_size(), *rows.shape[1:])
-        td.all_gather_into_tensor(made, rows)
-        return made
+    def forward(ctx: Any, rows: Tensor, replicated_loss: bool) -> Tensor:
+        ctx.count = rows.shape[0]
+        ctx.replicated_loss = replicated_loss
+        out = rows.new_empty(rows.shape[0] * world_size(), *rows.shape[1:])
+        dist.all_gather_into_tensor(out, rows)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         first = rank() * ctx.count
-        own = slice(first, first + ctx.count)
-        if ctx.alike:
-            return gradient[own] * world_size(), None
-        gradient = gradient.contiguous()
-        td.all_reduce(gradient)
-        return gradient[own], None
+        local_rows = slice(first, first + ctx.count)
+        if ctx.replicated_loss:
+            return grad[local_rows] * world_size(), None
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[local_rows], None

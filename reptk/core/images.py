@@ -1,4 +1,4 @@
-"""The image as it is, at the size the encoder sees: what evaluation uses, and the `none` views."""
+"""Images as the encoder receives them: floats in 0..1, and the resize and centre crop of evaluation."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 to float32 0..1; floats pass through.
+    """uint8 0..255 to float32 0..1; floats are returned as they are.
 
     Raises:
         ValueError: floats outside 0..1 (0..255 floats are the usual slip), or any other type.
@@ -21,33 +21,38 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def scale_to_unit(images: Tensor) -> Tensor:
-    """As `to_float`, for images that are known to be uint8 or floats; looks at no value, so waits for no GPU."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """`to_float` for images already known to be valid: inspects no value, so it does not synchronise with a GPU."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    return images
 
 
 def float_type(images: Tensor) -> torch.dtype:
-    """What type `scale_to_unit` gives."""
-    return images.dtype if images.is_floating_point() else torch.float32
+    """The dtype that `scale_to_unit` returns."""
+    if images.is_floating_point():
+        return images.dtype
+    return torch.float32
 
 
 def resize_center_crop(images: Tensor, size: int, crop: float = 1.0) -> Tensor:
-    """Resize the shorter side to size / crop pixels (antialiased bilinear) and cut the centre.
+    """Resize the shorter side to size / crop pixels (antialiased bilinear), then crop the centre.
 
     Args:
         images: (B, 3, H, W), uint8 or floats in 0..1.
         size: side of the result in pixels.
-        crop: share of the shorter side that is kept; 0.875 is ImageNet's custom, 1 keeps all of it.
+        crop: share of the shorter side that is kept; ImageNet evaluation commonly uses 0.875, and 1 keeps all of it.
 
     Returns:
         (B, 3, size, size) float in 0..1.
     """
     images = to_float(images)
     height, width = images.shape[-2:]
-    short = max(size, round(size / crop))
-    if min(height, width) != short:
-        scale = short / min(height, width)
-        target = (max(short, round(height * scale)), max(short, round(width * scale)))
+    shorter = max(size, round(size / crop))
+    if min(height, width) != shorter:
+        scale = shorter / min(height, width)
+        target = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
         images = functional.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
         images = images.clamp(0, 1)
-    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
+    top = (images.shape[-2] - size) // 2
+    left = (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]

@@ -1,8 +1,8 @@
-"""Loops over values that numba compiles, the first time that a type of arguments comes, and keeps compiled.
+"""Loops over values, compiled with numba when they are first called and cached on disk.
 
-They live in modules named `load_kernels`, which are imported when they are first needed: importing numba takes half a second. They
-take arguments from other modules, but no constants: what is compiled is kept until its own file changes. Whoever has kernels
-has torch's operations for the same, too: for GPUs, and where numba is missing.
+Compiled functions live in modules of their own, loaded by `load_kernels` when they are first needed, because importing
+numba takes half a second. Every one of them has an equivalent in torch operations, for GPUs and for machines without numba.
+numba caches a module until its own file changes, so a kernel module must not use constants of other modules.
 """
 
 import functools
@@ -12,36 +12,44 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-ANY_ORDER = frozenset({"reassoc", "contract", "nsz"})
-"""Sums in any order, so that they are made of vectors. NaN and infinity stay what they are."""
+REASSOCIATE = frozenset({"reassoc", "contract", "nsz"})
+"""LLVM flags that let sums be reordered and so vectorised. NaN and infinity keep their meaning."""
 
 
 @functools.cache
-def load_kernels(package: str) -> ModuleType | None:
-    """`package`.kernels; None, with one warning, where numba is missing or does not go with what else is installed."""
-    numba = _numba()
-    return None if numba is None or numba.config.DISABLE_JIT else importlib.import_module(f"{package}.kernels")
+def load_kernels(module: str) -> ModuleType | None:
+    """Import a module of compiled functions, e.g. `"reptk.neighbors.kernels"`.
+
+    Returns:
+        The module, or None where numba is missing, switched off (`NUMBA_DISABLE_JIT=1`) or broken; a broken or missing
+        numba warns once.
+    """
+    numba = _import_numba()
+    if numba is None or numba.config.DISABLE_JIT:
+        return None
+    return importlib.import_module(module)
 
 
-def njit(function: Callable[..., Any], fastmath: Iterable[str] = ANY_ORDER) -> Callable[..., Any]:
-    """The function in machine code, which does not keep other threads from running."""
+def njit(function: Callable[..., Any], fastmath: Iterable[str] = REASSOCIATE) -> Callable[..., Any]:
+    """`numba.njit` that releases the GIL and caches on disk; sums may be reordered, see `njit_exact`."""
     numba = importlib.import_module("numba")
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written to keep the machine code in: every process compiles its own
+    except RuntimeError:
+        # No cache folder is writable: every process compiles its own copy.
         return numba.njit(**options)(function)
 
 
 def njit_exact(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`njit`, with every operation on floats as and where it is written: the same on every machine."""
+    """`njit` without fastmath: every operation on floats in the order it is written, so the same bits on every machine."""
     return njit(function, fastmath=())
 
 
 @functools.cache
-def _numba() -> ModuleType | None:
+def _import_numba() -> ModuleType | None:
     try:
         return importlib.import_module("numba")
     except (ImportError, AttributeError, OSError, SystemError) as cause:
-        warnings.warn(f"numba cannot be used ({cause}); views and neighbours on the CPU take longer", stacklevel=3)
+        warnings.warn(f"numba cannot be used ({cause}); views and neighbors on the CPU take longer", stacklevel=3)
         return None

@@ -1,7 +1,11 @@
-"""Randomness as a function of a key: nothing in reptk draws from a stream that somebody else may have advanced.
+"""Randomness as a function of a key, as in JAX: nothing in reptk draws from a stream that other code may have advanced.
 
-Letters used for tensors everywhere: B images, V views, N = V * B * ranks rows, D embedding, F features, C classes;
-`z` embeddings, `h` features, `ids` what makes two rows positives of each other.
+    rng.key(seed, "views", step)            a 63-bit integer
+    rng.generator(seed, "order", epoch)     a torch.Generator seeded with that key
+    with rng.seeded(seed, "weights"): ...   torch's global CPU generator, seeded inside the block and restored after it
+
+Letters used for tensors throughout the package: B images, V views, N = V * B * ranks rows, D embedding, F features,
+C classes; `z` embeddings, `h` features, `ids` (rows that share an id are positives of each other).
 """
 
 import hashlib
@@ -11,8 +15,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Odd multipliers and shifts of SplitMix64 (Steele et al. 2014) as signed 64-bit integers.
-STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+# SplitMix64 (Steele et al. 2014): the increment and the two multipliers of its finaliser, as signed 64-bit integers.
+INCREMENT = -0x61C8864680B583EB
+MULTIPLIER_1 = -0x40A7B892E31B1A47
+MULTIPLIER_2 = -0x6B2FB644ECCEEE15
 
 
 def key(*parts: int | str) -> int:
@@ -22,13 +28,13 @@ def key(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator of its own, started from `key(*parts)` (of which torch's CPU generators use 32 bits)."""
+    """A new CPU generator seeded with `key(*parts)` (of which torch's CPU generators use 32 bits)."""
     return torch.Generator().manual_seed(key(*parts))
 
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Let torch's CPU generator start from `key(*parts)` inside the block, and put it back afterwards."""
+    """Seed torch's global CPU generator with `key(*parts)` inside the block; restore its state afterwards."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(key(*parts))
     try:
@@ -38,29 +44,32 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
-    """Numbers in [0, 1), each a function of (key, salt of its column, row) alone.
+    """Numbers in [0, 1) that depend on (key, salt of the column, row number) alone: a counter-based generator.
 
-    The same on every device, for any selection and order of the rows, and with no state and no wait for a GPU. 24 bits each.
+    The values are the same on every device, for any subset and order of the rows. There is no state, and a GPU needs no
+    synchronisation. Each has 24 random bits.
 
     Args:
-        key: of 63 bits.
-        salts: (k,) int64, of 63 bits; tell apart what is drawn under one key.
-        rows: (n,) int64, numbers of the rows, on the same device.
+        key: 63 bits.
+        salts: (k,) int64 of 63 bits; one column each, so that several quantities can be drawn under one key.
+        rows: (n,) int64 row numbers, on the same device.
 
     Returns:
         (n, k) float32.
     """
-    # A compiler that knows the rows to be counted would multiply them as it does indices, in 32 bits: `& -1` hides it.
-    bits = _mixed(_mixed((rows[:, None] & -1) * STEP + salts) + key)
-    return _shifted(bits, 40).float() * 2**-24
+    # torch.compile multiplies what it knows to be index arithmetic in 32 bits; `& -1` hides that these are row numbers.
+    bits = _mix((rows[:, None] & -1) * INCREMENT + salts)
+    bits = _mix(bits + key)
+    return _shift_right(bits, 40).float() * 2**-24
 
 
-def _mixed(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shifted(bits, 30)) * FIRST
-    bits = (bits ^ _shifted(bits, 27)) * SECOND
-    return bits ^ _shifted(bits, 31)
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser."""
+    bits = (bits ^ _shift_right(bits, 30)) * MULTIPLIER_1
+    bits = (bits ^ _shift_right(bits, 27)) * MULTIPLIER_2
+    return bits ^ _shift_right(bits, 31)
 
 
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Shifted right as unsigned numbers are."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical shift: torch's `>>` on int64 repeats the sign bit."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)

@@ -1,4 +1,4 @@
-"""Machine code (`machine_code`) run by as many threads as torch has. Results do not depend on their number."""
+"""Compiled loops (`numba_jit`) on as many threads as torch uses. Results do not depend on their number."""
 
 import os
 import threading
@@ -8,36 +8,47 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import torch
 
 
-def parallel_for(work: Callable[[int, int], None], count: int) -> None:
-    """work(first, last) for parts of `count` things, one for each of torch's threads; one part is done right here."""
-    share = max(1, -(-count // torch.get_num_threads()))
-    parts = [(first, min(first + share, count)) for first in range(0, count, share)]
-    if not parts:
+def parallel_for(body: Callable[[int, int], None], count: int) -> None:
+    """Call `body(first, last)` for contiguous ranges that cover `range(count)`, one range for each of torch's threads.
+
+    The calling thread runs the first range itself. An exception of any range is raised once all have ended.
+    """
+    if count == 0:
         return
-    others = [_POOL.get(len(parts) - 1).submit(work, *part) for part in parts[1:]]
+    size = max(1, -(-count // torch.get_num_threads()))
+    ranges = [(first, min(first + size, count)) for first in range(0, count, size)]
+    if len(ranges) == 1:
+        body(*ranges[0])
+        return
+    executor = _EXECUTORS.get(len(ranges) - 1)
+    futures = [executor.submit(body, *bounds) for bounds in ranges[1:]]
     try:
-        work(*parts[0])
+        body(*ranges[0])
     finally:
-        wait(others)
-    for done in others:
-        done.result()
+        wait(futures)
+    for future in futures:
+        future.result()
 
 
-class _Pool:
-    """Threads, made when first used, in each process anew."""
+class _ExecutorCache:
+    """One thread pool per process, created when first needed and replaced when more threads are."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.threads: ThreadPoolExecutor | None = None
-        self.size, self.process = 0, 0
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._size = 0
+        self._process = 0
 
     def get(self, size: int) -> ThreadPoolExecutor:
-        """At least `size` of them."""
-        with self.lock:
-            if self.threads is None or self.size < size or self.process != os.getpid():
-                # Threads of the one that is replaced end when nobody uses it any more.
-                self.threads, self.size, self.process = ThreadPoolExecutor(size, "reptk"), size, os.getpid()
-            return self.threads
+        """An executor with at least `size` threads."""
+        with self._lock:
+            # After a fork the threads of the parent do not exist in the child.
+            if self._executor is None or self._size < size or self._process != os.getpid():
+                # A replaced executor's threads end when its last user lets go of it.
+                self._executor = ThreadPoolExecutor(size, "reptk")
+                self._size = size
+                self._process = os.getpid()
+            return self._executor
 
 
-_POOL = _Pool()
+_EXECUTORS = _ExecutorCache()

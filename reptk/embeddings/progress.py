@@ -8,11 +8,11 @@ from rich.console import Console
 from reptk.core.console import Logger
 
 
-def working(what: str) -> AbstractContextManager[None]:
+def working(text: str) -> AbstractContextManager[None]:
     """Show that `what` is under way, where it cannot be told how far it has come."""
-    return Logger(console=Console(stderr=True)).working(what)
+    return Logger(console=Console(stderr=True)).status(text)
 
 
-def progress(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+def progress(text: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
     """Show how far `what` has come."""
-    return Logger(console=Console(stderr=True)).counting(what, total, "")
+    return Logger(console=Console(stderr=True)).count(text, total, "")

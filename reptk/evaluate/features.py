@@ -48,7 +48,7 @@ class Features:
     Args:
         embed: (b, 3, size, size) float in 0..1 -> (b, F).
         size: side in pixels of the images given to `embed`.
-        crop: share of the shorter side that the resize_center_crop view keeps.
+        crop: share of the shorter side that the plain view keeps.
         views: draws random views, for `encode.view`.
         device: where images are prepared.
         workers: threads that decode images prefetch.

@@ -60,7 +60,7 @@ def winners_of(votes: Tensor, given: Tensor, ks: Sequence[int], classes: int) ->
         ks: numbers of neighbours.
         classes: how many there are. Equal numbers of votes are decided by weight; of equals the first class wins.
     """
-    native = load_kernels("reptk.evaluate")
+    native = load_kernels("reptk.evaluate.kernels")
     if native is None:
         yield from _in_a_table(votes, given, ks, classes)
         return

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reptk.core.console import display_name
+from reptk.core.metric_names import display_name
 from reptk.evaluate.concerns import COLLAPSE, COLLAPSED_FEATURES_STD, collapsed
 
 COPIES = 0.01

@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         backbone: a timm name, tag included if wanted (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`).
         size: side of the images in pixels; vision transformers are built for it.
         pretrained: timm's weights for that name (downloaded when first used).
-        weights: local file with the backbone's weights instead: safetensors, or a resize_center_crop state dict.
+        weights: local file with the backbone's weights instead: safetensors, or a plain state dict.
         stem: "small" makes the first convolution 3 x 3 with stride 1 and padding 1 and drops the pooling behind it, as
             is usual for images of 28 to 64 px. That convolution starts afresh where the weights were made for the other.
         head_layers: linear layers of the projection head; 0 for none: z are the features.
@@ -324,7 +324,7 @@ def _head(width: int, layers: int, hidden: int | None, out: int, norm: bool) -> 
 
 
 def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
-    """Load resize_center_crop weights; the tensor called `fresh` may be of another shape and is then left as it is."""
+    """Load plain weights; the tensor called `fresh` may be of another shape and is then left as it is."""
     if not path.is_file():
         raise DataError(f"there is no file of weights {path}")
     try:
@@ -336,7 +336,7 @@ def _load_backbone(backbone: nn.Module, path: Path, fresh: str | None) -> None:
     except Exception as cause:
         # torch's own message advises to allow code to run, which is the one thing not to do with a stranger's file.
         raise DataError(
-            f"{path} holds no resize_center_crop weights ({type(cause).__name__}); what can be read is safetensors, or "
+            f"{path} holds no plain weights ({type(cause).__name__}); what can be read is safetensors, or "
             "a state dict of tensors saved by torch"
         ) from cause
     own = backbone.state_dict()

@@ -49,7 +49,7 @@ ROUNDING = 2.0**-8
 
 def coarse(bank: Tensor, facts: Facts) -> "Coarse | None":
     """How to look at a float32 bank on the CPU, or None where it is not worth it."""
-    native = load_kernels("reptk.neighbors") if multiplies_bfloat16() else None
+    native = load_kernels("reptk.neighbors.kernels") if multiplies_bfloat16() else None
     is_fit = len(bank) >= LEAST_ROWS and SCALES[0] < facts.longest < SCALES[1]
     if native is None or not is_fit or bank.dtype != torch.float32 or not bank.is_contiguous():
         return None

@@ -45,7 +45,7 @@ def similarities_of(bank: Tensor, queries: Tensor, rows: Tensor) -> Tensor:
 
 def pair_similarities(bank: Tensor, queries: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
     """(P,) float32 inner products of queries[numbers] (P,) with bank[rows] (P,), on the queries' device."""
-    native = load_kernels("reptk.neighbors") if queries.device.type == bank.device.type == "cpu" else None
+    native = load_kernels("reptk.neighbors.kernels") if queries.device.type == bank.device.type == "cpu" else None
     if native is None:
         return _gathered(bank, queries, numbers, rows)
     return _in_order(native, bank, queries, numbers, rows)

@@ -75,7 +75,7 @@ def chunks(rows: Tensor, chunk_bytes: int | None = None) -> Iterator[tuple[int, 
 
 def lengths(rows: Tensor) -> Tensor:
     """(n,) L2 of float32 rows, in float64, where their squares neither overflow nor vanish: 0 for nothing but zeros."""
-    native = load_kernels("reptk.neighbors") if rows.device.type == "cpu" and rows.is_contiguous() else None
+    native = load_kernels("reptk.neighbors.kernels") if rows.device.type == "cpu" and rows.is_contiguous() else None
     if native is None:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     made, read = np.empty(len(rows)), rows.detach().numpy()

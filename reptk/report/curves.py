@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reptk.core.console import display_name
+from reptk.core.metric_names import display_name
 from reptk.report.html import Html, element
 from reptk.report.runs import Run
 from reptk.report.words import number, percent
@@ -33,7 +33,7 @@ class Panel:
     """One picture. `levels` are (name, value, run) drawn as horizontal lines: what it is measured against."""
 
     key: str
-    display_name: str
+    title: str
     series: list[Series]
     levels: list[tuple[str, float, int]]
     write: Callable[[float], str] = number

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.core.console import display_name
+from reptk.core.metric_names import display_name
 from reptk.evaluate.evidence import Evidence
 from reptk.report.html import Html, element
 from reptk.report.pictures import Source, fetched, uri_of
@@ -60,7 +60,7 @@ class Album:
 
 
 Choice = tuple[str, str, Tensor]
-"""A tab: display_name, what it shows, rows of the evidence."""
+"""A tab: title, what it shows, rows of the evidence."""
 
 
 def choices(evidence: Evidence) -> list[Choice]:
@@ -100,7 +100,7 @@ def gallery(run: Run, source: Source, album: Album, prefix: str) -> Html:
 
 
 def tabbed(panels: Sequence[tuple[Any, ...]], prefix: str, label: str) -> Html:
-    """Panels of (display_name, *content) under a list of tabs; without script, all of them are shown."""
+    """Panels of (title, *content) under a list of tabs; without script, all of them are shown."""
     if len(panels) == 1:
         return element("div", *panels[0][1:])
     tabs = [

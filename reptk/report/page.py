@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from reptk.core.console import display_name
+from reptk.core.metric_names import display_name
 from reptk.report import answers, curves, facts, gallery, space, tables
 from reptk.report.compare import difference
 from reptk.report.gallery import Album

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from reptk.core.console import display_name
+from reptk.core.metric_names import display_name
 from reptk.report.compare import Difference, difference
 from reptk.report.html import Html, element
 from reptk.report.runs import Results, Run

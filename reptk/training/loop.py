@@ -14,7 +14,8 @@ import reptk
 from reptk import report
 from reptk.config import Recipe
 from reptk.core import distributed, environment, rng
-from reptk.core.console import Logger, display_name
+from reptk.core.console import Logger
+from reptk.core.metric_names import display_name
 from reptk.core.errors import EnvironmentProblem, NumericalError, ReptkError
 from reptk.data import DevicePrefetcher
 from reptk.evaluate import Measured, measure, measure_pixels
@@ -55,7 +56,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         ReptkError: its subclass says whose turn it is; the run's status.json says why it failed.
     """
     device = distributed.setup(recipe.train.device)
-    log = log or Logger(speaks=distributed.is_main())
+    log = log or Logger(prints=distributed.is_main())
     data = data_of(recipe)
     built = assemble(recipe, data, device)
     folder = distributed.run_on_main(
@@ -72,7 +73,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         raise
     _end(folder, log, "finished", None)
     if recipe.train.report:
-        with log.working("drawing the report"):
+        with log.status("drawing the report"):
             said = distributed.run_on_main(lambda: _report(folder, built))
         log.line(f"  {said}")
     return numbers
@@ -118,7 +119,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Logger) -> Numbers:
     log.facts(describe(recipe, built))
     state = checkpoint.load_last(folder / "checkpoints")
     first_step = _restore(built, state) if state else 0
-    with log.working("evaluating raw pixels and the untrained encoder"):
+    with log.status("evaluating raw pixels and the untrained encoder"):
         baselines = _kept_baselines(state) if state else _baselines(recipe, built)
     log.write_metrics_to(folder / "metrics.jsonl", first_step)
     if first_step:
@@ -127,7 +128,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Logger) -> Numbers:
         log.line(_before(baselines))
     watch = Watch(state["seconds"], state.get("steps_without_pairs", 0)) if state else Watch()
     seconds = _epochs(recipe, built, folder, log, baselines, first_step, watch)
-    with log.working("evaluating the trained encoder"):
+    with log.status("evaluating the trained encoder"):
         trained = _evaluate(recipe, built)
     _finish(recipe, built, folder, log, {**baselines, "trained": trained}, seconds, commit)
     return trained.numbers

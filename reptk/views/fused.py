@@ -29,7 +29,7 @@ CHUNK_VALUES = 1 << 18
 
 def machine_code() -> ModuleType | None:
     """`reptk.views.kernels`, or None where it cannot be had."""
-    return load_kernels("reptk.views")
+    return load_kernels("reptk.views.kernels")
 
 
 class Fused:

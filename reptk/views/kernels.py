@@ -41,7 +41,7 @@ def _cut_all(values):
 
 def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     """`rng.uniform`."""
-    odd = (np.uint64(number % 2**64) for number in (rng.STEP, rng.FIRST, rng.SECOND))
+    odd = (np.uint64(number % 2**64) for number in (rng.INCREMENT, rng.MULTIPLIER_1, rng.MULTIPLIER_2))
     return torch.from_numpy(_uniform(np.uint64(key), *(part.numpy().view(np.uint64) for part in (salts, rows)), *odd))
 
 

@@ -95,7 +95,9 @@ def test_faiss_never_sees_what_was_not_hashed(
     many: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reptk.index(many, out=tmp_path / "e.index", kind="IVF4,Flat")
-    monkeypatch.setattr(neighbors.Approximate, "from_bytes", lambda _: pytest.fail("bytes of another hash were read"))
+    monkeypatch.setattr(
+        neighbors.ApproximateIndex, "from_bytes", lambda _: pytest.fail("bytes of another hash were read")
+    )
     spoil(tmp_path / "e.index" / "index.faiss")
     with pytest.raises(DataError, match="another hash"):
         Index.open(tmp_path / "e.index")

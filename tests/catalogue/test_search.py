@@ -25,12 +25,12 @@ def test_candidates_are_ranked_as_exact_search_ranks_them(exclude: Tensor | None
     shuffled = torch.stack([torch.randperm(50, generator=rng.generator("order", one)) for one in range(3)])
     candidates = torch.cat([shuffled, torch.full((3, 5), -1)], 1)
     for one, other in zip(
-        neighbors.ranked(bank, queries, candidates, 12, exclude),
+        neighbors.rerank(bank, queries, candidates, 12, exclude),
         indexing._exact(bank, queries, 12, exclude),
         strict=True,
     ):
         assert torch.equal(one, other)
-    similarities, rows = neighbors.ranked(bank, queries, candidates[:, 44:], 8)
+    similarities, rows = neighbors.rerank(bank, queries, candidates[:, 44:], 8)
     assert (rows[:, :6] >= 0).all()
     assert (rows[:, 6:] == -1).all()
     assert (similarities[:, 6:] == -torch.inf).all()
