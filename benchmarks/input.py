@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from reptk.core import rng
 from reptk.core.environment import git_commit, package_versions
 from reptk.data import Loader, Split, folder
-from reptk.data.embedded import _photographs
-from reptk.data.folder import Files
+from reptk.data.image_files import ImageFiles
+from reptk.data.sources.photos import load_photographs
 
 WIDTH, HEIGHT = 500, 375
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 def write_photos(photos: Path, count: int) -> None:
     """Crops of any place and half to all of the size, a little lighter or darker."""
-    pictures = list(_photographs().values())
+    pictures = list(load_photographs().values())
     draws = torch.rand(count, 4, generator=rng.generator("benchmark", count)).tolist()
     for number, (size, across, down, light) in enumerate(draws):
         picture = pictures[number % len(pictures)]
@@ -113,7 +113,7 @@ def participants(photos: Path, cache: Path, size: int, batch: int) -> dict[str, 
 
     for jpeg in ("pillow", "simplejpeg") if find_spec("simplejpeg") else ("pillow",):
         for workers in (0, 1, 2):
-            split = Split(Files(paths, size, jpeg), torch.zeros(len(paths)))
+            split = Split(ImageFiles(paths, size, jpeg), torch.zeros(len(paths)))
             reptk(f"reptk, {jpeg}, {workers} workers", split, workers)
     cached = folder(str(photos), size, cache=str(cache), jpeg="pillow").train
     reptk("reptk, data.cache, 0 workers", cached, 0)
@@ -122,7 +122,7 @@ def participants(photos: Path, cache: Path, size: int, batch: int) -> dict[str, 
         torchs(workers)
     expected = torch.stack([plain[number][0] for number in range(len(paths))])
     numbers = torch.arange(len(paths))
-    assert torch.equal(Files(paths, size, "pillow").fetch(numbers), expected), "other pixels"
+    assert torch.equal(ImageFiles(paths, size, "pillow").fetch(numbers), expected), "other pixels"
     assert torch.equal(cached.images.fetch(numbers), expected), "other pixels from the cache"
     return made
 

@@ -149,7 +149,7 @@ def features(rank: int, out: str) -> None:
 def numbers(rank: int, out: str) -> None:
     """All numbers and answers of kNN, with queries apart and leave-one-out, some images without a label."""
     from reptk.core import distributed
-    from reptk.data.generated import generated
+    from reptk.data.sources.generated import generated
     from reptk.evaluate import Features, Knn
 
     data = generated(train=8, bank=600, query=300, classes=4, size=8)

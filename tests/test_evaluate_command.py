@@ -15,8 +15,8 @@ from reptk.cli import main
 from reptk.config import validate
 from reptk.core.console import Logger
 from reptk.data import photos, subsample
-from reptk.data.generated import generated
-from reptk.data.small import DEBIAN_FASHION_MNIST
+from reptk.data.sources.fashion_mnist import DEBIAN_FOLDER
+from reptk.data.sources.generated import generated
 from reptk.evaluate import Evidence
 from reptk.training.loop import train
 
@@ -174,7 +174,7 @@ def imagenet_weights() -> str:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* matched by their order")
 def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_path: Path) -> None:
-    if not DEBIAN_FASHION_MNIST.is_dir():
+    if not DEBIAN_FOLDER.is_dir():
         pytest.skip("dataset-fashion-mnist is not installed (Debian)")
     out = tmp_path / "numbers.json"
     given = [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptk.core import distributed
 from reptk.data import Data, InMemory, Split
-from reptk.data.generated import generated
+from reptk.data.sources.generated import generated
 from reptk.evaluate import Features, Knn, ViewRetrieval, effective_rank, knn, pixels, retrieval
 from reptk.views.sets import crop_flip, none
 

@@ -69,7 +69,7 @@ def test_wheel_and_sdist_hold_recipes_and_plugins(tmp_path: Path) -> None:
     for name in (
         "reptk/plugins/dcl.py",
         "reptk/plugins/README.md",
-        "reptk/data/imagenet100.txt",
+        "reptk/data/sources/imagenet100.txt",
         "reptk/recipe.py",
         "reptk/report/page.css",
         "reptk/report/page.js",

@@ -49,10 +49,10 @@ from pathlib import Path
 
 import torch
 from reptk import DATASETS
-from reptk.data import Data, Split
+from reptk.data import Data, Images, Split
 
 
-class Stripes:
+class Stripes(Images):
     def __init__(self, count: int, log: str) -> None:
         self.count, self.log = count, log
 

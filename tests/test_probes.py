@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from reptk.data.generated import generated
+from reptk.data.sources.generated import generated
 from reptk.evaluate import Features, FewShot, LinearProbe, LinearStage, few_shot, linear
 from reptk.evaluate.few_shot import examples
 from reptk.evaluate.linear import fit

@@ -338,10 +338,10 @@ SLOW_DATA = """
 import time
 import torch
 from reptk import DATASETS
-from reptk.data import Data, Split
+from reptk.data import Data, Images, Split
 
 
-class Slow:
+class Slow(Images):
     def __len__(self):
         return 64
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reptk.core.errors import DataError
-from reptk.data.generated import generated
+from reptk.data.sources.generated import generated
 from reptk.evaluate import Evidence, Features, Knn, Mean, evaluated, gains, health, intervals, pixels
 from reptk.evaluate.concerns import concerns, weighing_alike
 from reptk.evaluate.evidence import sample

@@ -1,13 +1,17 @@
-"""Data sets: uint8 images, labels (-1 where there is none) and fixed splits; and the keyed loader that batches them."""
+"""Data sets: uint8 images, labels (-1 for none) and fixed splits; and the loader, whose order is a function of a seed."""
 
 from reptk.data.device_prefetch import DevicePrefetcher
-from reptk.data.embedded import digits, photos
-from reptk.data.folder import folder, imagenet100
-from reptk.data.generated import generated
 from reptk.data.loader import Loader, read_blocks
 from reptk.data.prefetch import num_cpus
-from reptk.data.protocol import Data, Images, InMemory, Split, subsample
-from reptk.data.small import cifar10, cifar100, fashion_mnist, stl10
+from reptk.data.protocol import Data, Images, InMemory, Split, WritableImages, subsample
+from reptk.data.sources.cifar import cifar10, cifar100
+from reptk.data.sources.digits import digits
+from reptk.data.sources.fashion_mnist import fashion_mnist
+from reptk.data.sources.folder import folder
+from reptk.data.sources.generated import generated
+from reptk.data.sources.imagenet100 import imagenet100
+from reptk.data.sources.photos import photos
+from reptk.data.sources.stl10 import stl10
 
 __all__ = [
     "Data",
@@ -16,16 +20,17 @@ __all__ = [
     "InMemory",
     "Loader",
     "Split",
-    "read_blocks",
+    "WritableImages",
     "cifar10",
     "cifar100",
-    "num_cpus",
     "digits",
     "fashion_mnist",
     "folder",
     "generated",
     "imagenet100",
-    "subsample",
+    "num_cpus",
     "photos",
+    "read_blocks",
     "stl10",
+    "subsample",
 ]

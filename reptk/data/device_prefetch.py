@@ -1,59 +1,66 @@
-"""Batches brought to the device that trains, and how long it had to wait for them."""
+"""Batches copied to the training device while the step before is computed, and how long the device waits for them."""
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class DevicePrefetcher:
-    """Tuples of tensors, on the device.
+    """Iterator over batches on the device.
 
-    On CUDA each is copied on a stream of its own, from page-locked memory while the step before is still computed; the
-    step waits for the copy on the device, and nothing waits on the host. Elsewhere they are handed through.
+    On CUDA each batch is copied on a separate stream, from page-locked memory, while the step before is still being
+    computed. The step waits for the copy on the device; the host never waits. On other devices a batch is copied when it
+    is due, which returns the same tensors if they are there already.
 
     Args:
-        batches: tuples of tensors, page-locked for CUDA.
-        device: where they are used, on the stream that is current when they are asked for.
+        batches: tuples of tensors, in page-locked memory for CUDA.
+        device: where the batches are used, on the stream that is current when they are requested.
     """
 
     def __init__(self, batches: Iterable[tuple[Tensor, ...]], device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._batches = iter(batches)
-        self._waited = 0.0
-        self._gaps: list[tuple[Any, Any]] = []
-        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._copy_stream = None
+        if self.device.type == "cuda":
+            self._copy_stream = torch.cuda.Stream(self.device)
+        self._host_wait_seconds = 0.0
+        self._device_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
     def __next__(self) -> tuple[Tensor, ...]:
-        if self._copies is None:
-            since = time.perf_counter()
+        if self._copy_stream is None:
+            start = time.perf_counter()
             batch = next(self._batches)
-            self._waited += time.perf_counter() - since
-            return tuple(part.to(self.device) for part in batch)
-        current = torch.cuda.current_stream(self.device)
-        idle, busy = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        idle.record(current)  # reached when the step before is done
+            self._host_wait_seconds += time.perf_counter() - start
+            return tuple(tensor.to(self.device) for tensor in batch)
+
+        compute_stream = torch.cuda.current_stream(self.device)
+        wait_begin = torch.cuda.Event(enable_timing=True)
+        wait_end = torch.cuda.Event(enable_timing=True)
+        wait_begin.record(compute_stream)  # reached when the step before is computed
         batch = next(self._batches)
-        with torch.cuda.stream(self._copies):
-            there = tuple(part.to(self.device, non_blocking=True) for part in batch)
-        current.wait_stream(self._copies)
-        for part in there:
-            part.record_stream(current)
-        busy.record(current)
-        self._gaps.append((idle, busy))
-        return there
+        with torch.cuda.stream(self._copy_stream):
+            batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+        compute_stream.wait_stream(self._copy_stream)
+        for tensor in batch:
+            # The copy stream allocated the memory; it may be reused only after the compute stream is done with it.
+            tensor.record_stream(compute_stream)
+        wait_end.record(compute_stream)
+        self._device_waits.append((wait_begin, wait_end))
+        return batch
 
     def waited(self) -> float:
-        """Seconds that the device spent waiting for batches since this was asked last; on CUDA it must be idle by now.
+        """Return the seconds for which the device waited for batches since the last call.
 
-        Time in which the host waits while the GPU still computes does not count.
+        On CUDA the device must be idle when this is called. Time in which the host waits while the GPU still computes
+        does not count.
         """
-        seconds = self._waited + sum(idle.elapsed_time(busy) for idle, busy in self._gaps) / 1e3
-        self._waited = 0.0
-        self._gaps.clear()
+        device_milliseconds = sum(begin.elapsed_time(end) for begin, end in self._device_waits)
+        seconds = self._host_wait_seconds + device_milliseconds / 1e3
+        self._host_wait_seconds = 0.0
+        self._device_waits.clear()
         return seconds

@@ -1,4 +1,4 @@
-"""Batches in an order that is a function of (seed, epoch): for any number of ranks, workers and interruptions."""
+"""Batches whose order is a function of (seed, epoch), for any number of ranks, workers and interruptions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,28 +8,29 @@ from torch import Tensor
 from reptk.core import rng
 from reptk.core.errors import DataError
 from reptk.data.prefetch import prefetch
-from reptk.data.protocol import Split
+from reptk.data.protocol import Images, Split
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,)."""
 
 
 class Loader:
-    """Training batches of one rank, from any step on.
+    """The training batches of one rank, from any step on.
 
-    An epoch is a random order of all images, cut into global batches; what is left over at its end is dropped, so that
-    no image is in a batch twice. Rank r of W takes the r-th of W equal parts of each batch.
+    An epoch is a random order of all images, cut into global batches; the remainder at its end is dropped, so that no
+    image is in a batch twice. Rank r of W receives the r-th of W equal slices of each global batch.
 
     Args:
         split: the training images.
-        batch_size: images of all ranks together.
+        batch_size: images of a global batch, over all ranks.
         seed: of the order.
-        rank, world: this rank and how many there are.
-        workers: threads that decode prefetch; 0 decodes in the one that asks.
+        rank, world: number of this rank, and how many ranks there are.
+        workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
 
     Raises:
-        DataError: fewer images than one batch.
+        DataError: the split has fewer images than one batch.
+        TypeError: the images do not implement `reptk.data.Images`.
     """
 
     def __init__(
@@ -43,54 +44,57 @@ class Loader:
         workers: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if len(split) < batch_size:
-            if len(split) < 2:
-                raise DataError(f"{len(split)} training images; a batch needs at least 2")
-            fitting = max(2, 2 ** (len(split).bit_length() - 2))
-            raise DataError(
-                f"{len(split)} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"
+        if not isinstance(split.images, Images):
+            raise TypeError(
+                f"the training images are of class {type(split.images).__name__}, which does not derive from "
+                "reptk.data.Images; derive it, and implement __len__ and fetch"
             )
+        if len(split) < batch_size:
+            raise DataError(_too_few_images(len(split), batch_size))
         self.split = split
-        self.order = _Order(len(split), batch_size, seed, rank, world)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+        self.device = device
         self.steps_per_epoch = len(split) // batch_size
-        self.workers, self.device = workers, device
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` up to, not including, `last_step`; see `prefetch`."""
-        order = self.order.steps(first_step, last_step)
-        for images, numbers in prefetch(self.split.images, order, workers=self.workers, device=self.device):
+        """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
+        numbers_by_step = self._numbers(first_step, last_step)
+        for images, numbers in prefetch(self.split.images, numbers_by_step, workers=self.workers, device=self.device):
             yield images, self.split.labels[numbers], numbers
+
+    def _numbers(self, first_step: int, last_step: int) -> Iterator[Tensor]:
+        """Yield the numbers of this rank's images for each step."""
+        rank_batch_size = self.batch_size // self.world
+        order_epoch = None
+        for step in range(first_step, last_step):
+            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order = torch.randperm(len(self.split), generator=rng.generator(self.seed, "order", epoch))
+                order_epoch = epoch
+            first = step_of_epoch * self.batch_size + self.rank * rank_batch_size
+            yield order[first : first + rank_batch_size]
 
 
 def read_blocks(
     split: Split, ranges: Sequence[range], workers: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor]]:
-    """Images (b, 3, H, W) uint8 of each range of numbers in turn, decoded prefetch by `workers` threads.
+    """Yield the images (b, 3, H, W) uint8 of each range of numbers, in their order, fetched in advance by `workers` threads.
 
     Raises:
         DataError: an image cannot be read.
     """
-    numbers = (torch.arange(part.start, part.stop) for part in ranges)
-    for images, _ in prefetch(split.images, numbers, workers=workers, device=device):
+    blocks = (torch.arange(block.start, block.stop) for block in ranges)
+    for images, _ in prefetch(split.images, blocks, workers=workers, device=device):
         yield (images,)
 
 
-class _Order:
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int, world: int) -> None:
-        self.count, self.batch_size, self.seed, self.rank, self.world = count, batch_size, seed, rank, world
-
-    def steps(self, first: int, last: int) -> Iterator[Tensor]:
-        current, order = -1, torch.empty(0)
-        for step in range(first, last):
-            epoch, position = divmod(step, self.count // self.batch_size)
-            if epoch != current:
-                current, order = epoch, self.epoch(epoch)
-            yield self.part(order, position)
-
-    def epoch(self, number: int) -> Tensor:
-        return torch.randperm(self.count, generator=rng.generator(self.seed, "order", number))
-
-    def part(self, order: Tensor, position: int) -> Tensor:
-        share = self.batch_size // self.world
-        first = position * self.batch_size + self.rank * share
-        return order[first : first + share]
+def _too_few_images(num_images: int, batch_size: int) -> str:
+    if num_images < 2:
+        return f"{num_images} training images; a batch needs at least 2"
+    # The largest power of two that leaves an epoch more than one batch.
+    fitting = max(2, 2 ** (num_images.bit_length() - 2))
+    return f"{num_images} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"

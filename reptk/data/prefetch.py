@@ -1,4 +1,4 @@
-"""Images fetched ahead of their use, by threads that all work on the same batch."""
+"""Batches fetched by threads before they are needed; all threads work on the same batch."""
 
 import os
 from collections import deque
@@ -12,80 +12,104 @@ from torch import Tensor
 
 from reptk.data.protocol import Images, InMemory, WritableImages
 
-AHEAD = 2
-"""Batches under way while one is in use. All threads share a batch, so more would only take memory."""
+PREFETCHED_BATCHES = 2
+"""Batches in preparation while one is in use. Since all threads share a batch, more would only need more memory."""
 
-PARTS = 4
-"""Parts of a batch per thread: few calls, and nobody waits long for the last one."""
+CHUNKS_PER_WORKER = 4
+"""Chunks of a batch for each thread: few calls, and still no long wait for the thread that finishes last."""
+
+Submit = Callable[..., Future]
+"""Starts a call, as `ThreadPoolExecutor.submit` does."""
 
 
 def prefetch(
     images: Images, batches: Iterable[Tensor], *, workers: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of numbers -> (images (b, 3, H, W) uint8, the numbers), in their order.
+    """Yield (images (b, 3, H, W) uint8, numbers (b,)) for each batch of numbers, in their order.
 
-    In memory by pixel (channels last), as decoders give them; page-locked when they are bound for CUDA. Images held in
-    memory move to the device and are picked there, without threads. Whatever an image raises is raised when its batch
-    is due. The threads end with the iterator, also when it is abandoned.
+    The images are in channels-last memory, and in page-locked memory if `device` is a CUDA device. `InMemory` images are
+    moved to the device and indexed there, without threads. An exception that an image raises is raised when its batch is
+    due. The threads end with the iterator, also if it is abandoned.
 
     Args:
-        images: fetched from by all threads at once.
+        images: where the batches are fetched from, by all threads at the same time.
         batches: (b,) integers each.
-        workers: threads; 0 fetches in this one when asked.
+        workers: number of threads; with 0 the calling thread fetches each batch when it is due.
         device: where the batches will be used.
     """
-    pin = torch.device(device).type == "cuda"
+    pin_memory = torch.device(device).type == "cuda"
     if isinstance(images, InMemory):
         images.to(device)
-        yield from ((images.fetch(numbers), numbers) for numbers in batches)
-        return
-    if workers == 0:
-        yield from ((_Batch(images, numbers, pin, _at_once).wait(), numbers) for numbers in batches)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reptk-ahead")
-    under_way: deque[_Batch] = deque()
+        for numbers in batches:
+            yield images.fetch(numbers), numbers
+    elif workers == 0:
+        for numbers in batches:
+            yield _PendingBatch(images, numbers, _call_now, max(1, len(numbers)), pin_memory).result()
+    else:
+        yield from _prefetch_with_threads(images, batches, workers, pin_memory)
+
+
+def num_cpus() -> int:
+    """Return the number of processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # systems other than Linux
+        return os.cpu_count() or 1
+
+
+def _prefetch_with_threads(
+    images: Images, batches: Iterable[Tensor], workers: int, pin_memory: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reptk-prefetch")
+    queue: deque[_PendingBatch] = deque()
     try:
         for numbers in batches:
-            under_way.append(_Batch(images, numbers, pin, pool.submit, ceil(len(numbers) / (workers * PARTS))))
-            if len(under_way) > AHEAD:
-                yield under_way[0].wait(), under_way.popleft().numbers
-        while under_way:
-            yield under_way[0].wait(), under_way.popleft().numbers
+            chunk_size = max(1, ceil(len(numbers) / (workers * CHUNKS_PER_WORKER)))
+            queue.append(_PendingBatch(images, numbers, pool.submit, chunk_size, pin_memory))
+            if len(queue) > PREFETCHED_BATCHES:
+                # No reference stays here while the caller uses the batch: its memory is free once the caller drops it.
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def num_cpus() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _call_now(function: Callable[..., object], *args: object) -> Future:
+    """Call a function in this thread, with the interface of `ThreadPoolExecutor.submit`."""
+    future: Future = Future()
+    future.set_result(function(*args))
+    return future
 
 
-def _at_once(call: Callable[..., object], *arguments: object) -> Future:
-    done: Future = Future()
-    done.set_result(call(*arguments))
-    return done
+class _PendingBatch:
+    """A batch whose chunks are being fetched: in place if the images are writable, else concatenated at the end."""
 
-
-class _Batch:
-    """A batch whose parts are being fetched: written in place where the images can, else put together at the end."""
-
-    def __init__(
-        self, images: Images, numbers: Tensor, pin: bool, submit: Callable[..., Future], part: int | None = None
-    ) -> None:
-        self.numbers, self.pin = numbers, pin
-        self.rows: Tensor | None = None
-        pieces = numbers.split(part or max(1, len(numbers)))
+    def __init__(self, images: Images, numbers: Tensor, submit: Submit, chunk_size: int, pin_memory: bool) -> None:
+        self._numbers = numbers
+        self._pin_memory = pin_memory
+        self._buffer: Tensor | None = None
+        self._futures: list[Future] = []
+        chunks = numbers.split(chunk_size)
         if isinstance(images, WritableImages):
-            self.rows = torch.empty(len(numbers), images.size, images.size, 3, dtype=torch.uint8, pin_memory=pin)
-            places = self.rows.split(part or max(1, len(numbers)))
-            pairs = zip(pieces, places, strict=True)
-            self.parts = [submit(images.fetch_into, piece, place.numpy()) for piece, place in pairs]
+            shape = (len(numbers), images.size, images.size, 3)
+            self._buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            for chunk, out in zip(chunks, self._buffer.split(chunk_size), strict=True):
+                self._futures.append(submit(images.fetch_into, chunk, out.numpy()))
         else:
-            self.parts = [submit(images.fetch, piece) for piece in pieces]
+            for chunk in chunks:
+                self._futures.append(submit(images.fetch, chunk))
 
-    def wait(self) -> Tensor:
-        made = [part.result() for part in self.parts]
-        if self.rows is not None:
-            return rearrange(self.rows, "b h w c -> b c h w")
-        whole = (torch.cat(made) if len(made) > 1 else made[0]).contiguous(memory_format=torch.channels_last)
-        return whole.pin_memory() if self.pin and not whole.is_cuda else whole
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Wait for all chunks and return the images (b, 3, H, W) and their numbers (b,)."""
+        chunks = [future.result() for future in self._futures]
+        if self._buffer is not None:
+            return rearrange(self._buffer, "b h w c -> b c h w"), self._numbers
+        if len(chunks) > 1:
+            batch = torch.cat(chunks)
+        else:
+            batch = chunks[0]
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        if self._pin_memory and not batch.is_cuda:
+            batch = batch.pin_memory()
+        return batch, self._numbers

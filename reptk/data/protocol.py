@@ -1,7 +1,8 @@
-"""What a data set is: images that can be fetched by number, labels, and which of them train, are searched, are queries."""
+"""What a data set consists of: images fetched by number, their labels, and the splits for training, bank and queries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,43 +14,63 @@ from torch import Tensor
 from reptk.core import rng
 
 
+@runtime_checkable
 class Images(Protocol):
-    """Numbered images of one size.
+    """Base class of image collections: n images of one size, numbered from 0.
 
-    That is all a data set has to offer. With `train.workers`, several threads call `fetch` at once, each for a part of a
-    batch: it may read what all threads share, and must not change it.
+    A subclass implements `__len__` and `fetch`; the other members have defaults that it may override. With
+    `train.workers`, several threads call `fetch` at the same time, each for a part of a batch, so `fetch` must not change
+    any state that the threads share.
     """
 
-    def __len__(self) -> int: ...
+    is_grey: bool = False
+    """The three channels of every image are equal; the raw-pixel baseline then uses one of them."""
+
+    decoded_by: str | None = None
+    """Names and versions of the libraries that decoded the images, for `results.json`; None if nothing was decoded."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        """(n,) integers -> (n, 3, H, W) uint8."""
-        ...
+        """Return the images with these numbers: (n,) integers to (n, 3, H, W) uint8."""
+        raise NotImplementedError
+
+    def path(self, number: int) -> Path | None:
+        """Return the file that holds image `number`; None if the images are not in files of their own."""
+        return None
 
 
 @runtime_checkable
-class WritableImages(Protocol):
-    """Images that can be written straight to where a batch is put together, by pixel."""
+class WritableImages(Images, Protocol):
+    """Base class of images that can be written straight into a batch, without a tensor for each image.
+
+    A subclass implements `__len__` and `fetch_into`, and sets `size`. Batches are put together faster than from `fetch`,
+    which follows from `fetch_into`.
+    """
 
     size: int
+    """Side of the square images in pixels."""
 
-    def fetch(self, numbers: Tensor) -> Tensor: ...
+    def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
+        """Write the images with these numbers into `out`, (n, size, size, 3) uint8. Several threads call this at once."""
+        raise NotImplementedError
 
-    def fetch_into(self, numbers: Tensor, rows: NDArray[np.uint8]) -> None:
-        """Write images `numbers` into (n, size, size, 3) uint8; called by several threads at once."""
-        ...
+    def fetch(self, numbers: Tensor) -> Tensor:
+        """Return the images with these numbers, (n, 3, size, size) uint8 in channels-last memory."""
+        return fetch_batch(self, numbers)
 
 
 def fetch_batch(images: WritableImages, numbers: Tensor) -> Tensor:
-    """(n, 3, size, size) uint8, in memory by pixel: what `fetch` is for images that have `fetch_into`."""
-    rows = torch.empty(len(numbers), images.size, images.size, 3, dtype=torch.uint8)
-    images.fetch_into(numbers, rows.numpy())
-    return rearrange(rows, "n h w c -> n c h w")
+    """Return images (n, 3, size, size) uint8, in channels-last memory, as written by `fetch_into`."""
+    batch = torch.empty(len(numbers), images.size, images.size, 3, dtype=torch.uint8)
+    images.fetch_into(numbers, batch.numpy())
+    return rearrange(batch, "n h w c -> n c h w")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels: (n,) integers, -1 for an image without one."""
+    """Images and their labels: (n,) integers, -1 for an image without a label."""
 
     images: Images
     labels: Tensor
@@ -60,15 +81,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split for good.
+    """A data set with fixed splits.
 
     Args:
-        train: what training sees.
-        bank: what evaluation searches; None where there are no labels to evaluate with.
-        query: what evaluation searches for. The same object as `bank` means leave-one-out.
-        classes: class names, by label.
-        protocol: one sentence that says how the splits were made; it stands beside every number.
-        crop: share of the shorter side that the plain evaluation view keeps.
+        train: the images to train on.
+        bank: the labelled images that evaluation searches; None if there are no labels to evaluate with.
+        query: the images that evaluation searches for. If it is the same object as `bank`, evaluation leaves each query
+            out of its own search.
+        classes: class names, in the order of their labels.
+        protocol: one sentence on how the images were split; it is reported with every result.
+        crop: share of the shorter side that the evaluation view retains.
     """
 
     train: Split
@@ -79,78 +101,128 @@ class Data:
     crop: float = 1.0
 
 
-class InMemory:
-    """Images held as one uint8 tensor (n, C, H, W), kept by pixel; one channel is shown as three that share memory."""
+class InMemory(Images):
+    """Images in one uint8 tensor (n, C, H, W), stored channels last.
+
+    Grey images (C = 1) are fetched with three channels that share their memory.
+    """
 
     def __init__(self, pixels: Tensor) -> None:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise ValueError(f"images must be uint8 (n, 1 or 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
         self.is_grey = pixels.shape[1] == 1
-        self._rows = rearrange(pixels, "n c h w -> n h w c").contiguous()
+        self._pixels = rearrange(pixels, "n c h w -> n h w c").contiguous()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._pixels)
 
     @property
     def pixels(self) -> Tensor:
         """All images, (n, C, H, W)."""
-        return rearrange(self._rows, "n h w c -> n c h w")
+        return rearrange(self._pixels, "n h w c -> n c h w")
 
     def to(self, device: torch.device | str) -> "InMemory":
-        """Move to a device for good, if there is room: more than a quarter of its free memory is left alone."""
+        """Move the images to a device; to a CUDA device only if they need at most a quarter of its free memory."""
         device = torch.device(device)
-        if device.type != "cuda" or self._rows.nbytes <= torch.cuda.mem_get_info(device)[0] / 4:
-            self._rows = self._rows.to(device)
+        if device.type == "cuda":
+            free_bytes, _ = torch.cuda.mem_get_info(device)
+            if self._pixels.nbytes > free_bytes / 4:
+                return self
+        self._pixels = self._pixels.to(device)
         return self
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        rows = self._rows.index_select(0, numbers.to(self._rows.device, non_blocking=True))
-        images = rearrange(rows, "n h w c -> n c h w")
-        return images.expand(-1, 3, -1, -1) if self.is_grey else images
+        numbers = numbers.to(self._pixels.device, non_blocking=True)
+        images = rearrange(self._pixels.index_select(0, numbers), "n h w c -> n c h w")
+        if self.is_grey:
+            images = images.expand(-1, 3, -1, -1)
+        return images
 
 
-class _Picked:
-    """Some of the images of another collection."""
+class ImageSubset(Images):
+    """Some images of another collection, numbered from 0."""
 
-    def __init__(self, images: Images, chosen: Tensor) -> None:
-        self.images, self.chosen = images, chosen
-        self.is_grey = getattr(images, "is_grey", False)
+    def __init__(self, images: Images, numbers: Tensor) -> None:
+        self._images = images
+        self._numbers = numbers
+        self.is_grey = images.is_grey
+        self.decoded_by = images.decoded_by
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self._numbers)
 
     def fetch(self, numbers: Tensor) -> Tensor:
-        return self.images.fetch(self.chosen[numbers])
+        return self._images.fetch(self._numbers[numbers])
+
+    def path(self, number: int) -> Path | None:
+        return self._images.path(int(self._numbers[number]))
 
 
-def subset(split: Split, chosen: Tensor) -> Split:
-    """The images `chosen` (n,) of a split, numbered anew from 0."""
-    return Split(_Picked(split.images, chosen), split.labels[chosen])
+class WritableSubset(WritableImages):
+    """Some images of another collection that can be written straight into a batch, numbered from 0."""
+
+    def __init__(self, images: WritableImages, numbers: Tensor) -> None:
+        self._images = images
+        self._numbers = numbers
+        self.size = images.size
+        self.is_grey = images.is_grey
+        self.decoded_by = images.decoded_by
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
+        self._images.fetch_into(self._numbers[numbers], out)
+
+    def path(self, number: int) -> Path | None:
+        return self._images.path(int(self._numbers[number]))
 
 
-def subsample(data: Data, most: int) -> Data:
-    """At most so many images in the bank, and so many queries, drawn once for all; for a quick look at a large data set."""
+def subset(split: Split, numbers: Tensor) -> Split:
+    """Return the images with these numbers (n,) of a split and their labels, numbered from 0."""
+    if isinstance(split.images, WritableImages):
+        images: Images = WritableSubset(split.images, numbers)
+    else:
+        images = ImageSubset(split.images, numbers)
+    return Split(images, split.labels[numbers])
 
-    def drawn(name: str) -> Split | None:
-        split = getattr(data, name)
-        if split is None or len(split) <= most:
-            return split
-        order = torch.randperm(len(split), generator=rng.generator("limited", name, len(split)))
-        return subset(split, order[:most].sort().values)
 
-    bank = drawn("bank")
-    query = bank if data.query is data.bank else drawn("query")
-    protocol = f"{data.protocol}; at most {most:,} of each, drawn once for all"
-    return replace(
-        data, train=bank if data.train is data.bank else drawn("train"), bank=bank, query=query, protocol=protocol
-    )
+def subsample(data: Data, max_images: int) -> Data:
+    """Limit train, bank and query to `max_images` images each, for a quick look at a large data set.
+
+    The images are drawn at random, the same ones in every call. Splits that were one object remain one.
+    """
+    bank = _draw(data.bank, "bank", max_images)
+    if data.query is data.bank:
+        query = bank
+    else:
+        query = _draw(data.query, "query", max_images)
+    if data.train is data.bank:
+        train = bank
+    else:
+        train = _draw(data.train, "train", max_images)
+    protocol = f"{data.protocol}; at most {max_images:,} of each, drawn once for all"
+    return replace(data, train=train, bank=bank, query=query, protocol=protocol)
+
+
+def _draw(split: Split | None, name: str, count: int) -> Split | None:
+    """Return `count` images of a split in their order, or all if there are fewer."""
+    if split is None or len(split) <= count:
+        return split
+    order = torch.randperm(len(split), generator=rng.generator("limited", name, len(split)))
+    return subset(split, order[:count].sort().values)
 
 
 def with_shape(*, classes: int | None = None, size_px: int | None = None) -> Callable[[Any], Any]:
-    """Tell what a data set looks like without opening it, so that it can be imitated (`--smoke`)."""
+    """Record on a data-set factory how many classes it has and the side of its images.
+
+    `--smoke` reads the attributes `classes` and `size_px` of the factory, in order to imitate the data set with generated
+    images without opening it. None means that it depends on the user's files.
+    """
 
     def add(factory: Any) -> Any:
-        factory.classes, factory.size_px = classes, size_px
+        factory.classes = classes
+        factory.size_px = size_px
         return factory
 
     return add

@@ -15,9 +15,9 @@ from reptk.core import environment
 from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
-from reptk.data.folder import Files
+from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
-from reptk.data.protocol import fetch_batch
+from reptk.data.protocol import WritableImages
 from reptk.embeddings import sources
 from reptk.embeddings.embedder import Embedder, recipe_of
 from reptk.embeddings.embeddings import Embeddings, check_out, writing
@@ -111,7 +111,7 @@ def _source(data: Any, split: str | None, embedder: Embedder, encoder: Any) -> S
 def _side(source: Source) -> int:
     """The square that queries are decoded to: as large as these images are."""
     images = source.parts[0].images
-    return images.size if isinstance(images, Files) else min(images.fetch(torch.tensor([0])).shape[-2:])
+    return images.size if isinstance(images, ImageFiles) else min(images.fetch(torch.tensor([0])).shape[-2:])
 
 
 def _whole(source: Source, embedder: Embedder, half: bool) -> Whole:
@@ -142,7 +142,7 @@ def _rows(source: Source, embedder: Embedder, batch: int, workers: int, skipped:
     done, since = 0, time.perf_counter()
     with progress("embedding", len(source)) as advance:
         for part in source.parts:
-            images = _Guarded(part.images) if isinstance(part.images, Files) else part.images
+            images = _Guarded(part.images) if isinstance(part.images, ImageFiles) else part.images
             batches = prefetch(images, _batches(len(part.labels), batch), workers=workers, device=embedder.device)
             for pictures, numbers in DevicePrefetcher(batches, embedder.device):
                 rows = _kept(part, numbers.cpu(), embedder.vectors(pictures), getattr(images, "failed", {}), skipped)
@@ -201,10 +201,10 @@ class _Skipped:
         return "\n  ".join(["the first of them:", *self.first])
 
 
-class _Guarded:
+class _Guarded(WritableImages):
     """Image files of which some cannot be read: those are noted, and black."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: ImageFiles) -> None:
         self.files, self.size = files, files.size
         self.failed: dict[int, str] = {}
 
@@ -218,9 +218,6 @@ class _Guarded:
             except DataError as error:
                 row[:] = 0
                 self.failed[int(number)] = str(error)
-
-    def fetch(self, numbers: Tensor) -> Tensor:
-        return fetch_batch(self, numbers)
 
 
 def _in_memory(rows: Iterator[Rows], whole: Whole) -> Embeddings:

@@ -17,7 +17,7 @@ from reptk.config.registry import DATASETS, unknown
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import Jpeg
-from reptk.data.folder import Files
+from reptk.data.image_files import ImageFiles
 from reptk.embeddings.texts import Texts
 
 SPLITS = ("train", "bank", "query")
@@ -72,7 +72,7 @@ def from_csv(table: Path, *, side_px: int, jpeg: Jpeg, crop: float) -> Source:
     rows = _table(table)
     root = table.absolute().parent
     paths = Texts.of(row[0] for row in rows)
-    files = Files([root / path for path in paths], side_px, jpeg)
+    files = ImageFiles([root / path for path in paths], side_px, jpeg)
     classes = tuple(sorted({row[1] for row in rows if row[1]}, key=_by_number))
     numbers = {name: number for number, name in enumerate(classes)}
     labels = torch.tensor([numbers.get(row[1], -1) for row in rows], dtype=torch.long)
@@ -102,7 +102,7 @@ def from_data_set(part: config.Table, *, split: str | None = None, jpeg: Jpeg = 
         data = config.build(DATASETS, part)
     splits = _distinct(data) if split is None else {split: _split(data, split, part["name"])}
     about = {**part, "split": split or "all"}
-    if all(isinstance(one.images, Files) for one in splits.values()):
+    if all(isinstance(one.images, ImageFiles) for one in splits.values()):
         return _of_files(list(splits.values()), data, about, jpeg)
     parts = [
         Part(one.images, one.labels, Texts.of(f"{name}/{number}" for number in range(len(one))))
@@ -128,7 +128,7 @@ def _of_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) 
     """All files of the splits, once each, in the order of their paths."""
     found = {split.images.path(number): label for split in splits for number, label in enumerate(split.labels.tolist())}
     places = sorted(found)
-    files = Files(places, splits[0].images.size, jpeg)
+    files = ImageFiles(places, splits[0].images.size, jpeg)
     root = Path(about.get("root", ".")).expanduser().absolute()
     paths = Texts.of(os.path.relpath(place.absolute(), root) for place in places)
     labels = torch.tensor([found[place] for place in places], dtype=torch.long)

@@ -76,7 +76,7 @@ def protocol(part: Table, data: Data, evaluators: Mapping[str, Any], encoder: En
         "evaluation_image": {"size_px": encoder.config["size"], "crop": data.crop},
         "search_engine": engine_name(),
         "threads": torch.get_num_threads(),
-        **({"decoded_by": data.train.images.decoded_by} if hasattr(data.train.images, "decoded_by") else {}),
+        **({"decoded_by": decoded_by} if (decoded_by := getattr(data.train.images, "decoded_by", None)) else {}),
     }
 
 

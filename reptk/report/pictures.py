@@ -44,7 +44,8 @@ class Source:
     def name_of(self, split: str, number: int) -> str:
         """An image's file name, where the data set knows files."""
         images = getattr(self.split(split), "images", None)
-        return images.path(number).name if hasattr(images, "path") else ""
+        path = images.path(number) if hasattr(images, "path") else None
+        return path.name if path is not None else ""
 
 
 @dataclass

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from image_files import fill, put
 from reptk.core.errors import DataError
-from reptk.data import DevicePrefetcher, InMemory, Loader, Split, digits, folder, read_blocks
+from reptk.data import DevicePrefetcher, Images, InMemory, Loader, Split, digits, folder, read_blocks
 from reptk.data.protocol import WritableImages, fetch_batch
 
 # The small folders made here say so themselves; what is said is tested where it matters.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:no class of .* is held out"),
-    pytest.mark.filterwarnings("ignore:.*passed over"),
+    pytest.mark.filterwarnings("ignore:.*skipped"),
 ]
 
 
@@ -119,7 +119,7 @@ def test_an_unreadable_image_is_named_wherever_it_is_met(tmp_path, workers):
         list(loader.batches(0, 3))
 
 
-class Slow:
+class Slow(Images):
     """Images that show their number, fetched slowly, by whoever fetches them; as a plugin would write them."""
 
     def __init__(self, count: int, bad: int | None = None) -> None:
@@ -139,7 +139,7 @@ class Slow:
         return numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).contiguous()
 
 
-class SlowRows(Slow):
+class SlowRows(Slow, WritableImages):
     """The same, written in place."""
 
     size = 4
@@ -152,7 +152,7 @@ class SlowRows(Slow):
 
 
 def ours() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("reptk-ahead")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reptk-prefetch")]
 
 
 @pytest.mark.parametrize("kind", [Slow, SlowRows])

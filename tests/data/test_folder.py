@@ -15,7 +15,7 @@ from reptk.data import folder, imagenet100
 # The small folders made here say so themselves; what is said is tested where it matters.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:no class of .* is held out"),
-    pytest.mark.filterwarnings("ignore:.*passed over"),
+    pytest.mark.filterwarnings("ignore:.*skipped"),
 ]
 
 
@@ -234,7 +234,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
 
 # ImageNet-100
 
-SYNSETS = (files("reptk.data") / "imagenet100.txt").read_text().split()
+SYNSETS = (files("reptk.data.sources") / "imagenet100.txt").read_text().split()
 
 
 def fill_imagenet(root: Path, synsets: list[str]) -> Path:
@@ -288,6 +288,6 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path):
     fill(tmp_path, cat=1, dog=1)
     (tmp_path / "cat" / "empty.jpg").touch()
     (tmp_path / "dog" / "phone.HEIC").write_bytes(b"x")
-    skipped = "passed over 1 .heic files, which Pillow does not read, 1 empty files or broken links"
+    skipped = "skipped 1 .heic files, which Pillow does not read, 1 empty files or broken links"
     with pytest.warns(UserWarning, match=skipped), pytest.warns(UserWarning, match="so none is held out"):
         folder(str(tmp_path))

@@ -14,17 +14,17 @@ import torch
 
 from image_files import BLUE, GREEN, fetched, photograph, put
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data import Data, Loader, cache, folder, imagenet100
+from reptk.data import Data, Loader, cache, cache_build, folder, imagenet100
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
 COUNT = 30
-folder_module = sys.modules["reptk.data.folder"]
+folder_module = sys.modules["reptk.data.image_files"]
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "BLOCK", 4)
+    monkeypatch.setattr(cache_build, "BLOCK_IMAGES", 4)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_another_decoder_decodes_all_anew(photos: Path, decoded: list[Path], mon
 
 
 def test_an_interrupted_build_goes_on(photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = cache._sync, []
+    real, calls = cache_build._flush_to_disk, []
 
     def killed(file: object) -> None:
         calls.append(file)
@@ -138,14 +138,14 @@ def test_an_interrupted_build_goes_on(photos: Path, decoded: list[Path], monkeyp
             raise KeyboardInterrupt
         real(file)
 
-    monkeypatch.setattr(cache, "_sync", killed)
+    monkeypatch.setattr(cache_build, "_flush_to_disk", killed)
     with pytest.raises(KeyboardInterrupt):
         of(photos)
     assert not (kept(photos) / "manifest.json").exists()
-    monkeypatch.setattr(cache, "_sync", real)
+    monkeypatch.setattr(cache_build, "_flush_to_disk", real)
     [records] = kept(photos).glob("rows-*.part")
     whole = 4 * (len(calls) // 2 - 1)
-    records.write_bytes(records.read_bytes()[: whole * cache.RECORD.itemsize + 5])  # and one record torn
+    records.write_bytes(records.read_bytes()[: whole * cache_build.RECORD.itemsize + 5])  # and one record torn
     decoded.clear()
     resumed = of(photos)
     assert len(decoded) == COUNT - whole < COUNT
@@ -182,7 +182,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_lost(photos: Path, decoded:
 
 
 def test_no_room_is_said_before_anything_is_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(EnvironmentProblem, match=r"data\.cache=/path"):
         of(photos)
     assert not (photos.parent / "kept").exists()
@@ -241,7 +241,7 @@ def test_true_is_a_place_beside_the_users_caches(photos: Path, monkeypatch: pyte
     [place] = (photos.parent / "xdg" / "reptk").iterdir()
     assert place.name.startswith("folder-photos-24px-")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.default_place() == Path("~/.cache/reptk").expanduser()
+    assert cache.default_folder() == Path("~/.cache/reptk").expanduser()
 
 
 def test_imagenet100_is_kept_as_well(tmp_path: Path) -> None:

@@ -20,17 +20,18 @@ from reptk.data import (
     cifar10,
     cifar100,
     digits,
-    embedded,
     fashion_mnist,
     generated,
     photos,
-    small,
     stl10,
 )
+from reptk.data.sources import fashion_mnist as fashion_mnist_module
+from reptk.data.sources import photos as photos_module
 
 needs_scikit_image = pytest.mark.skipif(find_spec("skimage") is None, reason="scikit-image is not installed")
 needs_debian_fashion = pytest.mark.skipif(
-    not small.DEBIAN_FASHION_MNIST.is_dir(), reason=f"no {small.DEBIAN_FASHION_MNIST} (Debian: dataset-fashion-mnist)"
+    not fashion_mnist_module.DEBIAN_FOLDER.is_dir(),
+    reason=f"no {fashion_mnist_module.DEBIAN_FOLDER} (Debian: dataset-fashion-mnist)",
 )
 
 
@@ -74,7 +75,7 @@ def test_photos_take_no_pixel_for_both_splits(monkeypatch):
         left, right = colours[name]
         pictures[name] = Image.new("RGB", (width, height), left)
         pictures[name].paste(right, (round(width * 0.6), 0, width, height))
-    monkeypatch.setattr(embedded, "_photographs", lambda: pictures)
+    monkeypatch.setattr(photos_module, "load_photographs", lambda: pictures)
     data = photos()
     for split, side in ((data.train, 0), (data.query, 1)):
         expected = torch.tensor([colours[data.classes[label]][side] for label in split.labels.tolist()])
@@ -87,7 +88,7 @@ def test_photos_of_one_side_do_not_depend_on_the_other(monkeypatch):
     mixed[:, round(300 * 0.6) :] = noise[1][:, round(300 * 0.6) :]
     made = []
     for pixels in (noise[0], noise[1], mixed):
-        monkeypatch.setattr(embedded, "_photographs", lambda pixels=pixels: {"noise": Image.fromarray(pixels)})
+        monkeypatch.setattr(photos_module, "load_photographs", lambda pixels=pixels: {"noise": Image.fromarray(pixels)})
         made.append(photos())
     first, second, left_of_first = made
     assert torch.equal(fetched(left_of_first.train), fetched(first.train))
@@ -96,7 +97,7 @@ def test_photos_of_one_side_do_not_depend_on_the_other(monkeypatch):
 
 
 def test_photos_without_scikit_image_say_what_to_install(monkeypatch):
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(photos_module, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match=re.escape("pip install 'reptk[demo]'")):
         photos()
 
@@ -170,7 +171,7 @@ def write_fashion(root: Path, ending: str = "") -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def no_debian_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(small, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", tmp_path / "nowhere")
 
 
 @needs_debian_fashion

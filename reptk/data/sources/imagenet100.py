@@ -1,0 +1,77 @@
+"""ImageNet-100, selected from an ImageNet folder."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from reptk.config.registry import DATASETS
+from reptk.core.errors import DataError
+from reptk.data.decode import Jpeg
+from reptk.data.image_files import FileReader, ImageSize, cache_folder
+from reptk.data.protocol import Data, with_shape
+from reptk.data.sources.folder import LabeledFile, build_data, find_images
+
+
+@DATASETS.register("imagenet100")
+@with_shape(classes=100)
+def imagenet100(
+    root: str = "data/imagenet100", size: ImageSize = 256, cache: bool | str = False, jpeg: Jpeg = "auto"
+) -> Data:
+    """ImageNet-100 (the 100 classes of the CMC list): `train` is trained on and is the bank, `val` are the queries.
+
+    Args:
+        root: an ImageNet-1k folder (`train` and `val` with synset folders), of which the 100 classes are selected, or a
+            ready ImageNet-100 folder with the same structure.
+        size: side in pixels of the center square that every image is decoded to.
+        cache, jpeg: as for `folder`.
+
+    Raises:
+        DataError: there is no such folder, or classes are missing in it.
+        EnvironmentProblem: no space for the cache, or simplejpeg is requested and not installed.
+    """
+    synsets = read_synsets()
+    base = Path(root).expanduser()
+    # All folders are checked before the images of any are listed, which takes minutes on a network file system.
+    missing = {}
+    for part in ("train", "val"):
+        missing[part] = [name for name in synsets if not (base / part / name).is_dir()]
+    _check_complete(base, missing)
+    train = _list_part(base / "train", synsets)
+    val = _list_part(base / "val", synsets)
+    for part, part_files in (("train", train), ("val", val)):
+        with_images = {file.class_name for file in part_files}
+        missing[part] = sorted(set(synsets) - with_images)
+    _check_complete(base, missing)
+    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet100", base, size))
+    protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
+    return build_data(train, train, val, synsets, reader, protocol)
+
+
+def read_synsets() -> tuple[str, ...]:
+    """Return the 100 WordNet ids, in the order of their labels."""
+    return tuple((files("reptk.data.sources") / "imagenet100.txt").read_text().split())
+
+
+def _list_part(part_folder: Path, synsets: tuple[str, ...]) -> list[LabeledFile]:
+    part_files = []
+    for name in synsets:
+        for path in find_images(part_folder / name):
+            part_files.append(LabeledFile(path, name))
+    return part_files
+
+
+def _check_complete(base: Path, missing: dict[str, list[str]]) -> None:
+    """Raise DataError if any synset is missing in `train` or `val`."""
+    lacking = [f"{part}/ lacks {len(names)} of the 100 classes" for part, names in missing.items() if names]
+    if not lacking:
+        return
+    if base.is_dir():
+        why = f"{base} lacks classes: {', '.join(lacking)}"
+    else:
+        why = f"no images in {base}"
+    raise DataError(
+        f"imagenet100: {why} (data.root)\n"
+        "  data.root=/path/to/imagenet      an ImageNet-1k folder (train/ and val/ with synset folders): the 100 "
+        "classes are picked from it\n"
+        "  data.root=/path/to/imagenet100   or a ready ImageNet-100 folder\n"
+        "  without any data: add --smoke"
+    )
