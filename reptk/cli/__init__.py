@@ -3,37 +3,55 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """A verb of the command: the module whose `main` runs it, and one line of help."""
+
+    module: str
+    summary: str
+
 
 VERBS = {
-    "recipe": ("reptk.recipe", "train and evaluate a recipe"),
-    "evaluate": ("reptk.cli.evaluate", "every number of a run or any timm backbone on a data set"),
-    "embed": ("reptk.cli.embed", "write the embeddings of images to a file"),
-    "index": ("reptk.cli.index", "build an index of embeddings to search in"),
-    "search": ("reptk.cli.search", "find similar images, or near duplicates"),
-    "report": ("reptk.cli.report", "a run, or several, as one HTML page"),
-    "views": ("reptk.cli.views", "draw what the network sees, as a picture"),
+    "recipe": Verb("reptk.recipe", "train and evaluate a recipe"),
+    "evaluate": Verb("reptk.cli.evaluate", "every number of a run or any timm backbone on a data set"),
+    "embed": Verb("reptk.cli.embed", "write the embeddings of images to a file"),
+    "index": Verb("reptk.cli.index", "build an index of embeddings to search in"),
+    "search": Verb("reptk.cli.search", "find similar images, or near duplicates"),
+    "report": Verb("reptk.cli.report", "a run, or several, as one HTML page"),
+    "views": Verb("reptk.cli.views", "draw what the network sees, as a picture"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Dispatch to the verb's own `main`; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print("usage: reptk VERB ...\n")
-        print("\n".join(f"  {verb:<8} {summary}" for verb, (_, summary) in VERBS.items()))
-        print("\nHelp on one: reptk VERB --help")
+    """Run the verb that the first argument names. Returns the exit code."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
         return 0
-    if given[0] == "--version":
+    if arguments[0] == "--version":
         import reptk
 
         print(f"reptk {reptk.__version__}")
         return 0
-    if given[0] not in VERBS:
+    if arguments[0] not in VERBS:
         from reptk.config.registry import unknown
 
-        print(f"error: {unknown('verb', given[0], VERBS)}", file=sys.stderr)
+        print(f"error: {unknown('verb', arguments[0], VERBS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(VERBS[given[0]][0]).main(given[1:])
+    # Only the verb's own module is imported: most of them import torch, which takes seconds.
+    module = importlib.import_module(VERBS[arguments[0]].module)
+    return module.main(arguments[1:])
+
+
+def _help() -> str:
+    lines = ["usage: reptk VERB ...", ""]
+    lines += [f"  {name:<8} {verb.summary}" for name, verb in VERBS.items()]
+    lines += ["", "Help on one: reptk VERB --help"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

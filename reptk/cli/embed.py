@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reptk import config
 from reptk.config.registry import load_plugin
@@ -23,78 +23,104 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     return run_command(lambda: _run(_parse(arguments)))
 
 
-def _run(asked: argparse.Namespace) -> int:
-    for plugin in asked.plugin:
+def _run(args: argparse.Namespace) -> int:
+    for plugin in args.plugin:
         load_plugin(plugin)
-    pairs = [*asked.overrides, *([asked.data] if asked.data and _is_pair(asked.data) else [])]
-    chosen = config.override({}, pairs)
-    strange = sorted(set(chosen) - {"data", "size"})
-    if strange:
-        raise UsageError(f"{', '.join(strange)}: what can be set here is data.* and size")
+    # `--data data.name=digits`: argparse gives the pair to --data, and it is an override like the others.
+    data_name, pairs = args.data, list(args.overrides)
+    if data_name and _is_override(data_name):
+        pairs.append(data_name)
+        data_name = None
+    overrides = config.override({}, pairs)
+    unknown_keys = sorted(set(overrides) - {"data", "size"})
+    if unknown_keys:
+        raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.* and size")
 
     from reptk.embeddings import embed
 
-    made = embed(
-        _data(asked, chosen.get("data", {})),
-        encoder=asked.encoder,
-        out=asked.out,
-        split=asked.split,
-        half=asked.half,
-        size=chosen.get("size"),
-        pretrained=asked.pretrained,
-        weights=asked.weights,
-        batch_size=asked.batch_size,
-        workers=asked.workers,
-        strict=asked.strict,
-        force=asked.force,
+    embeddings = embed(
+        _data(data_name, overrides.get("data", {}), args),
+        encoder=args.encoder,
+        out=args.out,
+        split=args.split,
+        half=args.half,
+        size=overrides.get("size"),
+        pretrained=args.pretrained,
+        weights=args.weights,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        strict=args.strict,
+        force=args.force,
     )
-    _report(made, asked.out)
+    _print_summary(embeddings, args.out)
     return 0
 
 
-def _data(asked: argparse.Namespace, part: config.Table) -> str | config.Table:
-    """A CSV file's path, or a data set: the one that was named, else the run's own."""
-    named = None if asked.data is None or _is_pair(asked.data) else asked.data
-    if named is not None and Path(named).is_file():
-        if part or asked.split:
-            raise UsageError(f"data.* and --split are for data sets, and {named} is a table of images")
-        return named
-    if named is not None:
-        from reptk.embeddings import sources
-
-        return {**sources.named(named), **part}
-    if "name" not in part:
-        from reptk.embeddings.embedder import recipe_of
-
-        part = {**recipe_of(asked.encoder).get("data", {}), **part}
-    if "name" not in part:
-        raise UsageError("which images? e.g. --data my_photos, --data images.csv or --data digits")
-    return part
-
-
-def _is_pair(text: str) -> bool:
+def _is_override(text: str) -> bool:
     return text.startswith("data.") and "=" in text and not Path(text).exists()
 
 
-def _report(made: "Embeddings", out: Path) -> None:
-    about: dict[str, Any] = made.about
-    encoder, skipped = about["encoder"], about.get("skipped")
-    kind, size = str(made.vectors.dtype).removeprefix("torch."), out.stat().st_size
-    classes = f", {len(made.classes)} classes" if made.classes else ""
-    print(f"{out}: {len(made):,} embeddings of {made.width} values ({kind}, {size / 1e6:,.1f} MB){classes}")
-    speed = f", {len(made) / about['seconds']:,.0f} images/s" if about.get("seconds") else ""
-    print(f"  by {encoder['backbone']} at {encoder['size']} px{speed}")
+def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespace) -> str | config.Table:
+    """Return what to embed: a CSV file's path or a data set's table, by default that of the run.
+
+    Args:
+        data_name: what --data names, if it was given.
+        overrides: of the data set's arguments.
+        args: the command line.
+    """
+    if data_name is None:
+        return _data_of_run(overrides, args)
+    if Path(data_name).is_file():
+        if overrides or args.split:
+            raise UsageError(f"data.* and --split are for data sets, and {data_name} is a table of images")
+        return data_name
+
+    from reptk.embeddings import image_sources
+
+    return {**image_sources.data_table(data_name), **overrides}
+
+
+def _data_of_run(overrides: config.Table, args: argparse.Namespace) -> config.Table:
+    if "name" in overrides:
+        return overrides
+
+    from reptk.embeddings.embedder import recipe_of
+
+    table = {**recipe_of(args.encoder).get("data", {}), **overrides}
+    if "name" not in table:
+        raise UsageError("which images? e.g. --data my_photos, --data images.csv or --data digits")
+    return table
+
+
+def _print_summary(embeddings: "Embeddings", out: Path) -> None:
+    dtype = str(embeddings.vectors.dtype).removeprefix("torch.")
+    size_mb = out.stat().st_size / 1e6
+    line = f"{out}: {len(embeddings):,} embeddings of {embeddings.width} values ({dtype}, {size_mb:,.1f} MB)"
+    if embeddings.classes:
+        line += f", {len(embeddings.classes)} classes"
+    print(line)
+
+    encoder = embeddings.about["encoder"]
+    line = f"  by {encoder['backbone']} at {encoder['size']} px"
+    seconds = embeddings.about.get("seconds")
+    if seconds:
+        line += f", {len(embeddings) / seconds:,.0f} images/s"
+    print(line)
+
+    skipped = embeddings.about.get("skipped")
     if skipped:
-        lines = [f"  left out: {skipped['count']:,}, because", *(f"    {line}" for line in skipped["first"])]
-        more = skipped["count"] - len(skipped["first"])
-        print("\n".join([*lines, *([f"    and {more:,} more"] if more else [])]))
-    print(
-        f"  search it: reptk search {out} query.jpg    build an index: reptk index {out} --out {out.with_suffix('.index')}"
-    )
+        print(f"  skipped: {skipped['count']:,}, because")
+        for reason in skipped["first"]:
+            print(f"    {reason}")
+        num_unlisted = skipped["count"] - len(skipped["first"])
+        if num_unlisted:
+            print(f"    and {num_unlisted:,} more")
+    index = out.with_suffix(".index")
+    print(f"  search it: reptk search {out} query.jpg    build an index: reptk index {out} --out {index}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -111,14 +137,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors or .parquet")
     parser.add_argument("--split", help="train, bank or query of a data set; every distinct image by default")
-    parser.add_argument("--half", action="store_true", help="keep half precision: half the size")
+    parser.add_argument("--half", action="store_true", help="store half precision: half the size")
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a local file of weights")
-    parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be read")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at an image that cannot be read, instead of skipping it"
+    )
     parser.add_argument("--batch-size", type=int, default=128, help="images encoded at once; default: 128")
-    parser.add_argument("--workers", type=int, help="threads that decode ahead; default: one a core")
+    parser.add_argument("--workers", type=int, help="threads that decode ahead; default: one per core")
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )
-    parser.add_argument("--force", action="store_true", help="write over --out")
+    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     return parser.parse_intermixed_args(arguments)

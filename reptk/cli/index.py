@@ -14,20 +14,22 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     return run_command(lambda: _run(_parse(arguments)))
 
 
-def _run(asked: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     from reptk.embeddings import index
 
-    made = index(asked.embeddings, out=asked.out, kind=asked.kind, force=asked.force)
-    size = sum(path.stat().st_size for path in asked.out.iterdir())
-    said = "exact" if made.approximate is None else f"finds {100 * made.recall:.1f} % of the exact 10 nearest"
-    print(
-        f"{asked.out}: {len(made):,} embeddings of {made.embeddings.width} values, {made.kind} ({said}), {size / 1e6:,.1f} MB"
-    )
-    print(f"  search it: reptk search {asked.out} query.jpg    near duplicates: reptk search {asked.out} --duplicates")
+    built = index(args.embeddings, out=args.out, kind=args.kind, force=args.force)
+    size_mb = sum(path.stat().st_size for path in args.out.iterdir()) / 1e6
+    if built.approximate is None:
+        quality = "exact"
+    else:
+        quality = f"finds {100 * built.recall:.1f} % of the exact 10 nearest"
+    count = f"{len(built):,} embeddings of {built.embeddings.width} values"
+    print(f"{args.out}: {count}, {built.kind} ({quality}), {size_mb:,.1f} MB")
+    print(f"  search it: reptk search {args.out} query.jpg    near duplicates: reptk search {args.out} --duplicates")
     return 0
 
 
@@ -39,12 +41,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("embeddings", help="what reptk embed wrote: .safetensors or .parquet")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument(
         "--kind",
         default="auto",
         help="Flat (exact), or one of FAISS's approximate ones: IVF256,Flat  HNSW32  IVF256,PQ32; default: auto, exact up to "
         "a few hundred thousand images",
     )
-    parser.add_argument("--force", action="store_true", help="put it in the place of an index that is there")
+    parser.add_argument("--force", action="store_true", help="replace an index that exists")
     return parser.parse_args(arguments)

@@ -3,14 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from reptk.embeddings import Answer, Duplicates, Embeddings, Index, Neighbour
-    from reptk.embeddings.duplicates import Member
+    from reptk.embeddings import Duplicate, Duplicates, Index, Neighbor, SearchResult
 
 EXAMPLES = """examples:
   reptk search photos.index query.jpg
@@ -20,192 +19,233 @@ EXAMPLES = """examples:
   reptk search train.index --duplicates test.safetensors
   reptk search runs/tcl_selfsup_photos/1 query.jpg      (embeds what the run was trained on, first)
 """
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-K = 10
-GROUPS, MEMBERS = 10, 6
-"""How many groups of duplicates are printed, and how many images of each."""
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DEFAULT_K = 10
+DEFAULT_THRESHOLD = 0.95
+MAX_GROUPS = 10
+MAX_IMAGES_PER_GROUP = 6
+MAX_LEAKS = 20
+"""What is printed of near duplicates; the table that --out writes holds all of them."""
+
+
+class Positionals(NamedTuple):
+    """What the command line names: the index, the query files, and whether to find duplicates, with which other set."""
+
+    index: str
+    queries: list[str]
+    find_duplicates: bool
+    other: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     return run_command(lambda: _run(_parse(arguments)))
 
 
-def _run(asked: argparse.Namespace) -> int:
-    place, queries = _places(asked)
-    if not asked.no_html:
-        from reptk.embeddings import gallery
-
-        asked.html = asked.html or Path("duplicates.html" if asked.duplicates else "found.html")
-        gallery.check(asked.html)
-    if asked.duplicates is not None:
-        return _duplicates(asked, place, queries)
-    if asked.out is not None or asked.threshold is not None:
+def _run(args: argparse.Namespace) -> int:
+    named = _positionals(args)
+    html = None if args.no_html else _html_path(args.html, named.find_duplicates)
+    if named.find_duplicates:
+        return _find_duplicates(args, named, html)
+    if args.out is not None or args.threshold is not None:
         raise UsageError("--out and --threshold go with --duplicates")
-    if not queries and not asked.id:
-        raise UsageError(f"search {place} for what? An image, --id ID of one in it, or --duplicates")
-    return _search(asked, place, queries)
+    if not named.queries and not args.id:
+        raise UsageError(f"search {named.index} for what? An image, --id ID of one in it, or --duplicates")
+    return _search(args, named, html)
 
 
-def _places(asked: argparse.Namespace) -> tuple[str, list[str]]:
-    """The index, and the queries: with --index all that is named are queries, else the index comes first."""
-    named = list(asked.named)
-    if asked.index is not None:
-        return asked.index, named
-    if not named and isinstance(asked.duplicates, str):
-        named, asked.duplicates = [asked.duplicates], True
-    if not named:
+def _positionals(args: argparse.Namespace) -> Positionals:
+    """Tell the index from the queries: with --index all that is named are queries, otherwise the index comes first."""
+    names = list(args.named)
+    find_duplicates = args.duplicates is not None
+    other = args.duplicates if isinstance(args.duplicates, str) else None
+    if args.index is not None:
+        return Positionals(args.index, names, find_duplicates, other)
+    if not names and other is not None:
+        # `--duplicates photos.index`: the option has consumed the index.
+        names, other = [other], None
+    if not names:
         raise UsageError("which index? reptk search photos.index query.jpg")
-    if Path(named[0]).suffix.lower() in IMAGES:
-        raise UsageError(f"the index comes first, before {named[0]}; or name it by --index")
-    return named[0], named[1:]
+    if Path(names[0]).suffix.lower() in IMAGE_SUFFIXES:
+        raise UsageError(f"the index comes first, before {names[0]}; or name it by --index")
+    return Positionals(names[0], names[1:], find_duplicates, other)
 
 
-def _search(asked: argparse.Namespace, place: str, queries: list[str]) -> int:
+def _html_path(html: Path | None, find_duplicates: bool) -> Path:
+    from reptk.embeddings import gallery
+
+    if html is None:
+        html = Path("duplicates.html") if find_duplicates else Path("found.html")
+    gallery.check(html)
+    return html
+
+
+def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> int:
     from reptk.embeddings import search
 
-    index = _open(place)
-    answers = search(index, queries, ids=asked.id, k=asked.k, encoder=asked.encoder)
-    print(_about(index, place))
-    for answer in answers:
-        print(f"\n{_shown(answer.query)}")
-        print("\n".join(_lines(answer)))
-    if not asked.no_html:
+    index = _open(named.index)
+    results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder)
+    summary = _summary(index, named.index)
+    print(summary)
+    for result in results:
+        print(f"\n{_printable(result.query)}")
+        for line in _result_lines(result):
+            print(line)
+    if html is not None:
         from reptk.embeddings import gallery
 
-        gallery.write(asked.html, gallery.page(answers, index.embeddings, _about(index, place)))
-        print(f"\nlook at them: {asked.html}")
+        gallery.write(html, gallery.page(results, index.embeddings, summary))
+        print(f"\nlook at them: {html}")
     return 0
 
 
-def _lines(answer: "Answer") -> list[str]:
-    width = max((len(one.label) for one in answer.neighbours), default=0)
-    return [
-        f"  {one.rank:>3}  {one.similarity:.3f}  {_shown(one.label):<{width}}  {_where(one)}"
-        + (f"  ({one.note})" if one.note else "")
-        for one in answer.neighbours
-    ]
+def _result_lines(result: "SearchResult") -> list[str]:
+    label_width = max((len(neighbor.label) for neighbor in result.neighbors), default=0)
+    lines = []
+    for neighbor in result.neighbors:
+        label = _printable(neighbor.label)
+        line = f"  {neighbor.rank:>3}  {neighbor.similarity:.3f}  {label:<{label_width}}  {_location(neighbor)}"
+        if neighbor.note:
+            line += f"  ({neighbor.note})"
+        lines.append(line)
+    return lines
 
 
-def _duplicates(asked: argparse.Namespace, place: str, queries: list[str]) -> int:
+def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | None) -> int:
     from reptk.embeddings import near_duplicates
+    from reptk.embeddings.output_path import check_output_file
 
-    if queries or asked.id:
+    if named.queries or args.id:
         raise UsageError(
             "--duplicates compares whole sets and takes no queries: reptk search photos.index --duplicates"
         )
-    if asked.out is not None:
-        _check_table(asked)
-    index = _open(place)
-    other = _open(asked.duplicates).embeddings if isinstance(asked.duplicates, str) else None
-    found = near_duplicates(index.embeddings, other, threshold=0.95 if asked.threshold is None else asked.threshold)
-    print(_about(index, place))
-    print("\n".join(_leaks(found, place, asked.duplicates) if other is not None else _groups(found)))
-    if asked.out is not None:
-        found.save(asked.out)
-        print(f"all of them: {asked.out}")
-    if not asked.no_html and found.count:
+    if args.out is not None:
+        check_output_file(args.out, force=args.force)
+    threshold = DEFAULT_THRESHOLD if args.threshold is None else args.threshold
+    index = _open(named.index)
+    other = None if named.other is None else _open(named.other).embeddings
+    duplicates = near_duplicates(index.embeddings, other, threshold=threshold)
+    print(_summary(index, named.index))
+    lines = _group_lines(duplicates) if named.other is None else _leak_lines(duplicates, named.index, named.other)
+    for line in lines:
+        print(line)
+    if args.out is not None:
+        duplicates.save(args.out)
+        print(f"all of them: {args.out}")
+    if html is not None and duplicates.count:
         from reptk.embeddings import gallery
 
-        gallery.write(asked.html, gallery.duplicates_page(found, f"{place}, similarity {found.threshold:g} and above"))
-        print(f"look at them: {asked.html}")
+        subtitle = f"{named.index}, similarity {threshold:g} and above"
+        gallery.write(html, gallery.duplicates_page(duplicates, subtitle))
+        print(f"look at them: {html}")
     return 0
 
 
-def _groups(found: "Duplicates") -> list[str]:
-    from reptk.embeddings.duplicates import sizes
-
-    if not found.groups:
-        return [f"no two images have a similarity of {found.threshold:g} or more"]
-    extra, count = found.count - len(found.groups), len(found.groups)
+def _group_lines(duplicates: "Duplicates") -> list[str]:
+    """Return the lines that describe near duplicates within a set."""
+    groups, threshold = duplicates.groups, duplicates.threshold
+    if not groups:
+        return [f"no two images have a similarity of {threshold:g} or more"]
+    noun = "group" if len(groups) == 1 else "groups"
+    sizes = ", ".join(f"{count:,} of {size:,} images" for size, count in duplicates.count_by_size().items())
+    num_removable = duplicates.count - len(groups)  # all but one of each group
     lines = [
-        f"{count:,} group{'s' * (count > 1)} of near duplicates (similarity {found.threshold:g} and above): {sizes(found)}",
-        f"{extra:,} of {len(found.first):,} images could go; {found.identical():,} hold the same bytes as another"
-        + _contradicted(found, "in whose images the labels differ"),
+        f"{len(groups):,} {noun} of near duplicates (similarity {threshold:g} and above): {sizes}",
+        f"{num_removable:,} of {len(duplicates.first):,} images could go; {duplicates.count_identical():,} hold the same "
+        "bytes as another" + _conflicts(duplicates, "in whose images the labels differ"),
     ]
-    for number, group in enumerate(found.groups[:GROUPS], 1):
+    for number, group in enumerate(groups[:MAX_GROUPS], 1):
         lines.append(f"group {number}: {len(group):,} images")
-        for one in group[:MEMBERS]:
-            note = "  (the same bytes)" if one.is_identical else ""
-            lines.append(f"  {one.similarity:.3f}  {_shown(one.label)}  {_where(one)}{note}")
-        lines += [f"  and {len(group) - MEMBERS:,} more"] if len(group) > MEMBERS else []
-    rest = len(found.groups) - GROUPS
-    return lines + ([f"and {rest:,} more groups"] if rest > 0 else [])
+        for duplicate in group[:MAX_IMAGES_PER_GROUP]:
+            label = _printable(duplicate.label)
+            lines.append(f"  {duplicate.similarity:.3f}  {label}  {_location(duplicate)}{_same_bytes(duplicate)}")
+        if len(group) > MAX_IMAGES_PER_GROUP:
+            lines.append(f"  and {len(group) - MAX_IMAGES_PER_GROUP:,} more")
+    if len(groups) > MAX_GROUPS:
+        lines.append(f"and {len(groups) - MAX_GROUPS:,} more groups")
+    return lines
 
 
-def _leaks(found: "Duplicates", place: str, other: str) -> list[str]:
-    total = len(found.second or ())
-    if not found.leaks:
-        return [f"none of {total:,} images of {other} has a near duplicate in {place} ({found.threshold:g} and above)"]
+def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
+    """Return the lines that describe the images of the other set that are in the index, too."""
+    first, leaks, threshold = duplicates.first, duplicates.leaks, duplicates.threshold
+    total = len(duplicates.second or ())
+    if not leaks:
+        return [f"none of {total:,} images of {other} has a near duplicate in {index} ({threshold:g} and above)"]
     lines = [
-        f"{len(found.leaks):,} of {total:,} images of {other} have a near duplicate in {place} (similarity "
-        f"{found.threshold:g} and above); {found.identical():,} hold the same bytes"
-        + _contradicted(found, "whose label is another there")
+        f"{len(leaks):,} of {total:,} images of {other} have a near duplicate in {index} (similarity {threshold:g} and "
+        f"above); {duplicates.count_identical():,} hold the same bytes"
+        + _conflicts(duplicates, f"whose label in {index} is another")
     ]
-    for one in found.leaks[: GROUPS * 2]:
-        there = _near(found.first.file(one.nearest)) or found.first.ids[one.nearest]
-        note = "  (the same bytes)" if one.is_identical else ""
-        lines.append(f"  {one.similarity:.3f}  {_where(one)}  ~  {_shown(there)}{note}")
-    rest = len(found.leaks) - GROUPS * 2
-    return lines + ([f"and {rest:,} more"] if rest > 0 else [])
+    for leak in leaks[:MAX_LEAKS]:
+        nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
+        lines.append(f"  {leak.similarity:.3f}  {_location(leak)}  ~  {_printable(nearest)}{_same_bytes(leak)}")
+    if len(leaks) > MAX_LEAKS:
+        lines.append(f"and {len(leaks) - MAX_LEAKS:,} more")
+    return lines
 
 
-def _contradicted(found: "Duplicates", what: str) -> str:
-    count = found.contradictions()
-    return f"; {count:,} {what}" if count else ""
+def _conflicts(duplicates: "Duplicates", description: str) -> str:
+    count = duplicates.count_label_conflicts()
+    return f"; {count:,} {description}" if count else ""
 
 
-def _open(place: str) -> "Index":
-    """An index, a file of embeddings, or a run, whose own images are embedded for it."""
+def _same_bytes(duplicate: "Duplicate") -> str:
+    return "  (the same bytes)" if duplicate.is_identical else ""
+
+
+def _open(path: str) -> "Index":
+    """Open an index, a file of embeddings, or a run, whose data set is embedded first."""
     from reptk.embeddings import Index, embed
-
-    folder = Path(place)
-    if not (folder / "model" / "encoder.safetensors").is_file() or (folder / "manifest.json").is_file():
-        return Index.open(place)
-    return Index(_embedded(embed, folder), path=folder)
-
-
-def _embedded(embed: object, run: Path) -> "Embeddings":
     from reptk.embeddings.embedder import recipe_of
 
-    part = recipe_of(run).get("data")
-    if not part:
+    folder = Path(path)
+    is_index = (folder / "manifest.json").is_file()
+    is_run = (folder / "model" / "encoder.safetensors").is_file()
+    if is_index or not is_run:
+        return Index.open(path)
+    table = recipe_of(folder).get("data")
+    if not table:
         raise UsageError(
-            f"{run} does not say what it was trained on. Embed a folder with it first: reptk embed {run} ..."
+            f"{folder} does not say what it was trained on. Embed a folder with it first: reptk embed {folder} ..."
         )
     print(
-        f"embedding what {run} was trained on ({part['name']}); to keep that: reptk embed {run} --out FILE", flush=True
+        f"embedding what {folder} was trained on ({table['name']}); to keep that: reptk embed {folder} --out FILE",
+        flush=True,
     )
-    return embed(part, encoder=run)
+    return Index(embed(table, encoder=folder), path=folder)
 
 
-def _about(index: "Index", place: str) -> str:
-    said = "exact" if index.approximate is None else f"recall@10 {100 * index.recall:.1f} %"
+def _summary(index: "Index", path: str) -> str:
+    """Return one line about an index: its size, its encoder, its kind."""
     encoder = index.embeddings.about.get("encoder", {})
     by = f", by {encoder['backbone']}" if "backbone" in encoder else ""
-    return f"{place}: {len(index):,} images{by}, {index.kind} ({said})"
+    quality = "exact" if index.approximate is None else f"recall@10 {100 * index.recall:.1f} %"
+    return f"{path}: {len(index):,} images{by}, {index.kind} ({quality})"
 
 
-def _check_table(asked: argparse.Namespace) -> None:
-    from reptk.embeddings.place import check_free
-
-    check_free(asked.out, force=asked.force)
-
-
-def _where(one: "Neighbour | Member") -> str:
-    return _shown(_near(one.path) or one.id)
+def _location(image: "Neighbor | Duplicate") -> str:
+    """Return the path of an image, its id if it is not a file."""
+    return _printable(_short_path(image.path) or image.id)
 
 
-def _near(path: Path | None) -> str:
-    """From this folder on, if it is below."""
-    here = Path.cwd()
-    return "" if path is None else str(path.relative_to(here) if path.is_relative_to(here) else path)
+def _short_path(path: Path | None) -> str:
+    """Return a path relative to the working directory if it is below it; empty for None."""
+    if path is None:
+        return ""
+    working_directory = Path.cwd()
+    if path.is_relative_to(working_directory):
+        path = path.relative_to(working_directory)
+    return str(path)
 
 
-def _shown(text: str) -> str:
-    """As one line that any terminal can print."""
+def _printable(text: str) -> str:
+    """Return text as one line that any terminal can print: other letters are escaped."""
     plain = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in plain)
+    letters = []
+    for letter in plain:
+        letters.append(letter if letter.isprintable() else repr(letter)[1:-1])
+    return "".join(letters)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -218,13 +258,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "named", nargs="*", metavar="INDEX QUERY", help="an index, a file of embeddings or a run; then image files"
     )
-    parser.add_argument("--index", help="the index, where all that is named are queries")
+    parser.add_argument("--index", help="the index, if all that is named are queries")
     parser.add_argument("--id", action="append", default=[], help="an image of the index, by id or number; repeatable")
-    parser.add_argument("--k", type=int, default=K, help=f"how many neighbours; default: {K}")
+    parser.add_argument("--k", type=int, default=DEFAULT_K, help=f"how many neighbors; default: {DEFAULT_K}")
     parser.add_argument(
-        "--html", type=Path, help="the page to draw what was found on; default: found.html, or duplicates.html"
+        "--html", type=Path, help="the page that shows the images; default: found.html, or duplicates.html"
     )
-    parser.add_argument("--no-html", action="store_true", help="draw no page")
+    parser.add_argument("--no-html", action="store_true", help="write no page")
     parser.add_argument(
         "--duplicates",
         nargs="?",
@@ -233,9 +273,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="near duplicates in it, or between it and another set",
     )
     parser.add_argument(
-        "--threshold", type=float, help="the similarity from which on images are duplicates; default: 0.95"
+        "--threshold", type=float, help=f"the similarity from which images are duplicates; default: {DEFAULT_THRESHOLD}"
     )
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
-    parser.add_argument("--force", action="store_true", help="write over --out")
-    parser.add_argument("--encoder", help="where the encoder lies now: a run, or a file of weights")
+    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
+    parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
     return parser.parse_intermixed_args(arguments)

@@ -1,21 +1,22 @@
-"""Embed, index, search: vectors of images kept in files, and images found by them. `reptk.embed`, `reptk.index`,
-`reptk.search`."""
+"""Vectors of images in files, and images found by them: `reptk.embed`, `reptk.index`, `reptk.search`."""
 
-from reptk.embeddings.duplicates import Duplicates, near_duplicates
+from reptk.embeddings.build_index import index
+from reptk.embeddings.duplicates import Duplicate, Duplicates, near_duplicates
+from reptk.embeddings.embed_images import embed
 from reptk.embeddings.embedder import Embedder
-from reptk.embeddings.embedding import embed
-from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.evaluating import evaluate_embeddings
-from reptk.embeddings.indexing import Index, index
-from reptk.embeddings.searching import Answer, Neighbour, search
+from reptk.embeddings.search_images import Neighbor, SearchResult, search
+from reptk.embeddings.similarity_index import Index
+from reptk.embeddings.store import Embeddings
 
 __all__ = [
-    "Answer",
+    "Duplicate",
     "Duplicates",
     "Embedder",
     "Embeddings",
     "Index",
-    "Neighbour",
+    "Neighbor",
+    "SearchResult",
     "embed",
     "evaluate_embeddings",
     "index",

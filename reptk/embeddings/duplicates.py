@@ -1,5 +1,7 @@
-"""Near duplicates: pairs of images at least so similar, within one set (as groups) or between two (as leaks). All pairs
-are looked at, a block of them at a time."""
+"""near_duplicates(): pairs of very similar images, within one set (as groups) or between two sets (as leaks).
+
+All pairs are compared, a block of them at a time, so that memory grows with the number of images and not with its square.
+"""
 
 import csv
 import io
@@ -12,23 +14,41 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.files import write_text
-from reptk.embeddings.embeddings import Embeddings, comparable
+from reptk.core.errors import UsageError
+from reptk.core.files import sha256_of, write_text
+from reptk.embeddings.output_path import explain_write_errors
 from reptk.embeddings.progress import progress
-from reptk.embeddings.searching import sha256
+from reptk.embeddings.store import Embeddings
+from reptk.embeddings.unit_length import with_unit_length
 
 BLOCK = 2048
-"""Images whose similarities with so many others are in hand at once."""
+"""Images per side of a block of similarities."""
+
+MAX_PENDING_PAIRS = 1 << 22
+"""Pairs of near duplicates that are collected before they are reduced to connected components."""
+
+NO_ROW = -1
+CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "identical")
 
 
-class Member(NamedTuple):
-    """An image of a group: its number and id, class, file, the similarity to the nearest of the group (or, between two sets,
-    of the other set), which that is, and whether its file holds the same bytes as another's."""
+class Duplicate(NamedTuple):
+    """One image that has a near duplicate.
 
-    number: int
+    Args:
+        row: in its set.
+        id: of the image.
+        label: class name, empty if the image has none.
+        path: of its file, None if it is not a file.
+        similarity: cosine similarity to its nearest image.
+        nearest: row of that image; within a set it is in the same group, between two sets it is in the first.
+        is_identical: whether its file holds the same bytes as another of the group, or as its nearest image's.
+    """
+
+    row: int
     id: str
     label: str
     path: Path | None
@@ -39,197 +59,264 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Near duplicates.
+    """Near duplicates of one set, or between two.
 
     Args:
-        first, second: the embeddings; second is None within one set.
-        threshold: the similarity from which on two images count.
-        groups: within a set: images that are joined by chains of near duplicates, largest group first.
+        first: the set.
+        second: the other set, None for duplicates within one.
+        threshold: the cosine similarity from which two images are near duplicates.
+        groups: within a set: images that are connected by chains of near duplicates, largest group first.
         leaks: between sets: the images of `second` that have a near duplicate in `first`, most similar first.
     """
 
     first: Embeddings
     second: Embeddings | None
     threshold: float
-    groups: list[list[Member]]
-    leaks: list[Member]
+    groups: list[list[Duplicate]]
+    leaks: list[Duplicate]
 
     @property
     def count(self) -> int:
-        """Images that belong to a group, or leak."""
+        """Number of images in groups, or of leaks."""
         return len(self.leaks) + sum(map(len, self.groups))
 
-    def identical(self) -> int:
-        """How many of them hold the same bytes as another."""
-        return sum(member.is_identical for group in [*self.groups, self.leaks] for member in group)
+    def count_identical(self) -> int:
+        """Return how many of them hold the same bytes as another."""
+        return sum(duplicate.is_identical for group in self._all_groups() for duplicate in group)
 
-    def contradictions(self) -> int:
-        """Groups whose images carry different labels; between sets, leaks whose label is another there."""
-        mixed = sum(len({member.label for member in group if member.label}) > 1 for group in self.groups)
-        there = [self.first.class_of(member.nearest) for member in self.leaks]
-        return mixed + sum(
-            bool(member.label and name) and member.label != name for member, name in zip(self.leaks, there, strict=True)
-        )
+    def count_label_conflicts(self) -> int:
+        """Return how many groups hold images of different labels, or how many leaks have another label in `first`."""
+        conflicts = 0
+        for group in self.groups:
+            labels = {duplicate.label for duplicate in group if duplicate.label}
+            conflicts += len(labels) > 1
+        for leak in self.leaks:
+            other_label = self.first.class_of(leak.nearest)
+            conflicts += bool(leak.label and other_label and leak.label != other_label)
+        return conflicts
+
+    def count_by_size(self) -> dict[int, int]:
+        """Return how many groups there are of each size, smallest size first."""
+        return dict(sorted(Counter(map(len, self.groups)).items()))
 
     def save(self, path: Path) -> None:
-        """Write a line an image, as CSV."""
+        """Write a CSV file with one line per image.
+
+        Raises:
+            EnvironmentProblem: the file cannot be written.
+        """
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(
-            ["group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "identical"]
-        )
-        for number, group in enumerate(self.groups or [[leak] for leak in self.leaks], 1):
-            for one in group:
-                other = (
-                    self.first.ids[one.nearest],
-                    self.first.class_of(one.nearest),
-                    self.first.file(one.nearest) or "",
-                )
-                own = (one.id, one.label, one.path or "", f"{one.similarity:.4f}")
-                table.writerow([number, *own, *other, "yes" if one.is_identical else "no"])
-        try:
+        table.writerow(CSV_COLUMNS)
+        for number, group in enumerate(self._all_groups(), 1):
+            for duplicate in group:
+                table.writerow([number, *self._csv_cells(duplicate)])
+        with explain_write_errors(path):
             write_text(path, text.getvalue())
-        except OSError as cause:
-            raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause
+
+    def _all_groups(self) -> list[list[Duplicate]]:
+        """Return the groups; every leak is a group of its own."""
+        return self.groups + [[leak] for leak in self.leaks]
+
+    def _csv_cells(self, duplicate: Duplicate) -> list[object]:
+        nearest = duplicate.nearest
+        return [
+            duplicate.id,
+            duplicate.label,
+            duplicate.path or "",
+            f"{duplicate.similarity:.4f}",
+            self.first.ids[nearest],
+            self.first.class_of(nearest),
+            self.first.file(nearest) or "",
+            "yes" if duplicate.is_identical else "no",
+        ]
 
 
 def near_duplicates(first: Embeddings, second: Embeddings | None = None, *, threshold: float = 0.95) -> Duplicates:
-    """Find images that are nearly the same, by all pairs. Memory goes with the images, not with the pairs.
+    """Find images that are nearly the same, by comparing all pairs.
 
     Args:
-        first: a set.
-        second: another one of the same encoder, which is held against the first; by default the first against itself.
-        threshold: the cosine similarity from which on two count as the same.
+        first: a set of embeddings.
+        second: another set of the same encoder, whose images are compared to those of `first`; by default `first` is
+            compared to itself.
+        threshold: the cosine similarity from which two images are near duplicates.
 
     Raises:
-        UsageError: a threshold that is none.
+        UsageError: a threshold outside (0, 1].
         DataError: vectors that cannot be compared, or sets of different encoders.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold must lie above 0 and at most at 1, got {threshold:g}")
-    first = comparable(first, "the index")
+    first = with_unit_length(first, "the index")
     if second is None:
-        best, nearest, groups = _within(first.vectors, threshold)
-        made = [_group(first, group.tolist(), best, nearest) for group in groups]
-        return Duplicates(first, None, threshold, made, [])
+        best, nearest, row_groups = _compare_within(first.vectors, threshold)
+        groups = [_group(first, rows.tolist(), best, nearest) for rows in row_groups]
+        return Duplicates(first, None, threshold, groups, leaks=[])
+
     first.check_comparable(second)
-    second = comparable(second, "the other set")
-    best, nearest = _between(second.vectors, first.vectors, threshold)
-    hits = (nearest >= 0).nonzero().flatten()
-    hits = hits[best[hits].argsort(descending=True, stable=True)]
-    leaks = [
-        _member(second, one, best, nearest, _is_copy(second.file(one), first.file(int(nearest[one]))))
-        for one in hits.tolist()
-    ]
-    return Duplicates(first, second, threshold, [], leaks)
+    second = with_unit_length(second, "the other set")
+    best, nearest = _compare_between(second.vectors, first.vectors, threshold)
+    leaked_rows = (nearest != NO_ROW).nonzero().flatten()
+    order = best[leaked_rows].argsort(descending=True, stable=True)
+    leaks = []
+    for row in leaked_rows[order].tolist():
+        is_identical = _are_identical(second.file(row), first.file(int(nearest[row])))
+        leaks.append(_duplicate(second, row, best, nearest, is_identical))
+    return Duplicates(first, second, threshold, groups=[], leaks=leaks)
 
 
-def _within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
-    """Per image the best other one (similarity and number, -1 without any), and the groups, largest first."""
+def _compare_within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
+    """Compare all pairs of one set.
+
+    Returns:
+        Per row, the similarity and the row of its nearest other row, -1 if that is below the threshold; and the rows of
+        each group.
+    """
+    limit = _with_tolerance(threshold)
     count = len(vectors)
-    best, nearest = torch.full((count,), -torch.inf), torch.full((count,), -1)
-    parent = np.arange(count)
-    with progress("comparing", -(-count // BLOCK)) as advance:
+    best = torch.full((count,), -torch.inf)
+    nearest = torch.full((count,), NO_ROW)
+    components = ConnectedComponents(count)
+    num_blocks = -(-count // BLOCK)
+    with progress("comparing", num_blocks) as advance:
         for top in range(0, count, BLOCK):
             rows = vectors[top : top + BLOCK].float()
-            for left in range(top, count, BLOCK):
+            for left in range(top, count, BLOCK):  # the matrix is symmetric: its upper half is enough
                 similarities = rows @ vectors[left : left + BLOCK].float().T
                 if left == top:
                     similarities.fill_diagonal_(-torch.inf)
-                if similarities.amax() < _reached(threshold):
+                if similarities.amax() < limit:
                     continue
-                _better(best, nearest, top, similarities, left)
-                _better(best, nearest, left, similarities.T, top)
-                pairs = (similarities >= _reached(threshold)).nonzero().numpy()
-                _join(parent, pairs[:, 0] + top, pairs[:, 1] + left)
+                _update_nearest(best, nearest, top, similarities, left)
+                _update_nearest(best, nearest, left, similarities.T, top)
+                pairs = (similarities >= limit).nonzero().numpy()
+                components.connect(pairs[:, 0] + top, pairs[:, 1] + left)
             advance(1)
-    nearest[best < _reached(threshold)] = -1
-    return best, nearest, _groups(parent)
+    nearest[best < limit] = NO_ROW
+    return best, nearest, components.groups()
 
 
-def _between(queries: Tensor, bank: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    best, nearest = torch.full((len(queries),), -torch.inf), torch.full((len(queries),), -1)
-    with progress("comparing", -(-len(queries) // BLOCK)) as advance:
+def _compare_between(queries: Tensor, bank: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return, per query, the similarity and the row of its nearest bank row, -1 if that is below the threshold."""
+    limit = _with_tolerance(threshold)
+    best = torch.full((len(queries),), -torch.inf)
+    nearest = torch.full((len(queries),), NO_ROW)
+    num_blocks = -(-len(queries) // BLOCK)
+    with progress("comparing", num_blocks) as advance:
         for top in range(0, len(queries), BLOCK):
             rows = queries[top : top + BLOCK].float()
             for left in range(0, len(bank), BLOCK):
                 similarities = rows @ bank[left : left + BLOCK].float().T
-                if similarities.amax() >= _reached(threshold):
-                    _better(best, nearest, top, similarities, left)
+                if similarities.amax() >= limit:
+                    _update_nearest(best, nearest, top, similarities, left)
             advance(1)
-    nearest[best < _reached(threshold)] = -1
+    nearest[best < limit] = NO_ROW
     return best, nearest
 
 
-def _reached(threshold: float) -> float:
-    """Vectors are of unit length to within rounding, so a threshold of 1 asks for a little less."""
-    return threshold - 1e-3 if threshold > 1 - 1e-3 else threshold - 1e-6
+def _with_tolerance(threshold: float) -> float:
+    """Lower the threshold by the rounding error of similarities.
+
+    Stored vectors have unit length only within the rounding of half precision, so equal ones may have a similarity of a
+    little less than 1, and a threshold of 1 must find them.
+    """
+    if threshold > 1 - 1e-3:
+        return threshold - 1e-3
+    return threshold - 1e-6
 
 
-def _better(best: Tensor, nearest: Tensor, first: int, similarities: Tensor, offset: int) -> None:
-    """Keep the best of each row, the earlier one of equals."""
-    values, places = similarities.max(dim=1)
-    part = slice(first, first + len(values))
-    wins = (values > best[part]) | ((values == best[part]) & (places + offset < nearest[part]))
-    best[part] = torch.where(wins, values, best[part])
-    nearest[part] = torch.where(wins, places + offset, nearest[part])
+def _update_nearest(best: Tensor, nearest: Tensor, top: int, similarities: Tensor, left: int) -> None:
+    """Update the nearest row of rows from `top` on with a block of similarities to rows from `left` on.
+
+    Of equal similarities the smaller row wins, so that the order of the blocks does not matter.
+    """
+    values, columns = similarities.max(dim=1)
+    candidates = columns + left
+    rows = slice(top, top + len(values))
+    is_better = (values > best[rows]) | ((values == best[rows]) & (candidates < nearest[rows]))
+    best[rows] = torch.where(is_better, values, best[rows])
+    nearest[rows] = torch.where(is_better, candidates, nearest[rows])
 
 
-def _join(parent: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-    """Union-find over many pairs at once: the larger root of each pair is hung below the smaller, until none differ."""
-    while True:
-        roots = np.stack([_root(parent, one), _root(parent, other)])
-        low, high = roots.min(0), roots.max(0)
-        if (low == high).all():
-            return
-        np.minimum.at(parent, high, low)
+class ConnectedComponents:
+    """Connected components of a graph whose edges arrive in parts.
+
+    A thousand copies of an image make half a million edges. So whenever many have been collected, they are replaced by one
+    edge from each node to the first node of its component, which leaves the components as they are.
+
+    Args:
+        count: number of nodes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._num_pending = 0
+
+    def connect(self, nodes: NDArray[np.int64], others: NDArray[np.int64]) -> None:
+        """Add an edge between each node and the one at the same place in `others`."""
+        self._pending.append((nodes, others))
+        self._num_pending += len(nodes)
+        if self._num_pending > max(MAX_PENDING_PAIRS, self.count):
+            component = self._component_of_nodes()
+            _, first_nodes = np.unique(component, return_index=True)
+            self._pending = [(np.arange(self.count), first_nodes[component])]
+            self._num_pending = 0
+
+    def groups(self) -> list[NDArray[np.int64]]:
+        """Return the nodes of each component of at least two, largest first, then by their first node."""
+        component = self._component_of_nodes()
+        order = np.argsort(component, kind="stable")
+        boundaries = np.flatnonzero(np.diff(component[order])) + 1
+        groups = [nodes for nodes in np.split(order, boundaries) if len(nodes) > 1]
+        return sorted(groups, key=lambda nodes: (-len(nodes), nodes[0]))
+
+    def _component_of_nodes(self) -> NDArray[np.int32]:
+        """Return the number of each node's component (count,)."""
+        if not self._pending:
+            return np.arange(self.count)
+        nodes = np.concatenate([part[0] for part in self._pending])
+        others = np.concatenate([part[1] for part in self._pending])
+        edges = coo_array((np.ones(len(nodes), bool), (nodes, others)), shape=(self.count, self.count))
+        _, component = connected_components(edges, directed=False)
+        return component
 
 
-def _root(parent: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.int64]:
-    root = parent[of]
-    while (parent[root] != root).any():
-        root = parent[root]
-    parent[of] = root
-    return root
+def _group(embeddings: Embeddings, rows: list[int], best: Tensor, nearest: Tensor) -> list[Duplicate]:
+    """Return the images of a group. Files are read only if several have the same size, as identical ones must."""
+    sizes = {row: _readable_size(embeddings.file(row)) for row in rows}
+    rows_per_size = Counter(size for size in sizes.values() if size is not None)
+    hashes = {row: sha256_of(embeddings.file(row)) for row, size in sizes.items() if rows_per_size[size] > 1}
+    rows_per_hash = Counter(hashes.values())
+    group = []
+    for row in rows:
+        is_identical = row in hashes and rows_per_hash[hashes[row]] > 1
+        group.append(_duplicate(embeddings, row, best, nearest, is_identical))
+    return group
 
 
-def _groups(parent: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The numbers of each group of at least two, larger groups first, then in the order of their first image."""
-    group = _root(parent, np.arange(len(parent)))
-    order = np.argsort(group, kind="stable")
-    cuts = np.flatnonzero(np.diff(group[order])) + 1
-    found = [part for part in np.split(order, cuts) if len(part) > 1]
-    return sorted(found, key=lambda part: (-len(part), part[0]))
+def _duplicate(embeddings: Embeddings, row: int, best: Tensor, nearest: Tensor, is_identical: bool) -> Duplicate:
+    return Duplicate(
+        row=row,
+        id=embeddings.ids[row],
+        label=embeddings.class_of(row),
+        path=embeddings.file(row),
+        similarity=min(1.0, float(best[row])),
+        nearest=int(nearest[row]),
+        is_identical=is_identical,
+    )
 
 
-def _group(of: Embeddings, numbers: list[int], best: Tensor, nearest: Tensor) -> list[Member]:
-    """The members of a group; their files are read only where several have one length."""
-    lengths = {number: _length(of.file(number)) for number in numbers}
-    shared = Counter(length for length in lengths.values() if length is not None)
-    hashes = {number: sha256(of.file(number)) for number, length in lengths.items() if shared[length] > 1}
-    copies = Counter(hashes.values())
-    return [_member(of, number, best, nearest, copies[hashes.get(number)] > 1) for number in numbers]
+def _are_identical(file: Path | None, other: Path | None) -> bool:
+    size = _readable_size(file)
+    return size is not None and size == _readable_size(other) and sha256_of(file) == sha256_of(other)
 
 
-def _member(of: Embeddings, number: int, best: Tensor, nearest: Tensor, same: bool) -> Member:
-    similarity = min(1.0, float(best[number]))
-    return Member(number, of.ids[number], of.class_of(number), of.file(number), similarity, int(nearest[number]), same)
-
-
-def _is_copy(path: Path | None, other: Path | None) -> bool:
-    length = _length(path)
-    return length is not None and length == _length(other) and sha256(path) == sha256(other)
-
-
-def _length(path: Path | None) -> int | None:
-    """Of a file that can be read."""
+def _readable_size(file: Path | None) -> int | None:
+    """Return the size of a file in bytes, None if it cannot be read."""
+    if file is None or not os.access(file, os.R_OK):
+        return None
     try:
-        return path.stat().st_size if path is not None and os.access(path, os.R_OK) else None
+        return file.stat().st_size
     except OSError:
         return None
-
-
-def sizes(found: Duplicates) -> str:
-    """`12 of 2 images, 1 of 17 images`: how many groups of which size."""
-    counts = sorted(Counter(map(len, found.groups)).items())
-    return ", ".join(f"{number:,} of {size:,} images" for size, number in counts)

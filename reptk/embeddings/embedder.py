@@ -1,4 +1,4 @@
-"""An encoder together with how images are brought before it, so that a query goes the same way as what it is held against."""
+"""An encoder with the preprocessing of its images, so that queries are treated exactly as the images they are compared to."""
 
 import hashlib
 import warnings
@@ -15,25 +15,28 @@ from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import Jpeg, decode, decoder, versions_of
 from reptk.models.encoder import Encoder, native_size
 
+MIN_SIZE_PX = 4
+
 
 @dataclass
 class Embedder:
-    """Images to vectors of unit length, on a device.
+    """Turns images into vectors of unit length, on a device.
 
     Args:
-        encoder: any.
+        encoder: any encoder.
         origin: where it comes from: `{"run": path}`, or `{"backbone": name, "weights": path or None, "pretrained": bool}`.
-        sha256: of the weights that its features depend on.
-        decoded_px: side of the centre square that files are decoded to; None for images that come decoded.
-        crop: share of the shorter side that is kept.
-        jpeg: who decodes JPEG.
-        bf16: whether it runs in bfloat16, as evaluation does for a run trained so.
+        weights_sha256: hash of the weights that the features depend on; see `fingerprint`.
+        decode_px: side in pixels of the center square that files are decoded to; None for images that come decoded.
+        crop: share of the shorter side that preprocessing keeps.
+        jpeg: which library decodes JPEG.
+        bf16: whether the encoder runs in bfloat16, as evaluation runs it for a run that was trained so.
+        device: of the encoder.
     """
 
     encoder: Encoder
     origin: dict[str, Any]
-    sha256: str
-    decoded_px: int | None = None
+    weights_sha256: str
+    decode_px: int | None = None
     crop: float = 1.0
     jpeg: Jpeg = "auto"
     bf16: bool = False
@@ -48,117 +51,133 @@ class Embedder:
         pretrained: bool = False,
         weights: str | None = None,
     ) -> "Embedder":
-        """A run's encoder, or any timm backbone, on the GPU if there is one.
+        """Open the encoder of a run, or a timm backbone, on the GPU if there is one. An `Encoder` stays where it is.
 
         Args:
-            encoder: a run's folder, its model folder, a timm name, or an encoder that is built already.
-            size: side in pixels of the images that a timm backbone sees; what its weights were trained with by default.
-            pretrained: timm's weights.
-            weights: a local file of weights instead. Without either they are random, the same at every call.
+            encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
+            size: input size in pixels of a timm backbone; by default the size that its weights were trained at.
+            pretrained: whether a timm backbone gets timm's weights.
+            weights: a local file of weights for a timm backbone. Without either, its weights are random, the same at every
+                call.
 
         Raises:
-            UsageError, DataError, EnvironmentProblem: there is no such encoder, or its weights cannot be had.
+            UsageError, DataError, EnvironmentProblem: there is no such encoder, or its weights are not available.
         """
         if isinstance(encoder, Encoder):
-            return cls(
-                encoder, {"given": "an encoder built in Python"}, fingerprint(encoder), device=encoder.mean.device
-            )
+            origin = {"encoder": "built in Python"}
+            return cls(encoder, origin, fingerprint(encoder), device=encoder.mean.device)
         if Path(encoder).is_dir():
             if size is not None or weights is not None or pretrained:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
-            made, origin = Encoder.from_run(encoder), {"run": str(Path(encoder).resolve())}
+            opened = Encoder.from_run(encoder)
+            origin = {"run": str(Path(encoder).resolve())}
             bf16 = recipe_of(encoder).get("train", {}).get("precision") == "bf16"
         else:
-            made, origin, bf16 = _timm(str(encoder), size, pretrained, weights), {"backbone": str(encoder)}, False
-            origin |= {"weights": weights and str(Path(weights).resolve()), "pretrained": pretrained}
+            opened = _timm_encoder(str(encoder), size, pretrained, weights)
+            origin = {"backbone": str(encoder), "weights": None, "pretrained": pretrained}
+            if weights is not None:
+                origin["weights"] = str(Path(weights).resolve())
+            bf16 = False
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(made.to(device), origin, fingerprint(made), bf16=bf16, device=device)
+        return cls(opened.to(device), origin, fingerprint(opened), bf16=bf16, device=device)
 
     @classmethod
-    def reopen(cls, about: dict[str, Any], place: str | None = None) -> "Embedder":
-        """The embedder that made a file of embeddings, from what that file says about it.
+    def reopen(cls, about: dict[str, Any], path: str | None = None) -> "Embedder":
+        """Open the embedder that computed a set of embeddings again, and check that it is the same one.
 
         Args:
-            about: of the embeddings.
-            place: where the encoder lies now: a run, or a file of weights; where it lay then by default.
+            about: `Embeddings.about`.
+            path: the present place of the encoder, a run or a file of weights; by default where it was then.
 
         Raises:
-            DataError: nothing is said of an encoder, it has moved, or its weights are no longer the same.
+            DataError: the embeddings do not name their encoder, it has moved, or its weights have changed.
         """
-        said, how = about.get("encoder"), about.get("preprocessing")
-        if not isinstance(said, dict) or not isinstance(how, dict) or "sha256" not in said:
+        encoder_record = about.get("encoder")
+        preprocessing = about.get("preprocessing")
+        is_recorded = isinstance(encoder_record, dict) and isinstance(preprocessing, dict)
+        if not is_recorded or "sha256" not in encoder_record:
             raise DataError(
                 "these embeddings do not say which encoder made them, so images cannot be searched for; ids can: --id ID"
             )
-        made = cls._found(said, place)
-        if made.sha256 != said["sha256"] or made.encoder.config["size"] != said.get("size"):
+        embedder = cls._open_recorded(encoder_record, path)
+        same_weights = embedder.weights_sha256 == encoder_record["sha256"]
+        if not same_weights or embedder.encoder.config["size"] != encoder_record.get("size"):
             raise DataError(
-                f"{_named(made.origin)} is not the encoder that made these embeddings (other weights or size). If that one "
-                "has moved, name its place: --encoder RUN_OR_WEIGHTS; else embed the images again"
+                f"{_describe(embedder.origin)} is not the encoder that made these embeddings (other weights or size). If that "
+                "one has moved, name its place: --encoder RUN_OR_WEIGHTS; else embed the images again"
             )
-        made.decoded_px, made.crop, made.bf16 = how.get("decoded_px"), how.get("crop", 1.0), bool(how.get("bf16"))
-        made.jpeg = "auto" if str(how.get("decoded_by")).startswith("simplejpeg") else "pillow"
-        if made.jpeg == "auto" and decoder("auto") == "pillow":
-            warnings.warn(
-                "these embeddings were made with simplejpeg, which is not installed; Pillow decodes the queries, a level or "
-                "two aside: pip install 'reptk[jpeg]'",
-                stacklevel=2,
-            )
-        return made
+        embedder.decode_px = preprocessing.get("decoded_px")
+        embedder.crop = preprocessing.get("crop", 1.0)
+        embedder.bf16 = bool(preprocessing.get("bf16"))
+        if str(preprocessing.get("decoded_by")).startswith("simplejpeg"):
+            embedder.jpeg = "auto"
+            _warn_without_simplejpeg()
+        else:
+            embedder.jpeg = "pillow"
+        return embedder
 
     @classmethod
-    def _found(cls, said: dict[str, Any], place: str | None) -> "Embedder":
-        origin = said.get("origin", {})
-        if place is not None and Path(place).is_dir():
-            return cls.open(place)
+    def _open_recorded(cls, encoder_record: dict[str, Any], path: str | None) -> "Embedder":
+        """Open the encoder that the embeddings name, at `path` if it has moved there."""
+        if path is not None and Path(path).is_dir():
+            return cls.open(path)
+        origin = encoder_record.get("origin", {})
         if "backbone" in origin:
-            weights = origin.get("weights") if place is None else place
+            weights = origin.get("weights") if path is None else path
             if weights is not None and not Path(weights).is_file():
                 raise DataError(_moved(weights))
             pretrained = bool(origin.get("pretrained")) and weights is None
-            return cls.open(origin["backbone"], size=said.get("size"), pretrained=pretrained, weights=weights)
-        where = place or origin.get("run")
-        if where is None:
+            return cls.open(origin["backbone"], size=encoder_record.get("size"), pretrained=pretrained, weights=weights)
+        run = path or origin.get("run")
+        if run is None:
             raise DataError("these embeddings were made by an encoder built in Python. Name a run of it: --encoder RUN")
-        if not Path(where).is_dir():
-            raise DataError(_moved(where))
-        return cls.open(where)
+        if not Path(run).is_dir():
+            raise DataError(_moved(run))
+        return cls.open(run)
 
     @torch.no_grad()
-    def vectors(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) uint8 -> (b, F) float32 of unit length, on the CPU."""
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return the vectors (b, F) float32 of images (b, 3, H, W) uint8, on the CPU."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
             return self.encoder.embed(images, self.crop).float().cpu()
 
-    def file(self, path: Path) -> Tensor:
-        """The vector (F,) of an image file.
+    def embed_file(self, path: Path) -> Tensor:
+        """Return the vector (F,) of an image file.
 
         Raises:
-            DataError: it is missing or no image.
+            DataError: the file is missing or cannot be read as an image.
         """
         if not path.is_file():
             raise DataError(f"no image {path}")
-        side = self.decoded_px or round(self.encoder.config["size"] / self.crop)
-        vector = self.vectors(decode(path, side, self.jpeg)[None])[0]
+        decode_px = self.decode_px or round(self.encoder.config["size"] / self.crop)
+        image = decode(path, decode_px, self.jpeg)
+        vector = self.embed_images(image[None])[0]
         if not vector.isfinite().all():
             raise DataError(f"{path} gets an embedding that is not finite")
         return vector
 
     @property
     def is_untrained(self) -> bool:
-        """Whether it is a timm backbone without any weights."""
+        """Whether it is a timm backbone with random weights."""
         return "backbone" in self.origin and not self.origin["weights"] and not self.origin["pretrained"]
 
     @property
     def width(self) -> int:
+        """F, values per vector."""
         return self.encoder.num_features
 
     def about(self) -> dict[str, Any]:
-        """What to write beside its vectors."""
-        settings = {name: self.encoder.config[name] for name in ("backbone", "size", "stem")}
-        said = {"origin": self.origin, **settings, "features": self.width, "sha256": self.sha256}
-        how = {
-            "decoded_px": self.decoded_px,
+        """Return the record of encoder and preprocessing that is stored with the vectors."""
+        encoder_record = {
+            "origin": self.origin,
+            "backbone": self.encoder.config["backbone"],
+            "size": self.encoder.config["size"],
+            "stem": self.encoder.config["stem"],
+            "features": self.width,
+            "sha256": self.weights_sha256,
+        }
+        preprocessing = {
+            "decoded_px": self.decode_px,
             "decoded_by": versions_of(decoder(self.jpeg)),
             "crop": self.crop,
             "size_px": self.encoder.config["size"],
@@ -167,38 +186,49 @@ class Embedder:
             "std": self.encoder.std.flatten().tolist(),
             "bf16": self.bf16,
         }
-        return {"encoder": said, "preprocessing": how}
+        return {"encoder": encoder_record, "preprocessing": preprocessing}
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """SHA-256 of the weights of the backbone, whatever file they come from: names, types, shapes and values."""
+    """Return the SHA-256 of the backbone's weights, whatever file they come from: names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, value in encoder.backbone.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, tensor in encoder.backbone.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def recipe_of(place: str | Path) -> config.Table:
-    """The recipe of the run that a run folder or its model folder belongs to, empty if there is none."""
-    homes = [Path(place), Path(place).resolve().parent]
-    found = [home / "recipe.toml" for home in homes if (home / "recipe.toml").is_file()]
-    return config.read(found[0]) if found else {}
+def recipe_of(path: str | Path) -> config.Table:
+    """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
+    for folder in (Path(path), Path(path).resolve().parent):
+        if (folder / "recipe.toml").is_file():
+            return config.read(folder / "recipe.toml")
+    return {}
 
 
-def _timm(name: str, size: int | None, pretrained: bool, weights: str | None) -> Encoder:
+def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | None) -> Encoder:
     if "/" in name or Path(name).exists():
         raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors")
-    side = native_size(name) if size is None else size
-    if not isinstance(side, int) or side < 4:
-        raise UsageError(f"size must be an integer of at least 4, got {side!r}")
+    if size is None:
+        size = native_size(name)
+    if not isinstance(size, int) or size < MIN_SIZE_PX:
+        raise UsageError(f"size must be an integer of at least {MIN_SIZE_PX}, got {size!r}")
     with rng.seeded(0, "initial weights"):
-        return Encoder(name, size=side, pretrained=pretrained, weights=weights, head_layers=0).eval()
+        return Encoder(name, size=size, pretrained=pretrained, weights=weights, head_layers=0).eval()
 
 
-def _moved(place: str) -> str:
-    return f"the encoder of these embeddings is no longer at {place}. Name its place: --encoder RUN_OR_WEIGHTS"
+def _warn_without_simplejpeg() -> None:
+    if decoder("auto") == "pillow":
+        warnings.warn(
+            "these embeddings were made with simplejpeg, which is not installed; Pillow decodes the queries, whose pixels "
+            "differ by a level or two: pip install 'reptk[jpeg]'",
+            stacklevel=4,
+        )
 
 
-def _named(origin: dict[str, Any]) -> str:
+def _moved(path: str) -> str:
+    return f"the encoder of these embeddings is no longer at {path}. Name its place: --encoder RUN_OR_WEIGHTS"
+
+
+def _describe(origin: dict[str, Any]) -> str:
     return origin.get("run") or origin.get("weights") or origin.get("backbone") or "this"

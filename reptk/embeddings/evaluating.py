@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reptk.core.errors import DataError
 from reptk.data import Data, Split
-from reptk.embeddings.embeddings import Embeddings
+from reptk.embeddings.store import Embeddings
 from reptk.evaluate import Measured, evaluated
 from reptk.evaluate.features import Rows
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
-from reptk.embeddings.duplicates import Duplicates, Member
-from reptk.embeddings.embeddings import Embeddings
+from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.pictures import Pictures
-from reptk.embeddings.searching import Answer, Neighbour
+from reptk.embeddings.search_images import Neighbor, SearchResult
+from reptk.embeddings.store import Embeddings
 
 GENERATOR = '<meta name="generator" content="reptk search">'
 MOST_GROUPS, MOST_MEMBERS = 100, 24
@@ -37,7 +37,7 @@ div.said { padding: 0.4rem 0.5rem 0.5rem; overflow-wrap: anywhere; }
 """
 
 
-def page(answers: list[Answer], embeddings: Embeddings, about: str) -> str:
+def page(answers: list[SearchResult], embeddings: Embeddings, about: str) -> str:
     """The page of a search; `about` says what was searched."""
     pictures = Pictures(embeddings)
     sections = "".join(_answer(answer, embeddings, pictures) for answer in answers)
@@ -50,7 +50,7 @@ def duplicates_page(found: Duplicates, about: str) -> str:
     first = Pictures(found.first)
     sections = []
     for number, group in enumerate(found.groups[:MOST_GROUPS], 1):
-        cards = "".join(_member(member, first.of(member.number)) for member in group[:MOST_MEMBERS])
+        cards = "".join(_member(member, first.of(member.row)) for member in group[:MOST_MEMBERS])
         more = f"<p>and {len(group) - MOST_MEMBERS:,} more</p>" if len(group) > MOST_MEMBERS else ""
         sections.append(f"<section><h2>Group {number}: {len(group):,} images</h2><ul>{cards}</ul>{more}</section>")
     second = Pictures(found.second) if found.second is not None else first
@@ -59,7 +59,7 @@ def duplicates_page(found: Duplicates, about: str) -> str:
         other = _card(
             first.of(leak.nearest), f"in the index: {there.ids[leak.nearest]}", there.class_of(leak.nearest), "", ""
         )
-        sections.append(f"<section><ul>{_member(leak, second.of(leak.number))}{other}</ul></section>")
+        sections.append(f"<section><ul>{_member(leak, second.of(leak.row))}{other}</ul></section>")
     shown = len(sections)
     total = len(found.groups) + len(found.leaks)
     cut = f" The first {shown} are shown." if shown < total else ""
@@ -90,21 +90,21 @@ def write(path: Path, text: str) -> None:
         raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --html") from cause
 
 
-def _answer(answer: Answer, embeddings: Embeddings, pictures: Pictures) -> str:
+def _answer(answer: SearchResult, embeddings: Embeddings, pictures: Pictures) -> str:
     own = pictures.file(answer.path) if answer.path is not None else ""
     label = ""
-    if answer.number is not None:
-        own, label = pictures.of(answer.number), embeddings.class_of(answer.number)
+    if answer.row is not None:
+        own, label = pictures.of(answer.row), embeddings.class_of(answer.row)
     cards = [_card(own, "query", label, "", "query")]
-    cards += [_neighbour(one, pictures.of(one.number)) for one in answer.neighbours]
+    cards += [_neighbour(one, pictures.of(one.row)) for one in answer.neighbors]
     return f"<section><h2>{_text(answer.query)}</h2><ol>{''.join(cards)}</ol></section>"
 
 
-def _neighbour(one: Neighbour, picture: str) -> str:
+def _neighbour(one: Neighbor, picture: str) -> str:
     return _card(picture, f"{one.rank}.  {one.similarity:.3f}", one.label, one.id, "", one.note)
 
 
-def _member(one: Member, picture: str) -> str:
+def _member(one: Duplicate, picture: str) -> str:
     return _card(picture, f"{one.similarity:.3f}", one.label, one.id, "", "the same bytes" if one.is_identical else "")
 
 

@@ -1,4 +1,4 @@
-"""What an index folder says of itself: manifest.json, with a hash of every file, held against what lies there."""
+"""manifest.json of an index folder: what the index is, and the length and hash of every file in it."""
 
 import hashlib
 import json
@@ -6,80 +6,100 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.errors import DataError
+from reptk.core.files import sha256_of
 
-FORMAT, VERSION = "reptk index", 1
-EMBEDDINGS, FAISS, MANIFEST = "embeddings.safetensors", "index.faiss", "manifest.json"
-FILES = frozenset({EMBEDDINGS, FAISS, MANIFEST})
+FORMAT = "reptk index"
+VERSION = 1
 
-HASHED_BYTES = 1 << 30
-"""Embeddings up to this size are held against their hash whenever an index is opened, larger ones by their length."""
+EMBEDDINGS_NAME = "embeddings.safetensors"
+FAISS_NAME = "index.faiss"
+MANIFEST_NAME = "manifest.json"
+FILE_NAMES = frozenset({EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME})
+
+MAX_HASHED_BYTES = 1 << 30
+"""Embeddings up to this size are checked against their hash whenever an index is opened, larger ones by their length."""
+
+_REQUIRED_TYPES = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The manifest of an index folder.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an index folder.
 
     Raises:
-        DataError: none, foreign, damaged, or of a newer reptk.
+        DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        said = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
         raise DataError(
-            f"{path} is no index: it has no {MANIFEST}. Make one: reptk index EMBEDDINGS --out ..."
+            f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."
         ) from cause
     except (OSError, ValueError) as cause:
-        raise DataError(damaged(path, f"{MANIFEST} cannot be read: {cause}")) from cause
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
-        raise DataError(f"{path} is no index of reptk: its {MANIFEST} is of something else")
-    if not isinstance(said.get("version"), int) or said["version"] > VERSION:
-        raise DataError(f"{path} was made by a newer reptk (version {said.get('version')}); update reptk to read it")
-    needed = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
-    whole = all(isinstance(said.get(name), kind) for name, kind in needed.items())
-    if not whole or not isinstance(said["recall"].get("value"), int | float):
-        raise DataError(damaged(path, f"{MANIFEST} is incomplete"))
-    return said
+        raise DataError(damage_message(folder, f"{MANIFEST_NAME} cannot be read: {cause}")) from cause
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{folder} is no index of reptk: its {MANIFEST_NAME} is of something else")
+    version = manifest.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
+    if not _is_complete(manifest):
+        raise DataError(damage_message(folder, f"{MANIFEST_NAME} is incomplete"))
+    return manifest
 
 
-def verify_embeddings(path: Path, manifest: dict[str, Any], every: bool) -> None:
-    """Raise DataError if the embeddings are not those that the manifest tells of."""
-    said = _entry(path, manifest, EMBEDDINGS)
-    if (every or said["bytes"] <= HASHED_BYTES) and _sha256(path / EMBEDDINGS) != said.get("sha256"):
-        raise DataError(damaged(path, f"{EMBEDDINGS} has another hash than {MANIFEST} says"))
+def file_record(path: Path) -> dict[str, Any]:
+    """Return what the manifest says of a file: its length and its hash."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def verified_faiss(path: Path, manifest: dict[str, Any]) -> bytes:
-    """The bytes of the FAISS index: code that trusts them will parse them, so the bytes that were hashed are returned.
+def verify_embeddings(folder: Path, manifest: dict[str, Any], *, any_size: bool) -> None:
+    """Raise DataError unless the embeddings are those that the manifest describes.
+
+    Args:
+        folder: the index.
+        manifest: its manifest.
+        any_size: whether to compare hashes of embeddings larger than `MAX_HASHED_BYTES`, too.
+    """
+    record = _verified_record(folder, manifest, EMBEDDINGS_NAME)
+    if not any_size and record["bytes"] > MAX_HASHED_BYTES:
+        return
+    if sha256_of(folder / EMBEDDINGS_NAME) != record.get("sha256"):
+        raise DataError(damage_message(folder, f"{EMBEDDINGS_NAME} has another hash than {MANIFEST_NAME} says"))
+
+
+def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
+    """Return the bytes of the FAISS index.
+
+    FAISS trusts what it parses. So the very bytes that were hashed are returned, not a path at which they may change.
 
     Raises:
-        DataError: they are not those that the manifest tells of.
+        DataError: they are not those that the manifest describes.
     """
-    said = _entry(path, manifest, FAISS)
-    content = (path / FAISS).read_bytes()
-    if hashlib.sha256(content).hexdigest() != said.get("sha256"):
-        raise DataError(damaged(path, f"{FAISS} has another hash than {MANIFEST} says, so it is not read"))
+    record = _verified_record(folder, manifest, FAISS_NAME)
+    content = (folder / FAISS_NAME).read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+        reason = f"{FAISS_NAME} has another hash than {MANIFEST_NAME} says, so it is not read"
+        raise DataError(damage_message(folder, reason))
     return content
 
 
-def vouched(path: Path) -> dict[str, Any]:
-    """What to say of a file."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+def damage_message(folder: Path, reason: str) -> str:
+    """Return the message for an index that cannot be trusted."""
+    return f"the index {folder} is damaged: {reason}. Build it again: reptk index EMBEDDINGS --out {folder} --force"
 
 
-def damaged(path: Path, why: str) -> str:
-    """The message for an index that cannot be trusted."""
-    return f"the index {path} is damaged: {why}. Build it again: reptk index EMBEDDINGS --out {path} --force"
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    for name, required_type in _REQUIRED_TYPES.items():
+        if not isinstance(manifest.get(name), required_type):
+            return False
+    return isinstance(manifest["recall"].get("value"), int | float)
 
 
-def _entry(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the manifest says of a file that is there and has its length."""
-    file, said = path / name, manifest["files"].get(name)
-    if not file.is_file() or not isinstance(said, dict):
-        raise DataError(damaged(path, f"{name} is missing"))
-    if file.stat().st_size != said.get("bytes"):
-        raise DataError(damaged(path, f"{name} has another length than {MANIFEST} says"))
-    return said
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _verified_record(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the manifest's record of a file, after checking that the file exists and has the recorded length."""
+    path = folder / name
+    record = manifest["files"].get(name)
+    if not path.is_file() or not isinstance(record, dict):
+        raise DataError(damage_message(folder, f"{name} is missing"))
+    if path.stat().st_size != record.get("bytes"):
+        raise DataError(damage_message(folder, f"{name} has another length than {MANIFEST_NAME} says"))
+    return record

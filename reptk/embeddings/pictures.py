@@ -15,7 +15,7 @@ from reptk import config
 from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data.decode import decode
-from reptk.embeddings.embeddings import Embeddings
+from reptk.embeddings.store import Embeddings
 
 SIDE_PX = 128
 

@@ -1,4 +1,4 @@
-"""What takes its time is shown on a terminal's standard error, so that output can be piped."""
+"""Progress of long work on a terminal's standard error, so that standard output can be piped."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,11 +8,11 @@ from rich.console import Console
 from reptk.core.console import Logger
 
 
-def working(text: str) -> AbstractContextManager[None]:
-    """Show that `what` is under way, where it cannot be told how far it has come."""
+def spinner(text: str) -> AbstractContextManager[None]:
+    """Show `text` with a spinner while the block runs, for work whose progress cannot be measured."""
     return Logger(console=Console(stderr=True)).status(text)
 
 
 def progress(text: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Show how far `what` has come."""
+    """Show `text` with a bar; yields a function to call with the number of further items that are done."""
     return Logger(console=Console(stderr=True)).count(text, total, "")

@@ -1,22 +1,19 @@
-"""What embed, index and search say when they are asked for what cannot be."""
+"""What reptk embed, index and search report when they are used wrongly: one message, the exit code, and no file left."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-import reptk
-from catalogue_parts import said
-from reptk.core.errors import DataError, EnvironmentProblem
+from embedding_inputs import run_command
 from reptk.embeddings import Embeddings
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "wrong"),
+    ("arguments", "exit_code", "message"),
     [
         (["embed", "RUN", "--data", "PHOTOS"], 2, "--out"),
         (["embed", "RUN", "--data", "PHOTOS", "--out", "e.npz"], 2, ".safetensors or .parquet"),
@@ -59,42 +56,33 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 )
 def test_mistakes(
     arguments: list[str],
-    code: int,
-    wrong: str,
-    photos: Path,
-    run: Path,
-    embedded: Path,
+    exit_code: int,
+    message: str,
+    photo_folder: Path,
+    encoder_run: Path,
+    photo_embeddings: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
+    working_directory = tmp_path / "here"
+    working_directory.mkdir()
+    monkeypatch.chdir(working_directory)
     (tmp_path / "empty").mkdir()
     Embeddings(torch.eye(3), list("abc")).save(tmp_path / "narrow.safetensors")
-    made = Embeddings.load(embedded)
+    embeddings = Embeddings.load(photo_embeddings)
     about = {"encoder": {"sha256": "0" * 64}}
-    Embeddings(made.vectors, made.ids, about=about).save(tmp_path / "other.safetensors")
-    places = {"PHOTOS": photos, "RUN": run, "EMBEDDED": embedded, "EMPTY": tmp_path / "empty"}
-    places |= {name.upper(): tmp_path / f"{name}.safetensors" for name in ("narrow", "other")}
-    words = [re.sub("^[A-Z]+", lambda found: str(places.get(found[0], found[0])), word) for word in arguments]
-    assert wrong in said(words, capsys, code=code)
-    assert not list(here.iterdir()), "nothing is left of what failed"
-
-
-def test_queries_must_fit_the_index(embedded: Path) -> None:
-    for queries, wrong in (
-        (torch.ones(1, 3), "64 values"),
-        (torch.full((1, 64), torch.nan), "NaN"),
-        (torch.zeros(1, 64), "zero"),
-    ):
-        with pytest.raises(DataError, match=wrong):
-            reptk.search(embedded, queries)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(photos: Path, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "shut").mkdir(mode=0o500)
-    with pytest.raises(EnvironmentProblem, match="no right to write"):
-        reptk.embed(photos, encoder=run, out=tmp_path / "shut" / "e.safetensors")
+    Embeddings(embeddings.vectors, embeddings.ids, about=about).save(tmp_path / "other.safetensors")
+    paths = {
+        "PHOTOS": photo_folder,
+        "RUN": encoder_run,
+        "EMBEDDED": photo_embeddings,
+        "EMPTY": tmp_path / "empty",
+        "NARROW": tmp_path / "narrow.safetensors",
+        "OTHER": tmp_path / "other.safetensors",
+    }
+    filled_in = [
+        re.sub("^[A-Z]+", lambda match: str(paths.get(match[0], match[0])), argument) for argument in arguments
+    ]
+    assert message in run_command(filled_in, capsys, exit_code=exit_code)
+    assert not list(working_directory.iterdir()), "a failed command leaves nothing"

@@ -1,0 +1,187 @@
+"""index(): a folder to search in: the embeddings, a FAISS index unless search is exact, and a manifest with their hashes."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reptk.core import environment, rng
+from reptk.core.errors import UsageError
+from reptk.core.files import write_text
+from reptk.embeddings import manifest
+from reptk.embeddings.embeddings_file import embeddings_file, existing_file
+from reptk.embeddings.layout import rows_per_block
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
+from reptk.embeddings.output_path import check_free_space, check_parent_writable, explain_write_errors
+from reptk.embeddings.parquet_file import ParquetFile
+from reptk.embeddings.progress import progress, spinner
+from reptk.embeddings.similarity_index import Index, exact_search
+from reptk.embeddings.store import Embeddings
+from reptk.embeddings.unit_length import UnitLengthNormalizer
+from reptk.neighbors import ApproximateIndex, engine_name, recommended_index
+
+RECALL_K = 10
+RECALL_QUERIES = 1000
+"""Recall is measured at this k, with at most this many images of the index as queries."""
+
+
+def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "auto", force: bool = False) -> Index:
+    """Build an index in a folder, which holds all it needs and can be moved.
+
+    Args:
+        embeddings: a file, or what `embed` returned.
+        out: the folder.
+        kind: "Flat" for exact search; the FAISS factory string of an approximate index ("IVF256,Flat", "HNSW32",
+            "IVF256,PQ32"), whose recall is measured; "auto" for exact search unless there are so many images that it would
+            take long.
+        force: replace an index that exists.
+
+    Raises:
+        DataError: there are no embeddings, or they are damaged or hold vectors that cannot be compared.
+        UsageError: FAISS does not know this kind, or `out` exists.
+        EnvironmentProblem: FAISS is missing, or `out` cannot be written.
+    """
+    folder = Path(out)
+    _check_output_folder(folder, force)
+    source: Path | Embeddings
+    if isinstance(embeddings, Embeddings):
+        source = embeddings
+    else:
+        source = existing_file(embeddings).path
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        with explain_write_errors(folder):
+            temporary.mkdir()
+            _build(temporary, source, kind)
+            _replace_folder(folder, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Index.open(folder)
+
+
+def measure_recall(index: Index) -> dict[str, Any]:
+    """Return the share of the exact nearest neighbors that an index finds.
+
+    Returns:
+        `value` at `k`, measured with `queries` images of the index, each of which is excluded from its own neighbors.
+    """
+    bank = index.embeddings.vectors
+    k = min(RECALL_K, len(index) - 1)
+    if index.kind == "Flat" or k < 1:
+        return {"k": RECALL_K, "value": 1.0, "queries": 0}
+    order = torch.randperm(len(bank), generator=rng.generator("recall", len(bank)))
+    query_rows = order[:RECALL_QUERIES].sort().values
+    queries = bank[query_rows].float()
+    _, exact_rows = exact_search(bank, queries, k, query_rows)
+    _, rows = index.search(queries, k, query_rows)
+    is_hit = (rows[:, :, None] == exact_rows[:, None, :]).any(2)
+    return {"k": k, "value": round(is_hit.double().mean().item(), 4), "queries": len(query_rows)}
+
+
+def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
+    """Write all files of the index into an empty folder."""
+    _copy_normalized(source, folder / EMBEDDINGS_NAME)
+    embeddings = Embeddings.load(folder / EMBEDDINGS_NAME)
+    if kind == "auto":
+        kind = _recommended_kind(embeddings)
+    start = time.perf_counter()
+    approximate = None
+    if kind != "Flat":
+        approximate = _build_approximate(embeddings, kind)
+        (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
+    with spinner("measuring recall"):
+        recall = measure_recall(Index(embeddings, kind, approximate=approximate))
+    record = {
+        "format": manifest.FORMAT,
+        "version": manifest.VERSION,
+        "kind": kind,
+        "count": len(embeddings),
+        "width": embeddings.width,
+        "recall": recall,
+        "seconds": round(time.perf_counter() - start, 3),
+        "files": {path.name: manifest.file_record(path) for path in sorted(folder.iterdir())},
+        "about": embeddings.about,
+        "versions": environment.package_versions(),
+        "commit": environment.git_commit(),
+    }
+    write_text(folder / MANIFEST_NAME, json.dumps(record, indent=2) + "\n")
+
+
+def _recommended_kind(embeddings: Embeddings) -> str:
+    if engine_name() != "faiss":
+        return "Flat"
+    return recommended_index(len(embeddings), embeddings.width)
+
+
+def _copy_normalized(source: Path | Embeddings, target: Path) -> None:
+    """Copy embeddings with vectors of unit length to a safetensors file, without holding them in memory.
+
+    A safetensors file whose vectors have unit length already is copied as it is, byte by byte.
+    """
+    name = "this file" if isinstance(source, Embeddings) else str(source)
+    if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
+        file, source = source, Embeddings.load(source)
+        if _has_unit_length(source, name):
+            check_free_space(target, file.stat().st_size)
+            shutil.copyfile(file, target)
+            return
+    if isinstance(source, Embeddings):
+        header = source.header()
+        blocks = source.blocks()
+    else:
+        parquet = ParquetFile(source)
+        header = parquet.read_header()
+        blocks = parquet.read_blocks(rows_per_block(header.width))
+    normalizer = UnitLengthNormalizer()
+    with embeddings_file(target).writer(header) as writer, progress("copying", header.max_rows) as advance:
+        for block in blocks:
+            writer.add(normalizer.normalize(block))
+            advance(len(block.vectors))
+        normalizer.check(name)
+        header.about["normalized"] = True
+
+
+def _has_unit_length(embeddings: Embeddings, name: str) -> bool:
+    """Return whether all vectors have unit length. Raises DataError if some can have none."""
+    normalizer = UnitLengthNormalizer()
+    with progress("checking", len(embeddings)) as advance:
+        for block in embeddings.blocks():
+            normalizer.normalize(block)
+            advance(len(block.vectors))
+    normalizer.check(name)
+    return normalizer.all_unit
+
+
+def _build_approximate(embeddings: Embeddings, kind: str) -> ApproximateIndex:
+    done = 0
+    with progress(f"building {kind}", len(embeddings)) as advance:
+
+        def show(count: int) -> None:
+            nonlocal done
+            advance(count - done)
+            done = count
+
+        return ApproximateIndex.build(embeddings.vectors, kind, progress=show)
+
+
+def _check_output_folder(folder: Path, force: bool) -> None:
+    if folder.exists():
+        is_index = folder.is_dir() and {path.name for path in folder.iterdir()} <= manifest.FILE_NAMES
+        if not is_index:
+            raise UsageError(f"{folder} exists and is no index, or holds more than one. Choose another --out")
+        if not force:
+            raise UsageError(f"{folder} exists. Choose another --out, or put the new one in its place: --force")
+    check_parent_writable(folder)
+
+
+def _replace_folder(folder: Path, temporary: Path) -> None:
+    """Rename a folder to its final name. One of that name is moved away first and deleted last."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

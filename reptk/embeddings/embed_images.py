@@ -1,0 +1,267 @@
+"""embed(): images to embeddings, which are written while they are computed; images that cannot be read are skipped."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reptk.core import environment
+from reptk.core.errors import DataError, NumericalError, ReptkError, UsageError
+from reptk.data import DevicePrefetcher, num_cpus
+from reptk.data.decode import Jpeg
+from reptk.data.image_files import ImageFiles
+from reptk.data.prefetch import prefetch
+from reptk.data.protocol import WritableImages
+from reptk.embeddings import image_sources
+from reptk.embeddings.embedder import Embedder, recipe_of
+from reptk.embeddings.embeddings_file import check_output, embeddings_file
+from reptk.embeddings.image_sources import ImageGroup, ImageSource
+from reptk.embeddings.layout import Header, RowBlock, concatenate
+from reptk.embeddings.progress import progress
+from reptk.embeddings.store import Embeddings
+from reptk.embeddings.string_array import are_utf8
+from reptk.models.encoder import Encoder
+
+CROP = 0.875
+"""Share of the shorter side that evaluation keeps of image files."""
+
+MIN_DECODE_PX = 256
+"""Side to which image files are decoded at least."""
+
+MAX_LISTED_REASONS = 5
+MAX_REASON_LETTERS = 300
+"""How many skipped images are listed with their reasons, and at what length."""
+
+
+def embed(
+    data: str | Path | Tensor | dict[str, Any],
+    *,
+    encoder: str | Path | Encoder,
+    out: str | Path | None = None,
+    split: str | None = None,
+    half: bool = False,
+    size: int | None = None,
+    pretrained: bool = False,
+    weights: str | None = None,
+    jpeg: Jpeg = "auto",
+    batch_size: int = 128,
+    workers: int | None = None,
+    strict: bool = False,
+    force: bool = False,
+) -> Embeddings:
+    """Compute vectors of unit length of images, preprocessed as evaluation does it.
+
+    Args:
+        data: a folder; a CSV file of path[,label[,id]]; a data set's name or its table of a recipe
+            (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
+        encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
+        out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
+        split: train, bank or query of a data set; by default every distinct image.
+        half: store float16: half the size, similarities within 1e-3.
+        size: input size in pixels of a timm backbone.
+        pretrained, weights: of a timm backbone; see `Encoder`.
+        jpeg: which library decodes JPEG, for these images and for queries later.
+        batch_size: images that are encoded at once.
+        workers: threads that decode images ahead; by default as many as there are processor cores.
+        strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
+            number of skipped images and the first reasons.
+        force: replace `out` if it exists.
+
+    Raises:
+        UsageError, EnvironmentProblem: an argument, the encoder, or the place to write to is wrong.
+        DataError: there are no images, or none that can be read; with `strict`, one that cannot be read.
+    """
+    if batch_size < 1 or (workers or 0) < 0:
+        raise UsageError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
+    if out is not None:
+        out = check_output(out, force=force)
+    if workers is None:
+        workers = num_cpus()
+    embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights)
+    if embedder.is_untrained:
+        warnings.warn(
+            f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
+        )
+    embedder.jpeg = jpeg
+    source = _open_source(data, split, embedder, encoder)
+    embedder.crop = source.crop
+    embedder.decode_px = _side_px(source)
+
+    header = _header(source, embedder, half)
+    blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers)
+    if out is None:
+        columns = concatenate(header, blocks)
+        return Embeddings(columns.vectors, columns.ids, columns.paths, columns.labels, header.classes, header.about)
+    with embeddings_file(out).writer(header) as writer:
+        for block in blocks:
+            writer.add(block)
+    return Embeddings.load(out)
+
+
+class SkippedImages:
+    """Counts the images that are skipped, and lists the reasons of the first.
+
+    Args:
+        strict: raise an error for the first image instead.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.count = 0
+        self.reasons: list[str] = []
+
+    def add(self, reason: str, error: type[ReptkError] = DataError) -> None:
+        """Count one image, or raise `error` if `strict`."""
+        if self.strict:
+            raise error(f"{reason}. To skip such images: without --strict")
+        self.count += 1
+        if len(self.reasons) < MAX_LISTED_REASONS:
+            self.reasons.append(reason[:MAX_REASON_LETTERS])
+
+
+class TolerantFiles(WritableImages):
+    """Image files of which some may be unreadable: those become black, and `errors` says why, by index."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
+        self.size = files.size
+        self.errors: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
+        """Decode images one by one, so that an error is known to be of one image; see `WritableImages`."""
+        for number, square in zip(numbers, out, strict=True):
+            try:
+                self.files.fetch_into(number[None], square[None])
+            except DataError as error:
+                square[:] = 0
+                self.errors[int(number)] = str(error)
+
+
+def _open_source(data: Any, split: str | None, embedder: Embedder, encoder: Any) -> ImageSource:
+    if isinstance(data, Tensor):
+        return image_sources.from_images(data)
+    decode_px = max(MIN_DECODE_PX, round(embedder.encoder.config["size"] / CROP))
+    if isinstance(data, str | Path):
+        if Path(data).is_file():
+            return image_sources.from_csv(Path(data), size_px=decode_px, jpeg=embedder.jpeg, crop=CROP)
+        data = image_sources.data_table(str(data))
+    table = dict(data)
+    if table.get("name") in ("folder", "imagenet100"):
+        # A run's own images are decoded at the size that it was trained on.
+        trained_on = {}
+        if isinstance(encoder, str | Path):
+            trained_on = recipe_of(encoder).get("data", {})
+        table = {"size": trained_on.get("size", decode_px), "jpeg": embedder.jpeg, **table}
+        embedder.jpeg = table["jpeg"]
+    return image_sources.from_data_set(table, split=split, jpeg=embedder.jpeg)
+
+
+def _side_px(source: ImageSource) -> int:
+    """Return the side to which queries are decoded, which is that of the embedded images."""
+    images = source.groups[0].images
+    if isinstance(images, ImageFiles):
+        return images.size
+    first_image = images.fetch(torch.tensor([0]))
+    return min(first_image.shape[-2:])
+
+
+def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
+    groups = source.groups
+    has_paths = groups[0].paths is not None
+    string_columns = [group.ids for group in groups]
+    for group in groups:
+        if group.paths is not None and group.paths is not group.ids:
+            string_columns.append(group.paths)
+    about = {
+        **embedder.about(),
+        "data": source.about,
+        "root": source.about.get("root") if has_paths else None,
+        "normalized": True,
+        "versions": environment.package_versions(),
+        "commit": environment.git_commit(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return Header(
+        max_rows=len(source),
+        width=embedder.width,
+        half=half,
+        ids_are_paths=all(group.ids is group.paths for group in groups),
+        has_paths=has_paths,
+        has_non_utf8_names=not all(map(are_utf8, string_columns)),
+        classes=source.classes,
+        about=about,
+    )
+
+
+def _embed_blocks(
+    source: ImageSource, embedder: Embedder, header: Header, skipped: SkippedImages, batch_size: int, workers: int
+) -> Iterator[RowBlock]:
+    """Yield the rows of each batch; at the end, add to `header.about` how long it took and what was skipped."""
+    count = 0
+    start = time.perf_counter()
+    with progress("embedding", len(source)) as advance:
+        for group in source.groups:
+            images = group.images
+            errors: dict[int, str] = {}
+            if isinstance(images, ImageFiles):
+                images = TolerantFiles(images)
+                errors = images.errors
+            batches = prefetch(images, _batches(len(group), batch_size), workers=workers, device=embedder.device)
+            for pixels, indices in DevicePrefetcher(batches, embedder.device):
+                block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), errors, skipped)
+                count += len(block.vectors)
+                advance(len(indices))
+                if len(block.vectors):
+                    yield block
+    if count == 0:
+        reasons = "\n  ".join(skipped.reasons)
+        raise DataError(f"none of {len(source):,} images can be embedded; the first of them:\n  {reasons}")
+    header.about["seconds"] = round(time.perf_counter() - start, 3)
+    if skipped.count:
+        header.about["skipped"] = {"count": skipped.count, "first": skipped.reasons}
+
+
+def _batches(count: int, batch_size: int) -> Iterator[Tensor]:
+    for start in range(0, count, batch_size):
+        yield torch.arange(start, min(start + batch_size, count))
+
+
+def _valid_rows(
+    group: ImageGroup, indices: Tensor, vectors: Tensor, errors: dict[int, str], skipped: SkippedImages
+) -> RowBlock:
+    """Return the rows of a batch whose images were read and whose vectors have a direction; skip the others.
+
+    Args:
+        group: the images that the batch belongs to.
+        indices: (b,) of the batch's images in the group.
+        vectors: (b, F).
+        errors: why images could not be read, by index; entries of this batch are removed.
+        skipped: counts what is left out.
+    """
+    norms = vectors.norm(dim=1)
+    is_valid = torch.ones(len(indices), dtype=torch.bool)
+    for position, index in enumerate(indices.tolist()):
+        if index in errors:
+            skipped.add(errors.pop(index))
+            is_valid[position] = False
+        elif not norms[position].isfinite():
+            skipped.add(f"{group.ids[index]}: its embedding is not finite", NumericalError)
+            is_valid[position] = False
+        elif norms[position] == 0:
+            skipped.add(f"{group.ids[index]}: its embedding is zero", NumericalError)
+            is_valid[position] = False
+    valid = indices[is_valid]
+    ids = [group.ids[index] for index in valid.tolist()]
+    paths = None
+    if group.paths is not None:
+        paths = [group.paths[index] for index in valid.tolist()]
+    return RowBlock(vectors[is_valid], group.labels[valid], ids, paths)

@@ -1,0 +1,221 @@
+"""Where images to embed come from: memory, a CSV table of paths, a folder, or a data set; every image once."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reptk import config
+from reptk.config.registry import DATASETS, unknown
+from reptk.core.errors import DataError, UsageError
+from reptk.data import Data, Images, InMemory, Split
+from reptk.data.decode import Jpeg
+from reptk.data.image_files import ImageFiles
+from reptk.embeddings.image_table import read_image_table
+from reptk.embeddings.string_array import StringArray
+
+SPLITS = ("train", "bank", "query")
+
+
+@dataclass(frozen=True)
+class ImageGroup:
+    """Images of one collection: one split of a data set in memory, or files.
+
+    Args:
+        images: n images.
+        labels: (n,) int64, -1 for an image without one.
+        ids: one name per image.
+        paths: one path per image, relative to the source's root; None if the images are not files.
+    """
+
+    images: Images
+    labels: Tensor
+    ids: Sequence[str]
+    paths: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """All images that are to be embedded.
+
+    Args:
+        groups: the images.
+        classes: class names, by label.
+        crop: share of the shorter side that preprocessing keeps.
+        about: a record of where they come from; `root` is the folder that paths are relative to.
+    """
+
+    groups: list[ImageGroup]
+    classes: tuple[str, ...]
+    crop: float
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups))
+
+
+def from_images(images: Tensor) -> ImageSource:
+    """Return images (n, 3, H, W) uint8 that are in memory; their ids are their indices.
+
+    Raises:
+        DataError: another type or shape, or no images.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise DataError(f"images must be uint8 (n, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    ids = StringArray.from_strings(map(str, range(len(images))))
+    unlabeled = torch.full((len(images),), -1)
+    return ImageSource([ImageGroup(InMemory(images), unlabeled, ids)], (), 1.0, {"name": "tensor"})
+
+
+def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSource:
+    """Return the images that a CSV file lists: path[,label[,id]], with or without a header line.
+
+    Paths are relative to the table's folder. Labels are class names, or empty; without ids, paths are the ids.
+
+    Args:
+        table: the CSV file.
+        size_px: side to which images are decoded.
+        jpeg: which library decodes JPEG.
+        crop: share of the shorter side that preprocessing keeps.
+
+    Raises:
+        DataError: the table cannot be read, is empty, or has an id twice.
+    """
+    rows = read_image_table(table)
+    root = table.absolute().parent
+    paths = StringArray.from_strings(row.path for row in rows)
+    files = ImageFiles([root / path for path in paths], size_px, jpeg)
+    class_names = {row.label for row in rows if row.label}
+    classes = tuple(sorted(class_names, key=_numbers_first))
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.long)
+    ids = paths
+    if any(row.id for row in rows):
+        ids = StringArray.from_strings(row.id or row.path for row in rows)
+        _check_unique(ids, table)
+    about = {"name": "csv", "table": str(table), "root": str(root)}
+    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, about)
+
+
+def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg = "auto") -> ImageSource:
+    """Return the images of a data set.
+
+    Args:
+        table: `{"name": ..., arguments}`, as in a recipe.
+        split: train, bank or query; by default every distinct image.
+        jpeg: which library decodes JPEG, for data sets of files.
+
+    Raises:
+        UsageError: unknown data set or argument.
+        DataError: the data set is missing or empty, or has no such split.
+    """
+    table = config.complete("data", table)
+    with warnings.catch_warnings():
+        # Nothing is evaluated, so it does not matter that no image is held out.
+        warnings.filterwarnings("ignore", message=".*none is held out as a query")
+        data = config.build(DATASETS, table)
+    if split is None:
+        splits = distinct_splits(data)
+    else:
+        splits = {split: _single_split(data, split, table["name"])}
+    about = {**table, "split": split or "all"}
+    if all(isinstance(each.images, ImageFiles) for each in splits.values()):
+        return _from_files(list(splits.values()), data, about, jpeg)
+    groups = []
+    for name, each in splits.items():
+        ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(each)))
+        groups.append(ImageGroup(each.images, each.labels, ids))
+    return ImageSource(groups, data.classes, data.crop, about)
+
+
+def data_table(text: str) -> config.Table:
+    """Return the recipe's table of what `--data` names: a folder, or a registered data set.
+
+    Raises:
+        DataError: there is neither.
+    """
+    if Path(text).expanduser().is_dir():
+        return {"name": "folder", "root": text}
+    if text in DATASETS.names():
+        return {"name": text}
+    raise DataError(f"there is no folder or file {text}, and {unknown('data set', text, DATASETS.names())}")
+
+
+def splits_of(data: Data) -> dict[str, Split]:
+    """Return the splits that a data set has, by name."""
+    splits = {"train": data.train, "bank": data.bank, "query": data.query}
+    return {name: split for name, split in splits.items() if split is not None}
+
+
+def distinct_splits(data: Data) -> dict[str, Split]:
+    """Return the splits by name, without those whose images are all part of an earlier one."""
+    splits = splits_of(data)
+    distinct: dict[str, Split] = {}
+    for name in ("train", "query", "bank"):  # the bank last: most often it is the training images, or some of them
+        if name in splits and not any(_is_subset(splits[name], other) for other in distinct.values()):
+            distinct[name] = splits[name]
+    return distinct
+
+
+def _single_split(data: Data, name: str, data_set: str) -> Split:
+    if name not in SPLITS:
+        raise UsageError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, got {name!r}")
+    splits = splits_of(data)
+    if name not in splits:
+        raise DataError(f"{data_set} has no {name} split, only {', '.join(splits)}")
+    return splits[name]
+
+
+def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
+    """Return all files of the splits, once each, in the order of their paths."""
+    label_of: dict[Path, int] = {}
+    for split in splits:
+        for index, label in enumerate(split.labels.tolist()):
+            label_of[split.images.path(index)] = label
+    files = sorted(label_of)
+    labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
+    root = Path(about.get("root", ".")).expanduser().absolute()
+    paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
+    images = ImageFiles(files, splits[0].images.size, jpeg)
+    return ImageSource(
+        [ImageGroup(images, labels, paths, paths)], data.classes, data.crop, {**about, "root": str(root)}
+    )
+
+
+def _is_subset(split: Split, other: Split) -> bool:
+    """Return whether all images of a split are known to be in the other: pixels are compared if both are in memory."""
+    if split is other or split.images is other.images:
+        return True
+    both_in_memory = isinstance(split.images, InMemory) and isinstance(other.images, InMemory)
+    if not both_in_memory or len(split) > len(other):
+        return False
+    other_digests = {_digest(image) for image in other.images.pixels}
+    return all(_digest(image) in other_digests for image in split.images.pixels)
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.contiguous().numpy(), digest_size=16).digest()
+
+
+def _check_unique(ids: Sequence[str], table: Path) -> None:
+    seen: set[str] = set()
+    for image_id in ids:
+        if image_id in seen:
+            raise DataError(f"{table} has the id {image_id!r} twice; ids tell images apart")
+        seen.add(image_id)
+
+
+def _numbers_first(class_name: str) -> tuple[int, int, str]:
+    """Return a sort key: class names that are numbers by value, then the others by name."""
+    if class_name.isascii() and class_name.isdigit():
+        return (0, int(class_name), class_name)
+    return (1, 0, class_name)

@@ -1,0 +1,51 @@
+"""Checks of a path that is to be written to, made before any work is done, and messages for writes that fail."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reptk.core.errors import EnvironmentProblem, UsageError
+
+
+def check_output_file(path: Path, *, force: bool) -> None:
+    """Raise unless a file can be written to `path`.
+
+    Raises:
+        UsageError: the path is a folder, or a file that exists and `force` is not set.
+        EnvironmentProblem: its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists. Choose another --out, or write over it: --force")
+    check_parent_writable(path)
+
+
+def check_parent_writable(path: Path) -> None:
+    """Raise EnvironmentProblem unless the folder that holds `path` exists and is writable."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise EnvironmentProblem(f"cannot write {path}: there is no folder {parent}. Make it, or choose another --out")
+    if not os.access(parent, os.W_OK):
+        raise EnvironmentProblem(f"cannot write {path}: no right to write in {parent}. Choose another --out")
+
+
+def check_free_space(path: Path, needed_bytes: int) -> None:
+    """Raise EnvironmentProblem unless the disk of `path` has that much free space."""
+    free_bytes = shutil.disk_usage(path.absolute().parent).free
+    if needed_bytes > free_bytes:
+        raise EnvironmentProblem(
+            f"{path} needs {needed_bytes / 1e9:.1f} GB, and {free_bytes / 1e9:.1f} GB are free on its disk. Choose an --out "
+            "on another disk, or store half as much: --half"
+        )
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into an EnvironmentProblem that names `path`."""
+    try:
+        yield
+    except OSError as cause:
+        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause

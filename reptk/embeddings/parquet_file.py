@@ -1,0 +1,254 @@
+"""Embeddings as a Parquet table for data tools: columns id, path, label, class, vector; one row group a block."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.files import atomic_write
+from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
+from reptk.embeddings.output_path import check_free_space, explain_write_errors
+
+COLUMNS = ("id", "path", "label", "class", "vector")
+METADATA_KEY = b"reptk"
+
+
+class ParquetFile:
+    """A Parquet file of embeddings; see `EmbeddingsFile`.
+
+    Any Parquet file with a column `vector` of lists of one length can be read; the other columns may be missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_installed(self) -> None:
+        """Raise EnvironmentProblem unless pyarrow is installed."""
+        if find_spec("pyarrow") is None:
+            raise EnvironmentProblem(
+                f"{self.path.name} needs pyarrow, which is not installed: pip install 'reptk[parquet]', or use .safetensors"
+            )
+
+    @contextmanager
+    def writer(self, header: Header) -> Iterator["ParquetBlockWriter"]:
+        """Open the file for writing; see `EmbeddingsFile`."""
+        self.check_installed()
+        import pyarrow.parquet
+
+        check_free_space(self.path, header.vector_bytes())
+        with explain_write_errors(self.path), atomic_write(self.path) as temporary:
+            file = pyarrow.parquet.ParquetWriter(
+                temporary, _schema(header), compression="zstd", use_dictionary=["class"]
+            )
+            try:
+                yield ParquetBlockWriter(file, header)
+                file.add_key_value_metadata({METADATA_KEY: _encode_metadata(header)})
+            finally:
+                file.close()
+
+    def read(self) -> StoredColumns:
+        """Return all columns, in memory; see `EmbeddingsFile`."""
+        header = self.read_header()
+        return concatenate(header, self.read_blocks(rows_per_block(header.width)))
+
+    def read_header(self) -> Header:
+        """Return what holds for all rows.
+
+        Raises:
+            DataError: the file is damaged, of a newer reptk, or holds no embeddings.
+        """
+        self.check_installed()
+        import pyarrow
+
+        with self._open() as file:
+            metadata = _metadata(file)
+            columns = file.schema_arrow.names
+            if metadata.get("version", VERSION) > VERSION:
+                raise DataError(
+                    f"{self.path} was written by a newer reptk (format {metadata['version']}); update reptk to read it"
+                )
+            if "vector" not in columns:
+                raise DataError(
+                    f"{self.path} holds no embeddings: it has no column 'vector', only {', '.join(columns[:5])}"
+                )
+            first_row = next(file.iter_batches(1, columns=["vector"]), None)
+            if first_row is None:
+                raise DataError(f"{self.path} holds no rows")
+            vector = first_row.column("vector")
+            return Header(
+                max_rows=file.metadata.num_rows,
+                width=_vectors(vector, 1).shape[1],
+                half=pyarrow.types.is_float16(vector.type.value_type),
+                ids_are_paths=metadata.get("ids") == "paths",
+                has_paths="path" in columns and metadata.get("paths", True),
+                classes=_class_names(file, metadata),
+                about=metadata.get("about", {}),
+            )
+
+    def read_blocks(self, rows: int) -> Iterator[RowBlock]:
+        """Yield all rows, that many at a time.
+
+        Raises:
+            DataError: the file is damaged, or holds no embeddings.
+        """
+        first_row = 0
+        with self._open() as file:
+            class_names = _class_names(file, _metadata(file))
+            label_of = {name: label for label, name in enumerate(class_names)}
+            present = [name for name in COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(rows, columns=present):
+                columns = {name: batch.column(name) for name in batch.schema.names}
+                yield _row_block(columns, len(batch), first_row, label_of)
+                first_row += len(batch)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        self.check_installed()
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with pyarrow.parquet.ParquetFile(self.path, memory_map=True) as file:
+                yield file
+        except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError) as cause:
+            raise DataError(f"{self.path} cannot be read as embeddings: {cause}") from cause
+
+
+class ParquetBlockWriter:
+    """Writes each block as a row group."""
+
+    def __init__(self, file: Any, header: Header) -> None:
+        self.file = file
+        self.header = header
+
+    def add(self, block: RowBlock) -> None:
+        """Write the rows of a block."""
+        import pyarrow
+
+        schema = self.file.schema
+        string_type = schema.field("id").type
+        name_of = dict(enumerate(self.header.classes))
+        class_names = [name_of.get(label) for label in block.labels.tolist()]
+        values = pyarrow.array(block.vectors.to(self.header.dtype).flatten().numpy())
+        if block.paths is None:
+            paths = pyarrow.nulls(len(block.vectors), string_type)
+        else:
+            paths = _encode_strings(block.paths, string_type)
+        columns = [
+            _encode_strings(block.ids, string_type),
+            paths,
+            pyarrow.array(block.labels.numpy().astype(np.int64)),
+            pyarrow.array(class_names, pyarrow.string()),
+            pyarrow.FixedSizeListArray.from_arrays(values, self.header.width),
+        ]
+        self.file.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+
+
+def _schema(header: Header) -> Any:
+    import pyarrow
+
+    # Parquet's strings are UTF-8, so file names that are not are stored as bytes.
+    string_type = pyarrow.binary() if header.has_non_utf8_names else pyarrow.string()
+    value_type = pyarrow.float16() if header.half else pyarrow.float32()
+    return pyarrow.schema(
+        [
+            ("id", string_type),
+            ("path", string_type),
+            ("label", pyarrow.int64()),
+            ("class", pyarrow.string()),
+            ("vector", pyarrow.list_(value_type, header.width)),
+        ]
+    )
+
+
+def _encode_metadata(header: Header) -> str:
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "classes": header.classes,
+        "about": header.about,
+        "ids": "paths" if header.ids_are_paths else "ids",
+        "paths": header.has_paths,
+    }
+    return json.dumps(metadata)
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    """Return the metadata that reptk wrote, empty for a table of another program."""
+    metadata = file.metadata.metadata or {}
+    return json.loads(metadata.get(METADATA_KEY, b"{}"))
+
+
+def _class_names(file: Any, metadata: dict[str, Any]) -> tuple[str, ...]:
+    """Return the class names of the metadata; of a table of another program, those in its column `class`."""
+    names = metadata.get("classes")
+    columns = file.schema_arrow.names
+    if names is None and "class" in columns and "label" not in columns:
+        column = file.read(columns=["class"]).column("class")
+        names = sorted(str(name) for name in column.unique().to_pylist() if name is not None)
+    return tuple(names or ())
+
+
+def _row_block(columns: dict[str, Any], count: int, first_row: int, label_of: dict[str, int]) -> RowBlock:
+    """Convert a record batch; rows without an id column are called by their numbers."""
+    if "id" in columns:
+        ids = _decode_strings(columns["id"])
+    else:
+        ids = [str(row) for row in range(first_row, first_row + count)]
+    paths = None
+    if "path" in columns and columns["path"].null_count == 0:
+        paths = _decode_strings(columns["path"])
+    return RowBlock(_vectors(columns["vector"], count), _labels(columns, count, label_of), ids, paths)
+
+
+def _encode_strings(strings: Any, string_type: Any) -> Any:
+    import pyarrow
+
+    values = list(strings)
+    if pyarrow.types.is_binary(string_type):
+        values = [string.encode("utf-8", "surrogateescape") for string in values]
+    return pyarrow.array(values, string_type)
+
+
+def _decode_strings(column: Any) -> list[str]:
+    strings = []
+    for value in column.to_pylist():
+        if isinstance(value, bytes):
+            strings.append(value.decode("utf-8", "surrogateescape"))
+        else:
+            strings.append(str(value))
+    return strings
+
+
+def _vectors(column: Any, count: int) -> Tensor:
+    """Convert a column of lists to (count, F); float16 stays float16, other numbers become float32."""
+    import pyarrow.compute
+
+    if column.null_count:
+        raise ValueError(f"{column.null_count} rows have no vector")
+    widths = pyarrow.compute.list_value_length(column).unique()
+    if len(widths) != 1:
+        raise ValueError("its vectors differ in length")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    dtype = np.float16 if values.dtype == np.float16 else np.float32
+    return torch.from_numpy(np.array(values, dtype).reshape(count, widths[0].as_py()))
+
+
+def _labels(columns: dict[str, Any], count: int, label_of: dict[str, int]) -> Tensor:
+    """Return the labels (count,) int64, from the column `label` or else `class`; -1 for rows without one."""
+    if "label" in columns:
+        labels = columns["label"].fill_null(-1).to_numpy(zero_copy_only=False)
+        return torch.from_numpy(labels.astype(np.int64))
+    labels = [-1] * count
+    if "class" in columns:
+        for row, name in enumerate(columns["class"].to_pylist()):
+            if name is not None:
+                labels[row] = label_of.get(str(name), -1)
+    return torch.tensor(labels, dtype=torch.long)

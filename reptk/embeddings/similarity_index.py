@@ -1,0 +1,116 @@
+"""Index: embeddings that can be searched, exactly or by an approximate index of FAISS."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reptk.core.errors import DataError, UsageError
+from reptk.embeddings import manifest as manifests
+from reptk.embeddings.embeddings_file import SUFFIXES
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME
+from reptk.embeddings.store import Embeddings
+from reptk.embeddings.unit_length import with_unit_length
+from reptk.neighbors import ApproximateIndex, rerank, search
+
+CANDIDATES_PER_NEIGHBOR = 4
+MIN_CANDIDATES = 100
+"""An approximate index returns so many times k rows, and at least this many, which are re-ranked by the stored vectors."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Embeddings that can be searched by cosine similarity.
+
+    Args:
+        embeddings: vectors of unit length.
+        kind: "Flat" (exact), or the FAISS factory string of an approximate index.
+        recall: share of the exact 10 nearest neighbors that it finds; 1 if it is exact.
+        approximate: the approximate index, None if this one is exact.
+        path: its folder or file, None if it is in memory only.
+    """
+
+    embeddings: Embeddings
+    kind: str = "Flat"
+    recall: float = 1.0
+    approximate: ApproximateIndex | None = None
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> "Index":
+        """Open an index folder, or a file of embeddings, which is searched exactly.
+
+        Args:
+            path: the folder or file.
+            verify: whether to check embeddings of any size against their hash.
+
+        Raises:
+            DataError: it is missing, damaged, of another program, or of a newer reptk.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._open_folder(path, verify)
+        if not path.exists() and path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {path}")
+        return cls(with_unit_length(Embeddings.load(path), path.name), path=path)
+
+    @classmethod
+    def _open_folder(cls, folder: Path, verify: bool) -> "Index":
+        manifest = manifests.read_manifest(folder)
+        manifests.verify_embeddings(folder, manifest, any_size=verify)
+        embeddings = Embeddings.load(folder / EMBEDDINGS_NAME)
+        approximate = None
+        if manifest["kind"] != "Flat":
+            approximate = ApproximateIndex.from_bytes(manifests.read_verified_faiss(folder, manifest))
+        for name, part in ((EMBEDDINGS_NAME, embeddings), (FAISS_NAME, approximate)):
+            if part is not None and (len(part), part.width) != (manifest["count"], manifest["width"]):
+                raise DataError(manifests.damage_message(folder, f"{name} is {len(part):,} x {part.width}"))
+        return cls(embeddings, manifest["kind"], manifest["recall"]["value"], approximate, folder)
+
+    def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the k most similar images of each query, best first.
+
+        Args:
+            queries: (q, F) of unit length.
+            k: how many neighbors.
+            exclude: (q,) the row of each query itself, which is not returned; -1 for a query that is no row.
+
+        Returns:
+            similarities (q, k) and rows (q, k); the row is -1 where an approximate index found fewer.
+
+        Raises:
+            DataError: queries of another width, or not finite.
+            UsageError: k is below 1, or more than there are images.
+        """
+        self._check_queries(queries, k, exclude)
+        bank = self.embeddings.vectors
+        if self.approximate is None:
+            return exact_search(bank, queries, k, exclude)
+        num_candidates = min(max(CANDIDATES_PER_NEIGHBOR * k, MIN_CANDIDATES), len(bank))
+        _, candidates = self.approximate.search(queries.float(), num_candidates)
+        return rerank(bank, queries, candidates, k, exclude)
+
+    def _check_queries(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:
+        if queries.ndim != 2 or queries.shape[1] != self.embeddings.width:
+            raise DataError(
+                f"the index holds embeddings of {self.embeddings.width} values, the queries are {tuple(queries.shape)}; they "
+                "must come from the same encoder"
+            )
+        if not queries.isfinite().all():
+            raise DataError("queries hold NaN or infinity")
+        max_k = len(self) if exclude is None else len(self) - 1
+        if not 1 <= k <= max_k:
+            raise UsageError(f"k must be 1 to {max_k}, which is how many images there are, got {k}")
+
+
+def exact_search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return similarities and rows (q, k) of the exact nearest neighbors of all queries; see `reptk.neighbors.search`."""
+    similarities, rows = [], []
+    for block_similarities, block_rows in search(bank, queries, k, exclude):
+        similarities.append(block_similarities)
+        rows.append(block_rows)
+    return torch.cat(similarities), torch.cat(rows)

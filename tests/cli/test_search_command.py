@@ -1,0 +1,104 @@
+"""reptk index and reptk search, as commands: what they print and the pages they write."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import reptk
+from embedding_inputs import run_command
+
+pytestmark = [pytest.mark.usefixtures("one_thread")]
+
+
+def test_search_prints_neighbors_and_writes_a_page(
+    photo_folder: Path, photo_embeddings: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    index, html = tmp_path / "e.index", tmp_path / "found.html"
+    run_command(["index", photo_embeddings, "--out", index], capsys)
+    query = tmp_path / "copy <i>.png"
+    shutil.copy(photo_folder / "cats" / "00.png", query)
+    printed = run_command(["search", index, query, "--id", "ünï/02.png", "--k", "3", "--html", html], capsys)
+    assert re.search(r"1  1\.000  cats .*00\.png  \(the same bytes\)", printed)
+    page = html.read_text()
+    assert page.count("<img") == 2 * (1 + 3)
+    assert page.count("data:image/") == 8
+    assert "copy &lt;i&gt;.png" in page
+    assert "<b>." not in page.replace("<b>1.", "").replace("<b>2.", "").replace("<b>3.", "")
+    assert "dogs <b>" not in page
+    assert "http" not in page
+    by_option = run_command(["search", query, "--index", index, "--k", "3", "--html", html], capsys)
+    assert by_option.splitlines()[2:6] == printed.splitlines()[2:6], "the index may be named as an option"
+    html.write_text("<p>mine</p>")
+    assert "not written by reptk" in run_command(["search", index, query, "--html", html], capsys, exit_code=2)
+    assert html.read_text() == "<p>mine</p>"
+
+
+def test_images_of_a_data_set_are_drawn_from_it(
+    encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    html = tmp_path / "found.html"
+    printed = run_command(["search", encoder_run, "--id", "query/3", "--k", "2", "--html", html], capsys)
+    assert "embedding what" in printed
+    assert html.read_text().count("data:image/png") == 3
+
+
+def test_images_that_are_gone_are_marked(
+    photo_folder: Path, encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    embeddings, html = tmp_path / "e.safetensors", tmp_path / "found.html"
+    reptk.embed(tmp_path / "photos", encoder=encoder_run, out=embeddings)
+    shutil.rmtree(tmp_path / "photos")
+    run_command(["search", embeddings, photo_folder / "cats" / "00.png", "--k", "3", "--html", html], capsys)
+    assert html.read_text().count("no image") == 3
+
+
+@pytest.fixture
+def folder_with_copy(photo_folder: Path, encoder_run: Path, tmp_path: Path) -> Path:
+    """Embeddings of the photos with a copy of one of them in another class."""
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    shutil.copy(photo_folder / "cats" / "00.png", tmp_path / "photos" / "ünï" / "copy.png")
+    out = tmp_path / "e.safetensors"
+    reptk.embed(tmp_path / "photos", encoder=encoder_run, out=out)
+    return out
+
+
+def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table, html = tmp_path / "d.csv", tmp_path / "d.html"
+    options = ["--duplicates", "--threshold", "0.99999", "--out", table, "--html", html]
+    printed = run_command(["search", folder_with_copy, *options], capsys)
+    assert "1 group of near duplicates" in printed
+    assert "1 of 13 images could go; 2 hold the same bytes as another; 1 in whose images the labels differ" in printed
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["nearest"], row["identical"]) for row in rows] == [
+        ("cats/00.png", "ünï/copy.png", "yes"),
+        ("ünï/copy.png", "cats/00.png", "yes"),
+    ]
+    assert [(row["group"], row["label"], row["nearest_label"]) for row in rows] == [
+        ("1", "cats", "ünï"),
+        ("1", "ünï", "cats"),
+    ]
+    assert html.read_text().count("<img") == 2
+    assert "--force" in run_command(["search", folder_with_copy, *options], capsys, exit_code=2)
+    printed = run_command(["search", folder_with_copy, "--duplicates", "--threshold", "1", "--no-html"], capsys)
+    assert "1 group" in printed
+    assert "1 group" in run_command(["search", "--no-html", "--duplicates", folder_with_copy], capsys)
+
+
+def test_duplicates_between_sets(
+    photo_folder: Path, encoder_run: Path, folder_with_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    test_set, html, table = tmp_path / "test.safetensors", tmp_path / "d.html", tmp_path / "d.csv"
+    reptk.embed(photo_folder, encoder=encoder_run, out=test_set)
+    options = ["--threshold", "0.99999", "--html", html, "--out", table]
+    printed = run_command(["search", folder_with_copy, "--duplicates", test_set, *options], capsys)
+    assert "12 of 12 images" in printed
+    assert "12 hold the same bytes" in printed
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows] == [str(number) for number in range(1, 13)]
+    assert {row["identical"] for row in rows} == {"yes"}

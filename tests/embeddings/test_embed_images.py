@@ -1,0 +1,153 @@
+"""reptk.embed: from images to vectors in memory or in a file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import reptk
+from embedding_inputs import TIMM_BACKBONE, draw_image, needs_pyarrow
+from reptk import Encoder
+from reptk.cli import main
+from reptk.core.errors import EnvironmentProblem, NumericalError
+from reptk.data import digits
+from reptk.data.decode import decode
+from reptk.embeddings import Embedder, Embeddings
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
+
+
+def test_images_are_preprocessed_as_in_evaluation(
+    photo_folder: Path, encoder_run: Path, photo_embeddings: Path
+) -> None:
+    embeddings = Embeddings.load(photo_embeddings)
+    assert embeddings.classes == ("cats", "dogs <b>", "ünï")
+    assert embeddings.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert list(embeddings.ids) == sorted(str(path.relative_to(photo_folder)) for path in photo_folder.rglob("*.png"))
+    images = torch.stack([decode(photo_folder / name, 256, "auto") for name in embeddings.ids])
+    assert torch.allclose(embeddings.vectors, Encoder.from_run(encoder_run).embed(images, 0.875), atol=1e-5)
+    assert [embeddings.file(row).is_file() for row in range(12)] == [True] * 12
+
+
+def test_a_run_and_its_model_folder_are_one_encoder(
+    photo_folder: Path, encoder_run: Path, photo_embeddings: Path
+) -> None:
+    by_run = Embeddings.load(photo_embeddings)
+    by_model = reptk.embed(photo_folder, encoder=encoder_run / "model")
+    assert torch.equal(by_model.vectors, by_run.vectors)
+    assert by_model.about["encoder"]["sha256"] == by_run.about["encoder"]["sha256"]
+    by_timm_name = reptk.embed(photo_folder, **TIMM_BACKBONE)
+    assert by_timm_name.about["encoder"]["sha256"] != by_run.about["encoder"]["sha256"]
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 5, "workers": 0}, {"workers": 3}])
+def test_batches_and_workers_change_nothing(changes: dict, photo_folder: Path) -> None:
+    expected = reptk.embed(photo_folder, **TIMM_BACKBONE)
+    actual = reptk.embed(photo_folder, **(TIMM_BACKBONE | changes))
+    assert torch.allclose(actual.vectors, expected.vectors, atol=1e-5)
+    assert list(actual.ids) == list(expected.ids)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("parquet", marks=needs_pyarrow)])
+@pytest.mark.parametrize("half", [False, True])
+def test_streamed_to_a_file_equals_in_memory(suffix: str, half: bool, photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"e.{suffix}"
+    streamed = reptk.embed(photo_folder, out=out, half=half, batch_size=5, **TIMM_BACKBONE)
+    in_memory = reptk.embed(photo_folder, half=half, **TIMM_BACKBONE)
+    assert torch.allclose(streamed.vectors.float(), in_memory.vectors.float(), atol=1e-3 if half else 1e-6)
+    assert list(streamed.ids) == list(in_memory.ids)
+    assert streamed.labels.tolist() == in_memory.labels.tolist()
+    assert streamed.about.keys() == in_memory.about.keys()
+
+
+def test_half_precision_keeps_similarities_to_a_thousandth(photo_folder: Path) -> None:
+    full = reptk.embed(photo_folder, **TIMM_BACKBONE)
+    half = reptk.embed(photo_folder, half=True, **TIMM_BACKBONE)
+    assert half.vectors.dtype == torch.float16
+    difference = half.vectors.float() @ half.vectors.float().T - full.vectors @ full.vectors.T
+    assert difference.abs().max() < 1e-3
+
+
+def test_a_data_set_and_its_splits(encoder_run: Path) -> None:
+    everything = reptk.embed("digits", encoder=encoder_run)
+    query = reptk.embed("digits", encoder=encoder_run, split="query")
+    assert len(everything) == 1797
+    assert [everything.ids[0], everything.ids[-1], query.ids[0]] == ["train/0", "query/796", "query/0"]
+    assert everything.paths is None
+    data = digits()
+    assert query.labels.tolist() == data.query.labels.tolist()
+    images = data.query.images.fetch(torch.arange(9))
+    assert torch.allclose(query.vectors[:9], Encoder.from_run(encoder_run).embed(images), atol=1e-5)
+    assert torch.allclose(everything.vectors[-797:], query.vectors, atol=1e-5)
+
+
+def test_a_bank_within_the_training_images_is_not_embedded_twice(photo_folder: Path, encoder_run: Path) -> None:
+    draw_image(99).save(photo_folder / "loose.png")
+    try:
+        embeddings = reptk.embed(photo_folder, encoder=encoder_run)
+    finally:
+        (photo_folder / "loose.png").unlink()
+    assert len(embeddings) == 13
+    assert embeddings.class_of(list(embeddings.ids).index("loose.png")) == ""
+
+
+@pytest.mark.parametrize("size", [48, 200])
+def test_a_query_is_preprocessed_as_the_images_were(size: int, photo_folder: Path, encoder_run: Path) -> None:
+    embeddings = reptk.embed({"name": "folder", "root": str(photo_folder), "size": size}, encoder=encoder_run)
+    results = reptk.search(embeddings, [photo_folder / name for name in embeddings.ids], k=1)
+    assert [result.neighbors[0].similarity for result in results] == pytest.approx([1] * 12, abs=1e-6)
+
+
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "is not finite"), (0.0, "is zero")])
+def test_vectors_without_a_direction_are_skipped(
+    value: float, reason: str, photo_folder: Path, encoder_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_images = Embedder.embed_images
+
+    def with_a_bad_row(self: Embedder, images: Tensor) -> Tensor:
+        vectors = embed_images(self, images)
+        vectors[2] = value
+        return vectors
+
+    monkeypatch.setattr(Embedder, "embed_images", with_a_bad_row)
+    embeddings = reptk.embed(photo_folder, encoder=encoder_run)
+    assert (len(embeddings), embeddings.about["skipped"]["count"]) == (11, 1)
+    assert reason in embeddings.about["skipped"]["first"][0]
+    with pytest.raises(NumericalError, match=reason):
+        reptk.embed(photo_folder, encoder=encoder_run, strict=True)
+
+
+def test_an_interruption_leaves_no_file(
+    photo_folder: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_images = Embedder.embed_images
+    num_calls = 0
+
+    def interrupted(self: Embedder, images: Tensor) -> Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:
+            raise KeyboardInterrupt
+        return embed_images(self, images)
+
+    monkeypatch.setattr(Embedder, "embed_images", interrupted)
+    out = tmp_path / "e.safetensors"
+    arguments = ["embed", encoder_run, "--data", photo_folder, "--out", out, "--batch-size", 3]
+    assert main([str(argument) for argument in arguments]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_are_warned_of(photo_folder: Path) -> None:
+    with pytest.warns(UserWarning, match="random weights"):
+        reptk.embed(photo_folder, **TIMM_BACKBONE)
+
+
+def test_a_folder_that_cannot_be_written(
+    photo_folder: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "read only"
+    folder.mkdir(mode=0o500)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(EnvironmentProblem, match="no right to write"):
+        reptk.embed(photo_folder, encoder=encoder_run, out=folder / "e.safetensors")

@@ -1,0 +1,88 @@
+"""Where images come from: memory, tables, folders, data sets."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import reptk
+from embedding_inputs import draw_image
+from reptk import Encoder
+from reptk.core import rng
+from reptk.core.errors import DataError
+from reptk.data import Data, InMemory, Split
+from reptk.embeddings.image_sources import distinct_splits
+
+pytestmark = [pytest.mark.usefixtures("one_thread")]
+
+
+def test_images_that_splits_share_are_embedded_once() -> None:
+    images = torch.randint(0, 256, (9, 3, 4, 4), generator=rng.generator("splits"), dtype=torch.uint8)
+    train = Split(InMemory(images[:6]), torch.arange(6))
+    query = Split(InMemory(images[6:]), torch.arange(3))
+    part_of_train = Split(InMemory(images[2:5].clone()), torch.arange(3))
+    partly_new = Split(InMemory(images[4:8]), torch.arange(4))
+    for bank, expected in (
+        (train, ["train", "query"]),
+        (part_of_train, ["train", "query"]),
+        (partly_new, ["train", "query", "bank"]),
+        (None, ["train", "query"]),
+    ):
+        assert list(distinct_splits(Data(train, bank, query, (), ""))) == expected
+
+
+def test_images_in_memory(encoder_run: Path) -> None:
+    images = torch.stack([torch.from_numpy(np.array(draw_image(number))).permute(2, 0, 1) for number in range(3)])
+    embeddings = reptk.embed(images, encoder=Encoder.from_run(encoder_run))
+    assert torch.allclose(embeddings.vectors, Encoder.from_run(encoder_run).embed(images), atol=1e-6)
+    with pytest.raises(DataError, match="uint8"):
+        reptk.embed(images.float(), encoder=encoder_run)
+
+
+TABLES = {
+    "positions": 'b.png,cat,x\n"c,ü.png",dog,y\n',
+    "headings": 'id,label,path,more\nx,cat,b.png,1\ny,dog,"c,ü.png",2\n',
+    "byte order mark": '\ufeffpath,label,id\r\nb.png,cat,x\r\n"c,ü.png",dog,y\r\n\r\n',
+}
+
+
+@pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
+def test_a_table_of_images(text: str, encoder_run: Path, tmp_path: Path) -> None:
+    for name in ("b.png", "c,ü.png"):
+        draw_image(len(name)).save(tmp_path / name)
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    embeddings = reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
+    assert list(embeddings.ids) == ["x", "y"]
+    assert list(embeddings.paths) == ["b.png", "c,ü.png"]
+    assert embeddings.classes == ("cat", "dog")
+    assert embeddings.file(1) == tmp_path / "c,ü.png"
+
+
+def test_classes_that_are_numbers_are_ordered_by_value(encoder_run: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        draw_image(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "t.csv").write_text(f"0.png,10\n{tmp_path}/1.png,\n2.png,9\n")
+    embeddings = reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
+    assert embeddings.classes == ("9", "10")
+    assert embeddings.labels.tolist() == [1, -1, 0]
+    assert list(embeddings.ids) == ["0.png", f"{tmp_path}/1.png", "2.png"]
+    assert embeddings.file(1) == tmp_path / "1.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lists no images"),
+        ("path,label\n", "lists no images"),
+        ("a,b,c,d\n", "more than 3 columns"),
+        (",cat\n", "without a path, first row 1"),
+        ("a.png,c,x\nb.png,c,x\n", "the id 'x' twice"),
+        ('a.png,"open\n', "as CSV"),
+        ("a.png\nb.png\n", "none of 2 images can be embedded"),
+    ],
+)
+def test_a_wrong_table_is_refused(text: str, message: str, encoder_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
