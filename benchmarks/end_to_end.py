@@ -44,7 +44,7 @@ from reptk.config import Recipe
 from reptk.core import distributed, rng
 from reptk.core.environment import git_commit, package_versions
 from reptk.data import Data, InMemory
-from reptk.evaluate import Knn, Measured, measure, measure_pixels
+from reptk.evaluate import Evaluation, Knn, evaluate_encoder, evaluate_pixels
 from reptk.losses import simclr
 from reptk.models.encoder import Encoder
 from reptk.training.build import assemble, data_of
@@ -193,8 +193,8 @@ def _baselines(recipe: Recipe) -> Numbers:
     data = data_of(recipe)
     encoder, _ = _reptk(recipe, data)
     return {
-        "pixels": _accuracy(measure_pixels(data, [_knn()])),
-        "untrained": _accuracy(measure(encoder, data, [_knn()])),
+        "pixels": _accuracy(evaluate_pixels(data, [_knn()])),
+        "untrained": _accuracy(evaluate_encoder(encoder, data, [_knn()])),
     }
 
 
@@ -212,7 +212,7 @@ def _trained(name: str, recipe: Recipe, steps: int | None) -> Numbers:
         "views/s": views * (len(ends) - 1) / (ends[-1] - ends[0]),
         "first step, s": ends[0] - began,
         "loss": statistics.mean(losses[-10:]),
-        "knn@20": _accuracy(measure(encoder, data, [_knn()])),
+        "knn@20": _accuracy(evaluate_encoder(encoder, data, [_knn()])),
         "peak MB": memory.peak,
         "MB before": memory.before,
     }
@@ -222,8 +222,8 @@ def _knn() -> Knn:
     return Knn(k=(20,), retrieval=False)
 
 
-def _accuracy(found: Measured) -> float:
-    return float(found.numbers["knn@20"])
+def _accuracy(evaluation: Evaluation) -> float:
+    return float(evaluation.metrics["knn@20"])
 
 
 class _Memory:

@@ -134,14 +134,14 @@ class Collectives:
 def features(rank: int, out: str) -> None:
     """Features and random views of the bank and the queries, shared by whatever ranks there are."""
     from reptk.core import distributed
-    from reptk.evaluate import Features
+    from reptk.evaluate import ImageFeatures
     from reptk.training.build import assemble, data_of
 
     recipe = validate(RECIPE)
     built = assemble(recipe, data_of(recipe), torch.device("cpu"))
     built.encoder.eval()
-    encode = Features(built.encoder.features, size=16, views=built.evaluation_views)
-    made = torch.cat([encode(built.data.bank), encode.view(built.data.bank, 1), encode(built.data.query)])
+    encode = ImageFeatures(built.encoder.features, size_px=16, views=built.evaluation_views)
+    made = torch.cat([encode.features(built.data.bank), encode.view(built.data.bank, 1), encode.features(built.data.query)])
     if distributed.is_main():
         torch.save(made, out)
 
@@ -150,17 +150,17 @@ def numbers(rank: int, out: str) -> None:
     """All numbers and answers of kNN, with queries apart and leave-one-out, some images without a label."""
     from reptk.core import distributed
     from reptk.data.sources.generated import generated
-    from reptk.evaluate import Features, Knn
+    from reptk.evaluate import ImageFeatures, Knn
 
     data = generated(train=8, bank=600, query=300, classes=4, size=8)
     labels = torch.where(torch.arange(600) % 7 == 0, -1, data.bank.labels)
     bank = replace(data.bank, labels=labels)
     told = []
     for query in (data.query, bank):
-        encode = Features(lambda images: images[:, 0, :2, ::3].flatten(1), size=8)
-        found = dict(Knn(k=(1, 5), recall=(1,))(encode, replace(data, bank=bank, query=query)))
-        told.append({name: value.values for name, value in found.items()})
-        told[-1] |= {name: value for name, value in vars(encode.answers).items() if isinstance(value, torch.Tensor)}
+        encode = ImageFeatures(lambda images: images[:, 0, :2, ::3].flatten(1), size_px=8)
+        result = Knn(k=(1, 5), recall=(1,))(encode, replace(data, bank=bank, query=query))
+        told.append({name: value.values for name, value in result.metrics.items()})
+        told[-1] |= {name: value for name, value in vars(result.predictions).items() if isinstance(value, torch.Tensor)}
     if distributed.is_main():
         torch.save(told, out)
 

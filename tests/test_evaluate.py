@@ -14,12 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from reptk.evaluate import engine_name, knn, retrieval, search
-from reptk.evaluate.knn import winners_of
+from reptk.evaluate.voting import predict
 
 # Its functions are replaced here, so the module itself is asked for.
 search_module = importlib.import_module("reptk.neighbors.exact")
 features_module = importlib.import_module("reptk.evaluate.features")
-knn_module = importlib.import_module("reptk.evaluate.knn")
+voting_module = importlib.import_module("reptk.evaluate.voting")
 
 SIZES = [1, 2, 3, 5, 8, 13, 21]
 
@@ -177,13 +177,13 @@ def test_both_ways_to_count_votes_agree(classes: int, grain: float, monkeypatch:
     votes = torch.randint(0, classes + 1, (200, 50), generator=draw)
     given = torch.rand(200, 50, generator=draw, dtype=torch.float64)
     given = ((given / grain).ceil() * grain if grain else given) * (votes < classes)
-    assert knn_module.load_kernels("reptk.evaluate.kernels") is not None
-    ours = list(winners_of(votes, given, [1, 2, 7, 50], classes))
-    monkeypatch.setattr(knn_module, "load_kernels", lambda package: None)
-    torchs = list(winners_of(votes, given, [1, 2, 7, 50], classes))
-    for (k, *by_kernel), (same_k, *by_table) in zip(ours, torchs, strict=True):
+    assert voting_module.load_kernels("reptk.evaluate.vote_kernels") is not None
+    ks = [1, 2, 7, 50]
+    compiled = predict(votes, given, ks, classes)
+    monkeypatch.setattr(voting_module, "load_kernels", lambda package: None)
+    by_torch = predict(votes, given, ks, classes)
+    for k, by_kernel, by_table in zip(ks, compiled, by_torch, strict=True):
         some = (votes[:, :k] < classes).any(1)
-        assert k == same_k
         for one, other in zip(by_kernel, by_table, strict=True):
             assert torch.equal(one[some], other[some])
 

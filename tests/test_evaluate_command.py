@@ -15,9 +15,9 @@ from reptk.cli import main
 from reptk.config import validate
 from reptk.core.console import Logger
 from reptk.data import photos, subsample
-from reptk.data.sources.fashion_mnist import DEBIAN_FOLDER
 from reptk.data.sources.generated import generated
-from reptk.evaluate import Evidence
+from reptk.data.sources.fashion_mnist import DEBIAN_FOLDER
+from reptk.evaluate import Predictions
 from reptk.training.loop import train
 
 DATA = {"name": "generated", "train": 32, "bank": 40, "query": 20, "classes": 4, "size": 16}
@@ -67,9 +67,9 @@ def test_a_run_gives_its_numbers_again(
     for section in ("classes", "confusions", "copies"):
         assert again[section] == before[section]
     assert again["verdict"]["level"] == before["verdict"]["level"]
-    mine, theirs = Evidence.load(out), Evidence.load(finished)
+    mine, theirs = Predictions.load(out), Predictions.load(finished)
     assert (mine.row, mine.vote, mine.classes) == ("encoder", theirs.vote, theirs.classes)
-    for name in ("numbers", "labels", "predicted", "neighbours"):
+    for name in ("index", "labels", "predicted", "neighbors"):
         assert torch.equal(getattr(mine, name), getattr(theirs, name))
     torch.testing.assert_close(mine.similarities, theirs.similarities)
     printed = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_mistake() -> None:
-    code = "import sys; from reptk.core.command_line import guarded; sys.exit(guarded(lambda: [print('x' * 999) for _ in range(999)]))"
+    code = "import sys; from reptk.core.command_line import run_command; sys.exit(run_command(lambda: [print('x' * 999) for _ in range(999)]))"
     made = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     made.stdout.read(10)
     made.stdout.close()
@@ -156,9 +156,9 @@ def test_a_folder_without_labels(finished: Path, tmp_path: Path) -> None:
     data = ["data.name=folder", f"data.root={tmp_path}", "data.size=16"]
     assert main(["evaluate", str(finished), *data, "--out", str(out)]) == 0
     assert set(numbers(out / "results.json")["encoder"]) == {"view_recall@1", "view_recall@5"}
-    kept = Evidence.load(out)
+    kept = Predictions.load(out)
     assert (kept.query_split, kept.bank_split, kept.vote) == ("train", "train", "")
-    assert (kept.neighbours != kept.numbers[:, None]).all()
+    assert (kept.neighbors != kept.index[:, None]).all()
     assert main(["evaluate", str(finished), *data, "--only", "knn"]) == 3
 
 

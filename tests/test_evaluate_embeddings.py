@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reptk.cli import main
 from reptk.embeddings import Embeddings
-from reptk.embeddings.evaluating import data_of
+from reptk.embeddings.evaluating import as_data
 from reptk.evaluate import knn, retrieval
 
 CLASSES = ("ant", "bee", "cat")
@@ -86,7 +86,7 @@ def test_unit_vectors_are_used_where_they_lie(tmp_path: Path) -> None:
 def test_queries_that_are_in_the_bank_are_noticed(tmp_path: Path) -> None:
     bank = Embeddings.load(saved(tmp_path / "bank.safetensors"))
     with pytest.warns(UserWarning, match="60 of 60 queries have the id of an image in the bank"):
-        data_of(bank, bank)
+        as_data(bank, bank)
 
 
 @pytest.mark.parametrize(

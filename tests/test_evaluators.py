@@ -11,13 +11,12 @@ from torch import Tensor
 from reptk.core import distributed
 from reptk.data import Data, InMemory, Split
 from reptk.data.sources.generated import generated
-from reptk.evaluate import Features, Knn, ViewRetrieval, effective_rank, knn, pixels, retrieval
+from reptk.evaluate import ImageFeatures, Knn, ViewRetrieval, effective_rank, knn, pixels, retrieval
 from reptk.views.sets import crop_flip, none
 
 # Its functions are replaced here, so the module itself is asked for.
 search_module = importlib.import_module("reptk.neighbors.exact")
 features_module = importlib.import_module("reptk.evaluate.features")
-knn_module = importlib.import_module("reptk.evaluate.knn")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,12 +44,12 @@ def small_data(**changes: int) -> Data:
 
 def test_features_are_unit_rows_extracted_once() -> None:
     data, embed = small_data(), Counted()
-    encode = Features(embed, size=8)
-    first = encode(data.bank)
-    assert encode(data.bank) is first
+    encode = ImageFeatures(embed, size_px=8)
+    first = encode.features(data.bank)
+    assert encode.features(data.bank) is first
     assert embed.seen == 40
-    encode(data.query)
-    encode(Split(data.bank.images, data.bank.labels))  # another split, though of the same images
+    encode.features(data.query)
+    encode.features(Split(data.bank.images, data.bank.labels))  # another split, though of the same images
     assert embed.seen == 40 + 21 + 40
     flat = data.bank.images.pixels.flatten(1) / 255 + 0.1
     assert torch.allclose(first, flat / flat.norm(dim=1, keepdim=True))
@@ -60,9 +59,9 @@ def test_features_are_unit_rows_extracted_once() -> None:
 @pytest.mark.parametrize("block", [1, 7, 40, 64])
 def test_blocks_do_not_change_features(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = small_data()
-    expected = Features(Counted(), size=8)(data.bank)
+    expected = ImageFeatures(Counted(), size_px=8).features(data.bank)
     monkeypatch.setattr(features_module, "BLOCK", block)
-    assert torch.equal(Features(Counted(), size=8)(data.bank), expected)
+    assert torch.equal(ImageFeatures(Counted(), size_px=8).features(data.bank), expected)
 
 
 @pytest.mark.parametrize("images", [3, 16, 23, 40])
@@ -71,16 +70,16 @@ def test_ranks_do_not_change_features(images: int, monkeypatch: pytest.MonkeyPat
     data = small_data(bank=images)
     monkeypatch.setattr(features_module, "BLOCK", 8)
     views = crop_flip(count=1, size=8)
-    alone = Features(Counted(), size=8, views=views)
-    expected = alone(data.bank), alone.view(data.bank, 1)
+    alone = ImageFeatures(Counted(), size_px=8, views=views)
+    expected = alone.features(data.bank), alone.view(data.bank, 1)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     parts = []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(distributed, "all_gather_uneven", lambda part: parts.append(part) or part)
-        encode = Features(Counted(), size=8, views=views)
-        encode(data.bank), encode.view(data.bank, 1)
-        assert torch.equal(encode.part(data.bank)[0], parts[4 * rank])
+        encode = ImageFeatures(Counted(), size_px=8, views=views)
+        encode.features(data.bank), encode.view(data.bank, 1)
+        assert torch.equal(encode.local_part(data.bank)[0], parts[4 * rank])
     assert torch.equal(torch.cat(parts[::4]), expected[0])
     assert torch.equal(torch.cat(parts[2::4]), expected[1])
 
@@ -88,19 +87,19 @@ def test_ranks_do_not_change_features(images: int, monkeypatch: pytest.MonkeyPat
 def test_random_views_differ_by_number_and_repeat() -> None:
     data = small_data()
     views = crop_flip(count=1, size=8)
-    encode, again = (Features(Counted(), size=8, views=views) for _ in range(2))
+    encode, again = (ImageFeatures(Counted(), size_px=8, views=views) for _ in range(2))
     assert encode.view(data.bank, 0) is encode.view(data.bank, 0)
     assert torch.equal(again.view(data.bank, 1), encode.view(data.bank, 1))
     assert torch.equal(again.view(data.bank, 0), encode.view(data.bank, 0))
-    for other in (encode.view(data.bank, 1), encode(data.bank)):
+    for other in (encode.view(data.bank, 1), encode.features(data.bank)):
         assert (encode.view(data.bank, 0) != other).any(1).float().mean() > 0.8
 
 
 def test_raw_pixels_of_grey_images_count_once() -> None:
     grey = Split(InMemory(torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4)), torch.zeros(4))
     coloured = small_data().train
-    assert Features(pixels(grey), size=4)(grey).shape == (4, 16)
-    assert Features(pixels(coloured), size=4)(coloured).shape == (60, 48)
+    assert ImageFeatures(pixels(grey), size_px=4).features(grey).shape == (4, 16)
+    assert ImageFeatures(pixels(coloured), size_px=4).features(coloured).shape == (60, 48)
 
 
 # Evaluators
@@ -113,27 +112,27 @@ def few_pixels(images: Tensor) -> Tensor:
 
 def test_knn_evaluator_is_the_two_functions() -> None:
     data = small_data()
-    encode = Features(few_pixels, size=8)
-    given = (encode(data.bank), data.bank.labels, encode(data.query), data.query.labels)
-    found = dict(Knn(k=(1, 10), temperature=0.5, recall=(1, 3), precision=(2,))(encode, data))
+    encode = ImageFeatures(few_pixels, size_px=8)
+    given = (encode.features(data.bank), data.bank.labels, encode.features(data.query), data.query.labels)
+    found = Knn(k=(1, 10), temperature=0.5, recall=(1, 3), precision=(2,))(encode, data).metrics
     assert found == knn(*given, k=[1, 10], temperature=0.5) | retrieval(*given, k=[1, 3], precision=[2])
-    assert dict(Knn(k=(1, 10), temperature=0.5).during_training(encode, data)) == knn(
+    assert Knn(k=(1, 10), temperature=0.5).during_training(encode, data).metrics == knn(
         *given, k=[1, 10], temperature=0.5
     )
-    assert list(dict(Knn(k=(1,), retrieval=False)(encode, data))) == ["knn@1", "knn_majority@1"]
+    assert list(Knn(k=(1,), retrieval=False)(encode, data).metrics) == ["knn@1", "knn_majority@1"]
 
 
 def test_a_bank_that_is_the_queries_is_leave_one_out() -> None:
     data = small_data()
     data = replace(data, query=data.bank)
-    encode = Features(few_pixels, size=8)
-    given = [encode(data.bank), data.bank.labels] * 2
+    encode = ImageFeatures(few_pixels, size_px=8)
+    given = [encode.features(data.bank), data.bank.labels] * 2
     own = torch.arange(40)
-    found = dict(Knn(k=(1, 39), recall=(1,), precision=(3,))(encode, data))
+    found = Knn(k=(1, 39), recall=(1,), precision=(3,))(encode, data).metrics
     assert found == knn(*given, k=[1, 39], exclude=own) | retrieval(*given, k=[1], precision=[3], exclude=own)
     # A copy of the bank is not the bank: there every query finds itself.
     copy = replace(data, query=Split(data.bank.images, data.bank.labels))
-    assert dict(Knn(k=(1,), recall=(1,))(encode, copy))["knn@1"] == 1
+    assert Knn(k=(1,), recall=(1,))(encode, copy).metrics["knn@1"] == 1
     assert found["knn@1"] < 1
 
 
@@ -141,9 +140,9 @@ def test_a_bank_that_is_the_queries_is_leave_one_out() -> None:
 def test_k_beyond_the_bank_is_lowered_with_a_warning(same: bool, limit: int) -> None:
     data = small_data()
     data = replace(data, query=data.bank) if same else data
-    encode = Features(pixels(data.train), size=8)
+    encode = ImageFeatures(pixels(data.train), size_px=8)
     with pytest.warns(UserWarning, match=f"k = 200 is more than the bank offers; {limit} is used"):
-        found = dict(Knn(k=(1, 100, 200), retrieval=False)(encode, data))
+        found = Knn(k=(1, 100, 200), retrieval=False)(encode, data).metrics
     assert list(found) == ["knn@1", f"knn@{limit}", "knn_majority@1", f"knn_majority@{limit}"]
 
 
@@ -154,15 +153,15 @@ def unlabelled(images: int) -> Data:
 
 def test_view_retrieval_is_perfect_where_views_do_not_matter() -> None:
     data = unlabelled(300)
-    encode = Features(pixels(data.train), size=8, views=none(count=1, size=8))
-    assert dict(ViewRetrieval()(encode, data)) == {"view_recall@1": 1, "view_recall@5": 1}
+    encode = ImageFeatures(pixels(data.train), size_px=8, views=none(count=1, size=8))
+    assert ViewRetrieval()(encode, data).metrics == {"view_recall@1": 1, "view_recall@5": 1}
 
 
 def test_view_retrieval_of_a_random_embedding_is_chance() -> None:
     data = unlabelled(400)
     noise = torch.Generator().manual_seed(0)
-    encode = Features(lambda images: torch.randn(len(images), 8, generator=noise), size=8, views=none(count=1, size=8))
-    found = dict(ViewRetrieval(recall=(1, 5, 200))(encode, data))
+    encode = ImageFeatures(lambda images: torch.randn(len(images), 8, generator=noise), size_px=8, views=none(count=1, size=8))
+    found = ViewRetrieval(recall=(1, 5, 200))(encode, data).metrics
     assert found["view_recall@1"] < 0.03
     assert found["view_recall@5"] < 0.06
     assert 0.35 < found["view_recall@200"] < 0.65
@@ -173,8 +172,8 @@ def test_view_retrieval_looks_at_no_more_than_its_limit() -> None:
     found = []
     for _ in range(2):
         embed = Counted()
-        encode = Features(embed, size=8, views=crop_flip(count=1, size=8))
-        found.append(dict(ViewRetrieval(recall=(1, 30), limit=30)(encode, data)))
+        encode = ImageFeatures(embed, size_px=8, views=crop_flip(count=1, size=8))
+        found.append(ViewRetrieval(recall=(1, 30), limit=30)(encode, data).metrics)
         assert embed.seen == 3 * 30  # two views, and the images as they are for the report
     assert found[0] == found[1]
     assert list(found[0]) == ["view_recall@1", "view_recall@30"]
@@ -183,9 +182,9 @@ def test_view_retrieval_looks_at_no_more_than_its_limit() -> None:
 
 def test_view_retrieval_lowers_k_as_knn_does() -> None:
     data = unlabelled(50)
-    encode = Features(pixels(data.train), size=8, views=none(count=1, size=8))
+    encode = ImageFeatures(pixels(data.train), size_px=8, views=none(count=1, size=8))
     with pytest.warns(UserWarning, match="50 is used"):
-        assert dict(ViewRetrieval(recall=(100,))(encode, data)) == {"view_recall@50": 1}
+        assert ViewRetrieval(recall=(100,))(encode, data).metrics == {"view_recall@50": 1}
 
 
 # Collapse

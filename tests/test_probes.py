@@ -10,10 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from reptk.data.sources.generated import generated
-from reptk.evaluate import Features, FewShot, LinearProbe, LinearStage, few_shot, linear
-from reptk.evaluate.few_shot import examples
-from reptk.evaluate.linear import fit
-from reptk.evaluate.linear_stage import Heads
+from reptk.evaluate import FewShot, ImageFeatures, LinearProbe, LinearStage, few_shot, linear
+from reptk.evaluate.metrics.few_shot import draw_examples
+from reptk.evaluate.metrics.linear import fit
+from reptk.evaluate.metrics.linear_stage import LinearClassifiers
 from reptk.models.encoder import Encoder, eval_mode
 
 
@@ -49,7 +49,7 @@ def test_the_probe_is_scikit_learns(count: int, width: int, decay: float) -> Non
 def test_chunks_do_not_change_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     h, labels = clusters(100, 6)
     whole = fit(h, labels, decays=[0.1], tolerance=1e-8)
-    monkeypatch.setattr(importlib.import_module("reptk.evaluate.linear"), "CHUNK", 7)
+    monkeypatch.setattr(importlib.import_module("reptk.evaluate.metrics.linear"), "CHUNK", 7)
     torch.testing.assert_close(fit(h, labels, decays=[0.1], tolerance=1e-8).weight, whole.weight, rtol=1e-5, atol=1e-7)
 
 
@@ -61,7 +61,7 @@ def test_the_decay_is_chosen_on_rows_kept_back() -> None:
     h[:, 0] = 2 * labels - 1 + 0.5 * torch.randn(60, generator=draw)
     probe = fit(h, labels)
     assert probe.decay >= 0.1
-    assert 0.6 < probe.held_out <= 1
+    assert 0.6 < probe.held_out_accuracy <= 1
     assert fit(h, labels, decays=[0.01]).decay == 0.01
 
 
@@ -90,12 +90,12 @@ def test_what_a_probe_cannot_fit_is_said() -> None:
 
 def test_examples_are_n_of_each_class_and_repeat() -> None:
     labels = torch.tensor([0, 1, 2, 1, 0, -1, 2, 2, 2, 1, 0, 0, -1, 4])
-    chosen = examples(labels, 2, 0)
+    chosen = draw_examples(labels, 2, 0)
     assert torch.bincount(labels[chosen], minlength=5).tolist() == [2, 2, 2, 0, 1]
     assert len(chosen.unique()) == len(chosen)
-    assert torch.equal(chosen, examples(labels, 2, 0))
-    assert len({tuple(examples(labels, 2, draw).tolist()) for draw in range(20)}) > 3
-    assert set(examples(labels, 1, 0).tolist()) <= set(chosen.tolist())
+    assert torch.equal(chosen, draw_examples(labels, 2, 0))
+    assert len({tuple(draw_examples(labels, 2, draw).tolist()) for draw in range(20)}) > 3
+    assert set(draw_examples(labels, 1, 0).tolist()) <= set(chosen.tolist())
 
 
 def test_few_shot_is_its_definition() -> None:
@@ -105,7 +105,7 @@ def test_few_shot_is_its_definition() -> None:
     found = few_shot(bank, labels, queries, asked, shots=[3], draws=4)
     shares = []
     for draw in range(4):
-        chosen = examples(labels, 3, draw)
+        chosen = draw_examples(labels, 3, draw)
         means = np.stack([bank[[row for row in chosen.tolist() if labels[row] == c]].numpy().mean(0) for c in range(4)])
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         shares.append(((queries.numpy() @ means.T).argmax(1) == asked.numpy()).mean())
@@ -117,7 +117,7 @@ def test_a_query_that_is_an_example_is_passed_over() -> None:
     bank, labels = clusters(12, 6)
     own = torch.arange(12)
     found = few_shot(bank, labels, bank, labels, shots=[1], draws=1, exclude=own)["few_shot@1"]
-    assert torch.equal(found.values.isnan().nonzero()[:, 0], examples(labels, 1, 0).sort().values)
+    assert torch.equal(found.values.isnan().nonzero()[:, 0], draw_examples(labels, 1, 0).sort().values)
 
 
 def test_few_shot_refuses_nothing_to_draw() -> None:
@@ -142,21 +142,22 @@ def test_the_linear_stage_learns_and_the_encoder_stays() -> None:
     numbers = []
     with eval_mode(encoder):
         for _ in range(2):
-            encode = Features(encoder.features, size=16)
-            numbers.append(dict(LinearStage(epochs=8, batch_size=16)(encode, data)))
+            encode = ImageFeatures(encoder.features, size_px=16)
+            result = LinearStage(epochs=8, batch_size=16)(encode, data)
+            numbers.append(result.metrics)
     assert numbers[0] == numbers[1]
     assert numbers[0]["linear_stage"] > 0.6
-    assert encode.notes["linear_stage"]["lr"] in LinearStage().lr
+    assert result.notes["linear_stage"]["lr"] in LinearStage().lr
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def test_every_learning_rate_trains_a_classifier_of_its_own() -> None:
     h, labels = clusters(32, 5)
-    together = Heads(h.float(), 4, [0.1, 0.5], "cpu")
-    alone = [Heads(h.float(), 4, [rate], "cpu") for rate in (0.1, 0.5)]
+    together = LinearClassifiers(h.float(), 4, [0.1, 0.5], "cpu")
+    alone = [LinearClassifiers(h.float(), 4, [rate], "cpu") for rate in (0.1, 0.5)]
     for heads in (together, *alone):
-        optimizer = torch.optim.SGD(heads.groups(), momentum=0.9)
+        optimizer = torch.optim.SGD(heads.parameter_groups(), momentum=0.9)
         for _ in range(5):
             optimizer.zero_grad()
             heads.loss(h.float(), labels).backward()
@@ -175,12 +176,13 @@ def test_evaluators_answer_labelled_queries_only(evaluator: object) -> None:
     labels = torch.where(torch.arange(len(data.query)) % 4 == 0, -1, data.query.labels)
     partly = replace(data, query=replace(data.query, labels=labels))
     with eval_mode(encoder):
-        name, value = next(iter(evaluator(Features(encoder.features, size=16), partly)))
+        metrics = evaluator(ImageFeatures(encoder.features, size_px=16), partly).metrics
+    name, value = next(iter(metrics.items()))
     assert len(value.values) == int((labels >= 0).sum()), name
 
 
 def test_leave_one_out_fits_one_half_and_asks_the_other() -> None:
     encoder, data = tiny_problem()
     with eval_mode(encoder):
-        found = dict(LinearProbe()(Features(encoder.features, size=16), replace(data, query=data.bank)))
+        found = LinearProbe()(ImageFeatures(encoder.features, size_px=16), replace(data, query=data.bank)).metrics
     assert len(found["linear"].values) == len(data.bank) // 2

@@ -81,7 +81,7 @@ def test_a_registered_part_is_listed_and_found(toys):
         (LOSSES, "tcl", "reptk.losses.tcl.TCL"),
         (VIEWS, "simclr", "reptk.views.sets.simclr"),
         (DATASETS, "photos", "reptk.data.sources.photos.photos"),
-        (EVALUATORS, "knn", "reptk.evaluate.evaluators.Knn"),
+        (EVALUATORS, "knn", "reptk.evaluate.metrics.knn.Knn"),
         (METHODS, "contrastive", "reptk.methods.contrastive.Contrastive"),
     ],
 )

@@ -12,6 +12,7 @@ import reptk.plugins.dcl  # noqa: F401 - registers a loss
 from reptk import testing
 from reptk.config.registry import EVALUATORS, LOSSES, VIEWS
 from reptk.core import rng
+from reptk.evaluate import EvalResult
 from reptk.losses import RowStatistics, SupCon, Term, mean_over_anchors, normalize, supcon
 from reptk.testing import check_evaluator, check_loss, check_views
 from reptk.views import resize_center_crop
@@ -370,53 +371,59 @@ def test_every_evaluator_keeps_its_promises(name):
     check_evaluator(EVALUATORS.get(name)())
 
 
-def spread(encode, data):
-    """How far the features of the training images lie apart."""
-    yield "spread", encode(data.train).var(0).sum().item()
+def spread(features, data):
+    """How far apart the features of the training images are."""
+    return EvalResult({"spread": features.features(data.train).var(0).sum().item()})
 
 
-def unseeded(encode, data):
-    yield "spread", encode(data.train)[torch.randperm(len(data.train))[:10]].var(0).sum().item()
+def unseeded(features, data):
+    some = features.features(data.train)[torch.randperm(len(data.train))[:10]]
+    return EvalResult({"spread": some.var(0).sum().item()})
 
 
-def seeds_global_stream(encode, data):
+def seeds_global_stream(features, data):
     torch.manual_seed(0)
-    yield from unseeded(encode, data)
+    return unseeded(features, data)
 
 
-def own_query_first(encode, data):
-    found = (encode(data.query) @ encode(data.bank).T).argmax(1)
-    yield "distance", (1 / (found - torch.arange(len(found))).abs().max()).item()
+def finds_the_query_itself(features, data):
+    nearest = (features.features(data.query) @ features.features(data.bank).T).argmax(1)
+    farthest = (nearest - torch.arange(len(nearest))).abs().max()
+    return EvalResult({"distance": (1 / farthest).item()})
 
 
 class NeedsNoLabels:
     needs_labels = False
 
-    def __call__(self, encode, data):
-        return spread(encode, data)
+    def __call__(self, features, data):
+        return spread(features, data)
 
 
 class NeedsABank(NeedsNoLabels):
-    def __call__(self, encode, data):
-        return [("spread", encode(data.bank).var(0).sum().item())]
+    def __call__(self, features, data):
+        return EvalResult({"spread": features.features(data.bank).var(0).sum().item()})
 
 
 class QuietDuringTraining(NeedsNoLabels):
-    def during_training(self, encode, data):
-        return []
+    def during_training(self, features, data):
+        return EvalResult({})
+
+
+def returns(value):
+    return lambda features, data: value
 
 
 BROKEN_EVALUATORS = {
-    "nothing": (lambda encode, data: [], ["evaluator(encode, data)", ...]),
-    "None": (lambda encode, data: None, ["evaluator(encode, data)", ...]),
-    "a table": (lambda encode, data: dict(spread(encode, data)), ["evaluator(encode, data)", ...]),
-    "a tensor": (lambda encode, data: [("x", torch.tensor(1.0))], ["evaluator(encode, data)", ...]),
-    "NaN": (lambda encode, data: [("x", float("nan"))], ["evaluator(encode, data)", ...]),
-    "a name twice": (lambda encode, data: [("x", 0.5), ("x", 0.5)], ["evaluator(encode, data)", ...]),
-    "a name that is none": (lambda encode, data: [(5, 0.5)], ["evaluator(encode, data)", ...]),
+    "nothing": (returns(EvalResult({})), ["evaluator(features, data)", ...]),
+    "None": (returns(None), ["evaluator(features, data)", ...]),
+    "a dictionary": (returns({"x": 0.5}), ["evaluator(features, data)", ...]),
+    "pairs": (returns([("x", 0.5)]), ["evaluator(features, data)", ...]),
+    "a tensor": (returns(EvalResult({"x": torch.tensor(1.0)})), ["evaluator(features, data)", ...]),
+    "NaN": (returns(EvalResult({"x": float("nan")})), ["evaluator(features, data)", ...]),
+    "a name that is none": (returns(EvalResult({5: 0.5})), ["evaluator(features, data)", ...]),
     "unseeded": (unseeded, ["the same features and data", "torch's random state"]),
     "seeds the global stream": (seeds_global_stream, ["torch's random state"]),
-    "finds the query itself": (own_query_first, ["the same split as bank"]),
+    "finds the query itself": (finds_the_query_itself, ["the same split as bank"]),
     "needs a bank": (NeedsABank(), ["with needs_labels"]),
     "quiet during training": (QuietDuringTraining(), ["during_training"]),
 }

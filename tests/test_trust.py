@@ -1,5 +1,6 @@
 """How far numbers are to be trusted: intervals, gains, health, concerns, the verdict, and results.json around them."""
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -11,10 +12,21 @@ from torch import Tensor
 
 from reptk.core.errors import DataError
 from reptk.data.sources.generated import generated
-from reptk.evaluate import Evidence, Features, Knn, Mean, evaluated, gains, health, intervals, pixels
-from reptk.evaluate.concerns import concerns, weighing_alike
-from reptk.evaluate.evidence import sample
-from reptk.evaluate.results import confusions, results
+from reptk.evaluate import (
+    ImageFeatures,
+    Knn,
+    Predictions,
+    QueryMean,
+    concerns,
+    gains,
+    health,
+    intervals,
+    pixels,
+    run_evaluators,
+)
+from reptk.evaluate.diagnostics import softmax_flatness
+from reptk.evaluate.predictions import sample_queries
+from reptk.evaluate.results import build_results, confusions
 from reptk.evaluate.verdict import verdict
 
 
@@ -31,7 +43,7 @@ def coins(count: int, share: float, seed: int = 0) -> Tensor:
 
 
 def test_a_mean_is_a_float_that_knows_its_queries() -> None:
-    made = Mean(torch.tensor([1.0, 0.0, math.nan, 1.0]))
+    made = QueryMean(torch.tensor([1.0, 0.0, math.nan, 1.0]))
     assert made == pytest.approx(2 / 3)
     assert json.dumps({"x": made}) == json.dumps({"x": float(made)})
     assert len(made.values) == 4
@@ -39,7 +51,7 @@ def test_a_mean_is_a_float_that_knows_its_queries() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_the_interval_is_that_of_the_binomial(share: float) -> None:
-    made = Mean(coins(2000, share))
+    made = QueryMean(coins(2000, share))
     half = 1.96 * math.sqrt(made * (1 - made) / 2000)
     low, high = made.interval()
     assert low == pytest.approx(made - half, abs=0.1 * half)
@@ -49,31 +61,31 @@ def test_the_interval_is_that_of_the_binomial(share: float) -> None:
 def test_it_holds_the_truth_in_nineteen_of_twenty_cases() -> None:
     held = 0
     for seed in range(200):
-        low, high = Mean(coins(150, 0.7, seed)).interval()
+        low, high = QueryMean(coins(150, 0.7, seed)).interval()
         held += low <= 0.7 <= high
     assert 0.90 <= held / 200 <= 0.985
 
 
 def test_all_right_is_not_certainty() -> None:
-    assert Mean(torch.ones(300)).interval() == (0.99, 1.0)
-    assert Mean(torch.zeros(300)).interval() == (0.0, 0.01)
+    assert QueryMean(torch.ones(300)).interval() == (0.99, 1.0)
+    assert QueryMean(torch.zeros(300)).interval() == (0.0, 0.01)
 
 
 def test_passed_over_queries_neither_count_nor_move_the_interval() -> None:
     values = coins(500, 0.4)
     with_gaps = torch.cat([values, torch.full((500,), math.nan)])
-    low, high = Mean(values).interval()
-    low_gaps, high_gaps = Mean(with_gaps).interval()
-    assert Mean(with_gaps) == Mean(values)
+    low, high = QueryMean(values).interval()
+    low_gaps, high_gaps = QueryMean(with_gaps).interval()
+    assert QueryMean(with_gaps) == QueryMean(values)
     assert high_gaps - low_gaps == pytest.approx(high - low, rel=0.15)
 
 
 def test_many_at_once_are_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = {"a": Mean(coins(100, 0.5)), "b": 0.3, "c": Mean(coins(100, 0.2, 1)), "d": Mean(coins(60, 0.2, 2))}
+    numbers = {"a": QueryMean(coins(100, 0.5)), "b": 0.3, "c": QueryMean(coins(100, 0.2, 1)), "d": QueryMean(coins(60, 0.2, 2))}
     together = intervals(numbers)
     assert list(together) == ["a", "c", "d"]
     assert together == {name: pytest.approx(numbers[name].interval()) for name in together}
-    monkeypatch.setattr("reptk.evaluate.mean._AT_ONCE", 250)
+    monkeypatch.setattr(importlib.import_module("reptk.evaluate.intervals"), "MAX_COUNTS", 250)
     assert intervals(numbers) == {name: pytest.approx(ends) for name, ends in together.items()}
 
 
@@ -82,15 +94,15 @@ def test_a_gain_is_paired() -> None:
     before = coins(1000, 0.6)
     after = before.clone()
     after[before.eq(0).nonzero()[:20, 0]] = 1
-    value, low, high = Mean(after).gain_over(Mean(before))
+    value, low, high = QueryMean(after).gain_over(QueryMean(before))
     assert value == pytest.approx(0.02)
     assert low > 0.01
     assert high < 0.03
-    assert gains({"x": Mean(after), "y": 0.5}, {"x": Mean(before), "y": 0.4}) == {
+    assert gains({"x": QueryMean(after), "y": 0.5}, {"x": QueryMean(before), "y": 0.4}) == {
         "x": pytest.approx((value, low, high))
     }
     with pytest.raises(ValueError, match="1000 queries here, 5 there"):
-        Mean(after).gain_over(Mean(torch.ones(5)))
+        QueryMean(after).gain_over(QueryMean(torch.ones(5)))
 
 
 # Health and concerns
@@ -132,7 +144,7 @@ def test_weighing_alike_is_the_entropy_written_out() -> None:
     np.fill_diagonal(scores, 0)
     shares = scores / scores.sum(1, keepdims=True)
     entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in shares]
-    assert weighing_alike(z, 0.5) == pytest.approx(np.mean(np.exp(entropy)) / 8, rel=1e-5)
+    assert softmax_flatness(z, 0.5) == pytest.approx(np.mean(np.exp(entropy)) / 8, rel=1e-5)
 
 
 # The verdict
@@ -174,7 +186,7 @@ def test_the_verdict_says_what_the_intervals_allow() -> None:
 def measured() -> tuple:
     data = generated(train=40, bank=40, query=24, classes=4, size=8)
     rows = {
-        name: evaluated(Features(embed, size=8), data, [Knn(k=(1, 5), recall=(1,), precision=(3,))])
+        name: run_evaluators(ImageFeatures(embed, size_px=8), data, [Knn(k=(1, 5), recall=(1,), precision=(3,))])
         for name, embed in (
             ("raw pixels", pixels(data.train)),
             ("encoder", lambda images: images[:, 0, :2, ::3].flatten(1)),
@@ -185,8 +197,8 @@ def measured() -> tuple:
 
 def test_results_tell_classes_and_confusions_as_counted() -> None:
     rows, data = measured()
-    found = results(rows, data, {})
-    answers = rows["encoder"].answers
+    found = build_results(rows, data, {})
+    answers = rows["encoder"].predictions
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(found))
     assert found["headline"] == "knn@5"
     right = (answers.predicted == answers.labels).double()
@@ -204,22 +216,22 @@ def test_results_tell_classes_and_confusions_as_counted() -> None:
 
 def test_evidence_is_what_was_answered(tmp_path: Path) -> None:
     rows, data = measured()
-    answers = rows["encoder"].answers
-    answers.evidence("encoder", data.classes).save(tmp_path)
-    kept = Evidence.load(tmp_path)
+    answers = rows["encoder"].predictions
+    answers.sampled("encoder").save(tmp_path)
+    kept = Predictions.load(tmp_path)
     assert (kept.row, kept.vote, kept.query_split, kept.bank_split) == ("encoder", "knn@5", "query", "bank")
     assert torch.equal(kept.predicted, answers.predicted)
-    assert torch.equal(kept.neighbour_labels, data.bank.labels[kept.neighbours])
+    assert torch.equal(kept.neighbor_labels, data.bank.labels[kept.neighbors])
     assert ((kept.confidence > 0) & (kept.confidence <= 1)).all()
     (tmp_path / "evaluation.safetensors").write_bytes(b"not this")
     with pytest.raises(DataError, match="is damaged"):
-        Evidence.load(tmp_path)
-    assert Evidence.load(tmp_path / "elsewhere") is None
+        Predictions.load(tmp_path)
+    assert Predictions.load(tmp_path / "elsewhere") is None
 
 
 def test_a_sample_is_drawn_once_for_all() -> None:
-    assert torch.equal(sample(5, 10), torch.arange(5))
-    chosen = sample(1000, 10)
-    assert torch.equal(chosen, sample(1000, 10))
+    assert torch.equal(sample_queries(5, 10), torch.arange(5))
+    chosen = sample_queries(1000, 10)
+    assert torch.equal(chosen, sample_queries(1000, 10))
     assert len(chosen.unique()) == 10
     assert torch.equal(chosen, chosen.sort().values)

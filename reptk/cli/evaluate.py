@@ -1,13 +1,13 @@
-"""Every number of an encoder on a data set: reptk evaluate runs/tcl_sup_photos/1 data.name=digits"""
+"""All metrics of an encoder on a data set: reptk evaluate runs/tcl_sup_photos/1 data.name=digits"""
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reptk import config
-from reptk.cli.subject import Subject, data_part, subject_of
+from reptk.cli.subject import Subject, data_table, open_subject
 from reptk.config.registry import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
@@ -15,7 +15,7 @@ from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 if TYPE_CHECKING:
     from reptk.core.console import Logger
     from reptk.data import Data
-    from reptk.evaluate import Measured
+    from reptk.evaluate import Evaluation, Evaluator
 
 EXAMPLES = """examples:
   reptk evaluate runs/tcl_sup_photos/1
@@ -25,164 +25,206 @@ EXAMPLES = """examples:
   reptk evaluate runs/tcl_sup_photos/1 eval.linear_stage.epochs=10
   reptk evaluate train.safetensors --queries test.safetensors eval.knn.index=IVF1024,Flat
 """
-EMBEDDINGS = (".safetensors", ".parquet")
-LABELLED, UNLABELLED = ("knn", "linear", "few_shot"), ("view_retrieval",)
+EMBEDDING_SUFFIXES = (".safetensors", ".parquet")
+DEFAULT_EVALUATORS = ("knn", "linear", "few_shot")
+DEFAULT_VIEWS = "simclr"
+
+Tables = dict[str, config.Table]
+
+
+class Evaluated(NamedTuple):
+    """Evaluations by row (the last one is that of the encoder), the data set, and how they were measured."""
+
+    rows: "dict[str, Evaluation]"
+    data: "Data"
+    protocol: config.Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     return run_command(lambda: _run(_parse(arguments)))
 
 
-def _run(asked: argparse.Namespace) -> int:
-    from reptk.config.registry import DATASETS, EVALUATORS
+def _run(args: argparse.Namespace) -> int:
     from reptk.core.console import Logger
-    from reptk.data import num_cpus, subsample
 
-    for plugin in asked.plugin:
+    for plugin in args.plugin:
         load_plugin(plugin)
-    chosen = config.override({}, asked.overrides)
-    strange = sorted(set(chosen) - {"data", "eval", "size"})
-    if strange:
-        raise UsageError(f"{', '.join(strange)}: what can be set here is data.*, eval.NAME.* and size")
-    tables = _tables(chosen.get("eval", {}), asked.only)
-    _check_out(asked.out)
-    if Path(asked.source).suffix in EMBEDDINGS:
-        return _evaluate_file(asked, chosen, tables)
-    if asked.queries is not None:
-        raise UsageError("--queries goes with a file of embeddings as the bank")
-    part = data_part(asked.source, chosen.get("data", {}))
-    subject = subject_of(asked, chosen.get("size"))
-    log, data = Logger(), config.build(DATASETS, part)
-    data = data if asked.limit is None else subsample(data, asked.limit)
-    asked.workers = num_cpus() if asked.workers is None else asked.workers
-    tables = _fitting(tables, data, asked.only)
-    evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
-    log.line(f"{subject.name}  on  {part['name']}: {data.protocol}")
-    rows = _measure(asked, subject, data, evaluators, log)
-    _finish(asked, data, rows, _protocol(asked, subject, part, data, tables), log)
+    overrides = config.override({}, args.overrides)
+    unknown = sorted(set(overrides) - {"data", "eval", "size"})
+    if unknown:
+        raise UsageError(f"{', '.join(unknown)}: what can be set here is data.*, eval.NAME.* and size")
+    tables = _evaluator_tables(overrides.get("eval", {}), args.only)
+    _check_out(args.out)
+    logger = Logger()
+    if Path(args.source).suffix in EMBEDDING_SUFFIXES:
+        evaluated = _evaluate_file(args, overrides, tables, logger)
+    else:
+        evaluated = _evaluate_encoder(args, overrides, tables, logger)
+    _report(evaluated, args.out, logger)
     return 0
 
 
-def _evaluate_file(asked: argparse.Namespace, chosen: config.Table, tables: dict[str, config.Table]) -> int:
-    """Numbers of embeddings as they lie in files."""
+def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Tables, logger: "Logger") -> Evaluated:
+    """Evaluate a file of embeddings."""
     from reptk.config.registry import EVALUATORS
-    from reptk.core import environment
-    from reptk.core.console import Logger
     from reptk.embeddings import Embeddings, evaluate_embeddings
-    from reptk.evaluate import engine
+    from reptk.evaluate.results import software
 
-    if {"data", "size"} & set(chosen) or asked.weights or asked.pretrained or asked.limit:
+    is_about_images = "data" in overrides or "size" in overrides
+    if is_about_images or args.weights or args.pretrained or args.limit:
         raise UsageError(
             "a file of embeddings is evaluated as it is: data.*, size, --weights, --pretrained and --limit are not for it"
         )
-    log, bank = Logger(), Embeddings.load(asked.source)
-    queries = None if asked.queries is None else Embeddings.load(asked.queries)
+    bank = Embeddings.load(args.source)
+    queries = None if args.queries is None else Embeddings.load(args.queries)
     evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
-    measured, data = evaluate_embeddings(bank, queries, evaluators)
-    log.line(f"{asked.source}: {data.protocol}")
-    protocol = {"of": asked.source, "queries": asked.queries, "embeddings": bank.about, "splits": data.protocol}
-    protocol |= {
+    evaluation, data = evaluate_embeddings(bank, queries, evaluators)
+    logger.line(f"{args.source}: {data.protocol}")
+    protocol = {
+        "of": args.source,
+        "queries": args.queries,
+        "embeddings": bank.about,
+        "splits": data.protocol,
         "evaluators": tables,
-        "search_engine": engine(),
-        "versions": environment.package_versions(),
-        "commit": environment.git_commit(),
+        **software(),
     }
-    _finish(asked, data, {"encoder": measured}, protocol, log)
-    return 0
+    return Evaluated({"encoder": evaluation}, data, protocol)
 
 
-def _measure(
-    asked: argparse.Namespace, subject: Subject, data: "Data", evaluators: list[Any], log: "Logger"
-) -> "dict[str, Measured]":
+def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables: Tables, logger: "Logger") -> Evaluated:
+    """Evaluate the encoder of a run or a timm backbone, and its baselines."""
+    import torch
+
+    from reptk.config.registry import DATASETS
+    from reptk.data import num_cpus, subsample
+    from reptk.evaluate import build_evaluators
+    from reptk.evaluate.results import protocol
+
+    if args.queries is not None:
+        raise UsageError("--queries goes with a file of embeddings as the bank")
+    table = data_table(args.source, overrides.get("data", {}))
+    subject = open_subject(
+        args.source,
+        size=overrides.get("size"),
+        pretrained=args.pretrained,
+        weights=args.weights,
+        baselines=args.baselines,
+    )
+    data = config.build(DATASETS, table)
+    if args.limit is not None:
+        data = subsample(data, args.limit)
+    evaluators, _ = build_evaluators(tables, data)
+    if args.only is not None and not set(evaluators) & set(args.only):
+        raise DataError(f"{', '.join(args.only)} need labels, and {data.protocol} has none; leave out --only")
+    logger.line(f"{subject.name}  on  {table['name']}: {data.protocol}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = num_cpus() if args.workers is None else args.workers
+    rows = _evaluate_rows(subject, data, list(evaluators.values()), device, workers, args.baselines, logger)
+    return Evaluated(
+        rows,
+        data,
+        {
+            "of": subject.name,
+            "encoder": subject.encoder.config,
+            **protocol(table, data, _tables_of(evaluators, tables), subject.encoder),
+            "limit": args.limit,
+            "device": str(device),
+        },
+    )
+
+
+def _evaluate_rows(
+    subject: Subject,
+    data: "Data",
+    evaluators: "list[Evaluator]",
+    device: Any,
+    workers: int,
+    baselines: bool,
+    logger: "Logger",
+) -> "dict[str, Evaluation]":
     from reptk.config.registry import VIEWS
-    from reptk.evaluate import measure, measure_pixels
+    from reptk.evaluate import evaluate_encoder, evaluate_pixels
 
-    table = subject.recipe.get("views", {"name": "simclr", "size": subject.encoder.config["size"]})
-    views = config.build(VIEWS, table)
-    with_encoder = {"views": views, "device": _device(), "bf16": subject.bf16, "workers": asked.workers}
-    searched = (data.train,) if data.query is None else (data.bank, data.query)
-    images = sum(len(split) for split in {id(split): split for split in searched}.values())
+    default_views = {"name": DEFAULT_VIEWS, "size": subject.encoder.config["size"]}
+    views = config.build(VIEWS, subject.recipe.get("views", default_views))
     rows = {}
-    if asked.baselines:
-        with log.status("raw pixels"):
-            rows["raw pixels"] = measure_pixels(data, evaluators, views, asked.workers)
+    encoders = {"encoder": subject.encoder}
+    if baselines:
+        with logger.status("raw pixels"):
+            rows["raw pixels"] = evaluate_pixels(data, evaluators, views=views, workers=workers)
         if subject.untrained is not None:
-            with log.count("untrained encoder", images) as progress:
-                rows["untrained"] = measure(subject.untrained, data, evaluators, **with_encoder, progress=progress)
-    with log.count("encoder", images) as progress:
-        rows["encoder"] = measure(subject.encoder, data, evaluators, **with_encoder, progress=progress)
+            encoders = {"untrained": subject.untrained, **encoders}
+    for row, encoder in encoders.items():
+        title = "untrained encoder" if row == "untrained" else "encoder"
+        with logger.count(title, _num_images(data)) as progress:
+            rows[row] = evaluate_encoder(
+                encoder,
+                data,
+                evaluators,
+                views=views,
+                device=device,
+                bf16=subject.bf16,
+                workers=workers,
+                progress=progress,
+            )
     return rows
 
 
-def _finish(
-    asked: argparse.Namespace,
-    data: "Data",
-    rows: "dict[str, Measured]",
-    protocol: config.Table,
-    log: "Logger",
-) -> None:
+def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
+    """Print the metrics; write them, and a page, to `out`."""
     from reptk import report
-    from reptk.evaluate.results import columns, remarks, results, write
+    from reptk.evaluate.results import build_results, remarks, table_columns, write_results
 
-    found = results(rows, data, protocol)
-    log.results(columns(rows["encoder"].numbers), found["metrics"])
-    log.verdict(found["verdict"], remarks(rows["encoder"]))
-    if asked.out is None:
+    evaluation = evaluated.rows["encoder"]
+    results = build_results(evaluated.rows, evaluated.data, evaluated.protocol)
+    logger.results(table_columns(evaluation.metrics), results["metrics"])
+    logger.verdict(results["verdict"], remarks(evaluation))
+    if out is None:
         return
     try:
-        if asked.out.suffix == ".json":
-            asked.out.write_text(json.dumps(found, indent=2) + "\n")
+        if out.suffix == ".json":
+            out.write_text(json.dumps(results, indent=2) + "\n")
         else:
-            asked.out.mkdir(parents=True, exist_ok=True)
-            write(asked.out, found, rows["encoder"], "encoder", data.classes)
-            with log.status("drawing the report"):
-                report.write(asked.out, data=data)
+            out.mkdir(parents=True, exist_ok=True)
+            write_results(out, results, evaluation)
+            with logger.status("drawing the report"):
+                report.write(out, data=evaluated.data)
     except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {asked.out}: {cause}") from cause
-    log.line(f"  results  {asked.out}")
+        raise EnvironmentProblem(f"cannot write {out}: {cause}") from cause
+    logger.line(f"  results  {out}")
 
 
-def _protocol(
-    asked: argparse.Namespace, subject: Subject, part: config.Table, data: "Data", tables: dict[str, config.Table]
-) -> config.Table:
-    from reptk.core import environment
-    from reptk.evaluate.results import protocol
-
-    return {
-        "of": subject.name,
-        "encoder": subject.encoder.config,
-        **protocol(part, data, tables, subject.encoder),
-        "limit": asked.limit,
-        "device": str(_device()),
-        "versions": environment.package_versions(),
-        "commit": environment.git_commit(),
-    }
-
-
-# How it is evaluated
-
-
-def _tables(chosen: config.Table, only: Sequence[str] | None) -> dict[str, config.Table]:
-    """The evaluators' complete tables by name: the usual ones, and those that an override names; or `only` these."""
-    if any(not isinstance(table, dict) for table in chosen.values()):
+def _evaluator_tables(overrides: Tables, only: Sequence[str] | None) -> Tables:
+    """Complete tables of evaluators by name: those of `only`, else the default ones and those with an override."""
+    if any(not isinstance(table, dict) for table in overrides.values()):
         raise UsageError("evaluators are set by name, e.g. eval.knn.k=[1,20]")
-    names = dict.fromkeys([*LABELLED, *chosen]) if only is None else dict.fromkeys(only)
-    if unused := sorted(set(chosen) - set(names)):
+    if only is None:
+        names = dict.fromkeys([*DEFAULT_EVALUATORS, *overrides])
+    else:
+        names = dict.fromkeys(only)
+    unused = sorted(set(overrides) - set(names))
+    if unused:
         raise UsageError(f"eval.{unused[0]} is set, but --only leaves it out")
-    return {name: config.complete(f"eval.{name}", {"name": name, **chosen.get(name, {})}) for name in names}
+    return {name: _complete(name, overrides.get(name, {})) for name in names}
 
 
-def _fitting(tables: dict[str, config.Table], data: "Data", only: Sequence[str] | None) -> dict[str, config.Table]:
-    """Those that the data set has labels for; without labels, view retrieval."""
-    from reptk.config.registry import EVALUATORS
+def _tables_of(evaluators: "dict[str, Evaluator]", tables: Tables) -> Tables:
+    """The tables of the evaluators that ran; the one that stands in for those that need labels has default arguments."""
+    return {name: tables[name] if name in tables else _complete(name, {}) for name in evaluators}
 
-    if data.query is not None:
-        return tables
-    kept = {name: table for name, table in tables.items() if not getattr(EVALUATORS.get(name), "needs_labels", True)}
-    if only is not None and not kept:
-        raise DataError(f"{', '.join(only)} need labels, and {data.protocol} has none; leave out --only")
-    return kept or {name: config.complete(f"eval.{name}", {"name": name}) for name in UNLABELLED}
+
+def _complete(name: str, overrides: config.Table) -> config.Table:
+    return config.complete(f"eval.{name}", {"name": name, **overrides})
+
+
+def _num_images(data: "Data") -> int:
+    """Number of images that an encoder has to encode."""
+    if data.query is None:
+        return len(data.train)
+    if data.query is data.bank:
+        return len(data.bank)
+    return len(data.bank) + len(data.query)
 
 
 def _check_out(out: Path | None) -> None:
@@ -201,16 +243,10 @@ def _at_least_2(text: str) -> int:
     return int(text)
 
 
-def _device() -> Any:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="reptk evaluate",
-        description="Every number of an encoder on a data set, with intervals, beside raw pixels and the untrained encoder.",
+        description="All metrics of an encoder on a data set, with intervals, next to raw pixels and the untrained encoder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -219,12 +255,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "overrides", nargs="*", metavar="key=value", help="data.name=..., data.root=..., eval.knn.k=[1,20], size=96"
     )
     parser.add_argument(
-        "--only", type=lambda names: names.split(","), metavar="NAMES", help="these evaluators alone, e.g. knn,linear"
+        "--only", type=lambda names: names.split(","), metavar="NAMES", help="only these evaluators, e.g. knn,linear"
     )
     parser.add_argument(
         "--queries",
         metavar="FILE",
-        help="with a file of embeddings as the bank: those to look for; else each of its own",
+        help="with a file of embeddings as the bank: the queries; default: every embedding of the bank",
     )
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a local file of weights")
@@ -234,16 +270,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=_at_least_2, metavar="N", help="a quick look: at most N images of the bank, and N queries"
     )
-    parser.add_argument("--workers", type=int, help="threads that decode images; default: as many as num_cpus")
+    parser.add_argument("--workers", type=int, help="threads that decode images; default: as many as processor cores")
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help="write results.json and report.html into this folder; or results alone into a .json file",
+        help="write results.json and report.html into this folder; or only the results, into a .json file",
     )
-    asked = parser.parse_intermixed_args(arguments)
-    if "=" in asked.source:
-        raise UsageError(f"what is to be evaluated comes first, before {asked.source!r}")
-    return asked
+    args = parser.parse_intermixed_args(arguments)
+    if "=" in args.source:
+        raise UsageError(f"what is to be evaluated comes first, before {args.source!r}")
+    return args

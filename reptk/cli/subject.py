@@ -1,6 +1,5 @@
-"""What `reptk evaluate` measures: the encoder of a run or a timm backbone, and the one it is held against."""
+"""What `reptk evaluate` evaluates: the encoder of a run or a timm backbone, its untrained counterpart, and the data set."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: an encoder, the one it is held against, the recipe it comes from (empty for none), its precision."""
+    """An encoder to evaluate.
+
+    Args:
+        name: as on the command line.
+        encoder: that is evaluated.
+        untrained: the same architecture with initial weights, a baseline; None if there is nothing to compare with.
+        recipe: of the run that the encoder comes from; empty if it is not from a run.
+        bf16: whether it encodes in bfloat16.
+    """
 
     name: str
     encoder: "Encoder"
@@ -24,34 +31,51 @@ class Subject:
     bf16: bool
 
 
-def subject_of(asked: argparse.Namespace, size: int | None) -> Subject:
-    """The encoder that the command line names.
+def open_subject(
+    source: str,
+    *,
+    size: int | None = None,
+    pretrained: bool = False,
+    weights: str | None = None,
+    baselines: bool = True,
+) -> Subject:
+    """Open the encoder of a run or a timm backbone.
+
+    Args:
+        source: a run's folder, its model folder, or a timm name.
+        size, pretrained, weights: of a timm backbone, see `Embedder.open`.
+        baselines: whether to build the untrained encoder.
 
     Raises:
-        UsageError, DataError, EnvironmentProblem: there is none, or its weights cannot be had.
+        UsageError, DataError, EnvironmentProblem: there is no such encoder, or its weights are not available.
     """
     from reptk.core import rng
     from reptk.models.encoder import Encoder
 
-    made = Embedder.open(asked.source, size=size, pretrained=asked.pretrained, weights=asked.weights)
-    recipe = recipe_of(asked.source) if "run" in made.origin else {}
+    embedder = Embedder.open(source, size=size, pretrained=pretrained, weights=weights)
+    recipe = recipe_of(source) if "run" in embedder.origin else {}
     untrained = None
-    if asked.baselines and not made.is_untrained:
+    if baselines and not embedder.is_untrained:
         with rng.seeded(recipe.get("seed", 0), "initial weights"):
-            untrained = Encoder(**made.encoder.config)
-    return Subject(asked.source, made.encoder, untrained, recipe, made.bf16)
+            untrained = Encoder(**embedder.encoder.config)
+    return Subject(source, embedder.encoder, untrained, recipe, embedder.bf16)
 
 
-def is_place(source: str) -> bool:
-    """Whether a source names a folder rather than a timm model."""
-    return Path(source).exists() or len(Path(source).parts) > 1
+def data_table(source: str, overrides: config.Table) -> config.Table:
+    """Return the complete table of the data set: the one that is named, else the one that the run was trained on.
 
-
-def data_part(source: str, chosen: config.Table) -> config.Table:
-    """The data set that was named, else the one the run was trained on."""
-    part = dict(chosen)
-    if "name" not in part and is_place(source):
-        part = {**recipe_of(source).get("data", {}), **part}
-    if "name" not in part:
+    Raises:
+        UsageError: no data set is named, and the source is not a run.
+        RecipeError: the table does not validate.
+    """
+    table = dict(overrides)
+    if "name" not in table and _is_folder(source):
+        table = {**recipe_of(source).get("data", {}), **table}
+    if "name" not in table:
         raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
-    return config.complete("data", part)
+    return config.complete("data", table)
+
+
+def _is_folder(source: str) -> bool:
+    """Whether a source is a folder, there or not, rather than a timm model."""
+    return Path(source).exists() or len(Path(source).parts) > 1

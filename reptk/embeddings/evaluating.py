@@ -1,8 +1,7 @@
-"""Embeddings evaluated as they lie in files: the evaluators of recipes, without an encoder or an image."""
+"""Evaluators of recipes on embeddings from files, without an encoder or an image."""
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,114 +9,116 @@ from torch import Tensor
 from reptk.core.errors import DataError
 from reptk.data import Data, Split
 from reptk.embeddings.store import Embeddings
-from reptk.evaluate import Measured, evaluated
-from reptk.evaluate.features import Rows
+from reptk.evaluate import Evaluation, Evaluator, FeatureStore, run_evaluators
+from reptk.evaluate.features import NormalizedRows
+
+CHUNK = 1 << 16
+"""Rows whose norm is computed at a time: vectors may be a memory-mapped file."""
 
 
-class Given:
-    """What evaluators encode with where the features are given: `encode(split)` -> (n, F) rows of unit length.
+class EmbeddingFeatures(FeatureStore):
+    """Features that are computed already: a split's images are its vectors (n, F).
 
-    Vectors that are of unit length already are used where they lie, in a mapped file or not, and in the precision they have.
+    Vectors of unit length are used as they are, also from a memory-mapped file, in the precision that they have.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self) -> None:
-        self.notes: dict[str, Any] = {}
-        self.answers = None
-        self._kept: list[tuple[Split, Rows]] = []
+        self._cache: list[tuple[Split, NormalizedRows]] = []
 
-    def __call__(self, split: Split) -> Tensor:
-        """Features of the split."""
-        return self._rows(split).unit
+    def features(self, split: Split) -> Tensor:
+        for cached_split, rows in self._cache:
+            if cached_split is split:
+                return rows.unit
+        rows = _normalized(split.images)
+        self._cache.append((split, rows))
+        return rows.unit
 
     def raw(self, split: Split) -> Tensor:
-        """The same as they were given."""
         return split.images.float()
-
-    def _rows(self, split: Split) -> Rows:
-        for known, rows in self._kept:
-            if known is split:
-                return rows
-        self._kept.append((split, _unit(split.images)))
-        return self._kept[-1][1]
-
-
-def _unit(vectors: Tensor) -> Rows:
-    length = torch.cat([part.float().norm(dim=1, keepdim=True) for part in vectors.split(1 << 16)])
-    zero = (length[:, 0] == 0).nonzero()[:, 0]
-    if len(zero):
-        raise DataError(
-            f"{len(zero)} embeddings are all zeros, which have no direction; first numbers: {zero[:5].tolist()}"
-        )
-    is_unit = (length - 1).abs().max() < 4 * torch.finfo(vectors.dtype).eps
-    return Rows(vectors if is_unit else vectors.float() / length, length)
 
 
 def evaluate_embeddings(
-    bank: Embeddings, queries: Embeddings | None, evaluators: Iterable[Any]
-) -> tuple[Measured, Data]:
-    """Numbers of embeddings: of `queries` in `bank`, or of the bank's own, each left out of the bank in turn.
+    bank: Embeddings, queries: Embeddings | None, evaluators: Iterable[Evaluator]
+) -> tuple[Evaluation, Data]:
+    """Evaluate embeddings: `queries` in `bank`, or the bank's own rows, each left out of the bank when it is the query.
 
     Returns:
-        What was measured, and the data set in whose splits its rows count.
+        The evaluation, and the data set whose splits its indices refer to.
 
     Raises:
-        DataError: no labels, vectors that are not finite or all zeros, or sets that do not fit together.
+        DataError: no labels, vectors that are not finite or all zeros, or files that do not fit together.
         UsageError: an evaluator needs images.
     """
-    data = data_of(bank, queries)
+    data = as_data(bank, queries)
     try:
-        return evaluated(Given(), data, evaluators), data
+        return run_evaluators(EmbeddingFeatures(), data, evaluators), data
     except ValueError as cause:
         raise DataError(f"the embeddings cannot be evaluated: {cause}") from cause
 
 
-def data_of(bank: Embeddings, queries: Embeddings | None) -> Data:
-    """Two files, or one, as bank and queries of a data set; the queries' classes are numbered as the bank's.
+def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
+    """Return two files, or one, as bank and queries of a data set; labels of the queries count in the bank's classes.
 
     Raises:
         DataError: no labels, another width or another encoder, or a class that the bank does not have.
     """
     _check_labels("the bank has", bank)
-    searched = Split(bank.vectors, bank.labels)
+    bank_split = Split(bank.vectors, bank.labels)
     if queries is None:
-        said = f"{len(bank):,} embeddings, each a query in turn and left out of the bank"
-        return Data(searched, searched, searched, _names(bank), said)
+        protocol = f"{len(bank):,} embeddings, each a query in turn and left out of the bank"
+        return Data(bank_split, bank_split, bank_split, _class_names(bank), protocol)
     _check_labels("the queries have", queries)
     bank.check_comparable(queries)
-    wanted = set(queries.ids)
-    overlap = sum(name in wanted for name in bank.ids)
-    if overlap:
-        warnings.warn(
-            f"{overlap:,} of {len(queries):,} queries have the id of an image in the bank; if they are the same images, each "
-            "finds itself. Evaluate one file alone to leave each out in turn",
-            stacklevel=3,
-        )
-    asked = Split(queries.vectors, _renumbered(bank, queries))
-    return Data(
-        searched, searched, asked, _names(bank), f"bank {len(bank):,} embeddings, queries {len(queries):,} others"
-    )
+    _warn_of_shared_ids(bank, queries)
+    query_split = Split(queries.vectors, _bank_labels(bank, queries))
+    protocol = f"bank {len(bank):,} embeddings, queries {len(queries):,} others"
+    return Data(bank_split, bank_split, query_split, _class_names(bank), protocol)
 
 
-def _check_labels(which: str, given: Embeddings) -> None:
-    if not (given.labels >= 0).any():
+def _normalized(vectors: Tensor) -> NormalizedRows:
+    norm = torch.cat([chunk.float().norm(dim=1, keepdim=True) for chunk in vectors.split(CHUNK)])
+    zeros = (norm[:, 0] == 0).nonzero()[:, 0]
+    if len(zeros):
         raise DataError(
-            f"{which} no labels, so there is nothing to evaluate by. Embed class folders, or a CSV with a label column"
+            f"{len(zeros)} embeddings are all zeros, which have no direction; first numbers: {zeros[:5].tolist()}"
+        )
+    is_unit = (norm - 1).abs().max() < 4 * torch.finfo(vectors.dtype).eps
+    return NormalizedRows(vectors if is_unit else vectors.float() / norm, norm)
+
+
+def _check_labels(subject: str, embeddings: Embeddings) -> None:
+    if not (embeddings.labels >= 0).any():
+        raise DataError(
+            f"{subject} no labels, so there is nothing to evaluate by. Embed class folders, or a CSV with a label column"
         )
 
 
-def _names(given: Embeddings) -> tuple[str, ...]:
-    return tuple(given.classes) or tuple(f"class {label}" for label in range(int(given.labels.max()) + 1))
+def _warn_of_shared_ids(bank: Embeddings, queries: Embeddings) -> None:
+    query_ids = set(queries.ids)
+    shared = sum(name in query_ids for name in bank.ids)
+    if shared:
+        warnings.warn(
+            f"{shared:,} of {len(queries):,} queries have the id of an image in the bank; if they are the same images, each "
+            "finds itself. Evaluate one file alone to leave each out in turn",
+            stacklevel=4,
+        )
 
 
-def _renumbered(bank: Embeddings, queries: Embeddings) -> Tensor:
-    """The queries' labels as the bank's numbers of the classes of these names."""
+def _class_names(embeddings: Embeddings) -> tuple[str, ...]:
+    if embeddings.classes:
+        return tuple(embeddings.classes)
+    num_classes = int(embeddings.labels.max()) + 1
+    return tuple(f"class {label}" for label in range(num_classes))
+
+
+def _bank_labels(bank: Embeddings, queries: Embeddings) -> Tensor:
+    """The queries' labels, numbered as the bank numbers the classes of the same names."""
     if not bank.classes or not queries.classes or bank.classes == queries.classes:
         return queries.labels
     numbers = {name: number for number, name in enumerate(bank.classes)}
-    strange = [name for name in queries.classes if name not in numbers]
-    if strange:
-        raise DataError(f"the queries have classes that the bank lacks: {', '.join(strange[:5])}")
-    table = torch.tensor([*(numbers[name] for name in queries.classes), -1])
-    return table[queries.labels]
+    missing = [name for name in queries.classes if name not in numbers]
+    if missing:
+        raise DataError(f"the queries have classes that the bank lacks: {', '.join(missing[:5])}")
+    new_labels = [numbers[name] for name in queries.classes]
+    # The last entry is found at -1: no label stays no label.
+    return torch.tensor([*new_labels, -1])[queries.labels]

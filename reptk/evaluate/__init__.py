@@ -1,41 +1,55 @@
-"""Numbers from features: kNN, retrieval, probes, health. Functions for scripts, evaluators for recipes."""
+"""Metrics of features: kNN, retrieval, probes, health. Functions for scripts, evaluators for recipes."""
 
-from reptk.evaluate.evaluators import FewShot, Knn, LinearProbe, ViewRetrieval
-from reptk.evaluate.evidence import Evidence
-from reptk.evaluate.features import PIXELS_PX, Features, pixels
-from reptk.evaluate.few_shot import few_shot
-from reptk.evaluate.health import effective_rank, health
-from reptk.evaluate.knn import knn
-from reptk.evaluate.linear import linear
-from reptk.evaluate.linear_stage import LinearStage
-from reptk.evaluate.mean import Mean, gains, intervals
-from reptk.evaluate.measure import Measured, evaluated, measure, measure_pixels
-from reptk.evaluate.retrieval import retrieval
+from reptk.evaluate.diagnostics import concerns, effective_rank, health
+from reptk.evaluate.features import PIXELS_PX, FeatureStore, ImageFeatures, pixels
+from reptk.evaluate.intervals import QueryMean, gains, intervals
+from reptk.evaluate.metrics.few_shot import FewShot, few_shot
+from reptk.evaluate.metrics.knn import Knn, knn
+from reptk.evaluate.metrics.linear import LinearProbe, linear
+from reptk.evaluate.metrics.linear_stage import LinearStage
+from reptk.evaluate.metrics.retrieval import retrieval
+from reptk.evaluate.metrics.view_retrieval import ViewRetrieval
+from reptk.evaluate.predictions import Predictions
+from reptk.evaluate.protocol import EvalResult, Evaluator
+from reptk.evaluate.run import (
+    Evaluation,
+    build_evaluators,
+    evaluate_encoder,
+    evaluate_pixels,
+    evaluators_for,
+    run_evaluators,
+)
 from reptk.neighbors import engine_name, search
 
 __all__ = [
     "PIXELS_PX",
-    "Evidence",
-    "Features",
+    "EvalResult",
+    "Evaluation",
+    "Evaluator",
+    "FeatureStore",
     "FewShot",
+    "ImageFeatures",
     "Knn",
     "LinearProbe",
     "LinearStage",
-    "Mean",
-    "Measured",
+    "Predictions",
+    "QueryMean",
     "ViewRetrieval",
+    "build_evaluators",
+    "concerns",
     "effective_rank",
     "engine_name",
-    "evaluated",
+    "evaluate_encoder",
+    "evaluate_pixels",
+    "evaluators_for",
     "few_shot",
     "gains",
     "health",
     "intervals",
     "knn",
     "linear",
-    "measure",
-    "measure_pixels",
     "pixels",
     "retrieval",
+    "run_evaluators",
     "search",
 ]

@@ -1,136 +1,209 @@
-"""Features of a whole split, extracted once, in read_blocks that the ranks share among themselves."""
+"""Features of whole splits, computed once; every rank encodes its shard of the images."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reptk.core import distributed, rng
+from reptk.core.errors import UsageError
 from reptk.data import DevicePrefetcher, Split, read_blocks
 from reptk.data.prefetch import prefetch
-from reptk.evaluate.answers import Answers
 from reptk.views import resize_center_crop
 
 BLOCK = 256
+"""Images that are encoded at a time. Shards are whole blocks, so that features do not depend on the number of ranks."""
+
 PIXELS_PX = 32
+"""Largest side of the images of the raw-pixel baseline."""
+
+MIN_NORM = 1e-12
 
 Embed = Callable[[Tensor], Tensor]
+Views = Callable[[Tensor, int], Tensor]
 
 
-class Rows(NamedTuple):
-    """Features (n, F) of unit length, and the lengths (n, 1) they had."""
+class NormalizedRows(NamedTuple):
+    """Rows (n, F) of unit length, and the norms (n, 1) that they had before."""
 
     unit: Tensor
-    length: Tensor
+    norm: Tensor
 
 
-class Kept:
-    """Rows that this rank has made, the first of which is number `first`; those of all ranks are brought together if asked."""
+class FeatureStore(ABC):
+    """The features of a data set's splits, as evaluators get them.
 
-    def __init__(self, rows: Rows, first: int, device: torch.device | str) -> None:
-        self.rows, self.first, self.device = rows, first, device
-        self._whole = rows if distributed.world_size() == 1 else None
+    A subclass implements `features` and `raw`. One that has the images as well sets `can_read_images` and implements
+    `view`, `image_batches` and `embed`, which raise a UsageError otherwise.
+    """
 
-    def whole(self) -> Rows:
-        """Of all ranks. All of them have to ask."""
-        if self._whole is None:
-            self._whole = Rows(*(distributed.all_gather_uneven(part.to(self.device)).cpu() for part in self.rows))
-        return self._whole
+    device: torch.device | str = "cpu"
+    """Device for computations on the features."""
+
+    can_read_images: bool = False
+    """Whether `view`, `image_batches` and `embed` are available."""
+
+    size_px: int | None = None
+    """Side of the images that `embed` expects."""
+
+    @abstractmethod
+    def features(self, split: Split) -> Tensor:
+        """Return the features of every image of a split, (n, F) rows of unit length on the CPU."""
+
+    @abstractmethod
+    def raw(self, split: Split) -> Tensor:
+        """Return the same rows before normalization."""
+
+    def local_part(self, split: Split) -> tuple[Tensor, int]:
+        """Return the rows of `features(split)` that belong to this rank, and the index of the first."""
+        first, last = _shard(len(split), 1)
+        return self.features(split)[first:last], first
+
+    def view(self, split: Split, number: int) -> Tensor:
+        """Return features of random view `number` of every image; the same at each call, independent between numbers."""
+        raise UsageError("random views need images, of which a file of embeddings has none")
+
+    def image_batches(self, split: Split, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (b, 3, H, W) uint8 on the device and their indices, for each tensor (b,) of indices."""
+        raise UsageError("image batches need images, of which a file of embeddings has none")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return features of prepared images: (b, 3, size_px, size_px) floats in 0..1 -> (b, F)."""
+        raise UsageError("there is no encoder for a file of embeddings")
 
 
-class Features:
-    """What evaluators encode with: `encode(split)` -> (n, F) rows of unit length on the CPU.
-
-    An evaluator may leave words and numbers about how it measured in `notes`, under its name, and who was answered with
-    what in `answers`; results.json and the report have them from there.
+class ImageFeatures(FeatureStore):
+    """Features of images, encoded when they are first requested and then kept.
 
     Args:
-        embed: (b, 3, size, size) float in 0..1 -> (b, F).
-        size: side in pixels of the images given to `embed`.
+        embed: (b, 3, size_px, size_px) floats in 0..1 -> (b, F).
+        size_px: side of the images that `embed` gets.
         crop: share of the shorter side that the plain view keeps.
-        views: draws random views, for `encode.view`.
+        views: draws random views, for `view`.
         device: where images are prepared.
-        workers: threads that decode images prefetch.
-        progress: told how many further images are encoded.
+        workers: threads that decode images ahead of their use.
+        progress: called with the number of images in every encoded block.
     """
+
+    can_read_images = True
 
     def __init__(
         self,
         embed: Embed,
         *,
-        size: int,
+        size_px: int,
         crop: float = 1.0,
-        views: Callable[[Tensor, int], Tensor] | None = None,
+        views: Views | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.progress = progress or (lambda count: None)
-        self.embed, self.size, self.crop, self.views = embed, size, crop, views
-        self.device, self.workers = device, workers
-        self.notes: dict[str, Any] = {}
-        self.answers: Answers | None = None
-        self._kept: list[tuple[Split, str | int, Kept]] = []
+        self._embed = embed
+        self.size_px = size_px
+        self.crop = crop
+        self.views = views
+        self.device = device
+        self.workers = workers
+        self.progress = progress
+        self._cache: list[tuple[Split, str | int, _ShardedRows]] = []
 
-    def __call__(self, split: Split) -> Tensor:
-        """Features of every image as it is."""
-        return self._plain(split).whole().unit
+    def features(self, split: Split) -> Tensor:
+        return self._plain(split).gathered().unit
 
     def raw(self, split: Split) -> Tensor:
-        """The same at the length that the encoder gives them."""
-        rows = self._plain(split).whole()
-        return rows.unit * rows.length
+        rows = self._plain(split).gathered()
+        return rows.unit * rows.norm
 
-    def part(self, split: Split) -> tuple[Tensor, int]:
-        """Those features that this rank has made, and the number of the first; all of them on a single process."""
-        kept = self._plain(split)
-        return kept.rows.unit, kept.first
-
-    def batches(self, split: Split, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, 3, H, W) uint8 on the device and their numbers, for each tensor of numbers in turn."""
-        return DevicePrefetcher(prefetch(split.images, numbers, workers=self.workers, device=self.device), self.device)
-
-    def _plain(self, split: Split) -> "Kept":
-        return self._once(split, "plain", lambda images, first: resize_center_crop(images, self.size, self.crop))
+    def local_part(self, split: Split) -> tuple[Tensor, int]:
+        shard = self._plain(split)
+        return shard.local.unit, shard.first
 
     def view(self, split: Split, number: int) -> Tensor:
-        """Features of random view `number` of every image: drawn alike each time, independent between numbers."""
+        def draw(images: Tensor, first: int) -> Tensor:
+            views = self.views(images, rng.key("evaluation", number, first))
+            if isinstance(views, list | tuple):  # views of several sizes: those of the first
+                views = views[0]
+            return views[0]
 
-        def first_view(images: Tensor, first: int) -> Tensor:
-            made = self.views(images, rng.key("evaluation", number, first))
-            return made[0][0] if isinstance(made, list | tuple) else made[0]
+        return self._encoded_once(split, number, draw).gathered().unit
 
-        return self._once(split, number, first_view).whole().unit
+    def image_batches(self, split: Split, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        images = prefetch(split.images, batches, workers=self.workers, device=self.device)
+        return DevicePrefetcher(images, self.device)
 
-    def _once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
-        for known, known_kind, kept in self._kept:
-            if known is split and known_kind == kind:
-                return kept
-        self._kept.append((split, kind, self._shared(split, prepare)))
-        return self._kept[-1][2]
+    def embed(self, images: Tensor) -> Tensor:
+        return self._embed(images)
+
+    def _plain(self, split: Split) -> "_ShardedRows":
+        def prepare(images: Tensor, first: int) -> Tensor:
+            return resize_center_crop(images, self.size_px, self.crop)
+
+        return self._encoded_once(split, "plain", prepare)
+
+    def _encoded_once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "_ShardedRows":
+        for cached_split, cached_kind, rows in self._cache:
+            if cached_split is split and cached_kind == kind:
+                return rows
+        rows = self._encode_shard(split, prepare)
+        self._cache.append((split, kind, rows))
+        return rows
 
     @torch.no_grad()
-    def _shared(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "Kept":
-        """Each rank encodes the read_blocks of its part; parts hold whole read_blocks, so that ranks do not change them."""
-        part = -(-len(split) // (BLOCK * distributed.world_size())) * BLOCK
-        first, last = (min(rank * part, len(split)) for rank in (distributed.rank(), distributed.rank() + 1))
+    def _encode_shard(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "_ShardedRows":
+        """Encode this rank's images; `prepare(images, first)` gets blocks of images, the first of which has that index."""
+        first, last = _shard(len(split), BLOCK)
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
-        images = DevicePrefetcher(read_blocks(split, ranges, self.workers, self.device), self.device)
-        made = [self._block(block, part.start, prepare) for part, (block,) in zip(ranges, images, strict=True)]
-        if not made:  # more ranks than read_blocks: nothing of its own, but as wide as the others' rows
-            made = [self._block(split.images.fetch(torch.tensor([0])), 0, prepare)[:0]]
-        h = torch.cat(made)
-        length = h.norm(dim=1, keepdim=True).clamp_min_(1e-12)
-        return Kept(Rows(h.div_(length), length), first, self.device)
+        blocks = DevicePrefetcher(read_blocks(split, ranges, self.workers, self.device), self.device)
+        encoded = []
+        for indices, (images,) in zip(ranges, blocks, strict=True):
+            encoded.append(self._encode_block(images, indices.start, prepare))
+        if not encoded:
+            # More ranks than blocks: no rows for this rank, but of the same width as the others'.
+            example = split.images.fetch(torch.tensor([0]))
+            encoded.append(self._encode_block(example, 0, prepare)[:0])
+        h = torch.cat(encoded)
+        norm = h.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM)
+        return _ShardedRows(NormalizedRows(h.div_(norm), norm), first, self.device)
 
-    def _block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
-        made = self.embed(prepare(images.to(self.device), first)).float().cpu()
-        self.progress(len(images))
-        return made
+    def _encode_block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+        h = self._embed(prepare(images.to(self.device), first)).float().cpu()
+        if self.progress is not None:
+            self.progress(len(images))
+        return h
+
+
+class _ShardedRows:
+    """Rows of all ranks, of which this rank holds those from index `first` on; gathered when first needed."""
+
+    def __init__(self, local: NormalizedRows, first: int, device: torch.device | str) -> None:
+        self.local = local
+        self.first = first
+        self.device = device
+        self._gathered = local if distributed.world_size() == 1 else None
+
+    def gathered(self) -> NormalizedRows:
+        """Return the rows of all ranks. A collective operation: all ranks have to call it."""
+        if self._gathered is None:
+            parts = [distributed.all_gather_uneven(part.to(self.device)).cpu() for part in self.local]
+            self._gathered = NormalizedRows(*parts)
+        return self._gathered
 
 
 def pixels(split: Split) -> Embed:
-    """The raw-pixel baseline: every value of the image, one channel of a grey data set."""
-    channels = 1 if getattr(split.images, "is_grey", False) else 3
-    return lambda images: images[:, :channels].flatten(1)
+    """Return the embedding of the raw-pixel baseline: every value of the image, one channel if the images are grey."""
+    channels = 1 if split.images.is_grey else 3
+
+    def flatten(images: Tensor) -> Tensor:
+        return images[:, :channels].flatten(1)
+
+    return flatten
+
+
+def _shard(count: int, block: int) -> tuple[int, int]:
+    """First and last index (exclusive) of this rank's share of `count` rows, in whole blocks."""
+    blocks = -(-count // (block * distributed.world_size()))
+    first = min(distributed.rank() * blocks * block, count)
+    last = min(first + blocks * block, count)
+    return first, last

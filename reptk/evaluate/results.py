@@ -1,16 +1,16 @@
-"""results.json: every number with what stands beside it. One schema for runs and for `reptk evaluate`.
+"""results.json: every number with its interval, gains and protocol. One schema for runs and for `reptk evaluate`.
 
-schema      1; raised when a reader of the old one would be wrong
-headline    the metric that stands for all, e.g. "knn@20"
-metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that was asked about ("trained" in
-            a run, "encoder" elsewhere), the others are what it is held against
-intervals   {row: {name: [low, high]}}: 95 % bootstrap over queries, for every number that is a mean over queries
+schema      1; raised when a reader of the previous schema would be wrong
+headline    the main metric, e.g. "knn@20"
+metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that is evaluated ("trained" in a run,
+            "encoder" elsewhere), the others are its baselines
+intervals   {row: {name: [low, high]}}: 95 % bootstrap over queries, for every metric that is a mean over queries
 gains       {row: {name: [value, low, high]}}: the last row minus this one, by paired bootstrap
-classes     [{"name", "bank", "queries", name: value, ...}] of the last row: images of the class, and its own numbers
-confusions  [{"class", "taken_for", "count", "of"}], the commonest first
+classes     [{"name", "bank", "queries", name: value, ...}] of the last row: images of the class, and its own metrics
+confusions  [{"class", "taken_for", "count", "of"}], the most frequent first
 health      {row: {"alignment", "uniformity", "rank", "dimensions", "std"}}, see `reptk.evaluate.health`
-copies      share of the queries that have a copy of themselves in the bank (by raw pixels, if they were measured)
-notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularisation
+copies      share of the queries that have a copy of themselves in the bank (by raw pixels, if they were evaluated)
+notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization
 verdict     {"level": "good" | "fair" | "poor", "sentence", "advice": [...]}, see `reptk.evaluate.verdict`
 protocol    how all of it was measured: data, splits, evaluators, image size, seed, device, versions, commit
 """
@@ -23,48 +23,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core import environment
 from reptk.core.files import write_text
 from reptk.data import Data
-from reptk.evaluate.evaluators import headline_k
-from reptk.evaluate.mean import DRAWS, Mean, gains, intervals
-from reptk.evaluate.measure import Measured
+from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
+from reptk.evaluate.metrics.knn import headline_k
+from reptk.evaluate.run import Evaluation
 from reptk.evaluate.verdict import verdict
 from reptk.models.encoder import Encoder
 from reptk.neighbors import engine_name
 
 SCHEMA = 1
 FILE = "results.json"
-MOST_CONFUSIONS = 50
-COPY = 1e-6
-"""How far below 1 the cosine similarity of a copy may lie."""
+RAW_PIXELS = "raw pixels"
+"""The row of the raw-pixel baseline."""
+
+MAX_CONFUSIONS = 50
+
+COPY_TOLERANCE = 1e-6
+"""How far below 1 the cosine similarity of a copy may be."""
 
 Table = dict[str, Any]
 
 
-def results(rows: Mapping[str, Measured], data: Data, protocol: Table) -> Table:
-    """The content of results.json. The last of the rows is the one that was asked about."""
-    *others, main = rows
-    asked = rows[main]
-    made: Table = {
+def build_results(rows: Mapping[str, Evaluation], data: Data, protocol: Table) -> Table:
+    """Return the content of results.json.
+
+    Args:
+        rows: evaluations by row; the last is the encoder that is evaluated, the others are its baselines.
+        data: that they were evaluated on.
+        protocol: see `protocol`.
+    """
+    *baselines, last = rows
+    evaluation = rows[last]
+    results: Table = {
         "schema": SCHEMA,
-        "headline": headline(asked.numbers),
-        "metrics": {row: dict(measured.numbers) for row, measured in rows.items()},
-        "intervals": {row: intervals(measured.numbers) for row, measured in rows.items()},
-        "gains": {row: gains(asked.numbers, rows[row].numbers) for row in others},
-        "classes": classes(asked, data),
-        "confusions": confusions(asked, data.classes),
-        "health": {row: measured.health for row, measured in rows.items() if measured.health},
-        "copies": copies(rows),
-        "notes": {row: measured.notes for row, measured in rows.items() if measured.notes},
+        "headline": headline(evaluation.metrics),
+        "metrics": {row: dict(rows[row].metrics) for row in rows},
+        "intervals": {row: intervals(rows[row].metrics) for row in rows},
+        "gains": {row: gains(evaluation.metrics, rows[row].metrics) for row in baselines},
+        "classes": class_table(evaluation, data),
+        "confusions": confusions(evaluation, data.classes),
+        "health": {row: rows[row].health for row in rows if rows[row].health},
+        "copies": share_of_copies(rows),
+        "notes": {row: rows[row].notes for row in rows if rows[row].notes},
     }
-    return made | {"verdict": verdict(made), "protocol": protocol}
+    results["verdict"] = verdict(results)
+    results["protocol"] = protocol
+    return results
 
 
-def protocol(part: Table, data: Data, evaluators: Mapping[str, Any], encoder: Encoder) -> Table:
-    """What every number was measured on and by."""
-    splits = {name: getattr(data, name) for name in ("train", "bank", "query")}
-    return {
-        "data": part,
+def protocol(
+    data_table: Table, data: Data, evaluators: Mapping[str, Any], encoder: Encoder, *, commit: str | None = None
+) -> Table:
+    """Return how metrics of images are measured.
+
+    Args:
+        data_table: the `[data]` table.
+        data: its data set.
+        evaluators: their tables by key.
+        encoder: that is evaluated.
+        commit: of the code that ran; None for the present one.
+    """
+    splits = {"train": data.train, "bank": data.bank, "query": data.query}
+    table = {
+        "data": data_table,
         "splits": data.protocol,
         "images": {name: len(split) for name, split in splits.items() if split is not None},
         "classes": len(data.classes),
@@ -72,95 +95,130 @@ def protocol(part: Table, data: Data, evaluators: Mapping[str, Any], encoder: En
         "evaluators": dict(evaluators),
         "features": "backbone output, evaluation mode, L2-normalised; similarity: cosine",
         "votes": "knn: weighted by exp(similarity / temperature); knn_majority: one vote each, ties to the larger weight",
-        "intervals": f"95 %, percentile bootstrap over queries, {DRAWS} draws",
+        "intervals": f"95 %, percentile bootstrap over queries, {NUM_DRAWS} draws",
         "evaluation_image": {"size_px": encoder.config["size"], "crop": data.crop},
-        "search_engine": engine_name(),
         "threads": torch.get_num_threads(),
-        **({"decoded_by": decoded_by} if (decoded_by := getattr(data.train.images, "decoded_by", None)) else {}),
+        **software(commit),
+    }
+    decoded_by = data.train.images.decoded_by
+    if decoded_by is not None:
+        table["decoded_by"] = decoded_by
+    return table
+
+
+def software(commit: str | None = None) -> Table:
+    """Return the part of a protocol that names the software: search engine, versions of packages, commit of reptk."""
+    return {
+        "search_engine": engine_name(),
+        "versions": environment.package_versions(),
+        "commit": commit or environment.git_commit(),
     }
 
 
-def write(folder: Path, made: Table, measured: Measured, row: str, classes: tuple[str, ...]) -> None:
-    """Write results.json, and beside it the answers that stand behind it."""
-    if measured.answers is not None:
-        measured.answers.evidence(row, classes).save(folder)
-    write_text(folder / FILE, json.dumps(made, indent=2) + "\n")
+def write_results(folder: Path, results: Table, evaluation: Evaluation) -> None:
+    """Write results.json and the predictions of its last row into a folder.
+
+    Args:
+        folder: an existing folder.
+        results: see `build_results`.
+        evaluation: of the last row.
+    """
+    if evaluation.predictions is not None:
+        last_row = list(results["metrics"])[-1]
+        evaluation.predictions.sampled(row=last_row).save(folder)
+    write_text(folder / FILE, json.dumps(results, indent=2) + "\n")
 
 
-def headline(numbers: Mapping[str, float]) -> str:
-    """The metric that stands for all: the weighted kNN whose k is nearest to 20, else the first."""
-    votes = [int(name[4:]) for name in numbers if name.startswith("knn@") and name[4:].isdigit()]
-    return f"knn@{headline_k(votes)}" if votes else next(iter(numbers))
+def headline(metrics: Mapping[str, float]) -> str:
+    """Return the name of the main metric: the weighted kNN with k nearest to 20, else the first metric."""
+    ks = [int(name[4:]) for name in metrics if name.startswith("knn@") and name[4:].isdigit()]
+    if ks:
+        return f"knn@{headline_k(ks)}"
+    return next(iter(metrics))
 
 
-def columns(numbers: Mapping[str, float]) -> list[str]:
-    """What a table on a terminal has room for; the rest is in results.json."""
+def table_columns(metrics: Mapping[str, float]) -> list[str]:
+    """Return the metrics that fit into a table on a terminal; all of them are in results.json."""
     left_out = ("knn_majority", "precision", "few_shot_std", "mrr")
-    return [name for name in numbers if not name.startswith(left_out) and "," not in name]
+    return [name for name in metrics if not name.startswith(left_out) and "," not in name]
 
 
-def remarks(measured: Measured) -> list[str]:
-    """What has to stand beside the numbers on a terminal: how much an approximate index finds."""
-    knn = measured.notes.get("knn", {})
-    return [
-        f"searched by {knn['index']}, which finds {100 * value:.1f} % of the {name.partition('@')[2]} nearest"
-        for name, value in knn.items()
-        if name.startswith("index_recall@")
-    ]
+def remarks(evaluation: Evaluation) -> list[str]:
+    """Return what has to be printed with the metrics: the recall of an approximate index."""
+    note = evaluation.notes.get("knn", {})
+    lines = []
+    for name, value in note.items():
+        prefix, _, k = name.partition("@")
+        if prefix == "index_recall":
+            lines.append(f"searched by {note['index']}, which finds {100 * value:.1f} % of the {k} nearest")
+    return lines
 
 
-def classes(measured: Measured, data: Data) -> list[Table]:
-    """A table for each class that has queries: how many images it has, and its share of right answers by each measure."""
-    answers = measured.answers
-    if answers is None or not data.classes or not answers.k:
+def class_table(evaluation: Evaluation, data: Data) -> list[Table]:
+    """Return a row for each class that has queries: how many images it has, and its mean of every metric of queries."""
+    predictions = evaluation.predictions
+    if predictions is None or not predictions.vote or not data.classes:
         return []
-    bank = torch.bincount(data.bank.labels[data.bank.labels >= 0], minlength=len(data.classes))
-    queries = torch.bincount(answers.labels, minlength=len(data.classes))
-    by_class = {
-        name: _by_class(value.values, answers.labels, len(data.classes))
-        for name, value in measured.numbers.items()
-        if isinstance(value, Mean) and len(value.values) == len(answers.labels) and not name.startswith("knn_majority")
-    }
-    return [
-        {
-            "name": name,
-            "bank": int(bank[number]),
-            "queries": int(queries[number]),
-            **{measure: share for measure, shares in by_class.items() if (share := shares[number]) is not None},
-        }
-        for number, name in enumerate(data.classes)
-        if queries[number]
-    ]
+    num_classes = len(data.classes)
+    bank_labels = data.bank.labels
+    bank_counts = torch.bincount(bank_labels[bank_labels >= 0], minlength=num_classes)
+    query_counts = torch.bincount(predictions.labels, minlength=num_classes)
+    means: dict[str, list[float | None]] = {}
+    for name, value in evaluation.metrics.items():
+        is_of_all_queries = isinstance(value, QueryMean) and len(value.values) == len(predictions)
+        if is_of_all_queries and not name.startswith("knn_majority"):
+            means[name] = _class_means(value.values, predictions.labels, num_classes)
+    table = []
+    for label, class_name in enumerate(data.classes):
+        if not query_counts[label]:
+            continue
+        row = {"name": class_name, "bank": int(bank_counts[label]), "queries": int(query_counts[label])}
+        for name, values in means.items():
+            if values[label] is not None:
+                row[name] = values[label]
+        table.append(row)
+    return table
 
 
-def confusions(measured: Measured, names: Sequence[str]) -> list[Table]:
-    """Which classes are taken for which, by the headline's vote; the commonest first."""
-    answers = measured.answers
-    if answers is None or not answers.k:
+def confusions(evaluation: Evaluation, classes: Sequence[str]) -> list[Table]:
+    """Return which classes are taken for which by the headline's vote, the most frequent first."""
+    predictions = evaluation.predictions
+    if predictions is None or not predictions.vote:
         return []
-    of = torch.bincount(answers.labels, minlength=len(names))
-    wrong = answers.predicted != answers.labels
-    pairs, counts = torch.stack([answers.labels, answers.predicted])[:, wrong].unique(dim=1, return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:MOST_CONFUSIONS]
-    return [
-        {"class": names[true], "taken_for": names[taken], "count": count, "of": int(of[true])}
-        for (true, taken), count in zip(pairs.T[order].tolist(), counts[order].tolist(), strict=True)
-    ]
+    labels, predicted = predictions.labels, predictions.predicted
+    query_counts = torch.bincount(labels, minlength=len(classes))
+    is_wrong = predicted != labels
+    pairs, counts = torch.stack([labels, predicted])[:, is_wrong].unique(dim=1, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:MAX_CONFUSIONS]
+    table = []
+    for (label, taken_for), count in zip(pairs.T[order].tolist(), counts[order].tolist(), strict=True):
+        table.append(
+            {
+                "class": classes[label],
+                "taken_for": classes[taken_for],
+                "count": count,
+                "of": int(query_counts[label]),
+            }
+        )
+    return table
 
 
-def copies(rows: Mapping[str, Measured]) -> float:
-    """The share of queries whose nearest neighbour, other than themselves, is as good as identical."""
-    answers = rows.get("raw pixels", list(rows.values())[-1]).answers
-    if answers is None or not answers.k:
+def share_of_copies(rows: Mapping[str, Evaluation]) -> float:
+    """Return the share of queries whose nearest neighbor, other than themselves, is practically identical."""
+    last = list(rows.values())[-1]
+    predictions = rows.get(RAW_PIXELS, last).predictions
+    if predictions is None or not predictions.vote:
         return 0.0
-    return (answers.similarities[:, 0] > 1 - COPY).double().mean().item()
+    return (predictions.similarities[:, 0] > 1 - COPY_TOLERANCE).double().mean().item()
 
 
-def _by_class(values: Tensor, labels: Tensor, count: int) -> list[float | None]:
-    present = ~values.isnan()
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, labels[present], values[present].double())
-    counts = torch.bincount(labels[present], minlength=count)
-    return [
-        round(total / number, 6) if number else None
-        for total, number in zip(sums.tolist(), counts.tolist(), strict=True)
-    ]
+def _class_means(values: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
+    """The mean of the values (q,) that are not NaN by class, rounded; None for a class without any."""
+    is_present = ~values.isnan()
+    sums = torch.zeros(num_classes, dtype=torch.float64)
+    sums.index_add_(0, labels[is_present], values[is_present].double())
+    counts = torch.bincount(labels[is_present], minlength=num_classes)
+    means: list[float | None] = []
+    for total, count in zip(sums.tolist(), counts.tolist(), strict=True):
+        means.append(round(total / count, 6) if count else None)
+    return means

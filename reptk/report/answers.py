@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.predictions import Predictions
 from reptk.report.runs import Run
 from reptk.report.words import class_name
 
@@ -26,7 +26,7 @@ def by_class(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
     total = torch.bincount(labels, minlength=size)
     hits = {
         evidence.vote: evidence.predicted[known] == labels,
-        "recall@1": evidence.neighbour_labels[known][:, 0] == labels,
+        "recall@1": evidence.neighbor_labels[known][:, 0] == labels,
     }
     right = {name: torch.bincount(labels[hit], minlength=size) for name, hit in hits.items()}
     rows = [
@@ -51,7 +51,7 @@ def confusions(run: Run) -> list[tuple[str, str, int, int]]:
     return listed[:WORST] if listed else _counted(run.evidence) if run.evidence else []
 
 
-def matrix(evidence: Evidence) -> torch.Tensor:
+def matrix(evidence: Predictions) -> torch.Tensor:
     """(C, C) how many labelled queries of a class (row) were taken for each (column)."""
     known = (evidence.labels >= 0) & (evidence.predicted >= 0)
     labels, predicted = evidence.labels[known], evidence.predicted[known]
@@ -59,7 +59,7 @@ def matrix(evidence: Evidence) -> torch.Tensor:
     return torch.bincount(labels * size + predicted, minlength=size * size).view(size, size)
 
 
-def _counted(evidence: Evidence) -> list[tuple[str, str, int, int]]:
+def _counted(evidence: Predictions) -> list[tuple[str, str, int, int]]:
     if not evidence.vote:
         return []
     counts = matrix(evidence)

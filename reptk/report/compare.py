@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.evaluate.evidence import Evidence
-from reptk.evaluate.mean import Mean
+from reptk.evaluate.intervals import QueryMean
+from reptk.evaluate.predictions import Predictions
 from reptk.report.runs import Run
 
 IMMATERIAL = ("cache", "download", "jpeg")
@@ -46,7 +46,7 @@ def difference(run: Run, first: Run, metric: str) -> Difference | None:
     if pair is not None:
         hits = _hits(pair[0], metric), _hits(pair[1], metric)
         if hits[0] is not None and hits[1] is not None:
-            _, low, high = Mean(hits[0].float()).gain_over(Mean(hits[1].float()))
+            _, low, high = QueryMean(hits[0].float()).gain_over(QueryMean(hits[1].float()))
             return Difference(a - b, low, high, "paired")
     return from_intervals(a, _interval(run, metric), b, _interval(first, metric))
 
@@ -62,12 +62,12 @@ def from_intervals(
     return Difference(a - b, a - b - down, a - b + up, "intervals")
 
 
-def same_queries(run: Run, first: Run) -> tuple[Evidence, Evidence] | None:
+def same_queries(run: Run, first: Run) -> tuple[Predictions, Predictions] | None:
     """The evidence of both, if they answer the same labelled queries of the same data set."""
     a, b = run.evidence, first.evidence
     if a is None or b is None or which_data(run.data_part) != which_data(first.data_part):
         return None
-    alike = a.query_split == b.query_split and torch.equal(a.numbers, b.numbers) and torch.equal(a.labels, b.labels)
+    alike = a.query_split == b.query_split and torch.equal(a.index, b.index) and torch.equal(a.labels, b.labels)
     return (a, b) if alike and bool((a.labels >= 0).any()) else None
 
 
@@ -76,7 +76,7 @@ def which_data(part: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key not in IMMATERIAL}
 
 
-def _hits(evidence: Evidence, metric: str) -> Tensor | None:
+def _hits(evidence: Predictions, metric: str) -> Tensor | None:
     """(labelled queries,) whether each was answered rightly, where the evidence says so for this metric."""
     known = evidence.labels >= 0
     if metric and metric == evidence.vote:
@@ -84,8 +84,8 @@ def _hits(evidence: Evidence, metric: str) -> Tensor | None:
     name, _, k = metric.partition("@")
     if metric in ("knn@1", "knn_majority@1"):
         name = "recall"  # one vote: that of the nearest
-    if name == "recall" and k.isdigit() and 1 <= int(k) <= evidence.neighbours.shape[1]:
-        return (evidence.neighbour_labels[:, : int(k)] == evidence.labels[:, None]).any(1)[known]
+    if name == "recall" and k.isdigit() and 1 <= int(k) <= evidence.neighbors.shape[1]:
+        return (evidence.neighbor_labels[:, : int(k)] == evidence.labels[:, None]).any(1)[known]
     return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptk.core import rng
 from reptk.core.metric_names import display_name
-from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.predictions import Predictions
 from reptk.report.html import Html, element
 from reptk.report.pictures import Source, fetched, uri_of
 from reptk.report.runs import Run
@@ -63,7 +63,7 @@ Choice = tuple[str, str, Tensor]
 """A tab: title, what it shows, rows of the evidence."""
 
 
-def choices(evidence: Evidence) -> list[Choice]:
+def choices(evidence: Predictions) -> list[Choice]:
     """Tabs of the gallery: of labelled queries by how they were answered, else a random one alone."""
     known = evidence.labels >= 0
     anyhow = _drawn(torch.ones_like(known), "random")
@@ -92,9 +92,9 @@ def gallery(run: Run, source: Source, album: Album, prefix: str) -> Html:
     evidence = run.evidence
     tabs = choices(evidence)
     for _, _, rows in tabs:
-        album.add(source, evidence.query_split, evidence.numbers[rows])
+        album.add(source, evidence.query_split, evidence.index[rows])
     for _, _, rows in tabs:
-        album.add(source, evidence.bank_split, evidence.neighbours[rows][:, :NEIGHBOURS].flatten())
+        album.add(source, evidence.bank_split, evidence.neighbors[rows][:, :NEIGHBOURS].flatten())
     panels = [(name, element("p", about, class_="note"), _rows(run, source, album, rows)) for name, about, rows in tabs]
     return tabbed(panels, prefix, f"Queries of {run.name}")
 
@@ -131,13 +131,13 @@ def _rows(run: Run, source: Source, album: Album, rows: Tensor) -> Html:
 
 
 def _row(run: Run, source: Source, album: Album, row: int) -> Html:
-    evidence, wanted = run.evidence, int(run.evidence.numbers[row])
+    evidence, wanted = run.evidence, int(run.evidence.index[row])
     name = source.name_of(evidence.query_split, wanted)
     own = int(evidence.labels[row])
     what = class_name(evidence.classes, own) if own >= 0 else ""
     picture = album.image(source, evidence.query_split, wanted, f"query {wanted:,} {what}".strip())
     said = [element("span", name or f"no. {wanted:,}", class_="which"), element("b", what or None)]
-    shown = range(min(NEIGHBOURS, evidence.neighbours.shape[1]))
+    shown = range(min(NEIGHBOURS, evidence.neighbors.shape[1]))
     return element(
         "li",
         element("figure", picture, element("figcaption", *said, _answer(evidence, row)), class_="query"),
@@ -145,7 +145,7 @@ def _row(run: Run, source: Source, album: Album, row: int) -> Html:
     )
 
 
-def _answer(evidence: Evidence, row: int) -> Html | None:
+def _answer(evidence: Predictions, row: int) -> Html | None:
     label, predicted = int(evidence.labels[row]), int(evidence.predicted[row])
     if label < 0 or predicted < 0:
         return None
@@ -155,11 +155,11 @@ def _answer(evidence: Evidence, row: int) -> Html | None:
     return element("span", mark(kind), spoken, f"{answer}{share} % of the votes", class_=f"answer {kind}")
 
 
-def _neighbour(evidence: Evidence, source: Source, album: Album, row: int, at: int) -> Html:
-    label, own = int(evidence.neighbour_labels[row, at]), int(evidence.labels[row])
+def _neighbour(evidence: Predictions, source: Source, album: Album, row: int, at: int) -> Html:
+    label, own = int(evidence.neighbor_labels[row, at]), int(evidence.labels[row])
     kind = "plain" if own < 0 or label < 0 else "right" if label == own else "wrong"
     name = class_name(evidence.classes, label) if label >= 0 else ""
-    wanted, similarity = int(evidence.neighbours[row, at]), float(evidence.similarities[row, at])
+    wanted, similarity = int(evidence.neighbors[row, at]), float(evidence.similarities[row, at])
     about = f"neighbour {at + 1}: {name or source.name_of(evidence.bank_split, wanted) or f'no. {wanted:,}'}"
     sign = None if kind == "plain" else mark(kind)
     picture = album.image(source, evidence.bank_split, wanted, about + ("" if kind == "plain" else f", {kind}"))
@@ -170,7 +170,7 @@ def _neighbour(evidence: Evidence, source: Source, album: Album, row: int, at: i
     return element("li", element("span", picture, sign, class_="frame"), *words, class_=kind)
 
 
-def _surest(evidence: Evidence, wrong: Tensor) -> Tensor:
+def _surest(evidence: Predictions, wrong: Tensor) -> Tensor:
     """Rows of failures by confidence, passing over further ones of a confusion that has been shown."""
     failures = wrong.nonzero().flatten()
     ordered = failures[evidence.confidence[failures].argsort(descending=True, stable=True)].tolist()
@@ -198,11 +198,11 @@ def selectable(runs: Sequence[Run], what: str, made: Callable[[Run, int], Html])
     return element("div", tabbed(panels, what, "Runs"), class_="by-run")
 
 
-def legend(evidence: Evidence) -> str:
+def legend(evidence: Predictions) -> str:
     """One sentence on what the marks mean."""
     if not bool((evidence.labels >= 0).any()):
         return "Each query and its nearest images, with their cosine similarity."
     return (
         f"Each query and its nearest images, with their cosine similarity. A tick: of the query's class; a cross: of another. "
-        f"The answer is the vote of {display_name(evidence.vote)}; {number(evidence.neighbours.shape[1])} neighbours are kept."
+        f"The answer is the vote of {display_name(evidence.vote)}; {number(evidence.neighbors.shape[1])} neighbours are kept."
     )

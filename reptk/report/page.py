@@ -234,7 +234,7 @@ def _map(
     runs: Sequence[Run], sources: Sequence[Source], kinds: Sequence[str], spaces: list[Any], atlases: dict[str, Any]
 ) -> Html | None:
     shown = [
-        (run, source) for run, source in zip(runs, sources, strict=True) if run.evidence and len(run.evidence.numbers)
+        (run, source) for run, source in zip(runs, sources, strict=True) if run.evidence and len(run.evidence.index)
     ]
     if not shown:
         return None
@@ -251,7 +251,7 @@ def _atlas_name(run: Run, source: Source, shown: Sequence[tuple[Run, Source]]) -
     """The same for runs whose queries are the same images."""
     for at, (other, theirs) in enumerate(shown):
         same = theirs.key == source.key and other.evidence.query_split == run.evidence.query_split
-        if same and other.evidence.numbers.equal(run.evidence.numbers):
+        if same and other.evidence.index.equal(run.evidence.index):
             return f"a{at}"
     raise AssertionError
 

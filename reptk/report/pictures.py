@@ -15,7 +15,7 @@ from reptk import config
 from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data, Split, num_cpus, subsample
-from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.predictions import Predictions
 from reptk.report.compare import which_data
 from reptk.report.runs import Run
 
@@ -90,16 +90,16 @@ def _opened(run: Run, key: str) -> Source:
         return Source(key, None, f"The data set cannot be opened ({reason}).")
 
 
-def _misfit(source: Source, evidence: Evidence | None) -> str:
+def _misfit(source: Source, evidence: Predictions | None) -> str:
     """Why the images cannot be those that the evidence counts, empty if they can."""
     if evidence is None:
         return ""
-    for name, numbers in ((evidence.query_split, evidence.numbers), (evidence.bank_split, evidence.neighbours)):
+    for name, numbers in ((evidence.query_split, evidence.index), (evidence.bank_split, evidence.neighbors)):
         split = source.split(name)
         if split is None or (len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(split)):
             return "The data set has changed since: it has no longer the images that were evaluated."
     labels = source.split(evidence.query_split).labels
-    if bool((evidence.labels >= 0).any()) and not torch.equal(labels[evidence.numbers].cpu(), evidence.labels):
+    if bool((evidence.labels >= 0).any()) and not torch.equal(labels[evidence.index].cpu(), evidence.labels):
         return "The data set has changed since: its labels are no longer those that were evaluated."
     return ""
 

@@ -129,7 +129,7 @@ def _formatter(write: Callable[[float], str]) -> Callable[[float, int], str]:
 
 
 def _map(runs: Sequence[Run]) -> Any:
-    shown = [run for run in runs if run.evidence is not None and len(run.evidence.numbers)]
+    shown = [run for run in runs if run.evidence is not None and len(run.evidence.index)]
     if not shown:
         return None
     figure = _figure(5.2 * len(shown), 5)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reptk import config
 from reptk.core.errors import DataError, UsageError
-from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.predictions import Predictions
 
 Row = dict[str, Any]
 
@@ -75,7 +75,7 @@ class Run:
     recipe: Row = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     status: str = ""
-    evidence: Evidence | None = None
+    evidence: Predictions | None = None
 
     @property
     def title(self) -> str:
@@ -120,7 +120,7 @@ def read(folder: Path, name: str) -> Run:
     results, rows = _results(folder / "results.json"), _rows(folder / "metrics.jsonl")
     if not results.metrics and not rows:
         raise UsageError(f"no number in {folder} yet; ask again after the first steps of the run")
-    return Run(folder, name, results, recipe, rows, _status(folder / "status.json"), Evidence.load(folder))
+    return Run(folder, name, results, recipe, rows, _status(folder / "status.json"), Predictions.load(folder))
 
 
 def _names(places: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.predictions import Predictions
 from reptk.report.atlas import Atlas, atlas_of
 from reptk.report.html import Html, element
 from reptk.report.layouts import TITLES, layout, principal, quantised
@@ -31,12 +31,12 @@ def space(run: Run, kinds: Sequence[str], atlas: str | None) -> dict[str, Any]:
     labelled = bool((evidence.labels >= 0).any())
     return {
         "name": run.name,
-        "count": len(evidence.numbers),
+        "count": len(evidence.index),
         "classes": [class_name(evidence.classes, label) for label in range(_classes(evidence))],
         "layouts": layouts,
         "titles": {kind: TITLES[kind] for kind in kinds},
         "about": {kind: _about(kind, evidence) for kind in kinds},
-        "numbers": _packed(evidence.numbers, "<i4"),
+        "numbers": _packed(evidence.index, "<i4"),
         "labels": _packed(evidence.labels, "<i4") if labelled else None,
         "predicted": _packed(evidence.predicted, "<i4") if labelled and evidence.vote else None,
         "confidence": _packed((evidence.confidence.nan_to_num() * 100).round().clamp(0, 100), "<u1"),
@@ -44,10 +44,10 @@ def space(run: Run, kinds: Sequence[str], atlas: str | None) -> dict[str, Any]:
     }
 
 
-def thumbnails(evidence: Evidence, source: Source, most_bytes: int) -> Atlas | None:
+def thumbnails(evidence: Predictions, source: Source, most_bytes: int) -> Atlas | None:
     """Of all the evidence's queries; None where there are no images."""
     split = source.split(evidence.query_split)
-    return atlas_of(split, evidence.numbers, most_bytes) if split is not None and len(evidence.numbers) else None
+    return atlas_of(split, evidence.index, most_bytes) if split is not None and len(evidence.index) else None
 
 
 def plain(atlas: Atlas) -> dict[str, Any]:
@@ -111,15 +111,15 @@ def _choice(label: str, name: str, options: dict[str, str]) -> Html:
     return element("label", element("span", label), element("select", *made, id=name))
 
 
-def _about(kind: str, evidence: Evidence) -> str:
-    count = plural(len(evidence.numbers), "query", "queries")
+def _about(kind: str, evidence: Predictions) -> str:
+    count = plural(len(evidence.index), "query", "queries")
     if kind != "pca":
         return f"{TITLES[kind]} of {count}: near points are alike; distances between groups mean little."
     share = principal(evidence.features, 2)[1].sum().item()
     return f"The two directions of largest variance, which hold {percent(share, 0)} % of it; {count}."
 
 
-def _classes(evidence: Evidence) -> int:
+def _classes(evidence: Predictions) -> int:
     seen = max((int(part.max()) + 1 for part in (evidence.labels, evidence.predicted) if len(part)), default=0)
     return max(len(evidence.classes), seen)
 

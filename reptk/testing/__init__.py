@@ -19,14 +19,14 @@ from torch.nn import functional
 
 from reptk.core import rng
 from reptk.data import Data, Split, generated
-from reptk.evaluate import Features
+from reptk.evaluate import EvalResult, FeatureStore, ImageFeatures
 from reptk.views.sets import crop_flip
 
 __all__ = ["check_evaluator", "check_loss", "check_views"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Views = Callable[[Tensor, int], Tensor]
-Evaluator = Callable[[Features, Data], Any]
+Evaluator = Callable[[FeatureStore, Data], EvalResult]
 
 
 class Promise(NamedTuple):
@@ -404,34 +404,28 @@ FIXED_VIEWS_PROMISES = (Promise("the key does not matter", _key_used),)
 # Evaluators
 
 
-def _encode() -> Features:
-    return Features(lambda images: images.flatten(1), size=8, views=crop_flip(count=1, size=8))
+def _pixel_features() -> FeatureStore:
+    return ImageFeatures(lambda images: images.flatten(1), size_px=8, views=crop_flip(count=1, size=8))
 
 
 def _not_numbers(evaluator: Evaluator, data: Data) -> str | None:
-    pairs = list(evaluator(_encode(), data))
-    if not pairs:
-        return "it gave nothing"
-    strays = [pair for pair in pairs if not _is_number(pair)]
-    if strays:
-        return f"it gave {strays[0]!r}"
-    names = [name for name, _ in pairs]
-    return None if len(set(names)) == len(names) else f"it gave a name twice: {', '.join(names)}"
-
-
-def _is_number(pair: Any) -> bool:
-    match pair:
-        case (str(), float(value)):
-            return math.isfinite(value)
-    return False
+    result = evaluator(_pixel_features(), data)
+    if not isinstance(result, EvalResult):
+        return f"it returned {result!r}"
+    if not result.metrics:
+        return "it returned no metrics"
+    for name, value in result.metrics.items():
+        if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
+            return f"it returned {name!r}: {value!r}"
+    return None
 
 
 def _unsteady(evaluator: Evaluator, data: Data) -> str | None:
     with rng.seeded("one state"):
-        first = list(evaluator(_encode(), data))
+        first = dict(evaluator(_pixel_features(), data).metrics)
     with rng.seeded("another state"):
-        again = list(evaluator(_encode(), data))
-    return None if first == again else f"it gave {first}, then {again}"
+        again = dict(evaluator(_pixel_features(), data).metrics)
+    return None if first == again else f"it returned {first}, then {again}"
 
 
 def _not_leave_one_out(evaluator: Evaluator, data: Data) -> str | None:
@@ -446,16 +440,16 @@ def _needs_labels(evaluator: Evaluator, data: Data) -> str | None:
 
 
 EVALUATOR_PROMISES = (
-    Promise("evaluator(encode, data) gives (name, value) pairs, names different, values finite floats", _not_numbers),
-    Promise("the same features and data give the same pairs, whatever the random state", _unsteady),
+    Promise("evaluator(features, data) returns an EvalResult, metrics are finite floats", _not_numbers),
+    Promise("the same features and data give the same metrics, whatever the random state", _unsteady),
     Promise(
         "torch's random state is left as it was",
-        lambda evaluator, data: _moved(lambda: list(evaluator(_encode(), data))),
+        lambda evaluator, data: _moved(lambda: evaluator(_pixel_features(), data)),
     ),
-    Promise("the same split as bank and query (leave one out) gives such pairs", _not_leave_one_out),
-    Promise("with needs_labels = False, data without labels, bank and query give such pairs", _needs_labels),
+    Promise("the same split as bank and query (leave one out) returns such a result", _not_leave_one_out),
+    Promise("with needs_labels = False, data without labels, bank and query give such a result", _needs_labels),
     Promise(
-        "during_training, where there is one, gives such pairs",
+        "during_training, where there is one, returns such a result",
         lambda evaluator, data: _not_numbers(getattr(evaluator, "during_training", evaluator), data),
     ),
 )

@@ -11,11 +11,11 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from reptk.config import Recipe, build
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS
+from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
-from reptk.evaluate import ViewRetrieval
+from reptk.evaluate import build_evaluators
 from reptk.models.encoder import Encoder
 from reptk.training.optim import optimizer, schedule
 from reptk.views import ViewPipeline
@@ -87,7 +87,7 @@ def assemble(recipe: Recipe, data: Data, device: torch.device) -> Built:
         warmup_lr=o.warmup_lr,
         final_lr=o.lr * o.final_lr_ratio,
     )
-    evaluators, every = _evaluators(recipe, data)
+    evaluators, every = build_evaluators(recipe.eval, data)
     return Built(data, loader, method, made, course, evaluators, every, build(VIEWS, recipe.views), device)
 
 
@@ -116,20 +116,6 @@ def build_method(recipe: Recipe, device: torch.device) -> nn.Module:
         if device.type == "cuda" and isinstance(views, ViewPipeline):
             views.compile()
     return method.to(memory_format=torch.channels_last) if recipe.train.channels_last else method
-
-
-def _evaluators(recipe: Recipe, data: Data) -> tuple[dict[str, Any], dict[str, int]]:
-    every = {key: part["every_epochs"] for key, part in recipe.eval.items()}
-    made = {
-        key: build(EVALUATORS, {name: value for name, value in part.items() if name != "every_epochs"})
-        for key, part in recipe.eval.items()
-    }
-    if data.query is None:
-        made = {key: evaluator for key, evaluator in made.items() if not getattr(evaluator, "needs_labels", True)}
-        if not made:
-            every["view_retrieval"] = max(every.values(), default=0)
-            made = {"view_retrieval": ViewRetrieval()}
-    return made, {key: every[key] for key in made}
 
 
 def _check_batch(recipe: Recipe, world: int) -> None:

@@ -15,12 +15,11 @@ from reptk import report
 from reptk.config import Recipe
 from reptk.core import distributed, environment, rng
 from reptk.core.console import Logger
-from reptk.core.metric_names import display_name
 from reptk.core.errors import EnvironmentProblem, NumericalError, ReptkError
+from reptk.core.metric_names import display_name
 from reptk.data import DevicePrefetcher
-from reptk.evaluate import Measured, measure, measure_pixels
-from reptk.evaluate.concerns import concerns
-from reptk.evaluate.results import columns, headline, protocol, remarks, results, write
+from reptk.evaluate import Evaluation, concerns, evaluate_encoder, evaluate_pixels
+from reptk.evaluate.results import build_results, headline, protocol, remarks, table_columns, write_results
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Built, assemble, data_of
 from reptk.training.meters import (
@@ -37,7 +36,7 @@ from reptk.training.meters import (
 from reptk.training.optim import learning_rate
 
 Numbers = dict[str, float]
-Rows = dict[str, Measured]
+Rows = dict[str, Evaluation]
 
 
 def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, log: Logger | None = None) -> Numbers:
@@ -131,7 +130,7 @@ def _train(recipe: Recipe, built: Built, folder: Path, log: Logger) -> Numbers:
     with log.status("evaluating the trained encoder"):
         trained = _evaluate(recipe, built)
     _finish(recipe, built, folder, log, {**baselines, "trained": trained}, seconds, commit)
-    return trained.numbers
+    return trained.metrics
 
 
 def _epochs(
@@ -213,17 +212,18 @@ def train_step(
     return Step(loss, z, made.get("ids"), len(z), broken, made.get("pairs", torch.ones_like(loss, dtype=torch.bool)))
 
 
-def _evaluate(recipe: Recipe, built: Built, evaluators: Iterable[Any] | None = None) -> Measured:
+def _evaluate(recipe: Recipe, built: Built, due: Iterable[Any] | None = None) -> Evaluation:
     """The encoder's numbers as it is now: of all evaluators, or of some."""
     distributed.broadcast_buffers(built.method)
-    return measure(
+    return evaluate_encoder(
         built.encoder,
         built.data,
-        built.evaluators.values() if evaluators is None else evaluators,
+        built.evaluators.values() if due is None else due,
         views=built.evaluation_views,
         device=built.device,
         bf16=recipe.train.precision == "bf16",
         workers=recipe.train.workers,
+        during_training=due is not None,
     )
 
 
@@ -231,12 +231,14 @@ def _baselines(recipe: Recipe, built: Built) -> Rows:
     """What raw pixels and the encoder before training achieve."""
     if not recipe.train.baselines:
         return {}
-    raw = measure_pixels(built.data, built.evaluators.values(), built.evaluation_views, recipe.train.workers)
+    raw = evaluate_pixels(
+        built.data, built.evaluators.values(), views=built.evaluation_views, workers=recipe.train.workers
+    )
     return {"raw pixels": raw, "untrained": _evaluate(recipe, built)}
 
 
 def _kept_baselines(state: dict[str, Any]) -> Rows:
-    return {row: Measured.from_plain(kept) for row, kept in state["baselines"].items()}
+    return {row: Evaluation.from_state(kept) for row, kept in state["baselines"].items()}
 
 
 def _during(
@@ -246,9 +248,9 @@ def _during(
     due = [built.evaluators[key] for key, every in built.every_epochs.items() if every and epoch % every == 0]
     numbers: Numbers = {}
     if due and epoch < recipe.train.epochs:
-        numbers = _evaluate(recipe, built, [getattr(part, "during_training", part) for part in due]).numbers
+        numbers = _evaluate(recipe, built, due).metrics
     name = headline(numbers) if numbers else ""
-    before = baselines["untrained"].numbers if "untrained" in baselines else {}
+    before = baselines["untrained"].metrics if "untrained" in baselines else {}
     state, found = concerns(
         last.z,
         last.ids,
@@ -279,18 +281,17 @@ def _finish(
     seconds: float,
     commit: str | None,
 ) -> None:
-    beside = _protocol(recipe, built, seconds) | {"commit": commit}  # of the code as it was when the run began
-    found = results(rows, built.data, beside)
+    found = build_results(rows, built.data, _protocol(recipe, built, seconds, commit))
     log.line()
-    log.results(columns(rows["trained"].numbers), found["metrics"])
+    log.results(table_columns(rows["trained"].metrics), found["metrics"])
     log.verdict(found["verdict"], remarks(rows["trained"]))
     distributed.run_on_main(lambda: _write_results(built, folder, found, rows["trained"]))
     log.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
 
 
-def _write_results(built: Built, folder: Path, found: dict[str, Any], trained: Measured) -> None:
+def _write_results(built: Built, folder: Path, found: dict[str, Any], trained: Evaluation) -> None:
     built.encoder.save(folder / "model")
-    write(folder, found, trained, "trained", built.data.classes)
+    write_results(folder, found, trained)
 
 
 def _report(folder: Path, built: Built) -> str:
@@ -304,22 +305,21 @@ def _report(folder: Path, built: Built) -> str:
         return f"no report: {cause}. Try again: reptk report {folder}"
 
 
-def _protocol(recipe: Recipe, built: Built, seconds: float) -> dict[str, Any]:
+def _protocol(recipe: Recipe, built: Built, seconds: float, commit: str | None) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
-        **protocol(recipe.data, built.data, recipe.eval, built.encoder),
+        **protocol(recipe.data, built.data, recipe.eval, built.encoder, commit=commit),
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "train_seconds": round(seconds, 1),
         "device": str(built.device) if built.device.type == "cpu" else torch.cuda.get_device_name(built.device),
         "ranks": distributed.world_size(),
-        "versions": environment.package_versions(),
     }
 
 
 def _before(baselines: Rows) -> str:
-    name = headline(baselines["untrained"].numbers)
-    pixel, untrained = (100 * baselines[row].numbers[name] for row in ("raw pixels", "untrained"))
+    name = headline(baselines["untrained"].metrics)
+    pixel, untrained = (100 * baselines[row].metrics[name] for row in ("raw pixels", "untrained"))
     return f"before training  {display_name(name)}: raw pixels {pixel:.1f} %, untrained encoder {untrained:.1f} %"
 
 
@@ -335,7 +335,7 @@ def _state(built: Built, step: int, watch: Watch, baselines: Rows) -> dict[str, 
         "step": step,
         "seconds": watch.seconds,
         "steps_without_pairs": watch.lonely_steps,
-        "baselines": {row: measured.plain() for row, measured in baselines.items()},
+        "baselines": {row: evaluation.state_dict() for row, evaluation in baselines.items()},
         "method": built.method.state_dict(),
         "optimizer": built.optimizer.state_dict(),
     }

@@ -12,7 +12,7 @@ from reptk.config import build, validate
 from reptk.config.registry import DATASETS
 from reptk.core import rng
 from reptk.data import Data
-from reptk.evaluate.evidence import Evidence
+from reptk.evaluate.predictions import Predictions
 from reptk.neighbors import search
 
 RECIPE: dict[str, Any] = {
@@ -67,35 +67,35 @@ def make_run(
     return folder
 
 
-def evidence_of(data: Data, bank: Tensor, queries: Tensor, classes: tuple[str, ...], k: int = 5) -> Evidence:
+def evidence_of(data: Data, bank: Tensor, queries: Tensor, classes: tuple[str, ...], k: int = 5) -> Predictions:
     """What stands behind kNN with k neighbours, each with one vote."""
     found = list(search(bank, queries, max(k, 10)))
     similarities, rows = (torch.cat(part) for part in zip(*found, strict=True))
     votes = torch.zeros(len(queries), len(classes)).scatter_add_(
         1, data.bank.labels[rows[:, :k]], torch.ones(len(queries), k)
     )
-    return Evidence(
+    return Predictions(
         row="trained",
         vote=f"knn@{k}",
         query_split="query",
         bank_split="bank",
         classes=classes,
-        numbers=torch.arange(len(queries)),
+        index=torch.arange(len(queries)),
         labels=data.query.labels,
         predicted=votes.argmax(1),
         confidence=votes.amax(1) / k,
-        neighbours=rows[:, :10],
+        neighbors=rows[:, :10],
         similarities=similarities[:, :10],
-        neighbour_labels=data.bank.labels[rows[:, :10]],
+        neighbor_labels=data.bank.labels[rows[:, :10]],
         features=queries.half(),
     )
 
 
-def results_of(evidence: Evidence, part: dict[str, Any], name: str) -> dict[str, Any]:
+def results_of(evidence: Predictions, part: dict[str, Any], name: str) -> dict[str, Any]:
     """results.json: the trained row from the evidence, the others below it."""
     right = {
         evidence.vote: evidence.predicted == evidence.labels,
-        "recall@1": evidence.neighbour_labels[:, 0] == evidence.labels,
+        "recall@1": evidence.neighbor_labels[:, 0] == evidence.labels,
     }
     trained = {metric: hits.double().mean().item() for metric, hits in right.items()}
     rows = {row: {metric: value * share for metric, value in trained.items()} for row, share in SHARES.items()}

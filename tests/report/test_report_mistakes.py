@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reptk.cli import main
-from reptk.evaluate.evidence import FILE as EVIDENCE
+from reptk.evaluate.predictions import FILE as EVIDENCE
 from reptk.report import write
 
 pytestmark = pytest.mark.usefixtures("one_thread")

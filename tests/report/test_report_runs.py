@@ -11,9 +11,9 @@ import torch
 
 from report_pages import Page
 from report_runs import make_run
-from reptk.evaluate.evidence import FILE as EVIDENCE
-from reptk.evaluate.evidence import Evidence
-from reptk.evaluate.mean import Mean
+from reptk.evaluate.intervals import QueryMean
+from reptk.evaluate.predictions import FILE as EVIDENCE
+from reptk.evaluate.predictions import Predictions
 from reptk.report import compare, write
 from reptk.report.runs import read
 
@@ -54,12 +54,12 @@ def test_differences_of_independent_samples_and_in_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(2000, generator=generator) < 0.8
     b = a & (torch.rand(2000, generator=generator) < 0.97)
-    _, low, high = Mean(a.float()).gain_over(Mean(b.float()))
+    _, low, high = QueryMean(a.float()).gain_over(QueryMean(b.float()))
     gaps = a.double() - b.double()
     middle, wide = gaps.mean().item(), 1.96 * gaps.std().item() / len(gaps) ** 0.5
     assert (low, high) == pytest.approx((middle - wide, middle + wide), abs=1e-3)
     assert low > 0, "in pairs, a small difference shows"
-    assert Mean(a.float()).gain_over(Mean(a.float())) == (0, 0, 0)
+    assert QueryMean(a.float()).gain_over(QueryMean(a.float())) == (0, 0, 0)
 
 
 def test_another_folder_is_another_data_set() -> None:
@@ -145,17 +145,17 @@ def test_data_that_is_gone_or_another(change: dict, said: str, run: Path, tmp_pa
 
 def test_without_labels_there_are_neighbours_only(run: Path, tmp_path: Path) -> None:
     folder = partial(run, tmp_path, "results.json", "recipe.toml")
-    known = Evidence.load(run)
+    known = Predictions.load(run)
     absent = torch.full_like(known.labels, -1)
     changed = {
         "vote": "",
         "classes": (),
         "labels": absent,
         "predicted": absent,
-        "neighbour_labels": known.neighbour_labels * 0 - 1,
+        "neighbor_labels": known.neighbor_labels * 0 - 1,
     }
     changed |= {"query_split": "bank", "confidence": known.confidence * 0}
-    Evidence(**{**known.__dict__, **changed}).save(folder)
+    Predictions(**{**known.__dict__, **changed}).save(folder)
     page = Page(write(folder))
     assert "classes" not in page.ids("section")
     assert page.data["maps"][0]["labels"] is None

@@ -1,0 +1,138 @@
+"""What embeddings show that the loss does not: alignment, uniformity, rank; collapse, a dead temperature, a shortcut."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAX_ROWS = 4096
+"""Rows that are looked at: products of all pairs are computed."""
+
+COLLAPSED_STD = 0.1
+"""Spread of embeddings (1: even over the sphere) below which they have collapsed."""
+
+COLLAPSED_FEATURES_STD = 0.05
+"""The same for features: after a ReLU they share a direction from the start."""
+
+COLLAPSED_RANK_SHARE = 0.02
+"""Share of the dimensions in use (RankMe) below which embeddings have collapsed."""
+
+FLAT_SOFTMAX = 0.98
+"""Share of the other rows with equal weight in the softmax above which the temperature does not discriminate."""
+
+SOLVED_LOSS = 0.02
+"""Share of the loss of random embeddings, log(N - 1), below which the task is solved."""
+
+COLLAPSE_ADVICE = (
+    "Lower optim.lr, lengthen optim.warmup_epochs, raise train.batch_size or loss.temperature, and see whether the views of "
+    "one image differ (reptk views)"
+)
+
+
+def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
+    """Compute alignment, uniformity, rank and spread of embeddings.
+
+    Args:
+        h: (n, F) embeddings of any scale, of which the first `MAX_ROWS` are looked at.
+        ids: (n,) rows that share an id (from 0) are positives; -1 for a row without one. Without ids, or without
+            positives, there is no alignment.
+
+    Returns:
+        `alignment`: mean squared distance between unit rows that share an id; 0 is perfect, 2 is chance.
+        `uniformity`: log of the mean Gaussian potential exp(-2 d^2) of all pairs; 0 is collapse, about -4 the best.
+        (Both: Wang and Isola 2020, arXiv 2005.10242, alpha = 2, t = 2.)
+        `rank`: see `effective_rank`; `dimensions`: its maximum, min(n, F).
+        `std`: standard deviation of unit rows over the sample, averaged over dimensions, times sqrt(F): 1 if spread
+        evenly, 0 for collapse.
+    """
+    z = functional.normalize(h[:MAX_ROWS].float(), dim=1)
+    squared_distance = (2 - 2 * z @ z.T).clamp_min_(0)
+    is_pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    values = {
+        "uniformity": squared_distance[is_pair].mul(-2).exp_().mean().log().item(),
+        "rank": effective_rank(z),
+        "dimensions": float(min(z.shape)),
+        "std": z.std(0, unbiased=False).mean().item() * z.shape[1] ** 0.5,
+    }
+    if ids is None:
+        return values
+    ids = ids[:MAX_ROWS].to(z.device)
+    is_positive = (ids[:, None] == ids) & (ids >= 0) & is_pair
+    if not is_positive.any():
+        return values
+    return {"alignment": squared_distance[is_positive].mean().item(), **values}
+
+
+def effective_rank(z: Tensor) -> float:
+    """Return exp of the entropy of the singular values of (N, D) embeddings: 1 if all are parallel, at most min(N, D).
+
+    RankMe (Garrido et al. 2023, arXiv 2210.02885); a value that falls towards 1 means collapse.
+    """
+    values = torch.linalg.svdvals(z.float())
+    share = values / values.sum().clamp_min(1e-12) + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def is_collapsed(state: Mapping[str, float], min_std: float = COLLAPSED_STD) -> bool:
+    """Whether `health` shows embeddings at a point, on a line or in few of their dimensions."""
+    min_rank = max(1.5, COLLAPSED_RANK_SHARE * state["dimensions"])
+    return state["std"] < min_std or state["rank"] < min_rank
+
+
+@torch.no_grad()
+def concerns(
+    z: Tensor,
+    ids: Tensor | None,
+    loss: float,
+    *,
+    temperature: float | None = None,
+    accuracy: float | None = None,
+    untrained: float | None = None,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Compute the health of a training step's embeddings, and what is wrong with them.
+
+    Args:
+        z: (N, D) embeddings of the global batch.
+        ids: (N,) rows that share one are positives.
+        loss: of that step.
+        temperature: of the loss, if it has one.
+        accuracy, untrained: the headline metric now and before training, if it was measured.
+
+    Returns:
+        `health`, and messages that say what to change, under "collapse", "temperature" and "shortcut".
+    """
+    if ids is not None:
+        # `health` reads negative ids as none, but those of unlabeled images in a batch of classes are negative.
+        ids = ids.unique(return_inverse=True)[1]
+    state = health(z, ids)
+    if is_collapsed(state):
+        usage = f"the embeddings use {state['rank']:.1f} of {z.shape[1]} dimensions, spread {state['std']:.2f} of an even one"
+        return state, {"collapse": f"collapse: {usage}. {COLLAPSE_ADVICE}"}
+    messages = {}
+    if temperature is not None:
+        flatness = softmax_flatness(z, temperature)
+        if flatness > FLAT_SOFTMAX:
+            messages["temperature"] = (
+                f"dead temperature: at {temperature:g}, {100 * flatness:.0f} % of a batch weighs alike whatever its "
+                "similarity, so near and far images push with the same force. Lower loss.temperature (0.05 to 0.5 is usual)"
+            )
+    chance_loss = math.log(max(len(z) - 1, 2))
+    is_solved = loss < SOLVED_LOSS * chance_loss
+    if is_solved and accuracy is not None and untrained is not None and accuracy <= untrained:
+        messages["shortcut"] = (
+            f"leak: the loss is {loss:.3g} of {chance_loss:.3g} for random embeddings, so the task is solved, yet the "
+            "evaluation is no better than before training. Something gives the answer away: stronger colour changes and "
+            "smaller crops (views.strength, views.scale), images that are in the data more than once (reptk search "
+            "--duplicates), or on several GPUs BatchNorm statistics of each rank's own (train.sync_batchnorm=true)"
+        )
+    return state, messages
+
+
+def softmax_flatness(z: Tensor, temperature: float) -> float:
+    """Return the perplexity of softmax(similarity / temperature) over the other rows as a share of their number, averaged."""
+    z = functional.normalize(z[:MAX_ROWS].float(), dim=1)
+    log_p = (z @ z.T / temperature).fill_diagonal_(-torch.inf).log_softmax(1)
+    entropy = -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(1)
+    return (entropy.exp().mean() / max(len(z) - 1, 1)).item()

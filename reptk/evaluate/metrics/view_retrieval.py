@@ -1,0 +1,91 @@
+"""View retrieval, without any labels: does one random view of an image find the other among those of all images?"""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from reptk.config.registry import EVALUATORS
+from reptk.core import rng
+from reptk.data import Data, Split
+from reptk.data.protocol import subset
+from reptk.evaluate.features import FeatureStore
+from reptk.evaluate.intervals import QueryMean
+from reptk.evaluate.neighbor_stream import clamp_k
+from reptk.evaluate.predictions import MAX_NEIGHBORS, Predictions
+from reptk.evaluate.protocol import EvalResult, Evaluator, PositiveInts
+from reptk.neighbors import search
+
+
+@EVALUATORS.register("view_retrieval")
+class ViewRetrieval(Evaluator):
+    """Without any labels: does one random view of an image find its other view among those of all images?
+
+    Args:
+        recall: `view_recall@k` for these k: the share of images whose other view is among the first k.
+        limit: at most so many images, a sample that is the same for all encoders.
+    """
+
+    needs_labels = False
+
+    def __init__(self, recall: PositiveInts = (1, 5), limit: Annotated[int, Ge(2)] = 10_000) -> None:
+        self.recall = sorted(set(recall))
+        self.limit = limit
+
+    def __call__(self, features: FeatureStore, data: Data) -> EvalResult:
+        index, split = _sample(data.train, self.limit)
+        metrics = self._view_recall(features, split)
+        predictions = _nearest_images(features.features(split), index, data.classes)
+        return EvalResult(metrics, predictions=predictions)
+
+    def during_training(self, features: FeatureStore, data: Data) -> EvalResult:
+        """Return the metrics alone, without the neighbors of the images themselves."""
+        _, split = _sample(data.train, self.limit)
+        return EvalResult(self._view_recall(features, split))
+
+    def _view_recall(self, features: FeatureStore, split: Split) -> dict[str, QueryMean]:
+        recall = clamp_k(self.recall, len(split))
+        bank, queries = features.view(split, 0), features.view(split, 1)
+        rows = torch.cat([rows for _, rows in search(bank, queries, max(recall))])
+        hits = rows == torch.arange(len(split))[:, None]
+        return {f"view_recall@{k}": QueryMean(hits[:, :k].any(1).float()) for k in recall}
+
+
+def _sample(split: Split, limit: int) -> tuple[Tensor, Split]:
+    """At most `limit` images of a split: their indices in it, and the split of them."""
+    if len(split) <= limit:
+        return torch.arange(len(split)), split
+    stream = rng.generator("view_retrieval")
+    index = torch.randperm(len(split), generator=stream)[:limit].sort().values
+    return index, subset(split, index)
+
+
+def _nearest_images(features: Tensor, index: Tensor, classes: tuple[str, ...]) -> Predictions:
+    """Each image's nearest neighbors among the others; no class is predicted.
+
+    Args:
+        features: (n, F) unit rows.
+        index: (n,) of the images in the training split.
+        classes: class names of the data set.
+    """
+    count = len(features)
+    num_neighbors = min(MAX_NEIGHBORS, count - 1)
+    blocks = list(search(features, features, num_neighbors, torch.arange(count)))
+    similarities = torch.cat([block for block, _ in blocks])
+    rows = torch.cat([block for _, block in blocks])
+    no_label = torch.full((count,), -1)
+    return Predictions(
+        vote="",
+        query_split="train",
+        bank_split="train",
+        classes=classes,
+        index=index,
+        labels=no_label,
+        predicted=no_label,
+        confidence=torch.zeros(count),
+        neighbors=index[rows],
+        similarities=similarities.float(),
+        neighbor_labels=torch.full_like(rows, -1),
+        features=features,
+    )

@@ -1,0 +1,231 @@
+"""One search, any number of metrics: blocks of neighbors are passed to every metric, which accumulates what it needs."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reptk.core import distributed
+from reptk.data import Data
+from reptk.evaluate.features import FeatureStore
+from reptk.evaluate.intervals import QueryMean
+from reptk.neighbors import check_vectors, search, search_sharded
+
+
+class Search(Protocol):
+    """`reptk.neighbors.search`, or what replaces it."""
+
+    def __call__(
+        self, bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class StreamMetric(Protocol):
+    """A metric of the neighbors of all queries."""
+
+    depth: int
+    """Neighbors that it needs of each query."""
+
+    def update(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
+        """Add a block: the queries' classes (b,), the similarities and rows (b, depth or more) of their neighbors.
+
+        Row -1 with similarity -inf is a missing neighbor.
+        """
+
+    def compute(self) -> Mapping[str, float]:
+        """Return the metrics of all queries so far, by name."""
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """A bank and queries, all of them labeled. If `is_sharded`, rows are those of this rank.
+
+    Args:
+        bank: (n, F).
+        bank_labels: (N,) classes of all ranks' rows; N = n unless sharded.
+        bank_index: (N,) their indices in the bank's split, of which unlabeled rows were dropped.
+        queries: (q, F).
+        query_labels, query_index: (q,) of this rank's queries.
+        exclude: (q,) the row of the bank, counted over all ranks, that is the query itself, or -1.
+        is_sharded: whether every rank holds a part of the bank and of the queries.
+    """
+
+    bank: Tensor
+    bank_labels: Tensor
+    bank_index: Tensor
+    queries: Tensor
+    query_labels: Tensor
+    query_index: Tensor
+    exclude: Tensor | None
+    is_sharded: bool = False
+
+    def max_k(self) -> int:
+        """Return how many rows of the bank every query can be compared with."""
+        if self.exclude is None:
+            return len(self.bank_labels)
+        excludes_any = bool(self.all_gather(self.exclude >= 0).any())
+        return len(self.bank_labels) - excludes_any
+
+    def relevant_counts(self) -> Tensor:
+        """Return (q,) how many rows of the bank have the query's class, the query itself not counted.
+
+        Raises:
+            ValueError: there are none for any query.
+        """
+        largest_query_label = self.all_gather(self.query_labels).max()
+        num_classes = int(max(self.bank_labels.max(), largest_query_label)) + 1
+        counts = torch.bincount(self.bank_labels, minlength=num_classes)[self.query_labels]
+        if self.exclude is not None:
+            counts = counts - (self.exclude >= 0).long()
+        if not (self.all_gather(counts) > 0).any():
+            raise ValueError("no query has another image of its class in the bank")
+        return counts
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks' queries, in the order of the queries."""
+        return distributed.all_gather_uneven(rows) if self.is_sharded else rows
+
+
+def labeled_task(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, exclude: Tensor | None = None
+) -> RetrievalTask:
+    """Check shapes and drop rows and queries without a class (-1).
+
+    Raises:
+        ValueError: numbers of rows and labels that differ, or no labels.
+    """
+    _check_labels("bank", bank, bank_labels)
+    _check_labels("query", queries, query_labels)
+    if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
+        raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
+    bank_labels, query_labels = bank_labels.cpu().long(), query_labels.cpu().long()
+    in_bank, in_queries = bank_labels >= 0, query_labels >= 0
+    if exclude is not None:
+        exclude = _renumbered(exclude.cpu(), in_bank)[in_queries]
+    return RetrievalTask(
+        bank=_selected(bank, in_bank),
+        bank_labels=bank_labels[in_bank],
+        bank_index=in_bank.nonzero()[:, 0],
+        queries=_selected(queries, in_queries),
+        query_labels=query_labels[in_queries],
+        query_index=in_queries.nonzero()[:, 0],
+        exclude=exclude,
+    )
+
+
+def dataset_task(features: FeatureStore, data: Data) -> RetrievalTask:
+    """`labeled_task` of a data set's bank and queries; on several ranks every one keeps the rows that it encoded.
+
+    Raises:
+        ValueError: no labels.
+    """
+    if distributed.world_size() == 1:
+        return gathered_task(features, data)
+    bank, first_row = features.local_part(data.bank)
+    queries, first_query = features.local_part(data.query)
+    in_bank, in_queries = data.bank.labels >= 0, data.query.labels >= 0
+    for name, is_labeled in (("bank", in_bank), ("query", in_queries)):
+        if not is_labeled.any():
+            raise ValueError(f"no {name} row has a label")
+    local_rows = slice(first_row, first_row + len(bank))
+    local_queries = slice(first_query, first_query + len(queries))
+    is_asked = in_queries[local_queries]
+    exclude = self_index(data)
+    if exclude is not None:
+        exclude = _renumbered(exclude, in_bank)[local_queries][is_asked]
+    return RetrievalTask(
+        bank=bank[in_bank[local_rows]],
+        bank_labels=data.bank.labels[in_bank],
+        bank_index=in_bank.nonzero()[:, 0],
+        queries=queries[is_asked],
+        query_labels=data.query.labels[local_queries][is_asked],
+        query_index=first_query + is_asked.nonzero()[:, 0],
+        exclude=exclude,
+        is_sharded=True,
+    )
+
+
+def gathered_task(features: FeatureStore, data: Data) -> RetrievalTask:
+    """`labeled_task` of a data set's bank and queries, with all rows on every rank."""
+    return labeled_task(
+        features.features(data.bank),
+        data.bank.labels,
+        features.features(data.query),
+        data.query.labels,
+        self_index(data),
+    )
+
+
+def accumulate(
+    task: RetrievalTask, metrics: Sequence[StreamMetric], search_fn: Search | None = None
+) -> dict[str, float]:
+    """Search once, as deep as the deepest metric needs, and return all metrics by name.
+
+    Args:
+        task: what is searched.
+        metrics: updated with every block of neighbors, in the order of the queries.
+        search_fn: replaces exact search.
+    """
+    if search_fn is None:
+        search_fn = search_sharded if task.is_sharded else search
+    depth = max(metric.depth for metric in metrics)
+    # A rank may have no queries; an empty block tells its metrics their names and types.
+    for metric in metrics:
+        metric.update(task.query_labels[:0], torch.zeros(0, depth), torch.zeros(0, depth, dtype=torch.long))
+    first = 0
+    for similarities, rows in search_fn(task.bank, task.queries, depth, task.exclude):
+        labels = task.query_labels[first : first + len(rows)]
+        first += len(rows)
+        for metric in metrics:
+            metric.update(labels, similarities, rows)
+    values: dict[str, float] = {}
+    for metric in metrics:
+        values |= metric.compute()
+    if task.is_sharded:
+        values = {name: QueryMean(task.all_gather(value.values)) for name, value in values.items()}
+    return values
+
+
+def self_index(data: Data) -> Tensor | None:
+    """Return (q,) the row of the bank that each query is; None if bank and queries are different splits."""
+    return torch.arange(len(data.query)) if data.bank is data.query else None
+
+
+def clamp_k(ks: Sequence[int], max_k: int) -> list[int]:
+    """Return the different k, sorted, none above `max_k`; a warning says so if one was."""
+    if max(ks) > max_k:
+        warnings.warn(f"k = {max(ks)} is more than the bank offers; {max_k} is used instead", stacklevel=2)
+    return sorted({min(k, max_k) for k in ks})
+
+
+def append_sentinel(values: Tensor, sentinel: int) -> Tensor:
+    """Return (n + 1,) values by row, so that row -1, a missing neighbor, has the value `sentinel`."""
+    return torch.cat([values, values.new_tensor([sentinel])])
+
+
+def _check_labels(name: str, rows: Tensor, labels: Tensor) -> None:
+    if len(rows) != len(labels) or labels.ndim != 1:
+        raise ValueError(f"{len(rows)} {name} rows but labels of shape {tuple(labels.shape)}")
+    if not (labels >= 0).any():
+        raise ValueError(f"no {name} row has a label")
+    if (labels < 0).any():
+        # Search checks the rows that are left; its message would count them without the dropped ones.
+        check_vectors("bank" if name == "bank" else "queries", rows)
+
+
+def _renumbered(rows: Tensor, is_left: Tensor) -> Tensor:
+    """Row numbers of the bank after the others have been dropped; -1 for a row that is dropped, and for -1."""
+    new_numbers = torch.where(is_left, is_left.cumsum(0) - 1, -1)
+    return torch.where(rows >= 0, new_numbers[rows.clamp_min(0)], -1)
+
+
+def _selected(rows: Tensor, is_selected: Tensor) -> Tensor:
+    """The selected rows, where they are (on a GPU or the CPU); nothing is copied if all are selected."""
+    if not rows.is_cuda:
+        rows = rows.cpu()
+    if is_selected.all():
+        return rows
+    return rows[is_selected.to(rows.device)]

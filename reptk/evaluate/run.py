@@ -1,0 +1,175 @@
+"""From an encoder and data to an `Evaluation`: the one place where evaluators are built, chosen and called."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reptk import config
+from reptk.config.registry import EVALUATORS
+from reptk.core.errors import UsageError
+from reptk.data import Data
+from reptk.evaluate.diagnostics import MAX_ROWS, health
+from reptk.evaluate.features import PIXELS_PX, FeatureStore, ImageFeatures, Views, pixels
+from reptk.evaluate.intervals import QueryMean
+from reptk.evaluate.metrics.view_retrieval import ViewRetrieval
+from reptk.evaluate.predictions import Predictions
+from reptk.evaluate.protocol import EvalResult, Evaluator
+from reptk.models.encoder import Encoder, eval_mode
+
+WITHOUT_LABELS = "view_retrieval"
+"""The evaluator of data without labels."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of all evaluators for one encoder.
+
+    Args:
+        metrics: by name.
+        health: see `reptk.evaluate.health`; of the features in `predictions`, empty without them.
+        notes: how evaluators measured, by their names.
+        predictions: per-query predictions, if an evaluator returned any.
+    """
+
+    metrics: dict[str, float]
+    health: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    predictions: Predictions | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return metrics and health as tensors and floats, for a checkpoint."""
+        metrics = {}
+        for name, value in self.metrics.items():
+            metrics[name] = value.values if isinstance(value, QueryMean) else value
+        return {"metrics": metrics, "health": self.health}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Evaluation":
+        """Return the evaluation of a `state_dict`, without notes and predictions."""
+        metrics = {}
+        for name, value in state["metrics"].items():
+            metrics[name] = QueryMean(value) if isinstance(value, Tensor) else value
+        return cls(metrics, state["health"])
+
+
+def evaluate_encoder(
+    encoder: Encoder,
+    data: Data,
+    evaluators: Iterable[Evaluator],
+    *,
+    views: Views | None = None,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+    during_training: bool = False,
+) -> Evaluation:
+    """Evaluate an encoder, which is in evaluation mode meanwhile.
+
+    Args:
+        encoder: moved to `device`.
+        data: the data set.
+        evaluators: called one after the other with the same features.
+        views: random views, for evaluators that use them.
+        device: where to encode.
+        bf16: whether to encode in bfloat16 (autocast).
+        workers: threads that decode images.
+        progress: called with the number of images in every encoded block.
+        during_training: see `run_evaluators`.
+    """
+
+    def embed(images: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            return encoder.features(images)
+
+    features = ImageFeatures(
+        embed,
+        size_px=encoder.config["size"],
+        crop=data.crop,
+        views=views,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    with eval_mode(encoder.to(device)):
+        return run_evaluators(features, data, evaluators, during_training=during_training)
+
+
+def evaluate_pixels(
+    data: Data, evaluators: Iterable[Evaluator], *, views: Views | None = None, workers: int = 0
+) -> Evaluation:
+    """Evaluate the raw pixels, of images of at most 32 x 32."""
+    first_image = data.train.images.fetch(torch.tensor([0]))
+    size_px = min(first_image.shape[-1], PIXELS_PX)
+    features = ImageFeatures(pixels(data.train), size_px=size_px, crop=data.crop, views=views, workers=workers)
+    return run_evaluators(features, data, evaluators)
+
+
+def run_evaluators(
+    features: FeatureStore, data: Data, evaluators: Iterable[Evaluator], *, during_training: bool = False
+) -> Evaluation:
+    """Call the evaluators one after the other and join their results.
+
+    Args:
+        features: shared by all evaluators.
+        data: the data set.
+        evaluators: if two return a metric of the same name, or predictions, the last one counts.
+        during_training: whether to call their `during_training` instead.
+
+    Raises:
+        UsageError: an evaluator does not return an `EvalResult`.
+    """
+    metrics: dict[str, float] = {}
+    notes: dict[str, Any] = {}
+    predictions = None
+    for evaluator in evaluators:
+        call = evaluator.during_training if during_training else evaluator
+        result = call(features, data)
+        if not isinstance(result, EvalResult):
+            name = type(evaluator).__name__
+            raise UsageError(f"evaluator {name} must return an EvalResult(metrics), got {type(result).__name__}")
+        metrics |= result.metrics
+        notes |= result.notes
+        if result.predictions is not None:
+            predictions = result.predictions
+    state = {} if predictions is None else _health_of(predictions)
+    return Evaluation(metrics, state, notes, predictions)
+
+
+def build_evaluators(tables: Mapping[str, config.Table], data: Data) -> tuple[dict[str, Evaluator], dict[str, int]]:
+    """Build the evaluators of a recipe's `[eval.NAME]` tables that suit the data, see `evaluators_for`.
+
+    Returns:
+        Evaluators by key, and after how many epochs each is due (0: only at the end).
+
+    Raises:
+        UsageError: an evaluator refuses its arguments.
+    """
+    evaluators, every_epochs = {}, {}
+    for key, table in tables.items():
+        every_epochs[key] = table.get("every_epochs", 0)
+        arguments = {name: value for name, value in table.items() if name != "every_epochs"}
+        evaluators[key] = config.build(EVALUATORS, arguments)
+    suitable = evaluators_for(data, evaluators)
+    # An evaluator that stands in for the others is due as rarely as the rarest of them.
+    fallback = max(every_epochs.values(), default=0)
+    return suitable, {key: every_epochs.get(key, fallback) for key in suitable}
+
+
+def evaluators_for(data: Data, evaluators: Mapping[str, Evaluator]) -> dict[str, Evaluator]:
+    """Return the evaluators that data has labels for; if it has none and all need them, view retrieval."""
+    if data.query is not None:
+        return dict(evaluators)
+    label_free = {key: evaluator for key, evaluator in evaluators.items() if not evaluator.needs_labels}
+    if not label_free:
+        return {WITHOUT_LABELS: ViewRetrieval()}
+    return label_free
+
+
+def _health_of(predictions: Predictions) -> dict[str, float]:
+    """Health of at most about `MAX_ROWS` queries at even distances: data sets may be sorted by class."""
+    step = max(1, len(predictions) // MAX_ROWS)
+    return health(predictions.features[::step], predictions.labels[::step])
