@@ -14,19 +14,22 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(lambda: _run(_parse(arguments)))
 
 
-def _run(asked: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
+    # Imported late, so that --help does not wait for torch.
     from reptk.core.console import Logger
     from reptk.report import write
 
-    own = len(asked.run) == 1 and asked.out is None
-    png = asked.run[0] if own and asked.png is None else asked.png
+    png_folder = args.png
+    is_in_run_folder = len(args.run) == 1 and args.out is None
+    if is_in_run_folder and png_folder is None:
+        png_folder = args.run[0]
     log = Logger()
     with log.status("reading images, drawing the page"):
-        path = write(asked.run, asked.out, map=asked.map or "pca", png=png)
+        path = write(args.run, args.out, map=args.map or "pca", png=png_folder)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from reptk.data import Data
-    from reptk.report.seen import Seen
+    from reptk.report.displayed_views import DisplayedViews
 
 EXAMPLES = """examples:
   reptk views tcl_selfsup_photos
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: argparse.Namespace) -> int:
-    from reptk.report.seen import seen
+    from reptk.report.displayed_views import displayed_views
 
     if asked.name is None:
         raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
@@ -45,7 +45,7 @@ def _run(asked: argparse.Namespace) -> int:
 
         recipe = smoke(recipe)
     data = _data(recipe)
-    shown = seen(recipe, data, step=asked.step, count=_count(asked.images, recipe.train.batch_size))
+    shown = displayed_views(recipe, data, step=asked.step, count=_count(asked.images, recipe.train.batch_size))
     columns = [Column("image", shown.images)]
     columns += [Column(f"view {number}", view) for number, view in enumerate(shown.views, 1)]
     sheet = draw(recipe.name, _facts(recipe, data, shown, asked.step), _labels(data, shown), columns)
@@ -79,14 +79,14 @@ def _count(asked: int | None, batch: int) -> int:
 # What is written beside them
 
 
-def _facts(recipe: config.Recipe, data: "Data", shown: "Seen", step: int) -> list[tuple[str, str]]:
+def _facts(recipe: config.Recipe, data: "Data", shown: "DisplayedViews", step: int) -> list[tuple[str, str]]:
     classes = f"{len(data.classes)} classes" if data.classes else "no labels"
     arguments = [f"{key} {_said(value)}" for key, value in recipe.views.items() if key != "name" and value is not None]
     count, batch = len(shown.images), recipe.train.batch_size
     return [
         ("data", f"{recipe.data['name']}: {len(data.train):,} training images, {size_of(shown.images)}, {classes}"),
         ("views", ": ".join([recipe.views["name"], ", ".join(arguments)]) if arguments else recipe.views["name"]),
-        ("step", f"{step} of {shown.steps:,}, seed {recipe.seed}: the first {count} of {batch:,} images"),
+        ("step", f"{step} of {shown.num_steps:,}, seed {recipe.seed}: the first {count} of {batch:,} images"),
     ]
 
 
@@ -99,7 +99,7 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _labels(data: "Data", shown: "Seen") -> list[Label]:
+def _labels(data: "Data", shown: "DisplayedViews") -> list[Label]:
     return [
         (_class(data.classes, label), f"no. {number:,}")
         for label, number in zip(shown.labels.tolist(), shown.index.tolist(), strict=True)

@@ -1,85 +1,99 @@
-"""Queries and what was found for them as one HTML page: no network, no script, light and dark, any width."""
+"""Queries and their neighbors, or near duplicates, as one HTML page without script or network.
 
-from html import escape
+This file prepares what the page shows; `reptk/report/templates/embeddings.html.j2` lays it out.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.embeddings.duplicates import Duplicate, Duplicates
-from reptk.embeddings.pictures import Pictures
-from reptk.embeddings.search_images import Neighbor, SearchResult
+from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.store import Embeddings
+from reptk.embeddings.search_images import Neighbor, SearchResult
+from reptk.report.templating import render
 
-GENERATOR = '<meta name="generator" content="reptk search">'
-MOST_GROUPS, MOST_MEMBERS = 100, 24
+GENERATOR = "reptk search"
+MAX_GROUPS, MAX_MEMBERS = 100, 24
 """What a page of duplicates shows; the table that --out writes has them all."""
+HEAD_CHARACTERS = 1000
+"""In which the name of the generator stands."""
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #f7f7f5; --card: #fff; --ink: #1f1f1d; --quiet: #63635f; --line: #d9d9d6;
-  --mark: #1f6f54; }
-@media (prefers-color-scheme: dark) { :root { --ground: #191918; --card: #232322; --ink: #ececea; --quiet: #a3a39e;
-  --line: #3a3a38; --mark: #7ccfae; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 80rem; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
-  font: 0.9375rem/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.25rem; margin: 0; } h2 { font-size: 1rem; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
-p { margin: 0.25rem 0 0; color: var(--quiet); }
-section { margin-top: 2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-ol, ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 0.75rem; margin: 0.75rem 0 0;
-  padding: 0; list-style: none; }
-li { background: var(--card); border: 1px solid var(--line); border-radius: 0.5rem; overflow: hidden; }
-li.query { border: 2px solid var(--mark); }
-img, .gone { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; background: var(--line); }
-.gone { display: grid; place-items: center; color: var(--quiet); }
-div.said { padding: 0.4rem 0.5rem 0.5rem; overflow-wrap: anywhere; }
-.said b { font-weight: 600; font-variant-numeric: tabular-nums; } .said span { color: var(--quiet); display: block; }
-.said .note { color: var(--mark); }
-"""
+
+@dataclass(frozen=True)
+class Card:
+    """An image with its texts.
+
+    Args:
+        picture: data URI, empty if the image is gone.
+        description: the text in place of the image.
+        title: the line in bold.
+        lines: further lines.
+        note: what is unusual about the image; may be empty.
+        is_query: whether the image is what was searched for.
+    """
+
+    picture: str
+    description: str
+    title: str
+    lines: list[str] = field(default_factory=list)
+    note: str = ""
+    is_query: bool = False
+
+
+@dataclass(frozen=True)
+class CardGroup:
+    """Images that belong together; `heading` and `remark` may be empty."""
+
+    heading: str
+    cards: list[Card]
+    is_ranked: bool = False
+    remark: str = ""
 
 
 def page(answers: list[SearchResult], embeddings: Embeddings, about: str) -> str:
-    """The page of a search; `about` says what was searched."""
-    pictures = Pictures(embeddings)
-    sections = "".join(_answer(answer, embeddings, pictures) for answer in answers)
-    heading = f"{len(answers)} quer{'y' if len(answers) == 1 else 'ies'}"
-    return _document(heading, about, sections)
+    """Return the page of a search; `about` says what was searched."""
+    images = EmbeddingImages(embeddings)
+    groups = [_answer_group(answer, embeddings, images) for answer in answers]
+    heading = "1 query" if len(answers) == 1 else f"{len(answers)} queries"
+    return _render(heading, about, groups)
 
 
-def duplicates_page(found: Duplicates, about: str) -> str:
-    """The page of near duplicates: the largest groups, or the most similar leaks."""
-    first = Pictures(found.first)
-    sections = []
-    for number, group in enumerate(found.groups[:MOST_GROUPS], 1):
-        cards = "".join(_member(member, first.of(member.row)) for member in group[:MOST_MEMBERS])
-        more = f"<p>and {len(group) - MOST_MEMBERS:,} more</p>" if len(group) > MOST_MEMBERS else ""
-        sections.append(f"<section><h2>Group {number}: {len(group):,} images</h2><ul>{cards}</ul>{more}</section>")
-    second = Pictures(found.second) if found.second is not None else first
-    for leak in found.leaks[:MOST_GROUPS]:
-        there = found.first
-        other = _card(
-            first.of(leak.nearest), f"in the index: {there.ids[leak.nearest]}", there.class_of(leak.nearest), "", ""
-        )
-        sections.append(f"<section><ul>{_member(leak, second.of(leak.row))}{other}</ul></section>")
-    shown = len(sections)
-    total = len(found.groups) + len(found.leaks)
-    cut = f" The first {shown} are shown." if shown < total else ""
-    return _document(f"{found.count:,} near duplicates", about + cut, "".join(sections))
+def duplicates_page(duplicates: Duplicates, about: str) -> str:
+    """Return the page of near duplicates: the largest groups within a set, or the most similar pairs of two sets."""
+    first_images = EmbeddingImages(duplicates.first)
+    second_images = first_images
+    if duplicates.second is not None:
+        second_images = EmbeddingImages(duplicates.second)
+    groups = []
+    for number, members in enumerate(duplicates.groups[:MAX_GROUPS], 1):
+        groups.append(_duplicates_group(number, members, first_images))
+    for leak in duplicates.leaks[:MAX_GROUPS]:
+        groups.append(_leak_group(leak, duplicates.first, first_images, second_images))
+    num_found = len(duplicates.groups) + len(duplicates.leaks)
+    if len(groups) < num_found:
+        about += f" The first {len(groups)} are shown."
+    return _render(f"{duplicates.count:,} near duplicates", about, groups)
 
 
 def check(path: Path) -> None:
-    """Raise unless the page may be written there: it is free, or holds an earlier page.
+    """Check that the page may be written to `path`: nothing is there, or an earlier page.
 
     Raises:
         UsageError: something else is there.
     """
     if path.is_dir():
         raise UsageError(f"--html {path} is a folder; name a file")
-    if path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+    if not path.exists():
+        return
+    head = path.read_text(encoding="utf-8", errors="replace")[:HEAD_CHARACTERS]
+    if f'content="{GENERATOR}"' not in head:
         raise UsageError(f"--html {path} exists and was not written by reptk search; choose another name")
 
 
 def write(path: Path, text: str) -> None:
-    """Put the page there, in the place of an earlier one.
+    """Write the page, in place of an earlier one.
 
     Raises:
         EnvironmentProblem: it cannot be written.
@@ -90,41 +104,51 @@ def write(path: Path, text: str) -> None:
         raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --html") from cause
 
 
-def _answer(answer: SearchResult, embeddings: Embeddings, pictures: Pictures) -> str:
-    own = pictures.file(answer.path) if answer.path is not None else ""
+def _answer_group(answer: SearchResult, embeddings: Embeddings, images: EmbeddingImages) -> CardGroup:
+    picture = ""
     label = ""
     if answer.row is not None:
-        own, label = pictures.of(answer.row), embeddings.class_of(answer.row)
-    cards = [_card(own, "query", label, "", "query")]
-    cards += [_neighbour(one, pictures.of(one.row)) for one in answer.neighbors]
-    return f"<section><h2>{_text(answer.query)}</h2><ol>{''.join(cards)}</ol></section>"
+        picture = images.data_uri(answer.row)
+        label = embeddings.class_of(answer.row)
+    elif answer.path is not None:
+        picture = images.data_uri_of_file(answer.path)
+    cards = [Card(picture, "query", "query", _lines(label), is_query=True)]
+    for neighbor in answer.neighbors:
+        cards.append(_neighbor_card(neighbor, images.data_uri(neighbor.row)))
+    return CardGroup(answer.query, cards, is_ranked=True)
 
 
-def _neighbour(one: Neighbor, picture: str) -> str:
-    return _card(picture, f"{one.rank}.  {one.similarity:.3f}", one.label, one.id, "", one.note)
+def _duplicates_group(number: int, members: list[Duplicate], images: EmbeddingImages) -> CardGroup:
+    cards = [_member_card(member, images.data_uri(member.row)) for member in members[:MAX_MEMBERS]]
+    remark = ""
+    if len(members) > MAX_MEMBERS:
+        remark = f"and {len(members) - MAX_MEMBERS:,} more"
+    return CardGroup(f"Group {number}: {len(members):,} images", cards, remark=remark)
 
 
-def _member(one: Duplicate, picture: str) -> str:
-    return _card(picture, f"{one.similarity:.3f}", one.label, one.id, "", "the same bytes" if one.is_identical else "")
+def _leak_group(
+    leak: Duplicate, first: Embeddings, first_images: EmbeddingImages, second_images: EmbeddingImages
+) -> CardGroup:
+    """Return an image of the second set next to its near duplicate in the first."""
+    title = f"in the index: {first.ids[leak.nearest]}"
+    nearest = Card(first_images.data_uri(leak.nearest), title, title, _lines(first.class_of(leak.nearest)))
+    return CardGroup("", [_member_card(leak, second_images.data_uri(leak.row)), nearest])
 
 
-def _card(picture: str, first: str, label: str, name: str, kind: str, note: str = "") -> str:
-    image = f'<img src="{picture}" alt="{_text(name or first)}">' if picture else '<div class="gone">no image</div>'
-    lines = f"<b>{_text(first)}</b>"
-    lines += "".join(f"<span>{_text(line)}</span>" for line in (label, name) if line)
-    lines += f'<span class="note">{_text(note)}</span>' if note else ""
-    return f'<li class="{kind or "found"}">{image}<div class="said">{lines}</div></li>'
+def _neighbor_card(neighbor: Neighbor, picture: str) -> Card:
+    title = f"{neighbor.rank}.  {neighbor.similarity:.3f}"
+    return Card(picture, neighbor.id or title, title, _lines(neighbor.label, neighbor.id), neighbor.note)
 
 
-def _document(heading: str, about: str, body: str) -> str:
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(heading)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{_text(heading)}</h1><p>{_text(about)}</p>{body}</body></html>\n"
-    )
+def _member_card(member: Duplicate, picture: str) -> Card:
+    note = "the same bytes" if member.is_identical else ""
+    title = f"{member.similarity:.3f}"
+    return Card(picture, member.id or title, title, _lines(member.label, member.id), note)
 
 
-def _text(text: str) -> str:
-    """Escaped; bytes of a file name that are no UTF-8 as question marks."""
-    return escape(text.encode("utf-8", "replace").decode(), quote=True)
+def _lines(*texts: str) -> list[str]:
+    return [text for text in texts if text]
+
+
+def _render(heading: str, about: str, groups: list[CardGroup]) -> str:
+    return render("embeddings.html.j2", generator=GENERATOR, heading=heading, about=about, groups=groups)

@@ -1,71 +1,86 @@
-"""Where a feature lies on the map: PCA at once; t-SNE or UMAP where they are asked for."""
+"""The position of each feature on the map: PCA always, t-SNE or UMAP on request."""
 
 from importlib.util import find_spec
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from reptk.core.errors import EnvironmentProblem, UsageError
 
-KINDS = ("pca", "tsne", "umap")
+LAYOUTS = ("pca", "tsne", "umap")
 TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
-BEFORE = 50
-"""Principal components that t-SNE and UMAP begin with (van der Maaten and Hinton 2008 use 30)."""
+INITIAL_COMPONENTS = 50
+"""Principal components that t-SNE and UMAP are given (van der Maaten and Hinton 2008 use 30)."""
+MAX_COORDINATE = 65535
 
 
-def check(kinds: tuple[str, ...]) -> None:
-    """Refuse a layout that does not exist, or one whose package is missing, before anything is computed.
+def check_layouts(layouts: tuple[str, ...]) -> None:
+    """Check that the layouts exist and their packages are installed, before anything is computed.
 
     Raises:
         UsageError: no such layout.
         EnvironmentProblem: UMAP without umap-learn.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UsageError(f"--map must be one of {', '.join(KINDS)}, got {kind!r}")
-    if "umap" in kinds and find_spec("umap") is None:
+    for layout in layouts:
+        if layout not in LAYOUTS:
+            raise UsageError(f"--map must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if "umap" in layouts and find_spec("umap") is None:
         raise EnvironmentProblem("--map umap needs umap-learn, which is not installed: pip install 'reptk[viz]'")
 
 
-def layout(kind: str, features: Tensor) -> Tensor:
-    """(q, F) -> (q, 2). The same features give the same map. Fewer than four points are all laid out by PCA."""
-    components = principal(features, BEFORE)[0]
-    if kind == "pca" or len(features) < 4:
-        return principal(features, 2)[0]
-    return torch.from_numpy((_tsne if kind == "tsne" else _umap)(components.numpy())).float()
+def map_positions(layout: str, features: Tensor) -> Tensor:
+    """Return positions (q, 2) for features (q, F). The same features give the same positions.
 
-
-def principal(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Coordinates (q, count) along the directions of largest variance, and the share (count,) of it that each has.
-
-    Directions point to where their largest entry is positive. What the features do not have, is filled with zeros.
+    Fewer than four features are laid out by PCA, whatever the layout.
     """
-    centred = features.double() - features.double().mean(0)
-    values, directions = torch.linalg.eigh(centred.T @ centred)
-    values, directions = values.flip(0).clamp_min(0)[:count], directions.flip(1)[:, :count]
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    made = centred @ (directions * largest.sign())
-    share = values / values.new_tensor(float(centred.square().sum())).clamp_min(1e-30)
-    missing = count - made.shape[1]
-    return torch.nn.functional.pad(made, (0, missing)).float(), torch.nn.functional.pad(share, (0, missing)).float()
+    if layout == "pca" or len(features) < 4:
+        return principal_components(features, 2)[0]
+    components = principal_components(features, INITIAL_COMPONENTS)[0].numpy()
+    if layout == "tsne":
+        positions = _tsne(components)
+    else:
+        positions = _umap(components)
+    return torch.from_numpy(positions).float()
 
 
-def quantised(points: Tensor) -> Tensor:
-    """(q, 2) -> (q, 2) whole numbers 0..65535, both axes to the same scale, centred."""
-    points = points.double()
-    low, high = points.amin(0), points.amax(0)
+def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return coordinates (q, count) along the directions of largest variance, and the share (count,) of each in it.
+
+    The sign of a direction is chosen so that its largest entry is positive. If the features have fewer than `count`
+    dimensions, zeros fill the rest.
+    """
+    centered = features.double() - features.double().mean(0)
+    variances, directions = torch.linalg.eigh(centered.T @ centered)  # in ascending order
+    variances = variances.flip(0).clamp_min(0)[:count]
+    directions = directions.flip(1)[:, :count]
+    largest_entries = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    coordinates = centered @ (directions * largest_entries.sign())
+    total_variance = variances.new_tensor(float(centered.square().sum())).clamp_min(1e-30)
+    padding = (0, count - coordinates.shape[1])
+    shares = functional.pad(variances / total_variance, padding)
+    return functional.pad(coordinates, padding).float(), shares.float()
+
+
+def quantize(positions: Tensor) -> Tensor:
+    """Return positions (q, 2) as integers from 0 to 65535, centered, with the same scale for both axes."""
+    positions = positions.double()
+    low = positions.amin(0)
+    high = positions.amax(0)
     span = (high - low).max().clamp_min(1e-12)
-    return ((points - (low + high) / 2) / span * 65535 + 32767.5).round().clamp(0, 65535).to(torch.int64)
+    scaled = (positions - (low + high) / 2) / span * MAX_COORDINATE + MAX_COORDINATE / 2
+    return scaled.round().clamp(0, MAX_COORDINATE).to(torch.int64)
 
 
-def _tsne(components):
+def _tsne(components: NDArray) -> NDArray:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(components) - 1) / 3)
     return TSNE(2, init="pca", perplexity=perplexity, random_state=0).fit_transform(components)
 
 
-def _umap(components):
+def _umap(components: NDArray) -> NDArray:
     from umap import UMAP
 
     return UMAP(n_neighbors=min(15, len(components) - 1), random_state=0, n_jobs=1).fit_transform(components)

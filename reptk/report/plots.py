@@ -1,25 +1,33 @@
-"""The page's plots as PNG files, for slides and papers: curves, map, confusions. Drawn by matplotlib, where it is there."""
+"""The page's plots as PNG files, for slides and papers: curves, map, confusions. They need matplotlib."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from reptk.core import rng
 from reptk.core.errors import EnvironmentProblem
-from reptk.report import answers, curves, layouts
-from reptk.report.runs import Run
-from reptk.report.words import class_name
+from reptk.report.formatting import class_name
+from reptk.report.layouts import map_positions
+from reptk.report.per_class import confusion_matrix
+from reptk.report.run_files import Run
+from reptk.report.training_curves import MAX_MARKED_POINTS, Panel, curve_panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 150
-MOST_CLASSES = 40
-"""Of a matrix whose names can still be read."""
-COLOURS = ("#0f6b6b", "#b5541c", "#5b4fa0", "#8a7a12", "#a03a66", "#4c6a2f")
-INK, QUIET, HAIRLINE = "#1f1f1d", "#6a6a66", "#d9d9d6"
-CLASS_COLOURS = [
+MAX_MATRIX_CLASSES = 40
+"""Names of more classes cannot be read beside the matrix."""
+MAX_LEGEND_CLASSES = 20
+MAX_PANEL_COLUMNS = 3
+RUN_COLORS = ("#0f6b6b", "#b5541c", "#5b4fa0", "#8a7a12", "#a03a66", "#4c6a2f")
+INK, GREY, HAIRLINE = "#1f1f1d", "#6a6a66", "#d9d9d6"
+CLASS_COLORS = [
     "#2f6db5",
     "#d9770f",
     "#2a8f57",
@@ -30,8 +38,6 @@ CLASS_COLOURS = [
     "#858a12",
     "#1791a0",
     "#6c7178",
-]
-CLASS_COLOURS += [
     "#8fb8e8",
     "#f3b877",
     "#85cfa5",
@@ -46,23 +52,25 @@ CLASS_COLOURS += [
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": HAIRLINE,
-    "axes.labelcolor": QUIET,
+    "axes.labelcolor": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "figure.facecolor": "white",
     "svg.hashsalt": "reptk",
 }
 MISSING = "PNG plots need matplotlib, which is not installed: pip install 'reptk[viz]'"
 
 
-def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """`curves.png`, `map.png` and `confusion.png`, as far as the runs have them; one warning without matplotlib.
+def write_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Write `curves.png`, `map.png` and `confusion.png`, those for which the runs have data.
+
+    Without matplotlib nothing is written and a warning says so.
 
     Raises:
         EnvironmentProblem: the folder cannot be written.
@@ -72,103 +80,132 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
         return []
     import matplotlib as mpl
 
-    made = []
+    plots = {"curves": _draw_curves, "map": _draw_map, "confusion": _draw_confusions}
+    written = []
     with mpl.rc_context(STYLE):
-        for name, draw in (("curves", _curves), ("map", _map), ("confusion", _confusion)):
+        for name, draw in plots.items():
             figure = draw(runs)
             if figure is not None:
-                made.append(_saved(figure, folder / f"{name}.png"))
-    return made
+                path = folder / f"{name}.png"
+                _save(figure, path)
+                written.append(path)
+    return written
 
 
-def _saved(figure: Any, path: Path) -> Path:
+def _save(figure: "Figure", path: Path) -> None:
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Without the name and version of the software, so that the same plot is the same file.
         figure.savefig(unfinished, dpi=DPI, format="png", metadata={"Software": None})
         unfinished.replace(path)
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --png") from cause
-    return path
 
 
-def _figure(width: float, height: float) -> Any:
+def _new_figure(width_inches: float, height_inches: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure((width, height), layout="constrained")
+    return Figure((width_inches, height_inches), layout="constrained")
 
 
-def _curves(runs: Sequence[Run]) -> Any:
-    panels = curves.panels(runs)
+def _draw_curves(runs: Sequence[Run]) -> "Figure | None":
+    panels = curve_panels(runs)
     if not panels:
         return None
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = _figure(3.6 * columns, 2.4 * rows)
-    for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
-        for line in panel.series:
-            style = {"color": COLOURS[line.style % len(COLOURS)], "linewidth": 1.5, "label": line.name}
-            axes.plot(
-                *zip(*line.points, strict=True), marker="o" if len(line.points) <= 20 else None, markersize=3, **style
-            )
-        for name, value, _ in panel.levels:
-            axes.axhline(value, color=QUIET, linewidth=0.8, linestyle="--")
-            axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-        axes.set_title(panel.title)
-        axes.yaxis.set_major_formatter(_formatter(panel.write))
-        axes.grid(axis="y", color=HAIRLINE, linewidth=0.5)
-    for axes in list(figure.axes)[len(panels) :]:
+    num_columns = min(MAX_PANEL_COLUMNS, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = _new_figure(3.6 * num_columns, 2.4 * num_rows)
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for panel, axes in zip(panels, all_axes, strict=False):
+        _draw_panel(panel, axes)
+    for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
     if len(runs) > 1:
-        figure.axes[0].legend(frameon=False, fontsize=7)
+        all_axes[0].legend(frameon=False, fontsize=7)
     return figure
 
 
-def _formatter(write: Callable[[float], str]) -> Callable[[float, int], str]:
-    return lambda value, _: write(value)
+def _draw_panel(panel: Panel, axes: "Axes") -> None:
+    for series in panel.series:
+        epochs = [epoch for epoch, _ in series.points]
+        values = [value for _, value in series.points]
+        marker = "o" if len(series.points) <= MAX_MARKED_POINTS else None
+        color = RUN_COLORS[series.style % len(RUN_COLORS)]
+        axes.plot(epochs, values, marker=marker, markersize=3, color=color, linewidth=1.5, label=series.name)
+    for level in panel.levels:
+        axes.axhline(level.value, color=GREY, linewidth=0.8, linestyle="--")
+        where = (1, level.value)
+        axes.annotate(level.name, where, xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    axes.set_title(panel.title)
+    axes.yaxis.set_major_formatter(lambda value, _: panel.format_value(value))
+    axes.grid(axis="y", color=HAIRLINE, linewidth=0.5)
 
 
-def _map(runs: Sequence[Run]) -> Any:
-    shown = [run for run in runs if run.evidence is not None and len(run.evidence.index)]
+def _draw_map(runs: Sequence[Run]) -> "Figure | None":
+    shown = [run for run in runs if run.predictions is not None and len(run.predictions.index)]
     if not shown:
         return None
-    figure = _figure(5.2 * len(shown), 5)
-    for run, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False).flat, strict=True):
-        evidence, points = run.evidence, layouts.layout("pca", run.evidence.features).numpy()
-        order = torch.randperm(len(points), generator=rng.generator("report", "map", len(points))).numpy()
-        colours = [_colour(label) for label in evidence.labels[order].tolist()]
-        axes.scatter(*points[order].T, s=4, c=colours, linewidths=0, alpha=0.7)
-        axes.set_title(f"{run.title if len(shown) == 1 else run.name}: PCA of {len(points):,} queries")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.spines[:].set_visible(False)
-    labels = shown[-1].evidence.labels.unique().tolist()
-    if 1 < len(labels) <= 20:
+    figure = _new_figure(5.2 * len(shown), 5)
+    all_axes = figure.subplots(1, len(shown), squeeze=False).flatten()
+    for run, axes in zip(shown, all_axes, strict=True):
+        title = run.title if len(shown) == 1 else run.name
+        _draw_points(run, title, axes)
+    last_predictions = shown[-1].predictions
+    labels = last_predictions.labels.unique().tolist()
+    if 1 < len(labels) <= MAX_LEGEND_CLASSES:
+        axes = all_axes[-1]
         for label in labels:
-            axes.scatter([], [], s=24, c=[_colour(label)], label=class_name(shown[-1].evidence.classes, label))
+            axes.scatter([], [], s=24, c=[_class_color(label)], label=class_name(last_predictions.classes, label))
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _colour(label: int) -> str:
-    return QUIET if label < 0 else CLASS_COLOURS[label % len(CLASS_COLOURS)]
+def _draw_points(run: Run, title: str, axes: "Axes") -> None:
+    positions = map_positions("pca", run.predictions.features).numpy()
+    # In random order, so that no class hides the others.
+    order = torch.randperm(len(positions), generator=rng.generator("report", "map", len(positions))).numpy()
+    colors = [_class_color(label) for label in run.predictions.labels[order].tolist()]
+    axes.scatter(positions[order, 0], positions[order, 1], s=4, c=colors, linewidths=0, alpha=0.7)
+    axes.set_title(f"{title}: PCA of {len(positions):,} queries")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_visible(False)
 
 
-def _confusion(runs: Sequence[Run]) -> Any:
-    shown = [run for run in runs if run.evidence is not None and run.evidence.vote and len(run.evidence.classes) > 1]
-    shown = [run for run in shown if len(run.evidence.classes) <= MOST_CLASSES]
+def _class_color(label: int) -> str:
+    if label < 0:
+        return GREY
+    return CLASS_COLORS[label % len(CLASS_COLORS)]
+
+
+def _draw_confusions(runs: Sequence[Run]) -> "Figure | None":
+    shown = [run for run in runs if _has_readable_matrix(run)]
     if not shown:
         return None
-    size = 2.2 + 0.24 * max(len(run.evidence.classes) for run in shown)
-    figure = _figure(size * len(shown), size)
-    for run, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False).flat, strict=True):
-        counts = answers.matrix(run.evidence).double()
-        names = [class_name(run.evidence.classes, label) for label in range(len(counts))]
-        axes.imshow((counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy(), cmap="Greys", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set_xlabel("taken for")
-        axes.set_ylabel("class")
-        axes.set_title(run.title if len(shown) == 1 else run.name)
+    size_inches = 2.2 + 0.24 * max(len(run.predictions.classes) for run in shown)
+    figure = _new_figure(size_inches * len(shown), size_inches)
+    all_axes = figure.subplots(1, len(shown), squeeze=False).flatten()
+    for run, axes in zip(shown, all_axes, strict=True):
+        title = run.title if len(shown) == 1 else run.name
+        _draw_matrix(run, title, axes)
     return figure
+
+
+def _has_readable_matrix(run: Run) -> bool:
+    if run.predictions is None or not run.predictions.vote:
+        return False
+    return 1 < len(run.predictions.classes) <= MAX_MATRIX_CLASSES
+
+
+def _draw_matrix(run: Run, title: str, axes: "Axes") -> None:
+    counts = confusion_matrix(run.predictions).double()
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    names = [class_name(run.predictions.classes, label) for label in range(len(counts))]
+    axes.imshow(shares.numpy(), cmap="Greys", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    axes.set_title(title)

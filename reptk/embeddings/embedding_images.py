@@ -1,0 +1,83 @@
+"""Thumbnails of the images that embeddings stand for: from their files, or from the data set that they come from."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from reptk import config
+from reptk.config.registry import DATASETS
+from reptk.core.errors import ReptkError
+from reptk.data import Data
+from reptk.data.decode import decode
+from reptk.embeddings.store import Embeddings
+from reptk.report.data_uri import encode_data_uri
+
+SIDE_PX = 128
+IGNORED_ARGUMENTS = ("split", "cache")
+"""Arguments of the data set that are not taken over: a file of embeddings must not decide where a cache is written."""
+
+
+class EmbeddingImages:
+    """Data URIs of the images that embeddings stand for; an empty string for an image that is gone."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self.embeddings = embeddings
+
+    def data_uri(self, number: int) -> str:
+        """Return the image of an embedding."""
+        path = self.embeddings.file(number)
+        if path is not None:
+            return self.data_uri_of_file(path)
+        return self._data_uri_from_data(self.embeddings.ids[number])
+
+    def data_uri_of_file(self, path: Path) -> str:
+        """Return the image in a file."""
+        try:
+            return thumbnail_data_uri(decode(path, SIDE_PX))
+        except ReptkError:
+            return ""
+
+    def _data_uri_from_data(self, image_id: str) -> str:
+        """Return the image of an id such as `query/17`, which names a split of the data set and a number in it."""
+        split_name, _, number = image_id.partition("/")
+        split = None
+        if self._data is not None:
+            split = self._data.splits.get(split_name)
+        if split is None or not number.isdigit() or int(number) >= len(split.images):
+            return ""
+        try:
+            return thumbnail_data_uri(split.images.fetch(torch.tensor([int(number)]))[0])
+        except ReptkError:
+            return ""
+
+    @cached_property
+    def _data(self) -> Data | None:
+        """The data set that the images come from; None if it cannot be opened without a download."""
+        try:
+            part = dict(self.embeddings.about.get("data"))
+            for name in IGNORED_ARGUMENTS:
+                part.pop(name, None)
+            if "download" in part:
+                part["download"] = False
+            return config.build(DATASETS, config.complete("data", part))
+        except (ReptkError, TypeError, ValueError, OSError):
+            return None
+
+
+def thumbnail_data_uri(image: Tensor) -> str:
+    """Return (3, H, W) uint8 as a data URI of about `SIDE_PX` pixels.
+
+    A small image is enlarged by a whole factor without interpolation, and stored without loss.
+    """
+    picture = Image.fromarray(rearrange(image, "c h w -> h w c").contiguous().cpu().numpy())
+    factor = SIDE_PX // max(picture.size)
+    if factor > 1:
+        size = (factor * picture.width, factor * picture.height)
+        return encode_data_uri(picture.resize(size, Image.Resampling.NEAREST), "PNG", optimize=True)
+    if max(picture.size) > SIDE_PX:
+        picture.thumbnail((SIDE_PX, SIDE_PX))
+    return encode_data_uri(picture, "JPEG", quality=85)

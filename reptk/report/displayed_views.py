@@ -1,0 +1,86 @@
+"""The first images of a training step and the views that training makes of them, to look at."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from reptk import config
+from reptk.config.registry import VIEWS
+from reptk.core import distributed, rng
+from reptk.core.errors import UsageError
+from reptk.data import Data, Loader
+
+
+class DisplayedViews(NamedTuple):
+    """The first images of a training step, and their views.
+
+    Args:
+        images: (n, 3, H, W) uint8.
+        views: one tensor (n, 3, size, size) uint8 for each view; sizes may differ.
+        labels: (n,).
+        index: (n,) numbers of the images in the training split.
+        num_steps: steps of the whole training.
+    """
+
+    images: Tensor
+    views: list[Tensor]
+    labels: Tensor
+    index: Tensor
+    num_steps: int
+
+
+@runtime_checkable
+class ShardedViews(Protocol):
+    """Views that can be drawn for a part of the global batch, with the same result as a rank gets for its part."""
+
+    def shard(self, rank: int, world: int) -> None:
+        """Draw the part of `rank` from now on."""
+        ...
+
+
+def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int) -> DisplayedViews:
+    """Return the first `count` images of a step, counted from 0, and the views that training makes of them.
+
+    Views are drawn for the global batch. If they can be sharded, only the smallest equal part of the batch that holds
+    `count` images is fetched and drawn, as the first of so many ranks would.
+
+    Raises:
+        UsageError: training has no such step, or the views refuse their arguments.
+        DataError: fewer images than one batch, or an unreadable one.
+    """
+    device = distributed.setup(recipe.train.device)
+    batch_size = recipe.train.batch_size
+    views = config.build(VIEWS, recipe.views)
+    num_parts = 1
+    if isinstance(views, ShardedViews):
+        num_parts = batch_size // _smallest_part(batch_size, count)
+    if num_parts > 1:
+        views.shard(0, num_parts)
+    loader = Loader(data.train, batch_size=batch_size, seed=recipe.seed, world=num_parts)
+    num_steps = recipe.train.epochs * loader.steps_per_epoch
+    if not 0 <= step < num_steps:
+        raise UsageError(f"--step is {step}, but this training has the steps 0 to {num_steps - 1}")
+    images, labels, index = next(loader.batches(step, step + 1))
+    with torch.no_grad():
+        drawn = views(images.to(device), rng.key(recipe.seed, "views", step))
+    if isinstance(drawn, Tensor):
+        drawn = [drawn]  # all views have one size
+    shown = []
+    for views_of_one_size in drawn:
+        for view in views_of_one_size:
+            shown.append(_to_uint8(view[:count]))
+    return DisplayedViews(images[:count], shown, labels[:count], index[:count], num_steps)
+
+
+def _to_uint8(view: Tensor) -> Tensor:
+    """Return (n, 3, size, size) floats in 0..1 on any device as the nearest uint8 on the CPU."""
+    return (view.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _smallest_part(batch_size: int, count: int) -> int:
+    """Return the smallest divisor of the batch size that is at least `count`."""
+    for size in range(count, batch_size):
+        if batch_size % size == 0:
+            return size
+    return batch_size

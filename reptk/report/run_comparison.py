@@ -1,0 +1,106 @@
+"""Whether one run is better than another, or whether the draw of the queries explains the difference."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reptk.evaluate.predictions import Predictions
+from reptk.evaluate.intervals import QueryMean
+from reptk.report.run_files import Run
+
+ACCESS_ARGUMENTS = ("cache", "download", "jpeg")
+"""Arguments of a data set that change how its images are read, not which images they are."""
+
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two runs in one metric, the run minus the baseline.
+
+    Args:
+        value: the difference.
+        low, high: its 95 % interval; NaN if none can be computed.
+        method: how the interval was computed: "paired", "intervals", or "" for none.
+    """
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+    @property
+    def is_significant(self) -> bool:
+        """The interval does not contain 0."""
+        return self.low > 0 or self.high < 0
+
+
+def difference(run: Run, baseline: Run, metric: str) -> Difference | None:
+    """Return how much `run` is above `baseline` in `metric`; None if one of them lacks it.
+
+    The interval is computed from pairs if the predictions of both show which of the same queries were correct, else from
+    the two intervals as for independent samples.
+    """
+    a = run.results.main_metrics.get(metric)
+    b = baseline.results.main_metrics.get(metric)
+    if a is None or b is None:
+        return None
+    if have_same_queries(run, baseline):
+        run_hits = _hits(run.predictions, metric)
+        baseline_hits = _hits(baseline.predictions, metric)
+        if run_hits is not None and baseline_hits is not None:
+            _, low, high = QueryMean(run_hits.float()).gain_over(QueryMean(baseline_hits.float()))
+            return Difference(a - b, low, high, "paired")
+    return independent_difference(
+        a, run.results.main_intervals.get(metric), b, baseline.results.main_intervals.get(metric)
+    )
+
+
+def independent_difference(a: float, a_bounds: Bounds | None, b: float, b_bounds: Bounds | None) -> Difference:
+    """Return a - b of two independent samples.
+
+    The errors of independent samples add in quadrature: the lower half of a's interval with the upper half of b's, and
+    the other way round.
+    """
+    if a_bounds is None or b_bounds is None:
+        return Difference(a - b, math.nan, math.nan, "")
+    a_low, a_high = a_bounds
+    b_low, b_high = b_bounds
+    below = math.hypot(a - a_low, b_high - b)
+    above = math.hypot(a_high - a, b - b_low)
+    return Difference(a - b, a - b - below, a - b + above, "intervals")
+
+
+def have_same_queries(run: Run, baseline: Run) -> bool:
+    """Return whether both have predictions for the same labelled queries of the same data set."""
+    a = run.predictions
+    b = baseline.predictions
+    if a is None or b is None:
+        return False
+    if data_identity(run.data_part) != data_identity(baseline.data_part) or a.query_split != b.query_split:
+        return False
+    same_images = torch.equal(a.index, b.index) and torch.equal(a.labels, b.labels)
+    return same_images and bool((a.labels >= 0).any())
+
+
+def data_identity(data_part: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a data set that decide which images it has."""
+    return {key: value for key, value in data_part.items() if key not in ACCESS_ARGUMENTS}
+
+
+def _hits(predictions: Predictions, metric: str) -> Tensor | None:
+    """Return which labelled queries count as correct for `metric`, (labelled,) bool; None if it cannot be told."""
+    is_labelled = predictions.labels >= 0
+    if metric and metric == predictions.vote:
+        return (predictions.predicted == predictions.labels)[is_labelled]
+    family, _, k = metric.partition("@")
+    if metric in ("knn@1", "knn_majority@1"):
+        family = "recall"  # a single vote is that of the nearest neighbor
+    num_neighbors = predictions.neighbors.shape[1]
+    if family == "recall" and k.isdigit() and 1 <= int(k) <= num_neighbors:
+        nearest_labels = predictions.neighbor_labels[:, : int(k)]
+        return (nearest_labels == predictions.labels[:, None]).any(1)[is_labelled]
+    return None

@@ -1,0 +1,215 @@
+"""The files of a run's folder: recipe, results, metrics by step, status and per-query predictions.
+
+Any of them may be missing, as long as there is a number in results.json or metrics.jsonl.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reptk import config
+from reptk.core.errors import DataError, UsageError
+from reptk.evaluate.predictions import Predictions
+
+Table = dict[str, Any]
+
+
+class SavedConfusion(BaseModel):
+    """`count` of the `of` queries of a class (in the extra field "class") were predicted as another."""
+
+    model_config = ConfigDict(extra="allow")
+
+    taken_for: str
+    count: int
+    of: int
+
+
+class SavedVerdict(BaseModel):
+    """The judgement in plain words: a level, a sentence, and what to do next."""
+
+    level: str = ""
+    sentence: str = ""
+    advice: list[str] = []
+
+
+class SavedResults(BaseModel):
+    """The content of results.json. Old files have metrics and protocol only; an unfinished run has no such file."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    headline: str = ""
+    metrics: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    gains: dict[str, dict[str, tuple[float, float, float]]] = {}
+    classes: list[Table] = []
+    confusions: list[SavedConfusion] = []
+    health: dict[str, dict[str, float]] = {}
+    verdict: SavedVerdict | None = None
+    protocol: Table = {}
+
+    @property
+    def main_row(self) -> str:
+        """The row that the run is about, which is the last one; empty if there is none."""
+        return next(reversed(self.metrics), "")
+
+    @property
+    def baseline_rows(self) -> list[str]:
+        """The rows that the main row is compared with."""
+        return [row for row in self.metrics if row != self.main_row]
+
+    @property
+    def main_metrics(self) -> dict[str, float]:
+        """The metrics of the main row."""
+        return self.metrics.get(self.main_row, {})
+
+    @property
+    def main_intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % intervals of the main row."""
+        return self.intervals.get(self.main_row, {})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was read from a run's folder.
+
+    Args:
+        name: what distinguishes the run from the others on the page.
+        recipe: recipe.toml, empty if there is none.
+        log: the rows of metrics.jsonl.
+        status: the status in status.json, empty if there is none.
+        predictions: per-query predictions, None if there are none.
+    """
+
+    folder: Path
+    name: str
+    results: SavedResults = field(default_factory=SavedResults)
+    recipe: Table = field(default_factory=dict)
+    log: list[Table] = field(default_factory=list)
+    status: str = ""
+    predictions: Predictions | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the recipe that the run was trained by, else the run's own name."""
+        return str(self.results.protocol.get("recipe") or self.recipe.get("name") or self.name)
+
+    @property
+    def data_part(self) -> Table:
+        """The data set that was evaluated, with its arguments; empty if it is not known."""
+        part = self.results.protocol.get("data") or self.recipe.get("data")
+        if isinstance(part, dict):
+            return part
+        return {}
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs in `folders` and give each a name that no other has.
+
+    Raises:
+        UsageError: no folder, the same folder twice, or a folder that holds no run.
+        DataError: a file of a run is damaged.
+    """
+    if not folders:
+        raise UsageError("which run? e.g. reptk report runs/tcl_selfsup_photos/1")
+    paths = [folder.resolve() for folder in folders]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UsageError(f"{folders[number]} is named twice")
+    names = _distinct_names(paths)
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read one run.
+
+    Raises:
+        UsageError: the folder holds no run, or no number yet.
+        DataError: a file of the run is damaged.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no run in {folder}: there is no such folder")
+    results_path = folder / "results.json"
+    log_path = folder / "metrics.jsonl"
+    recipe_path = folder / "recipe.toml"
+    if not results_path.is_file() and not log_path.is_file():
+        raise UsageError(f"no run in {folder}: it holds neither results.json nor metrics.jsonl")
+    recipe = {}
+    if recipe_path.is_file():
+        recipe = config.read(recipe_path)
+    results = _read_results(results_path)
+    log = _read_log(log_path)
+    if not results.metrics and not log:
+        raise UsageError(f"no number in {folder} yet; ask again after the first steps of the run")
+    return Run(
+        folder=folder,
+        name=name,
+        results=results,
+        recipe=recipe,
+        log=log,
+        status=_read_status(folder / "status.json"),
+        predictions=Predictions.load(folder),
+    )
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the ends of the paths, with as many folders as distinguish them; a bare number is no name."""
+    longest = max(len(path.parts) for path in paths)
+    for num_parts in range(1, longest + 1):
+        names = ["/".join(path.parts[-num_parts:]) for path in paths]
+        has_number = any(name.isdigit() for name in names)
+        if len(set(names)) == len(names) and not has_number:
+            return names
+    return [str(path) for path in paths]
+
+
+def _read_results(path: Path) -> SavedResults:
+    if not path.is_file():
+        return SavedResults()
+    advice = f"evaluate the run again: reptk evaluate {path.parent} --out FOLDER"
+    try:
+        return SavedResults.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path} is damaged: {key or 'its content'}: {first['msg']}; {advice}") from error
+    except (OSError, ValueError, RecursionError) as cause:
+        raise DataError(f"{path} is damaged: {cause}; {advice}") from cause
+
+
+def _read_log(path: Path) -> list[Table]:
+    """Return every complete line; the last line of a run that was killed may be cut off."""
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as cause:
+        raise DataError(f"cannot read {path}: {cause}") from cause
+    rows = []
+    for line in lines:
+        row = _parse_line(line)
+        if row:
+            rows.append(row)
+    if lines and not rows:
+        raise DataError(f"{path} is damaged: none of its {len(lines)} lines is a JSON object")
+    return rows
+
+
+def _parse_line(line: str) -> Table:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(row, dict):
+        return row
+    return {}
+
+
+def _read_status(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,178 @@
+"""All metrics: of one run next to its baselines, or of several runs next to each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reptk.core.metric_names import display_name
+from reptk.report.formatting import format_interval, format_points, format_share
+from reptk.report.run_comparison import Difference, difference
+from reptk.report.run_files import Run, SavedResults
+
+MEANINGS = {"more": "more, beyond the interval", "less": "less, beyond the interval", "same": "within the interval"}
+METHODS = {"paired": "the same queries, drawn again in pairs", "intervals": "the 95 % intervals of the two"}
+
+
+@dataclass(frozen=True)
+class DifferenceMark:
+    """Whether a difference is beyond its interval: `kind` is "more", "less" or "same"."""
+
+    kind: str
+    meaning: str
+    bounds: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table: a value, emphasized if it is that of a run's main row; or a difference with its mark."""
+
+    text: str
+    is_main: bool = False
+    interval: str = ""
+    mark: DifferenceMark | None = None
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric."""
+
+    name: str
+    cells: list[Cell]
+    is_headline: bool
+
+
+@dataclass(frozen=True)
+class NumbersSection:
+    """What templates/numbers.html.j2 shows.
+
+    Args:
+        baseline: the run that the others are compared with; empty for a single run.
+        judged_by: how differences are judged; empty if none has an interval.
+        caption: of the table, for screen readers.
+        label: of the box that scrolls.
+    """
+
+    baseline: str
+    judged_by: str
+    caption: str
+    label: str
+    heads: list[str]
+    rows: list[MetricRow]
+
+
+def numbers_section(runs: Sequence[Run]) -> NumbersSection | None:
+    """Return the table of all metrics; None if there are none."""
+    if not any(run.results.metrics for run in runs):
+        return None
+    if len(runs) == 1:
+        return _single_run(runs[0].results)
+    return _several_runs(runs)
+
+
+def shown_metrics(results: Sequence[SavedResults]) -> list[str]:
+    """Return the metrics in the order of the results, but the headline first, majority votes and deviations last."""
+    names: dict[str, None] = {}
+    for saved in results:
+        for metrics in saved.metrics.values():
+            names |= dict.fromkeys(metrics)
+    headline = results[0].headline
+    return sorted(
+        names, key=lambda name: (name != headline, name.startswith("knn_majority"), _is_standard_deviation(name))
+    )
+
+
+def _single_run(results: SavedResults) -> NumbersSection:
+    baselines = results.baseline_rows
+    has_intervals = results.main_row in results.intervals
+    heads = ["%", *baselines, results.main_row]
+    if has_intervals:
+        heads.append("95 % interval")
+    heads += [f"over {row}" for row in baselines]
+    rows = []
+    for metric in shown_metrics([results]):
+        cells = [Cell(format_share(results.metrics[row].get(metric))) for row in baselines]
+        cells.append(Cell(format_share(results.main_metrics.get(metric)), is_main=True))
+        if has_intervals:
+            cells.append(Cell(format_interval(results.main_intervals.get(metric))))
+        cells += [_gain_cell(results, row, metric) for row in baselines]
+        rows.append(MetricRow(display_name(metric), cells, metric == results.headline))
+    judged_by = ""
+    if results.gains:
+        judged_by = "the same queries drawn again in pairs"
+    return NumbersSection("", judged_by, "All metrics, in percent", "All metrics", heads, rows)
+
+
+def _gain_cell(results: SavedResults, row: str, metric: str) -> Cell:
+    """Return the gain of the main row over a baseline."""
+    if _is_standard_deviation(metric):
+        return Cell("")
+    gain = results.gains.get(row, {}).get(metric)
+    if gain is not None:
+        value, low, high = gain
+        return _difference_cell(Difference(value, low, high, "paired"))
+    main = results.main_metrics.get(metric)
+    baseline = results.metrics[row].get(metric)
+    if main is None or baseline is None:
+        return Cell("")
+    return Cell(format_points(main - baseline))
+
+
+def _several_runs(runs: Sequence[Run]) -> NumbersSection:
+    baseline = runs[0]
+    heads = ["%", baseline.name]
+    for run in runs[1:]:
+        heads += [run.name, f"over {baseline.name}"]
+    rows = []
+    for metric in shown_metrics([run.results for run in runs]):
+        cells = [_value_cell(baseline, metric)]
+        for run in runs[1:]:
+            gap = None
+            if not _is_standard_deviation(metric):
+                gap = difference(run, baseline, metric)
+            cells += [_value_cell(run, metric), _difference_cell(gap)]
+        rows.append(MetricRow(display_name(metric), cells, metric == baseline.results.headline))
+    return NumbersSection(
+        baseline.name,
+        _judged_by(runs),
+        "All metrics of the runs, in percent",
+        "All metrics of the runs",
+        heads,
+        rows,
+    )
+
+
+def _judged_by(runs: Sequence[Run]) -> str:
+    """Return how the differences of the runs to the first are judged."""
+    used = set()
+    for run in runs[1:]:
+        for metric in run.results.main_metrics:
+            gap = difference(run, runs[0], metric)
+            if gap is not None:
+                used.add(gap.method)
+    return ", or by ".join(text for method, text in METHODS.items() if method in used)
+
+
+def _value_cell(run: Run, metric: str) -> Cell:
+    value = format_share(run.results.main_metrics.get(metric))
+    interval = format_interval(run.results.main_intervals.get(metric))
+    return Cell(value, is_main=True, interval=interval)
+
+
+def _difference_cell(gap: Difference | None) -> Cell:
+    """Return a difference; with a mark if it has an interval."""
+    if gap is None:
+        return Cell("")
+    if not gap.method:
+        return Cell(format_points(gap.value))
+    if not gap.is_significant:
+        kind = "same"
+    elif gap.value > 0:
+        kind = "more"
+    else:
+        kind = "less"
+    bounds = f"{format_points(gap.low)} to {format_points(gap.high)}"
+    return Cell(format_points(gap.value), mark=DifferenceMark(kind, MEANINGS[kind], bounds))
+
+
+def _is_standard_deviation(metric: str) -> bool:
+    """Return whether the metric says how much another varies, so that more of it is not better."""
+    return "_std" in metric

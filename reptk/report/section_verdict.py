@@ -1,0 +1,214 @@
+"""The top of the page: the verdict in a sentence, and the headline metric on a scale from 0 to 100 %."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from reptk.core.metric_names import display_name
+from reptk.report.formatting import format_interval, format_percent, format_points, format_position
+from reptk.report.run_comparison import difference
+from reptk.report.run_files import Run
+
+LEVELS = ("good", "fair", "poor")
+ROW_NAMES = {"untrained": "the untrained encoder"}
+"""Rows of the metrics as they are called in a sentence."""
+
+
+@dataclass(frozen=True)
+class RulerLine:
+    """One row on the scale; positions are CSS percentages.
+
+    Args:
+        low, high: ends of the interval; empty without one.
+        is_main: whether the row is what a run is about, not a baseline.
+    """
+
+    label: str
+    value: str
+    interval: str
+    position: str
+    low: str
+    high: str
+    is_main: bool
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The headline metric of the best run, and of all rows on the scale; `run` is empty for a single run."""
+
+    value: str
+    metric: str
+    interval: str
+    run: str
+    ruler: list[RulerLine]
+
+
+@dataclass(frozen=True)
+class VerdictSection:
+    """What templates/verdict.html.j2 shows.
+
+    Args:
+        level: "good", "fair" or "poor"; empty without a verdict.
+        about: what was run on what.
+        status: of a run that is not finished, else empty.
+        advice: what to do next; None without a verdict.
+        headline: None if there are no numbers yet.
+    """
+
+    level: str
+    about: str
+    status: str
+    sentence: str
+    advice: list[str] | None
+    headline: Headline | None
+
+
+def verdict_section(runs: Sequence[Run]) -> VerdictSection:
+    """Return the verdict on a run as it was saved, or the comparison of several runs in a sentence."""
+    run = runs[0]
+    level = ""
+    sentence = ""
+    advice = None
+    if len(runs) == 1 and run.results.verdict is not None:
+        verdict = run.results.verdict
+        sentence = verdict.sentence
+        advice = verdict.advice
+        if verdict.level in LEVELS:
+            level = verdict.level
+    if not sentence and len(runs) == 1:
+        sentence = _sentence_from_numbers(run)
+    elif not sentence:
+        sentence = _comparison_sentence(runs)
+    return VerdictSection(
+        level=level,
+        about=_about(runs),
+        status="" if run.status == "finished" else run.status,
+        sentence=sentence,
+        advice=advice,
+        headline=_headline(runs),
+    )
+
+
+def _about(runs: Sequence[Run]) -> str:
+    run = runs[0]
+    parts = [run.title]
+    if len(runs) > 1:
+        parts = [f"{len(runs)} runs compared"]
+    parts.append(str(run.data_part.get("name", "")))
+    encoder = run.recipe.get("encoder")
+    if len(runs) == 1 and isinstance(encoder, dict):
+        parts.append(str(encoder.get("backbone") or ""))
+    return "  \u00b7  ".join(part for part in parts if part)
+
+
+def _sentence_from_numbers(run: Run) -> str:
+    """Return a sentence on a run that has no verdict."""
+    metric = run.results.headline
+    value = run.results.main_metrics.get(metric)
+    if value is None:
+        return f"{run.title} is {run.status or 'not finished'}: there are curves, and no numbers yet."
+    comparisons = []
+    for row in reversed(run.results.baseline_rows):
+        baseline = run.results.metrics[row].get(metric)
+        if baseline is None:
+            continue
+        relation = "above" if value >= baseline else "from"
+        comparisons.append(f"{_unsigned_points(value - baseline)} points {relation} {ROW_NAMES.get(row, row)}")
+    sentence = f"{display_name(metric)} is {format_percent(value)} %"
+    if comparisons:
+        sentence += f", {' and '.join(comparisons)}"
+    return f"{sentence}."
+
+
+def _comparison_sentence(runs: Sequence[Run]) -> str:
+    """Return which of several runs leads, and whether by more than chance explains."""
+    metric = runs[0].results.headline
+    scored = [run for run in runs if metric and metric in run.results.main_metrics]
+    if len(scored) < 2:
+        return f"{len(runs)} runs beside each other."
+    scored.sort(key=lambda run: run.results.main_metrics[metric], reverse=True)
+    best, second = scored[:2]
+    gap = difference(best, second, metric)
+    if gap.method and not gap.is_significant:
+        return f"{best.name} and {second.name} do not differ in {display_name(metric)} beyond chance."
+    sentence = f"{best.name} leads in {display_name(metric)}, {_unsigned_points(gap.value)} points above {second.name}"
+    if gap.method:
+        sentence += ", more than chance explains"
+    return f"{sentence}."
+
+
+def _unsigned_points(value: float) -> str:
+    return format_points(value).lstrip("+")
+
+
+class _RulerRow(NamedTuple):
+    """A row of the metrics before it is formatted."""
+
+    label: str
+    value: float
+    bounds: tuple[float, float] | None
+    is_main: bool
+
+
+def _headline(runs: Sequence[Run]) -> Headline | None:
+    ruler = _ruler(runs)
+    if not ruler:
+        return None
+    metric = runs[0].results.headline
+    best = max(runs, key=lambda run: run.results.main_metrics.get(run.results.headline, -1))
+    return Headline(
+        value=format_percent(best.results.main_metrics.get(metric)),
+        metric=display_name(metric),
+        interval=format_interval(best.results.main_intervals.get(best.results.headline)),
+        run=best.name if len(runs) > 1 else "",
+        ruler=ruler,
+    )
+
+
+def _ruler(runs: Sequence[Run]) -> list[RulerLine]:
+    """Return the rows of all runs; equal baselines of several runs once."""
+    first_run: dict[_RulerRow, str] = {}
+    for run in runs:
+        for row in _ruler_rows(run, is_comparison=len(runs) > 1):
+            first_run.setdefault(row, run.name)
+    rows = list(first_run)
+    if len(runs) > 1:
+        rows.sort(key=lambda row: row.is_main)  # the baselines first, then the runs
+    labels = [row.label for row in rows]
+    lines = []
+    for row in rows:
+        label = row.label
+        if labels.count(label) > 1:
+            label = f"{label}, {first_run[row]}"
+        lines.append(_ruler_line(label, row))
+    return lines
+
+
+def _ruler_rows(run: Run, *, is_comparison: bool) -> list[_RulerRow]:
+    metric = run.results.headline
+    rows = []
+    for name, metrics in run.results.metrics.items():
+        value = metrics.get(metric)
+        if value is None or not math.isfinite(value):
+            continue
+        is_main = name == run.results.main_row
+        label = run.name if is_comparison and is_main else name
+        rows.append(_RulerRow(label, value, run.results.intervals.get(name, {}).get(metric), is_main))
+    return rows
+
+
+def _ruler_line(label: str, row: _RulerRow) -> RulerLine:
+    low = ""
+    high = ""
+    if row.bounds is not None:
+        low, high = (format_position(bound) for bound in row.bounds)
+    return RulerLine(
+        label=label,
+        value=format_percent(row.value),
+        interval=format_interval(row.bounds),
+        position=format_position(row.value),
+        low=low,
+        high=high,
+        is_main=row.is_main,
+    )

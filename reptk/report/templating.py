@@ -1,0 +1,68 @@
+"""The Jinja environment of all HTML pages.
+
+Everything that a template prints is made printable and escaped, so that no name of a file, class or run can become
+markup. A variable that the Python code does not provide is an error.
+"""
+
+import functools
+import math
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from reptk.report.formatting import printable
+
+PACKAGE = "reptk.report"
+
+
+def render(template: str, **variables: Any) -> str:
+    """Return the page that a template of `reptk/report/templates` makes of the variables."""
+    return _environment().get_template(template).render(variables)
+
+
+def read_asset(name: str) -> Markup:
+    """Return a style sheet or script of this package, which goes into the page as it is."""
+    return Markup((files(PACKAGE) / name).read_text(encoding="utf-8"))
+
+
+def for_json(value: Any) -> Any:
+    """Return `value` with every text printable, and with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(str(key)): for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(item) for item in value]
+    return value
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    # Jinja's `tojson` escapes what could end a script element or an attribute in single quotes.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters["lines"] = _lines
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Make text printable before Jinja escapes it; markup is escaped already."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value)
+    return value
+
+
+def _lines(text: str) -> Markup:
+    """Return text with its line breaks, which `printable` would replace."""
+    return Markup("\n").join(escape(printable(line)) for line in text.splitlines())

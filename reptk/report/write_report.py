@@ -1,0 +1,74 @@
+"""Write the page of one or several runs, and its plots as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptk.core.errors import EnvironmentProblem
+from reptk.core.files import write_text
+from reptk.data import Data
+from reptk.report.layouts import check_layouts
+from reptk.report.page import render_page
+from reptk.report.plots import write_plots
+from reptk.report.run_files import read_runs
+from reptk.report.run_images import OpenedDatasets
+
+FILE = "report.html"
+
+
+def write(
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    map: str | Sequence[str] = "pca",
+    png: str | Path | None = None,
+    data: Data | None = None,
+) -> Path:
+    """Write one self-contained HTML page about one run, or about several next to each other.
+
+    Args:
+        folders: folders of runs, finished or not; the first run is what the others are compared with.
+        out: the page; by default `report.html` in the run's folder, or for several runs in the current one.
+        map: layouts of the map besides PCA, which is always included: "tsne", "umap", or several.
+        png: a folder for the plots as PNG files (curves, map, confusions), drawn by matplotlib.
+        data: the first run's data set, if it is open already.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UsageError: a folder without a run, or no such layout.
+        DataError: a file of a run is damaged.
+        EnvironmentProblem: the page cannot be written, or a package is missing.
+    """
+    requested_layouts = [map] if isinstance(map, str) else map
+    layouts = tuple(dict.fromkeys(["pca", *requested_layouts]))
+    check_layouts(layouts)
+    if isinstance(folders, (str, Path)):
+        folders = [folders]
+    paths = [Path(folder) for folder in folders]
+    runs = read_runs(paths)
+    path = _page_path(paths, out)
+    datasets = OpenedDatasets()
+    if data is not None:
+        datasets.add(runs[0], data)
+    images = [datasets.images_of(run) for run in runs]
+    page = render_page(runs, images, layouts)
+    try:
+        write_text(path, page)
+    except OSError as cause:
+        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause
+    if png is not None:
+        write_plots(runs, Path(png))
+    return path
+
+
+def _page_path(folders: Sequence[Path], out: str | Path | None) -> Path:
+    if out is not None:
+        path = Path(out)
+    elif len(folders) == 1:
+        path = folders[0] / FILE
+    else:
+        path = Path(FILE)
+    if path.is_dir():
+        raise EnvironmentProblem(f"cannot write {path}: it is a folder. Name a file, e.g. {path / FILE}")
+    return path
