@@ -74,6 +74,8 @@ def test_wheel_and_sdist_hold_recipes_and_plugins(tmp_path: Path) -> None:
         "reptk/report/page.css",
         "reptk/report/page.js",
         "reptk/report/map.js",
+        "reptk/report/templates/page.html.j2",
+        "reptk/report/templates/embeddings.html.j2",
     ):
         assert name in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)

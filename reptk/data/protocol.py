@@ -100,6 +100,11 @@ class Data:
     protocol: str
     crop: float = 1.0
 
+    @property
+    def splits(self) -> dict[str, Split | None]:
+        """The splits by the names under which results, predictions and embeddings refer to them."""
+        return {"train": self.train, "bank": self.bank, "query": self.query}
+
 
 class InMemory(Images):
     """Images in one uint8 tensor (n, C, H, W), stored channels last.

@@ -17,9 +17,26 @@ from reptk.report.formatting import printable
 PACKAGE = "reptk.report"
 
 
+@functools.cache
+def environment() -> Environment:
+    """Return the environment in which all templates are rendered."""
+    jinja = Environment(
+        loader=PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    # Jinja's `tojson` escapes what could end a script element or an attribute in single quotes.
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    jinja.filters["lines"] = _lines
+    return jinja
+
+
 def render(template: str, **variables: Any) -> str:
     """Return the page that a template of `reptk/report/templates` makes of the variables."""
-    return _environment().get_template(template).render(variables)
+    return environment().get_template(template).render(variables)
 
 
 def read_asset(name: str) -> Markup:
@@ -38,22 +55,6 @@ def for_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [for_json(item) for item in value]
     return value
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader(PACKAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    # Jinja's `tojson` escapes what could end a script element or an attribute in single quotes.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["lines"] = _lines
-    return environment
 
 
 def _finalize(value: Any) -> Any:

@@ -16,9 +16,9 @@ from report_runs import RECIPE, make_run
 from reptk import DATASETS
 from reptk.config import build
 from reptk.report import write
-from reptk.report.gallery import choices
-from reptk.report.html import element, json_script, readable
-from reptk.report.runs import read
+from reptk.report.formatting import printable
+from reptk.report.run_files import read_run
+from reptk.report.section_gallery import select_queries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,7 +111,7 @@ def test_the_recipe_beside_the_shipped_one(tmp_path: Path) -> None:
 
 
 def test_the_command_repeats_the_recipe(tmp_path: Path) -> None:
-    from reptk.report import recipes
+    from reptk.report import recipe_diff
 
     folder = tmp_path / "run"
     folder.mkdir()
@@ -120,8 +120,8 @@ def test_the_command_repeats_the_recipe(tmp_path: Path) -> None:
     overrides = ["loss.temperature=0.25", "train.epochs=3", "eval.knn.k=[1, 5]"]
     (folder / "recipe.toml").write_text(reptk.load("simclr_digits", overrides).dump())
     (folder / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 2.0}\n')
-    made = read(folder, "run")
-    command = recipes.command_of(made, recipes.source_of(made))
+    made = read_run(folder, "run")
+    command = recipe_diff.training_command(made, recipe_diff.shipped_recipe(made))
     assert command.startswith("python -m reptk.recipe simclr_digits ")
     import shlex
 
@@ -139,19 +139,10 @@ def test_names_stay_text(tmp_path: Path) -> None:
     assert all("onerror" not in attrs for _, attrs in page.elements)
     assert sum(tag == "script" for tag, _ in page.elements) == 2
     text = page.text()
-    assert readable(EVIL[0]) in text
+    assert printable(EVIL[0]) in text
     assert "two\u240alines" in text
     assert "\u202e" not in page.source
-    assert page.data["maps"][0]["classes"] == [readable(name) for name in EVIL]
-
-
-def test_html_is_escaped_by_construction() -> None:
-    assert element("p", "<b>", title='"') == '<p title="&quot;">&lt;b&gt;</p>'
-    assert element("p", element("b", "x"), None, ["y", "&"], hidden=True, id=None) == "<p hidden><b>x</b>y&amp;</p>"
-    script = json_script("d", {"</script>": float("nan"), "x": ["<!--", "\u2028", 1.5]})
-    assert "</script>" not in script[:-9]
-    assert "<!--" not in script
-    assert json.loads(script[script.index(">") + 1 : -9]) == {"</script>": None, "x": ["<!--", "\u2028", 1.5]}
+    assert page.data["maps"][0]["classes"] == [printable(name) for name in EVIL]
 
 
 def test_file_names_of_any_kind(tmp_path: Path) -> None:
@@ -171,8 +162,8 @@ def test_file_names_of_any_kind(tmp_path: Path) -> None:
 
 
 def test_surest_failures_come_first(other: Path) -> None:
-    evidence = read(other, "b").evidence
-    tabs = {name: rows for name, _, rows in choices(evidence)}
+    evidence = read_run(other, "b").predictions
+    tabs = {selection.title: selection.rows for selection in select_queries(evidence)}
     wrong = evidence.predicted != evidence.labels
     assert list(tabs) == ["Surest failures", "Failures", "Right", "Random"]
     assert bool(wrong[tabs["Surest failures"]].all())

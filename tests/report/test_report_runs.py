@@ -14,8 +14,9 @@ from report_runs import make_run
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.predictions import FILE as EVIDENCE
 from reptk.evaluate.predictions import Predictions
-from reptk.report import compare, write
-from reptk.report.runs import read
+from reptk.report import run_comparison as compare
+from reptk.report import write
+from reptk.report.run_files import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,13 +45,13 @@ def test_a_run_beside_its_copy_does_not_differ(run: Path, tmp_path: Path) -> Non
 
 
 def test_differences_of_independent_samples_and_in_pairs() -> None:
-    apart = compare.from_intervals(0.8, (0.75, 0.84), 0.7, (0.64, 0.76))
+    apart = compare.independent_difference(0.8, (0.75, 0.84), 0.7, (0.64, 0.76))
     assert (apart.value, apart.low, apart.high) == pytest.approx(
         (0.1, 0.1 - np.hypot(0.05, 0.06), 0.1 + np.hypot(0.04, 0.06))
     )
-    assert apart.exceeds
-    assert not compare.from_intervals(0.8, (0.7, 0.9), 0.7, (0.6, 0.8)).exceeds
-    assert not compare.from_intervals(0.8, None, 0.7, (0.6, 0.8)).exceeds
+    assert apart.is_significant
+    assert not compare.independent_difference(0.8, (0.7, 0.9), 0.7, (0.6, 0.8)).is_significant
+    assert not compare.independent_difference(0.8, None, 0.7, (0.6, 0.8)).is_significant
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(2000, generator=generator) < 0.8
     b = a & (torch.rand(2000, generator=generator) < 0.97)
@@ -64,16 +65,16 @@ def test_differences_of_independent_samples_and_in_pairs() -> None:
 
 def test_another_folder_is_another_data_set() -> None:
     one = {"name": "folder", "root": "mine", "cache": False}
-    assert compare.which_data(one) == compare.which_data(one | {"cache": True})
-    assert compare.which_data(one) != compare.which_data(one | {"root": "yours"})
+    assert compare.data_identity(one) == compare.data_identity(one | {"cache": True})
+    assert compare.data_identity(one) != compare.data_identity(one | {"root": "yours"})
 
 
 def test_pairs_need_the_same_queries(run: Path, other: Path, tmp_path: Path) -> None:
-    first, second = read(run, "a"), read(other, "b")
-    assert compare.difference(second, first, "knn@5").how == "paired"
-    assert compare.difference(second, first, "recall@1").how == "paired"
+    first, second = read_run(run, "a"), read_run(other, "b")
+    assert compare.difference(second, first, "knn@5").method == "paired"
+    assert compare.difference(second, first, "recall@1").method == "paired"
     elsewhere = make_run(tmp_path / "c", data={"query": 44})
-    assert compare.difference(read(elsewhere, "c"), first, "knn@5").how == "intervals"
+    assert compare.difference(read_run(elsewhere, "c"), first, "knn@5").method == "intervals"
 
 
 # Runs that lack something

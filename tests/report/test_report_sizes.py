@@ -12,10 +12,11 @@ from reptk.config import build
 from reptk.core.errors import DataError
 from reptk.data import Data, InMemory, Split
 from reptk.report import layouts, write
-from reptk.report.atlas import MOST_PIXELS, atlas_of
-from reptk.report.curves import MOST_POINTS, _range, _thinned
-from reptk.report.gallery import Album
-from reptk.report.pictures import Source, uri_of
+from reptk.report.data_uri import image_data_uri
+from reptk.report.embedded_images import EmbeddedImages, Picture
+from reptk.report.run_images import RunImages
+from reptk.report.thumbnail_atlas import MAX_PIXELS, build_atlas
+from reptk.report.training_curves import MAX_POINTS, rounded_range, thin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,13 +28,13 @@ def test_principal_components_are_those_of_scikit_learn() -> None:
     from sklearn.decomposition import PCA
 
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 9)
-    made, share = layouts.principal(features, 2)
+    made, share = layouts.principal_components(features, 2)
     theirs = PCA(2).fit(features.numpy())
     expected = torch.from_numpy(theirs.transform(features.numpy()))
     assert torch.allclose(made.abs(), expected.abs().float(), atol=1e-3)
     assert share.tolist() == pytest.approx(theirs.explained_variance_ratio_.tolist(), abs=1e-5)
-    assert layouts.principal(features[:1], 2)[0].tolist() == [[0, 0]]
-    placed = layouts.quantised(made)
+    assert layouts.principal_components(features[:1], 2)[0].tolist() == [[0, 0]]
+    placed = layouts.quantize(made)
     assert placed.min() >= 0
     assert placed.max() <= 65535
     ratio = (made.amax(0) - made.amin(0)) / (placed.amax(0) - placed.amin(0))
@@ -61,10 +62,10 @@ def test_umap_missing_is_said_before_anything_is_done(
 @pytest.mark.parametrize("most", [1_500_000, 60_000])
 def test_thumbnails_keep_to_their_bytes(most: int) -> None:
     noise = torch.randint(256, (500, 3, 120, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    atlas = atlas_of(Split(InMemory(noise), torch.zeros(500)), torch.arange(500), most)
+    atlas = build_atlas(Split(InMemory(noise), torch.zeros(500)), torch.arange(500), most)
     assert len(atlas.uri) <= most
     sheet = opened(atlas.uri)
-    assert sheet.shape[0] * sheet.shape[1] <= MOST_PIXELS
+    assert sheet.shape[0] * sheet.shape[1] <= MAX_PIXELS
     assert sheet.shape[1] == atlas.columns * atlas.cell
     assert max(atlas.width, atlas.height) <= atlas.cell
 
@@ -72,13 +73,14 @@ def test_thumbnails_keep_to_their_bytes(most: int) -> None:
 def test_an_album_keeps_to_its_bytes() -> None:
     noise = torch.randint(256, (40, 3, 90, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     split = Split(InMemory(noise), torch.zeros(40))
-    source, album = Source("d0", Data(split, split, split, (), "")), Album()
-    for most in (30_000, 60_000):
-        album.allow(most)
-        album.add(source, "query", torch.arange(40))
-        assert most / 2 < sum(map(len, album.uris.values())) <= most
-    assert 'data-picture="d0/query/0"' in album.image(source, "query", 0, "it")
-    assert album.image(source, "query", 39, "it").startswith("<span")
+    images = RunImages("d0", Data(split, split, split, (), ""))
+    embedded = EmbeddedImages()
+    for max_bytes in (30_000, 60_000):
+        embedded.set_max_bytes(max_bytes)
+        embedded.add(images, "query", torch.arange(40))
+        assert max_bytes / 2 < sum(map(len, embedded.uris.values())) <= max_bytes
+    assert embedded.picture(images, "query", 0, "it") == Picture("it", "d0/query/0")
+    assert embedded.picture(images, "query", 39, "it") == Picture("it")
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -104,21 +106,21 @@ def test_unreadable_images_leave_their_place_empty(tmp_path: Path) -> None:
 
 def test_small_pictures_are_kept_to_the_bit_and_large_ones_reduced() -> None:
     image = torch.randint(256, (3, 40, 40), dtype=torch.uint8)
-    assert (opened(uri_of(image)) == image.permute(1, 2, 0).numpy()).all()
-    assert opened(uri_of(torch.randint(256, (3, 300, 200), dtype=torch.uint8))).shape == (128, 85, 3)
+    assert (opened(image_data_uri(image)) == image.permute(1, 2, 0).numpy()).all()
+    assert opened(image_data_uri(torch.randint(256, (3, 300, 200), dtype=torch.uint8))).shape == (128, 85, 3)
 
 
 def test_long_curves_are_thinned_without_moving_them() -> None:
     points = [(float(at), 2.0 * at) for at in range(10_007)]
-    thin = _thinned(points)
-    assert len(thin) <= MOST_POINTS
-    assert all(y == pytest.approx(2 * x) for x, y in thin)
-    assert _thinned(points[:5]) == points[:5]
+    thinned = thin(points)
+    assert len(thinned) <= MAX_POINTS
+    assert all(y == pytest.approx(2 * x) for x, y in thinned)
+    assert thin(points[:5]) == points[:5]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.83), (-3.2, -1.1), (5, 5), (0, 0), (1e-6, 3e-3)])
 def test_axes_have_round_ends_that_hold_everything(low: float, high: float) -> None:
-    (first, last), ticks = _range(low, high)
+    (first, last), ticks = rounded_range(low, high)
     assert first <= low <= high <= last
     assert 2 <= len(ticks) <= 6
     assert first < last
