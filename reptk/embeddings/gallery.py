@@ -10,8 +10,8 @@ from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embedding_images import EmbeddingImages
-from reptk.embeddings.store import Embeddings
 from reptk.embeddings.search_images import Neighbor, SearchResult
+from reptk.embeddings.store import Embeddings
 from reptk.report.templating import render
 
 GENERATOR = "reptk search"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.evaluate.predictions import Predictions
 from reptk.evaluate.intervals import QueryMean
+from reptk.evaluate.predictions import Predictions
 from reptk.report.run_files import Run
 
 ACCESS_ARGUMENTS = ("cache", "download", "jpeg")
