@@ -1,1 +1,1 @@
-"""Encoders: any timm backbone, a projection head, and gradient caching for large batches."""
+"""Encoders: timm backbones, stems for small images, projection heads, weights, and gradient caching for large batches."""

@@ -1,91 +1,81 @@
-"""The full batch's gradient with the activations of a part of it (GradCache, Gao et al. 2021, arXiv 2101.06983).
+"""The full batch's gradient with the activations of one chunk of it (GradCache, Gao et al. 2021, arXiv 2101.06983).
 
-A contrastive loss needs all rows at once, but a row's embedding needs no other row: the batch is encoded part by part
-without keeping activations, the loss is taken on all rows, and in the backward pass each part is encoded once more, with
-the random numbers of the first time, to receive its share of the gradient. Unlike accumulation, this is exact: every row
-still meets every other. It costs a second forward pass.
+A contrastive loss needs all embeddings at once, but the embedding of an image does not depend on the other images.
+The batch is therefore encoded in chunks without storing activations, and the loss is computed on all embeddings; in the
+backward pass each chunk is encoded again, with the random numbers of the first time, and receives its share of the
+gradient. Unlike gradient accumulation, this is exact: every embedding is still compared with every other. It costs a
+second forward pass.
 
-BatchNorm is the exception, since it makes rows depend on those they are encoded with.
+BatchNorm is the exception, since its statistics make embeddings depend on the other images of the chunk.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Norm = Literal["refuse", "freeze", "approximate"]
-"""What to do about BatchNorm: nothing, which is refused; use its running statistics, which is exact; or let every part be
-normalised by its own statistics, which is another gradient than the batch's."""
+"""What to do with BatchNorm layers: `refuse` them; `freeze` them, i.e. use their running statistics, which is exact; or
+`approximate` by normalizing each chunk with its own statistics, which gives another gradient than the batch's."""
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def forward_in_chunks(
-    encode: Callable[[Tensor], Tensor], rows: Tensor, parts: int, *, module: nn.Module, norm: Norm
+    encode: Callable[[Tensor], Tensor], inputs: Tensor, chunks: int, *, module: nn.Module, norm: Norm
 ) -> Tensor:
-    """encode(rows), with the activations of one part of the rows at a time.
+    """Return encode(inputs), storing the activations of one chunk at a time.
 
     Args:
-        encode: (N, ...) -> (N, D), each row by itself.
-        rows: (N, ...).
-        parts: how many parts, of as equal a size as can be.
-        module: holds the BatchNorm layers that `encode` runs through.
-        norm: what to do about them; "refuse" means that there are none.
+        encode: (N, ...) -> (N, D), each row independently of the others.
+        inputs: (N, ...).
+        chunks: how many chunks, as equal in size as possible.
+        module: contains the BatchNorm layers that `encode` uses.
+        norm: what to do with them; with "refuse" there must be none.
     """
-    norms = batch_norms(module)
+    layers = batch_norms(module)
 
-    @contextmanager
-    def first() -> Iterator[None]:
-        with _frozen(norms) if norm == "freeze" else nullcontext():
-            yield
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        """The contexts of the first and of the second encoding of a chunk."""
+        if norm == "freeze":
+            return _in_evaluation_mode(layers), _in_evaluation_mode(layers)
+        # The first encoding has updated the running statistics already.
+        return nullcontext(), _with_restored_buffers(layers)
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        # What a layer has learned of its statistics it learned the first time.
-        with _frozen(norms) if norm == "freeze" else _not_counting(norms):
-            yield
-
-    def contexts() -> tuple[Any, Any]:
-        return first(), again()
-
-    made = [checkpoint(encode, part, use_reentrant=False, context_fn=contexts) for part in rows.chunk(parts)]
-    return torch.cat(made)
+    encoded = [checkpoint(encode, chunk, use_reentrant=False, context_fn=contexts) for chunk in inputs.chunk(chunks)]
+    return torch.cat(encoded)
 
 
-def batch_norms(module: nn.Module) -> list[Any]:
-    """Layers that normalise by the statistics of the batch they are given."""
-    return [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a module that normalize by the statistics of a batch."""
+    return [layer for layer in module.modules() if isinstance(layer, BATCH_NORMS)]
 
 
 @contextmanager
-def _frozen(norms: list[Any]) -> Iterator[None]:
-    modes = [norm.training for norm in norms]
-    for norm in norms:
-        norm.training = False
+def _in_evaluation_mode(layers: list[nn.Module]) -> Iterator[None]:
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = False
     try:
         yield
     finally:
-        for norm, mode in zip(norms, modes, strict=True):
-            norm.training = mode
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
 
 
 @contextmanager
-def _not_counting(norms: list[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for norm in norms:
-            stack.enter_context(_one_not_counting(norm))
-        yield
-
-
-@contextmanager
-def _one_not_counting(norm: Any) -> Iterator[None]:
-    buffers = {name: value.clone() for name, value in norm.named_buffers(recurse=False)}
+def _with_restored_buffers(layers: list[nn.Module]) -> Iterator[None]:
+    """Restore running means, variances and counters after the block."""
+    saved = []
+    for layer in layers:
+        for name, value in layer.named_buffers(recurse=False):
+            saved.append((layer, name, value.clone()))
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, value in buffers.items():
-                getattr(norm, name).copy_(value)
+            for layer, name, value in saved:
+                layer.get_buffer(name).copy_(value)

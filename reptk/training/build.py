@@ -100,7 +100,7 @@ def build_method(recipe: Recipe, device: torch.device) -> nn.Module:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
     encoder = Encoder(**recipe.encoder.model_dump(), size=getattr(views, "size", recipe.views.get("size", 224)))
     if recipe.train.micro_batch_size:
-        encoder.encode_in_parts(
+        encoder.encode_in_chunks(
             ceil(recipe.train.batch_size / recipe.train.micro_batch_size), recipe.train.micro_batch_norm
         )
     _check_sizes(encoder, views)

@@ -430,7 +430,7 @@ def test_weights_that_cannot_be_fetched_say_how_to_go_on(cause: Exception, monke
         raise cause
 
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr("reptk.models.encoder._check_reachable", lambda name: None)
+    monkeypatch.setattr("reptk.models.backbone.check_downloadable", lambda name: None)
     with pytest.raises(EnvironmentProblem, match=f"{cause}.*encoder.weights=FILE"):
         encoder(pretrained=True)
 

@@ -43,7 +43,7 @@ def test_the_gradient_is_that_of_the_batch(name, parts):
     loss = DCL() if name == "dcl" else LOSSES.get(name)()
     made = encoder()
     whole = gradients(made, loss)
-    made.encode_in_parts(parts)
+    made.encode_in_chunks(parts)
     assert_close(gradients(made, loss), whole, rtol=1e-10, atol=1e-13)
 
 
@@ -68,7 +68,7 @@ def test_dropout_is_replayed():
         return torch.cat([made(part) for part in images.chunk(3)])
 
     expected = gradients(made, loss, kept)
-    made.encode_in_parts(3)
+    made.encode_in_chunks(3)
     assert_close(gradients(made, loss), expected, rtol=1e-12, atol=1e-14)
     assert not torch.equal(gradients(encoder(), loss)[0], expected[0]), "nothing was dropped"
 
@@ -89,28 +89,28 @@ def bytes_kept(encoder):
 def test_activations_are_not_kept():
     made = encoder()
     whole = bytes_kept(made)
-    made.encode_in_parts(7)
+    made.encode_in_chunks(7)
     assert bytes_kept(made) < whole / 5
 
 
 def test_evaluation_is_not_in_parts():
     made = encoder()
-    made.encode_in_parts(7)
+    made.encode_in_chunks(7)
     expected = encoder().eval()(IMAGES.double())
     assert_close(made.eval()(IMAGES.double()), expected, rtol=0, atol=0)
 
 
 def test_batch_norm_is_refused_with_the_ways_out():
     with pytest.raises(UsageError, match=r"test_resnet has \d+ BatchNorm layers") as caught:
-        encoder("test_resnet").encode_in_parts(2)
+        encoder("test_resnet").encode_in_chunks(2)
     assert "train.micro_batch_norm=freeze" in str(caught.value)
     assert "train.micro_batch_norm=approximate" in str(caught.value)
-    encoder("test_resnet").encode_in_parts(1)
+    encoder("test_resnet").encode_in_chunks(1)
 
 
 def test_batch_norm_of_the_head_is_told_from_the_backbones():
     with pytest.raises(UsageError, match=r"the head has 1 BatchNorm layers, .* or take encoder.head_norm=false$"):
-        encoder(head_norm=True).encode_in_parts(2)
+        encoder(head_norm=True).encode_in_chunks(2)
 
 
 def test_frozen_batch_norm_is_exact():
@@ -121,7 +121,7 @@ def test_frozen_batch_norm_is_exact():
     made.eval()
     expected = gradients(made, LOSSES.get("supcon")())
     made.train()
-    made.encode_in_parts(3, "freeze")
+    made.encode_in_chunks(3, "freeze")
     assert_close(gradients(made, LOSSES.get("supcon")()), expected, rtol=1e-10, atol=1e-13)
     assert_close(dict(made.named_buffers()), before, rtol=0, atol=0)
     assert all(norm.training for norm in batch_norms(made))
@@ -132,7 +132,7 @@ def test_approximate_batch_norm_learns_its_statistics_once():
     expected, made = encoder("test_resnet"), encoder("test_resnet")
     loss = LOSSES.get("supcon")()
     kept = gradients(expected, loss, lambda images: torch.cat([expected(part) for part in images.chunk(3)]))
-    made.encode_in_parts(3, "approximate")
+    made.encode_in_chunks(3, "approximate")
     assert_close(gradients(made, loss), kept, rtol=1e-10, atol=1e-13)
     assert_close(dict(made.named_buffers()), dict(expected.named_buffers()), rtol=1e-12, atol=0)
 
@@ -154,8 +154,8 @@ def built(*overrides):
 
 def test_a_recipe_sets_the_micro_batch():
     made = built("train.micro_batch_size=6")()
-    assert made.encoder._parts == 4
-    assert built()().encoder._parts == 1
+    assert made.encoder.num_chunks == 4
+    assert built()().encoder.num_chunks == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""timm backbones: checked names, options and sizes, with messages that say what to do."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.models.weights import check_downloadable, download_failed, first_line
+
+
+def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float) -> nn.Module:
+    """Build a timm model without its classifier.
+
+    Args:
+        name: of the model, with or without a tag.
+        size: side of the images in pixels.
+        pretrained: load timm's weights for that name.
+        drop_path: stochastic depth; 0 leaves timm's default.
+
+    Raises:
+        UsageError: an unknown name, or a model that cannot be built with this size or option.
+        EnvironmentProblem: the pretrained weights cannot be downloaded.
+    """
+    _check_name(name)
+    if pretrained:
+        check_downloadable(name)
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        options["img_size"] = size
+    try:
+        backbone = timm.create_model(name, **options)
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as cause:
+        if pretrained and isinstance(cause, OSError | RuntimeError):
+            raise EnvironmentProblem(download_failed(name, first_line(cause))) from cause
+        raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
+    _check_patch_size(backbone, name, size)
+    return backbone
+
+
+def native_size(backbone: str) -> int:
+    """Return the side in pixels of the images that timm's weights of a backbone were trained with.
+
+    Raises:
+        UsageError: unknown backbone.
+    """
+    if not timm.is_model(backbone):
+        raise UsageError(_unknown_name(backbone))
+    return timm.get_pretrained_cfg(backbone).input_size[-1]
+
+
+def count_features(backbone: nn.Module, size: int, name: str) -> int:
+    """Return F, the number of features of an image, by encoding one. The backbone's mode is restored.
+
+    Raises:
+        UsageError: the backbone cannot encode images of this size, or does not give one vector per image.
+    """
+    was_training = backbone.training
+    try:
+        with torch.no_grad():
+            h = backbone.eval()(torch.zeros(1, 3, size, size))
+    except Exception as cause:
+        raise UsageError(
+            f"encoder.backbone: {name} cannot take images of {size} px (views.size): {first_line(cause)}"
+        ) from cause
+    backbone.train(was_training)
+    if h.ndim != 2:
+        raise UsageError(
+            f"encoder.backbone: {name} gives features of shape {tuple(h.shape[1:])}, not one vector an image"
+        )
+    return h.shape[1]
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise UsageError(_unknown_name(name))
+    architecture, _, tag = name.partition(".")
+    if not tag:
+        return
+    known_tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{architecture}.*")]
+    if tag not in known_tags:
+        raise UsageError(
+            f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(known_tags) or 'none'}"
+        )
+
+
+def _check_patch_size(backbone: nn.Module, name: str, size: int) -> None:
+    """Refuse image sizes whose last row of patches would be cut off."""
+    # Not every backbone of timm has patches, and those that do name their size in several ways.
+    patch_px = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if isinstance(patch_px, tuple):
+        patch_px = patch_px[0]
+    if patch_px and size % patch_px:
+        smaller = size // patch_px * patch_px
+        multiples = [str(multiple) for multiple in (smaller, smaller + patch_px) if multiple]
+        raise UsageError(
+            f"views.size: {name} has patches of {patch_px} px, and {size} is no multiple; use {' or '.join(multiples)}"
+        )
+
+
+def _unknown_name(name: str) -> str:
+    by_folded = {model.casefold(): model for model in timm.list_models()}
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
+    hint = ""
+    if matches:
+        hint = f" Nearest: {', '.join(by_folded[match] for match in matches)}."
+    command = "python -c 'import timm; print(timm.list_models())'"
+    return f"encoder.backbone: timm has no model {name!r}.{hint} All {len(by_folded)}: {command}"
