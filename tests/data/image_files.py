@@ -1,4 +1,4 @@
-"""Image files made for the tests of data, and what is read back from them."""
+"""Image files written for the tests of data sets, and what is read from them."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,33 +7,42 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reptk.data import Split
+from reptk.data import Data, Split
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def fetched(split: Split) -> Tensor:
+def fetch_all(split: Split) -> Tensor:
     return split.images.fetch(torch.arange(len(split)))
 
 
-def put(path: Path, colour: tuple[int, ...] = RED, size: tuple[int, int] = (10, 8), **options: object) -> Path:
+def same_data(data: Data, other: Data) -> bool:
+    """Whether classes, labels and pixels of all splits are equal."""
+    if data.classes != other.classes:
+        return False
+    pairs = [(data.train, other.train), (data.bank, other.bank), (data.query, other.query)]
+    return all(torch.equal(a.labels, b.labels) and torch.equal(fetch_all(a), fetch_all(b)) for a, b in pairs)
+
+
+def write_image(path: Path, color: tuple[int, ...] = RED, size: tuple[int, int] = (10, 8), **options: object) -> Path:
+    """Write an image of one color; the options are those of `Image.save`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **options)
+    Image.new("RGB", size, color).save(path, **options)
     return path
 
 
-def fill(root: Path, **counts: int) -> Path:
-    """`counts` images in folders of these names (`__` for a level down), 00.png onwards."""
+def write_images(root: Path, **counts: int) -> Path:
+    """Write so many images, 00.png onwards, into folders with these names; `__` stands for a slash."""
     for name, count in counts.items():
         for number in range(count):
-            put(root / name.replace("__", "/") / f"{number:02}.png")
+            write_image(root / name.replace("__", "/") / f"{number:02}.png")
     return root
 
 
-def paths(split: Split, root: Path) -> list[str]:
+def relative_paths(split: Split, root: Path) -> list[str]:
     return [str(split.images.path(number).relative_to(root)) for number in range(len(split))]
 
 
 def photograph() -> Image.Image:
-    [home] = find_spec("sklearn").submodule_search_locations
-    return Image.open(Path(home) / "datasets" / "images" / "china.jpg")
+    [package] = find_spec("sklearn").submodule_search_locations
+    return Image.open(Path(package) / "datasets" / "images" / "china.jpg")

@@ -1,10 +1,9 @@
-"""Decoded images kept on disk: the same batches, built once, resumed, renewed where files changed, and checked."""
+"""Decoded images on disk: the same batches, built once, resumed, renewed where files changed, and verified."""
 
 import json
 import os
 import re
 import shutil
-import sys
 import threading
 from pathlib import Path
 
@@ -12,246 +11,260 @@ import numpy as np
 import pytest
 import torch
 
-from image_files import BLUE, GREEN, fetched, photograph, put
+from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_image
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data import Data, Loader, cache, cache_build, folder, imagenet100
+from reptk.data import Data, Loader, cache, cache_build, folder, image_files
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
 COUNT = 30
-folder_module = sys.modules["reptk.data.image_files"]
+SIZE = 24
+BLOCK = 4
+"""Images between two writes to disk, in these tests."""
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_build, "BLOCK_IMAGES", 4)
+    monkeypatch.setattr(cache_build, "BLOCK_IMAGES", BLOCK)
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Crops of a photograph as JPEG and PNG, in two classes; every fifth of each is a query."""
-    picture = photograph()
+    image = photograph()
     for number in range(COUNT):
-        kind = "png" if number % 3 == 0 else "jpg"
-        place = tmp_path / "photos" / "ab"[number % 2] / f"{number:02}.{kind}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        picture.crop((10 * number, 5 * number, 10 * number + 60, 5 * number + 40 + number)).save(place)
+        extension = "png" if number % 3 == 0 else "jpg"
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number:02}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.crop((10 * number, 5 * number, 10 * number + 60, 5 * number + 40 + number)).save(path)
     return tmp_path / "photos"
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are decoded from now on."""
-    seen: list[Path] = []
-    real = folder_module.decode_into
+    paths: list[Path] = []
+    decode_into = image_files.decode_into
 
-    def counted(path: Path, square: np.ndarray, jpeg: str) -> None:
-        seen.append(path)
-        real(path, square, jpeg)
+    def record(path: Path, out: np.ndarray, jpeg: str) -> None:
+        paths.append(path)
+        decode_into(path, out, jpeg)
 
-    monkeypatch.setattr(folder_module, "decode_into", counted)
-    return seen
-
-
-def of(photos: Path, **options: object) -> Data:
-    return folder(str(photos), **{"size": 24, "cache": str(photos.parent / "kept"), **options})
+    monkeypatch.setattr(image_files, "decode_into", record)
+    return paths
 
 
-def kept(photos: Path) -> Path:
-    [place] = (photos.parent / "kept").iterdir()
-    return place
+def cached_folder(photos: Path, **options: object) -> Data:
+    return folder(str(photos), **{"size": SIZE, "cache": str(photos.parent / "cache"), **options})
 
 
-def same(one: Data, other: Data) -> bool:
-    pairs = [(getattr(one, name), getattr(other, name)) for name in ("train", "bank", "query")]
-    return all(torch.equal(a.labels, b.labels) and torch.equal(fetched(a), fetched(b)) for a, b in pairs)
+def cache_folder(photos: Path) -> Path:
+    [path] = (photos.parent / "cache").iterdir()
+    return path
+
+
+def flip_bit(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+# The same images
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_are_the_same_with_and_without(photos: Path, workers: int) -> None:
-    plain, cached = (
-        Loader(data.train, batch_size=6, seed=1, workers=workers) for data in (folder(str(photos), size=24), of(photos))
-    )
-    steps = [list(loader.batches(2, 11)) for loader in (plain, cached)]
-    for left, right in zip(*steps, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-        assert left[0].stride() == right[0].stride()
+    plain = Loader(folder(str(photos), size=SIZE).train, batch_size=6, seed=1, workers=workers)
+    cached = Loader(cached_folder(photos).train, batch_size=6, seed=1, workers=workers)
+    for expected, batch in zip(plain.batches(2, 11), cached.batches(2, 11), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, batch, strict=True))
+        assert expected[0].stride() == batch[0].stride()
 
 
 def test_splits_are_the_same_with_and_without(photos: Path) -> None:
     (photos / "unlabeled").mkdir()
     shutil.copy(photos / "a" / "00.png", photos / "unlabeled")
-    plain, cached = folder(str(photos), size=24), of(photos)
+    plain, cached = folder(str(photos), size=SIZE), cached_folder(photos)
     assert len(cached.bank) == len(cached.train) - 1
-    assert same(plain, cached)
-    assert same(of(photos, holdout=2), folder(str(photos), size=24, holdout=2))
+    assert same_data(plain, cached)
+    assert same_data(cached_folder(photos, holdout=2), folder(str(photos), size=SIZE, holdout=2))
+
+
+def test_paths_and_decoders_are_the_same_with_and_without(photos: Path) -> None:
+    plain, cached = folder(str(photos), size=SIZE).query.images, cached_folder(photos).query.images
+    assert [cached.path(number) for number in range(6)] == [plain.path(number) for number in range(6)]
+    assert cached.decoded_by == plain.decoded_by
+
+
+# When it is built
 
 
 def test_it_is_built_once(photos: Path, decoded: list[Path]) -> None:
-    first = of(photos)
+    first = cached_folder(photos)
     assert len(decoded) == COUNT
-    assert same(of(photos), first)
-    assert same(of(photos, labels="folders"), first)
-    of(photos, holdout=2)
+    assert same_data(cached_folder(photos), first)
+    assert same_data(cached_folder(photos, labels="folders"), first)
+    cached_folder(photos, holdout=2)
     assert len(decoded) == COUNT
-    of(photos, size=16)
+    cached_folder(photos, size=16)
     assert len(decoded) == 2 * COUNT
-    assert len(list((photos.parent / "kept").iterdir())) == 2
+    assert len(list((photos.parent / "cache").iterdir())) == 2
 
 
-def test_changed_new_and_lost_files_are_noticed_and_the_others_kept(photos: Path, decoded: list[Path]) -> None:
-    of(photos)
-    decoded.clear()
-    put(photos / "a" / "00.png", BLUE, size=(60, 40))
-    put(photos / "b" / "new.png", GREEN)
-    (photos / "b" / "01.jpg").unlink()
-    renewed = of(photos)
-    assert sorted(path.name for path in decoded) == ["00.png", "new.png"]
-    assert same(renewed, folder(str(photos), size=24))
-    assert len(list(kept(photos).glob("pixels-*"))) == 1
-
-
-def test_a_touched_file_is_read_again(photos: Path, decoded: list[Path]) -> None:
-    of(photos)
-    decoded.clear()
-    path = photos / "a" / "00.png"
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    of(photos)
-    assert decoded == [path]
-
-
-def test_another_decoder_decodes_all_anew(photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    of(photos)
-    monkeypatch.setattr(folder_module, "versions_of", lambda jpeg: "pillow 99")
-    assert of(photos).train.images.decoded_by == "pillow 99"
-    monkeypatch.setattr(folder_module, "DECODE_VERSION", 99)
-    of(photos)
-    assert len(decoded) == 3 * COUNT
-
-
-def test_an_interrupted_build_goes_on(photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = cache_build._flush_to_disk, []
-
-    def killed(file: object) -> None:
-        calls.append(file)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        real(file)
-
-    monkeypatch.setattr(cache_build, "_flush_to_disk", killed)
-    with pytest.raises(KeyboardInterrupt):
-        of(photos)
-    assert not (kept(photos) / "manifest.json").exists()
-    monkeypatch.setattr(cache_build, "_flush_to_disk", real)
-    [records] = kept(photos).glob("rows-*.part")
-    whole = 4 * (len(calls) // 2 - 1)
-    records.write_bytes(records.read_bytes()[: whole * cache_build.RECORD.itemsize + 5])  # and one record torn
-    decoded.clear()
-    resumed = of(photos)
-    assert len(decoded) == COUNT - whole < COUNT
-    assert same(resumed, folder(str(photos), size=24))
-    assert not list(kept(photos).glob("*.part"))
-
-
-def test_what_an_interrupted_build_left_damaged_is_decoded_again(photos: Path, decoded: list[Path]) -> None:
-    expected = fetched(of(photos).train)
-    place = kept(photos)
-    (place / "manifest.json").unlink()
-    for path in place.glob("*-*"):
-        path.rename(path.with_name(path.name + ".part"))
-    [pixels] = place.glob("pixels-*")
-    content = bytearray(pixels.read_bytes())
-    content[10 * 24 * 24 * 3] ^= 1
-    pixels.write_bytes(content)
-    decoded.clear()
-    assert torch.equal(fetched(of(photos).train), expected)
-    assert len(decoded) == COUNT - 10
-
-
-def test_an_unreadable_image_is_named_and_nothing_is_lost(photos: Path, decoded: list[Path]) -> None:
-    bad = photos / "b" / "15.png"
-    good = bad.read_bytes()
-    bad.write_bytes(good[:50])
-    with pytest.raises(DataError, match=f"^cannot read {re.escape(str(bad))} as an image"):
-        of(photos)
-    bad.write_bytes(good)
-    decoded.clear()
-    mended = of(photos)
-    assert len(decoded) == COUNT - 20  # five blocks lie before the one that it is in
-    assert same(mended, folder(str(photos), size=24))
-
-
-def test_no_room_is_said_before_anything_is_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(EnvironmentProblem, match=r"data\.cache=/path"):
-        of(photos)
-    assert not (photos.parent / "kept").exists()
-
-
-def test_a_place_that_cannot_be_written_is_said(photos: Path) -> None:
-    (photos.parent / "kept").write_text("a file")
-    with pytest.raises(EnvironmentProblem, match="Name another folder"):
-        of(photos)
-
-
-def test_a_flipped_bit_is_noticed_when_its_image_is_fetched(photos: Path) -> None:
-    of(photos)
-    [pixels] = kept(photos).glob("pixels-*")
-    content = bytearray(pixels.read_bytes())
-    content[-1] ^= 1
-    pixels.write_bytes(content)
-    data = of(photos)
-    fetched(data.train)
-    with pytest.raises(DataError, match=r"damaged.*Delete"):
-        fetched(data.query)
-
-
-@pytest.mark.parametrize("damage", ["cut pixels", "cut rows", "another version", "no json"])
-def test_what_is_damaged_as_a_whole_is_built_again(photos: Path, damage: str) -> None:
-    expected = fetched(of(photos).train)
-    place = kept(photos)
-    manifest = place / "manifest.json"
-    if damage.startswith("cut"):
-        [path] = place.glob(f"{damage[4:]}-*")
-        path.write_bytes(path.read_bytes()[:-1])
-    elif damage == "another version":
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 0}))
-    else:
-        manifest.write_text("")
-    assert torch.equal(fetched(of(photos).train), expected)
-    assert json.loads(manifest.read_text())["images"] == COUNT
-
-
-def test_several_that_ask_at_once_build_it_once(photos: Path, decoded: list[Path]) -> None:
-    """Each takes the lock of a file that it opened itself, as processes do."""
-    made: list[Data] = []
-    threads = [threading.Thread(target=lambda: made.append(of(photos))) for _ in range(3)]
+def test_several_processes_build_it_once(photos: Path, decoded: list[Path]) -> None:
+    """As in separate processes, each thread takes the lock of a file that it opened itself."""
+    results: list[Data] = []
+    threads = [threading.Thread(target=lambda: results.append(cached_folder(photos))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(decoded) == COUNT
-    assert same(made[0], made[1])
-    assert same(made[0], made[2])
+    assert same_data(results[0], results[1])
+    assert same_data(results[0], results[2])
 
 
-def test_true_is_a_place_beside_the_users_caches(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_and_new_files_are_decoded_and_the_others_copied(photos: Path, decoded: list[Path]) -> None:
+    cached_folder(photos)
+    decoded.clear()
+    write_image(photos / "a" / "00.png", BLUE, size=(60, 40))
+    write_image(photos / "b" / "new.png", GREEN)
+    (photos / "b" / "01.jpg").unlink()
+    renewed = cached_folder(photos)
+    assert sorted(path.name for path in decoded) == ["00.png", "new.png"]
+    assert same_data(renewed, folder(str(photos), size=SIZE))
+    assert len(list(cache_folder(photos).glob("pixels-*"))) == 1
+
+
+def test_a_touched_file_is_decoded_again(photos: Path, decoded: list[Path]) -> None:
+    cached_folder(photos)
+    decoded.clear()
+    path = photos / "a" / "00.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    cached_folder(photos)
+    assert decoded == [path]
+
+
+def test_another_decoder_decodes_all_again(photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cached_folder(photos)
+    monkeypatch.setattr(image_files, "versions_of", lambda jpeg: "pillow 99")
+    assert cached_folder(photos).train.images.decoded_by == "pillow 99"
+    monkeypatch.setattr(image_files, "DECODE_VERSION", 99)
+    cached_folder(photos)
+    assert len(decoded) == 3 * COUNT
+
+
+# Interrupted builds
+
+
+def test_an_interrupted_build_is_resumed(photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    flush_to_disk, calls = cache_build._flush_to_disk, []
+
+    def interrupt(file: object) -> None:
+        calls.append(file)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        flush_to_disk(file)
+
+    monkeypatch.setattr(cache_build, "_flush_to_disk", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cached_folder(photos)
+    assert not (cache_folder(photos) / "manifest.json").exists()
+    monkeypatch.setattr(cache_build, "_flush_to_disk", flush_to_disk)
+    [records] = cache_folder(photos).glob("rows-*.part")
+    num_complete = BLOCK * (len(calls) // 2 - 1)
+    # A part of one more record, as a killed process may leave it.
+    records.write_bytes(records.read_bytes()[: num_complete * cache_build.RECORD.itemsize + 5])
+    decoded.clear()
+    resumed = cached_folder(photos)
+    assert len(decoded) == COUNT - num_complete < COUNT
+    assert same_data(resumed, folder(str(photos), size=SIZE))
+    assert not list(cache_folder(photos).glob("*.part"))
+
+
+def test_damaged_images_of_an_interrupted_build_are_decoded_again(photos: Path, decoded: list[Path]) -> None:
+    expected = fetch_all(cached_folder(photos).train)
+    folder_path = cache_folder(photos)
+    (folder_path / "manifest.json").unlink()
+    for path in folder_path.glob("*-*"):
+        path.rename(path.with_name(path.name + ".part"))
+    [pixels] = folder_path.glob("pixels-*")
+    flip_bit(pixels, 10 * SIZE * SIZE * 3)
+    decoded.clear()
+    assert torch.equal(fetch_all(cached_folder(photos).train), expected)
+    assert len(decoded) == COUNT - 10
+
+
+def test_an_unreadable_image_is_named_and_what_was_decoded_is_used(photos: Path, decoded: list[Path]) -> None:
+    bad = photos / "b" / "15.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:50])
+    with pytest.raises(DataError, match=f"^cannot read {re.escape(str(bad))} as an image"):
+        cached_folder(photos)
+    bad.write_bytes(content)
+    decoded.clear()
+    repaired = cached_folder(photos)
+    assert len(decoded) == COUNT - 5 * BLOCK  # five blocks precede the one with this image
+    assert same_data(repaired, folder(str(photos), size=SIZE))
+
+
+# Where it cannot be written
+
+
+def test_missing_space_is_noticed_before_anything_is_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(EnvironmentProblem, match=r"data\.cache=/path"):
+        cached_folder(photos)
+    assert not (photos.parent / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(photos: Path) -> None:
+    (photos.parent / "cache").write_text("a file")
+    with pytest.raises(EnvironmentProblem, match="Name another folder"):
+        cached_folder(photos)
+
+
+# Damage
+
+
+def test_a_flipped_bit_is_noticed_when_its_image_is_fetched(photos: Path) -> None:
+    cached_folder(photos)
+    [pixels] = cache_folder(photos).glob("pixels-*")
+    flip_bit(pixels, -1)
+    data = cached_folder(photos)
+    fetch_all(data.train)
+    with pytest.raises(DataError, match=r"damaged.*Delete"):
+        fetch_all(data.query)
+
+
+@pytest.mark.parametrize("damage", ["cut pixels", "cut rows", "another version", "no json"])
+def test_a_damaged_cache_is_built_again(photos: Path, damage: str) -> None:
+    expected = fetch_all(cached_folder(photos).train)
+    manifest = cache_folder(photos) / "manifest.json"
+    if damage.startswith("cut"):
+        [path] = cache_folder(photos).glob(f"{damage[4:]}-*")
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "another version":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 0}))
+    else:
+        manifest.write_text("")
+    assert torch.equal(fetch_all(cached_folder(photos).train), expected)
+    assert json.loads(manifest.read_text())["images"] == COUNT
+
+
+# How it is requested
+
+
+def test_true_is_a_folder_in_the_users_cache(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(photos.parent / "xdg"))
-    of(photos, cache=True)
-    [place] = (photos.parent / "xdg" / "reptk").iterdir()
-    assert place.name.startswith("folder-photos-24px-")
+    cached_folder(photos, cache=True)
+    [path] = (photos.parent / "xdg" / "reptk").iterdir()
+    assert path.name.startswith("folder-photos-24px-")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.default_folder() == Path("~/.cache/reptk").expanduser()
 
 
-def test_imagenet100_is_kept_as_well(tmp_path: Path) -> None:
-    from test_folder import SYNSETS, fill_imagenet
-
-    root = str(fill_imagenet(tmp_path / "imagenet", SYNSETS))
-    assert same(imagenet100(root, size=8), imagenet100(root, size=8, cache=str(tmp_path / "kept")))
-
-
-def test_a_recipe_names_it(tmp_path: Path) -> None:
+def test_a_recipe_sets_the_cache() -> None:
     from reptk import load
 
     assert load("simclr_folder").data["cache"] is False

@@ -1,4 +1,4 @@
-"""One file, one square: every kind of image as a viewer shows it, by every decoder; bad files are named."""
+"""One encoded image to one square: every kind of image as viewers show it, by every decoder; bad files are named."""
 
 import io
 import re
@@ -11,18 +11,13 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from image_files import BLUE, GREEN, RED, WHITE, photograph, put
+from image_files import BLUE, GREEN, RED, WHITE, photograph, write_image
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Loader, folder
-from reptk.data.decode import FORMATS, decode, decoder, versions_of
+from reptk.data.decode import FORMATS, decode, decode_into, decoder, versions_of
 
-
-def jpegs() -> list[object]:
-    absent = pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")
-    return ["pillow", pytest.param("simplejpeg", marks=absent)]
-
-
-every_decoder = pytest.mark.parametrize("jpeg", jpegs())
+needs_simplejpeg = pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")
+every_decoder = pytest.mark.parametrize("jpeg", ["pillow", pytest.param("simplejpeg", marks=needs_simplejpeg)])
 
 
 def halves(mode: str, left: object, right: object, size: tuple[int, int] = (40, 40)) -> Image.Image:
@@ -32,7 +27,8 @@ def halves(mode: str, left: object, right: object, size: tuple[int, int] = (40, 
 
 
 def sixteen_bit(left: int, right: int) -> Image.Image:
-    return Image.fromarray(np.repeat(np.array([[left] * 20 + [right] * 20], dtype=np.uint16), 40, axis=0))
+    row = np.array([[left] * 20 + [right] * 20], dtype=np.uint16)
+    return Image.fromarray(np.repeat(row, 40, axis=0))
 
 
 def palette() -> Image.Image:
@@ -42,7 +38,8 @@ def palette() -> Image.Image:
 
 
 GREY = (128, 128, 128)
-DECODED = {
+KINDS = {
+    # file name, image, options of saving, expected colors of the left and right half
     "RGB": ("a.png", halves("RGB", RED, BLUE), {}, RED, BLUE),
     "16-bit grey": ("a.png", sixteen_bit(0x8080, 0xFFFF), {}, GREY, WHITE),
     "16-bit grey in TIFF": ("a.tif", sixteen_bit(0, 0x8080), {}, (0, 0, 0), GREY),
@@ -51,7 +48,7 @@ DECODED = {
     "1 bit": ("a.png", halves("1", 0, 1), {}, (0, 0, 0), WHITE),
     "palette": ("a.png", palette(), {}, RED, BLUE),
     "palette, transparent bytes": ("a.png", palette(), {"transparency": bytes([0, 255])}, WHITE, BLUE),
-    "palette, transparent colour": ("a.gif", palette(), {"transparency": 1}, RED, WHITE),
+    "palette, transparent color": ("a.gif", palette(), {"transparency": 1}, RED, WHITE),
     "RGBA": ("a.png", halves("RGBA", (*RED, 0), (*BLUE, 255)), {}, WHITE, BLUE),
     "RGBA, half": ("a.webp", halves("RGBA", (0, 0, 0, 127), (*BLUE, 255)), {"lossless": True}, GREY, BLUE),
     "grey with alpha": ("a.png", halves("LA", (7, 0), (128, 255)), {}, WHITE, GREY),
@@ -65,78 +62,107 @@ DECODED = {
 }
 
 
+def assert_column(column: torch.Tensor, color: tuple[int, ...], atol: int) -> None:
+    expected = torch.tensor(color)[:, None].expand(3, 8)
+    torch.testing.assert_close(column.int(), expected.int(), atol=atol, rtol=0)
+
+
 @every_decoder
-@pytest.mark.parametrize("kind", DECODED)
-def test_every_kind_of_file_shows_what_a_viewer_shows(tmp_path, kind, jpeg):
-    name, image, options, left, right = DECODED[kind]
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_decoded_as_viewers_show_it(tmp_path, kind, jpeg):
+    name, image, options, left, right = KINDS[kind]
     image.save(tmp_path / name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         square = decode(tmp_path / name, 8, jpeg)
     assert square.dtype == torch.uint8
-    tolerance = 3 if name.endswith(".jpg") else 0
-    for side, colour in ((square[:, :, 0], left), (square[:, :, -1], right)):
-        torch.testing.assert_close(side.int(), torch.tensor(colour)[:, None].expand(3, 8).int(), atol=tolerance, rtol=0)
+    atol = 3 if name.endswith(".jpg") else 0
+    assert_column(square[:, :, 0], left, atol)
+    assert_column(square[:, :, -1], right, atol)
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_orientation_6_is_turned_upright(tmp_path, ending):
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_orientation_6_is_rotated_upright(tmp_path, extension):
     exif = Image.Exif()
     exif[0x0112] = 6
-    halves("RGB", RED, BLUE, size=(80, 40)).save(tmp_path / f"a.{ending}", exif=exif)
-    square = decode(tmp_path / f"a.{ending}", 8)
-    torch.testing.assert_close(square[:, 0].int(), torch.tensor(RED)[:, None].expand(3, 8).int(), atol=3, rtol=0)
-    torch.testing.assert_close(square[:, -1].int(), torch.tensor(BLUE)[:, None].expand(3, 8).int(), atol=3, rtol=0)
+    halves("RGB", RED, BLUE, size=(80, 40)).save(tmp_path / f"a.{extension}", exif=exif)
+    square = decode(tmp_path / f"a.{extension}", 8)
+    assert_column(square[:, 0], RED, atol=3)
+    assert_column(square[:, -1], BLUE, atol=3)
 
 
 @every_decoder
-@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("extension", ["png", "jpg"])
 @pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000), (7, 9)])
-def test_tiny_and_narrow_images_fill_the_square(tmp_path, size, ending, jpeg):
-    put(tmp_path / f"a.{ending}", GREEN, size=size)
-    square = decode(tmp_path / f"a.{ending}", 16, jpeg).int()
-    assert (square - torch.tensor(GREEN).view(3, 1, 1)).abs().max() <= (0 if ending == "png" else 3)
+def test_tiny_and_narrow_images_fill_the_square(tmp_path, size, extension, jpeg):
+    write_image(tmp_path / f"a.{extension}", GREEN, size=size)
+    square = decode(tmp_path / f"a.{extension}", 16, jpeg).int()
+    assert (square - torch.tensor(GREEN).view(3, 1, 1)).abs().max() <= (0 if extension == "png" else 3)
 
 
-def test_a_photo_is_pillows_centre_square(tmp_path):
+def test_a_photograph_is_pillows_center_square(tmp_path):
     photograph().save(tmp_path / "a.png")
     expected = ImageOps.fit(photograph(), (64, 64), Image.Resampling.BILINEAR)
     assert torch.equal(decode(tmp_path / "a.png", 64), pil_to_tensor(expected))
 
 
-def test_a_large_jpeg_read_at_less_than_its_size_is_as_sharp(tmp_path):
+def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_is_as_sharp(tmp_path):
     photograph().resize((1280, 854)).save(tmp_path / "a.jpg", quality=95)
-    with Image.open(tmp_path / "a.jpg") as whole:
-        expected = pil_to_tensor(ImageOps.fit(whole, (300, 300), Image.Resampling.BILINEAR))
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = pil_to_tensor(ImageOps.fit(image, (300, 300), Image.Resampling.BILINEAR))
     assert (decode(tmp_path / "a.jpg", 300).float() - expected).abs().mean() < 1.5
 
 
-def inner_difference(one: torch.Tensor, other: torch.Tensor) -> int:
-    """The largest, but for the outermost pixels, where Pillow's filter looks beyond the square and torch's does not."""
-    return int((one.int() - other.int())[:, 2:-2, 2:-2].abs().max())
+# Bytes instead of files
 
+
+@every_decoder
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_bytes_are_decoded_like_their_file(tmp_path, extension, jpeg):
+    path = tmp_path / f"a.{extension}"
+    photograph().save(path)
+    from_file, from_bytes = np.empty((2, 48, 48, 3), dtype=np.uint8)
+    decode_into(path, from_file, jpeg)
+    decode_into(path.read_bytes(), from_bytes, jpeg)
+    assert np.array_equal(from_file, from_bytes)
+    assert torch.equal(decode(path.read_bytes(), 48, jpeg), decode(path, 48, jpeg))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "cannot read 9 bytes as an image: it holds a web page"),
+        ("0001.jpg of train.tar", "cannot read 0001.jpg of train.tar as an image: it holds a web page"),
+    ],
+)
+def test_unreadable_bytes_are_named(name, message):
+    with pytest.raises(DataError, match=message):
+        decode_into(b"<!doctype", np.empty((8, 8, 3), dtype=np.uint8), "pillow", name=name)
+
+
+# Unreadable files
 
 UNREADABLE = {
-    "truncated.jpg": lambda whole: whole[: len(whole) // 2],
-    "page.jpg": lambda whole: b"<!doctype html><title>404</title>",
-    "pointer.jpg": lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
-    "header.jpg": lambda whole: whole[:20],
-    "empty.jpg": lambda whole: b"",
+    "truncated.jpg": lambda content: content[: len(content) // 2],
+    "page.jpg": lambda content: b"<!doctype html><title>404</title>",
+    "pointer.jpg": lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+    "header.jpg": lambda content: content[:20],
+    "empty.jpg": lambda content: b"",
 }
 
 
 @every_decoder
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_an_unreadable_file_is_named(tmp_path, name, jpeg):
-    photograph().save(tmp_path / "whole.jpg")
-    (tmp_path / name).write_bytes(UNREADABLE[name]((tmp_path / "whole.jpg").read_bytes()))
+    photograph().save(tmp_path / "complete.jpg")
+    (tmp_path / name).write_bytes(UNREADABLE[name]((tmp_path / "complete.jpg").read_bytes()))
     with pytest.raises(DataError, match=f"cannot read {re.escape(str(tmp_path / name))} as an image"):
         decode(tmp_path / name, 32, jpeg)
 
 
-@pytest.mark.parametrize("ending", ["png", "gif", "webp", "tif", "bmp"])
-def test_a_cut_file_of_any_format_is_named(tmp_path, ending):
-    path = tmp_path / f"a.{ending}"
+@pytest.mark.parametrize("extension", ["png", "gif", "webp", "tif", "bmp"])
+def test_a_truncated_file_of_any_format_is_named(tmp_path, extension):
+    path = tmp_path / f"a.{extension}"
     photograph().resize((200, 100)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=re.escape(str(path))):
@@ -144,15 +170,15 @@ def test_a_cut_file_of_any_format_is_named(tmp_path, ending):
 
 
 @every_decoder
-@pytest.mark.parametrize("ending", ["png", "jpg"])
-@pytest.mark.parametrize("loud", [True, False])
-def test_an_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch, ending, jpeg, loud):
-    """Whatever becomes of Pillow's warning, which is all that it does up to twice its limit."""
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+@pytest.mark.parametrize("warnings_are_errors", [True, False])
+def test_an_image_with_too_many_pixels_is_refused(tmp_path, monkeypatch, extension, jpeg, warnings_are_errors):
+    """Up to twice its limit Pillow only warns; the image is refused whatever is done with warnings."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    put(tmp_path / f"a.{ending}", size=(40, 40))
-    warnings.simplefilter("error" if loud else "ignore")  # pytest puts the filters back
-    with pytest.raises(DataError, match=rf"a\.{ending}.*1,?000 "):
-        decode(tmp_path / f"a.{ending}", 8, jpeg)
+    write_image(tmp_path / f"a.{extension}", size=(40, 40))
+    warnings.simplefilter("error" if warnings_are_errors else "ignore")  # pytest restores the filters
+    with pytest.raises(DataError, match=rf"a\.{extension}.*1,?000 "):
+        decode(tmp_path / f"a.{extension}", 8, jpeg)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -160,66 +186,8 @@ def test_a_missing_file_is_named(tmp_path):
         decode(tmp_path / "gone.png", 8)
 
 
-@every_decoder
-@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright(tmp_path, orientation, ending, jpeg):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    photograph().crop((0, 0, 300, 200)).save(tmp_path / f"turned.{ending}", exif=exif)
-    with Image.open(tmp_path / f"turned.{ending}") as turned:
-        upright = ImageOps.exif_transpose(turned).convert("RGB")
-    expected = pil_to_tensor(ImageOps.fit(upright, (150, 150), Image.Resampling.BILINEAR))
-    assert inner_difference(decode(tmp_path / f"turned.{ending}", 150, jpeg), expected) <= 2
-
-
-@pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")
-@pytest.mark.parametrize("size", [(640, 426), (426, 640), (512, 512), (1200, 800), (2000, 1334)])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_simplejpeg_shows_what_pillow_shows(tmp_path, size, mode):
-    """Even margins, so that both have the same centre; of large ones both decode a half or a quarter."""
-    photograph().convert(mode).resize(size).save(tmp_path / "a.jpg", quality=90)
-    one, other = decode(tmp_path / "a.jpg", 256, "simplejpeg"), decode(tmp_path / "a.jpg", 256)
-    assert inner_difference(one, other) <= 2
-    assert (one.float() - other.float()).abs().mean() < 0.25
-
-
-@pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")
-def test_simplejpeg_is_what_decodes_jpeg_and_pillow_the_rest(tmp_path, monkeypatch):
-    import simplejpeg
-
-    def refused(*_, **__):
-        raise RuntimeError("simplejpeg was asked")
-
-    photograph().save(tmp_path / "a.jpg")
-    halves("CMYK", (0, 255, 255, 0), (255, 0, 255, 0)).save(tmp_path / "cmyk.jpg")
-    put(tmp_path / "a.png")
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", refused)
-    for name in ("cmyk.jpg", "a.png"):
-        decode(tmp_path / name, 8, "simplejpeg")
-    decode(tmp_path / "a.jpg", 8, "pillow")
-    with pytest.raises(DataError, match="simplejpeg was asked"):
-        decode(tmp_path / "a.jpg", 8, "simplejpeg")
-
-
-def test_without_simplejpeg_pillow_decodes_and_asking_for_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("reptk.data.decode.find_spec", lambda name: None)
-    assert decoder("auto") == "pillow"
-    assert versions_of("pillow").startswith("pillow ")
-    with pytest.raises(EnvironmentProblem, match=re.escape("pip install 'reptk[jpeg]'")):
-        decoder("simplejpeg")
-
-
-def test_a_damaged_note_of_the_camera_does_not_hide_the_picture(tmp_path):
-    photograph().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff broken")
-    photograph().save(tmp_path / "b.jpg")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert torch.equal(decode(tmp_path / "a.jpg", 32), decode(tmp_path / "b.jpg", 32))
-
-
-def test_formats_that_are_not_asked_for_stay_shut(tmp_path):
-    """A file of another format under a name that is, which Pillow would open by its content."""
+def test_formats_that_are_not_listed_are_refused(tmp_path):
+    """Pillow would open this file by its content, whatever its name."""
     content = io.BytesIO()
     Image.new("RGB", (8, 8), RED).save(content, "SGI")
     (tmp_path / "a.png").write_bytes(content.getvalue())
@@ -236,12 +204,85 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
         decode(tmp_path / "a.tif", 8)
 
 
-def test_threads_leave_the_filters_of_warnings_alone(tmp_path):
-    """Palettes with transparent bytes, of which Pillow warns, decoded by several at once."""
+# EXIF
+
+
+def max_inner_difference(square: torch.Tensor, expected: torch.Tensor) -> int:
+    """The largest difference without the outermost pixels, where Pillow's filter covers pixels outside the square."""
+    return int((square.int() - expected.int())[:, 2:-2, 2:-2].abs().max())
+
+
+@every_decoder
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_made_upright(tmp_path, orientation, extension, jpeg):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"rotated.{extension}"
+    photograph().crop((0, 0, 300, 200)).save(path, exif=exif)
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    expected = pil_to_tensor(ImageOps.fit(upright, (150, 150), Image.Resampling.BILINEAR))
+    assert max_inner_difference(decode(path, 150, jpeg), expected) <= 2
+
+
+def test_damaged_exif_data_is_ignored(tmp_path):
+    photograph().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff broken")
+    photograph().save(tmp_path / "b.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(decode(tmp_path / "a.jpg", 32), decode(tmp_path / "b.jpg", 32))
+
+
+# simplejpeg
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize("size", [(640, 426), (426, 640), (512, 512), (1200, 800), (2000, 1334)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_simplejpeg_agrees_with_pillow(tmp_path, size, mode):
+    """Even margins, so that both have the same center; large images are decoded at a half or a quarter of their size."""
+    photograph().convert(mode).resize(size).save(tmp_path / "a.jpg", quality=90)
+    by_simplejpeg, by_pillow = decode(tmp_path / "a.jpg", 256, "simplejpeg"), decode(tmp_path / "a.jpg", 256)
+    assert max_inner_difference(by_simplejpeg, by_pillow) <= 2
+    assert (by_simplejpeg.float() - by_pillow.float()).abs().mean() < 0.25
+
+
+@needs_simplejpeg
+def test_simplejpeg_decodes_jpeg_and_pillow_everything_else(tmp_path, monkeypatch):
+    import simplejpeg
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("simplejpeg was called")
+
+    photograph().save(tmp_path / "a.jpg")
+    halves("CMYK", (0, 255, 255, 0), (255, 0, 255, 0)).save(tmp_path / "cmyk.jpg")
+    write_image(tmp_path / "a.png")
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
+    for name in ("cmyk.jpg", "a.png"):
+        decode(tmp_path / name, 8, "simplejpeg")
+    decode(tmp_path / "a.jpg", 8, "pillow")
+    with pytest.raises(DataError, match="simplejpeg was called"):
+        decode(tmp_path / "a.jpg", 8, "simplejpeg")
+
+
+def test_without_simplejpeg_pillow_decodes_and_requesting_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("reptk.data.decode.find_spec", lambda name: None)
+    assert decoder("auto") == "pillow"
+    assert versions_of("pillow").startswith("pillow ")
+    with pytest.raises(EnvironmentProblem, match=re.escape("pip install 'reptk[jpeg]'")):
+        decoder("simplejpeg")
+
+
+# Threads
+
+
+def test_decoding_threads_do_not_change_warning_filters(tmp_path):
+    """Pillow warns about palettes with transparent bytes, which several threads decode at the same time."""
     for number in range(12):
         palette().save(tmp_path / f"{number}.png", transparency=bytes([0, 255]))
     split = folder(str(tmp_path), size=8).train
-    before = list(warnings.filters)
+    filters = list(warnings.filters)
     for _ in range(5):
         list(Loader(split, batch_size=12, seed=0, workers=4).batches(0, 1))
-    assert warnings.filters == before
+    assert warnings.filters == filters

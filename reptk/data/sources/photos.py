@@ -59,10 +59,10 @@ def photos() -> Data:
     for name in classes:
         photograph = photographs[name]
         edge = round(photograph.width * TRAIN_FRACTION)
-        left = photograph.crop((0, 0, edge, photograph.height))
-        right = photograph.crop((edge, 0, photograph.width, photograph.height))
-        train_patches += _random_patches(name, left, TRAIN_PATCHES)
-        query_patches += _random_patches(name, right, QUERY_PATCHES)
+        train_region = photograph.crop((0, 0, edge, photograph.height))
+        query_region = photograph.crop((edge, 0, photograph.width, photograph.height))
+        train_patches += _random_patches(name, train_region, TRAIN_PATCHES)
+        query_patches += _random_patches(name, query_region, QUERY_PATCHES)
     labels = torch.arange(len(classes))
     train = Split(InMemory(torch.stack(train_patches)), labels.repeat_interleave(TRAIN_PATCHES))
     query = Split(InMemory(torch.stack(query_patches)), labels.repeat_interleave(QUERY_PATCHES))
