@@ -47,6 +47,19 @@ def njit_exact(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
+def compile_exact(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return `njit_exact(function)`, or None where numba cannot be used.
+
+    For a single loop that stands next to the torch operations it replaces, in a module that must not import numba: numba is
+    imported by the first call. The loop must not call other functions of the module, nor use its constants.
+    """
+    numba = _import_numba()
+    if numba is None or numba.config.DISABLE_JIT:
+        return None
+    return njit_exact(function)
+
+
+@functools.cache
 def _import_numba() -> ModuleType | None:
     try:
         return importlib.import_module("numba")

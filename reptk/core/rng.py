@@ -12,8 +12,11 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from reptk.core.numba_jit import compile_exact
 
 # SplitMix64 (Steele et al. 2014): the increment and the two multipliers of its finaliser, as signed 64-bit integers.
 INCREMENT = -0x61C8864680B583EB
@@ -57,10 +60,34 @@ def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (n, k) float32.
     """
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        fill_uniform = compile_exact(_fill_uniform)
+        if fill_uniform is not None:
+            out = np.empty((len(rows), len(salts)), np.float32)
+            constants = [np.uint64(value % 2**64) for value in (key, INCREMENT, MULTIPLIER_1, MULTIPLIER_2)]
+            fill_uniform(out, rows.numpy().view(np.uint64), salts.numpy().view(np.uint64), *constants)
+            return torch.from_numpy(out)
     # torch.compile multiplies what it knows to be index arithmetic in 32 bits; `& -1` hides that these are row numbers.
     bits = _mix((rows[:, None] & -1) * INCREMENT + salts)
     bits = _mix(bits + key)
     return _shift_right(bits, 40).float() * 2**-24
+
+
+def _fill_uniform(out, rows, salts, key, increment, multiplier_1, multiplier_2):
+    """The operations of `uniform` as one loop, compiled with numba.
+
+    As torch operations they are fifteen passes over all numbers, which take a tenth of the time of small views on a CPU.
+    """
+    for row in range(len(rows)):
+        for column in range(len(salts)):
+            bits = rows[row] * increment + salts[column]
+            bits = (bits ^ (bits >> np.uint64(30))) * multiplier_1
+            bits = (bits ^ (bits >> np.uint64(27))) * multiplier_2
+            bits = (bits ^ (bits >> np.uint64(31))) + key
+            bits = (bits ^ (bits >> np.uint64(30))) * multiplier_1
+            bits = (bits ^ (bits >> np.uint64(27))) * multiplier_2
+            bits = bits ^ (bits >> np.uint64(31))
+            out[row, column] = np.float32(bits >> np.uint64(40)) * np.float32(2**-24)
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 views(images (B, 3, H, W) uint8, key) -> (V, B, 3, size, size) float in 0..1
 
-A list of kornia operations says what is wanted (`sets`). `compiled` decides how it is run: `recognised` operations are drawn
-by reptk and `fused` into few passes (`spatial`, `colour`), all others are `kornia`'s.
+Named sets (`sets`) are lists of kornia operations. `pipeline` turns them into views: `operations` defines those that reptk
+has, what each image draws and what it means, `passes` joins neighbors, and `backends` execute them; all others are kornia's.
+`protocol` says what views of another origin must offer.
 """
 
 from reptk.core.images import resize_center_crop, to_float
-from reptk.views.compiled import ViewPipeline
-from reptk.views.recognised import Operation
+from reptk.views.pipeline import ViewPipeline
+from reptk.views.protocol import Views
 from reptk.views.sets import SETS
+from reptk.views.tables import Operation
 
-__all__ = ["SETS", "Operation", "ViewPipeline", "resize_center_crop", "to_float"]
+__all__ = ["SETS", "Operation", "ViewPipeline", "Views", "resize_center_crop", "to_float"]

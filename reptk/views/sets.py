@@ -8,21 +8,21 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import VIEWS
-from reptk.views.compiled import Backend, ViewPipeline
-from reptk.views.recognised import Operation
+from reptk.views.pipeline import BackendName, ViewPipeline
+from reptk.views.tables import Operation
 
 Count = Annotated[int, Ge(1)]
 Size = Annotated[int, Ge(4)]
 Share = Annotated[float, Gt(0), Le(1)]
 Strength = Annotated[float, Ge(0), Le(2)]
-Third = str | list[Operation] | None
+ThirdView = str | list[Operation] | None
 """What the third view of each image uses instead: a list of operations, or the name of a set with its defaults."""
 
-# Every set also takes `backend` and `exact_hue`: see `ViewPipeline`.
+# `backend` and `exact_hue` of every set are those of `ViewPipeline`.
 
 
 def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> list[Operation]:
-    blur = {"name": "RandomGaussianBlur", "kernel_size": [_odd(size / 10)] * 2, "sigma": [0.1, 2.0], "p": 0.5}
+    blur = {"name": "RandomGaussianBlur", "kernel_size": [_odd_kernel(size / 10)] * 2, "sigma": [0.1, 2.0], "p": 0.5}
     return [*simclr_small_operations(size, scale, strength), blur]
 
 
@@ -69,8 +69,8 @@ def crop_flip_operations(size: int, padding: int = 4) -> list[Operation]:
 
 
 def autoaugment_operations(size: int, policy: str = "cifar10", scale: float = 1.0) -> list[Operation]:
-    cut = crop_and_flip(size, scale) if scale < 1 else crop_flip_operations(size)
-    return [*cut, {"name": "AutoAugment", "policy": policy}]
+    crop = crop_and_flip(size, scale) if scale < 1 else crop_flip_operations(size)
+    return [*crop, {"name": "AutoAugment", "policy": policy}]
 
 
 def none_operations(size: int) -> list[Operation]:
@@ -93,12 +93,12 @@ def simclr(
     size: Size = 224,
     scale: Share = 0.08,
     strength: Strength = 1.0,
-    third: Third = None,
-    backend: Backend = "auto",
+    third: ThirdView = None,
+    backend: BackendName = "auto",
     exact_hue: bool = False,
 ) -> ViewPipeline:
-    """SimCLR's augmentations for photographs (arXiv 2002.05709, appendix A), blur with a kernel of size / 10."""
-    return _views(simclr_operations(size, scale, strength), count, size, third, backend, exact_hue)
+    """SimCLR's augmentations for photographs (arXiv 2002.05709, appendix A); the blur has a kernel of size / 10."""
+    return _pipeline(simclr_operations(size, scale, strength), count, size, third, backend, exact_hue)
 
 
 @VIEWS.register("simclr_small")
@@ -107,12 +107,12 @@ def simclr_small(
     size: Size = 32,
     scale: Share = 0.2,
     strength: Strength = 0.5,
-    third: Third = None,
-    backend: Backend = "auto",
+    third: ThirdView = None,
+    backend: BackendName = "auto",
     exact_hue: bool = False,
 ) -> ViewPipeline:
-    """The same without blur and at half the colour strength, as is usual for images of 28 to 64 pixels."""
-    return _views(simclr_small_operations(size, scale, strength), count, size, third, backend, exact_hue)
+    """SimCLR's augmentations without blur and at half the colour strength, as is usual for images of 28 to 64 px."""
+    return _pipeline(simclr_small_operations(size, scale, strength), count, size, third, backend, exact_hue)
 
 
 @VIEWS.register("multi_crop")
@@ -124,7 +124,7 @@ def multi_crop(
     scale: Share = 0.14,
     small_scale: Share = 0.05,
     strength: Strength = 1.0,
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
     exact_hue: bool = False,
 ) -> ViewPipeline:
     """`count` views of `size` px and `small_count` of `small_size` px, otherwise SimCLR's (SwAV, arXiv 2006.09882).
@@ -134,18 +134,18 @@ def multi_crop(
     if small_scale > scale:
         raise ValueError(f"small_scale is {small_scale}, more than scale ({scale}), where small views end")
     large = simclr_operations(size, scale, strength)
-    crop, *others = simclr_operations(small_size, small_scale, strength)
-    small = [{**crop, "scale": [small_scale, scale]}, *others]
+    small = simclr_operations(small_size, small_scale, strength)
+    small[0]["scale"] = [small_scale, scale]
     sizes = [size] * count + [small_size] * small_count
     return ViewPipeline([large] * count + [small] * small_count, sizes, backend=backend, exact_hue=exact_hue)
 
 
 @VIEWS.register("digits")
 def digits(
-    count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: Third = None, backend: Backend = "auto"
+    count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: ThirdView = None, backend: BackendName = "auto"
 ) -> ViewPipeline:
-    """Shifts, turns, shears and zooms that leave a written digit what it is; no flips, no colour."""
-    return _views(digits_operations(size, strength), count, size, third, backend)
+    """Small shifts, rotations, shears and zooms, for written digits; no flips, no colour."""
+    return _pipeline(digits_operations(size, strength), count, size, third, backend)
 
 
 @VIEWS.register("crop_flip")
@@ -153,11 +153,11 @@ def crop_flip(
     count: Count = 2,
     size: Size = 32,
     padding: Annotated[int, Ge(1)] = 4,
-    third: Third = None,
-    backend: Backend = "auto",
+    third: ThirdView = None,
+    backend: BackendName = "auto",
 ) -> ViewPipeline:
-    """Pad by `padding` px and cut at random, flip: the usual treatment of small images."""
-    return _views(crop_flip_operations(size, padding), count, size, third, backend)
+    """Pad by `padding` px, crop at random, flip: the usual augmentation of small images."""
+    return _pipeline(crop_flip_operations(size, padding), count, size, third, backend)
 
 
 @VIEWS.register("autoaugment")
@@ -166,21 +166,21 @@ def autoaugment(
     size: Size = 32,
     policy: str = "cifar10",
     scale: Share = 1.0,
-    third: Third = None,
-    backend: Backend = "auto",
+    third: ThirdView = None,
+    backend: BackendName = "auto",
 ) -> ViewPipeline:
     """`crop_flip`, then AutoAugment (arXiv 1805.09501): every image draws one of the policy's sub-policies.
 
-    policy: "cifar10", "svhn" or "imagenet", as kornia defines them. A `scale` below 1 puts a random resized crop of
-    at least that share of the area in the place of the padded crop, as is usual for photographs.
+    policy: "cifar10", "svhn" or "imagenet", as kornia defines them. With a `scale` below 1, a random resized crop of at
+    least that share of the area replaces the padded crop, as is usual for photographs.
     """
-    return _views(autoaugment_operations(size, policy, scale), count, size, third, backend)
+    return _pipeline(autoaugment_operations(size, policy, scale), count, size, third, backend)
 
 
 @VIEWS.register("none")
-def none(count: Count = 2, size: Size = 32, backend: Backend = "auto") -> ViewPipeline:
-    """The image as it is, `count` times."""
-    return _views(none_operations(size), count, size, None, backend)
+def none(count: Count = 2, size: Size = 32, backend: BackendName = "auto") -> ViewPipeline:
+    """The image, resized but otherwise unchanged, `count` times."""
+    return _pipeline(none_operations(size), count, size, None, backend)
 
 
 @VIEWS.register("kornia")
@@ -188,47 +188,50 @@ def custom(
     operations: list[Operation],
     count: Count = 2,
     size: Size = 224,
-    third: Third = None,
-    backend: Backend = "auto",
+    third: ThirdView = None,
+    backend: BackendName = "auto",
     exact_hue: bool = False,
 ) -> ViewPipeline:
-    """Your own list of kornia operations, e.g. `operations = [{name = "RandomGrayscale", p = 0.2}]`."""
-    return _views(operations, count, size, third, backend, exact_hue)
+    """Any list of kornia operations, e.g. `operations = [{name = "RandomGrayscale", p = 0.2}]`."""
+    return _pipeline(operations, count, size, third, backend, exact_hue)
 
 
 @VIEWS.register("per_view")
 def per_view(
-    lists: list[str | list[Operation]], size: Size = 224, backend: Backend = "auto", exact_hue: bool = False
+    lists: list[str | list[Operation]], size: Size = 224, backend: BackendName = "auto", exact_hue: bool = False
 ) -> ViewPipeline:
-    """A list of operations of its own for every view: each a list, or the name of a set with its defaults."""
+    """Different operations for each view: for each a list of them, or the name of a set with its defaults."""
     if not lists:
         raise ValueError("lists must hold a list of operations, or the name of a set, for each view")
-    return ViewPipeline([_list(part, size, "lists") for part in lists], size, backend=backend, exact_hue=exact_hue)
+    resolved = [_resolve(operations, size, "lists") for operations in lists]
+    return ViewPipeline(resolved, size, backend=backend, exact_hue=exact_hue)
 
 
-def _views(
+def _pipeline(
     operations: list[Operation],
     count: int,
     size: int,
-    third: Third,
-    backend: Backend,
+    third: ThirdView,
+    backend: BackendName,
     exact_hue: bool = False,
 ) -> ViewPipeline:
+    """The same operations for each of `count` views, except the third if `third` says so."""
     if third is not None and count < 3:
         raise ValueError(f"third is for the third view, but count is {count}")
     lists = [operations] * count
     if third is not None:
-        lists[2] = _list(third, size, "third")
+        lists[2] = _resolve(third, size, "third")
     return ViewPipeline(lists, size, backend=backend, exact_hue=exact_hue)
 
 
-def _list(part: str | list[Operation], size: int, argument: str) -> list[Operation]:
-    if not isinstance(part, str):
-        return part
-    if part not in SETS:
-        raise ValueError(f"{argument} takes lists of operations or names out of {', '.join(SETS)}, got {part!r}")
-    return SETS[part](size)
+def _resolve(operations: str | list[Operation], size: int, argument: str) -> list[Operation]:
+    """Return a list of operations as it is, or that of a set for its name."""
+    if not isinstance(operations, str):
+        return operations
+    if operations not in SETS:
+        raise ValueError(f"{argument} takes lists of operations or names out of {', '.join(SETS)}, got {operations!r}")
+    return SETS[operations](size)
 
 
-def _odd(length: float) -> int:
+def _odd_kernel(length: float) -> int:
     return max(3, int(length) // 2 * 2 + 1)

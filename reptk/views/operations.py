@@ -1,0 +1,402 @@
+"""The operations that reptk runs itself: what each image draws for them, and what that means for its pixels.
+
+An operation turns uniform numbers u in [0, 1) into a table of parameters, one row for each image. Everything that follows
+from the parameters without looking at pixels is defined here as well: which part of the image is resized, the weights of
+the resize, the colour matrix, the weights of the blur. The backends only execute it, so they all make the same views.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reptk.core.numba_jit import compile_exact
+
+Shape = tuple[int, int]
+"""Height and width in pixels."""
+Range = tuple[float, float]
+
+CROP_CANDIDATES = 10
+"""Crops tried before the fallback, as in torchvision."""
+NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)
+"""Factors of brightness, contrast, saturation and hue that change nothing."""
+NEUTRAL_STEP = (1.0, 0.0, 0.0, 0.0)
+"""The colour step (`ColorOperation.color_steps`) that changes nothing."""
+LUMA = (0.299, 0.587, 0.114)
+"""The weights of ITU-R BT.601, as in kornia; torchvision's first is 0.2989, so that its three add up to 0.9999."""
+
+# From RGB to luma and the two chroma axes of YIQ, whose rows add up to 0. A shift of the hue rotates the chroma axes.
+_YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
+_QUARTER_TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+CHROMA_TURN = tuple((torch.linalg.inv(_YIQ)[:, 1:] @ _QUARTER_TURN @ _YIQ[1:]).flatten().tolist())
+"""The 3 x 3 matrix, row by row, that takes the chroma of an RGB pixel, turned by a quarter, and drops its luma."""
+
+
+class ViewOperation(Protocol):
+    """One operation. `num_uniforms` is how many uniform numbers it needs for each image."""
+
+    num_uniforms: ClassVar[int]
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        """Return the parameters (n, k) of n images of this height and width, from u (n, num_uniforms) in [0, 1)."""
+        ...
+
+    def is_applied(self, params: Tensor) -> Tensor:
+        """(n,) bool: which images the operation may change."""
+        return torch.ones(len(params), dtype=torch.bool, device=params.device)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the size of the images it makes of images of this size."""
+        return shape
+
+
+class ColorOperation(ViewOperation, Protocol):
+    """An operation that treats all pixels of an image alike."""
+
+    def color_steps(self, params: Tensor) -> Tensor:
+        """(n, k) parameters -> (n, S, 4) steps, in the order in which they are applied; in the dtype of `params`.
+
+        A step (color, luma, mean, turns) makes of a pixel x
+
+            color * x + luma * luma(x) + mean * mean luma of the image, its hue shifted by so many turns.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(ViewOperation):
+    """A random part of the image, resized. The distribution is torchvision's and kornia's.
+
+    The area is uniform in `scale` times the image's, the logarithm of width / height uniform between those of `ratio`. The
+    first of ten candidates that fits is used, otherwise the largest centred crop within `ratio`.
+
+    Parameters: (n, 4) boxes, top, left, height and width in whole pixels.
+    """
+
+    num_uniforms: ClassVar[int] = 2 * CROP_CANDIDATES + 2
+    size: Shape
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        fallback = self._largest_centered_crop(shape)
+        if u.device.type == "cpu" and not torch.compiler.is_compiling():
+            fill_crop_boxes = compile_exact(_fill_crop_boxes)
+            if fill_crop_boxes is not None:
+                boxes = np.empty((len(u), 4), np.float32)
+                sides = [np.float32(side) for side in (*shape, *fallback)]
+                scale_start, scale_span = np.float32(self.scale[0]), np.float32(self.scale[1] - self.scale[0])
+                ratio_start, ratio_span = np.float32(log_ratio[0]), np.float32(log_ratio[1] - log_ratio[0])
+                fill_crop_boxes(boxes, u.numpy(), *sides, scale_start, scale_span, ratio_start, ratio_span)
+                return torch.from_numpy(boxes)
+        return _crop_boxes(u, shape, fallback, self.scale, log_ratio)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.size
+
+    def _largest_centered_crop(self, shape: Shape) -> tuple[float, float]:
+        """Height and width of the largest part whose width / height lies in `ratio`."""
+        height, width = shape
+        narrowest, widest = self.ratio
+        if width / height < narrowest:
+            height = min(height, max(1, round(width / narrowest)))
+        elif width / height > widest:
+            width = min(width, max(1, round(height * widest)))
+        return float(height), float(width)
+
+
+def _crop_boxes(u: Tensor, shape: Shape, fallback: tuple[float, float], scale: Range, log_ratio: Range) -> Tensor:
+    """(n, 22) uniform numbers -> (n, 4) boxes of RandomResizedCrop."""
+    height, width = shape
+    area = _between(u[:, :CROP_CANDIDATES], *scale) * (height * width)
+    # In float64, where all implementations of exp agree once the result is rounded to float32.
+    aspect = _between(u[:, CROP_CANDIDATES:-2], *log_ratio).double().exp().float()
+    widths = (area * aspect).sqrt().round()
+    heights = (area / aspect).sqrt().round()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    is_first_fit = (fits.int().cumsum(1) == 1) & fits
+    has_fit = fits.any(1)
+    box_height = torch.where(has_fit, (heights * is_first_fit).sum(1), fallback[0])
+    box_width = torch.where(has_fit, (widths * is_first_fit).sum(1), fallback[1])
+    random_top = (u[:, -2] * (height - box_height + 1)).floor()
+    random_left = (u[:, -1] * (width - box_width + 1)).floor()
+    top = torch.where(has_fit, random_top, ((height - box_height) / 2).floor())
+    left = torch.where(has_fit, random_left, ((width - box_width) / 2).floor())
+    # u close to 1, times a length, can round up to the length.
+    top = top.minimum(height - box_height)
+    left = left.minimum(width - box_width)
+    return torch.stack([top, left, box_height, box_width], dim=1)
+
+
+def _fill_crop_boxes(
+    boxes, u, height, width, fallback_height, fallback_width, scale_start, scale_span, ratio_start, ratio_span
+):
+    """`_crop_boxes` as one loop, compiled with numba; the same to the bit.
+
+    As torch operations it is thirty passes over all candidates, which take a tenth of the time of small views on a CPU.
+    """
+    one = np.float32(1)
+    candidates = u.shape[1] // 2 - 1
+    for row in range(len(u)):
+        box_height, box_width = fallback_height, fallback_width
+        top, left = np.floor((height - box_height) / 2), np.floor((width - box_width) / 2)
+        for candidate in range(candidates):
+            area = (u[row, candidate] * scale_span + scale_start) * (height * width)
+            log_aspect = u[row, candidates + candidate] * ratio_span + ratio_start
+            aspect = np.float32(np.exp(np.float64(log_aspect)))
+            candidate_width, candidate_height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+            if 0 < candidate_width <= width and 0 < candidate_height <= height:
+                box_height, box_width = candidate_height, candidate_width
+                top = min(np.floor(u[row, 2 * candidates] * (height - box_height + one)), height - box_height)
+                left = min(np.floor(u[row, 2 * candidates + 1] * (width - box_width + one)), width - box_width)
+                break
+        boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3] = top, left, box_height, box_width
+
+
+@dataclass(frozen=True)
+class RandomCrop(ViewOperation):
+    """A part of fixed size of the image and `padding` black pixels around it.
+
+    Parameters: (n, 4) boxes as of RandomResizedCrop, which may begin below 0.
+    """
+
+    num_uniforms: ClassVar[int] = 2
+    size: Shape
+    padding: int = 0
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        height, width = self.size
+        spare_rows = shape[0] + 2 * self.padding - height
+        spare_columns = shape[1] + 2 * self.padding - width
+        if min(spare_rows, spare_columns) < 0:
+            raise ValueError(
+                f"images of {shape[1]} x {shape[0]} px, padded by {self.padding}, are smaller than the crop of "
+                f"{width} x {height} px; put a Resize before it"
+            )
+        top = (u[:, 0] * (spare_rows + 1)).floor() - self.padding
+        left = (u[:, 1] * (spare_columns + 1)).floor() - self.padding
+        return torch.stack([top, left, torch.full_like(top, height), torch.full_like(top, width)], dim=1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.size
+
+
+@dataclass(frozen=True)
+class Resize(ViewOperation):
+    """The whole image at one size, antialiased. Parameters: (n, 4) boxes as of RandomResizedCrop."""
+
+    num_uniforms: ClassVar[int] = 0
+    size: Shape
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        zero = torch.zeros(len(u), device=u.device)
+        return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.size
+
+
+@dataclass(frozen=True)
+class RandomFlip(ViewOperation):
+    """A mirror image: left and right exchanged, or top and bottom. Parameters: (n, 1), 1 for a flip."""
+
+    num_uniforms: ClassVar[int] = 1
+    p: float = 0.5
+    is_vertical: bool = False
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        return (u < self.p).float()
+
+    def is_applied(self, params: Tensor) -> Tensor:
+        return params[:, 0] > 0
+
+
+@dataclass(frozen=True)
+class ColorJitter(ColorOperation):
+    """Brightness, contrast, saturation and hue, in an order that each image draws.
+
+    Parameters: (n, 8), the factors of the four, that of hue in turns, and neutral ones where an image is not jittered; then
+    which of the four is applied first, second, third and last.
+    """
+
+    num_uniforms: ClassVar[int] = 9
+    brightness: Range
+    contrast: Range
+    saturation: Range
+    hue: Range
+    p: float = 1.0
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        is_jittered = u[:, 0] < self.p
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        factors = []
+        for column, (factor_range, neutral) in enumerate(zip(ranges, NEUTRAL_FACTORS, strict=True), start=1):
+            factors.append(torch.where(is_jittered, _between(u[:, column], *factor_range), neutral))
+        order = u[:, 5:].argsort(1).float()
+        return torch.cat([torch.stack(factors, dim=1), order], dim=1)
+
+    def is_applied(self, params: Tensor) -> Tensor:
+        return (params[:, :4] != params.new_tensor(NEUTRAL_FACTORS)).any(1)
+
+    def color_steps(self, params: Tensor) -> Tensor:
+        brightness, contrast, saturation, hue = params[:, :4].unbind(1)
+        zero, one = torch.zeros_like(hue), torch.ones_like(hue)
+        color = torch.stack([brightness, contrast, saturation, one], dim=1)
+        luma = torch.stack([zero, zero, 1 - saturation, zero], dim=1)
+        mean = torch.stack([zero, 1 - contrast, zero, zero], dim=1)
+        turns = torch.stack([zero, zero, zero, hue], dim=1)
+        steps = torch.stack([color, luma, mean, turns], dim=2)
+        order = params[:, 4:].long()
+        return steps.gather(1, order[:, :, None].expand(-1, -1, 4))
+
+
+@dataclass(frozen=True)
+class RandomGrayscale(ColorOperation):
+    """The luma in all three channels. Parameters: (n, 1), 1 for grey."""
+
+    num_uniforms: ClassVar[int] = 1
+    p: float = 0.1
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        return (u < self.p).float()
+
+    def is_applied(self, params: Tensor) -> Tensor:
+        return params[:, 0] > 0
+
+    def color_steps(self, params: Tensor) -> Tensor:
+        zero = torch.zeros_like(params)
+        return torch.stack([1 - params, params, zero, zero], dim=2)
+
+
+@dataclass(frozen=True)
+class RandomGaussianBlur(ViewOperation):
+    """A Gaussian of `kernel` pixels, reflected at the borders. Parameters: (n, 1), sigma in pixels, 0 for no blur."""
+
+    num_uniforms: ClassVar[int] = 2
+    kernel: Shape
+    sigma: Range
+    p: float = 0.5
+
+    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+        if self.kernel[0] // 2 >= shape[0] or self.kernel[1] // 2 >= shape[1]:
+            raise ValueError(
+                f"RandomGaussianBlur with kernel_size {list(self.kernel)} needs larger images than {shape[1]} x {shape[0]} px"
+            )
+        return _between(u[:, 1:], *self.sigma) * (u[:, :1] < self.p)
+
+    def is_applied(self, params: Tensor) -> Tensor:
+        return params[:, 0] > 0
+
+
+def _between(u: Tensor, low: float, high: float) -> Tensor:
+    return low + u * (high - low)
+
+
+# Geometry: a crop, a resize and flips map every output pixel to a place in the input, on each axis by itself.
+
+
+def source_centers(start: Tensor, length: Tensor, size: int, is_flipped: Tensor) -> Tensor:
+    """Return where in the input the centres of the output pixels lie, (n, axes, size).
+
+    Args:
+        start, length: (n, axes), the part of the input that is resized to `size` pixels.
+        is_flipped: (n, axes), whether the output is mirrored.
+    """
+    steps = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
+    steps = torch.where(is_flipped[..., None], size - steps, steps)
+    return start[..., None] + steps * (length / size)[..., None]
+
+
+def resize_weights(centers: Tensor, start: Tensor, length: Tensor, extent: int, out: Tensor | None = None) -> Tensor:
+    """Return the weights of the input pixels in each output pixel, (n, axes, size, extent): antialiased bilinear.
+
+    A triangle as wide as two output pixels, or two input pixels where those are larger, cut off at the edges of the part.
+
+    Args:
+        centers: (n, axes, size), of `source_centers`.
+        start, length: (n, axes), the part that is resized.
+        extent: length of the input in pixels.
+    """
+    size = centers.shape[-1]
+    pixels = torch.arange(extent, dtype=centers.dtype, device=centers.device) + 0.5
+    slopes = -size / length.clamp_min(size)[..., None, None]
+    is_inside = ((pixels > start[..., None]) & (pixels < (start + length)[..., None]))[..., None, :]
+    weights = torch.sub(pixels, centers[..., None], out=out).abs_().mul_(slopes).add_(1).clamp_(0).mul_(is_inside)
+    # Parts may lie in the padding, where no pixel has a weight.
+    return weights.div_(weights.sum(-1, keepdim=True).clamp_min_(1e-3))
+
+
+def enlarging_weights(centers: Tensor, start: Tensor, length: Tensor, extent: int, out: Tensor | None = None) -> Tensor:
+    """`resize_weights` of parts inside the image that are no longer than `size`: of two pixels, at the edge of one."""
+    pixels = torch.arange(extent, dtype=centers.dtype, device=centers.device) + 0.5
+    first, last = (start + 0.5)[..., None], (start + length - 0.5)[..., None]
+    centers = centers.maximum(first).minimum(last)[..., None]
+    distances = torch.sub(pixels, centers, out=out).abs_()
+    return torch.sub(1, distances, out=out).clamp_(0)
+
+
+def gaussian(offsets: Tensor, sigma: Tensor) -> Tensor:
+    """Return the Gaussian of each image at these distances, 1 at distance 0: (k,) and (n,), in pixels -> (n, k)."""
+    return (-0.5 * (offsets / sigma.clamp_min(1e-3)[:, None]) ** 2).exp()
+
+
+# Colour
+
+
+def color_matrices(steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return colour steps as linear maps: out = M x + K mean(x), for any number of steps (n, S, 4).
+
+    Values are cut to 0..1 once, after the last step, and the hue is shifted by a rotation of the chroma plane of YIQ, which
+    keeps the luma. Then every step scales the luma, scales and turns the chroma, and adds to the luma a share of the mean
+    luma. These commute, so M and K depend on products over the steps alone, and not on their order.
+
+    Returns:
+        M and K, (n, 3, 3), in the dtype of `steps`. In float64, M of neutral steps is the identity once it is rounded.
+    """
+    color, luma, mean, turns = steps.unbind(2)
+    luma_gain = (color + luma).prod(1)
+    chroma_gain = color.prod(1)
+    # The mean luma of the image after each step is that before it, times this.
+    mean_gain = (color + luma + mean).prod(1)
+    angle = 2 * math.pi * turns.sum(1)
+    in_phase = (chroma_gain * angle.cos())[:, None, None]
+    in_quadrature = (chroma_gain * angle.sin())[:, None, None]
+    eye = torch.eye(3, dtype=steps.dtype, device=steps.device)
+    grey = grey_matrix(steps.dtype, steps.device)
+    chroma_turn = _matrix(CHROMA_TURN, steps.dtype, steps.device)
+    matrix = in_phase * eye + (luma_gain[:, None, None] - in_phase) * grey + in_quadrature * chroma_turn
+    return matrix, (mean_gain - luma_gain)[:, None, None] * grey
+
+
+def mix_with_grey(color: Tensor, luma: Tensor) -> Tensor:
+    """Return the matrices (n, 3, 3) of color * x + luma * luma(x), for (n,) of each."""
+    eye = torch.eye(3, dtype=color.dtype, device=color.device)
+    return color[:, None, None] * eye + luma[:, None, None] * grey_matrix(color.dtype, color.device)
+
+
+def grey_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the (3, 3) matrix that puts the luma into every channel."""
+    return _matrix(LUMA * 3, dtype, device)
+
+
+def luma(images: Tensor) -> Tensor:
+    """(..., 3, H, W) -> (..., 1, H, W)."""
+    return sum(weight * images.narrow(-3, channel, 1) for channel, weight in enumerate(LUMA))
+
+
+def _matrix(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=device).view(3, 3)
+    return _cached_matrix(values, dtype, device)
+
+
+@functools.cache
+def _cached_matrix(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant of (3, 3), copied to each device once, because a copy from pageable memory synchronises with the GPU."""
+    return torch.tensor(values, dtype=dtype, device=device).view(3, 3)

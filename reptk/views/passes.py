@@ -1,0 +1,121 @@
+"""Neighboring operations that are executed as one pass over the pixels.
+
+A crop or resize and the flips behind it are one linear map of the rows and one of the columns. Colour operations are one
+matrix for each image. The order of the operations is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reptk.views.operations import (
+    ColorJitter,
+    ColorOperation,
+    RandomCrop,
+    RandomFlip,
+    RandomGaussianBlur,
+    RandomGrayscale,
+    RandomResizedCrop,
+    Resize,
+    Shape,
+    ViewOperation,
+)
+
+CROPS = (RandomResizedCrop, RandomCrop, Resize)
+COLORS = (ColorJitter, RandomGrayscale)
+
+
+@dataclass(frozen=True)
+class SpatialPass:
+    """At most one crop or resize, first, and flips."""
+
+    operations: list[ViewOperation]
+
+    @property
+    def crop(self) -> RandomResizedCrop | RandomCrop | Resize | None:
+        first = self.operations[0]
+        if isinstance(first, CROPS):
+            return first
+        return None
+
+    def is_flipped(self, params: Sequence[Tensor], *, vertical: bool) -> Tensor:
+        """Return which images (n,) are mirrored along one axis, after all flips."""
+        is_flipped = torch.zeros(len(params[0]), dtype=torch.bool, device=params[0].device)
+        for operation, table in zip(self.operations, params, strict=True):
+            if isinstance(operation, RandomFlip) and operation.is_vertical == vertical:
+                is_flipped = is_flipped ^ operation.is_applied(table)
+        return is_flipped
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.operations[0].output_shape(shape)
+
+
+@dataclass(frozen=True)
+class ColorPass:
+    """Colour operations. `is_exact`: values are cut to 0..1 after each, and the hue is shifted in HSV."""
+
+    operations: list[ColorOperation]
+    is_exact: bool
+
+    def steps(self, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """(n, S, 4) colour steps of all operations, computed in this dtype."""
+        steps = [
+            operation.color_steps(table.to(dtype)) for operation, table in zip(self.operations, params, strict=True)
+        ]
+        return torch.cat(steps, dim=1)
+
+    def is_applied(self, params: Sequence[Tensor]) -> Tensor:
+        """Return which images (n,) any of the operations may change."""
+        is_applied = self.operations[0].is_applied(params[0])
+        for operation, table in zip(self.operations[1:], params[1:], strict=True):
+            is_applied = is_applied | operation.is_applied(table)
+        return is_applied
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclass(frozen=True)
+class BlurPass:
+    """One Gaussian blur."""
+
+    operations: list[RandomGaussianBlur]
+
+    @property
+    def kernel(self) -> Shape:
+        return self.operations[0].kernel
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+Pass = SpatialPass | ColorPass | BlurPass
+
+
+def group_into_passes(operations: Sequence[ViewOperation], *, exact_hue: bool) -> list[Pass]:
+    """Group operations into as few passes as keep their order."""
+    passes: list[Pass] = []
+    for operation in operations:
+        previous = passes[-1] if passes else None
+        if isinstance(operation, COLORS):
+            if isinstance(previous, ColorPass):
+                previous.operations.append(operation)
+            else:
+                passes.append(ColorPass([operation], exact_hue))
+        elif isinstance(operation, RandomGaussianBlur):
+            passes.append(BlurPass([operation]))
+        elif isinstance(operation, RandomFlip) and isinstance(previous, SpatialPass):
+            previous.operations.append(operation)
+        else:
+            passes.append(SpatialPass([operation]))
+    return passes
+
+
+def with_params(passes: Sequence[Pass], params: Sequence[Tensor]) -> Iterator[tuple[Pass, Sequence[Tensor]]]:
+    """Yield each pass with the parameters of its operations, from those of all operations in order."""
+    first = 0
+    for each in passes:
+        yield each, params[first : first + len(each.operations)]
+        first += len(each.operations)
