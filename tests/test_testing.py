@@ -360,7 +360,7 @@ def test_every_promise_of_views_is_tried():
 def test_views_are_left_on_one_process():
     views = Brighten()
     check_views(views, size=SIZE)
-    assert (views.rank, views.world) == (0, 1)
+    assert (views.rank, views.world_size) == (0, 1)
 
 
 # Evaluators

@@ -353,8 +353,9 @@ def color_matrices(steps: Tensor) -> tuple[Tensor, Tensor]:
     """Return colour steps as linear maps: out = M x + K mean(x), for any number of steps (n, S, 4).
 
     Values are cut to 0..1 once, after the last step, and the hue is shifted by a rotation of the chroma plane of YIQ, which
-    keeps the luma. Then every step scales the luma, scales and turns the chroma, and adds to the luma a share of the mean
-    luma. These commute, so M and K depend on products over the steps alone, and not on their order.
+    keeps the luma. As the weights of the luma add up to 1, every step then scales the luma, scales and turns the chroma, and
+    adds to the luma a share of the mean luma. These commute, so M and K depend on products over the steps alone, and not on
+    their order.
 
     Returns:
         M and K, (n, 3, 3), in the dtype of `steps`. In float64, M of neutral steps is the identity once it is rounded.

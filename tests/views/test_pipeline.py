@@ -1,26 +1,22 @@
-"""Views: a pure function of (images, key), the same for any number of ranks, and to each image what kornia does."""
+"""Views: a pure function of (images, key), the same for any number of ranks, and for each image what kornia does."""
 
-import functools
-import importlib.util
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import kornia.augmentation as ka
 import numpy as np
 import pytest
 import torch
 from kornia.augmentation.auto import AutoAugment
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as reference
 
 from reptk.config.registry import VIEWS
 from reptk.core import rng
 from reptk.views import SETS, Operation, ViewPipeline, resize_center_crop, to_float
-from reptk.views.recognised import recognise
+from reptk.views.operations import luma
+from reptk.views.tables import native_operation
+from view_references import NEAR, SIZE, custom, patches, photo
 
-SIZE = 32
 JITTER = {"name": "ColorJitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.5}
 FLIP = {"name": "RandomHorizontalFlip", "p": 0.5}
 CROP = {"name": "RandomResizedCrop", "size": [SIZE, SIZE], "scale": [0.2, 1.0]}
@@ -64,42 +60,23 @@ every = pytest.mark.parametrize("label", EVERY)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _quick(one_thread):
-    """Tiny work throughout."""
+def _one_thread(one_thread):
+    """All images are tiny."""
 
 
-def build(label: str, **more: object) -> ViewPipeline:
+def build(label: str, **overrides: object) -> ViewPipeline:
     name, arguments = SHARDED[label]
-    return VIEWS.get(name)(**arguments, **more)
+    return VIEWS.get(name)(**arguments, **overrides)
 
 
-def custom(*operations: Operation, size: int = SIZE, **more: object) -> ViewPipeline:
-    return VIEWS.get("kornia")(operations=list(operations), size=size, **more)
-
-
-@functools.cache
-def photo(file: str = "china.jpg") -> Tensor:
-    """A photograph of scikit-learn's, (1, 3, 427, 640) uint8; found without importing scikit-learn."""
-    [home] = importlib.util.find_spec("sklearn").submodule_search_locations
-    return reference.pil_to_tensor(Image.open(Path(home) / "datasets" / "images" / file))[None]
-
-
-@functools.cache
-def patches(count: int, size: int = SIZE) -> Tensor:
-    """Patches from both photographs, (count, 3, size, size) uint8."""
-    both = torch.cat([photo("china.jpg"), photo("flower.jpg")])
-    places = torch.randint(0, 427 - size, (count, 2), generator=torch.Generator().manual_seed(0)).tolist()
-    cut = [both[number % 2, :, top : top + size, left : left + size] for number, (top, left) in enumerate(places)]
-    return torch.stack(cut)
-
-
-def in_parts(views: ViewPipeline, images: Tensor, key: int, world: int) -> Tensor:
-    parts = [views.shard(rank, world)(part, key) for rank, part in enumerate(images.chunk(world))]
+def by_ranks(views: ViewPipeline, images: Tensor, key: int, world_size: int) -> Tensor:
+    """The views of all ranks, as one batch."""
+    parts = [views.shard(rank, world_size)(part, key) for rank, part in enumerate(images.chunk(world_size))]
     views.shard(0, 1)
     return torch.cat(parts, dim=1)
 
 
-# The key decides
+# The key determines the views
 
 
 def test_every_set_is_registered():
@@ -131,26 +108,27 @@ def test_the_views_of_an_image_differ(label):
 
 @every
 def test_the_views_do_not_depend_on_their_count(label):
-    made = {count: build(label, count=count)(patches(4), 5) for count in (1, 2, 3, 5)}
-    for count, views in made.items():
+    five_views = build(label, count=5)(patches(4), 5)
+    for count in (1, 2, 3, 5):
+        views = build(label, count=count)(patches(4), 5)
         assert views.shape == (count, 4, 3, SIZE, SIZE)
-        assert torch.equal(views, made[5][:count])
+        assert torch.equal(views, five_views[:count])
 
 
 @every
-def test_global_generators_are_left_alone_and_do_not_matter(label):
+def test_global_generators_are_unchanged_and_do_not_matter(label):
     views, images = build(label), patches(8)
-    made = []
+    results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-        made.append(views(images, 5))
+        results.append(views(images, 5))
         build(label)
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
-    assert torch.equal(*made)
+    assert torch.equal(*results)
 
 
 def test_what_one_operation_draws_does_not_shift_the_next():
@@ -160,19 +138,19 @@ def test_what_one_operation_draws_does_not_shift_the_next():
     assert torch.equal(grey_then_flip[0], flip_then_grey[0])
 
 
-# One global batch, whatever the number of ranks
+# One global batch, for any number of ranks
 
 
 @pytest.mark.parametrize("batch", [4, 8])
 @pytest.mark.parametrize("label", SHARDED)
-def test_ranks_see_slices_of_the_whole(label, batch):
+def test_ranks_get_slices_of_the_views_of_one_process(label, batch):
     views, images = build(label), patches(batch)
     whole = views(images, 7)
-    for world in (1, 2, 4):
-        assert torch.equal(in_parts(views, images, 7, world), whole), world
+    for world_size in (1, 2, 4):
+        assert torch.equal(by_ranks(views, images, 7, world_size), whole), world_size
 
 
-def test_ranks_that_take_themselves_for_rank_0_see_something_else():
+def test_ranks_that_are_all_rank_0_get_other_views():
     views, images = build("kornia"), patches(8)
     wrong = torch.cat([views.shard(0, 2)(part, 7) for part in images.chunk(2)], dim=1)
     assert not torch.equal(wrong, views.shard(0, 1)(images, 7))
@@ -193,34 +171,34 @@ def test_third_by_name_and_by_list_change_the_third_view_only():
     assert torch.equal(by_name[2], VIEWS.get("autoaugment")(count=3, size=SIZE)(images, 5)[2])
 
 
-# What is done to an image is what kornia does
+# Each image is changed as by kornia
 
 
 @pytest.mark.parametrize("batch", [4, 9])
-@pytest.mark.parametrize("label", [label for label, table in OPERATIONS.items() if recognise(table) is None])
+@pytest.mark.parametrize("label", [label for label, table in OPERATIONS.items() if native_operation(table) is None])
 def test_an_operation_is_kornias_on_the_whole_batch(label, batch):
     images, key = patches(batch), 11
     table = {name: tuple(value) if isinstance(value, list) else value for name, value in OPERATIONS[label].items()}
     operation = getattr(ka, table.pop("name"))(**table)
     with rng.seeded(rng.key(key, 0, 0), "draw"):
         params = operation.forward_parameters(images.shape)
-    drew = params["batch_prob"] > 0.5
+    is_applied = params["batch_prob"] > 0.5
     with rng.seeded(rng.key(key, 0, 0), "apply"):
         expected = operation(to_float(images), params=params).clamp(0, 1)
     got = custom(OPERATIONS[label], count=1)(images, key)[0]
     assert torch.equal(got, expected)
-    assert torch.equal(got[~drew], to_float(images)[~drew])
+    assert torch.equal(got[~is_applied], to_float(images)[~is_applied])
     assert not torch.equal(got, custom(OPERATIONS[label], count=1)(images, key + 1)[0])
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.8])
-def test_an_operation_meets_its_share_of_the_images(p):
+def test_an_operation_is_applied_to_its_share_of_the_images(p):
     images = torch.rand(2000, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     got = custom({"name": "RandomGrayscale", "p": p}, size=8, count=1)(images, 2)[0]
     assert (got != images).flatten(1).any(1).float().mean() == pytest.approx(p, abs=0.04)
 
 
-def test_nothing_drawn_is_the_plain_image():
+def test_operations_that_are_never_drawn_leave_the_image_unchanged():
     never = [{**operation, "p": 0.0} for operation in (JITTER, FLIP, OPERATIONS["blur"])]
     [view] = custom(*never, count=1)(patches(5), 1)
     assert torch.equal(view, resize_center_crop(patches(5), SIZE))
@@ -229,7 +207,7 @@ def test_nothing_drawn_is_the_plain_image():
 
 @torch.no_grad()
 def candidates(policy: str, images: Tensor, key: int) -> Tensor:
-    """What every sub-policy makes of every image, (sub-policies, B, 3, H, W): kornia on the whole batch."""
+    """Every image after every sub-policy, (sub-policies, B, 3, H, W): kornia on the whole batch."""
     results = []
     for number, sub_policy in enumerate(AutoAugment(policy).children()):
         result = to_float(images)
@@ -242,7 +220,7 @@ def candidates(policy: str, images: Tensor, key: int) -> Tensor:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_autoaugment_puts_every_image_through_one_sub_policy_of_kornias(policy):
+def test_autoaugment_applies_one_of_kornias_sub_policies_to_every_image(policy):
     images, key = patches(12), 4
     [got] = custom({"name": "AutoAugment", "policy": policy}, count=1)(images, key)
     matches = (candidates(policy, images, rng.key(key, 0, 0)) == got).flatten(2).all(2)
@@ -259,11 +237,16 @@ def test_autoaugment_differs_between_equal_images():
     assert len(view.flatten(1).unique(dim=0)) >= 20
 
 
+def paint(value: float) -> Callable[..., Tensor]:
+    """An operation that sets all pixels to one value."""
+    return lambda images, *_: torch.full_like(images, value)
+
+
 def test_autoaugment_chooses_its_sub_policies_equally_often():
     views = custom({"name": "AutoAugment"}, size=8, count=2)
-    for [(_, one_of)] in views.lists:
-        count = len(one_of.sequences)
-        one_of.sequences = [[lambda part, *_, n=number: torch.full_like(part, n / 100)] for number in range(count)]
+    for [step] in views.steps:
+        count = len(step.operation.sequences)
+        step.operation.sequences = [[paint(number / 100)] for number in range(count)]
     first, second = (views(torch.zeros(5000, 3, 8, 8), 9)[:, :, 0, 0, 0] * 100).round().int()
     expected = 5000 / count
     for chosen in (first, second):
@@ -271,7 +254,7 @@ def test_autoaugment_chooses_its_sub_policies_equally_often():
     assert (first == second).float().mean() < 3 / count
 
 
-# Any image goes in, floats in 0..1 come out
+# Any image is accepted, and floats in 0..1 are returned
 
 
 @every
@@ -306,7 +289,7 @@ IMAGES: dict[str, Callable[[], Tensor]] = {
 
 @every
 @pytest.mark.parametrize("kind", IMAGES)
-def test_any_image_goes_in(label, kind):
+def test_images_of_any_kind_are_accepted(label, kind):
     images = IMAGES[kind]()
     views = build(label)(images, 5)
     assert views.shape == (2, len(images), 3, SIZE, SIZE)
@@ -320,7 +303,7 @@ def test_grey_stays_grey(label):
     torch.testing.assert_close(red, blue, atol=1e-3, rtol=0)
 
 
-# What cannot work is refused before training
+# Mistakes are refused before training
 
 
 BAD = [
@@ -390,7 +373,7 @@ def test_images_of_another_size_without_a_resize_are_refused():
 )
 def test_operations_with_row_numbers_among_their_parameters(operation):
     views, images = custom(operation), patches(8)
-    assert torch.equal(in_parts(views, images, 7, 2), views(images, 7))
+    assert torch.equal(by_ranks(views, images, 7, 2), views(images, 7))
 
 
 @pytest.mark.parametrize(
@@ -408,32 +391,6 @@ def test_bad_third_views_are_refused(arguments, message):
         VIEWS.get("crop_flip")(size=SIZE, **arguments)
 
 
-# The image as it is
-
-
-@pytest.mark.parametrize("crop", [1.0, 0.875])
-@pytest.mark.parametrize("size", [56, 112, 224, 448])
-@pytest.mark.parametrize(("height", "width"), [(420, 630), (400, 400), (420, 280)])
-def test_plain_is_torchvisions_resize_and_center_crop(height, width, size, crop):
-    images = torch.cat([photo("china.jpg"), photo("flower.jpg")])[..., :height, :width]
-    short = round(size / crop)
-    for upright in (images, images.transpose(2, 3)):
-        resized = reference.resize(upright.float() / 255, [short], antialias=True)
-        got = resize_center_crop(upright, size, crop)
-        torch.testing.assert_close(got, reference.center_crop(resized, [size, size]), atol=1e-5, rtol=0)
-        assert torch.equal(got, resize_center_crop(upright.float() / 255, size, crop))
-
-
-def test_plain_rounds_an_uneven_photo_to_the_nearest_pixel():
-    resized = reference.resize(photo().float() / 255, [224, round(224 * 640 / 427)], antialias=True)
-    left = (resized.shape[-1] - 224) // 2
-    torch.testing.assert_close(resize_center_crop(photo(), 224), resized[..., left : left + 224], atol=1e-5, rtol=0)
-
-
-def test_plain_leaves_an_image_of_the_size_as_it_is():
-    assert torch.equal(resize_center_crop(patches(3), SIZE), patches(3).float() / 255)
-
-
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "floats in 0..255": (lambda images: images.float(), r"must lie in 0\.\.1, got \d"),
     "centred floats": (lambda images: images / 255 - 0.5, r"must lie in 0\.\.1, got -0\.5"),
@@ -444,49 +401,90 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.parametrize("take", ["to_float", "plain", "views"])
-def test_images_of_another_range_or_type_are_refused(take, kind):
+def test_images_of_another_range_or_type_are_refused(kind):
     change, message = REFUSED[kind]
-    images = change(patches(2))
     with pytest.raises(ValueError, match=message):
-        {"to_float": to_float, "plain": lambda x: resize_center_crop(x, SIZE), "views": lambda x: build("none")(x, 0)}[
-            take
-        ](images)
+        build("none")(change(patches(2)), 0)
 
 
-def test_to_float_takes_bytes_and_unit_floats():
-    images = torch.tensor([0, 51, 255], dtype=torch.uint8)
-    torch.testing.assert_close(to_float(images), torch.tensor([0.0, 0.2, 1.0]), atol=0, rtol=0)
-    unit = torch.tensor([0.0, 0.2, 1.0])
-    assert to_float(unit) is unit
-    assert to_float(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+# Who executes the operations
 
 
-# Memory that is lent again
+def test_the_simclr_sets_are_fused_whole():
+    for name in ("simclr", "simclr_small", "crop_flip", "none"):
+        assert VIEWS.get(name)(backend="fused").description == "fused"
+    assert VIEWS.get("digits")().description == "fused and kornia"
+    assert VIEWS.get("simclr")(backend="kornia").description == "kornia"
 
 
-def test_memory_is_lent_again_once_nobody_holds_it_and_not_before():
-    views, images = build("simclr"), patches(4)
-    first = views(images, 1)
-    kept, place = first.clone(), first.data_ptr()
-    part = first[1, 2:, :, 3:5]  # a view of a view keeps the whole
-    expected = part.clone()
-    del first
-    for key in (2, 3, 4):
-        assert views(images, key).data_ptr() != place
-    assert torch.equal(part, expected)
-    del part
-    places = {views(images, key).data_ptr() for key in range(5, 9)}
-    assert len(places) == 1
-    assert torch.equal(views(images, 1), kept)
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"name": "RandomAffine", "degrees": 10.0},
+        {"name": "ColorJitter", "brightness": 0.4, "same_on_batch": True},
+        {"name": "ColorJitter", "brightness": 0.4, "order": [0, 1, 2, 3]},
+        {"name": "RandomResizedCrop", "size": [32, 32], "resample": "nearest"},
+        {"name": "RandomResizedCrop", "size": [32, 32], "align_corners": True},
+        {"name": "RandomGaussianBlur", "kernel_size": [3, 3], "sigma": [0.1, 2.0], "border_type": "constant"},
+        {"name": "RandomCrop", "size": [32, 32], "padding": [1, 2]},
+        {"name": "Resize", "size": [32, 32]},
+        {"name": "RandomGrayscale", "rgb_weights": [1, 0, 0]},
+    ],
+)
+def test_operations_that_only_kornia_has_are_kornias(table):
+    assert native_operation(table) is None
+    if table["name"] != "RandomGrayscale":
+        assert custom(table).description == "kornia"
+        with pytest.raises(ValueError, match=f"{table['name']} with these arguments is kornia's to run"):
+            custom(table, backend="fused")
 
 
-def test_memory_that_autograd_holds_is_not_lent():
-    views, images = build("simclr_small"), patches(4)
-    weight = torch.ones(1, requires_grad=True)
-    made = views(images, 1)
-    total, expected = (made * weight).sum(), made.sum()
-    del made
-    views(images, 2)
-    total.backward()
-    assert weight.grad.item() == pytest.approx(expected.item(), rel=1e-5)
+def test_operations_on_both_sides_of_one_of_kornias_run_in_order():
+    flip, solarize = {"name": "RandomHorizontalFlip", "p": 1.0}, {"name": "RandomSolarize", "p": 1.0}
+    views = custom(flip, solarize, {"name": "RandomGrayscale", "p": 1.0}, count=1)
+    assert views.description == "fused and kornia"
+    assert [step.description for step in views.steps[0]] == ["fused", "kornia", "fused"]
+    assert views.steps[0][1].position == 1
+    view, colored = views(patches(4), 3)[0], custom(flip, solarize, count=1)(patches(4), 3)[0]
+    torch.testing.assert_close(view, luma(colored).expand_as(view), **NEAR)
+
+
+# Views of several sizes, and a list for each
+
+
+def test_multi_crop_gives_large_and_small_views():
+    views = VIEWS.get("multi_crop")(count=2, size=48, small_count=3, small_size=24)
+    large, small = views(patches(4, 64), 3)
+    assert large.shape == (2, 4, 3, 48, 48)
+    assert small.shape == (3, 4, 3, 24, 24)
+    assert views.size == 48
+    assert views.sizes == (48, 48, 24, 24, 24)
+    assert views.count == 5
+
+
+def test_multi_crop_shows_less_in_the_small_ones():
+    views = VIEWS.get("multi_crop")(size=48, small_size=24, scale=0.3, small_scale=0.1)
+    boxes = [steps[0].sample(3, torch.arange(300), (64, 64))[0] for steps in views.steps]
+    areas = [box[:, 2:].prod(1) / 64**2 for box in boxes]
+    assert all(area.min() > 0.27 for area in areas[:2])
+    assert all(0.08 < area.min() < area.max() < 0.33 for area in areas[2:])
+    with pytest.raises(ValueError, match=r"small_scale is 0\.5, more than scale"):
+        VIEWS.get("multi_crop")(small_scale=0.5)
+
+
+def test_a_list_for_each_view():
+    flip = [{"name": "RandomHorizontalFlip", "p": 1.0}]
+    never = [{"name": "RandomHorizontalFlip", "p": 0.0}]
+    first, second, third = VIEWS.get("per_view")(lists=[flip, never, "none"], size=32)(patches(4), 3)
+    assert torch.equal(first, second.flip(3))
+    assert torch.equal(second, third)
+    with pytest.raises(ValueError, match=r"lists takes lists of operations or names out of simclr, .* got 'simlcr'"):
+        VIEWS.get("per_view")(lists=["simlcr"])
+    with pytest.raises(ValueError, match="for each view"):
+        VIEWS.get("per_view")(lists=[])
+
+
+def test_views_of_several_sizes_need_a_size_each():
+    assert isinstance(ViewPipeline([SETS["none"](16), SETS["none"](24)], [16, 24])(patches(2), 0), list)
+    with pytest.raises(ValueError, match="24 x 24 px, but size is 16"):
+        ViewPipeline([SETS["none"](16), SETS["none"](24)], 16)
