@@ -11,10 +11,10 @@ from torch import Tensor
 
 from reptk.core import rng
 from reptk.core.errors import DataError, UsageError
-from reptk.neighbors.engine import needed_faiss
+from reptk.neighbors.engine import require_faiss
 from reptk.neighbors.exact import search
-from reptk.neighbors.pairs import similarities_of
-from reptk.neighbors.rows import check_vectors, chunks
+from reptk.neighbors.ranking import candidate_similarities
+from reptk.neighbors.vectors import check_vectors, chunks
 
 ROWS_PER_LIST = 39
 """k-means places a centroid badly with fewer rows (FAISS's own limit for its warning)."""
@@ -66,7 +66,7 @@ class ApproximateIndex:
             EnvironmentProblem: FAISS is missing.
             ValueError: the bank is not floating point or not finite.
         """
-        faiss = needed_faiss("an approximate index")
+        faiss = require_faiss("an approximate index")
         check_vectors("bank", bank)
         index = _made(faiss, bank.shape[1], factory)
         _seed(faiss, index, rng.key("approximate", seed) & 0x7FFFFFFF)
@@ -147,12 +147,12 @@ class ApproximateIndex:
             queries = queries[drawn.sort().values]
         _, rows = self.search(queries, k)
         furthest = torch.cat([similarities[:, -1:] for similarities, _ in search(bank, queries, k)])
-        found = similarities_of(bank, queries, rows.clamp_min(0))
+        found = candidate_similarities(bank, queries, rows.clamp_min(0))
         return ((found >= furthest) & (rows >= 0)).float().mean().item()
 
     def to_bytes(self) -> bytes:
         """The index with its factory string. Keep a hash beside it: FAISS trusts what it reads."""
-        faiss = needed_faiss("an approximate index")
+        faiss = require_faiss("an approximate index")
         return _MARK + json.dumps(self.factory).encode() + b"\n" + faiss.serialize_index(self.index).tobytes()
 
     @classmethod
@@ -163,7 +163,7 @@ class ApproximateIndex:
             DataError: these are no such bytes, or FAISS cannot read them.
             EnvironmentProblem: FAISS is missing.
         """
-        faiss = needed_faiss("an approximate index")
+        faiss = require_faiss("an approximate index")
         head, line, body = data[:4096].partition(b"\n")
         if not head.startswith(_MARK) or not line:
             raise DataError("this is no index that reptk wrote")
@@ -175,7 +175,7 @@ class ApproximateIndex:
             raise DataError(f"the index is damaged ({_last_line(cause)}); build it again") from cause
 
     def _set_effort(self, effort: int | None) -> None:
-        faiss = needed_faiss("an approximate index")
+        faiss = require_faiss("an approximate index")
         for layer in _layers(faiss, self.index):
             if hasattr(layer, "nprobe"):
                 layer.nprobe = min(layer.nlist, effort or max(8, layer.nlist // 16))

@@ -1,102 +1,116 @@
-"""A bank whose rows are shared out among the ranks, searched as if it were in one place."""
+"""Exact search in a bank whose rows are spread over the ranks."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reptk.core import distributed
-from reptk.neighbors import order
-from reptk.neighbors.engine import device, engine_name
-from reptk.neighbors.exact import BLOCK, Prepared, nearest_keys, prepare
-from reptk.neighbors.rows import Facts, check_products, check_vectors, warn_of_zeros
+from reptk.neighbors.engine import engine_name, search_device
+from reptk.neighbors.exact import SearchableBank, block_size, nearest_keys
+from reptk.neighbors.ranking import NO_NEIGHBOR, greatest, unpack
+from reptk.neighbors.vectors import VectorStats, check_products, check_vectors, warn_of_zeros
 
 
 def search_sharded(
-    part: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None
+    part: Tensor,
+    queries: Tensor,
+    k: int,
+    exclude: Tensor | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`search` by every rank for its own queries in the rows of all; the same, bit for bit, however rows are shared out.
+    """Yield what `search` finds for this rank's queries in the rows of all ranks, bit for bit, however rows are spread.
 
-    All ranks have to call it and take all blocks. For every block queries are gathered once, each rank looks among its own
-    rows, and one gather brings the candidates together, 8 bytes each.
+    All ranks must call this and iterate to the end. For every block, the queries of all ranks are gathered, each rank
+    searches its own rows, and the candidates are gathered, 8 bytes each.
 
     Args:
-        part: (n_rank, F) this rank's rows. Row 0 of rank 1 has the number that follows rank 0's last one, and so on.
-        queries: (q_rank, F) this rank's queries: as many as it likes, none too.
-        k: neighbours.
-        exclude: (q_rank,) the row, counted over all ranks, that is the query itself and must not be found; -1 for none.
+        part: (n_rank, F) this rank's rows. They are numbered on from the last row of the rank before.
+        queries: (q_rank, F) this rank's queries; there may be none.
+        k: neighbors.
+        exclude: (q_rank,) the row, numbered over all ranks, that is the query itself and is left out; -1 for none.
+        progress: called after every block with the number of this rank's queries that are done.
 
     Yields:
-        similarities (b, k) float32 and rows (b, k), counted over all ranks, on the CPU, in the order of this rank's queries.
+        similarities (b, k) float32 and rows (b, k), numbered over all ranks, on the CPU, block after block of queries.
 
     Raises:
-        ValueError: what `search` raises; on every rank, even if the rows of one are at fault.
+        ValueError: as `search`; on every rank, even if only one has invalid rows.
     """
-    home = torch.device("cpu") if engine_name() == "faiss" else device()
-    own = torch.full((len(queries),), -1) if exclude is None else exclude.cpu()
-    ranks = _agree(part, queries, k, own, home)
-    bank = prepare(part, Facts(max(ranks.longest), 0, [])) if len(part) else None
-    for first in range(0, max(ranks.queries), BLOCK):
-        counts = [min(BLOCK, max(0, count - first)) for count in ranks.queries]
-        asked = distributed.all_gather_uneven(queries[first : first + BLOCK].float().to(home), counts)
-        left_out = distributed.all_gather_uneven(own[first : first + BLOCK].to(home), counts)
-        made = _among_own(bank, asked, left_out, k, sum(ranks.rows[: distributed.rank()]), len(part))
-        mine = sum(counts[: distributed.rank()])
-        # (ranks, queries of all, k): every rank's candidates for this rank's queries
-        candidates = distributed.all_gather(made[None])[:, mine : mine + counts[distributed.rank()]]
+    device = search_device(engine_name())
+    exclude = torch.full((len(queries),), -1) if exclude is None else exclude.cpu()
+    ranks = _check_all_ranks(part, queries, k, exclude, device)
+    rank = distributed.rank()
+    first_row = sum(ranks.row_counts[:rank])
+    bank = SearchableBank.prepare(part, ranks.max_norm) if len(part) else None
+    size = block_size(k, len(ranks.row_counts))
+    for first in range(0, max(ranks.query_counts), size):
+        counts = [min(size, max(0, count - first)) for count in ranks.query_counts]
+        block = distributed.all_gather_uneven(queries[first : first + size].float().to(device), counts)
+        block_exclude = distributed.all_gather_uneven(exclude[first : first + size].to(device), counts)
+        keys = _search_part(bank, block, block_exclude, k, first_row)
+        # (ranks, queries of all ranks, k), of which this rank ranks those of its own queries.
+        first_query = sum(counts[:rank])
+        candidates = distributed.all_gather(keys[None])[:, first_query : first_query + counts[rank]]
         if candidates.shape[1]:
-            best = order.nearest(candidates.transpose(0, 1).flatten(1), k).cpu()
-            yield order.similarities(best), order.rows(best)
+            yield unpack(greatest(candidates.transpose(0, 1).flatten(1), k).cpu())
+            if progress is not None:
+                progress(first + counts[rank])
 
 
-@dataclass(frozen=True)
-class _Ranks:
-    """Of every rank: numbers of rows and of queries, and the greatest length of a row."""
+def _search_part(bank: SearchableBank | None, queries: Tensor, exclude: Tensor, k: int, first_row: int) -> Tensor:
+    """Keys (q, k) of this rank's nearest rows, numbered over all ranks; `NO_NEIGHBOR` where it has fewer."""
+    keys = torch.full((len(queries), k), NO_NEIGHBOR, device=queries.device)
+    if bank is None:
+        return keys
+    count = len(bank.rows)
+    is_local = (exclude >= first_row) & (exclude < first_row + count)
+    local_keys = nearest_keys(bank, queries, torch.where(is_local, exclude - first_row, -1), min(k, count))
+    # A key's lower half falls as the row number rises.
+    keys[:, : local_keys.shape[1]] = torch.where(local_keys == NO_NEIGHBOR, NO_NEIGHBOR, local_keys - first_row)
+    return keys
 
-    rows: list[int]
-    queries: list[int]
-    longest: list[float]
+
+class _Ranks(NamedTuple):
+    """Rows and queries of every rank, and the largest norm of a row of all."""
+
+    row_counts: list[int]
+    query_counts: list[int]
+    max_norm: float
 
 
-def _agree(part: Tensor, queries: Tensor, k: int, own: Tensor, home: torch.device) -> _Ranks:
-    """Look at the rows, tell each other, and refuse together what one has to refuse."""
-    facts, asked, problem = Facts(0.0, 0, []), Facts(0.0, 0, []), None
+def _check_all_ranks(part: Tensor, queries: Tensor, k: int, exclude: Tensor, device: torch.device) -> _Ranks:
+    """Exchange what the ranks must agree on, and raise ValueError on all of them if one has to."""
+    bank_stats = query_stats = VectorStats(0.0, 0, [])
+    problem = None
     try:
-        facts, asked = check_vectors("bank", part), check_vectors("queries", queries)
-        if own.shape != (len(queries),):
-            raise ValueError(f"exclude must hold {len(queries)} row numbers (or -1), got {tuple(own.shape)}")
+        bank_stats, query_stats = check_vectors("bank", part), check_vectors("queries", queries)
+        if exclude.shape != (len(queries),):
+            raise ValueError(f"exclude must hold {len(queries)} row numbers (or -1), got {tuple(exclude.shape)}")
         if part.shape[1] != queries.shape[1]:
             raise ValueError(f"bank rows have {part.shape[1]} values, query rows {queries.shape[1]}")
     except ValueError as error:
         problem = error
-    last = int(own.max()) if len(own) else -1
-    told = [problem is None, len(part), len(queries), part.shape[-1], k, last, facts.longest, asked.longest]
-    all_told = distributed.all_gather(torch.tensor([told], dtype=torch.float64, device=home)).tolist()
-    fine, rows, counts, widths, ks, lasts, longest, longest_asked = zip(*all_told, strict=True)
+    last_excluded = int(exclude.max()) if len(exclude) else -1
+    counts = [problem is None, len(part), len(queries), part.shape[-1], k, last_excluded]
+    facts = torch.tensor([[*counts, bank_stats.max_norm, query_stats.max_norm]], dtype=torch.float64, device=device)
+    columns = distributed.all_gather(facts).T.tolist()
+    is_valid, row_counts, query_counts, widths, ks, excluded = ([int(value) for value in line] for line in columns[:6])
+    bank_norms, query_norms = columns[6:]
     if problem is not None:
         raise problem
-    if not all(fine):
-        raise ValueError(f"rank {fine.index(0.0)} has rows that cannot be searched; its own message says why")
+    if not all(is_valid):
+        raise ValueError(f"rank {is_valid.index(0)} has rows that cannot be searched; its own message says why")
     if len(set(widths)) > 1 or len(set(ks)) > 1:
-        raise ValueError(f"ranks differ: widths {[*map(int, widths)]}, k {[*map(int, ks)]}")
-    available = int(sum(rows)) - (max(lasts) >= 0)
+        raise ValueError(f"ranks differ: widths {widths}, k {ks}")
+    available = sum(row_counts) - (max(excluded) >= 0)
     if not 1 <= k <= available:
         raise ValueError(f"k must be 1 to {available} (rows of all ranks, besides the query), got {k}")
-    if max(lasts) >= sum(rows):
-        raise ValueError(f"exclude must hold row numbers below {int(sum(rows))} (or -1), got {int(max(lasts))}")
-    check_products(max(longest), max(longest_asked))
-    warn_of_zeros("bank", len(part), facts)
-    warn_of_zeros("queries", len(queries), asked)
-    return _Ranks([*map(int, rows)], [*map(int, counts)], list(longest))
-
-
-def _among_own(bank: Prepared | None, queries: Tensor, own: Tensor, k: int, first_row: int, count: int) -> Tensor:
-    """(b, k) keys of this rank's nearest rows, counted over all ranks; filled up where it has fewer."""
-    made = torch.full((len(queries), k), order.NONE, device=queries.device)
-    if bank is None:
-        return made
-    within = torch.where((own >= first_row) & (own < first_row + count), own - first_row, -1)
-    found = nearest_keys(bank, queries, within, min(k, count))
-    made[:, : found.shape[1]] = torch.where(found == order.NONE, order.NONE, found - first_row)
-    return made
+    if max(excluded) >= sum(row_counts):
+        raise ValueError(f"exclude must hold row numbers below {sum(row_counts)} (or -1), got {max(excluded)}")
+    check_products(max(bank_norms), max(query_norms))
+    warn_of_zeros("bank", len(part), bank_stats)
+    warn_of_zeros("queries", len(queries), query_stats)
+    return _Ranks(row_counts, query_counts, max(bank_norms))
