@@ -29,7 +29,7 @@ from torch.nn import functional
 from reptk.core.environment import git_commit
 from reptk.evaluate import knn, retrieval
 from reptk.neighbors import ApproximateIndex, search
-from reptk.neighbors.engine import faiss
+from reptk.neighbors.engine import load_faiss
 
 BANK, QUERIES, WIDTH, K = 100_000, 1_000, 256, (1, 10, 20, 100, 200)
 DEEP, DEEP_CLASSES = 50_000, 100
@@ -63,7 +63,7 @@ def _votes(rounds: int) -> None:
     for classes in (100, 1000):
         print(f"\n{BANK:,} x {WIDTH} bank, {QUERIES:,} queries, {classes:,} classes: seconds")
         bank, labels, queries, asked = _problem(BANK, QUERIES, classes)
-        index = faiss().IndexFlatIP(WIDTH)
+        index = load_faiss().IndexFlatIP(WIDTH)
         index.add(bank.numpy())
         calls: dict[str, Call] = {
             f"IndexFlatIP.search, k = {K[-1]}": lambda index=index, queries=queries: index.search(

@@ -1,6 +1,5 @@
 """Fixtures that several files ask for."""
 
-import importlib
 import os
 import sys
 import warnings
@@ -78,13 +77,3 @@ def nothing_waits() -> Callable[[], AbstractContextManager[None]]:
             torch.cuda.set_sync_debug_mode("default")
 
     return block
-
-
-@pytest.fixture
-def always_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look through bfloat16 first, on any processor and however few the rows, in several chunks."""
-    coarse = importlib.import_module("reptk.neighbors.coarse")
-    monkeypatch.setattr(coarse, "has_instructions", lambda: True)
-    sizes = {"LEAST_ROWS": 1, "LEAST_QUERIES": 1, "MOST_NEIGHBOURS": 1 << 40, "SHARE": 1, "SAMPLE": 100, "CHUNK": 90}
-    for name, size in sizes.items():
-        monkeypatch.setattr(coarse, name, size)

@@ -7,7 +7,7 @@ import pytest
 
 from reptk.core import numba_jit
 
-KERNELS = ["reptk.views.backends.numba_backend", "reptk.neighbors.kernels", "reptk.evaluate.vote_kernels"]
+KERNELS = ["reptk.views.backends.numba_backend", "reptk.neighbors.neighbor_kernels", "reptk.evaluate.vote_kernels"]
 
 
 @pytest.mark.parametrize("module", KERNELS)

@@ -18,7 +18,7 @@ REASSOCIATE = frozenset({"reassoc", "contract", "nsz"})
 
 @functools.cache
 def load_kernels(module: str) -> ModuleType | None:
-    """Import a module of compiled functions, e.g. `"reptk.neighbors.kernels"`.
+    """Import a module of compiled functions, e.g. `"reptk.neighbors.neighbor_kernels"`.
 
     Returns:
         The module, or None where numba is missing, switched off (`NUMBA_DISABLE_JIT=1`) or broken; a broken or missing

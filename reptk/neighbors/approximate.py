@@ -1,8 +1,9 @@
-"""ApproximateIndex nearest neighbours by FAISS's factory strings, for banks beyond memory or patience; recall is measurable."""
+"""Approximate nearest neighbors by FAISS's factory strings, for banks too large for exact search; recall can be measured."""
 
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,30 +17,40 @@ from reptk.neighbors.exact import search
 from reptk.neighbors.ranking import candidate_similarities
 from reptk.neighbors.vectors import check_vectors, chunks
 
-ROWS_PER_LIST = 39
-"""k-means places a centroid badly with fewer rows (FAISS's own limit for its warning)."""
+MIN_ROWS_PER_CENTROID = 39
+"""With fewer rows k-means places a centroid badly (FAISS's own limit for its warning)."""
 
-MOST_PER_LIST = 256
-"""More rows a centroid than this change nothing (FAISS leaves the others out as well)."""
+MAX_ROWS_PER_CENTROID = 256
+"""More rows than this change nothing (FAISS samples as many)."""
 
-REFINED = 8
-"""An index that refines (",RFlat") ranks so many times k candidates by its exact copies."""
+REFINE_FACTOR = 8
+"""An index that refines (",RFlat") ranks this many times k candidates by its exact copies."""
 
-_MARK = b"reptk approximate index 1 "
+DEFAULT_EF_SEARCH = 128
+"""Nodes of a graph that a search visits."""
+
+EXACT_MAX_ROWS = 200_000
+"""Up to this many rows exact search is fast enough to be recommended."""
+
+FLOAT32_MAX_BYTES = 16 << 30
+"""Rows that take more memory than this in float32 are recommended to be quantized."""
+
+_HEADER = b"reptk approximate index 1 "
 
 
 class ApproximateIndex:
-    """An index over the rows of a bank, searched by inner product, of which some neighbours may be missed.
+    """An index of the rows of a bank, searched by inner product, that may miss some neighbors.
 
-    Made by `build` or `from_bytes`. Building twice from the same rows gives the same index.
+    Use `build` or `from_bytes`. Building twice from the same rows gives the same index.
 
     Args:
-        index: FAISS's own.
-        factory: the string that it was made from.
+        index: a `faiss.Index`.
+        factory: the factory string it was built from.
     """
 
     def __init__(self, index: Any, factory: str) -> None:
-        self.index, self.factory = index, factory
+        self.index = index
+        self.factory = factory
 
     @classmethod
     def build(
@@ -57,36 +68,36 @@ class ApproximateIndex:
             bank: (n, F), floating point of any precision; may be memory-mapped.
             factory: FAISS's factory string: "IVF256,Flat", "HNSW32", "IVF256,PQ32", "Flat", ...
             seed: of the sample, of k-means and of the graph.
-            effort: how much is looked at in a search: inverted lists (nprobe), or nodes of a graph (efSearch). By default
-                1/16 of the lists, at least 8; 128 nodes. More finds more and takes longer.
-            progress: called with the number of rows that are in the index, now and then.
+            effort: how many inverted lists (nprobe) or nodes of a graph (efSearch) a search visits. By default 1/16 of the
+                lists, at least 8, or 128 nodes. A larger effort finds more neighbors and takes longer.
+            progress: called after every chunk with the number of rows in the index.
 
         Raises:
-            UsageError: FAISS cannot make such an index for rows of this width, or the bank is too small to train it.
+            UsageError: FAISS cannot build such an index for rows of this width, or the bank is too small to train it.
             EnvironmentProblem: FAISS is missing.
             ValueError: the bank is not floating point or not finite.
         """
         faiss = require_faiss("an approximate index")
         check_vectors("bank", bank)
-        index = _made(faiss, bank.shape[1], factory)
-        _seed(faiss, index, rng.key("approximate", seed) & 0x7FFFFFFF)
+        index = _create(faiss, bank.shape[1], factory)
+        _set_seed(faiss, index, rng.key("approximate", seed) & 0x7FFFFFFF)
         threads = faiss.omp_get_max_threads()
         if "HNSW" in factory or "NSG" in factory:
-            faiss.omp_set_num_threads(1)  # threads that link nodes at the same time link them otherwise every time
+            # Threads that add nodes to a graph at the same time link them differently every time.
+            faiss.omp_set_num_threads(1)
         try:
             if not index.is_trained:
                 _train(faiss, index, factory, bank, seed)
             for first, rows in chunks(bank):
-                index.add(_array(rows))
+                index.add(_as_array(rows))
                 if progress is not None:
                     progress(first + len(rows))
         except RuntimeError as cause:
-            raise UsageError(f"FAISS cannot add rows to {factory!r}: {_last_line(cause)}") from cause
+            raise UsageError(f"FAISS cannot add rows to {factory!r}: {_reason(cause)}") from cause
         finally:
             faiss.omp_set_num_threads(threads)
-        made = cls(index, factory)
-        made._set_effort(effort)
-        return made
+        _set_effort(faiss, index, effort)
+        return cls(index, factory)
 
     def __len__(self) -> int:
         return self.index.ntotal
@@ -97,15 +108,11 @@ class ApproximateIndex:
         return self.index.d
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Up to k neighbours of each query, best first, equal similarities in row order.
-
-        Args:
-            queries: (q, F).
-            k: neighbours.
+        """Return up to k neighbors of each query (q, F), best first, equal similarities in row order.
 
         Returns:
-            similarities (q, k), as the index knows them (a product quantizer's are approximate), and rows (q, k); -inf and
-            -1 where fewer were found.
+            similarities (q, k), as the index computes them (those of a product quantizer are approximate), and rows (q, k);
+            -inf and -1 where fewer were found.
 
         Raises:
             ValueError: another width, values that are not finite, k below 1.
@@ -118,22 +125,18 @@ class ApproximateIndex:
         similarities = torch.full((len(queries), k), -torch.inf)
         rows = torch.full((len(queries), k), -1)
         for first, block in chunks(queries):
-            found, numbers = (torch.from_numpy(part) for part in self.index.search(_array(block), k))
-            found = found.masked_fill_(numbers < 0, -torch.inf)
-            order = torch.where(numbers < 0, torch.iinfo(torch.int64).max, numbers).argsort(1)
-            found, numbers = found.gather(1, order), numbers.gather(1, order)
-            found, order = found.sort(dim=1, descending=True, stable=True)
-            similarities[first : first + len(block)], rows[first : first + len(block)] = found, numbers.gather(1, order)
+            part = slice(first, first + len(block))
+            similarities[part], rows[part] = _in_order(*self.index.search(_as_array(block), k))
         return similarities, rows
 
     def recall(self, bank: Tensor, queries: Tensor, k: int, sample: int = 1000) -> float:
-        """The share of the exact k neighbours that this index finds. A row as near as the k-th neighbour counts as found.
+        """Return the share of the exact k neighbors that this index finds; a row as similar as the k-th counts as found.
 
         Args:
             bank: (n, F) the rows that the index was built from.
             queries: (q, F).
-            k: neighbours.
-            sample: at most so many queries, drawn once for all.
+            k: neighbors.
+            sample: the largest number of queries; a sample is the same every time.
 
         Raises:
             ValueError: a bank of another size, or what `search` raises.
@@ -143,126 +146,153 @@ class ApproximateIndex:
                 f"the index was built from ({len(self)}, {self.width}) rows, the bank is {tuple(bank.shape)}"
             )
         if len(queries) > sample:
-            drawn = torch.randperm(len(queries), generator=rng.generator("recall", len(queries)))[:sample]
-            queries = queries[drawn.sort().values]
+            numbers = torch.randperm(len(queries), generator=rng.generator("recall", len(queries)))[:sample]
+            queries = queries[numbers.sort().values]
         _, rows = self.search(queries, k)
-        furthest = torch.cat([similarities[:, -1:] for similarities, _ in search(bank, queries, k)])
-        found = candidate_similarities(bank, queries, rows.clamp_min(0))
-        return ((found >= furthest) & (rows >= 0)).float().mean().item()
+        kth_similarity = torch.cat([similarities[:, -1:] for similarities, _ in search(bank, queries, k)])
+        is_neighbor = (candidate_similarities(bank, queries, rows) >= kth_similarity) & (rows >= 0)
+        return is_neighbor.float().mean().item()
 
     def to_bytes(self) -> bytes:
-        """The index with its factory string. Keep a hash beside it: FAISS trusts what it reads."""
+        """Return the index with its factory string. Store a hash with it: FAISS does not verify what it reads."""
         faiss = require_faiss("an approximate index")
-        return _MARK + json.dumps(self.factory).encode() + b"\n" + faiss.serialize_index(self.index).tobytes()
+        return _HEADER + json.dumps(self.factory).encode() + b"\n" + faiss.serialize_index(self.index).tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ApproximateIndex":
-        """What `to_bytes` gave. Only read bytes whose hash is known: FAISS may crash on damaged ones.
+        """Read what `to_bytes` returned. Verify the hash of the bytes before: FAISS may crash on damaged ones.
 
         Raises:
-            DataError: these are no such bytes, or FAISS cannot read them.
+            DataError: the bytes are no such index, or FAISS cannot read them.
             EnvironmentProblem: FAISS is missing.
         """
         faiss = require_faiss("an approximate index")
-        head, line, body = data[:4096].partition(b"\n")
-        if not head.startswith(_MARK) or not line:
+        header, newline, _ = data[:4096].partition(b"\n")
+        if not header.startswith(_HEADER) or not newline:
             raise DataError("this is no index that reptk wrote")
         try:
-            factory = json.loads(head[len(_MARK) :])
-            body = np.frombuffer(data, dtype=np.uint8, offset=len(head) + 1)
+            factory = json.loads(header[len(_HEADER) :])
+            body = np.frombuffer(data, dtype=np.uint8, offset=len(header) + 1)
             return cls(faiss.deserialize_index(body), str(factory))
         except (ValueError, RuntimeError) as cause:
-            raise DataError(f"the index is damaged ({_last_line(cause)}); build it again") from cause
-
-    def _set_effort(self, effort: int | None) -> None:
-        faiss = require_faiss("an approximate index")
-        for layer in _layers(faiss, self.index):
-            if hasattr(layer, "nprobe"):
-                layer.nprobe = min(layer.nlist, effort or max(8, layer.nlist // 16))
-            elif hasattr(layer, "hnsw"):
-                layer.hnsw.efSearch = effort or 128
-            if hasattr(layer, "k_factor"):
-                layer.k_factor = REFINED
+            raise DataError(f"the index is damaged ({_reason(cause)}); build it again") from cause
 
 
 def recommended_index(count: int, width: int) -> str:
-    """The factory string advised for so many rows: exact while that is quick, lists beyond, quantized beyond memory.
+    """Return the factory string recommended for `count` rows: exact, inverted lists, or quantized lists.
 
-    Lists: about 4 sqrt(n), as FAISS's guidelines have it. Quantized to a byte for every 8 values or so where float32 rows
-    would take more than 16 GiB.
+    There are about 4 sqrt(n) lists, as in FAISS's guidelines
+    (https://github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index). Where float32 rows would take more than
+    16 GiB, about every 8 values are quantized to a byte.
     """
-    if count < 200_000:
+    if count < EXACT_MAX_ROWS:
         return "Flat"
     lists = 1 << round(np.log2(4 * count**0.5))
-    if 4 * count * width <= 16 << 30:
+    if 4 * count * width <= FLOAT32_MAX_BYTES:
         return f"IVF{lists},Flat"
-    return f"IVF{lists},PQ{_parts(width)}"
+    return f"IVF{lists},PQ{_subquantizers(width)}"
 
 
-def _parts(width: int) -> int:
-    """The largest number of equal parts, of 8 values or more, that a row can be cut into."""
+def _subquantizers(width: int) -> int:
+    """The largest number of equal parts, of 8 values or more, into which a row can be cut."""
     return max(parts for parts in range(1, max(1, width // 8) + 1) if width % parts == 0)
 
 
-def _made(faiss: Any, width: int, factory: str) -> Any:
+def _create(faiss: ModuleType, width: int, factory: str) -> Any:
     try:
         return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as cause:
         raise UsageError(
-            f"FAISS makes no index {factory!r} for rows of {width} values: {_last_line(cause)}. Known to work, for example: "
-            f"Flat, IVF256,Flat, HNSW32, IVF256,PQ{_parts(width)}"
+            f"FAISS makes no index {factory!r} for rows of {width} values: {_reason(cause)}. Known to work, for example: "
+            f"Flat, IVF256,Flat, HNSW32, IVF256,PQ{_subquantizers(width)}"
         ) from cause
 
 
-def _seed(faiss: Any, index: Any, seed: int) -> None:
-    for holder in _layers(faiss, index):
-        for part in (getattr(holder, "cp", None), getattr(getattr(holder, "pq", None), "cp", None)):
-            if part is not None:
-                part.seed, part.min_points_per_centroid = seed, 1
-        if hasattr(holder, "do_polysemous_training"):
-            holder.do_polysemous_training = False  # most of the training time, for a kind of search that is not used
-        if hasattr(holder, "hnsw"):
-            holder.hnsw.rng = faiss.RandomGenerator(seed)
+def _layers(faiss: ModuleType, index: Any) -> Iterator[Any]:
+    """The index and the indexes inside it: after a transform, before a refinement, and the quantizer of the lists."""
+    index = faiss.downcast_index(index)
+    yield index
+    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
+        yield from _layers(faiss, index.index)
+    elif isinstance(index, faiss.IndexRefine):
+        yield from _layers(faiss, index.base_index)
+    elif isinstance(index, faiss.IndexIVF):
+        yield from _layers(faiss, index.quantizer)
 
 
-def _layers(faiss: Any, index: Any) -> Iterator[Any]:
-    """The index and those inside it: behind a transformation or a list of ids, before a refinement, the lists' own."""
-    held = faiss.downcast_index(index)
-    yield held
-    for name in ("index", "base_index", "quantizer"):
-        inner = getattr(held, name, None)
-        if isinstance(inner, faiss.Index):
-            yield from _layers(faiss, inner)
+def _product_quantizers(faiss: ModuleType, index: Any) -> Iterator[Any]:
+    classes = faiss.IndexPQ, faiss.IndexIVFPQ, faiss.IndexPQFastScan, faiss.IndexIVFPQFastScan
+    for layer in _layers(faiss, index):
+        if isinstance(layer, classes):
+            yield layer.pq
 
 
-def _train(faiss: Any, index: Any, factory: str, bank: Tensor, seed: int) -> None:
+def _set_seed(faiss: ModuleType, index: Any, seed: int) -> None:
+    """Make k-means and graphs reproducible, and leave the warning about few rows to `_train`."""
     layers = list(_layers(faiss, index))
-    centroids = max(max(getattr(layer, "nlist", 1), getattr(getattr(layer, "pq", None), "ksub", 1)) for layer in layers)
+    clusterings = [layer.cp for layer in layers if isinstance(layer, faiss.IndexIVF)]
+    clusterings += [quantizer.cp for quantizer in _product_quantizers(faiss, index)]
+    for clustering in clusterings:
+        clustering.seed = seed
+        clustering.min_points_per_centroid = 1
+    for layer in layers:
+        if isinstance(layer, (faiss.IndexPQ, faiss.IndexIVFPQ)):
+            # It takes most of the training time, and only polysemous search, which is not used, needs it.
+            layer.do_polysemous_training = False
+        if isinstance(layer, faiss.IndexHNSW):
+            layer.hnsw.rng = faiss.RandomGenerator(seed)
+
+
+def _set_effort(faiss: ModuleType, index: Any, effort: int | None) -> None:
+    for layer in _layers(faiss, index):
+        if isinstance(layer, faiss.IndexIVF):
+            layer.nprobe = min(layer.nlist, effort or max(8, layer.nlist // 16))
+        elif isinstance(layer, faiss.IndexHNSW):
+            layer.hnsw.efSearch = effort or DEFAULT_EF_SEARCH
+        elif isinstance(layer, faiss.IndexRefine):
+            layer.k_factor = REFINE_FACTOR
+
+
+def _train(faiss: ModuleType, index: Any, factory: str, bank: Tensor, seed: int) -> None:
+    counts = [layer.nlist for layer in _layers(faiss, index) if isinstance(layer, faiss.IndexIVF)]
+    counts += [quantizer.ksub for quantizer in _product_quantizers(faiss, index)]
+    centroids = max(counts, default=1)
+    enough_rows = MIN_ROWS_PER_CENTROID * centroids
     if len(bank) < centroids:
         raise UsageError(
-            f"{factory!r} needs at least {centroids} rows to be trained, better {ROWS_PER_LIST * centroids}; the bank has "
-            f"{len(bank)}. Ask for fewer lists, or for {recommended_index(len(bank), bank.shape[1])}"
+            f"{factory!r} needs at least {centroids} rows to be trained, better {enough_rows}; the bank has {len(bank)}. "
+            f"Use fewer lists, or {recommended_index(len(bank), bank.shape[1])}"
         )
-    if len(bank) < ROWS_PER_LIST * centroids:
+    if len(bank) < enough_rows:
         warnings.warn(
-            f"{len(bank)} rows train {centroids} centroids badly; {ROWS_PER_LIST * centroids} or more would do",
-            stacklevel=3,
+            f"{len(bank)} rows train {centroids} centroids badly; {enough_rows} or more would do", stacklevel=3
         )
     rows = bank
-    if len(bank) > MOST_PER_LIST * centroids:
-        drawn = torch.randperm(len(bank), generator=rng.generator("approximate", seed, len(bank)))
-        rows = bank[drawn[: MOST_PER_LIST * centroids].sort().values]
+    if len(bank) > MAX_ROWS_PER_CENTROID * centroids:
+        numbers = torch.randperm(len(bank), generator=rng.generator("approximate", seed, len(bank)))
+        rows = bank[numbers[: MAX_ROWS_PER_CENTROID * centroids].sort().values]
     try:
-        index.train(_array(rows))
+        index.train(_as_array(rows))
     except RuntimeError as cause:
-        raise UsageError(f"FAISS cannot train {factory!r} on {len(rows)} rows: {_last_line(cause)}") from cause
+        raise UsageError(f"FAISS cannot train {factory!r} on {len(rows)} rows: {_reason(cause)}") from cause
 
 
-def _array(rows: Tensor) -> np.ndarray:
+def _in_order(similarities: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """FAISS's results (q, k) by similarity, equal ones by row; -inf and -1 at the end for neighbors it did not find."""
+    similarities = np.where(rows < 0, -np.inf, similarities).astype(np.float32)
+    last_if_absent = np.where(rows < 0, np.iinfo(np.int64).max, rows)
+    order = np.lexsort((last_if_absent, -similarities), axis=1)
+    columns = torch.from_numpy(order)
+    return torch.from_numpy(similarities).gather(1, columns), torch.from_numpy(rows).gather(1, columns)
+
+
+def _as_array(rows: Tensor) -> np.ndarray:
     return rows.float().cpu().contiguous().numpy()
 
 
-def _last_line(cause: Exception) -> str:
-    """FAISS's complaint without the C++ function that it comes from."""
-    text = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
-    return text.partition(".cpp:")[2].partition(": ")[2] or text
+def _reason(cause: Exception) -> str:
+    """FAISS's message without the C++ function that raised it."""
+    lines = str(cause).strip().splitlines()
+    if not lines:
+        return type(cause).__name__
+    return lines[-1].partition(".cpp:")[2].partition(": ")[2] or lines[-1]

@@ -102,7 +102,7 @@ class Bf16Bank:
         rounded = queries.bfloat16()
         # About 1.5 k rows of the bank exceed this score of the sample; chance may take three standard deviations.
         expected = 1.5 * k / SAMPLE_SHARE
-        rank = min(len(self.sample), math.ceil(expected + 3 * math.sqrt(expected) + 8))
+        rank = min(len(self.sample), math.ceil(expected + 3 * math.sqrt(expected) + 5))
         # Bits sort like the numbers they stand for from 0 up only.
         floors = _kth_greatest((rounded @ self.sample.T).float(), rank).clamp_min(0)
         matches = _Matches(floors.bfloat16(), capacity=min(len(self.bank), 2 * rank * SAMPLE_SHARE))
@@ -113,7 +113,7 @@ class Bf16Bank:
             matches.add(rounded @ chunk.rows.T, first)
         scores, rows = matches.result(k)
         offsets = queries.double() @ self.mean.double()
-        error = self._error(queries, rounded, max_norm, max_error, scores.amax(1).double(), offsets)
+        error = self._error(queries, rounded, max_norm, max_error, scores.amax(1).clamp_min(0).double(), offsets)
         limits = _kth_greatest(scores, k).double() - 2.02 * error
         is_open = (limits < floors) | matches.overflowed
         rows.masked_fill_((scores < limits[:, None]) | is_open[:, None], -1)
