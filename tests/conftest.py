@@ -52,7 +52,7 @@ def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """What a test registers, or imports from its own folder or the contributed plugins, is forgotten after it."""
     for registry in REGISTRIES:
         registry.names()
-        monkeypatch.setattr(registry, "_owners", dict(registry._owners))
+        monkeypatch.setattr(registry, "_registrations", dict(registry._registrations))
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield

@@ -13,7 +13,7 @@ import torch
 
 import reptk
 from reptk import DATASETS, LOSSES
-from reptk.config.registry import load_plugin
+from reptk.config.plugins import load_plugin
 from reptk.core.errors import UsageError
 from reptk.recipe import main
 from reptk.testing import check_loss
@@ -166,7 +166,7 @@ def in_process(tmp_path_factory):
     try:
         assert "knn@1" in reptk.train(reptk.load(place / "tiny.toml", WITH_MY_LOSS), place / "run")
     finally:
-        del LOSSES._owners["my_loss"]
+        del LOSSES._registrations["my_loss"]
     return place / "run"
 
 

@@ -10,7 +10,8 @@ from types import FunctionType, ModuleType
 
 import pytest
 
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, load_plugin, nearest
+from reptk.config.plugins import load_plugin
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest
 from reptk.core.errors import UsageError
 
 A_LOSS = """

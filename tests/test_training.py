@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from reptk import LOSSES, load
 from reptk.config import Recipe, validate
-from reptk.config.registry import load_plugin
+from reptk.config.plugins import load_plugin
 from reptk.core.console import Logger
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import InMemory

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reptk import config
-from reptk.config.registry import load_plugin
+from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.errors import UsageError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reptk import config
 from reptk.cli.subject import Subject, data_table, open_subject
-from reptk.config.registry import load_plugin
+from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 

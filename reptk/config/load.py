@@ -1,8 +1,8 @@
-"""A recipe: the parts and numbers of one training run, read from TOML, overridden, checked and written back.
+"""Find, override, validate and build what a recipe names.
 
-`load("tcl_selfsup_photos", ["train.epochs=5"])` gives a complete, frozen `Recipe`. The schema is closed: an unknown key
-is an error that names its place and the nearest valid one, for reptk's own parts and for plugins alike, because a
-part's arguments are checked against the signature of its registered factory.
+`load("tcl_selfsup_photos", ["train.epochs=5"])` returns a complete, frozen `Recipe`. The schema is closed: an unknown key is an
+error that names its place and the nearest valid key, for reptk's own parts and for plugins alike, because a part's arguments
+are checked against the signature of its registered factory.
 """
 
 import tomllib
@@ -16,21 +16,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from reptk.config import signature
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, load_plugin, nearest
+from reptk.config.plugins import load_recipe_plugins
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
 from reptk.core.errors import UsageError
 
 PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "method": METHODS, "loss": LOSSES}
+"""The tables of a recipe that name a registered part."""
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()) -> Recipe:
-    """Find, override and check a recipe.
+    """Find, override and validate a recipe.
 
     Args:
         name_or_path: a recipe's name, a TOML file, or a run folder (which holds its `recipe.toml`).
-        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text where that fails. Changing
-            a part's name drops the old part's arguments.
+        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text if it is not valid TOML.
+            Changing a part's name drops the previous part's arguments, and a method without a loss drops `[loss]`.
         plugins: `.py` files or modules that register further parts.
 
     Raises:
@@ -40,64 +42,77 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Se
     table = read(path)
     if any(pair.split("=")[0].strip() == "plugins" for pair in overrides):
         raise UsageError("plugins are named with --plugin, not with key=value")
-    table["plugins"] = _load_plugins(path, table.get("plugins", []), plugins)
+    table["plugins"] = load_recipe_plugins(path, table.get("plugins", []), plugins)
     if overrides:
         table.pop("expect", None)
-    return validate({"name": path.stem, **override(table, overrides)})
+    table = override(table, overrides)
+    keys = [pair.split("=")[0].strip() for pair in overrides]
+    changes_loss = any(key.startswith("loss.") for key in keys)
+    if "method.name" in keys and not changes_loss and not _takes_loss(table["method"]):
+        table.pop("loss", None)
+    return validate({"name": path.stem, **table})
 
 
 def validate(table: Table) -> Recipe:
-    """A `Recipe` from a table, every part completed with its defaults.
+    """Turn a table into a `Recipe`, every part completed with its defaults.
 
     Raises:
         RecipeError: listing all problems.
     """
     problems: list[Problem] = []
-    complete = dict(table)
+    completed = dict(table)
     for key, registry in PARTS.items():
         if key in table:
-            complete[key] = _part(key, registry, table[key], problems)
+            completed[key] = _complete_part(key, registry, table[key], problems)
+    problems += _check_loss_table(table)
     evaluators = table.get("eval") or {"knn": {}}
     if isinstance(evaluators, dict):
-        complete["eval"] = {key: _evaluator(key, part, problems) for key, part in evaluators.items()}
+        completed["eval"] = {key: _complete_evaluator(key, part, problems) for key, part in evaluators.items()}
     try:
-        recipe = Recipe.model_validate(complete)
+        recipe = Recipe.model_validate(completed)
     except ValidationError as error:
         problems = [*signature.problems_of(error, Recipe), *problems]
-    if not problems and recipe.optim.warmup_epochs >= recipe.train.epochs:
-        epochs, warmup = recipe.train.epochs, recipe.optim.warmup_epochs
-        problems = [
-            ("optim.warmup_epochs", f"must be below train.epochs ({epochs}), got {warmup:g}; e.g. {epochs / 10:g}")
-        ]
+    if not problems:
+        problems = _check_warmup(recipe)
     if problems:
         raise RecipeError(str(table.get("name", "recipe")), problems)
     return recipe
 
 
 def override(table: Table, pairs: Sequence[str]) -> Table:
-    """A copy of `table` with `key=value` pairs set; names of parts first, since they drop the old arguments.
+    """Return a copy of `table` with `key=value` pairs set.
+
+    Names of parts are set first, since they drop the arguments of the part before.
 
     Raises:
-        UsageError: a pair without `=`, or a key that goes through a value.
+        UsageError: a pair without `=`, or a key that leads through a value.
     """
     table = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
-    parsed = [_pair(text) for text in pairs]
-    for keys, value in sorted(parsed, key=lambda pair: not _names_a_part(pair[0])):
-        inner = table
-        for key in keys[:-1]:
-            inner[key] = dict(inner.get(key, {})) if isinstance(inner.get(key, {}), dict) else None
-            if inner[key] is None:
-                raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a table")
-            inner = inner[key]
-        own_name = keys[-2] if keys[0] == "eval" and len(keys) > 1 else None
-        if _names_a_part(keys) and inner.get("name", own_name) != value:
-            inner.clear()
-        inner[keys[-1]] = value
+    parsed = [_parse_pair(text) for text in pairs]
+    parsed.sort(key=lambda pair: not _is_part_name(pair[0]))
+    for keys, value in parsed:
+        _set(table, keys, value)
     return table
 
 
+def _set(table: Table, keys: Sequence[str], value: Any) -> None:
+    inner = table
+    for key in keys[:-1]:
+        child = inner.get(key, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a table")
+        inner[key] = dict(child)
+        inner = inner[key]
+    if _is_part_name(keys):
+        # An evaluator without a name is called by its key: [eval.knn].
+        implied_name = keys[-2] if keys[0] == "eval" else None
+        if inner.get("name", implied_name) != value:
+            inner.clear()
+    inner[keys[-1]] = value
+
+
 def read(path: Path) -> Table:
-    """The TOML file as a table.
+    """Read a TOML file.
 
     Raises:
         UsageError: unreadable, or not TOML (with line and column).
@@ -111,10 +126,10 @@ def read(path: Path) -> Table:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """Where a recipe lies: a file, a run folder, `recipes/NAME.toml` under the current folder, or an installed recipe.
+    """The file of a recipe: a file, a run folder's recipe.toml, `recipes/NAME.toml` here, or an installed recipe.
 
     Raises:
-        UsageError: nowhere, with the nearest names.
+        UsageError: there is none, with the nearest names.
     """
     text = str(name_or_path)
     path = Path(text)
@@ -133,123 +148,141 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def available() -> dict[str, Path]:
-    """Every recipe by name: shipped, from installed distributions (`reptk.recipes`), under ./recipes; the last wins."""
+    """Every recipe by name: shipped, of installed distributions (`reptk.recipes`), in ./recipes; the last one counts."""
     folders = [Path(str(files("reptk.recipes")))]
     for point in entry_points(group="reptk.recipes"):
         try:
             folders.append(Path(str(files(point.value))))
         except Exception as cause:
             warnings.warn(f"the recipes of {point.value} cannot be found: {cause}", stacklevel=2)
-    folders.append(Path("recipes"))
-    found: dict[str, Path] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("*.toml"))):
-        if path.stem in found and not path.samefile(found[path.stem]) and path.parent == Path("recipes"):
-            warnings.warn(f"{path} hides the recipe of that name in {found[path.stem].parent}", stacklevel=2)
-        found[path.stem] = path
-    return found
+    local = Path("recipes")
+    recipes: dict[str, Path] = {}
+    for folder in [*folders, local]:
+        for path in sorted(folder.glob("*.toml")):
+            earlier = recipes.get(path.stem)
+            if folder == local and earlier is not None and not path.samefile(earlier):
+                warnings.warn(f"{path} hides the recipe of that name in {earlier.parent}", stacklevel=2)
+            recipes[path.stem] = path
+    return recipes
 
 
-def build(registry: Registry, part: Table, **given: Any) -> Any:
-    """Call the factory of a part with its arguments.
+def build(registry: Registry, part: Table, **supplied: Any) -> Any:
+    """Build a part from its table.
+
+    Args:
+        registry: of the part's kind.
+        part: `{name, ...arguments}`.
+        supplied: what the factory may take besides, e.g. `encoder` and `views` for a method.
 
     Raises:
-        UsageError: the factory refuses them.
+        UsageError: the factory refuses the arguments.
     """
-    chosen = {key: value for key, value in part.items() if key != "name"}
+    arguments = {key: value for key, value in part.items() if key != "name"}
     try:
-        return registry.get(part["name"])(**chosen, **given)
+        return registry.build(part["name"], arguments, supplied)
     except (ValueError, TypeError) as cause:
         raise UsageError(f"{registry.kind} {part['name']!r}: {cause}") from cause
 
 
 def complete(key: str, part: Table) -> Table:
-    """One part of a recipe (`key`: data, views, method, loss or eval.NAME), checked and completed.
+    """Check one part of a recipe (`key`: data, views, method, loss or eval.NAME) and complete it with its defaults.
 
     Raises:
         RecipeError: listing all problems.
     """
     problems: list[Problem] = []
-    made = _part(key, PARTS.get(key, EVALUATORS), part, problems)
+    completed = _complete_part(key, PARTS.get(key, EVALUATORS), part, problems)
     if problems:
         raise RecipeError(key, problems)
-    return made
+    return completed
 
 
-def _part(key: str, registry: Registry, part: Any, problems: list[Problem]) -> Table:
+def _complete_part(key: str, registry: Registry, part: Any, problems: list[Problem]) -> Table:
+    """The part with its defaults; what is wrong with it is appended to `problems`."""
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         problems.append((f"{key}.name", f"say which {registry.kind}: {', '.join(registry.names())}"))
         return {"name": ""}
+    name = part["name"]
     try:
-        factory = registry.get(part["name"])
+        factory = registry.get(name)
     except UsageError as error:
         problems.append((f"{key}.name", str(error)))
         return part
-    checked = signature.check(factory, {name: value for name, value in part.items() if name != "name"}, registry.given)
-    problems.extend((f"{key}.{name}", _unknown_argument(registry, part["name"], name)) for name in checked.unknown)
-    problems.extend((f"{key}.{place}", text) for place, text in checked.problems)
-    return {"name": part["name"], **checked.complete}
+    arguments = {argument: value for argument, value in part.items() if argument != "name"}
+    checked = signature.check(factory, arguments, registry.supplied)
+    for argument in checked.unknown:
+        problems.append((f"{key}.{argument}", _unknown_argument(registry, name, argument)))
+    for place, text in checked.problems:
+        problems.append((f"{key}.{place}", text))
+    return {"name": name, **checked.complete}
 
 
-def _evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
+def _complete_evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
     if not isinstance(part, dict):
         problems.append((f"eval.{key}", "must be a table"))
         return {}
-    every = part.get("every_epochs", 0)
-    if not isinstance(every, int) or isinstance(every, bool) or every < 0:
-        problems.append((f"eval.{key}.every_epochs", f"must be an integer of at least 0, got {every!r}"))
-    rest = {name: value for name, value in {"name": key, **part}.items() if name != "every_epochs"}
-    complete = _part(f"eval.{key}", EVALUATORS, rest, problems)
-    return {"name": complete.pop("name"), "every_epochs": every, **complete}
+    every_epochs = part.get("every_epochs", 0)
+    if not isinstance(every_epochs, int) or isinstance(every_epochs, bool) or every_epochs < 0:
+        problems.append((f"eval.{key}.every_epochs", f"must be an integer of at least 0, got {every_epochs!r}"))
+    rest = {"name": key, **part}
+    rest.pop("every_epochs", None)
+    completed = _complete_part(f"eval.{key}", EVALUATORS, rest, problems)
+    return {"name": completed.pop("name"), "every_epochs": every_epochs, **completed}
+
+
+def _check_loss_table(table: Table) -> list[Problem]:
+    """`[loss]` must be there if the method takes a loss, and must not be there if it does not."""
+    method = table.get("method")
+    if not isinstance(method, dict) or method.get("name") not in METHODS.names():
+        return []  # reported already
+    name = method["name"]
+    if _takes_loss(method) and "loss" not in table:
+        return [("loss.name", f"say which loss: {', '.join(LOSSES.names())} (method {name!r} takes one)")]
+    if not _takes_loss(method) and "loss" in table:
+        return [("loss", f"method {name!r} takes no loss; remove the [loss] table")]
+    return []
+
+
+def _takes_loss(method: Table) -> bool:
+    """Whether the factory of this `[method]` table has a parameter `loss`; True if it is unknown, which is reported."""
+    if not isinstance(method, dict) or method.get("name") not in METHODS.names():
+        return True
+    return METHODS.takes(method["name"], "loss")
+
+
+def _check_warmup(recipe: Recipe) -> list[Problem]:
+    epochs, warmup = recipe.train.epochs, recipe.optim.warmup_epochs
+    if warmup < epochs:
+        return []
+    return [("optim.warmup_epochs", f"must be below train.epochs ({epochs}), got {warmup:g}; e.g. {epochs / 10:g}")]
 
 
 def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
-    accepted = signature.names(registry.get(name), registry.given)
-    owners = [
-        other for other, factory in registry.loaded().items() if argument in signature.names(factory, registry.given)
+    """`'tcl' has no argument 'temprature'; did you mean 'temperature'? It takes temperature, k1, k2`."""
+    accepted = signature.names(registry.get(name), registry.supplied)
+    takers = [
+        other for other, factory in registry.loaded().items() if argument in signature.names(factory, registry.supplied)
     ]
-    belongs = f"; {argument} belongs to {', '.join(owners)}" if owners else signature.suggestion(argument, accepted)
+    if takers:
+        hint = f"; {argument} belongs to {', '.join(takers)}"
+    else:
+        hint = signature.suggestion(argument, accepted)
     takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
-    stop = "" if belongs.endswith("?") else "."
-    return f"{name!r} has no argument {argument!r}{belongs}{stop} {takes}"
+    stop = "" if hint.endswith("?") else "."
+    return f"{name!r} has no argument {argument!r}{hint}{stop} {takes}"
 
 
-def _load_plugins(path: Path, recorded: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Import plugins; return them as paths that mean the same from any folder, or as module names."""
-    if not isinstance(recorded, list) or not all(isinstance(spec, str) for spec in recorded):
-        raise RecipeError(path.stem, [("plugins", f"must be a list of files and modules, got {recorded!r}")])
-    for spec in recorded:
-        _refuse_foreign(path, spec, given)
-    local = [str((path.parent / spec).resolve()) if spec.endswith(".py") else spec for spec in recorded]
-    asked = [str(Path(spec).resolve()) if spec.endswith(".py") else spec for spec in given]
-    known = {Path(spec).name for spec in asked}
-    unasked = [spec for spec in local if Path(spec).name not in known]
-    for spec in unasked:
-        if not spec.startswith("reptk.plugins."):
-            warnings.warn(f"{path} brings a plugin, which is run: {spec}", stacklevel=3)
-    specs = list(dict.fromkeys([*asked, *unasked]))
-    for spec in specs:
-        load_plugin(spec)
-    return specs
-
-
-def _refuse_foreign(path: Path, spec: str, given: Sequence[str]) -> None:
-    """A recipe may bring plugin files of its own folder; code from anywhere else must be named by the user."""
-    own_file = spec.endswith(".py") and (path.parent / spec).resolve().is_relative_to(path.parent.resolve())
-    shipped = spec.startswith("reptk.plugins.")
-    named = any(Path(spec).name == Path(other).name for other in given)
-    if not (own_file or shipped or named):
-        raise UsageError(f"{path} asks for the plugin {spec}. If you trust it, name it: --plugin {spec}")
-
-
-def _pair(text: str) -> tuple[list[str], Any]:
+def _parse_pair(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
+    keys = key.split(".")
+    if not equals or not all(keys):
         raise UsageError(f"{text!r} is not key=value (e.g. train.epochs=5, loss.name=supcon)")
     try:
-        return key.split("."), tomllib.loads(f"value = {value}")["value"]
+        return keys, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.split("."), value
+        return keys, value
 
 
-def _names_a_part(keys: Sequence[str]) -> bool:
-    return keys[-1] == "name" and (keys[0] in PARTS or keys[0] == "eval")
+def _is_part_name(keys: Sequence[str]) -> bool:
+    """Whether a dotted key names a part, e.g. loss.name or eval.probe.name."""
+    return len(keys) > 1 and keys[-1] == "name" and (keys[0] in PARTS or keys[0] == "eval")

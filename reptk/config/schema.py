@@ -94,7 +94,7 @@ class Recipe(Section):
     views: Table
     encoder: EncoderSection
     method: Table
-    loss: Table
+    loss: Table | None = Field(None, description="only where the method takes one")
     optim: OptimSection
     train: TrainSection
     eval: dict[str, Table] = Field({}, description="evaluators by key; none named: kNN")
@@ -115,7 +115,10 @@ class RecipeError(UsageError):
         self.problems = list(problems)
 
 
-def _without_none(table: Any) -> Any:
-    if isinstance(table, dict):
-        return {key: _without_none(value) for key, value in table.items() if value is not None}
-    return [_without_none(value) for value in table] if isinstance(table, list) else table
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a key without a value is left out, and so its default applies."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_none(inner) for inner in value]
+    return value

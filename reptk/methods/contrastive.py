@@ -1,6 +1,5 @@
-"""What the loop trains and what DDP wraps: method(images, labels, index, key) -> {"loss": ...}."""
+"""SimCLR, SupCon and TCL: views of the batch are embedded, gathered from all ranks, and compared by a contrastive loss."""
 
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -8,56 +7,82 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from reptk.config.registry import METHODS
+from reptk.config.registry import METHODS, with_defaults
 from reptk.core.distributed import all_gather, rank
-from reptk.losses import local_rows
+from reptk.losses import Loss, local_rows
+from reptk.methods.protocol import Batch, Method, Step
 from reptk.models.encoder import Encoder
-
-Views = Callable[[Tensor, int], Tensor | Sequence[Tensor]]
+from reptk.views import Views
 
 
 @METHODS.register("contrastive")
-class Contrastive(nn.Module):
-    """Views of the batch are embedded, gathered from all ranks, and compared by a loss.
+class Contrastive(Method):
+    """A contrastive loss on the embeddings of all views of the global batch.
 
     Args:
         encoder: images to embeddings.
         views: (images, key) -> (V, B, 3, h, w), or a list of such tensors of several sizes.
-        loss: (z (N, D), ids (N,)) -> scalar; rows that share an id are positives. A loss that says `computes_local_rows = True`
-            takes what it needs of the batch from `reptk.losses.Rows` and draws nothing at random: then each rank
-            computes its own rows alone, and the backward pass of the loss needs no communication. Any other loss is
-            computed whole on every rank.
+        loss: (z (N, D), ids (N,)) -> scalar; rows that share an id are positives. See `reptk.losses.Loss`: a loss with
+            `computes_local_rows` computes the terms of this rank's rows alone, and its backward pass needs no communication.
+            Any other loss is computed in full on every rank.
         positives: "instance": the views of one image are positives; "class": all views of one class are, and an image
-            without a label (-1) has only its own.
+            without a label (-1) has only its own views.
     """
 
     def __init__(
         self, encoder: Encoder, views: Views, loss: nn.Module, positives: Literal["instance", "class"] = "instance"
     ) -> None:
         super().__init__()
-        self.encoder, self.views, self.loss, self.positives = encoder, views, loss, positives
+        self.encoder = encoder
+        self.views = views
+        self.loss = with_defaults(loss, Loss)
+        self.positives = positives
 
-    def forward(self, images: Tensor, labels: Tensor, index: Tensor, key: int) -> dict[str, Tensor]:
-        """images (B, 3, H, W) uint8, labels (B,), index (B,) number of each image in the data set."""
-        ids = index if self.positives == "instance" else class_ids(labels, index)
-        with torch.autocast(images.device.type, enabled=False):
-            made = self.views(images, key)
-        groups = made if isinstance(made, list | tuple) else [made]
-        z = torch.cat([self.encoder(rearrange(views, "v b c h w -> (v b) c h w")) for views in groups])
-        shared = getattr(self.loss, "computes_local_rows", False)
-        count = len(z)
-        z, ids = all_gather(z, replicated_loss=shared), all_gather(ids.repeat(count // len(ids)))
-        with local_rows(rank() * count, count) if shared else nullcontext():
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        z = self.encoder_outputs(batch.images, step.key)
+        ids = batch.index if self.positives == "instance" else class_ids(batch.labels, batch.index)
+        ids = all_gather(ids.repeat(len(z) // len(ids)))
+        first_row = rank() * len(z)
+        row_count = len(z)
+        z = all_gather(z, replicated_loss=self.loss.computes_local_rows)
+        with local_rows(first_row, row_count) if self.loss.computes_local_rows else nullcontext():
             loss = self.loss(z, ids)
-        return {"loss": loss, "z": z.detach(), "ids": ids, "pairs": has_pairs(ids)}
+        outputs = {"loss": loss, "z": z.detach(), "ids": ids}
+        temperature = current_temperature(self.loss)
+        if temperature is not None:
+            outputs["temperature"] = temperature
+        return outputs
+
+    def encoder_outputs(self, images: Tensor, key: int) -> Tensor:
+        """(B, 3, H, W) -> (V * B, D), view by view."""
+        # Views are computed in their own precision: autocast would blur colours.
+        with torch.autocast(images.device.type, enabled=False):
+            views = self.views(images, key)
+        groups = views if isinstance(views, list | tuple) else [views]
+        return torch.cat([self.encoder(rearrange(group, "v b c h w -> (v b) c h w")) for group in groups])
 
 
 def class_ids(labels: Tensor, index: Tensor) -> Tensor:
-    """Ids that make a class positives of each other: the label, or for an image without one a number all its own."""
+    """Ids that make the images of a class positives of each other: the label, or a unique negative id without one.
+
+    Args:
+        labels: (B,) -1 for none.
+        index: (B,) the images' numbers in the data set.
+    """
     return torch.where(labels >= 0, labels, -1 - index)
 
 
-def has_pairs(ids: Tensor) -> Tensor:
-    """Whether any two rows share an id, as a tensor, so that nothing waits for a GPU."""
+def has_positives(ids: Tensor) -> Tensor:
+    """Whether any two rows share an id, as a boolean tensor, so that the host does not wait for the GPU."""
     ids = ids.sort().values
     return (ids[1:] == ids[:-1]).any()
+
+
+def current_temperature(loss: Loss) -> Tensor | None:
+    """The loss's temperature as a detached scalar tensor; None if it has none."""
+    value = loss.temperature
+    if callable(value):
+        value = value()
+    if value is None:
+        return None
+    return torch.as_tensor(value).detach()

@@ -1,53 +1,85 @@
-"""From a recipe to the things it names: data, method, optimizer, evaluators. Nothing here trains."""
+"""From a recipe to the parts that it names, on their device. Nothing here trains."""
 
 import warnings
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from reptk.config import Recipe, build
+from reptk.config import Recipe
+from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
-from reptk.evaluate import build_evaluators
-from reptk.models.encoder import Encoder
-from reptk.training.optim import optimizer, schedule
-from reptk.views import ViewPipeline
+from reptk.evaluate import Evaluator, build_evaluators
+from reptk.methods import Method
+from reptk.models.encoder import Encoder, eval_mode
+from reptk.training.health import input_bound_advice
+from reptk.training.optim import create_optimizer, create_scheduler
+from reptk.views import ViewPipeline, Views
+
+DEFAULT_SIZE_PX = 224
+DEFAULT_VIEW_COUNT = 2
+
+
+class Settings(NamedTuple):
+    """What the loop needs to know of a recipe, as plain values.
+
+    total_steps: optimizer steps of the whole run; views_per_step: of all ranks together; loss_name: the loss, or the method
+    if it takes none, for messages; input_advice: what may be done about waiting for images.
+    """
+
+    name: str
+    seed: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    views_per_step: int
+    bf16: bool
+    clip_norm: float
+    lr: float
+    loss_name: str
+    log_every_steps: int
+    checkpoint_every_epochs: int
+    workers: int
+    measures_baselines: bool
+    writes_report: bool
+    input_advice: str
 
 
 @dataclass
-class Built:
+class Parts:
     """The parts of a run, on their device."""
 
     data: Data
     loader: Loader
-    method: nn.Module
+    method: Method
     optimizer: torch.optim.Optimizer
-    schedule: Scheduler
-    evaluators: dict[str, Any]
+    scheduler: Scheduler
+    evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
-    evaluation_views: Any
+    evaluation_views: Views
     device: torch.device
+    settings: Settings
 
     @property
     def encoder(self) -> Encoder:
         return self.method.encoder
 
 
-def data_of(recipe: Recipe) -> Data:
-    """The recipe's data set, held against what the recipe wants of it.
+def load_data(recipe: Recipe) -> Data:
+    """Load the recipe's data set and check it against what the recipe needs.
 
     Raises:
         DataError: missing, empty, too small, or without the labels that are needed.
     """
     try:
-        data = build(DATASETS, recipe.data)
+        data = build_part(DATASETS, recipe.data)
     except OSError as cause:
         raise DataError(f"{recipe.data['name']}: {cause}") from cause
     if recipe.method.get("positives") == "class":
@@ -55,101 +87,186 @@ def data_of(recipe: Recipe) -> Data:
     return data
 
 
-def assemble(recipe: Recipe, data: Data, device: torch.device) -> Built:
-    """Everything a run needs, the encoder freshly initialised from the recipe's seed.
+def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
+    """Build everything a run needs, with the encoder freshly initialised from the recipe's seed.
 
     Raises:
         UsageError, DataError, EnvironmentProblem: a part cannot be built from its arguments.
     """
-    train, world = recipe.train, distributed.world_size()
-    _check_batch(recipe, world)
-    _check_micro_batch(recipe, world)
+    train = recipe.train
+    world_size = distributed.world_size()
+    _check_batch_size(train.batch_size, world_size)
+    _check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     loader = Loader(
         data.train,
         batch_size=train.batch_size,
         seed=recipe.seed,
         rank=distributed.rank(),
-        world=world,
+        world=world_size,
         workers=train.workers,
         device=device,
     )
     with rng.seeded(recipe.seed, "initial weights"):
         method = build_method(recipe, device)
-    o = recipe.optim
-    made = optimizer(
-        method, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, decay_all=o.decay_all
+    total_steps = train.epochs * loader.steps_per_epoch
+    optim = recipe.optim
+    optimizer = create_optimizer(
+        method.parameter_groups(),
+        name=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        decay_all=optim.decay_all,
     )
-    course = schedule(
-        made,
-        kind=o.schedule,
-        steps=train.epochs * loader.steps_per_epoch,
-        warmup_steps=round(o.warmup_epochs * loader.steps_per_epoch),
-        warmup_lr=o.warmup_lr,
-        final_lr=o.lr * o.final_lr_ratio,
+    scheduler = create_scheduler(
+        optimizer,
+        kind=optim.schedule,
+        steps=total_steps,
+        warmup_steps=round(optim.warmup_epochs * loader.steps_per_epoch),
+        warmup_lr=optim.warmup_lr,
+        final_lr=optim.lr * optim.final_lr_ratio,
     )
-    evaluators, every = build_evaluators(recipe.eval, data)
-    return Built(data, loader, method, made, course, evaluators, every, build(VIEWS, recipe.views), device)
+    evaluators, every_epochs = build_evaluators(recipe.eval, data)
+    evaluation_views = build_part(VIEWS, recipe.views)
+    settings = Settings(
+        name=recipe.name,
+        seed=recipe.seed,
+        epochs=train.epochs,
+        steps_per_epoch=loader.steps_per_epoch,
+        total_steps=total_steps,
+        views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
+        bf16=train.precision == "bf16",
+        clip_norm=train.clip_norm,
+        lr=optim.lr,
+        loss_name=(recipe.loss or recipe.method)["name"],
+        log_every_steps=train.log_every_steps,
+        checkpoint_every_epochs=train.checkpoint_every_epochs,
+        workers=train.workers,
+        measures_baselines=train.baselines,
+        writes_report=train.report,
+        input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
+    )
+    return Parts(
+        data, loader, method, optimizer, scheduler, evaluators, every_epochs, evaluation_views, device, settings
+    )
 
 
-def build_method(recipe: Recipe, device: torch.device) -> nn.Module:
-    """Encoder, views and loss, joined by the recipe's method."""
-    views = build(VIEWS, recipe.views)
-    if hasattr(views, "shard"):
+def build_method(recipe: Recipe, device: torch.device) -> Method:
+    """Build the recipe's method with its encoder, its views and, if it takes one, its loss.
+
+    Raises:
+        UsageError: a part cannot be built, or cannot run on several ranks.
+    """
+    train = recipe.train
+    views = build_part(VIEWS, recipe.views)
+    if views.shard is not None:
         views.shard(distributed.rank(), distributed.world_size())
     elif distributed.world_size() > 1:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
-    encoder = Encoder(**recipe.encoder.model_dump(), size=getattr(views, "size", recipe.views.get("size", 224)))
-    if recipe.train.micro_batch_size:
-        encoder.encode_in_chunks(
-            ceil(recipe.train.batch_size / recipe.train.micro_batch_size), recipe.train.micro_batch_norm
-        )
-    _check_sizes(encoder, views)
-    loss = build(LOSSES, recipe.loss)
-    method = build(METHODS, recipe.method, encoder=encoder, views=views, loss=loss)
-    if recipe.train.sync_batchnorm:
+    sizes_px = views.sizes or (recipe.views.get("size", DEFAULT_SIZE_PX),)
+    encoder = Encoder(**recipe.encoder.model_dump(), size=sizes_px[0])
+    if train.micro_batch_size:
+        chunks = ceil(train.batch_size / train.micro_batch_size)
+        encoder.encode_in_chunks(chunks, train.micro_batch_norm)
+    _check_other_sizes(encoder, sizes_px)
+    supplied = {"encoder": encoder, "views": views}
+    if recipe.loss is not None:
+        supplied["loss"] = build_part(LOSSES, recipe.loss)
+    method = build_part(METHODS, recipe.method, **supplied)
+    if train.sync_batchnorm:
         if device.type != "cuda":
             raise UsageError("train.sync_batchnorm needs CUDA devices")
         method = convert_sync_batchnorm(method)
     method = method.to(device)
-    if recipe.train.compile:
+    if train.compile:
         encoder.backbone.compile()
         if device.type == "cuda" and isinstance(views, ViewPipeline):
             views.compile()
-    return method.to(memory_format=torch.channels_last) if recipe.train.channels_last else method
+    if train.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    return method
 
 
-def _check_batch(recipe: Recipe, world: int) -> None:
-    size = recipe.train.batch_size
-    if size % world:
+def describe(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
+    """The parts of a run as rows (what, name, details), for people."""
+    data, encoder, train, optim = parts.data, parts.encoder, recipe.train, recipe.optim
+    images = f"{len(data.train):,} training"
+    images += f", {len(data.query):,} query images" if data.query else " images"
+    classes = f", {len(data.classes)} classes" if data.classes else ", no labels"
+
+    views = parts.evaluation_views
+    sizes_px = views.sizes or (recipe.views.get("size", DEFAULT_SIZE_PX),)
+    sizes = " and ".join(str(size) for size in dict.fromkeys(sizes_px))
+    view_details = ", ".join([f"{sizes} px", views.description or "plugin", str(parts.device)])
+
+    weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
+    head = "-".join(head_widths) or "none"
+    ranks = "1 rank" if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
+    schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    return [
+        ("data", recipe.data["name"], images + classes),
+        ("views", f"{recipe.views['name']} x{_view_count(views, recipe)}", view_details),
+        ("encoder", recipe.encoder.backbone, f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"),
+        _describe_loss(recipe),
+        (
+            "train",
+            f"{train.epochs} epochs",
+            f"batch {train.batch_size} ({ranks}), {schedule}, {train.precision}, seed {recipe.seed}",
+        ),
+    ]
+
+
+def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
+    if recipe.loss is None:
+        return "method", recipe.method["name"], _arguments(recipe.method)
+    details = _arguments(recipe.loss)
+    if "positives" in recipe.method:
+        details = "; ".join(part for part in (details, f"positives by {recipe.method['positives']}") if part)
+    if recipe.method["name"] != "contrastive":
+        details = f"{details}; method {recipe.method['name']}"
+    return "loss", recipe.loss["name"], details
+
+
+def _arguments(part: dict[str, Any]) -> str:
+    """A part's arguments in a line; flags that are off are left out."""
+    return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name" and value is not False)
+
+
+def _view_count(views: Views, recipe: Recipe) -> int:
+    return views.count or recipe.views.get("count", DEFAULT_VIEW_COUNT)
+
+
+def _check_batch_size(batch_size: int, world_size: int) -> None:
+    if batch_size % world_size:
+        nearest = batch_size // world_size * world_size or world_size
+        raise UsageError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share; use {nearest}")
+
+
+def _check_micro_batch_size(micro_batch_size: int | None, norm: str, world_size: int) -> None:
+    if micro_batch_size is None:
+        if norm != "refuse":
+            raise UsageError(
+                f"train.micro_batch_norm is {norm!r}, but there are no micro-batches: set train.micro_batch_size"
+            )
+    elif micro_batch_size < world_size:
         raise UsageError(
-            f"train.batch_size is {size}, which {world} ranks cannot share; use {size // world * world or world}"
+            f"train.micro_batch_size is {micro_batch_size}, fewer images than the {world_size} ranks that share them"
         )
-
-
-def _check_micro_batch(recipe: Recipe, world: int) -> None:
-    micro, norm = recipe.train.micro_batch_size, recipe.train.micro_batch_norm
-    if micro is None and norm != "refuse":
-        raise UsageError(
-            f"train.micro_batch_norm is {norm!r}, but there are no micro-batches: set train.micro_batch_size"
-        )
-    if micro is not None and micro < world:
-        raise UsageError(f"train.micro_batch_size is {micro}, fewer images than the {world} ranks that share them")
 
 
 @torch.no_grad()
-def _check_sizes(encoder: Encoder, views: Any) -> None:
-    """The encoder is built for the first size; views of others must go through it as well."""
-    training = encoder.training
-    encoder.eval()
-    for size in sorted(set(getattr(views, "sizes", ())) - {encoder.config["size"]}):
-        try:
-            encoder(torch.zeros(1, 3, size, size))
-        except Exception as cause:
-            raise UsageError(
-                f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
-                "others; use a convolutional backbone, or views of one size"
-            ) from cause
-    encoder.train(training)
+def _check_other_sizes(encoder: Encoder, sizes_px: tuple[int, ...]) -> None:
+    """Check that views of every size pass through the encoder, which is built for the first size."""
+    with eval_mode(encoder):
+        for size in sorted(set(sizes_px) - {encoder.config["size"]}):
+            try:
+                encoder(torch.zeros(1, 3, size, size))
+            except Exception as cause:
+                raise UsageError(
+                    f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
+                    "others; use a convolutional backbone, or views of one size"
+                ) from cause
 
 
 def _check_labels(recipe: Recipe, data: Data) -> None:
@@ -163,5 +280,6 @@ def _check_labels(recipe: Recipe, data: Data) -> None:
     counts = torch.bincount(known)
     if int((counts > 0).sum()) == 1:
         warnings.warn("there is a single class: with every pair a positive, nothing is pushed apart", stacklevel=2)
-    if recipe.views.get("count", 2) == 1 and int((counts == 1).sum()):
-        warnings.warn(f"{int((counts == 1).sum())} classes have one image, which never meets a positive", stacklevel=2)
+    single = int((counts == 1).sum())
+    if recipe.views.get("count", DEFAULT_VIEW_COUNT) == 1 and single:
+        warnings.warn(f"{single} classes have one image, which never meets a positive", stacklevel=2)

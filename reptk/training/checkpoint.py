@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or absent: written beside their place, checksummed, then moved into it."""
+"""Checkpoints that are whole or absent: written to a temporary folder, checksummed, then renamed."""
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,68 +15,85 @@ from reptk.core.files import sha256_of, write_text
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `folder/step_00000042` (state and manifest) and point `folder/last` at it; of the older ones the last remains.
+    """Write `folder/step_00000042` (state and manifest), point `folder/last` at it, and delete all older ones but the last.
 
     Args:
         folder: the run's `checkpoints`.
-        step: steps done.
-        state: tensors and plain values only, so that it can be read back without running code.
+        step: number of steps done.
+        state: tensors and plain values only, so that reading it back executes no code.
+
+    Returns:
+        The folder of the new checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(".step_*"):
         shutil.rmtree(abandoned, ignore_errors=True)
-    before = (folder / "last").read_text().strip() if (folder / "last").is_file() else None
-    place = _free_name(folder, f"step_{step:08d}")
-    unfinished = folder / f".{place.name}"
-    unfinished.mkdir()
+    previous = _last_name(folder)
+    target = _unused_path(folder, f"step_{step:08d}")
+    temporary = folder / f".{target.name}"
+    temporary.mkdir()
     try:
-        with (unfinished / "state.pt").open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        manifest = {
-            "step": step,
-            "bytes": (unfinished / "state.pt").stat().st_size,
-            "sha256": sha256_of(unfinished / "state.pt"),
-        }
-        write_text(unfinished / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        unfinished.rename(place)
+        _write_state(temporary, step, state)
+        temporary.rename(target)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    write_text(folder / "last", place.name + "\n")
-    for old in folder.glob("step_*"):
-        if old.name not in (place.name, before):
-            shutil.rmtree(old, ignore_errors=True)
-    return place
+        shutil.rmtree(temporary, ignore_errors=True)
+    write_text(folder / "last", target.name + "\n")
+    for older in folder.glob("step_*"):
+        if older.name not in (target.name, previous):
+            shutil.rmtree(older, ignore_errors=True)
+    return target
 
 
 def load_last(folder: Path) -> dict[str, Any] | None:
-    """The state that `folder/last` points at, verified; None if there is no checkpoint yet.
+    """The state that `folder/last` points at, verified against its manifest; None if there is no checkpoint yet.
 
     Raises:
         DataError: the checkpoint is damaged or incomplete.
     """
-    if not (folder / "last").is_file():
+    name = _last_name(folder)
+    if name is None:
         return None
-    place = folder / (folder / "last").read_text().strip()
+    checkpoint = folder / name
+    state_file = checkpoint / "state.pt"
     try:
-        manifest = json.loads((place / "manifest.json").read_text())
-        path = place / "state.pt"
-        if path.stat().st_size != manifest["bytes"] or sha256_of(path) != manifest["sha256"]:
-            raise DataError(f"checkpoint {place} is damaged: its content does not match its manifest")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        if state_file.stat().st_size != manifest["bytes"] or sha256_of(state_file) != manifest["sha256"]:
+            raise DataError(f"checkpoint {checkpoint} is damaged: its content does not match its manifest")
+        return torch.load(state_file, map_location="cpu", weights_only=True)
     except DataError as error:
-        raise DataError(f"{error}.{_others(folder, place)}") from error
+        raise DataError(f"{error}.{_hint_at_older(folder, checkpoint)}") from error
     except Exception as cause:
-        raise DataError(f"checkpoint {place} is damaged: {cause}.{_others(folder, place)}") from cause
+        raise DataError(f"checkpoint {checkpoint} is damaged: {cause}.{_hint_at_older(folder, checkpoint)}") from cause
 
 
-def _free_name(folder: Path, name: str) -> Path:
-    """`folder/name`, or with a number behind it if that step was saved before: nothing whole is ever written over."""
-    names = (name if number == 0 else f"{name}.{number}" for number in count())
-    return next(folder / free for free in names if not (folder / free).exists())
+def _write_state(folder: Path, step: int, state: dict[str, Any]) -> None:
+    state_file = folder / "state.pt"
+    with state_file.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    manifest = {"step": step, "bytes": state_file.stat().st_size, "sha256": sha256_of(state_file)}
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
-def _others(folder: Path, damaged: Path) -> str:
-    others = [place.name for place in sorted(folder.glob("step_*")) if place != damaged]
-    return f" To go on from {others[-1]}, write that name into {folder / 'last'}" if others else ""
+def _last_name(folder: Path) -> str | None:
+    pointer = folder / "last"
+    return pointer.read_text().strip() if pointer.is_file() else None
+
+
+def _unused_path(folder: Path, name: str) -> Path:
+    """`folder/name`, or `folder/name.1`, ... if that step was saved before: a whole checkpoint is never overwritten."""
+    return next(path for path in _candidate_paths(folder, name) if not path.exists())
+
+
+def _candidate_paths(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / name
+    for number in count(1):
+        yield folder / f"{name}.{number}"
+
+
+def _hint_at_older(folder: Path, damaged: Path) -> str:
+    others = [path.name for path in sorted(folder.glob("step_*")) if path != damaged]
+    if not others:
+        return ""
+    return f" To go on from {others[-1]}, write that name into {folder / 'last'}"

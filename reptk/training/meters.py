@@ -1,150 +1,163 @@
-"""What the loop watches: Ctrl-C, time, waiting for images, losses that are not finite, steps without pairs."""
+"""What is measured while training: losses, logged scalars, time, throughput."""
 
 import math
-import os
-import signal
-import threading
 import time
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reptk.config import Recipe
-from reptk.core import distributed
 from reptk.core.errors import NumericalError
-from reptk.data import Images, InMemory, num_cpus
-
-INPUT_BOUND = 0.15
-"""Share of an epoch spent waiting for images from which on it is worth a line."""
-
-DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+from reptk.methods import has_positives
+from reptk.training.health import DIVERGED, non_finite_loss
 
 
-class Step(NamedTuple):
-    """One step of the optimizer.
+class StepRecord(NamedTuple):
+    """One step as device tensors, so that recording it does not wait for a GPU.
 
-    loss; z (N, D) the embeddings of the global batch, let go of when the next step is made, and their ids (N,), if the
-    method tells them; broken: how many are not finite; pairs: whether any two shared an id. Tensors, so that nothing
-    waits for a GPU.
+    loss: scalar.
+    rows: number of embeddings that the method returned, 0 if it returned none.
+    non_finite_rows: scalar, how many of them hold NaN or infinity.
+    has_positives: scalar bool, whether any two of them share an id; True if the method returned no ids.
     """
 
     loss: Tensor
-    z: Tensor | None
-    ids: Tensor | None
     rows: int
-    broken: Tensor
-    pairs: Tensor
+    non_finite_rows: Tensor
+    has_positives: Tensor
 
 
-def at_step(recipe: Recipe, step: int, value: float = math.nan) -> str:
-    """The beginning of a message about a loss that is not finite."""
-    return f"the loss is {value} at step {step + 1} (lr {recipe.optim.lr:g})"
+class StepMeter:
+    """Records steps on the device and reads them when the caller can afford to wait for it.
+
+    Attributes:
+        loss: of the last step that was read.
+        scalars: further scalars of that step, by the names the method gave them.
+        z, ids: embeddings (N, D) and ids (N,) of the last recorded step, None if the method returned none.
+        steps_without_positives: steps of the run in which no two rows shared an id.
+    """
+
+    def __init__(self, steps_without_positives: int = 0) -> None:
+        self.steps_without_positives = steps_without_positives
+        self.loss = float("nan")
+        self.scalars: dict[str, float] = {}
+        self.z: Tensor | None = None
+        self.ids: Tensor | None = None
+        self._records: list[StepRecord] = []
+        self._last_outputs: Mapping[str, Tensor] = {}
+
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        """Record the outputs of `Method.forward` for one step."""
+        loss = outputs["loss"].detach()
+        self.z = outputs.get("z")
+        self.ids = outputs.get("ids")
+        rows = 0
+        non_finite_rows = torch.zeros_like(loss, dtype=torch.long)
+        if self.z is not None:
+            rows = len(self.z)
+            non_finite_rows = (~self.z.isfinite().all(1)).sum()
+        step_has_positives = torch.ones_like(loss, dtype=torch.bool)
+        if self.ids is not None:
+            step_has_positives = has_positives(self.ids)
+        self._records.append(StepRecord(loss, rows, non_finite_rows, step_has_positives))
+        self._last_outputs = outputs
+
+    def read(self, last_step: int, *, lr: float, loss_name: str) -> int:
+        """Wait for the device, check the recorded steps, and update `loss`, `scalars` and `steps_without_positives`.
+
+        Args:
+            last_step: number of the last recorded step, from 0.
+            lr, loss_name: for the message of the error.
+
+        Returns:
+            How many steps were read.
+
+        Raises:
+            NumericalError: a loss is NaN or infinite.
+        """
+        records = self._records
+        self._records = []
+        losses = torch.stack([record.loss.float() for record in records]).tolist()
+        _check_finite(records, losses, last_step, lr=lr, loss_name=loss_name)
+        with_positives = torch.stack([record.has_positives for record in records])
+        self.steps_without_positives += int((~with_positives).sum())
+        self.loss = losses[-1]
+        self.scalars = _scalars(self._last_outputs)
+        return len(records)
 
 
-def without_pairs(window: list[Step]) -> int:
-    """Steps among the last ones in which no two rows shared an id."""
-    return int((~torch.stack([made.pairs for made in window])).sum())
-
-
-def finite_losses(recipe: Recipe, window: list[Step], step: int) -> list[float]:
-    """The losses of the last steps.
+def _check_finite(
+    records: Sequence[StepRecord], losses: Sequence[float], last_step: int, *, lr: float, loss_name: str
+) -> None:
+    """Check the losses of the last steps.
 
     Raises:
-        NumericalError: one is not finite; says which step and what was wrong first.
+        NumericalError: one is NaN or infinite; names the step, and whether the embeddings or the loss was at fault.
     """
-    values = torch.stack([made.loss.float() for made in window]).tolist()
-    for back, value in enumerate(values):
-        if value - value != 0:
-            bad_step = step - len(values) + 1 + back
-            broken = int(window[back].broken)
-            cause = (
-                f"{broken} of {window[back].rows} embeddings hold NaN or infinity: {DIVERGED}"
-                if broken
-                else f"the embeddings are finite, so it arose in the loss {recipe.loss['name']!r}: check its arguments"
-            )
-            raise NumericalError(f"{at_step(recipe, bad_step, value)}; {cause}")
-    return values
+    first_step = last_step - len(losses) + 1
+    for offset, (record, loss) in enumerate(zip(records, losses, strict=True)):
+        if math.isfinite(loss):
+            continue
+        non_finite_rows = int(record.non_finite_rows)
+        if non_finite_rows:
+            cause = f"{non_finite_rows} of {record.rows} embeddings hold NaN or infinity: {DIVERGED}"
+        else:
+            cause = f"the embeddings are finite, so it arose in the loss {loss_name!r}: check its arguments"
+        raise NumericalError(f"{non_finite_loss(first_step + offset, lr, loss)}; {cause}")
 
 
-def input_bound(waiting: float, recipe: Recipe, images: Images, device: torch.device) -> str:
-    """A line about a share of time spent waiting for images, with the advice that applies to them."""
-    available = max(1, num_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    advice = []
-    if not isinstance(images, InMemory) and recipe.train.workers < available:
-        advice.append(f"raise train.workers (now {recipe.train.workers} of {available} num_cpus)")
-    if recipe.data.get("cache") is False:
-        advice.append("set data.cache=true")
-        if recipe.data.get("jpeg") == "auto" and find_spec("simplejpeg") is None:
-            advice.append('pip install "reptk[jpeg]" if they are JPEG')
-    shared = device.type == "cpu" and recipe.data.get("cache") is False
-    where = ", which are decoded on the num_cpus that train" if shared else ""
-    said = f"input-bound: {100 * waiting:.0f} % of the time went into waiting for images{where}"
-    return said + (f"; {', '.join(advice[:-1])}{' or ' if advice[:-1] else ''}{advice[-1]}" if advice else "")
+def _scalars(outputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """The outputs to log: every scalar but the loss."""
+    return {name: value.item() for name, value in outputs.items() if name != "loss" and value.ndim == 0}
 
 
-class Interrupt:
-    """Ctrl-C in a single process: the step under way is finished and saved; a second one leaves at once.
+class StepClock:
+    """Seconds spent in training steps and views per second; evaluation and checkpoints are not counted.
 
-    Several ranks would have to agree on the step; there the signal acts as it always does, and the last epoch's
-    checkpoint remains.
+    Args:
+        seconds_before: seconds of the run's earlier processes, if it was resumed.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "Interrupt":
-        self._catches = distributed.world_size() == 1 and threading.current_thread() is threading.main_thread()
-        if self._catches:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._catches:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-class Watch:
-    """Time spent in training steps, those without pairs, and views per second since this process took the run up."""
-
-    def __init__(self, seconds_before: float = 0.0, lonely_steps: int = 0) -> None:
-        self._before, self._views, self._spent, self._since = seconds_before, 0, 0.0, time.monotonic()
-        self._shared_out = 0.0
-        self.lonely_steps = lonely_steps
+    def __init__(self, seconds_before: float = 0.0) -> None:
+        self._seconds_before = seconds_before
+        self._views = 0
+        self._seconds = 0.0
+        self._seconds_at_last_epoch = 0.0
+        self._started = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        return self._before + self._spent
+        """Of the whole run."""
+        return self._seconds_before + self._seconds
 
-    def add(self, views: int, lonely_steps: int) -> None:
-        self._views += views
-        self.lonely_steps += lonely_steps
-        self._tick()
-
-    def rate(self) -> float:
-        return self._views / max(self._spent, 1e-9)
-
-    def per(self, views: int) -> float:
-        return views / max(self.rate(), 1e-9)
-
-    def share(self, seconds: float) -> float:
-        """What part of the time spent since this was asked last these seconds are."""
-        spent, self._shared_out = self._spent - self._shared_out, self._spent
-        return min(1.0, seconds / max(spent, 1e-9))
-
-    def stop(self) -> None:
-        self._tick()
+    @property
+    def views_per_second(self) -> float:
+        """Of this process."""
+        return self._views / max(self._seconds, 1e-9)
 
     def start(self) -> None:
-        self._since = time.monotonic()
+        self._started = time.monotonic()
 
-    def _tick(self) -> None:
+    def stop(self) -> None:
+        self._add_elapsed()
+
+    def add(self, views: int) -> None:
+        """Count the views of the steps since the last call."""
+        self._views += views
+        self._add_elapsed()
+
+    def seconds_for(self, views: int) -> float:
+        """How long so many views will take at the rate so far."""
+        return views / max(self.views_per_second, 1e-9)
+
+    def share_of_epoch(self, seconds: float) -> float:
+        """What share of the time since the last call these seconds are, at most 1."""
+        epoch_seconds = self._seconds - self._seconds_at_last_epoch
+        self._seconds_at_last_epoch = self._seconds
+        return min(1.0, seconds / max(epoch_seconds, 1e-9))
+
+    def _add_elapsed(self) -> None:
         now = time.monotonic()
-        self._spent += now - self._since
-        self._since = now
+        self._seconds += now - self._started
+        self._started = now

@@ -1,53 +1,72 @@
 """Optimizer and learning-rate schedule, from timm's factories."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
 
 from reptk.config.registry import unknown
 from reptk.core.errors import UsageError
 
-_TIMM = {"sgd": "momentum", "nesterov": "sgd"}
-_FUSED = ("adam", "adamw", "nesterov", "sgd")
-"""Torch's own, which update all weights in one pass."""
+_TIMM_NAMES = {"sgd": "momentum", "nesterov": "sgd"}
+"""timm calls SGD with Nesterov momentum "sgd", and plain SGD with momentum "momentum"; papers mean the latter by SGD."""
+
+_WITH_FUSED_KERNEL = ("adam", "adamw", "nesterov", "sgd")
+"""torch's own optimizers that update all weights in one pass."""
 
 
-def optimizer(
-    modules: nn.Module, *, name: str, lr: float, weight_decay: float, momentum: float = 0.9, decay_all: bool = False
+def create_optimizer(
+    parameter_groups: Iterable[Mapping[str, Any]],
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    decay_all: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer by timm's name over the trainable parameters; norms and biases get weight decay only if `decay_all`.
+    """Create an optimizer by timm's name; "sgd" is SGD with momentum, "nesterov" its Nesterov form.
 
-    "sgd" is plain SGD with momentum, as papers mean it, and "nesterov" its Nesterov form: timm's own "sgd" is the latter.
+    Args:
+        parameter_groups: `Method.parameter_groups()`. A group without `weight_decay` is split: norms and biases (tensors of
+            at most one dimension) get none, the others `weight_decay`.
+        decay_all: decay norms and biases as well.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name, or timm refuses the options.
     """
     known = ["nesterov", *list_optimizers()]
     if name not in known:
         raise UsageError(unknown("optimizer", name, known))
-    decayed, plain = [], []
-    for parameter in _trainable(modules):
-        (decayed if decay_all or parameter.ndim > 1 else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    options = {"fused": True} if name in _FUSED else {}
+    groups = []
+    for group in parameter_groups:
+        groups += _split_by_decay(group, weight_decay, decay_all)
+    options = {"fused": True} if name in _WITH_FUSED_KERNEL else {}
     try:
-        return create_optimizer_v2(
-            [group for group in groups if group["params"]],
-            opt=_TIMM.get(name, name),
-            lr=lr,
-            momentum=momentum,
-            **options,
-        )
+        return create_optimizer_v2(groups, opt=_TIMM_NAMES.get(name, name), lr=lr, momentum=momentum, **options)
     except Exception as cause:
         raise UsageError(f"optimizer {name!r} cannot be built here: {cause or type(cause).__name__}") from cause
 
 
-def schedule(
+def _split_by_decay(group: Mapping[str, Any], weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+    if "weight_decay" in group:
+        return [dict(group)]
+    decayed, not_decayed = [], []
+    for parameter in group["params"]:
+        if decay_all or parameter.ndim > 1:
+            decayed.append(parameter)
+        else:
+            not_decayed.append(parameter)
+    split = [
+        {**group, "params": decayed, "weight_decay": weight_decay},
+        {**group, "params": not_decayed, "weight_decay": 0.0},
+    ]
+    return [part for part in split if part["params"]]
+
+
+def create_scheduler(
     optimizer: torch.optim.Optimizer,
     *,
     kind: str,
@@ -56,9 +75,10 @@ def schedule(
     warmup_lr: float,
     final_lr: float,
 ) -> Scheduler:
-    """The learning rate as a function of the step: `.step_update(step)` before each one.
+    """The learning rate as a function of the step: call `.step_update(step)` before each one.
 
-    `kind`: "cosine" from lr to `final_lr` over the steps after the warm-up, or "constant". The warm-up is linear.
+    Args:
+        kind: "cosine": from lr to `final_lr` over the steps after the warm-up; "constant": lr. The warm-up is linear.
     """
     lr = optimizer.param_groups[0]["lr"]
     return CosineLRScheduler(
@@ -72,11 +92,6 @@ def schedule(
     )
 
 
-def _trainable(module: nn.Module) -> Iterable[nn.Parameter]:
-    return (parameter for parameter in module.parameters() if parameter.requires_grad)
-
-
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the next step."""
-    group: dict[str, Any] = optimizer.param_groups[0]
-    return group["lr"]
+    """The learning rate of the optimizer's first group, as it is now."""
+    return optimizer.param_groups[0]["lr"]

@@ -1,21 +1,24 @@
-"""A run's folder: claimed once, described completely, and never written over.
+"""A run's folder: created for one run, described completely, never overwritten.
 
 recipe.toml (complete, itself a recipe), plugins/ (copies of the plugin files), status.json, metrics.jsonl,
-checkpoints/, model/, results.json
+checkpoints/, model/, results.json, report.html
 """
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from reptk.config import Recipe, read, validate
+from reptk.core import distributed
+from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 
-# What may differ when a run is resumed: it changes how, not what, is computed.
-FREE_ON_RESUME = (
+MAY_CHANGE_ON_RESUME = (
     "data.cache",
     "train.workers",
     "train.device",
@@ -25,29 +28,30 @@ FREE_ON_RESUME = (
     "expect",
     "plugins",
 )
+"""Keys, or tables of keys, that change how a run is computed but not what."""
 
 
-def claim(recipe: Recipe, out: str | Path | None) -> Path:
-    """Make the folder of a new run: `out`, or the next free `runs/NAME/N`.
+def create(recipe: Recipe, out: str | Path | None) -> Path:
+    """Create the folder of a new run: `out`, or the next unused `runs/NAME/N`.
 
     Raises:
-        UsageError: the folder holds something already.
+        UsageError: the folder is not empty.
         EnvironmentProblem: it cannot be written.
     """
     try:
-        folder = Path(out) if out is not None else _next(Path("runs") / recipe.name)
+        folder = Path(out) if out is not None else _next_numbered(Path("runs") / recipe.name)
         if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(_occupied(folder))
+            raise UsageError(_not_empty(folder))
         folder.mkdir(parents=True, exist_ok=True)
         set_status(folder, "running")
-        write_text(folder / "recipe.toml", _portable(recipe, folder).dump())
+        write_text(folder / "recipe.toml", _with_copied_plugins(recipe, folder).dump())
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write the run to {out or 'runs/'}: {cause}") from cause
     return folder
 
 
 def reopen(recipe: Recipe, folder: Path) -> Path:
-    """Take up a run again.
+    """Open the folder of a run that is to be resumed.
 
     Raises:
         UsageError: `folder` is no run, or one of another recipe (the keys that differ are listed).
@@ -55,11 +59,15 @@ def reopen(recipe: Recipe, folder: Path) -> Path:
     """
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
-    before, now = _flat(validate(read(folder / "recipe.toml"))), _flat(recipe)
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not _free(key)]
+    recorded = _flatten(validate(read(folder / "recipe.toml")))
+    current = _flatten(recipe)
+    changed = [
+        key for key in sorted({*recorded, *current}) if recorded.get(key) != current.get(key) and not _may_change(key)
+    ]
     if changed:
-        lines = [f"  {key:<24} {before.get(key)!r} in the run, {now.get(key)!r} now" for key in changed]
-        raise UsageError("\n".join([f"{folder} was started with another recipe; resume it with its own:", *lines]))
+        lines = [f"{folder} was started with another recipe; resume it with its own:"]
+        lines += [f"  {key:<24} {recorded.get(key)!r} in the run, {current.get(key)!r} now" for key in changed]
+        raise UsageError("\n".join(lines))
     try:
         set_status(folder, "running")
     except OSError as cause:
@@ -73,67 +81,105 @@ def newest(name: str) -> Path:
     Raises:
         UsageError: there is none.
     """
-    runs = _numbered(Path("runs") / name)
+    runs = _numbered_folders(Path("runs") / name)
     if not runs:
         raise UsageError(f"nothing to resume: there is no run of {name} in {Path('runs') / name}")
     return runs[-1]
 
 
-def status(folder: Path) -> dict[str, Any]:
-    """What status.json says: `status` (running, finished, interrupted, failed) and, if it failed, `reason`."""
+def read_status(folder: Path) -> dict[str, Any]:
+    """The content of status.json: `status` (running, finished, interrupted, failed) and, if it failed, `reason`."""
     try:
         return json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
         return {"status": "unknown"}
 
 
-def set_status(folder: Path, status: str, **more: Any) -> None:
+def set_status(folder: Path, status: str, **details: Any) -> None:
     """Write status.json."""
-    write_text(folder / "status.json", json.dumps({"status": status, **more}, indent=2) + "\n")
+    write_text(folder / "status.json", json.dumps({"status": status, **details}, indent=2) + "\n")
 
 
-def _portable(recipe: Recipe, folder: Path) -> Recipe:
+@contextmanager
+def recorded_status(folder: Path, logger: Logger, resume_command: str) -> Iterator[None]:
+    """Write how the block ended to status.json: finished, interrupted (and print how to resume), or failed and why."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _set_final_status(folder, logger, "interrupted")
+        logger.line(f"interrupted. To go on: {resume_command}")
+        raise
+    except Exception as error:
+        _set_final_status(folder, logger, "failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    _set_final_status(folder, logger, "finished")
+
+
+def resume_command(folder: Path, plugins: Sequence[str]) -> str:
+    """The command that resumes a run. Plugin modules must be named again: a run folder holds copies of files alone."""
+    command = f"python -m reptk.recipe {folder} --resume"
+    for spec in plugins:
+        is_copied = spec.endswith(".py")
+        if not is_copied and not spec.startswith("reptk.plugins."):
+            command += f" --plugin {spec}"
+    return command
+
+
+def _set_final_status(folder: Path, logger: Logger, status: str, **details: Any) -> None:
+    # Any rank may be the one that fails; everything else is rank 0's to report.
+    if not distributed.is_main() and status != "failed":
+        return
+    try:
+        set_status(folder, status, **details)
+    except OSError as cause:
+        logger.line(f"cannot write {folder / 'status.json'}: {cause}")
+
+
+def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its plugin files copied into the folder and named relative to it."""
-    kept = []
+    plugins = []
     for spec in recipe.plugins:
         if spec.endswith(".py"):
             (folder / "plugins").mkdir(exist_ok=True)
             shutil.copyfile(spec, folder / "plugins" / Path(spec).name)
             spec = f"plugins/{Path(spec).name}"
-        kept.append(spec)
-    return recipe.model_copy(update={"plugins": tuple(kept)})
+        plugins.append(spec)
+    return recipe.model_copy(update={"plugins": tuple(plugins)})
 
 
-def _next(runs: Path) -> Path:
+def _next_numbered(runs: Path) -> Path:
+    """Create `runs/N` for the first N after all present ones. Two processes never get the same."""
     runs.mkdir(parents=True, exist_ok=True)
-    taken = _numbered(runs)
-    for number in count(int(taken[-1].name) + 1 if taken else 1):
+    present = _numbered_folders(runs)
+    first = int(present[-1].name) + 1 if present else 1
+    for number in count(first):
         folder = runs / str(number)
         try:
             folder.mkdir()
         except FileExistsError:
             continue
         return folder
-    raise AssertionError
+    raise AssertionError("count() never ends")
 
 
-def _numbered(runs: Path) -> list[Path]:
+def _numbered_folders(runs: Path) -> list[Path]:
     if not runs.is_dir():
         return []
-    return sorted((place for place in runs.iterdir() if place.name.isdigit()), key=lambda place: int(place.name))
+    return sorted((path for path in runs.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def _occupied(folder: Path) -> str:
+def _not_empty(folder: Path) -> str:
     if not (folder / "recipe.toml").is_file():
         return f"{folder} is not empty and holds no run. Choose another --out"
     name = read(folder / "recipe.toml").get("name", "?")
     return (
-        f"{folder} holds another run ({name}, {status(folder)['status']}). Choose another --out, or go on with it: "
+        f"{folder} holds another run ({name}, {read_status(folder)['status']}). Choose another --out, or go on with it: "
         f"python -m reptk.recipe {folder} --resume"
     )
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
+def _flatten(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as dotted keys; keys without a value are left out."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
@@ -147,5 +193,5 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_ON_RESUME)

@@ -1,0 +1,88 @@
+"""The contract of a method: what the training loop trains, what DDP wraps, and what a checkpoint holds."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from reptk.models.encoder import Encoder
+
+
+class Batch(NamedTuple):
+    """The images of one rank in one step, on the device.
+
+    images: (B, 3, H, W) uint8.
+    labels: (B,) int64, -1 for an image without a label.
+    index: (B,) int64, the number of each image in the data set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+class Step(NamedTuple):
+    """Where in the run a step is, and its randomness.
+
+    number: optimizer steps done before this one, from 0.
+    total: optimizer steps of the whole run.
+    key: 63-bit key of everything random in this step (`views(images, step.key)`, `rng.key(step.key, "mask")`).
+    """
+
+    number: int
+    total: int
+    key: int
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, from 0 towards 1: what schedules are functions of."""
+        return self.number / self.total
+
+
+class Method(nn.Module):
+    """Base class of methods: SimCLR, BYOL, MoCo, cross-entropy, ...
+
+    A method's factory is called with those of `encoder` (an `Encoder`), `views` (see `reptk.views.Views`) and `loss` (see
+    `reptk.losses.Loss`) that its signature names, and with the arguments that a recipe's `[method]` table sets. If it has no
+    parameter `loss`, a recipe that uses it has no `[loss]` table.
+
+    Everything that must survive an interruption belongs into parameters and buffers, e.g. a momentum encoder or a queue: a
+    checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
+    function of that state, of the batch and of the step.
+
+    Attributes:
+        encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method
+            decides: the trained encoder, or its moving average.
+    """
+
+    encoder: Encoder
+
+    @abstractmethod
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Compute the loss of one rank's batch.
+
+        Called once per step, inside autocast if the recipe trains in bf16. On several ranks gradients are averaged, as DDP
+        does: either return the mean over this rank's images, or gather embeddings and return the loss of the global batch.
+
+        Returns:
+            `"loss"`, a scalar, and optionally
+
+            - `"z"` (N, D) and `"ids"` (N,), detached: embeddings and what makes them positives, for the diagnostics of every
+              epoch (collapse, alignment, rank);
+            - any other scalar under its name: logged to metrics.jsonl.
+        """
+        raise NotImplementedError
+
+    def after_step(self, step: Step) -> None:
+        """Called after the optimizer's step, without gradients: update moving averages, queues, centres. No-op by default."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters to train, as groups for `torch.optim`.
+
+        A group may set `weight_decay` and `lr_scale` (a factor on the scheduled learning rate). Norms and biases of a group
+        that sets no `weight_decay` are not decayed, unless the recipe says `optim.decay_all`.
+
+        Returns:
+            One group of all parameters that require a gradient, by default.
+        """
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]

@@ -1,0 +1,110 @@
+"""Evaluation of a run: the baselines before training, the encoder at any time, results and report at the end."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reptk import report
+from reptk.config import Recipe
+from reptk.core import distributed, environment
+from reptk.core.console import Logger
+from reptk.core.errors import ReptkError
+from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
+from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
+from reptk.training.build import Parts
+from reptk.training.state import RunState
+
+
+def evaluate_now(
+    parts: Parts, evaluators: Iterable[Evaluator] | None = None, *, during_training: bool = False
+) -> Evaluation:
+    """Evaluate the method's encoder as it is now.
+
+    Args:
+        parts: the run's.
+        evaluators: None for all.
+        during_training: leave out what evaluators leave out during training (`Evaluator.during_training`).
+    """
+    # Each rank updates BatchNorm's running statistics from its own images; evaluation is shared among the ranks.
+    distributed.broadcast_buffers(parts.method)
+    return evaluate_encoder(
+        parts.encoder,
+        parts.data,
+        parts.evaluators.values() if evaluators is None else evaluators,
+        views=parts.evaluation_views,
+        device=parts.device,
+        bf16=parts.settings.bf16,
+        workers=parts.settings.workers,
+        during_training=during_training,
+    )
+
+
+def evaluate_baselines(parts: Parts) -> dict[str, Evaluation]:
+    """Evaluate raw pixels and the encoder before training, by row of the results; nothing if the recipe says so."""
+    if not parts.settings.measures_baselines:
+        return {}
+    pixels = evaluate_pixels(
+        parts.data, parts.evaluators.values(), views=parts.evaluation_views, workers=parts.settings.workers
+    )
+    return {"raw pixels": pixels, "untrained": evaluate_now(parts)}
+
+
+def report_results(
+    recipe: Recipe,
+    parts: Parts,
+    state: RunState,
+    trained: Evaluation,
+    folder: Path,
+    logger: Logger,
+    commit: str | None,
+) -> None:
+    """Print the results and write the model and results.json into the run's folder."""
+    seconds = state.clock.seconds
+    results = build_results(
+        {**state.baselines, "trained": trained}, parts.data, _protocol(recipe, parts, seconds) | {"commit": commit}
+    )
+    logger.line()
+    logger.results(table_columns(trained.metrics), results["metrics"])
+    logger.verdict(results["verdict"], remarks(trained))
+    distributed.run_on_main(lambda: _write(parts, folder, results, trained))
+    logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+
+
+def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
+    """Write report.html. A report that fails does not fail the run: it can be written again."""
+    with logger.status("drawing the report"):
+        message = distributed.run_on_main(lambda: _try_to_write_report(parts, folder))
+    logger.line(f"  {message}")
+
+
+def _write(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluation) -> None:
+    parts.encoder.save(folder / "model")
+    write_results(folder, results, trained, "trained", parts.data.classes)
+
+
+def _try_to_write_report(parts: Parts, folder: Path) -> str:
+    try:
+        with warnings.catch_warnings():
+            # The run's plugins are loaded already; only whoever writes the report later must hear that they are executed.
+            warnings.filterwarnings("ignore", message=".* brings a plugin, which is run")
+            return f"report   {report.write(folder, data=parts.data)}"
+    except (ReptkError, OSError) as cause:
+        return f"no report: {cause}. Try again: reptk report {folder}"
+
+
+def _protocol(recipe: Recipe, parts: Parts, seconds: float) -> dict[str, Any]:
+    """How the numbers were measured: what `reptk.evaluate.results.protocol` says, and how the encoder was trained."""
+    device = parts.device
+    return {
+        "recipe": recipe.name,
+        **protocol(recipe.data, parts.data, recipe.eval, parts.encoder),
+        "epochs": recipe.train.epochs,
+        "seed": recipe.seed,
+        "train_seconds": round(seconds, 1),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "ranks": distributed.world_size(),
+        "versions": environment.package_versions(),
+    }

@@ -1,0 +1,68 @@
+"""What stops a run or is worth a line: losses that are not finite, weights that are not, waiting for images."""
+
+import math
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reptk.core.errors import NumericalError
+from reptk.data import Images, InMemory, num_cpus
+
+INPUT_BOUND_SHARE = 0.15
+"""Share of an epoch spent waiting for images above which a run says so."""
+
+DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+
+
+def non_finite_loss(step: int, lr: float, loss: float = math.nan) -> str:
+    """The beginning of a message about the loss of step `step` (from 0)."""
+    return f"the loss is {loss} at step {step + 1} (lr {lr:g})"
+
+
+def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:
+    """Check weights before they are saved.
+
+    Raises:
+        NumericalError: some are NaN or infinite.
+    """
+    broken = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise NumericalError(
+            f"after step {step}, {len(broken)} weights hold NaN or infinity, {broken[0]} first; nothing is saved"
+        )
+
+
+def input_bound_advice(images: Images, data_part: Mapping[str, Any], workers: int, device: torch.device) -> str:
+    """What may be done about waiting for images, as the end of a sentence; empty if nothing applies.
+
+    Args:
+        images: of the training split.
+        data_part: the recipe's `[data]` table.
+        workers: decoding threads of each rank.
+        device: of the training.
+    """
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cpus_per_rank = max(1, num_cpus() // ranks_here)
+    is_uncached = data_part.get("cache") is False
+    advice = []
+    if not isinstance(images, InMemory) and workers < cpus_per_rank:
+        advice.append(f"raise train.workers (now {workers} of {cpus_per_rank} cores)")
+    if is_uncached:
+        advice.append("set data.cache=true")
+    if is_uncached and data_part.get("jpeg") == "auto" and find_spec("simplejpeg") is None:
+        advice.append('pip install "reptk[jpeg]" if they are JPEG')
+    where = ", which are decoded on the cores that train" if device.type == "cpu" and is_uncached else ""
+    if not advice:
+        return where
+    *others, last = advice
+    alternatives = f"{', '.join(others)} or {last}" if others else last
+    return f"{where}; {alternatives}"
+
+
+def input_bound_message(waiting_share: float, advice: str) -> str:
+    """The line about an epoch of which this share was spent waiting for images."""
+    return f"input-bound: {100 * waiting_share:.0f} % of the time went into waiting for images{advice}"

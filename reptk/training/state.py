@@ -1,0 +1,78 @@
+"""The state of a run: what a checkpoint holds, saved and restored."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reptk.core import distributed
+from reptk.core.errors import EnvironmentProblem
+from reptk.evaluate import Evaluation
+from reptk.training import checkpoint
+from reptk.training.build import Parts, Settings
+from reptk.training.health import check_finite_weights
+from reptk.training.meters import StepClock, StepMeter
+
+
+@dataclass
+class RunState:
+    """What changes while a run trains, besides the parts themselves.
+
+    Order, views and dropout are functions of the seed and the step (`reptk.core.rng`), so no random state is part of it.
+
+    Args:
+        step: optimizer steps done.
+        clock: seconds and views so far.
+        meter: losses so far.
+        baselines: the evaluations before training, by row of the results ("raw pixels", "untrained").
+    """
+
+    step: int = 0
+    clock: StepClock = field(default_factory=StepClock)
+    meter: StepMeter = field(default_factory=StepMeter)
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
+
+    def seconds_left(self, settings: Settings) -> float:
+        """Estimated seconds until the last step, from the rate so far."""
+        steps_left = settings.total_steps - self.step
+        return steps_left * self.clock.seconds_for(settings.views_per_step)
+
+
+def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
+    """Load a checkpoint into the parts and return its state; a fresh state if there is no checkpoint."""
+    if saved is None:
+        return RunState()
+    parts.method.load_state_dict(saved["method"])
+    parts.optimizer.load_state_dict(saved["optimizer"])
+    return RunState(
+        step=saved["step"],
+        clock=StepClock(saved["seconds"]),
+        meter=StepMeter(saved["steps_without_positives"]),
+        baselines={row: Evaluation.from_state_dict(state) for row, state in saved["baselines"].items()},
+    )
+
+
+def save(parts: Parts, state: RunState, folder: Path) -> None:
+    """Write a checkpoint into the run's folder, from rank 0.
+
+    Raises:
+        NumericalError: a weight is NaN or infinite; nothing is written.
+        EnvironmentProblem: the disk is full or cannot be written.
+    """
+    content = {
+        "step": state.step,
+        "seconds": state.clock.seconds,
+        "steps_without_positives": state.meter.steps_without_positives,
+        "baselines": {row: evaluation.state_dict() for row, evaluation in state.baselines.items()},
+        "method": parts.method.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+    }
+    distributed.run_on_main(partial(_write, folder, content))
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    check_finite_weights(content["method"], content["step"])
+    try:
+        checkpoint.save(folder / "checkpoints", content["step"], content)
+    except (OSError, RuntimeError) as cause:
+        raise EnvironmentProblem(f"cannot save a checkpoint in {folder}: {cause}") from cause
