@@ -1,6 +1,17 @@
 """Methods: what the training loop trains. method(batch, step) -> {"loss": ..., ...}."""
 
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
+from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.protocol import Batch, Method, Step
 
-__all__ = ["Batch", "Contrastive", "Method", "Step", "class_ids", "has_positives"]
+__all__ = [
+    "Batch",
+    "Contrastive",
+    "Method",
+    "Step",
+    "class_ids",
+    "cosine_momentum",
+    "has_positives",
+    "momentum_copy",
+    "update_momentum_copy",
+]

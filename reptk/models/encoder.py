@@ -109,6 +109,13 @@ class Encoder(nn.Module):
             channels = torch.tensor(self.backbone.pretrained_cfg[name])
             self.register_buffer(name, channels.view(-1, 1, 1), persistent=False)
 
+    @property
+    def embedding_dim(self) -> int:
+        """D, the width of `forward`'s result."""
+        if self.config["head_layers"] == 0:
+            return self.num_features
+        return self.config["head_out"]
+
     def features(self, images: Tensor) -> Tensor:
         """Return the backbone's features (B, F) of images (B, 3, H, W), which evaluation and search use."""
         if images.dtype == torch.uint8:

@@ -1,0 +1,31 @@
+"""Momentum encoders: a copy of a module whose weights are the moving average of the module's own."""
+
+import copy
+import math
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from reptk.methods.protocol import Step
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def momentum_copy(module: M) -> M:
+    """Return a copy of a module that is not trained. Assign it to an attribute of the method, so that checkpoints hold it."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_momentum_copy(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """Set every parameter of `target` to momentum * target + (1 - momentum) * source, in place.
+
+    Buffers are left alone: BatchNorm in `target` has running statistics of what passed through it.
+    """
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+
+
+def cosine_momentum(step: Step, base: float) -> float:
+    """A momentum that rises from `base` to 1 along half a cosine over the run (BYOL, arXiv 2006.07733, appendix)."""
+    return 1 - (1 - base) * (math.cos(math.pi * step.progress) + 1) / 2
