@@ -1,0 +1,94 @@
+"""What an evaluator must do."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from reptk.config.registry import with_defaults
+from reptk.core import rng
+from reptk.data import Data, Split
+from reptk.data.sources.generated import generated
+from reptk.evaluate import EvalResult, Evaluator, FeatureStore
+from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
+from reptk.views.sets import crop_flip
+
+SIZE_PX = 8
+
+
+def check_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> None:
+    """Check an evaluator against `EVALUATOR_REQUIREMENTS`, on generated images encoded by their pixels.
+
+    Its optional members are checked as well: `during_training`, and `needs_labels = False`.
+
+    Raises:
+        AssertionError: one line for each violated requirement.
+
+    Example:
+        >>> from reptk.evaluate import Knn
+        >>> check_evaluator(Knn())
+    """
+    data = generated(classes=10, size=SIZE_PX, train=250, bank=250, query=50)
+    with rng.seeded("check_evaluator"):
+        check_requirements(with_defaults(evaluator, Evaluator), "an evaluator", EVALUATOR_REQUIREMENTS, data)
+
+
+def _feature_store() -> FeatureStore:
+    return FeatureStore(lambda images: images.flatten(1), size=SIZE_PX, views=crop_flip(count=1, size=SIZE_PX))
+
+
+def _not_a_result(evaluator: Evaluator, data: Data) -> str | None:
+    return _invalid(evaluator(_feature_store(), data))
+
+
+def _invalid(result: object) -> str | None:
+    if not isinstance(result, EvalResult):
+        return f"it gave {type(result).__name__}"
+    if not result.metrics:
+        return "it gave no metrics"
+    for name, value in result.metrics.items():
+        if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
+            return f"it gave {(name, value)!r}"
+    return None
+
+
+def _depends_on_random_state(evaluator: Evaluator, data: Data) -> str | None:
+    with rng.seeded("one state"):
+        first = evaluator(_feature_store(), data).metrics
+    with rng.seeded("another state"):
+        second = evaluator(_feature_store(), data).metrics
+    return None if first == second else f"it gave {first}, then {second}"
+
+
+def _moves_global_rng(evaluator: Evaluator, data: Data) -> str | None:
+    return global_rng_moved(lambda: evaluator(_feature_store(), data))
+
+
+def _fails_leave_one_out(evaluator: Evaluator, data: Data) -> str | None:
+    return _not_a_result(evaluator, Data(data.train, data.bank, data.bank, data.classes, data.protocol))
+
+
+def _fails_without_labels(evaluator: Evaluator, data: Data) -> str | None:
+    if evaluator.needs_labels:
+        return None
+    unlabelled = Split(data.train.images, torch.full_like(data.train.labels, -1))
+    return _not_a_result(evaluator, Data(unlabelled, None, None, (), data.protocol))
+
+
+def _fails_during_training(evaluator: Evaluator, data: Data) -> str | None:
+    return _invalid(evaluator.during_training(_feature_store(), data))
+
+
+EVALUATOR_REQUIREMENTS = (
+    Requirement("evaluator(features, data) returns an EvalResult with metrics that are finite floats", _not_a_result),
+    Requirement(
+        "the same features and data give the same metrics, whatever the random state", _depends_on_random_state
+    ),
+    Requirement("torch's random state is left as it was", _moves_global_rng),
+    Requirement("the same split as bank and query (leave one out) gives such a result", _fails_leave_one_out),
+    Requirement(
+        "with needs_labels = False, data without labels, bank and query give such a result", _fails_without_labels
+    ),
+    Requirement("during_training gives such a result", _fails_during_training),
+)
+"""What an evaluator must do."""

@@ -1,0 +1,247 @@
+"""What a loss must do, for batches of rows z (N, D) of any length and ids (N,)."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+
+from reptk.core import rng
+from reptk.testing.requirements import Requirement, check_requirements
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def check_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -> None:
+    """Check a loss against `LOSS_REQUIREMENTS`.
+
+    Args:
+        factory_or_module: a class or function that returns the loss when called without arguments, or the loss itself:
+            an `nn.Module`, or any callable of (z (N, D), ids (N,)).
+        rows: N of the batches, at least 4.
+        dimension: D, at least 2.
+
+    Raises:
+        AssertionError: one line for each violated requirement.
+        ValueError: too few rows or dimensions.
+
+    Example:
+        >>> from reptk.losses import SupCon
+        >>> check_loss(SupCon)
+    """
+    if rows < 4 or dimension < 2:
+        raise ValueError(f"rows must be at least 4 and dimension at least 2, got {rows} and {dimension}")
+    with rng.seeded("check_loss"):
+        loss = _build(factory_or_module)
+        z, ids = _random_batch(rows, dimension)
+        # The message names what the caller passed, the requirements see the loss.
+        check_requirements(_Named(factory_or_module, loss), "a loss", LOSS_REQUIREMENTS, z, ids)
+
+
+class _Named:
+    """Calls a loss and carries the name of the factory that built it."""
+
+    def __new__(cls, factory_or_module: Any, loss: LossFunction) -> Any:
+        def call(z: Tensor, ids: Tensor) -> Tensor:
+            return loss(z, ids)
+
+        default = type(factory_or_module).__qualname__
+        call.__qualname__ = getattr(factory_or_module, "__qualname__", default)  # functools.partial has none
+        return call
+
+
+def _build(factory_or_module: Any) -> LossFunction:
+    if inspect.isclass(factory_or_module):
+        return factory_or_module()
+    if isinstance(factory_or_module, nn.Module):
+        return factory_or_module
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [
+        parameter
+        for parameter in inspect.signature(factory_or_module).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in variadic
+    ]
+    # A callable with required parameters takes (z, ids): it is the loss. One without builds it.
+    return factory_or_module if required else factory_or_module()
+
+
+def _random_batch(rows: int, dimension: int) -> tuple[Tensor, Tensor]:
+    """Rows of uneven lengths in float64; groups of 1, 3, 5, 7, ... rows and a last one of 1, in random order."""
+    generator = rng.generator("check_loss", rows, dimension)
+    lengths = 0.5 + torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+    z = lengths * torch.randn(rows, dimension, generator=generator, dtype=torch.float64)
+    ids = torch.arange(rows).double().sqrt().long()
+    ids[-1] = rows
+    order = torch.randperm(rows, generator=generator)
+    return z, 5 + ids[order]
+
+
+def _value_and_gradient(loss: LossFunction, z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    z = z.detach().clone().requires_grad_()
+    value = loss(z, ids)
+    (gradient,) = torch.autograd.grad(value, z)
+    return value.detach(), gradient
+
+
+def _difference(value: Tensor, expected: Tensor, tolerance: float = 1e-7) -> str | None:
+    if torch.allclose(value.double(), expected.double(), rtol=tolerance, atol=tolerance):
+        return None
+    return f"it gave {value.item():.9g} instead of {expected.item():.9g}"
+
+
+def _not_a_scalar(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    value = loss(z.float().requires_grad_(), ids)
+    if not isinstance(value, Tensor):
+        return f"it gave {type(value).__name__}"
+    if value.ndim or not value.is_floating_point():
+        return f"it gave {tuple(value.shape)}"
+    if not value.isfinite():
+        return f"it gave {value.item()}"
+    return None if value.requires_grad else "it is detached"
+
+
+def _wrong_gradient(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    dtype = loss(z, ids).dtype
+    if dtype != z.dtype:
+        return f"{z.dtype} rows gave {dtype}"
+    z, ids = z[:12, :6], ids[:12]
+    one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % z.shape[1]]
+    for name, batch in (("random", z), ("one-hot", one_hot)):
+        if not gradcheck(lambda z: loss(z, ids), batch.requires_grad_(), fast_mode=True, raise_exception=False):
+            return f"torch.autograd.gradcheck does not agree for {name} rows"
+    return None
+
+
+def _not_finite_on(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[..., str | None]:
+    """A violation function: the value or the gradient is not finite for a changed batch."""
+
+    def violation(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+        value, gradient = _value_and_gradient(loss, *change(z.float(), ids))
+        if not value.isfinite():
+            return f"the value is {value.item()}"
+        broken_rows = int((~gradient.isfinite().all(1)).sum())
+        return f"the gradient of {broken_rows} of {len(z)} rows is not finite" if broken_rows else None
+
+    return violation
+
+
+def _unchanged(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return z, ids
+
+
+def _in_pairs(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return z, torch.arange(len(z)) % (len(z) // 2)
+
+
+def _in_one_group(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return z, torch.zeros_like(ids)
+
+
+def _with_identical_rows(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return z[:1].expand_as(z), ids
+
+
+def _with_zero_row(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    first_of_largest_group = (ids == ids.mode().values).nonzero()[0]
+    return z.index_fill(0, first_of_largest_group, 0.0), ids
+
+
+def _wrong_in_half_precision(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    for dtype in (torch.bfloat16, torch.float16):
+        value, gradient = _value_and_gradient(loss, z.to(dtype), ids)
+        if torch.promote_types(value.dtype, torch.float32) != value.dtype:
+            return f"{dtype} gave {value.dtype}"
+        if not gradient.isfinite().all():
+            return f"{dtype} gave a gradient that is not finite"
+        observed = _difference(value, loss(z.to(dtype).float(), ids), 1e-4)
+        if observed:
+            return f"for {dtype} {observed}"
+    return None
+
+
+def _changed_by_autocast(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    def under_autocast(z: Tensor, ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(z, ids)
+
+    value, gradient = _value_and_gradient(under_autocast, z.float(), ids)
+    expected, expected_gradient = _value_and_gradient(loss, z.float(), ids)
+    if torch.promote_types(value.dtype, torch.float32) != value.dtype:
+        return f"it gave {value.dtype}"
+    observed = _difference(value, expected, 1e-4)
+    if observed:
+        return observed
+    scale = expected_gradient.abs().max().item()
+    agrees = torch.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-3 * scale)
+    return None if agrees else "the gradient is another"
+
+
+def _changed_by_row_order(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    order = torch.randperm(len(z), generator=rng.generator("order"))
+    return _difference(loss(z[order], ids[order]), loss(z, ids))
+
+
+def _changed_by_values_of_ids(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    expected = loss(z, ids)
+    # -1 - ids are the ids of unlabelled images; near 2^62 consecutive integers are one number to a float.
+    for other in (-1 - ids, 2**62 - ids, ids.int()):
+        observed = _difference(loss(z, other), expected)
+        if observed:
+            return f"for ids {other.min().item()} to {other.max().item()} {observed}"
+    return None
+
+
+def _changed_by_length(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    factors = 10 ** torch.linspace(-3, 3, len(z), dtype=z.dtype)[:, None]
+    return _difference(loss(z * factors, ids), loss(z, ids))
+
+
+def _not_zero_without_positives(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    value, gradient = _value_and_gradient(loss, z.float(), torch.arange(len(z)))
+    if value != 0:
+        return f"it gave {value.item():.6g}"
+    return "the gradient is not zero" if gradient.any() else None
+
+
+def _writes_to_input(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    z_input, ids_input = z.clone(), ids.clone()
+    loss(z_input, ids_input)
+    if not torch.equal(ids_input, ids):
+        return "ids were written to"
+    return None if torch.equal(z_input, z) else "z was written to"
+
+
+def _not_repeatable(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    first_value, first_gradient = _value_and_gradient(loss, z, ids)
+    second_value, second_gradient = _value_and_gradient(loss, z, ids)
+    if not torch.equal(first_value, second_value):
+        return f"it gave {first_value.item():.9g}, then {second_value.item():.9g}"
+    return None if torch.equal(first_gradient, second_gradient) else "the gradients differ"
+
+
+LOSS_REQUIREMENTS = (
+    Requirement("the value is a finite scalar, attached to the graph", _not_a_scalar),
+    Requirement("the gradient is that of finite differences in float64", _wrong_gradient),
+    Requirement("groups of uneven size give a finite value and gradient", _not_finite_on(_unchanged)),
+    Requirement("pairs give a finite value and gradient", _not_finite_on(_in_pairs)),
+    Requirement("a single group gives a finite value and gradient", _not_finite_on(_in_one_group)),
+    Requirement("identical rows give a finite value and gradient", _not_finite_on(_with_identical_rows)),
+    Requirement("a row of zeros gives a finite value and gradient", _not_finite_on(_with_zero_row)),
+    Requirement(
+        "a batch without any positive gives 0, attached to the graph, with gradient 0", _not_zero_without_positives
+    ),
+    Requirement(
+        "half precision gives the value of the same rows in float32, in float32 or wider", _wrong_in_half_precision
+    ),
+    Requirement(
+        "autocast changes neither value nor gradient, and the value is float32 or wider", _changed_by_autocast
+    ),
+    Requirement("the order of the rows does not matter", _changed_by_row_order),
+    Requirement("only which ids are equal matters", _changed_by_values_of_ids),
+    Requirement("the length of a row does not matter", _changed_by_length),
+    Requirement("the input is not written to", _writes_to_input),
+    Requirement("the same input gives the same value and gradient", _not_repeatable),
+)
+"""What a loss must do."""

@@ -1,0 +1,150 @@
+"""What views must do. Keys are any integers of 63 bits."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from reptk.config.registry import with_defaults
+from reptk.core import rng
+from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
+from reptk.views import Views
+
+HALF_GREY_LEVEL = 0.5 / 255
+"""Images that differ by less are the same: kernels may round differently for another batch size."""
+
+
+def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, size: int, random: bool = True) -> None:
+    """Check views against `VIEWS_REQUIREMENTS` and those for random or for fixed views.
+
+    Views without a method `shard(rank, world_size)` run on a single process only; those with one are left at `shard(0, 1)`.
+
+    Args:
+        views: (images (B, 3, H, W) uint8, key) -> (V, B, 3, size, size), or a list of such tensors, the largest first.
+        size: side of the (largest) views in px.
+        random: False for views that do not depend on the key.
+
+    Raises:
+        AssertionError: one line for each violated requirement.
+
+    Example:
+        >>> from reptk.views.sets import crop_flip
+        >>> check_views(crop_flip(size=16), size=16)
+    """
+    requirements = VIEWS_REQUIREMENTS + (RANDOM_VIEWS_REQUIREMENTS if random else FIXED_VIEWS_REQUIREMENTS)
+    generator = rng.generator("check_views")
+    # Neither square nor of the requested size, as images are.
+    images = torch.randint(256, (6, 3, size + size // 4 + 1, size + 2), generator=generator).to(torch.uint8)
+    with rng.seeded("check_views"):
+        check_requirements(with_defaults(views, Views), "views", requirements, images, size)
+
+
+def _draw(views: Views, images: Tensor, key: int) -> Tensor:
+    """Views as one tensor; those smaller than the first are padded in black."""
+    drawn = views(images, key)
+    if not isinstance(drawn, list | tuple):
+        return drawn
+    width = drawn[0].shape[-1]
+    padded = []
+    for group in drawn:
+        missing = width - group.shape[-1]
+        padded.append(functional.pad(group, [0, missing, 0, missing]))
+    return torch.cat(padded)
+
+
+def _wrong_shape_or_range(views: Views, images: Tensor, size: int) -> str | None:
+    drawn = _draw(views, images, 1)
+    if not isinstance(drawn, Tensor):
+        return f"it gave {type(drawn).__name__}"
+    if drawn.ndim != 5 or drawn.shape[1:] != (len(images), 3, size, size):
+        return f"it gave {tuple(drawn.shape)}"
+    if not drawn.is_floating_point():
+        return f"it gave {drawn.dtype}"
+    # Phrased as "inside", so that NaN is not.
+    is_inside = (drawn >= 0) & (drawn <= 1)
+    return None if is_inside.all() else f"values reach from {drawn.amin():.4g} to {drawn.amax():.4g}"
+
+
+def _depends_on_random_state(views: Views, images: Tensor, size: int) -> str | None:
+    with rng.seeded("one state"):
+        first = _draw(views, images, 1)
+    with rng.seeded("another state"):
+        second = _draw(views, images, 1)
+    return None if torch.equal(first, second) else "the second call gave others"
+
+
+def _changed_by_autocast(views: Views, images: Tensor, size: int) -> str | None:
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = _draw(views, images, 1)
+    return _difference(drawn, _draw(views, images, 1))
+
+
+def _moves_global_rng(views: Views, images: Tensor, size: int) -> str | None:
+    return global_rng_moved(lambda: views(images, 1))
+
+
+def _writes_to_images(views: Views, images: Tensor, size: int) -> str | None:
+    before = images.clone()
+    views(images, 1)
+    return None if torch.equal(before, images) else "they were written to"
+
+
+def _shards_differ(views: Views, images: Tensor, size: int) -> str | None:
+    if views.shard is None:
+        return None
+    whole = _draw(views, images, 1)
+    parts = []
+    try:
+        for rank, part in enumerate(images.chunk(2)):
+            views.shard(rank, 2)
+            parts.append(_draw(views, part, 1))
+    finally:
+        views.shard(0, 1)
+    return _difference(torch.cat(parts, 1), whole)
+
+
+def _ignores_key(views: Views, images: Tensor, size: int) -> str | None:
+    first = _draw(views, images, 1)
+    for key in (0, 2**62):
+        if torch.equal(_draw(views, images, key), first):
+            return f"keys 1 and {key} gave the same"
+    return None
+
+
+def _uses_key(views: Views, images: Tensor, size: int) -> str | None:
+    first = _draw(views, images, 1)
+    for key in (0, 2**62):
+        if not torch.equal(_draw(views, images, key), first):
+            return f"keys 1 and {key} gave different ones"
+    return None
+
+
+def _views_all_equal(views: Views, images: Tensor, size: int) -> str | None:
+    drawn = _draw(views, images, 1)
+    return "they are" if len(drawn) > 1 and (drawn == drawn[:1]).all() else None
+
+
+def _difference(drawn: Tensor, expected: Tensor) -> str | None:
+    largest = (drawn.float() - expected.float()).abs().amax().item()
+    return None if largest < HALF_GREY_LEVEL else f"pixels differ by up to {largest:.3g}"
+
+
+VIEWS_REQUIREMENTS = (
+    Requirement("(B, 3, H, W) uint8 gives (V, B, 3, size, size) floats in 0..1", _wrong_shape_or_range),
+    Requirement("the same images and key give the same views, whatever the random state", _depends_on_random_state),
+    Requirement("autocast does not change them", _changed_by_autocast),
+    Requirement("torch's random state is left as it was", _moves_global_rng),
+    Requirement("the images are not written to", _writes_to_images),
+    Requirement("two ranks with shard(rank, 2) draw what one draws for the whole batch", _shards_differ),
+)
+"""What all views must do."""
+
+RANDOM_VIEWS_REQUIREMENTS = (
+    Requirement("another key gives other views", _ignores_key),
+    Requirement("the views of an image are not all equal", _views_all_equal),
+)
+"""What random views must do besides."""
+
+FIXED_VIEWS_REQUIREMENTS = (Requirement("the key does not matter", _uses_key),)
+"""What views that are not random must do besides."""
