@@ -235,9 +235,7 @@ LOSS_REQUIREMENTS = (
     Requirement(
         "half precision gives the value of the same rows in float32, in float32 or wider", _wrong_in_half_precision
     ),
-    Requirement(
-        "autocast changes neither value nor gradient, and the value is float32 or wider", _changed_by_autocast
-    ),
+    Requirement("autocast changes neither value nor gradient, and the value is float32 or wider", _changed_by_autocast),
     Requirement("the order of the rows does not matter", _changed_by_row_order),
     Requirement("only which ids are equal matters", _changed_by_values_of_ids),
     Requirement("the length of a row does not matter", _changed_by_length),

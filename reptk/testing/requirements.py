@@ -42,7 +42,8 @@ def check_requirements(part: Any, kind: str, requirements: Sequence[Requirement]
     if violations:
         name = _name_of(part)
         raise AssertionError(
-            f"{name} violates {len(violations)} of {len(requirements)} requirements of {kind}:\n" + "\n".join(violations)
+            f"{name} violates {len(violations)} of {len(requirements)} requirements of {kind}:\n"
+            + "\n".join(violations)
         )
 
 
