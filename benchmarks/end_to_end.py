@@ -47,7 +47,7 @@ from reptk.data import Data, InMemory
 from reptk.evaluate import Evaluation, Knn, evaluate_encoder, evaluate_pixels
 from reptk.losses import simclr
 from reptk.models.encoder import Encoder
-from reptk.training.build import assemble, data_of
+from reptk.training.build import build, load_data
 from reptk.training.loop import train_step
 
 SIZE, WORKERS = 32, 2
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _reptk(recipe: Recipe, data: Data) -> tuple[Encoder, Iterator[Tensor]]:
-    built = assemble(recipe, data, distributed.setup(recipe.train.device))
+    built = build(recipe, data, distributed.setup(recipe.train.device))
     built.method.train()
 
     def steps() -> Iterator[Tensor]:
@@ -190,7 +190,7 @@ def _in_a_process(what: str, seed: int, chosen: argparse.Namespace) -> Numbers:
 
 
 def _baselines(recipe: Recipe) -> Numbers:
-    data = data_of(recipe)
+    data = load_data(recipe)
     encoder, _ = _reptk(recipe, data)
     return {
         "pixels": _accuracy(evaluate_pixels(data, [_knn()])),
@@ -199,7 +199,7 @@ def _baselines(recipe: Recipe) -> Numbers:
 
 
 def _trained(name: str, recipe: Recipe, steps: int | None) -> Numbers:
-    data = data_of(recipe)
+    data = load_data(recipe)
     encoder, training = COMPETITORS[name](recipe, data)
     with _Memory() as memory:
         began = time.perf_counter()

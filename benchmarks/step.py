@@ -20,7 +20,7 @@ from reptk import load
 from reptk.core import distributed, rng
 from reptk.core.environment import git_commit, package_versions
 from reptk.data import DevicePrefetcher
-from reptk.training.build import assemble, data_of
+from reptk.training.build import build, load_data
 from reptk.training.loop import train_step
 
 ROUNDS = 24
@@ -44,7 +44,7 @@ def compare(arguments: list[str], profiled: bool) -> None:
     name, *overrides = arguments
     recipe = load(name, overrides)
     device = distributed.setup(recipe.train.device)
-    built = assemble(recipe, data_of(recipe), device)
+    built = build(recipe, load_data(recipe), device)
     built.method.train()
     batches = DevicePrefetcher(built.loader.batches(0, ROUNDS + 3), device)
     backbone = built.encoder.backbone

@@ -27,36 +27,35 @@ EXAMPLES = """examples:
 exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130 interrupted
 """
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
-    return run_command(lambda: _run(_parse(arguments)))
+LIST_WIDTH = 140
+"""Characters of the list of recipes where there is no terminal to fit it to."""
 
 
-def _run(asked: argparse.Namespace) -> int:
-    if asked.list:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(lambda: _run(_parse(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.list:
         return _list()
-    if asked.name is None:
+    if args.name is None:
         raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
-    if asked.copy:
-        return _copy(asked.name)
-    if asked.resume:
-        return _resume(asked)
-    recipe = config.load(asked.name, asked.overrides, plugins=asked.plugin)
-    if asked.show:
+    if args.copy:
+        return _copy(args.name)
+    if args.resume:
+        return _resume(args)
+    recipe = config.load(args.name, args.overrides, plugins=args.plugin)
+    if args.show:
         print(recipe.dump(), end="")
         return 0
-    if asked.smoke:
-        recipe = smoke(recipe)
-    if asked.check:
+    if args.smoke:
+        recipe = smoke_version(recipe)
+    if args.check:
         return _check(recipe)
-    if asked.smoke and asked.out is None:
-        with tempfile.TemporaryDirectory(prefix="reptk-smoke-") as folder:
-            code = _train(recipe, Path(folder) / recipe.name)
-        if int(os.environ.get("RANK", 0)) == 0:
-            print("smoke passed: two steps and the evaluation ran on generated images; nothing was kept")
-        return code
-    return _train(recipe, asked.out)
+    if args.smoke and args.out is None:
+        return _smoke(recipe)
+    return _train(recipe, args.out)
 
 
 def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False) -> int:
@@ -68,71 +67,92 @@ def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False) -> 
     return 0
 
 
-def _resume(asked: argparse.Namespace) -> int:
+def _smoke(recipe: config.Recipe) -> int:
+    """Train in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="reptk-smoke-") as folder:
+        exit_code = _train(recipe, Path(folder) / recipe.name)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print("smoke passed: two steps and the evaluation ran on generated images; nothing was kept")
+    return exit_code
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Continue the run in the folder that is named, in --out, or the newest one of the recipe."""
     from reptk.training import run_folder
 
-    is_run = (Path(asked.name) / "recipe.toml").is_file()
-    folder = Path(asked.name) if is_run else asked.out or run_folder.newest(Path(asked.name).stem)
-    recipe = config.load(folder, asked.overrides, plugins=asked.plugin)
-    if run_folder.status(folder)["status"] == "finished":
+    if (Path(args.name) / "recipe.toml").is_file():
+        folder = Path(args.name)
+    elif args.out is not None:
+        folder = args.out
+    else:
+        folder = run_folder.newest(Path(args.name).stem)
+    recipe = config.load(folder, args.overrides, plugins=args.plugin)
+    if run_folder.read_status(folder)["status"] == "finished":
         print(f"already complete: {folder / 'results.json'}")
         return 0
     return _train(recipe, folder, resume=True)
 
 
 def _check(recipe: config.Recipe) -> int:
-    """Build everything, train nothing. Without its data everything else is still checked, then the data's error raised."""
+    """Build everything and train nothing. If the data is missing, the rest is checked first, then its error raised."""
     from reptk.core import distributed
     from reptk.core.console import Logger
-    from reptk.training.build import assemble, data_of
-    from reptk.training.loop import describe
+    from reptk.training.build import build, describe, load_data
 
-    device, missing = distributed.setup(recipe.train.device), None
+    device = distributed.setup(recipe.train.device)
+    data_error = None
     try:
-        data = data_of(recipe)
+        data = load_data(recipe)
     except DataError as error:
-        missing, recipe = error, smoke(recipe)
-        data = data_of(recipe)
-    built = assemble(recipe, data, device)
-    log = Logger(distributed.is_main())
-    log.line(
-        f"{recipe.name}: " + ("valid, but its data is not here" if missing else "valid, everything could be built")
-    )
-    log.facts(describe(recipe, built))
+        data_error = error
+        recipe = smoke_version(recipe)
+        data = load_data(recipe)
+    parts = build(recipe, data, device)
+    logger = Logger(prints=distributed.is_main())
+    if data_error is None:
+        logger.line(f"{recipe.name}: valid, everything could be built")
+    else:
+        logger.line(f"{recipe.name}: valid, but its data is not here")
+    logger.facts(describe(recipe, parts))
     distributed.cleanup()
-    if missing:
-        raise missing
+    if data_error is not None:
+        raise data_error
     return 0
 
 
-def smoke(recipe: config.Recipe) -> config.Recipe:
-    """Two steps on generated images of the recipe's size and number of classes; in fp32 where there is no GPU."""
+def smoke_version(recipe: config.Recipe) -> config.Recipe:
+    """The recipe on generated images of its own size and number of classes, for two steps; in fp32 without a GPU."""
     import torch
 
     from reptk.config.registry import DATASETS
 
-    factory = DATASETS.get(recipe.data["name"])
-    classes = getattr(factory, "classes", None) or 10
-    size = recipe.data.get("size") or getattr(factory, "size_px", None) or recipe.views.get("size", 32)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    batch = min(recipe.train.batch_size, (4 if size > 64 else 8) * world)
-    precision = recipe.train.precision if torch.cuda.is_available() else "fp32"
-    images = {"size": size, "classes": classes, "train": 2 * batch, "bank": 16, "query": 8}
-    few = {
+    classes = DATASETS.hint(recipe.data["name"], "classes") or 10
+    size = recipe.data.get("size") or DATASETS.hint(recipe.data["name"], "size_px") or recipe.views.get("size", 32)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    images_per_rank = 4 if size > 64 else 8
+    batch_size = min(recipe.train.batch_size, images_per_rank * world_size)
+    images = {"size": size, "classes": classes, "train": 2 * batch_size, "bank": 16, "query": 8}
+    train = {
+        "epochs": 1,
+        "batch_size": batch_size,
+        "workers": 0,
+        "precision": recipe.train.precision if torch.cuda.is_available() else "fp32",
+        "report": False,
+    }
+    evaluators = {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()}
+    changes = {
         "data": config.complete("data", {"name": "generated", **images}),
-        "train": recipe.train.model_copy(
-            update={"epochs": 1, "batch_size": batch, "workers": 0, "precision": precision, "report": False}
-        ),
+        "train": recipe.train.model_copy(update=train),
         "optim": recipe.optim.model_copy(update={"warmup_epochs": 0}),
-        "eval": {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()},
+        "eval": evaluators,
         "expect": None,
     }
-    return recipe.model_copy(update=few)
+    return recipe.model_copy(update=changes)
 
 
 def _list() -> int:
     table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "data", "loss", "positives", "backbone", "epochs", "measured"):
+    for column in ("recipe", "data", "method", "loss", "positives", "backbone", "epochs", "measured"):
         table.add_column(column, no_wrap=True)
     for name, path in sorted(config.available().items()):
         try:
@@ -140,26 +160,34 @@ def _list() -> int:
         except UsageError as error:
             table.add_row(name, str(error))
     console = Console(highlight=False)
-    Console(highlight=False, width=max(console.width, 140) if not console.is_terminal else None).print(table)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, LIST_WIDTH))
+    console.print(table)
     return 0
 
 
-def _summary(raw: dict[str, Any]) -> list[str]:
-    def text(section: str, key: str) -> str:
-        part = raw.get(section, {})
-        return str(part.get(key, "?")) if isinstance(part, dict) else "?"
+def _summary(table: dict[str, Any]) -> list[str]:
+    """A recipe's row in the list, from its file; "?" where a key is missing."""
+    cells = [
+        _text(table, "data", "name"),
+        _text(table, "method", "name"),
+        _text(table, "loss", "name") if "loss" in table else "",
+        _text(table, "method", "positives", missing=""),
+        _text(table, "encoder", "backbone"),
+        _text(table, "train", "epochs"),
+    ]
+    expect = table.get("expect")
+    measured = ""
+    if isinstance(expect, dict) and isinstance(expect.get("value"), float):
+        measured = f"{expect.get('metric', '')} {100 * expect['value']:.1f} %"
+    return [*cells, measured]
 
-    expect = raw.get("expect")
-    complete = isinstance(expect, dict) and isinstance(expect.get("value"), float)
-    measured = f"{expect.get('metric', '')} {100 * expect['value']:.1f} %" if complete else ""
-    pairs = (
-        ("data", "name"),
-        ("loss", "name"),
-        ("method", "positives"),
-        ("encoder", "backbone"),
-        ("train", "epochs"),
-    )
-    return [*(text(*pair) for pair in pairs), measured]
+
+def _text(table: dict[str, Any], section: str, key: str, missing: str = "?") -> str:
+    part = table.get(section, {})
+    if not isinstance(part, dict):
+        return "?"
+    return str(part.get(key, missing))
 
 
 def _copy(name: str) -> int:
@@ -172,7 +200,7 @@ def _copy(name: str) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m reptk.recipe",
         description="Train and evaluate what a recipe describes.",
@@ -185,18 +213,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )
     parser.add_argument("--out", type=Path, help="folder of the run; default: the next runs/NAME/N")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a run: of this folder, or the recipe's newest"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue a run: of this folder, or the recipe's newest")
     parser.add_argument("--list", action="store_true", help="all recipes")
     parser.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")
     parser.add_argument("--check", action="store_true", help="validate and build everything, train nothing")
     parser.add_argument("--smoke", action="store_true", help="two steps on generated images, offline")
     parser.add_argument("--copy", action="store_true", help="copy the recipe's file here, to be changed")
-    asked = parser.parse_intermixed_args(arguments)
-    if asked.name is not None and "=" in asked.name:
-        raise UsageError(f"the recipe's name comes first, before {asked.name!r}")
-    return asked
+    args = parser.parse_intermixed_args(argv)
+    if args.name is not None and "=" in args.name:
+        raise UsageError(f"the recipe's name comes first, before {args.name!r}")
+    return args
 
 
 if __name__ == "__main__":

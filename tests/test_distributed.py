@@ -83,13 +83,13 @@ def gradients(rank: int, loss: dict, out: str, dtype: torch.dtype = torch.float6
     import reptk.plugins.dcl  # noqa: F401
     from reptk import LOSSES
     from reptk.core import distributed
-    from reptk.training.build import assemble, data_of
+    from reptk.training.build import build, load_data
     from reptk.training.loop import _parallel
 
     if "plain" not in LOSSES.names():
         LOSSES.register("plain")(Plain)
     recipe = validate(RECIPE | {"loss": loss, "train": RECIPE["train"] | train})
-    built = assemble(recipe, data_of(recipe), torch.device("cpu"))
+    built = build(recipe, load_data(recipe), torch.device("cpu"))
     built.method.to(dtype)
     real = built.method.views
     built.method.views = lambda images, key: real(images, key).to(dtype)
@@ -135,10 +135,10 @@ def features(rank: int, out: str) -> None:
     """Features and random views of the bank and the queries, shared by whatever ranks there are."""
     from reptk.core import distributed
     from reptk.evaluate import ImageFeatures
-    from reptk.training.build import assemble, data_of
+    from reptk.training.build import build, load_data
 
     recipe = validate(RECIPE)
-    built = assemble(recipe, data_of(recipe), torch.device("cpu"))
+    built = build(recipe, load_data(recipe), torch.device("cpu"))
     built.encoder.eval()
     encode = ImageFeatures(built.encoder.features, size_px=16, views=built.evaluation_views)
     made = torch.cat([encode.features(built.data.bank), encode.view(built.data.bank, 1), encode.features(built.data.query)])
@@ -290,7 +290,7 @@ def test_torchrun_gives_the_loss_curve_of_one_process(tmp_path: Path) -> None:
     result = torchrun(recipe, 2, tmp_path / "2", *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 3/3") == 1, "rank 0 alone speaks"
-    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", log=Logger(prints=False, writes=True))
+    train(load(recipe, arguments[2:], plugins=arguments[1:2]), tmp_path / "1", logger=Logger(prints=False, writes=True))
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=1e-4)

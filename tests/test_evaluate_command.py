@@ -37,7 +37,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(validate(TINY), folder, log=Logger(prints=False, writes=True))
+    train(validate(TINY), folder, logger=Logger(prints=False, writes=True))
     return folder
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from reptk.core.errors import ReptkError, UsageError
 from reptk.models.encoder import Encoder
-from reptk.training.optim import learning_rate, optimizer, schedule
+from reptk.training.optim import create_optimizer, create_scheduler, learning_rate
 
 NAMES = ["sgd", "lars", "adamw"]
 
@@ -27,7 +27,7 @@ class Model(nn.Module):
 
 
 def made(name: str = "sgd", lr: float = 0.1, **options: float) -> torch.optim.Optimizer:
-    return optimizer(Model(), name=name, lr=lr, **{"weight_decay": 0.5, **options})
+    return create_optimizer([{"params": trainable(Model())}], name=name, lr=lr, **{"weight_decay": 0.5, **options})
 
 
 # Weight decay
@@ -38,7 +38,7 @@ def made(name: str = "sgd", lr: float = 0.1, **options: float) -> torch.optim.Op
 def test_norms_and_biases_decay_only_if_all_do(name: str, decay_all: bool) -> None:
     model = Model()
     before = {key: value.clone() for key, value in model.named_parameters()}
-    optimizing = optimizer(model, name=name, lr=0.1, weight_decay=0.5, decay_all=decay_all)
+    optimizing = create_optimizer([{"params": trainable(model)}], name=name, lr=0.1, weight_decay=0.5, decay_all=decay_all)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # so that only the decay moves anything
     optimizing.step()
@@ -51,7 +51,7 @@ def test_norms_and_biases_decay_only_if_all_do(name: str, decay_all: bool) -> No
 def test_every_trainable_parameter_of_an_encoder_is_in_one_group(backbone: str) -> None:
     encoder = Encoder(backbone, size=32, head_norm=True)
     encoder.head[0].requires_grad_(False)
-    groups = optimizer(encoder, name="sgd", lr=0.1, weight_decay=0.01).param_groups
+    groups = create_optimizer([{"params": trainable(encoder)}], name="sgd", lr=0.1, weight_decay=0.01).param_groups
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in encoder.parameters() if parameter.requires_grad)
     for group in groups:

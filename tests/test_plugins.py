@@ -177,7 +177,7 @@ def expected(in_process):
 
 
 def test_a_loss_registered_in_process_trains(in_process):
-    assert run_folder.status(in_process) == {"status": "finished"}
+    assert run_folder.read_status(in_process) == {"status": "finished"}
     assert _recipe(in_process)["loss"] == {"name": "my_loss", "margin": 0.5}
     assert len(_losses(in_process)) == 2
     assert reptk.Encoder.from_run(in_process).num_features > 0
@@ -204,7 +204,7 @@ def test_a_loss_from_a_file_trains_resumes_and_runs_again(place, expected, capsy
     run_folder.set_status(first, "interrupted")
     assert main([str(first), "--resume"]) == 0
     assert "resumed after step 2" in capsys.readouterr().out
-    assert run_folder.status(first) == {"status": "finished"}
+    assert run_folder.read_status(first) == {"status": "finished"}
     assert _losses(first) == expected
 
     assert main([str(first)]) == 0

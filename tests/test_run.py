@@ -42,37 +42,37 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_folders_are_numbered(here: Path) -> None:
-    assert [run_folder.claim(recipe(), None) for _ in range(3)] == [Path(f"runs/tiny/{number}") for number in (1, 2, 3)]
+    assert [run_folder.create(recipe(), None) for _ in range(3)] == [Path(f"runs/tiny/{number}") for number in (1, 2, 3)]
     shutil.rmtree("runs/tiny/2")
     Path("runs/tiny/10").mkdir()
     Path("runs/tiny/notes").mkdir()
     assert run_folder.newest("tiny") == Path("runs/tiny/10")
-    assert run_folder.claim(recipe(), None) == Path("runs/tiny/11")
-    assert run_folder.claim(recipe(name="other"), None) == Path("runs/other/1")
+    assert run_folder.create(recipe(), None) == Path("runs/tiny/11")
+    assert run_folder.create(recipe(name="other"), None) == Path("runs/other/1")
 
 
 def test_two_runs_never_get_one_number(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run_folder.claim(recipe(), None)
-    monkeypatch.setattr(run_folder, "_numbered", lambda runs: [])  # what the second saw before the first had claimed
-    assert run_folder.claim(recipe(), None) == first.parent / "2"
+    first = run_folder.create(recipe(), None)
+    monkeypatch.setattr(run_folder, "_numbered_folders", lambda runs: [])  # what the second saw before the first had claimed
+    assert run_folder.create(recipe(), None) == first.parent / "2"
 
 
 def test_a_claimed_folder_holds_the_whole_recipe(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "deep" / "new", tmp_path / "empty"):
-        assert run_folder.claim(recipe("loss.k1=7.0"), str(folder)) == folder
+        assert run_folder.create(recipe("loss.k1=7.0"), str(folder)) == folder
         assert load(folder) == recipe("loss.k1=7.0")
-        assert run_folder.status(folder) == {"status": "running"}
+        assert run_folder.read_status(folder) == {"status": "running"}
         assert names(folder) == ["recipe.toml", "status.json"]
 
 
 @pytest.mark.parametrize("status", ["running", "finished", "failed", "interrupted"])
 def test_an_occupied_folder_is_refused_and_described(status: str, tmp_path: Path) -> None:
-    folder = run_folder.claim(recipe(), tmp_path / "mine")
+    folder = run_folder.create(recipe(), tmp_path / "mine")
     run_folder.set_status(folder, status, reason="why")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UsageError, match=rf"another run \(tiny, {status}\)") as caught:
-        run_folder.claim(recipe(name="other"), folder)
+        run_folder.create(recipe(name="other"), folder)
     assert str(caught.value).endswith(f"python -m reptk.recipe {folder} --resume")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -80,7 +80,7 @@ def test_an_occupied_folder_is_refused_and_described(status: str, tmp_path: Path
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
-        run_folder.claim(recipe(), tmp_path)
+        run_folder.create(recipe(), tmp_path)
     assert names(tmp_path) == ["thesis.tex"]
 
 
@@ -88,7 +88,7 @@ def test_plugin_files_are_copied_and_named_from_the_folder(tmp_path: Path) -> No
     plugin = tmp_path / "somewhere" / "my_loss.py"
     plugin.parent.mkdir()
     plugin.write_text("# a loss\n")
-    folder = run_folder.claim(recipe(plugins=(str(plugin), "reptk.plugins.dcl")), tmp_path / "run")
+    folder = run_folder.create(recipe(plugins=(str(plugin), "reptk.plugins.dcl")), tmp_path / "run")
     plugin.write_text("# changed since\n")
     assert (folder / "plugins" / "my_loss.py").read_text() == "# a loss\n"
     written = tomllib.loads((folder / "recipe.toml").read_text())
@@ -101,30 +101,30 @@ def test_a_folder_that_cannot_be_made_is_the_environments(out: str | None, here:
     Path("file").write_text("")
     Path("runs").write_text("")
     with pytest.raises(EnvironmentProblem, match=re.escape(out or "runs/")):
-        run_folder.claim(recipe(), out)
+        run_folder.create(recipe(), out)
 
 
 def test_runs_that_point_nowhere_are_the_environments(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs").symlink_to("unmounted")
     monkeypatch.setattr(run_folder, "count", lambda first: range(first, first + 100))
     with pytest.raises(EnvironmentProblem, match="runs"):
-        run_folder.claim(recipe(), None)
+        run_folder.create(recipe(), None)
 
 
 # Resuming
 
 
 def test_a_run_is_taken_up_with_its_own_recipe(tmp_path: Path) -> None:
-    folder = run_folder.claim(recipe(), tmp_path / "run")
+    folder = run_folder.create(recipe(), tmp_path / "run")
     run_folder.set_status(folder, "interrupted")
     free = ("train.workers=3", "train.device=cpu", "train.log_every_steps=1", "train.checkpoint_every_epochs=2")
     for again in (recipe(), load(folder), recipe(*free), recipe(plugins=("elsewhere.py",))):
         assert run_folder.reopen(again, folder) == folder
-        assert run_folder.status(folder) == {"status": "running"}
+        assert run_folder.read_status(folder) == {"status": "running"}
 
 
 def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
-    folder = run_folder.claim(recipe("encoder.drop_path=0.1"), tmp_path / "run")
+    folder = run_folder.create(recipe("encoder.drop_path=0.1"), tmp_path / "run")
     run_folder.set_status(folder, "interrupted")
     other = recipe("loss.k1=7.0", "train.epochs=3", "encoder.head_width=12", "train.workers=3", "encoder.drop_path=0.1")
     with pytest.raises(UsageError) as caught:
@@ -137,7 +137,7 @@ def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
         ["loss.k1", f"{k1!r} in the run, 7.0 now"],
         ["train.epochs", "2 in the run, 3 now"],
     ]
-    assert run_folder.status(folder) == {"status": "interrupted"}
+    assert run_folder.read_status(folder) == {"status": "interrupted"}
 
 
 def test_nothing_to_resume_is_said(here: Path) -> None:
@@ -148,9 +148,9 @@ def test_nothing_to_resume_is_said(here: Path) -> None:
 
 
 def test_a_run_that_cannot_be_written_is_the_environments(tmp_path: Path) -> None:
-    folder = run_folder.claim(recipe(), tmp_path / "run")
+    folder = run_folder.create(recipe(), tmp_path / "run")
     (folder / "status.json").unlink()
     (folder / "status.json").mkdir()
-    assert run_folder.status(folder) == {"status": "unknown"}
+    assert run_folder.read_status(folder) == {"status": "unknown"}
     with pytest.raises(EnvironmentProblem, match=f"cannot write to {folder}"):
         run_folder.reopen(recipe(), folder)

@@ -54,13 +54,13 @@ def quiet() -> Logger:
 
 
 def go(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
-    return train(recipe, folder, log=quiet(), **options)
+    return train(recipe, folder, logger=quiet(), **options)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "reference"
-    train(tiny(), folder, log=Logger(prints=True))
+    train(tiny(), folder, logger=Logger(prints=True))
     return folder
 
 
@@ -110,11 +110,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     monkeypatch.setattr(training, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(recipe, cut)
-    assert run_folder.status(cut)["status"] == "interrupted"
+    assert run_folder.read_status(cut)["status"] == "interrupted"
     monkeypatch.setattr(training, "train_step", real)
     go(load(cut), cut, resume=True)
     assert same(weights(whole), weights(cut))
-    assert run_folder.status(cut)["status"] == "finished"
+    assert run_folder.read_status(cut)["status"] == "finished"
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(
@@ -142,16 +142,16 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
 
 def test_any_step_can_be_resumed(reference: Path, tmp_path: Path) -> None:
     """A checkpoint in the middle of an epoch leads to the same bits: nothing but the step is to be remembered."""
-    from reptk.training.build import assemble, data_of
+    from reptk.training.build import build, load_data
     from reptk.training.loop import train_step
 
     recipe, device = tiny(), torch.device("cpu")
-    built = assemble(recipe, data_of(recipe), device)
+    built = build(recipe, load_data(recipe), device)
     built.method.train()
     for step, batch in enumerate(built.loader.batches(0, 4)):
         built.schedule.step_update(step)
         train_step(recipe, built, built.method, *batch, step)
-    folder = run_folder.claim(recipe, tmp_path / "middle")
+    folder = run_folder.create(recipe, tmp_path / "middle")
     state = {"step": 4, "seconds": 0.0, "baselines": {}}
     state |= {"method": built.method.state_dict(), "optimizer": built.optimizer.state_dict()}
     checkpoint.save(folder / "checkpoints", 4, state)
@@ -174,7 +174,7 @@ def test_the_folder_tells_everything(reference: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["epoch"] for row in rows if "knn@1" in row] == [1]
     assert load(reference) == tiny()
-    assert run_folder.status(reference) == {"status": "finished"}
+    assert run_folder.read_status(reference) == {"status": "finished"}
     assert [place.name for place in sorted((reference / "checkpoints").glob("step_*"))] == [
         "step_00000003",
         "step_00000006",
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(broken: str, tmp_path: Path) ->
     with pytest.raises(NumericalError, match=expected) as caught:
         go(tiny(*overrides), tmp_path / "run")
     assert "at step" in str(caught.value)
-    assert run_folder.status(tmp_path / "run")["status"] == "failed"
+    assert run_folder.read_status(tmp_path / "run")["status"] == "failed"
     assert not (tmp_path / "run" / "results.json").exists()
 
 
@@ -319,16 +319,16 @@ def test_the_loss_curve_is_one_however_it_is_computed(loss: dict, tmp_path: Path
 
 def test_steps_without_a_pair_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny(views={"name": "simclr_small", "size": 16, "count": 1})
-    train(recipe, tmp_path / "run", log=Logger(prints=True, writes=True))
+    train(recipe, tmp_path / "run", logger=Logger(prints=True, writes=True))
     said = " ".join(capsys.readouterr().out.split())
     assert "6 of 6 steps had no two rows of one id" in said
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    assert [row["steps_without_pairs"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["steps_without_positives"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert losses(tmp_path / "run") == [0.0] * 6
 
 
 def test_pairs_are_not_counted_as_missing(reference: Path) -> None:
-    assert "steps_without_pairs" not in (reference / "metrics.jsonl").read_text()
+    assert "steps_without_positives" not in (reference / "metrics.jsonl").read_text()
 
 
 # Waiting for images
@@ -361,7 +361,7 @@ def test_waiting_for_images_is_said_once_and_written_down(tmp_path: Path, capsys
     (tmp_path / "slow.py").write_text(SLOW_DATA)
     load_plugin(str(tmp_path / "slow.py"))
     recipe = tiny("train.baselines=false", data={"name": "slow"}, eval={"view_retrieval": {"every_epochs": 0}})
-    train(recipe, tmp_path / "run", log=Logger(prints=True))
+    train(recipe, tmp_path / "run", logger=Logger(prints=True))
     assert capsys.readouterr().out.count("input-bound: ") == 1
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     shares = [row["waiting"] for row in rows if "waiting" in row]
@@ -373,7 +373,7 @@ def test_what_is_amiss_is_said_once_and_what_is_healthy_is_written_down(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     recipe = tiny("train.baselines=false", "train.report=false", "loss.temperature=50.0", "train.epochs=3")
-    train(recipe, tmp_path / "run", log=Logger(prints=True))
+    train(recipe, tmp_path / "run", logger=Logger(prints=True))
     assert capsys.readouterr().out.count("dead temperature: at 50") == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     states = [row for row in rows if "rank" in row]
@@ -396,7 +396,7 @@ def test_a_page_that_fails_fails_no_run(
         raise OSError("no space left")
 
     monkeypatch.setattr("reptk.report.write", full)
-    train(tiny("train.baselines=false"), tmp_path / "run", log=Logger(prints=True))
+    train(tiny("train.baselines=false"), tmp_path / "run", logger=Logger(prints=True))
     assert f"no report: no space left. Try again: reptk report {tmp_path / 'run'}" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
 

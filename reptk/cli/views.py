@@ -58,10 +58,10 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def _data(recipe: config.Recipe) -> "Data":
-    from reptk.training.build import data_of
+    from reptk.training.build import load_data
 
     try:
-        return data_of(recipe)
+        return load_data(recipe)
     except DataError as error:
         if "add --smoke" in str(error):
             raise

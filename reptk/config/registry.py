@@ -107,6 +107,10 @@ class Registry:
         """Whether a factory has this parameter, e.g. a method a `loss`."""
         return parameter in inspect.signature(self.get(name)).parameters
 
+    def hint(self, name: str, attribute: str) -> Any:
+        """What a factory says about its parts by an attribute, e.g. a data set's `classes`; None if it does not."""
+        return getattr(self.get(name), attribute, None)
+
     def _find(self, name: str) -> Registration:
         self._load_built_ins()
         points = [point for point in self._entry_points() if point.name == name]

@@ -1,4 +1,4 @@
-"""What every command does alike: mistakes as one message with an exit code, warnings as one line."""
+"""What all commands share: a user's mistake is one message with an exit code, a warning is one line."""
 
 import argparse
 import os
@@ -9,37 +9,45 @@ from typing import Any, NoReturn
 
 from reptk.core.errors import DataError, ReptkError, UsageError
 
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE."""
+
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises `UsageError` where argparse would print its usage and leave."""
+    """Raises `UsageError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. Help: {self.prog} --help")
 
 
-def run_command(run: Callable[[], int]) -> int:
-    """Run a command. Returns its exit code; a user's mistake is one message on standard error, without a traceback."""
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code; a `ReptkError` is printed to standard error without a traceback."""
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _print_warning
         try:
-            return run()
+            return command()
         except ReptkError as error:
-            _say(error)
+            _print_error(error)
             return error.exit_code
         except KeyboardInterrupt:
-            return 130
-        except BrokenPipeError:  # whoever read the output has seen enough: `reptk search ... | head`
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader has closed the pipe: `reptk search ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+            return BROKEN_PIPE
 
 
-def _say(error: ReptkError) -> None:
-    """Every rank meets a user's mistake; rank 0 alone reports it. Bad data may be met by one rank, which then speaks."""
+def _print_error(error: ReptkError) -> None:
+    """Rank 0 prints for all, since every rank meets the same mistake. Bad data may be met by one rank alone, which prints."""
     rank = int(os.environ.get("RANK", 0))
-    if rank == 0 or isinstance(error, DataError):
-        print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+    if rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    elif isinstance(error, DataError):
+        print(f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Mistakes a user can mend: one clear message, no traceback, and an exit code that says whose turn it is."""
+"""Errors with one clear message, no traceback and an exit code that says what has to change."""
 
 
 class ReptkError(Exception):
-    """Base of every error that is reported as its message alone."""
+    """Base of all errors that are reported by their message alone."""
 
     exit_code = 1
 

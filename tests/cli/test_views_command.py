@@ -14,7 +14,7 @@ from reptk.cli import main
 from reptk.core import rng
 from reptk.core.console import Logger
 from reptk.data import Loader
-from reptk.training.build import data_of
+from reptk.training.build import load_data
 from reptk.views.sets import simclr_small
 
 TINY = """\
@@ -96,13 +96,13 @@ def register_noted(whole: bool = False) -> list[Noted]:
 
 def trained(tiny: Path, made: list[Noted]) -> list[tuple[Tensor, Tensor]]:
     """Per step of a training of the recipe: its images and their views."""
-    reptk.train(reptk.load(tiny), "run", log=Logger(prints=False))
+    reptk.train(reptk.load(tiny), "run", logger=Logger(prints=False))
     return next(views.calls for views in made if views.calls)
 
 
 def first_batch(tiny: Path, *overrides: str) -> Tensor:
     recipe = reptk.load(tiny, overrides)
-    loader = Loader(data_of(recipe).train, batch_size=recipe.train.batch_size, seed=recipe.seed)
+    loader = Loader(load_data(recipe).train, batch_size=recipe.train.batch_size, seed=recipe.seed)
     return next(loader.batches(0, 1))[0]
 
 

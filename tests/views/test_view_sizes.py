@@ -6,14 +6,14 @@ from test_training import go, tiny
 from torch.nn import functional
 
 from reptk.core.errors import UsageError
-from reptk.training.build import assemble, data_of
+from reptk.training.build import build, load_data
 
 MULTI = ("views.name=multi_crop", "views.size=32", "views.small_count=2", "views.small_size=16")
 
 
 def test_every_size_is_encoded_and_all_views_are_compared():
     recipe = tiny(*MULTI, "method.positives=instance", "loss.name=simclr")
-    method = assemble(recipe, data_of(recipe), torch.device("cpu")).method.eval()
+    method = build(recipe, load_data(recipe), torch.device("cpu")).method.eval()
     images = torch.randint(256, (6, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, index = torch.zeros(6, dtype=torch.long), torch.arange(6) + 10
     made = method(images, labels, index, 5)
@@ -33,4 +33,4 @@ def test_a_run_with_views_of_several_sizes(tmp_path):
 def test_a_backbone_of_one_size_says_so_before_training():
     recipe = tiny(*MULTI, "encoder.backbone=vit_tiny_patch16_224")
     with pytest.raises(UsageError, match="views of 16 px: vit_tiny_patch16_224 is built for 32 px and takes no others"):
-        assemble(recipe, data_of(recipe), torch.device("cpu"))
+        build(recipe, load_data(recipe), torch.device("cpu"))
