@@ -1,4 +1,4 @@
-"""Fixtures that several files ask for."""
+"""Fixtures of several test files."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ from reptk.losses.core import tiled
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Everything runs on the processor, whatever the machine, but for `pytest -m gpu`."""
-    asked = config.option.markexpr
-    if "gpu" not in asked or "not gpu" in asked:
+    """Run everything on the CPU, even if there is a GPU, except for `pytest -m gpu`."""
+    marker_expression = config.option.markexpr
+    if "gpu" not in marker_expression or "not gpu" in marker_expression:
         assert "triton" not in sys.modules
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch may do at any time
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """So little work is done in a fraction of the time by one thread, above all on a busy machine."""
+    """Small tensors are processed faster by one thread, above all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,8 +48,8 @@ def small_tiles() -> Iterator[None]:
 
 
 @pytest.fixture
-def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers, or imports from its own folder or the contributed plugins, is forgotten after it."""
+def restored_registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a test registers, and what it imports from its folder or the contributed plugins."""
     for registry in REGISTRIES:
         registry.names()
         monkeypatch.setattr(registry, "_registrations", dict(registry._registrations))

@@ -19,8 +19,8 @@ def _quick(one_thread):
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch, forgotten):
-    """A folder to work in, full of things to trip over; what a test registers there is forgotten after it."""
+def place(tmp_path, monkeypatch, restored_registries):
+    """A folder to work in, full of things to trip over; what a test registers there is restored_registries after it."""
     monkeypatch.chdir(tmp_path)
     lay_out(tmp_path)
     return tmp_path

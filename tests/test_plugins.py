@@ -117,8 +117,8 @@ def _quick(one_thread):
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch, forgotten):
-    """A folder to work in, with a recipe; what a test registers or imports there is forgotten after it."""
+def place(tmp_path, monkeypatch, restored_registries):
+    """A folder to work in, with a recipe; what a test registers or imports there is restored_registries after it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "parts").mkdir()
@@ -284,7 +284,7 @@ def guide_examples() -> list[str]:
     return [code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "LOSSES.register" in code]
 
 
-@pytest.mark.usefixtures("forgotten")
+@pytest.mark.usefixtures("restored_registries")
 @pytest.mark.parametrize("number", range(2))
 def test_the_losses_of_the_guide_train(number: int, tmp_path: Path) -> None:
     examples = guide_examples()

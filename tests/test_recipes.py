@@ -11,7 +11,6 @@ from PIL import Image
 import reptk
 from reptk import recipe as command
 from reptk.config import Recipe, available, load, validate
-from reptk.training.optim import create_optimizer
 
 ROOT = Path(__file__).parent.parent
 METHODS = {

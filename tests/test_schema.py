@@ -10,8 +10,8 @@ from reptk.config.registry import DATASETS, EVALUATORS, LOSSES
 
 
 @pytest.fixture(autouse=True)
-def _as_before(tmp_path, monkeypatch, forgotten):
-    """Whatever a test registers or imports from its own folder is forgotten after it, which it spends there."""
+def _as_before(tmp_path, monkeypatch, restored_registries):
+    """Whatever a test registers or imports from its own folder is restored_registries after it, which it spends there."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -46,7 +46,7 @@ device = "cpu"
 k = [1]
 """
 
-pytestmark = pytest.mark.usefixtures("forgotten", "one_thread")
+pytestmark = pytest.mark.usefixtures("restored_registries", "one_thread")
 
 
 class Noted:

@@ -83,7 +83,7 @@ def test_an_album_keeps_to_its_bytes() -> None:
     assert embedded.picture(images, "query", 39, "it") == Picture("it")
 
 
-@pytest.mark.usefixtures("forgotten")
+@pytest.mark.usefixtures("restored_registries")
 def test_unreadable_images_leave_their_place_empty(tmp_path: Path) -> None:
     class Torn(InMemory):
         def fetch(self, numbers: torch.Tensor) -> torch.Tensor:

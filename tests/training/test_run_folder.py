@@ -1,4 +1,4 @@
-"""A run's folder: claimed, described, resumed."""
+"""A run's folder: created, described, resumed."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from reptk.training import run_folder
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(place.name for place in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 # The run's folder
@@ -36,13 +36,15 @@ def recipe(*overrides: str, **changes: Any) -> Recipe:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_folders_are_numbered(here: Path) -> None:
-    assert [run_folder.create(recipe(), None) for _ in range(3)] == [Path(f"runs/tiny/{number}") for number in (1, 2, 3)]
+def test_folders_are_numbered(working_folder: Path) -> None:
+    assert [run_folder.create(recipe(), None) for _ in range(3)] == [
+        Path(f"runs/tiny/{number}") for number in (1, 2, 3)
+    ]
     shutil.rmtree("runs/tiny/2")
     Path("runs/tiny/10").mkdir()
     Path("runs/tiny/notes").mkdir()
@@ -51,13 +53,13 @@ def test_folders_are_numbered(here: Path) -> None:
     assert run_folder.create(recipe(name="other"), None) == Path("runs/other/1")
 
 
-def test_two_runs_never_get_one_number(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_never_get_the_same_number(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_folder.create(recipe(), None)
-    monkeypatch.setattr(run_folder, "_numbered_folders", lambda runs: [])  # what the second saw before the first had claimed
+    monkeypatch.setattr(run_folder, "_numbered_folders", lambda runs: [])  # as the second process saw them
     assert run_folder.create(recipe(), None) == first.parent / "2"
 
 
-def test_a_claimed_folder_holds_the_whole_recipe(tmp_path: Path) -> None:
+def test_a_new_folder_contains_the_complete_recipe(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "deep" / "new", tmp_path / "empty"):
         assert run_folder.create(recipe("loss.k1=7.0"), str(folder)) == folder
@@ -77,7 +79,7 @@ def test_an_occupied_folder_is_refused_and_described(status: str, tmp_path: Path
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         run_folder.create(recipe(), tmp_path)
@@ -97,14 +99,14 @@ def test_plugin_files_are_copied_and_named_from_the_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("out", ["file/run", "file", None])
-def test_a_folder_that_cannot_be_made_is_the_environments(out: str | None, here: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_environment_problem(out: str | None, working_folder: Path) -> None:
     Path("file").write_text("")
     Path("runs").write_text("")
     with pytest.raises(EnvironmentProblem, match=re.escape(out or "runs/")):
         run_folder.create(recipe(), out)
 
 
-def test_runs_that_point_nowhere_are_the_environments(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dangling_link_is_an_environment_problem(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs").symlink_to("unmounted")
     monkeypatch.setattr(run_folder, "count", lambda first: range(first, first + 100))
     with pytest.raises(EnvironmentProblem, match="runs"):
@@ -114,11 +116,11 @@ def test_runs_that_point_nowhere_are_the_environments(here: Path, monkeypatch: p
 # Resuming
 
 
-def test_a_run_is_taken_up_with_its_own_recipe(tmp_path: Path) -> None:
+def test_a_run_is_reopened_with_its_own_recipe(tmp_path: Path) -> None:
     folder = run_folder.create(recipe(), tmp_path / "run")
     run_folder.set_status(folder, "interrupted")
-    free = ("train.workers=3", "train.device=cpu", "train.log_every_steps=1", "train.checkpoint_every_epochs=2")
-    for again in (recipe(), load(folder), recipe(*free), recipe(plugins=("elsewhere.py",))):
+    may_change = ("train.workers=3", "train.device=cpu", "train.log_every_steps=1", "train.checkpoint_every_epochs=2")
+    for again in (recipe(), load(folder), recipe(*may_change), recipe(plugins=("elsewhere.py",))):
         assert run_folder.reopen(again, folder) == folder
         assert run_folder.read_status(folder) == {"status": "running"}
 
@@ -140,14 +142,14 @@ def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
     assert run_folder.read_status(folder) == {"status": "interrupted"}
 
 
-def test_nothing_to_resume_is_said(here: Path) -> None:
+def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing to resume in empty: there is no recipe\.toml"):
         run_folder.reopen(recipe(), Path("empty"))
     with pytest.raises(UsageError, match="no run of tiny in runs/tiny"):
         run_folder.newest("tiny")
 
 
-def test_a_run_that_cannot_be_written_is_the_environments(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_written_is_an_environment_problem(tmp_path: Path) -> None:
     folder = run_folder.create(recipe(), tmp_path / "run")
     (folder / "status.json").unlink()
     (folder / "status.json").mkdir()

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a death at any moment, and damage."""
+"""Checkpoints survive a process killed at any moment, and damage is detected."""
 
 import os
 import shutil
@@ -41,21 +41,21 @@ def same(a: Any, b: Any) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(place.name for place in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 # Round trip
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_state_is_loaded(tmp_path: Path) -> None:
     assert load_last(tmp_path / "none") is None
-    place = save(tmp_path / "checkpoints", 42, state(42))
-    assert place == tmp_path / "checkpoints" / "step_00000042"
+    checkpoint = save(tmp_path / "checkpoints", 42, state(42))
+    assert checkpoint == tmp_path / "checkpoints" / "step_00000042"
     assert same(load_last(tmp_path / "checkpoints"), state(42))
     assert not same(load_last(tmp_path / "checkpoints"), state(41))
 
 
-def test_an_optimizer_comes_back(tmp_path: Path) -> None:
+def test_an_optimizer_state_is_restored(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for _ in range(2)]
     model(torch.ones(1, 3)).sum().backward()
@@ -65,7 +65,7 @@ def test_an_optimizer_comes_back(tmp_path: Path) -> None:
     assert same(optimizers[1].state_dict()["state"], optimizers[0].state_dict()["state"])
 
 
-def test_two_are_kept(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_remain(tmp_path: Path) -> None:
     for step in (1, 2, 30, 100):
         save(tmp_path, step, state(step))
         assert load_last(tmp_path)["step"] == step
@@ -75,17 +75,17 @@ def test_two_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["last", "step_00000100", "step_00000100.1"]
 
 
-def test_what_was_just_saved_is_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_remains_whatever_its_step(tmp_path: Path) -> None:
     for step in (30, 40, 10):
         save(tmp_path, step, state(step))
     assert load_last(tmp_path)["step"] == 10
 
 
-# Death at any moment
+# A process killed at any moment
 
 
 class Killed(BaseException):
-    """The process is no more."""
+    """Stands for the end of the process."""
 
 
 def write_half(path: Path, text: str) -> None:
@@ -104,8 +104,8 @@ HALFWAY: dict[str, Callable[..., object]] = {
 }
 
 
-class Death:
-    """From its `moment`-th change to the disk on, a process does nothing more, cleaning up included."""
+class KillAt:
+    """From its `moment`-th change to the disk on, the process does nothing more, cleaning up included."""
 
     def __init__(self, patch: pytest.MonkeyPatch, moment: int) -> None:
         self.left = moment
@@ -124,59 +124,59 @@ class Death:
         return act
 
 
-def dies(act: Callable[[], object], moment: int) -> bool:
+def is_killed(action: Callable[[], object], moment: int) -> bool:
     with pytest.MonkeyPatch.context() as patch:
-        Death(patch, moment)
+        KillAt(patch, moment)
         try:
-            act()
+            action()
         except Killed:
             return True
     return False
 
 
-def survive(save_it: Save, step: int, tmp_path: Path) -> int:
-    """Save 1 and 2 and let `save_it` die at every moment of `step`: what is selected is whole. Number of moments.
+def check_every_moment(save_function: Save, step: int, tmp_path: Path) -> int:
+    """Save steps 1 and 2, then kill `save_function` at every moment of saving `step`; return the number of moments.
 
-    It is the new one or the one before; where 2 itself is saved again, 1 will do.
+    The checkpoint that is loaded afterwards must be whole: the new one or the one before (1, if 2 is saved again).
     """
     for moment in count():
         folder = tmp_path / str(moment)
         for before in (1, 2):
             save(folder, before, state(before))
-        died = dies(lambda folder=folder: save_it(folder, step, state(step)), moment)
-        found = load_last(folder)
-        assert same(found, state(found["step"]))
-        assert found["step"] == step or (died and found["step"] == min(2, step - 1))
-        save(folder, step, state(step))  # and the run that is started again goes on
+        killed = is_killed(lambda folder=folder: save_function(folder, step, state(step)), moment)
+        loaded = load_last(folder)
+        assert same(loaded, state(loaded["step"]))
+        assert loaded["step"] == step or (killed and loaded["step"] == min(2, step - 1))
+        save(folder, step, state(step))  # the run that is started again can go on
         assert load_last(folder)["step"] == step
-        if not died:
+        if not killed:
             return moment
     raise AssertionError
 
 
-def test_a_death_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    assert survive(save, 3, tmp_path) >= 12
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    assert check_every_moment(save, 3, tmp_path) >= 12
 
 
 def save_in_place(folder: Path, step: int, state: dict[str, Any]) -> None:
     write_text(folder / "last", f"step_{step:08d}\n")
-    place = folder / f"step_{step:08d}"
-    place.mkdir()
-    with (place / "state.pt").open("wb") as file:
+    checkpoint = folder / f"step_{step:08d}"
+    checkpoint.mkdir()
+    with (checkpoint / "state.pt").open("wb") as file:
         torch.save(state, file)
 
 
-def test_a_careless_save_does_not_survive(tmp_path: Path) -> None:
+def test_saving_in_place_fails_this_test(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step_00000003 is damaged"):
-        survive(save_in_place, 3, tmp_path)
+        check_every_moment(save_in_place, 3, tmp_path)
 
 
-def test_a_death_while_a_step_is_saved_again_leaves_a_whole_one(tmp_path: Path) -> None:
-    survive(save, 2, tmp_path)
+def test_a_kill_while_a_step_is_saved_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    check_every_moment(save, 2, tmp_path)
 
 
 @pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (os, "fsync"), (Path, "rename")])
-def test_a_full_disk_leaves_nothing_half_done(owner: Any, name: str, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_checkpoints_before(owner: Any, name: str, tmp_path: Path) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -190,51 +190,51 @@ def test_a_full_disk_leaves_nothing_half_done(owner: Any, name: str, tmp_path: P
     assert load_last(tmp_path)["step"] == 2
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path: Path) -> None:
     save(tmp_path, 1, state(1))
     shutil.copytree(tmp_path / "step_00000001", tmp_path / ".step_00000002.999999")
     save(tmp_path, 3, state(3))
     assert names(tmp_path) == ["last", "step_00000001", "step_00000003"]
 
 
-def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    seen = []
+def test_a_text_file_is_replaced_atomically(tmp_path: Path) -> None:
+    contents = []
     for moment in count():
         (tmp_path / "status.json").write_text("old")
-        died = dies(lambda: write_text(tmp_path / "status.json", "the new text"), moment)
-        seen.append((tmp_path / "status.json").read_text())
-        if not died:
+        killed = is_killed(lambda: write_text(tmp_path / "status.json", "the new text"), moment)
+        contents.append((tmp_path / "status.json").read_text())
+        if not killed:
             break
-    assert seen == ["old"] * (len(seen) - 1) + ["the new text"]
-    assert len(seen) == 4  # open, fsync, replace; then no death
+    assert contents == ["old"] * (len(contents) - 1) + ["the new text"]
+    assert len(contents) == 5  # write, open to flush, fsync, replace; then it is not killed
 
 
 # Damage
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut short": (lambda place: cut(place / "state.pt"), "its content does not match its manifest"),
-    "a bit flipped": (lambda place: flip(place / "state.pt"), "its content does not match its manifest"),
-    "no state": (lambda place: (place / "state.pt").unlink(), "state.pt"),
-    "no manifest": (lambda place: (place / "manifest.json").unlink(), "manifest.json"),
-    "half a manifest": (lambda place: cut(place / "manifest.json"), "Expecting"),
-    "another manifest": (lambda place: (place / "manifest.json").write_text('{"step": 2}'), "bytes"),
+    "cut short": (lambda folder: truncate(folder / "state.pt"), "its content does not match its manifest"),
+    "a bit flipped": (lambda folder: flip_bit(folder / "state.pt"), "its content does not match its manifest"),
+    "no state": (lambda folder: (folder / "state.pt").unlink(), "state.pt"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+    "half a manifest": (lambda folder: truncate(folder / "manifest.json"), "Expecting"),
+    "another manifest": (lambda folder: (folder / "manifest.json").write_text('{"step": 2}'), "bytes"),
     "no folder": (shutil.rmtree, "manifest.json"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_with_the_way_out(damage: str, tmp_path: Path) -> None:
+def test_damage_is_reported_with_the_way_out(damage: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step, state(step))
     inflict, message = DAMAGES[damage]
@@ -248,9 +248,9 @@ def test_damage_is_named_with_the_way_out(damage: str, tmp_path: Path) -> None:
     assert same(load_last(tmp_path), state(1))
 
 
-def test_damage_without_another_checkpoint_promises_none(tmp_path: Path) -> None:
+def test_damage_of_the_only_checkpoint_names_no_other(tmp_path: Path) -> None:
     save(tmp_path, 1, state(1))
-    cut(tmp_path / "step_00000001" / "state.pt")
+    truncate(tmp_path / "step_00000001" / "state.pt")
     with pytest.raises(DataError, match=r"its manifest\.$"):
         load_last(tmp_path)
 
@@ -265,11 +265,11 @@ class Malicious:
         return Path.touch, (self.marker,)
 
 
-def test_code_in_a_checkpoint_is_refused_not_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
-    place = save(tmp_path / "checkpoints", 1, {**state(1), "extra": Malicious(marker)})
+    checkpoint = save(tmp_path / "checkpoints", 1, {**state(1), "extra": Malicious(marker)})
     with pytest.raises(DataError, match="step_00000001 is damaged"):
         load_last(tmp_path / "checkpoints")
     assert not marker.exists()
-    torch.load(place / "state.pt", weights_only=False)
-    assert marker.exists()  # it would have run
+    torch.load(checkpoint / "state.pt", weights_only=False)
+    assert marker.exists()  # without the restriction the code runs

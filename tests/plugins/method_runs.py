@@ -1,0 +1,71 @@
+"""Short runs of contributed methods, in this process or in two that torchrun starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from reptk.config import Recipe, load
+from reptk.core.console import Logger
+from reptk.training.loop import train
+
+SMALL = [
+    "data.name=generated",
+    "data.size=16",
+    "data.train=48",
+    "data.bank=40",
+    "data.query=20",
+    "views.size=16",
+    "train.epochs=2",
+    "train.batch_size=16",
+    "train.log_every_steps=1",
+    "train.baselines=false",
+    "train.report=false",
+    "eval.knn.k=[1]",
+    "optim.warmup_epochs=0",
+]
+"""Overrides that make a shipped recipe take a second or two."""
+
+WITHOUT_BATCHNORM = ["encoder.backbone=test_vit", "encoder.head_norm=false"]
+"""BatchNorm normalises over the images of a rank, so that two ranks differ from one."""
+
+
+def small(name: str, *overrides: str) -> Recipe:
+    return load(name, [*SMALL, *overrides])
+
+
+def run(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
+    return train(recipe, folder, logger=Logger(prints=False, writes=True), **options)
+
+
+def run_on_two_ranks(recipe: Recipe, folder: Path, port: int) -> None:
+    """Run the recipe in two processes, as torchrun does."""
+    recipe_file = folder.with_suffix(".toml")
+    recipe_file.write_text(recipe.dump())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command += ["-m", "reptk.recipe", str(recipe_file), "--out", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "encoder.safetensors")
+
+
+def last_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """The method's state of the last checkpoint."""
+    name = (folder / "checkpoints" / "last").read_text().strip()
+    return torch.load(folder / "checkpoints" / name / "state.pt", weights_only=True)["method"]
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)

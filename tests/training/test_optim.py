@@ -1,0 +1,188 @@
+"""Weight decay by parameter, optimizers by name, and the learning rate against its formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reptk.core.errors import ReptkError, UsageError
+from reptk.models.encoder import Encoder
+from reptk.training.optim import create_optimizer, create_scheduler, learning_rate
+
+NAMES = ["sgd", "lars", "adamw"]
+
+
+class Model(nn.Module):
+    """A weight, a bias, a norm's two vectors, a scalar; and a frozen weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.frozen = nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.frozen.requires_grad_(False)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(1)  # nothing is zero, so that whatever decays changes
+
+
+def groups_of(model: nn.Module) -> list[dict]:
+    return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+
+def build(name: str = "sgd", lr: float = 0.1, **options: float) -> torch.optim.Optimizer:
+    return create_optimizer(groups_of(Model()), name=name, lr=lr, **{"weight_decay": 0.5, **options})
+
+
+# Weight decay
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_norms_and_biases_decay_only_with_decay_all(name: str, decay_all: bool) -> None:
+    model = Model()
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = create_optimizer(groups_of(model), name=name, lr=0.1, weight_decay=0.5, decay_all=decay_all)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # so that only the decay moves anything
+    optimizer.step()
+    changed = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+    every = {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "scale"}
+    assert changed == (every if decay_all else {"linear.weight"})
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_every_trainable_parameter_of_an_encoder_is_in_one_group(backbone: str) -> None:
+    encoder = Encoder(backbone, size=32, head_norm=True)
+    encoder.head[0].requires_grad_(False)
+    groups = create_optimizer(groups_of(encoder), name="sgd", lr=0.1, weight_decay=0.01).param_groups
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in encoder.parameters() if parameter.requires_grad)
+    for group in groups:
+        decays = {parameter.ndim > 1 for parameter in group["params"]}
+        assert decays == {group["weight_decay"] > 0}
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2, bias=False), nn.LayerNorm(3)])
+def test_a_model_of_one_kind_of_parameter_has_one_group(layer: nn.Module) -> None:
+    assert len(create_optimizer(groups_of(layer), name="sgd", lr=0.1, weight_decay=0.1).param_groups) == 1
+
+
+# Names
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("lars", "Lars"), ("adamw", "AdamW"), ("lamb", "Lamb")])
+def test_an_optimizer_by_name(name: str, kind: str) -> None:
+    assert type(build(name)).__name__ == kind
+    assert {group["lr"] for group in build(name, lr=0.3).param_groups} == {0.3}
+
+
+def test_momentum_applies_to_optimizers_that_have_it() -> None:
+    assert {group["momentum"] for name in ("sgd", "lars") for group in build(name, momentum=0.8).param_groups} == {0.8}
+    assert build("adamw", momentum=0.8).param_groups[0]["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("adamww", "adamw"), ("LARS", "lars"), ("sdg", "sgd")])
+def test_an_unknown_name_suggests(name: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=rf"no optimizer '{name}'\. Nearest: .*\b{nearest}\b.*There are: .*adamw"):
+        build(name)
+
+
+def test_an_optimizer_that_cannot_be_built_is_reported() -> None:
+    with pytest.raises(ReptkError, match="fusedadam"):
+        build("fusedadam")
+
+
+# Learning rate
+
+
+def formula(step: int, kind: str, steps: int, warmup: int, lr: float, first: float, last: float) -> float:
+    """Linear from `first` to `lr`, then half a cosine from `lr` to `last`: SGDR's eq. 5 (arXiv 1608.03983)."""
+    if step < warmup:
+        return first + (lr - first) * step / warmup
+    if kind == "constant":
+        return lr
+    return last + (lr - last) * (1 + math.cos(math.pi * (step - warmup) / max(2, steps - warmup))) / 2
+
+
+SCHEDULES = [
+    # steps, warm-up, lr, first, last
+    (100, 0, 0.1, 0.0, 0.0001),
+    (100, 10, 0.1, 0.0, 0.0001),
+    (100, 10, 0.1, 0.05, 0.0),
+    (50, 49, 3.0, 0.001, 0.003),
+    (20, 20, 0.1, 0.0, 0.0),
+    (10, 30, 0.1, 0.0, 0.01),
+    (3, 1, 0.1, 0.0, 0.01),
+    (2, 0, 0.1, 0.0, 0.01),
+    (1, 0, 0.1, 0.0, 0.01),
+    (1, 1, 0.1, 0.02, 0.01),
+]
+
+
+def learning_rates(kind: str, steps: int, warmup: int, lr: float, first: float, last: float) -> list[float]:
+    optimizer = build(lr=lr)
+    scheduler = create_scheduler(optimizer, kind=kind, steps=steps, warmup_steps=warmup, warmup_lr=first, final_lr=last)
+    rates = []
+    for step in range(steps):
+        scheduler.step_update(step)
+        assert {group["lr"] for group in optimizer.param_groups} == {learning_rate(optimizer)}
+        rates.append(learning_rate(optimizer))
+    return rates
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+@pytest.mark.parametrize("settings", SCHEDULES)
+def test_learning_rate_is_its_formula(settings: tuple[int, int, float, float, float], kind: str) -> None:
+    expected = [formula(step, kind, *settings) for step in range(settings[0])]
+    assert learning_rates(kind, *settings) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_formula_can_disagree() -> None:
+    settings = (100, 10, 0.1, 0.0, 0.0001)
+    expected = [formula(step, "cosine", 100, 11, 0.1, 0.0, 0.0001) for step in range(100)]
+    assert learning_rates("cosine", *settings) != pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_learning_rate_begins_peaks_and_ends_as_configured() -> None:
+    rates = learning_rates("cosine", 1000, 100, 0.1, 0.02, 0.001)
+    assert rates[0] == 0.02
+    assert max(rates) == rates[100] == pytest.approx(0.1)
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert rates[-1] == pytest.approx(0.001, rel=1e-3)
+    assert set(learning_rates("constant", 1000, 100, 0.1, 0.02, 0.001)[100:]) == {0.1}
+
+
+def test_the_rate_depends_on_the_step_alone() -> None:
+    """A resumed run need not replay the steps before."""
+    whole = learning_rates("cosine", 40, 5, 0.1, 0.0, 0.001)
+    for step in (0, 3, 5, 17, 39):
+        optimizer = build(lr=0.1)
+        scheduler = create_scheduler(optimizer, kind="cosine", steps=40, warmup_steps=5, warmup_lr=0.0, final_lr=0.001)
+        scheduler.step_update(step)
+        assert learning_rate(optimizer) == whole[step]
+
+
+# Groups of a method
+
+
+def test_a_group_with_its_own_weight_decay_is_not_split() -> None:
+    layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    groups = [{"params": list(layers[0].parameters())}, {"params": list(layers[1].parameters()), "weight_decay": 0.3}]
+    optimizer = create_optimizer(groups, name="sgd", lr=0.1, weight_decay=0.1)
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [
+        (1, 0.1),
+        (1, 0.0),
+        (2, 0.3),
+    ]
+
+
+def test_lr_scale_multiplies_the_scheduled_rate() -> None:
+    layers = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+    groups = [{"params": list(layers[0].parameters())}, {"params": list(layers[1].parameters()), "lr_scale": 0.1}]
+    optimizer = create_optimizer(groups, name="sgd", lr=1.0, weight_decay=0.0)
+    scheduler = create_scheduler(optimizer, kind="cosine", steps=10, warmup_steps=0, warmup_lr=0.0, final_lr=0.0)
+    for step in range(10):
+        scheduler.step_update(step)
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert second == pytest.approx(0.1 * first)
