@@ -9,7 +9,7 @@ from reptk.config.registry import with_defaults
 from reptk.core import rng
 from reptk.data import Data, Split
 from reptk.data.sources.generated import generated
-from reptk.evaluate import EvalResult, Evaluator, FeatureStore
+from reptk.evaluate import EvalResult, Evaluator, FeatureStore, ImageFeatures
 from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
 from reptk.views.sets import crop_flip
 
@@ -34,7 +34,7 @@ def check_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> No
 
 
 def _feature_store() -> FeatureStore:
-    return FeatureStore(lambda images: images.flatten(1), size=SIZE_PX, views=crop_flip(count=1, size=SIZE_PX))
+    return ImageFeatures(lambda images: images.flatten(1), size_px=SIZE_PX, views=crop_flip(count=1, size=SIZE_PX))
 
 
 def _not_a_result(evaluator: Evaluator, data: Data) -> str | None:

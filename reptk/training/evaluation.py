@@ -82,7 +82,7 @@ def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
 
 def _write(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluation) -> None:
     parts.encoder.save(folder / "model")
-    write_results(folder, results, trained, "trained", parts.data.classes)
+    write_results(folder, results, trained)
 
 
 def _try_to_write_report(parts: Parts, folder: Path) -> str:

@@ -48,7 +48,7 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
         step=saved["step"],
         clock=StepClock(saved["seconds"]),
         meter=StepMeter(saved["steps_without_positives"]),
-        baselines={row: Evaluation.from_state_dict(state) for row, state in saved["baselines"].items()},
+        baselines={row: Evaluation.from_state(state) for row, state in saved["baselines"].items()},
     )
 
 
