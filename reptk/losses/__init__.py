@@ -2,12 +2,14 @@
 
 from reptk.losses.core.operator import implementation, local_rows
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors, normalize
+from reptk.losses.protocol import Loss
 from reptk.losses.simclr import SimCLR, simclr
 from reptk.losses.supcon import SupCon, supcon
 from reptk.losses.tcl import TCL, tcl
 
 __all__ = [
     "TCL",
+    "Loss",
     "RowStatistics",
     "SimCLR",
     "SupCon",

@@ -9,7 +9,7 @@ import torch
 
 from reptk import report
 from reptk.config import Recipe
-from reptk.core import distributed, environment
+from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import ReptkError
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
@@ -63,9 +63,8 @@ def report_results(
 ) -> None:
     """Print the results and write the model and results.json into the run's folder."""
     seconds = state.clock.seconds
-    results = build_results(
-        {**state.baselines, "trained": trained}, parts.data, _protocol(recipe, parts, seconds) | {"commit": commit}
-    )
+    rows = {**state.baselines, "trained": trained}
+    results = build_results(rows, parts.data, _protocol(recipe, parts, seconds, commit))
     logger.line()
     logger.results(table_columns(trained.metrics), results["metrics"])
     logger.verdict(results["verdict"], remarks(trained))
@@ -95,16 +94,15 @@ def _try_to_write_report(parts: Parts, folder: Path) -> str:
         return f"no report: {cause}. Try again: reptk report {folder}"
 
 
-def _protocol(recipe: Recipe, parts: Parts, seconds: float) -> dict[str, Any]:
-    """How the numbers were measured: what `reptk.evaluate.results.protocol` says, and how the encoder was trained."""
+def _protocol(recipe: Recipe, parts: Parts, seconds: float, commit: str | None) -> dict[str, Any]:
+    """How the numbers were measured and how the encoder was trained."""
     device = parts.device
     return {
         "recipe": recipe.name,
-        **protocol(recipe.data, parts.data, recipe.eval, parts.encoder),
+        **protocol(recipe.data, parts.data, recipe.eval, parts.encoder, commit=commit),
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "train_seconds": round(seconds, 1),
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "ranks": distributed.world_size(),
-        "versions": environment.package_versions(),
     }

@@ -1,0 +1,35 @@
+"""What a loss has to provide, and what it may provide in addition."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Loss(Protocol):
+    """A loss on embeddings: `loss(z, ids)` returns a scalar that is differentiable with respect to `z`.
+
+    Only the call is required. The other members have the defaults below, which
+    `reptk.config.registry.with_defaults(loss, Loss)` gives to a loss that lacks them.
+
+    Attributes:
+        computes_local_rows: True says that the loss draws nothing at random and takes everything it needs of the batch
+            from one `reptk.losses.RowStatistics(z, ids)` of all rows in their order. On several ranks, each rank then
+            computes the statistics of its own rows alone and the backward pass needs no communication. A loss without
+            it is computed in full on every rank, from the gathered rows.
+        temperature: the temperature of a softmax over similarities, if the loss has one: a number, a scalar tensor, or
+            a callable without arguments that returns one of these, for a temperature that is learned. Training logs it
+            and warns where it is too high to tell rows apart.
+    """
+
+    computes_local_rows: bool = False
+    temperature: float | Tensor | Callable[[], float | Tensor] | None = None
+
+    def __call__(self, z: Tensor, ids: Tensor, /) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            z: (N, D) embeddings of any scale and floating type; N counts all views of all images on all ranks.
+            ids: (N,) integers; rows that share an id are positives of each other.
+        """
+        ...
