@@ -46,6 +46,7 @@ from reptk.core.environment import git_commit, package_versions
 from reptk.data import Data, InMemory
 from reptk.evaluate import Evaluation, Knn, evaluate_encoder, evaluate_pixels
 from reptk.losses import simclr
+from reptk.methods import Batch
 from reptk.models.encoder import Encoder
 from reptk.training.build import build, load_data
 from reptk.training.loop import train_step
@@ -92,15 +93,15 @@ def main() -> None:
 
 
 def _reptk(recipe: Recipe, data: Data) -> tuple[Encoder, Iterator[Tensor]]:
-    built = build(recipe, data, distributed.setup(recipe.train.device))
-    built.method.train()
+    parts = build(recipe, data, distributed.setup(recipe.train.device))
+    parts.method.train()
 
     def steps() -> Iterator[Tensor]:
-        for step, batch in enumerate(built.loader.batches(0, built.loader.steps_per_epoch)):
-            built.schedule.step_update(step)
-            yield train_step(recipe, built, built.method, *batch, step).loss
+        for number, batch in enumerate(parts.loader.batches(0, parts.loader.steps_per_epoch)):
+            parts.scheduler.step_update(number)
+            yield train_step(parts, parts.method, Batch(*batch), parts.step(number))["loss"].detach()
 
-    return built.encoder, steps()
+    return parts.encoder, steps()
 
 
 def _lightly(recipe: Recipe, data: Data) -> tuple[Encoder, Iterator[Tensor]]:

@@ -141,7 +141,9 @@ def features(rank: int, out: str) -> None:
     built = build(recipe, load_data(recipe), torch.device("cpu"))
     built.encoder.eval()
     encode = ImageFeatures(built.encoder.features, size_px=16, views=built.evaluation_views)
-    made = torch.cat([encode.features(built.data.bank), encode.view(built.data.bank, 1), encode.features(built.data.query)])
+    made = torch.cat(
+        [encode.features(built.data.bank), encode.view(built.data.bank, 1), encode.features(built.data.query)]
+    )
     if distributed.is_main():
         torch.save(made, out)
 

@@ -15,8 +15,8 @@ from reptk.cli import main
 from reptk.config import validate
 from reptk.core.console import Logger
 from reptk.data import photos, subsample
-from reptk.data.sources.generated import generated
 from reptk.data.sources.fashion_mnist import DEBIAN_FOLDER
+from reptk.data.sources.generated import generated
 from reptk.evaluate import Predictions
 from reptk.training.loop import train
 

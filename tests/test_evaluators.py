@@ -160,7 +160,9 @@ def test_view_retrieval_is_perfect_where_views_do_not_matter() -> None:
 def test_view_retrieval_of_a_random_embedding_is_chance() -> None:
     data = unlabelled(400)
     noise = torch.Generator().manual_seed(0)
-    encode = ImageFeatures(lambda images: torch.randn(len(images), 8, generator=noise), size_px=8, views=none(count=1, size=8))
+    encode = ImageFeatures(
+        lambda images: torch.randn(len(images), 8, generator=noise), size_px=8, views=none(count=1, size=8)
+    )
     found = ViewRetrieval(recall=(1, 5, 200))(encode, data).metrics
     assert found["view_recall@1"] < 0.03
     assert found["view_recall@5"] < 0.06

@@ -11,6 +11,7 @@ from PIL import Image
 import reptk
 from reptk import recipe as command
 from reptk.config import Recipe, available, load, validate
+from reptk.training.optim import create_optimizer
 
 ROOT = Path(__file__).parent.parent
 METHODS = {
@@ -89,7 +90,8 @@ def test_the_official_tcl_command() -> None:
     assert (recipe.optim.schedule, recipe.optim.final_lr_ratio) == ("cosine", 1e-3)
     assert (recipe.encoder.head_layers, recipe.encoder.head_out, recipe.encoder.head_norm) == (2, 128, False)
     assert recipe.views["name"] == "autoaugment"
-    assert optimizer(torch.nn.Linear(2, 2), **_optimizer_of(recipe)).param_groups[0]["nesterov"] is False
+    groups = [{"params": list(torch.nn.Linear(2, 2).parameters())}]
+    assert create_optimizer(groups, **_optimizer_of(recipe)).param_groups[0]["nesterov"] is False
 
 
 def test_supcon_steps_are_those_of_its_source() -> None:

@@ -81,7 +81,12 @@ def test_passed_over_queries_neither_count_nor_move_the_interval() -> None:
 
 
 def test_many_at_once_are_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = {"a": QueryMean(coins(100, 0.5)), "b": 0.3, "c": QueryMean(coins(100, 0.2, 1)), "d": QueryMean(coins(60, 0.2, 2))}
+    numbers = {
+        "a": QueryMean(coins(100, 0.5)),
+        "b": 0.3,
+        "c": QueryMean(coins(100, 0.2, 1)),
+        "d": QueryMean(coins(60, 0.2, 2)),
+    }
     together = intervals(numbers)
     assert list(together) == ["a", "c", "d"]
     assert together == {name: pytest.approx(numbers[name].interval()) for name in together}

@@ -17,7 +17,7 @@ from reptk.core import distributed, rng
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
 from reptk.evaluate import Evaluator, build_evaluators
-from reptk.methods import Method
+from reptk.methods import Method, Step
 from reptk.models.encoder import Encoder, eval_mode
 from reptk.training.health import input_bound_advice
 from reptk.training.optim import create_optimizer, create_scheduler
@@ -70,6 +70,10 @@ class Parts:
     @property
     def encoder(self) -> Encoder:
         return self.method.encoder
+
+    def step(self, number: int) -> Step:
+        """The step of this number, with its random key."""
+        return Step(number, self.settings.total_steps, rng.key(self.settings.seed, "views", number))
 
 
 def load_data(recipe: Recipe) -> Data:

@@ -79,9 +79,8 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
         state.clock.start()
         for number in range(state.step, settings.total_steps):
             batch = Batch(*next(batches))
-            step = Step(number, settings.total_steps, rng.key(settings.seed, "views", number))
             parts.scheduler.step_update(number)
-            outputs = train_step(parts, model, batch, step)
+            outputs = train_step(parts, model, batch, parts.step(number))
             state.step = number + 1
             state.meter.add(outputs)
             if _reads_meter(parts, state.step):

@@ -16,7 +16,7 @@ from reptk.core.errors import UsageError
 from reptk.models.encoder import Encoder
 from reptk.models.grad_cache import batch_norms, forward_in_chunks
 from reptk.plugins.dcl import DCL
-from reptk.training.build import assemble, data_of
+from reptk.training.build import build, load_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,7 +171,7 @@ def test_approximate_batch_norm_updates_its_statistics_once() -> None:
 
 def recipe_builder(*overrides: str) -> Callable[[], Any]:
     recipe = load("supcon_photos", ["encoder.backbone=test_vit", "train.batch_size=20", *overrides])
-    return partial(assemble, recipe, data_of(recipe), torch.device("cpu"))
+    return partial(build, recipe, load_data(recipe), torch.device("cpu"))
 
 
 def test_a_recipe_sets_the_micro_batch() -> None:

@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 from reptk import LOSSES, load
 from reptk.config import Recipe, validate
 from reptk.config.plugins import load_plugin
-from reptk.core import rng
 from reptk.core.console import Logger
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import InMemory
 from reptk.evaluate import effective_rank
 from reptk.evaluate.results import headline
 from reptk.losses import implementation
-from reptk.methods import Batch, Step
+from reptk.methods import Batch
 from reptk.training import run_folder
 from reptk.training.build import build, load_data
 from reptk.training.health import input_bound_advice, input_bound_message
@@ -151,8 +150,7 @@ def test_any_step_can_be_resumed(reference: Path, tmp_path: Path) -> None:
     parts.method.train()
     for number, batch in enumerate(parts.loader.batches(0, 4)):
         parts.scheduler.step_update(number)
-        step = Step(number, parts.settings.total_steps, rng.key(recipe.seed, "views", number))
-        train_step(parts, parts.method, Batch(*batch), step)
+        train_step(parts, parts.method, Batch(*batch), parts.step(number))
     folder = run_folder.create(recipe, tmp_path / "middle")
     save(parts, RunState(step=4), folder)
     run(recipe, folder, resume=True)
