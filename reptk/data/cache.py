@@ -58,6 +58,7 @@ class DecodedCache(WritableImages):
                     "data.cache=false"
                 ) from cause
         self._checksums = np.fromfile(self._files.records, RECORD)["checksum"]
+        # The pages of the file are in memory once, for all processes on this machine.
         self._pixels = self._files.map_pixels(self._files.pixels, len(keys))
         self._is_verified = np.zeros(len(keys), dtype=bool)
 
@@ -69,6 +70,7 @@ class DecodedCache(WritableImages):
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, row in zip(numbers.tolist(), out, strict=True):
+            # The copy is verified, which is in the processor's cache now.
             np.copyto(row, self._pixels[number])
             if not self._is_verified[number]:
                 if zlib.crc32(row) != self._checksums[number]:

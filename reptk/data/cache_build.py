@@ -75,6 +75,7 @@ class CacheFiles:
             and manifest.get("version") == FORMAT_VERSION
             and manifest.get("fingerprint") == self.fingerprint
             and manifest.get("rows_sha256") == hashlib.sha256(records).hexdigest()
+            # The content is not checked here, since that would read all pixels; each image has a checksum.
             and _num_bytes(self.pixels) == self.total_bytes
         )
 
@@ -130,10 +131,12 @@ def _write_images(cache: CacheFiles, images: WritableImages, workers: int) -> No
     with _part(cache.records).open(mode) as record_file, _part(cache.pixels).open(mode) as pixel_file:
         record_file.truncate(num_done * RECORD.itemsize)
         record_file.seek(num_done * RECORD.itemsize)
+        # The file has its final length from the start, so that an interrupted build can be mapped into memory.
         pixel_file.truncate(cache.total_bytes)
         pixel_file.seek(num_done * cache.image_bytes)
         for block, numbers in _with_progress_bar(decoded, num_images, num_done):
             pixels = block.permute(0, 2, 3, 1).contiguous().numpy()
+            # Pixels first: a record promises that its pixels are on disk.
             pixel_file.write(pixels)
             _flush_to_disk(pixel_file)
             records = np.empty(len(pixels), RECORD)
@@ -165,6 +168,7 @@ def _publish(cache: CacheFiles, decoded_by: str | None) -> None:
         "fingerprint": cache.fingerprint,
         "rows_sha256": files.sha256_of(_part(cache.records)),
     }
+    # The manifest comes last: without it, the cache is not complete.
     for path in (cache.pixels, cache.records):
         _part(path).replace(path)
     files.write_text(cache.manifest, json.dumps(manifest, indent=2) + "\n")
@@ -182,6 +186,7 @@ class _EarlierCaches:
         """Key -> (index of the earlier cache, number of the image in it)."""
         self._pixels: list[NDArray[np.uint8]] = []
         self._checksums: list[NDArray[np.uint32]] = []
+        # Complete caches whose manifest is damaged are included, since every image is checked when it is copied.
         for records_path in sorted(cache.folder.glob("rows-*")):
             if records_path == _part(cache.records):
                 continue
@@ -200,6 +205,7 @@ class _EarlierCaches:
         if key not in self.location_of:
             return False
         index, number = self.location_of[key]
+        # Copied before it is checked, so that a file that changes meanwhile cannot slip through.
         np.copyto(out, self._pixels[index][number])
         return zlib.crc32(out) == self._checksums[index][number]
 

@@ -109,6 +109,7 @@ def _decode_bytes(content: bytes, out: Square, jpeg: str) -> None:
     size = len(out)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         _check_num_pixels(image)
+        # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             pixels = _decode_with_simplejpeg(content, image, size)
             if pixels is not None:
@@ -167,6 +168,7 @@ def _decode_with_simplejpeg(content: bytes, image: Image.Image, size: int) -> ND
         if min(image.size) // candidate >= size:
             divisor = candidate
             break
+    # Rounded up, as libjpeg rounds the sides of reduced images.
     min_height = -(-image.height // divisor)
     min_width = -(-image.width // divisor)
     try:
@@ -219,8 +221,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow's own conversion would clip to 255 instead of scaling.
         grey = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
+    # Converting to RGB directly would show whatever color transparent pixels happen to have.
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -85,6 +85,7 @@ class FileReader:
         """
         if self.cache_folder is None:
             return [ImageFiles(paths, self.size, self.jpeg) for paths in splits]
+        # Sorted, so that the fingerprint of the cache does not depend on how the files are split.
         distinct = sorted({path for paths in splits for path in paths})
         files = ImageFiles(distinct, self.size, self.jpeg)
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
@@ -114,5 +115,6 @@ def cache_folder(cache: bool | str, name: str, root: Path, size: int) -> Path | 
     else:
         parent = Path(cache).expanduser()
     root = root.resolve()
+    # Folders with the same name in different places have different caches.
     digest = hashlib.blake2b(os.fsencode(root), digest_size=4).hexdigest()
     return parent.absolute() / f"{name}-{root.name}-{size}px-{digest}"

@@ -39,6 +39,7 @@ def prefetch(
     """
     pin_memory = torch.device(device).type == "cuda"
     if isinstance(images, InMemory):
+        # Indexing on the device is faster than any copy of batches to it.
         images.to(device)
         for numbers in batches:
             yield images.fetch(numbers), numbers
@@ -64,6 +65,7 @@ def _prefetch_with_threads(
     queue: deque[_PendingBatch] = deque()
     try:
         for numbers in batches:
+            # At least 1: tensors cannot be split into chunks of 0.
             chunk_size = max(1, ceil(len(numbers) / (workers * CHUNKS_PER_WORKER)))
             queue.append(_PendingBatch(images, numbers, pool.submit, chunk_size, pin_memory))
             if len(queue) > PREFETCHED_BATCHES:
@@ -72,6 +74,7 @@ def _prefetch_with_threads(
         while queue:
             yield queue.popleft().result()
     finally:
+        # Also reached if the iterator is abandoned: closing a generator raises GeneratorExit at its yield.
         pool.shutdown(cancel_futures=True)
 
 
@@ -102,6 +105,7 @@ class _PendingBatch:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Wait for all chunks and return the images (b, 3, H, W) and their numbers (b,)."""
+        # Raises what the fetching of a chunk raised.
         chunks = [future.result() for future in self._futures]
         if self._buffer is not None:
             return rearrange(self._buffer, "b h w c -> b c h w"), self._numbers
@@ -109,6 +113,7 @@ class _PendingBatch:
             batch = torch.cat(chunks)
         else:
             batch = chunks[0]
+        # The same memory format for every number of chunks and every kind of images.
         batch = batch.contiguous(memory_format=torch.channels_last)
         if self._pin_memory and not batch.is_cuda:
             batch = batch.pin_memory()

@@ -63,6 +63,7 @@ class WritableImages(Images, Protocol):
 
 def fetch_batch(images: WritableImages, numbers: Tensor) -> Tensor:
     """Return images (n, 3, size, size) uint8, in channels-last memory, as written by `fetch_into`."""
+    # Channels last, as decoders give pixels; convolutions are faster in this memory format, too.
     batch = torch.empty(len(numbers), images.size, images.size, 3, dtype=torch.uint8)
     images.fetch_into(numbers, batch.numpy())
     return rearrange(batch, "n h w c -> n c h w")
@@ -130,6 +131,7 @@ class InMemory(Images):
         """Move the images to a device; to a CUDA device only if they need at most a quarter of its free memory."""
         device = torch.device(device)
         if device.type == "cuda":
+            # The rest of the memory is for the model and its activations, which are not allocated yet.
             free_bytes, _ = torch.cuda.mem_get_info(device)
             if self._pixels.nbytes > free_bytes / 4:
                 return self
@@ -137,9 +139,11 @@ class InMemory(Images):
         return self
 
     def fetch(self, numbers: Tensor) -> Tensor:
+        # Without non_blocking, the host would wait until the GPU has done everything before.
         numbers = numbers.to(self._pixels.device, non_blocking=True)
         images = rearrange(self._pixels.index_select(0, numbers), "n h w c -> n c h w")
         if self.is_grey:
+            # A view: the channels are not copied.
             images = images.expand(-1, 3, -1, -1)
         return images
 
@@ -214,6 +218,7 @@ def _draw(split: Split | None, name: str, count: int) -> Split | None:
     """Return `count` images of a split in their order, or all if there are fewer."""
     if split is None or len(split) <= count:
         return split
+    # The key decides which images are drawn: with another one, earlier results could not be compared.
     order = torch.randperm(len(split), generator=rng.generator("limited", name, len(split)))
     return subset(split, order[:count].sort().values)
 

@@ -28,12 +28,14 @@ def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float)
     if pretrained:
         check_downloadable(name)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    # Not every model has these options, so they are passed only where they are needed.
     if drop_path:
         options["drop_path_rate"] = drop_path
     if timm.get_pretrained_cfg(name).fixed_input_size:
         options["img_size"] = size
     try:
         backbone = timm.create_model(name, **options)
+    # timm raises all of these for sizes and options that a model does not support.
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as cause:
         if pretrained and isinstance(cause, OSError | RuntimeError):
             raise EnvironmentProblem(download_failed(name, first_line(cause))) from cause
@@ -59,6 +61,7 @@ def count_features(backbone: nn.Module, size: int, name: str) -> int:
     Raises:
         UsageError: the backbone cannot encode images of this size, or does not give one vector per image.
     """
+    # In training mode, BatchNorm would refuse a single image, or update its statistics with it.
     was_training = backbone.training
     try:
         with torch.no_grad():

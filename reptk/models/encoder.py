@@ -120,6 +120,7 @@ class Encoder(nn.Module):
         """Return the backbone's features (B, F) of images (B, 3, H, W), which evaluation and search use."""
         if images.dtype == torch.uint8:
             images = to_float(images)
+        # The difference is a new tensor, so it may be divided in place.
         return self.backbone((images - self.mean).div_(self.std))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -158,6 +159,7 @@ class Encoder(nn.Module):
         """
         with eval_mode(self):
             images = resize_center_crop(images.to(self.mean.device), self.config["size"], crop)
+            # Under autocast, features may be in half precision; the result is float32 in any case.
             h = self.features(images).float()
         return nn.functional.normalize(h, dim=1)
 
@@ -165,6 +167,7 @@ class Encoder(nn.Module):
         """Write `encoder.safetensors` and `config.json` into `folder`, each of them atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # safetensors stores contiguous tensors only, and weights may be in channels-last memory.
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
         for_readers = {
             "mean": self.mean.flatten().tolist(),

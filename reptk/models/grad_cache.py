@@ -45,6 +45,8 @@ def forward_in_chunks(
         # The first encoding has updated the running statistics already.
         return nullcontext(), _with_restored_buffers(layers)
 
+    # checkpoint stores the random state of each chunk and restores it for the second encoding. Only the variant that is
+    # not reentrant supports contexts.
     encoded = [checkpoint(encode, chunk, use_reentrant=False, context_fn=contexts) for chunk in inputs.chunk(chunks)]
     return torch.cat(encoded)
 

@@ -33,6 +33,7 @@ def use_small_stem(backbone: nn.Module, name: str) -> str:
             "Use encoder.stem=timm, with a small patch size in the name if there is one"
         )
     new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=old.bias is not None)
+    # timm's initialization of convolutions in ResNets.
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.weight.shape == old.weight.shape:
         new.load_state_dict(old.state_dict())

@@ -69,6 +69,7 @@ def check_downloadable(name: str) -> None:
     if not repository or hub.HF_HUB_OFFLINE:
         return
     for file in HUB_FILES:
+        # The path of the cached file; otherwise None, or a marker that the repository has no such file.
         if isinstance(try_to_load_from_cache(repository, file), str):
             return
     try:

@@ -18,6 +18,7 @@ def digits(train: int = 1000) -> Data:
 
     The first `train` are the training images and the bank, the others the queries.
     """
+    # Imported here, since it takes long and only this data set needs it.
     from sklearn.datasets import load_digits
 
     dataset = load_digits()

@@ -78,6 +78,7 @@ def folder(
 
     files = _find_labeled_files(base, labels)
     classes = _class_names(files)
+    # Without labels nothing can be evaluated, so all images are for training.
     if not classes:
         return build_data(files, None, None, (), reader, f"{base}: nothing held out")
     train, query = _hold_out(files, holdout)
@@ -100,6 +101,7 @@ def find_images(base: Path) -> Iterator[Path]:
     for folder_name, subfolders, names in os.walk(base, followlinks=True):
         parent = Path(folder_name)
         stat = parent.stat()
+        # Device and inode identify a folder, whatever link leads to it.
         if (stat.st_dev, stat.st_ino) in visited:
             subfolders.clear()  # os.walk does not descend into what is removed from its list
             continue

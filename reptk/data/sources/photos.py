@@ -53,11 +53,13 @@ def photos() -> Data:
         EnvironmentProblem: scikit-image is not installed.
     """
     photographs = load_photographs()
+    # Sorted, so that the labels do not depend on the order of the tables above.
     classes = sorted(photographs)
     train_patches: list[Tensor] = []
     query_patches: list[Tensor] = []
     for name in classes:
         photograph = photographs[name]
+        # Cropped before patches are resized: a filter that crosses the edge would mix the splits.
         edge = round(photograph.width * TRAIN_FRACTION)
         train_region = photograph.crop((0, 0, edge, photograph.height))
         query_region = photograph.crop((edge, 0, photograph.width, photograph.height))
