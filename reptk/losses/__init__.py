@@ -1,6 +1,6 @@
-"""Losses on embeddings: loss(z (N, D), ids (N,)) -> scalar. Rows that share an id are positives of each other."""
+"""Losses on embeddings: loss(z (N, D), ids (N,)) returns a scalar. Rows that share an id are positives of each other."""
 
-from reptk.losses.core.operator import implementation, local_rows
+from reptk.losses.core.implementations import implementation, local_rows
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors, normalize
 from reptk.losses.protocol import Loss
 from reptk.losses.simclr import SimCLR, simclr
@@ -15,9 +15,9 @@ __all__ = [
     "SupCon",
     "Term",
     "implementation",
+    "local_rows",
     "mean_over_anchors",
     "normalize",
-    "local_rows",
     "simclr",
     "supcon",
     "tcl",

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.core.arguments import Positive, Temperature, slope_of
+from reptk.losses.arguments import Positive, Temperature, logit_scale_of
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -28,7 +28,7 @@ def simclr(
         z: (N, D) embeddings of any scale and floating type.
         ids: (N,) integers: the image each row is a view of.
         temperature: t > 0; a scalar tensor gets its gradient.
-        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        keys: (K, D) further rows to compare with, e.g. a queue; they are not anchors and get no gradient.
         key_ids: (K,) their ids.
 
     Returns:
@@ -43,15 +43,20 @@ def simclr(
         >>> round(simclr(z, torch.tensor([0, 1, 0, 1]), temperature=0.5).item(), 4)
         0.2395
     """
-    slope = slope_of(temperature)
+    logit_scale = logit_scale_of(temperature)
     rows = RowStatistics(z, ids, keys, key_ids)
-    mean, over_all = rows.measure(Term("others", slope))
-    return mean_over_anchors(over_all - slope * mean, rows.positives())
+    mean_similarity, log_denominator = rows.measure(Term("others", logit_scale))
+    return mean_over_anchors(log_denominator - logit_scale * mean_similarity, rows.positives())
 
 
 @LOSSES.register("simclr")
 class SimCLR(nn.Module):
-    """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar. A learned temperature starts at `temperature`."""
+    """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar.
+
+    Args:
+        temperature: t > 0; where learning starts, if it is learned.
+        learn_temperature: learn the temperature, through its logarithm.
+    """
 
     computes_local_rows = True
 

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.core.arguments import Positive, Temperature, slope_of
+from reptk.losses.arguments import Positive, Temperature, logit_scale_of
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -20,20 +20,20 @@ def supcon(
 ) -> Tensor:
     """SupCon loss (Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3).
 
-    With unit rows, s_ij = z_i . z_j, P(i) the rows that share i's id and A(i) all rows but i:
+    With unit rows, s_ij = z_i . z_j, P(i) the other rows that share i's id and A(i) all rows but i:
 
         out:  L_i = -1/|P(i)| sum_{p in P(i)} log( exp(s_ip / t) / sum_{a in A(i)} exp(s_ia / t) )
         in:   L_i = -log( 1/|P(i)| sum_{p in P(i)} exp(s_ip / t) / sum_{a in A(i)} exp(s_ia / t) )
 
     The result is the mean of L_i over the anchors that have a positive. The paper sums over anchors; the authors' code
-    takes the mean over all of them and multiplies by temperature / base_temperature, which is not done here.
+    takes the mean over all of them and multiplies it by temperature / base_temperature. This function does neither.
 
     Args:
         z: (N, D) embeddings of any scale and floating type.
         ids: (N,) integers; rows that share an id are positives.
         temperature: t > 0; a scalar tensor gets its gradient.
         form: `"out"` (the paper's choice) or `"in"`; in <= out.
-        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        keys: (K, D) further rows to compare with, e.g. a queue; they are not anchors and get no gradient.
         key_ids: (K,) their ids.
 
     Returns:
@@ -48,17 +48,19 @@ def supcon(
         >>> round(supcon(z, torch.tensor([0, 0, 1, 1]), temperature=0.5).item(), 4)
         0.2395
     """
-    slope = slope_of(temperature)
+    logit_scale = logit_scale_of(temperature)
     _check_form(form)
     rows = RowStatistics(z, ids, keys, key_ids)
-    others, positives = Term("others", slope), Term("positives", slope)
-    count = rows.positives()
+    num_positives = rows.positives()
+    others, positives = Term("others", logit_scale), Term("positives", logit_scale)
     if form == "out":
-        mean, over_all = rows.measure(others)
-        return mean_over_anchors(over_all - slope * mean, count)
-    _, over_all, over_positives = rows.measure(others, positives)
-    log_count = count.clamp_min(1).to(over_all.dtype).log()
-    return mean_over_anchors(over_all - over_positives + log_count, count)
+        mean_similarity, log_denominator = rows.measure(others)
+        per_anchor = log_denominator - logit_scale * mean_similarity
+    else:
+        _, log_denominator, log_numerator = rows.measure(others, positives)
+        log_count = num_positives.clamp_min(1).to(log_denominator.dtype).log()
+        per_anchor = log_denominator - log_numerator + log_count
+    return mean_over_anchors(per_anchor, num_positives)
 
 
 def _check_form(form: str) -> str:
@@ -69,7 +71,13 @@ def _check_form(form: str) -> str:
 
 @LOSSES.register("supcon")
 class SupCon(nn.Module):
-    """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar. A learned temperature starts at `temperature`."""
+    """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar.
+
+    Args:
+        temperature: t > 0; where learning starts, if it is learned.
+        form: `"out"` or `"in"`.
+        learn_temperature: learn the temperature, through its logarithm.
+    """
 
     computes_local_rows = True
 

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.core.arguments import NotNegative, Positive, Temperature, not_negative, slope_of
+from reptk.losses.arguments import NotNegative, Positive, Temperature, check_not_negative, logit_scale_of
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -37,7 +37,7 @@ def tcl(
         temperature: t > 0; a scalar tensor gets its gradient.
         k1: weight of the hard-positive term, at least 0 (the published code's default: 5000).
         k2: weight of the negatives, at least 0 (the published code's default: 1).
-        keys: (K, D) further rows to compare with, e.g. a queue; they are no anchors and get no gradient.
+        keys: (K, D) further rows to compare with, e.g. a queue; they are not anchors and get no gradient.
         key_ids: (K,) their ids.
 
     Returns:
@@ -52,22 +52,28 @@ def tcl(
         >>> round(tcl(z, torch.tensor([0, 0, 1, 1]), temperature=0.5, k1=0.0, k2=1.0).item(), 4)
         0.2395
     """
-    slope = slope_of(temperature)
-    terms = [Term("positives", slope)]
-    if not_negative("k1", k1) > 0:
-        terms.append(Term("positives", -1.0, math.log(k1)))
-    if not_negative("k2", k2) > 0:
-        terms.append(Term("negatives", slope, math.log(k2)))
+    logit_scale = logit_scale_of(temperature)
+    check_not_negative("k1", k1)
+    check_not_negative("k2", k2)
+    denominator = [Term("positives", logit_scale)]
+    if k1 > 0:
+        denominator.append(Term("positives", -1.0, math.log(k1)))
+    if k2 > 0:
+        denominator.append(Term("negatives", logit_scale, math.log(k2)))
     rows = RowStatistics(z, ids, keys, key_ids)
-    mean, denominator = rows.measure(terms)
-    return mean_over_anchors(denominator - slope * mean, rows.positives())
+    mean_similarity, log_denominator = rows.measure(denominator)
+    return mean_over_anchors(log_denominator - logit_scale * mean_similarity, rows.positives())
 
 
 @LOSSES.register("tcl")
 class TCL(nn.Module):
     """`tcl` as a module: forward(z (N, D), ids (N,)) -> scalar. The defaults are those of the published code.
 
-    A learned temperature starts at `temperature`.
+    Args:
+        temperature: t > 0; where learning starts, if it is learned.
+        k1: weight of the hard-positive term, at least 0.
+        k2: weight of the negatives, at least 0.
+        learn_temperature: learn the temperature, through its logarithm.
     """
 
     computes_local_rows = True
@@ -81,8 +87,8 @@ class TCL(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = Temperature(temperature, learn_temperature)
-        self.k1 = not_negative("k1", k1)
-        self.k2 = not_negative("k2", k2)
+        self.k1 = check_not_negative("k1", k1)
+        self.k2 = check_not_negative("k2", k2)
 
     def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
         return tcl(z, ids, temperature=self.temperature(), k1=self.k1, k2=self.k2, keys=keys, key_ids=key_ids)

@@ -1,66 +1,85 @@
-"""Log-sum-exp by one n x m matrix: for small batches, and what the other implementations are held against."""
+"""Log-sum-exp by one n x m matrix: for small batches, and the reference for the other implementations."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from reptk.losses.core.key_blocks import Columns, Forward, Term, excluded
+from reptk.losses.core.key_blocks import ExpSum, KeyBlock, LogSums, excluded_pairs
 
 
-def forward(own: Columns, columns: list[Columns], terms: list[Term], learned: bool) -> Forward:
-    """See `columns.Forward`. Keeps exp(logits) of every term, or the logits where these are too large for that."""
-    z = _rows(columns)
-    similarity = own.z @ z.T
-    kept = z.new_empty(len(terms), *similarity.shape)
-    log_sum = z.new_empty(len(terms), similarity.shape[0])
-    mean = torch.empty_like(log_sum) if learned else z.new_empty(0)
-    for number, term in enumerate(terms):
-        logits = torch.mul(similarity, term.slope, out=kept[number])
-        logits.fill_diagonal_(-math.inf)  # the first columns are the own rows
-        if term.over != "others":
-            logits.masked_fill_(torch.cat([excluded(own, side, term.over) for side in columns], 1), -math.inf)
-        if term.tame:
-            log_sum[number] = logits.exp_().sum(1).log_()
+def forward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSum], with_expectation: bool) -> LogSums:
+    """See `Implementation.forward`. The cache is exp(logits) of every sum, or the logits where a sum needs a shift."""
+    keys = _all_rows(key_blocks)
+    similarity = anchors.z @ keys.T
+    cache = keys.new_empty(len(exp_sums), *similarity.shape)
+    log_sums = keys.new_empty(len(exp_sums), similarity.shape[0])
+    expected = torch.empty_like(log_sums) if with_expectation else keys.new_empty(0)
+    for number, exp_sum in enumerate(exp_sums):
+        logits = torch.mul(similarity, exp_sum.logit_scale, out=cache[number])
+        logits.fill_diagonal_(-math.inf)  # the first block of keys is the anchors
+        if exp_sum.candidates != "others":
+            excluded = [excluded_pairs(anchors, block, exp_sum.candidates) for block in key_blocks]
+            logits.masked_fill_(torch.cat(excluded, 1), -math.inf)
+        if exp_sum.needs_max_shift:
+            log_sums[number] = torch.logsumexp(logits, 1)
         else:
-            log_sum[number] = torch.logsumexp(logits, 1)
-        if learned:
-            anchor = log_sum[number].masked_fill(log_sum[number] == -math.inf, 0.0)[:, None]
-            share = logits * (-anchor).exp() if term.tame else (logits - anchor).exp_()
-            mean[number] = (share * similarity).sum(1)
-    return Forward(log_sum, mean, kept)
+            log_sums[number] = logits.exp_().sum(1).log_()
+        if with_expectation:
+            expected[number] = _expected_similarity(cache[number], similarity, log_sums[number], exp_sum)
+    return LogSums(log_sums, expected, cache)
 
 
-def backward(own: Columns, columns: list[Columns], terms: list[Term], kept: Tensor) -> Tensor:
-    """Gradient of the own rows (n, D)."""
+def backward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSum], cache: Tensor) -> Tensor:
+    """See `Implementation.backward`."""
     weights = None
-    for number, term in enumerate(terms):
-        g, lse = _of_columns(columns, number)
-        if term.tame:
-            u = (g * term.slope).mul_(torch.exp(-lse))
-            made = (u[: own.z.shape[0], None] + u).mul_(kept[number])
+    for number, exp_sum in enumerate(exp_sums):
+        h = _gradient_weights(anchors.of_sum(number), key_blocks, number, exp_sum, cache[number])
+        weights = h if weights is None else weights.add_(h)
+    return weights @ _all_rows(key_blocks)
+
+
+def _expected_similarity(cached: Tensor, similarity: Tensor, log_sum: Tensor, exp_sum: ExpSum) -> Tensor:
+    log_sum = log_sum.masked_fill(log_sum == -math.inf, 0.0)[:, None]
+    if exp_sum.needs_max_shift:
+        softmax = (cached - log_sum).exp_()
+    else:
+        softmax = cached * (-log_sum).exp()
+    return (softmax * similarity).sum(1)
+
+
+def _gradient_weights(
+    anchors: KeyBlock, key_blocks: list[KeyBlock], number: int, exp_sum: ExpSum, cached: Tensor
+) -> Tensor:
+    """Return logit_scale * H of one sum, (n, m); H is defined in `operator.py`."""
+    num_anchors = anchors.z.shape[0]
+    g, lse = _of_all_keys(key_blocks, number)
+    if exp_sum.needs_max_shift:
+        h = (cached - anchors.log_sum[:, None]).exp_().mul_(anchors.grad_log_sum[:, None])
+        h += (cached - lse).exp_().mul_(g)
+        h *= exp_sum.logit_scale
+        return h
+    u = (g * exp_sum.logit_scale).mul_(torch.exp(-lse))
+    return (u[:num_anchors, None] + u).mul_(cached)
+
+
+def _of_all_keys(key_blocks: list[KeyBlock], number: int) -> tuple[Tensor, Tensor]:
+    """Return the (m,) gradients and log-sums of all keys for one sum; those of a queue, which are no anchors, weigh 0."""
+    blocks = [block.of_sum(number) for block in key_blocks]
+    if len(blocks) == 1:
+        return blocks[0].grad_log_sum, blocks[0].log_sum
+    grads, log_sums = [], []
+    for block in blocks:
+        if block.grad_log_sum is None:
+            grads.append(block.z.new_zeros(len(block.z)))
+            log_sums.append(block.z.new_full((len(block.z),), math.inf))
         else:
-            made = (kept[number] - own.lse[number, :, None]).exp_().mul_(own.g[number, :, None])
-            made += (kept[number] - lse).exp_().mul_(g)
-            made *= term.slope
-        weights = made if weights is None else weights.add_(made)
-    return weights @ _rows(columns)
+            grads.append(block.grad_log_sum)
+            log_sums.append(block.log_sum)
+    return torch.cat(grads), torch.cat(log_sums)
 
 
-def _of_columns(columns: list[Columns], term: int) -> tuple[Tensor, Tensor]:
-    """(m,) g and lse of all columns; keys, which are no anchors, weigh nothing."""
-    own, *others = columns
-    if not others:
-        return own.g[term], own.lse[term]
-    sides = [
-        (own.z.new_zeros(len(side.z)), own.z.new_full((len(side.z),), math.inf))
-        if side.g is None
-        else (side.g[term], side.lse[term])
-        for side in columns
-    ]
-    g, lse = zip(*sides, strict=True)
-    return torch.cat(g), torch.cat(lse)
-
-
-def _rows(columns: list[Columns]) -> Tensor:
-    return columns[0].z if len(columns) == 1 else torch.cat([side.z for side in columns])
+def _all_rows(key_blocks: list[KeyBlock]) -> Tensor:
+    if len(key_blocks) == 1:
+        return key_blocks[0].z
+    return torch.cat([block.z for block in key_blocks])

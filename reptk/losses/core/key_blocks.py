@@ -1,50 +1,142 @@
-"""What the implementations of log-sum-exp share: the rows and what is known of them, and what is summed over whom."""
+"""What the implementations of log-sum-exp share: blocks of rows to compare with, and sums of exponentials over them."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 
-Over = Literal["positives", "negatives", "others"]
+Candidates = Literal["positives", "negatives", "others"]
+"""The rows that an anchor is compared with: the other rows of its id, the rows of other ids, or both."""
+
+CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
 
 
-class Columns(NamedTuple):
-    """Rows z (M, D) that anchors are compared with. The first set an implementation is given is the anchors themselves.
+class KeyBlock(NamedTuple):
+    """Rows that anchors are compared with. The first block of a list is the anchors themselves.
 
-    group: (M,) which rows belong together. In the backward pass g and lse (T, M) are the gradient of the rows' own
-    log-sum-exp, term by term, and its value; None in the forward pass, and for keys, which are nobody's anchors.
+    In the forward pass, and for rows that are never anchors (a queue), `grad_log_sum` and `log_sum` are None.
+
+    Attributes:
+        z: (M, D) unit rows.
+        group: (M,) number of each row's id.
+        grad_log_sum: (T, M) gradient of the loss with respect to the T log-sum-exp of these rows, as anchors.
+        log_sum: (T, M) these log-sum-exp.
     """
 
     z: Tensor
     group: Tensor
-    g: Tensor | None
-    lse: Tensor | None
+    grad_log_sum: Tensor | None
+    log_sum: Tensor | None
+
+    def of_sum(self, number: int) -> Self:
+        """Return the block with `grad_log_sum` (M,) and `log_sum` (M,) of one of the T sums."""
+        if self.grad_log_sum is None:
+            return self
+        return self._replace(grad_log_sum=self.grad_log_sum[number], log_sum=self.log_sum[number])
+
+    def select(self, index: slice | Tensor) -> Self:
+        """Return the rows at `index` of a block `of_sum`."""
+        if self.grad_log_sum is None:
+            return self._replace(z=self.z[index], group=self.group[index])
+        return type(self)(self.z[index], self.group[index], self.grad_log_sum[index], self.log_sum[index])
+
+    def split(self, first: int, count: int) -> tuple[Self, Self]:
+        """Return the rows first .. first + count - 1, and all others in their order, with all T sums."""
+        stop = first + count
+        inside = self._replace(z=self.z[first:stop], group=self.group[first:stop])
+        outside = self._replace(z=_cut_out(self.z, first, stop, dim=0), group=_cut_out(self.group, first, stop, dim=0))
+        if self.grad_log_sum is None:
+            return inside, outside
+        grad, log_sum = self.grad_log_sum, self.log_sum
+        inside = inside._replace(grad_log_sum=grad[:, first:stop], log_sum=log_sum[:, first:stop])
+        outside = outside._replace(
+            grad_log_sum=_cut_out(grad, first, stop, dim=1), log_sum=_cut_out(log_sum, first, stop, dim=1)
+        )
+        return inside, outside
 
 
-class Term(NamedTuple):
-    """sum exp(slope * s) over some rows. tame: exp of that never leaves the type, so it needs no shift."""
+class ExpSum(NamedTuple):
+    """The sum of exp(logit_scale * s_ij) over the candidates j of an anchor i.
 
-    slope: float | Tensor
-    over: Over
-    tame: bool
+    `needs_max_shift` says that an exponential may overflow or vanish, so that the largest logit has to be subtracted
+    from all of them first.
+    """
+
+    logit_scale: float | Tensor
+    candidates: Candidates
+    needs_max_shift: bool
 
 
-class Forward(NamedTuple):
-    """log_sum (T, n); mean (T, n) similarity under the softmax, if asked for; kept: what backward can use again."""
+class LogSums(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+        log_sum: (T, n) logarithm of every sum for every anchor; minus infinity where there is no candidate.
+        expected_similarity: (T, n) mean similarity to the candidates under the softmax of the logits, which is the
+            derivative of `log_sum` with respect to `logit_scale`; empty unless requested.
+        cache: what makes the backward pass cheaper; may be empty.
+    """
 
     log_sum: Tensor
-    mean: Tensor
-    kept: Tensor
+    expected_similarity: Tensor
+    cache: Tensor
 
 
-def is_tame(slope: float, dtype: torch.dtype) -> bool:
-    """Whether exp(slope * s) for s in -1..1, summed over any batch, stays within the type without being shifted."""
-    return abs(slope) <= (600 if dtype == torch.float64 else 50)
+def needs_max_shift(logit_scale: float, dtype: torch.dtype) -> bool:
+    """Return whether exp(logit_scale * s), for s in -1..1 and summed over any batch, may leave the floating type."""
+    largest_safe = 600 if dtype == torch.float64 else 50
+    # Negated, so that NaN needs the shift.
+    return not abs(logit_scale) <= largest_safe
 
 
-def excluded(rows: Columns, columns: Columns, over: Over) -> Tensor | None:
-    """(n, m) the pairs that do not count, by their groups alone: a row itself is not looked for here."""
-    if over == "others":
+def compared_rows(
+    rows: KeyBlock, keys: Tensor, group: Tensor, first: int, count: int
+) -> tuple[KeyBlock, list[KeyBlock]]:
+    """Return this rank's anchors, and all that they are compared with: themselves, the other ranks' rows, the keys.
+
+    Args:
+        rows: the N rows of all ranks.
+        keys: (K, D) further rows.
+        group: (N + K,) of rows and keys.
+        first: the first of this rank's rows.
+        count: how many they are.
+    """
+    num_rows = rows.z.shape[0]
+    if count == num_rows:
+        anchors, key_blocks = rows, [rows]
+    else:
+        anchors, other_rows = rows.split(first, count)
+        key_blocks = [anchors, other_rows]
+    if keys.shape[0]:
+        key_blocks.append(KeyBlock(keys, group[num_rows:], None, None))
+    return anchors, key_blocks
+
+
+def make_exp_sums(logit_scales: Tensor, candidates: Sequence[int], dtype: torch.dtype) -> list[ExpSum]:
+    """Return the sums of T logit scales over candidates that are given as places in `CANDIDATES`."""
+    exp_sums = []
+    if logit_scales.is_cuda:
+        # The values are not looked at, which would wait for the GPU: the shift is right for any of them.
+        for scale, place in zip(logit_scales.to(dtype), candidates, strict=True):
+            exp_sums.append(ExpSum(scale, CANDIDATES[place], needs_max_shift=True))
+        return exp_sums
+    for scale, place in zip(logit_scales.tolist(), candidates, strict=True):
+        exp_sums.append(ExpSum(scale, CANDIDATES[place], needs_max_shift(scale, dtype)))
+    return exp_sums
+
+
+def excluded_pairs(anchors: KeyBlock, keys: KeyBlock, candidates: Candidates) -> Tensor | None:
+    """Return (n, m) the pairs that are no candidates, judged by groups alone (not i = j); None if there are none."""
+    if candidates == "others":
         return None
-    same = rows.group[:, None] == columns.group[None, :]
-    return ~same if over == "positives" else same
+    same_group = anchors.group[:, None] == keys.group[None, :]
+    if candidates == "positives":
+        return ~same_group
+    return same_group
+
+
+def _cut_out(values: Tensor, start: int, stop: int, dim: int) -> Tensor:
+    before = values.narrow(dim, 0, start)
+    after = values.narrow(dim, stop, values.shape[dim] - stop)
+    return torch.cat([before, after], dim)

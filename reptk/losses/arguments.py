@@ -1,4 +1,4 @@
-"""Ranges of the losses' arguments: as annotations a recipe is checked against, and as checks for direct callers."""
+"""Arguments of the losses: their ranges, as annotations for recipes and as checks for direct callers, and temperature."""
 
 import math
 from typing import Annotated
@@ -11,8 +11,8 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 
 
-def positive(name: str, value: float) -> float:
-    """`value` if it is finite and above 0, and its reciprocal fits float32.
+def check_positive(name: str, value: float) -> float:
+    """Return `value` if it is finite and above 0, and its reciprocal fits float32.
 
     Raises:
         ValueError: otherwise.
@@ -24,8 +24,8 @@ def positive(name: str, value: float) -> float:
     return value
 
 
-def not_negative(name: str, value: float) -> float:
-    """`value` if it is finite and at least 0.
+def check_not_negative(name: str, value: float) -> float:
+    """Return `value` if it is finite and at least 0.
 
     Raises:
         ValueError: otherwise.
@@ -35,26 +35,35 @@ def not_negative(name: str, value: float) -> float:
     return value
 
 
-def slope_of(temperature: float | Tensor) -> float | Tensor:
-    """1 / temperature. A scalar tensor is not looked at, which on a GPU would mean waiting for it.
+def logit_scale_of(temperature: float | Tensor) -> float | Tensor:
+    """Return 1 / temperature.
+
+    The value of a scalar tensor is not checked: reading it from a GPU would wait for the device.
 
     Raises:
-        ValueError: a number out of range, or a tensor that is no scalar.
+        ValueError: a number out of range, or a tensor that is not a scalar.
     """
     if isinstance(temperature, Tensor):
         if temperature.ndim:
             raise ValueError(f"temperature must be a number or a scalar tensor, got shape {tuple(temperature.shape)}")
         return 1 / temperature
-    return 1 / positive("temperature", temperature)
+    return 1 / check_positive("temperature", temperature)
 
 
 class Temperature(nn.Module):
-    """A temperature as it is, or learned through its logarithm, starting there: `temperature()` gives its value."""
+    """A temperature that is fixed, or learned through its logarithm. `temperature()` returns its current value.
+
+    Args:
+        start: the value, or where learning starts.
+        learned: whether the logarithm is a parameter.
+    """
 
     def __init__(self, start: float, learned: bool) -> None:
         super().__init__()
-        self.start = positive("temperature", start)
+        self.start = check_positive("temperature", start)
         self.logarithm = nn.Parameter(torch.tensor(math.log(start))) if learned else None
 
     def forward(self) -> float | Tensor:
-        return self.start if self.logarithm is None else self.logarithm.exp()
+        if self.logarithm is None:
+            return self.start
+        return self.logarithm.exp()
