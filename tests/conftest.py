@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from reptk.config.registry import REGISTRIES
-from reptk.losses.core import tiled
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,15 +35,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def small_tiles() -> Iterator[None]:
-    """Tiles and blocks so small that a handful of rows needs several."""
-    before = tiled.TILE, tiled.BLOCK_PAIRS
-    tiled.TILE, tiled.BLOCK_PAIRS = 3, 6
-    yield
-    tiled.TILE, tiled.BLOCK_PAIRS = before
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text()
 PUBLIC = {
     "reptk": "DATASETS EVALUATORS Embeddings Encoder LOSSES METHODS Recipe VIEWS embed evaluate index load losses report "
     "search testing train",
-    "reptk.losses": "RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr supcon tcl",
+    "reptk.losses": "Loss RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr "
+    "supcon tcl",
     "reptk.testing": "check_evaluator check_loss check_views",
 }
 

@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from batches import both_ways, every_layout, rows
+from loss_batches import dense_and_tiled, every_layout, rows
 from reptk.losses import RowStatistics, Term, implementation, mean_over_anchors, normalize
-from reptk.losses.core.row_statistics import _merged
+from reptk.losses.core.row_statistics import _merge_complements
 
 pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
-MEMBERS = {
+IS_CANDIDATE = {
     "positives": lambda ids, i, j: i != j and ids[i] == ids[j],
     "negatives": lambda ids, i, j: ids[i] != ids[j],
     "others": lambda ids, i, j: i != j,
@@ -28,45 +28,45 @@ SUMS = {
 }
 
 
-@both_ways
+def sum_of_terms(terms, unit, ids, i):
+    total = 0.0
+    for term in terms:
+        for j in range(len(ids)):
+            if IS_CANDIDATE[term.candidates](ids, i, j):
+                total += math.exp(term.log_weight + term.logit_scale * float(unit[i] @ unit[j]))
+    return total
+
+
+@dense_and_tiled
 @every_layout
 @pytest.mark.parametrize("terms", SUMS.values(), ids=SUMS)
-def test_log_sum_is_the_logarithm_of_the_sum(terms, ids, how):
+def test_log_sum_is_the_logarithm_of_the_sum(terms, ids, name):
     z = rows(len(ids))
     unit = functional.normalize(z, dim=1)
-    expected = [
-        sum(
-            math.exp(term.log_weight + term.slope * float(unit[i] @ unit[j]))
-            for term in terms
-            for j in range(len(ids))
-            if MEMBERS[term.over](ids.tolist(), i, j)
-        )
-        for i in range(len(ids))
-    ]
-    with implementation(how):
-        made = RowStatistics(z, ids).log_sum(*terms)
-    assert_close(made, torch.tensor(expected, dtype=z.dtype).log(), rtol=1e-10, atol=1e-12)
+    sums = [sum_of_terms(terms, unit, ids.tolist(), i) for i in range(len(ids))]
+    with implementation(name):
+        log_sum = RowStatistics(z, ids).log_sum(*terms)
+    assert_close(log_sum, torch.tensor(sums, dtype=z.dtype).log(), rtol=1e-10, atol=1e-12)
 
 
 def test_measure_gives_everything_in_one_pass():
     z, ids = rows(8), torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
     near, far = [Term("positives", 2.0), Term("positives", -1.0, 3.0)], Term("negatives", 5.0)
-    mean, first, second = RowStatistics(z, ids).measure(near, far)
     expected = (
         RowStatistics(z, ids).mean_over_positives(),
         RowStatistics(z, ids).log_sum(*near),
         RowStatistics(z, ids).log_sum(far),
     )
-    assert_close((mean, first, second), expected, rtol=1e-12, atol=1e-12)
+    assert_close(RowStatistics(z, ids).measure(near, far), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_positives_and_negatives_of_one_slope_and_weight_are_summed_as_others():
+def test_positives_and_negatives_of_equal_scale_and_weight_are_summed_as_others():
     halves = [Term("positives", 3.0, 1.0), Term("positives", -1.0), Term("negatives", 3.0, 1.0)]
-    assert _merged(halves) == [Term("others", 3.0, 1.0), Term("positives", -1.0)]
-    slope = torch.tensor(2.0)
-    assert _merged([Term("negatives", slope), Term("positives", slope)]) == [Term("others", slope)]
+    assert _merge_complements(halves) == [Term("others", 3.0, 1.0), Term("positives", -1.0)]
+    scale = torch.tensor(2.0)
+    assert _merge_complements([Term("negatives", scale), Term("positives", scale)]) == [Term("others", scale)]
     apart = [Term("negatives", 3.0, 1.0), Term("positives", 3.0)]
-    assert _merged(apart) == apart
+    assert _merge_complements(apart) == apart
 
 
 def test_log_sum_of_nothing_is_minus_infinity_without_gradient():
@@ -83,12 +83,15 @@ def test_log_sum_of_nothing_is_minus_infinity_without_gradient():
 def test_positives_are_counted_and_averaged(ids):
     z = rows(len(ids))
     unit = functional.normalize(z, dim=1)
-    found = [[j for j in range(len(ids)) if MEMBERS["positives"](ids.tolist(), i, j)] for i in range(len(ids))]
-    means = [sum(float(unit[i] @ unit[j]) for j in row) / len(row) if row else 0.0 for i, row in enumerate(found)]
-    assert RowStatistics(z, ids).positives().tolist() == [len(row) for row in found]
-    assert_close(
-        RowStatistics(z, ids).mean_over_positives(), torch.tensor(means, dtype=z.dtype), rtol=1e-10, atol=1e-12
-    )
+    counts, means = [], []
+    for i in range(len(ids)):
+        positives = [j for j in range(len(ids)) if IS_CANDIDATE["positives"](ids.tolist(), i, j)]
+        counts.append(len(positives))
+        means.append(sum(float(unit[i] @ unit[j]) for j in positives) / max(len(positives), 1))
+    statistics = RowStatistics(z, ids)
+    assert statistics.positives().tolist() == counts
+    expected = torch.tensor(means, dtype=z.dtype)
+    assert_close(statistics.mean_over_positives(), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_mean_over_anchors_leaves_out_rows_without_positives():
@@ -114,7 +117,7 @@ def test_normalize_leaves_zero_rows_at_zero_with_a_finite_gradient():
 
 
 @pytest.mark.parametrize(
-    ("given_dtype", "made"),
+    ("dtype", "dtype_of_unit_rows"),
     [
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),
@@ -122,5 +125,5 @@ def test_normalize_leaves_zero_rows_at_zero_with_a_finite_gradient():
         (torch.float64, torch.float64),
     ],
 )
-def test_normalize_is_float32_or_wider(given_dtype, made):
-    assert normalize(rows(3).to(given_dtype)).dtype == made
+def test_normalize_is_float32_or_wider(dtype, dtype_of_unit_rows):
+    assert normalize(rows(3).to(dtype)).dtype == dtype_of_unit_rows

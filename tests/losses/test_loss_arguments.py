@@ -1,4 +1,4 @@
-"""Losses as modules: what they refuse, temperatures that are learned, keys, and how they are named and written down."""
+"""Arguments of losses: what is refused, temperatures that are learned, and modules as their functions."""
 
 import math
 from functools import partial
@@ -8,71 +8,33 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from batches import FUNCTIONS, IDS, Z, both_ways, by, every_layout, every_loss, every_way, rows
+from loss_batches import FUNCTIONS, IDS, Z, by_both_implementations, every_layout, rows
 from reptk import LOSSES
-from reptk.core.errors import NumericalError
 from reptk.losses import TCL, SimCLR, SupCon, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
 
 pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
-# Bad input
-
-
-BAD_BATCHES = {
-    "z with one dimension": (Z[:, 0], IDS, r"\bz \(N, D\)"),
-    "z with three dimensions": (Z[None], IDS, r"\bz \(N, D\)"),
-    "fewer ids than rows": (Z, IDS[:-1], r"\bids \(N,\)"),
-    "ids with two dimensions": (Z, IDS[:, None], r"\bids \(N,\)"),
-    "integer z": (Z.long(), IDS, r"^z must"),
-    "complex z": (Z.cfloat(), IDS, r"^z must"),
-    "float ids": (Z, IDS.float(), r"^ids must"),
-    "complex ids": (Z, IDS.cfloat(), r"^ids must"),
-}
-
-
-@every_loss
-@pytest.mark.parametrize(("z", "ids", "message"), BAD_BATCHES.values(), ids=BAD_BATCHES)
-def test_bad_batch_is_named(loss, z, ids, message):
-    with pytest.raises(ValueError, match=message):
-        loss(z, ids)
-
-
-@every_loss
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_rows_that_are_not_finite_are_named(loss, value):
-    z = Z.clone()
-    z[2, 1] = z[5, 0] = value
-    with pytest.raises(NumericalError, match=r"^2 of 6 rows of z hold NaN or infinity: 2, 5$"):
-        loss(z, IDS)
-
-
-@both_ways
-def test_a_row_that_is_not_finite_is_named_though_it_has_nobody_to_be_compared_with(how):
-    z, ids = rows(6), torch.tensor([9, 0, 0, 1, 1, 1])
-    z[0] = math.nan
-    with pytest.raises(NumericalError, match=r"^1 of 6 rows of z hold NaN or infinity: 0$"):
-        by(how, tcl)(z, ids, temperature=0.1, k1=1.0, k2=0.0)
-
-
-NOT_A_TEMPERATURE = [0, 0.0, -0.1, math.nan, math.inf, -math.inf, 1e-40]
-NOT_A_WEIGHT = [-1.0, -1e-9, math.nan, math.inf]
+BAD_TEMPERATURES = [0, 0.0, -0.1, math.nan, math.inf, -math.inf, 1e-40]
+BAD_WEIGHTS = [-1.0, -1e-9, math.nan, math.inf]
 
 BAD_ARGUMENTS = [
-    *((name, "temperature", value) for name in FUNCTIONS for value in NOT_A_TEMPERATURE),
-    *(("tcl", name, value) for name in ("k1", "k2") for value in NOT_A_WEIGHT),
+    *((loss_name, "temperature", value) for loss_name in FUNCTIONS for value in BAD_TEMPERATURES),
+    *(("tcl", argument, value) for argument in ("k1", "k2") for value in BAD_WEIGHTS),
     *(("supcon", "form", value) for value in ("both", "OUT", "", None)),
 ]
 
 
-@pytest.mark.parametrize(("name", "argument", "value"), BAD_ARGUMENTS)
-def test_bad_argument_is_named(name, argument, value):
-    good = {"temperature": 0.1} | ({"k1": 1.0, "k2": 1.0} if name == "tcl" else {})
+@pytest.mark.parametrize(("loss_name", "argument", "value"), BAD_ARGUMENTS)
+def test_bad_argument_is_named(loss_name, argument, value):
+    good = {"temperature": 0.1}
+    if loss_name == "tcl":
+        good |= {"k1": 1.0, "k2": 1.0}
     with pytest.raises(ValueError, match=rf"^{argument} "):
-        FUNCTIONS[name](Z, IDS, **good | {argument: value})
+        FUNCTIONS[loss_name](Z, IDS, **good | {argument: value})
     with pytest.raises(ValueError, match=rf"^{argument} "):
-        LOSSES.get(name)(**{argument: value})(Z, IDS)
+        LOSSES.get(loss_name)(**{argument: value})(Z, IDS)
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
@@ -91,7 +53,7 @@ LEARNED = {
     "tcl k2=2": partial(tcl, k1=50.0, k2=2.0),
     "simclr": simclr,
 }
-LEARNED_COMPUTED = every_way(LEARNED)
+LEARNED_COMPUTED = by_both_implementations(LEARNED)
 
 
 @every_layout
@@ -107,11 +69,11 @@ def test_temperature_gets_its_gradient(loss, ids, temperature):
 
 @pytest.mark.parametrize("module", [SupCon, TCL, SimCLR])
 def test_module_learns_its_temperature(module):
-    learning = module(0.2, learn_temperature=True)
-    assert [name for name, _ in learning.named_parameters()] == ["temperature.logarithm"]
-    assert_close(learning(Z, IDS), module(0.2)(Z, IDS), rtol=1e-6, atol=0)
-    learning(Z, IDS).backward()
-    assert learning.temperature.logarithm.grad != 0
+    loss = module(0.2, learn_temperature=True)
+    assert [name for name, _ in loss.named_parameters()] == ["temperature.logarithm"]
+    assert_close(loss(Z, IDS), module(0.2)(Z, IDS), rtol=1e-6, atol=0)
+    loss(Z, IDS).backward()
+    assert loss.temperature.logarithm.grad != 0
 
 
 def test_temperature_tensor_must_be_a_scalar():

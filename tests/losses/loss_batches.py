@@ -1,4 +1,4 @@
-"""Small batches and how losses are differentiated on them, for the tests of losses."""
+"""Small batches, the losses by name, and how they are computed and differentiated, for the tests of losses."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ LAYOUTS = {
     "unbalanced": [0] * 8 + [1, 1],
 }
 every_layout = pytest.mark.parametrize("ids", [torch.tensor(ids) for ids in LAYOUTS.values()], ids=LAYOUTS)
-both_ways = pytest.mark.parametrize("how", ["dense", "tiled"])
+dense_and_tiled = pytest.mark.parametrize("name", ["dense", "tiled"])
 
 
 def rows(count, dimension=5, *, key=0, dtype=torch.float64):
@@ -31,24 +31,28 @@ def value_and_gradient(loss, z, ids):
     return value.detach(), torch.autograd.grad(value, z)[0]
 
 
-def by(how, loss):
-    """A loss computed in one way."""
+def computed_by(name, loss):
+    """Return the loss, computed by one implementation."""
 
-    def computed(*given, **chosen):
-        with implementation(how):
-            return loss(*given, **chosen)
+    def loss_by_implementation(*args, **kwargs):
+        with implementation(name):
+            return loss(*args, **kwargs)
 
-    return computed
+    return loss_by_implementation
 
 
-def every_way(losses):
-    """`{name: loss}` -> `{name and way: loss computed so}`."""
-    return {f"{name} {how}": by(how, loss) for name, loss in losses.items() for how in ("dense", "tiled")}
+def by_both_implementations(losses):
+    """Return `{name and implementation: loss}` for `{name: loss}`."""
+    return {
+        f"{loss_name} {name}": computed_by(name, loss)
+        for loss_name, loss in losses.items()
+        for name in ("dense", "tiled")
+    }
 
 
 FUNCTIONS = {"supcon": supcon, "tcl": tcl, "simclr": simclr}
 
-LOSS = {
+LOSSES_BY_NAME = {
     "supcon out": partial(supcon, temperature=0.1, form="out"),
     "supcon in": partial(supcon, temperature=0.1, form="in"),
     "tcl": partial(tcl, temperature=0.1, k1=5000.0, k2=1.0),
@@ -57,7 +61,7 @@ LOSS = {
     "simclr": partial(simclr, temperature=0.1),
     "dcl": DCL(temperature=0.1),
 }
-COMPUTED = every_way(LOSS)
-every_loss = pytest.mark.parametrize("loss", COMPUTED.values(), ids=COMPUTED)
+_COMPUTED = by_both_implementations(LOSSES_BY_NAME)
+every_loss = pytest.mark.parametrize("loss", _COMPUTED.values(), ids=_COMPUTED)
 
 Z, IDS = rows(6), torch.tensor([0, 1, 2, 0, 1, 2])
