@@ -1,12 +1,11 @@
-"""Contrastive losses against their peers: time of forward and backward, and memory beyond the embeddings.
+"""Contrastive losses against other libraries: time of forward and backward, and memory beyond the embeddings.
 
 pip install lightly pytorch-metric-learning && python benchmarks/losses.py          about ten minutes on two cores
-python benchmarks/losses.py --sizes 512 4096 --classes 100                          some of it
+python benchmarks/losses.py --sizes 512 4096 --classes 100                          a part of it
 
-Who takes part is run in one process, round after round in changing order, so that a busy moment hits all alike; compare
-minima.
-Memory is the growth of the peak resident set of a process of its own, after a small batch has loaded everything.
-Before anything is timed, values and gradients are compared. Peers that are not installed are left out.
+All losses run in one process, round after round in changing order, so that a busy moment affects all of them; compare
+minima. Memory is the growth of the peak resident set of a separate process, after a small batch has loaded everything.
+Before anything is timed, values and gradients are compared. Libraries that are not installed are left out.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,7 +35,7 @@ CLASSES = (10, 100, 1000)
 CLASS_SIZE = 4096
 MEMORY_SIZES = (4096, 8192, 65536)
 LARGEST_DENSE = 8192
-SECONDS_A_ROW = 40.0
+SECONDS_PER_TABLE = 40.0
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -48,45 +48,48 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--peak", nargs=2, metavar=("NAME", "N"), help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    dtype = getattr(torch, chosen.dtype)
-    if chosen.peak:
-        print(_own_peak(chosen.peak[0], int(chosen.peak[1])))
+    args = parser.parse_args()
+    if args.peak:
+        name, size = args.peak
+        print(_peak_memory_mb(name, int(size)))
         return
-    where = torch.cuda.get_device_name() if chosen.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {where}, {chosen.dtype}, D = {DIMENSION}, commit {git_commit()}, {_versions()}")
-    for size in chosen.sizes:
-        pairs = torch.arange(size // 2, device=chosen.device).repeat(2)
+    device, dtype = args.device, getattr(torch, args.dtype)
+    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{platform.machine()}, {hardware}, {args.dtype}, D = {DIMENSION}, commit {git_commit()}, {_versions()}")
+    for size in args.sizes:
+        pair_ids = torch.arange(size // 2, device=device).repeat(2)
         print(f"\n{size:,} rows, pairs: forward and backward")
-        _table(_pair_losses(size), _embeddings(size, chosen.device, dtype), pairs, "reptk simclr")
-    for classes in chosen.classes:
-        ids = torch.randint(classes, (CLASS_SIZE,), generator=torch.Generator().manual_seed(1)).to(chosen.device)
+        _print_times(_pair_losses(size), _embeddings(size, device, dtype), pair_ids, "reptk simclr")
+    for classes in args.classes:
+        class_ids = torch.randint(classes, (CLASS_SIZE,), generator=torch.Generator().manual_seed(1)).to(device)
         print(f"\n{CLASS_SIZE:,} rows, {classes} classes: forward and backward")
-        _table(_class_losses(), _embeddings(CLASS_SIZE, chosen.device, dtype), ids, "reptk supcon out")
-    if chosen.device == "cpu":
-        for size in chosen.memory:
+        _print_times(_class_losses(), _embeddings(CLASS_SIZE, device, dtype), class_ids, "reptk supcon out")
+    if device == "cpu":
+        for size in args.memory:
             print(f"\n{size:,} rows, pairs: memory beyond the embeddings")
-            _memory_table(size)
+            _print_memory(size)
 
 
-# Who takes part
+# The losses
 
 
 def _pair_losses(size: int) -> dict[str, Loss]:
-    made: dict[str, Loss] = {"reptk simclr": lambda z, ids: simclr(z, ids, temperature=TEMPERATURE)}
+    losses: dict[str, Loss] = {"reptk simclr": partial(simclr, temperature=TEMPERATURE)}
     if size > LARGEST_DENSE:
-        return made
+        return losses
     if size <= 4096:
-        made["reptk simclr, one matrix"] = _dense(made["reptk simclr"])
-    return made | {"three bare GEMMs": _gemms, "dense cross-entropy": _cross_entropy} | _lightly() | _metric_learning()
+        losses["reptk simclr, one matrix"] = _dense(losses["reptk simclr"])
+    losses["three bare GEMMs"] = _gemms
+    losses["dense cross-entropy"] = _cross_entropy
+    return losses | _lightly() | _metric_learning()
 
 
 def _class_losses() -> dict[str, Loss]:
     return {
-        "reptk supcon out": lambda z, ids: supcon(z, ids, temperature=TEMPERATURE),
-        "reptk supcon in": lambda z, ids: supcon(z, ids, temperature=TEMPERATURE, form="in"),
-        "reptk tcl k1=5000 k2=1": lambda z, ids: tcl(z, ids, temperature=TEMPERATURE, k1=5000.0, k2=1.0),
-        "reptk tcl k1=5000 k2=2": lambda z, ids: tcl(z, ids, temperature=TEMPERATURE, k1=5000.0, k2=2.0),
+        "reptk supcon out": partial(supcon, temperature=TEMPERATURE),
+        "reptk supcon in": partial(supcon, temperature=TEMPERATURE, form="in"),
+        "reptk tcl k1=5000 k2=1": partial(tcl, temperature=TEMPERATURE, k1=5000.0, k2=1.0),
+        "reptk tcl k1=5000 k2=2": partial(tcl, temperature=TEMPERATURE, k1=5000.0, k2=2.0),
         "reptk dcl": DCL(TEMPERATURE),
         "dense supcon": _dense_supcon,
         **_metric_learning(),
@@ -94,11 +97,11 @@ def _class_losses() -> dict[str, Loss]:
 
 
 def _dense(loss: Loss) -> Loss:
-    def computed(z: Tensor, ids: Tensor) -> Tensor:
+    def dense_loss(z: Tensor, ids: Tensor) -> Tensor:
         with implementation("dense"):
             return loss(z, ids)
 
-    return computed
+    return dense_loss
 
 
 def _gemms(z: Tensor, ids: Tensor) -> Tensor:
@@ -119,9 +122,9 @@ def _cross_entropy(z: Tensor, ids: Tensor) -> Tensor:
 def _dense_supcon(z: Tensor, ids: Tensor) -> Tensor:
     """SupCon with one mask, log-softmax and a mean over positives."""
     unit = functional.normalize(z.float(), dim=1)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    positives = (ids[:, None] == ids[None, :]) & ~itself
-    log_share = ((unit @ unit.T) / TEMPERATURE).masked_fill(itself, -1e9).log_softmax(1)
+    diagonal = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positives = (ids[:, None] == ids[None, :]) & ~diagonal
+    log_share = ((unit @ unit.T) / TEMPERATURE).masked_fill(diagonal, -1e9).log_softmax(1)
     count = positives.sum(1)
     per_anchor = -(log_share * positives).sum(1) / count.clamp_min(1)
     return per_anchor[count > 0].mean()
@@ -148,109 +151,115 @@ def _metric_learning() -> dict[str, Loss]:
 # Measuring
 
 
-def _table(losses: dict[str, Loss], z: Tensor, ids: Tensor, base: str) -> None:
-    _compare(losses, z, ids)
-    seconds = _seconds(losses, z, ids)
+def _print_times(losses: dict[str, Loss], z: Tensor, ids: Tensor, base: str) -> None:
+    _check_that_losses_agree(losses, z, ids)
+    seconds = _seconds_of_rounds(losses, z, ids)
     for name, values in seconds.items():
-        low, middle = 1e3 * min(values), 1e3 * statistics.median(values)
+        minimum_ms, median_ms = 1e3 * min(values), 1e3 * statistics.median(values)
         ratio = min(values) / min(seconds[base])
         print(
-            f"  {name:<36} min {low:10.2f} ms   median {middle:10.2f} ms   {ratio:6.2f}x   {len(values)} rounds",
+            f"  {name:<36} min {minimum_ms:10.2f} ms   median {median_ms:10.2f} ms   {ratio:6.2f}x   {len(values)} rounds",
             flush=True,
         )
 
 
-def _compare(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> None:
-    """What claims to be the same loss must give the same value and gradient."""
-    alike = [name for name in losses if not any(word in name for word in ("GEMM", " in", "tcl", "dcl"))]
-    made = {}
-    for name in alike:
-        leaf = z.detach().clone().requires_grad_()
-        value = losses[name](leaf, ids)
-        made[name] = value.detach().float(), torch.autograd.grad(value, leaf)[0].float()
-    first_value, first_gradient = made[alike[0]]
-    loose = 20 if z.dtype == torch.bfloat16 else 1  # it holds three digits
-    for name, (value, gradient) in made.items():
+def _check_that_losses_agree(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> None:
+    """Losses that claim to be the same must give the same value and gradient."""
+    different = ("GEMM", " in", "tcl", "dcl")
+    names = [name for name in losses if not any(word in name for word in different)]
+    tolerance = 20 if z.dtype == torch.bfloat16 else 1  # bfloat16 has three digits
+    expected_value, expected_gradient = _value_and_gradient(losses[names[0]], z, ids)
+    largest = expected_gradient.abs().max().item()
+    for name in names[1:]:
+        value, gradient = _value_and_gradient(losses[name], z, ids)
         torch.testing.assert_close(
-            value, first_value, rtol=loose * 1e-4, atol=0, msg=f"{name}: {value} is not {first_value}"
+            value, expected_value, rtol=tolerance * 1e-4, atol=0, msg=f"{name}: {value} is not {expected_value}"
         )
-        largest = first_gradient.abs().max().item()
         torch.testing.assert_close(
-            gradient, first_gradient, rtol=0, atol=loose * 1e-3 * largest, msg=f"{name}: another gradient"
+            gradient, expected_gradient, rtol=0, atol=tolerance * 1e-3 * largest, msg=f"{name}: another gradient"
         )
 
 
-def _seconds(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> dict[str, list[float]]:
-    """Seconds of every loss in every round, the losses in turn; the first round is not counted."""
+def _value_and_gradient(loss: Loss, z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = z.detach().clone().requires_grad_()
+    value = loss(leaf, ids)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach().float(), gradient.float()
+
+
+def _seconds_of_rounds(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> dict[str, list[float]]:
+    """Return the seconds of every loss in every round; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in losses}
-    began = time.perf_counter()
+    start = time.perf_counter()
     rounds = 0
-    while rounds < 4 or (time.perf_counter() - began < SECONDS_A_ROW and rounds < 200):
-        # In an order of its own, since whoever comes after a big one finds the caches and the allocator as that left them.
+    while rounds < 4 or (time.perf_counter() - start < SECONDS_PER_TABLE and rounds < 200):
+        # The order changes, because a loss finds the caches and the allocator as the one before it left them.
         for name in random.Random(rounds).sample(list(losses), len(losses)):
-            seconds[name].append(_once(losses[name], z, ids))
+            seconds[name].append(_seconds(losses[name], z, ids))
         rounds += 1
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def _once(loss: Loss, z: Tensor, ids: Tensor) -> float:
+def _seconds(loss: Loss, z: Tensor, ids: Tensor) -> float:
     z.grad = None
-    _wait(z)
-    since = time.perf_counter()
+    _synchronize(z)
+    start = time.perf_counter()
     value = loss(z, ids)
     if value.requires_grad:
         value.backward()
-    _wait(z)
-    return time.perf_counter() - since
+    _synchronize(z)
+    return time.perf_counter() - start
 
 
-def _wait(z: Tensor) -> None:
+def _synchronize(z: Tensor) -> None:
     if z.is_cuda:
         torch.cuda.synchronize()
 
 
 def _embeddings(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    made = torch.randn(size, DIMENSION, generator=torch.Generator().manual_seed(0))
-    return made.to(device, dtype).requires_grad_()
+    z = torch.randn(size, DIMENSION, generator=torch.Generator().manual_seed(0))
+    return z.to(device, dtype).requires_grad_()
 
 
-def _memory_table(size: int) -> None:
+def _print_memory(size: int) -> None:
     names = [name for name in _pair_losses(size) if "GEMM" not in name]
-    base = None
+    base_mb = None
     for name in names:
         command = [sys.executable, __file__, "--peak", name, str(size)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode:
             print(f"  {name:<36} failed: {run.stderr.strip().splitlines()[-1]}")
             continue
-        peak = float(run.stdout)
-        base = base or peak
-        print(f"  {name:<36} {peak:8.0f} MB   {peak / base:6.1f}x", flush=True)
+        peak_mb = float(run.stdout)
+        if base_mb is None:
+            base_mb = peak_mb
+        print(f"  {name:<36} {peak_mb:8.0f} MB   {peak_mb / base_mb:6.1f}x", flush=True)
 
 
-def _own_peak(name: str, size: int) -> float:
-    """Growth of this process's peak resident set, in MB, over forward and backward on `size` rows."""
+def _peak_memory_mb(name: str, size: int) -> float:
+    """Return the growth of this process's peak resident set over forward and backward on `size` rows."""
     loss = _pair_losses(size)[name]
-    for few in (256, 1280):  # load what there is to load, for one matrix and for tiles
-        small = _embeddings(few)
-        loss(small, torch.arange(few // 2).repeat(2)).backward()
+    for small_size in (256, 1280):  # load everything that is loaded once, for one matrix and for tiles
+        loss(_embeddings(small_size), torch.arange(small_size // 2).repeat(2)).backward()
     z, ids = _embeddings(size), torch.arange(size // 2).repeat(2)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the small batches left behind must not be used again unseen
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory of the small batches must not be reused unnoticed
+    before = _resident_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     loss(z, ids).backward()
-    return _resident("VmHWM") - before
+    return _resident_mb("VmHWM") - before
 
 
-def _resident(what: str) -> float:
-    """MB, from Linux's account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
+def _resident_mb(field: str) -> float:
+    """Return a field of Linux's account of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
 
 
 def _versions() -> str:
     names = ("torch", "lightly", "pytorch-metric-learning")
-    return f"python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in names)
+    return ", ".join([f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in names)])
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Decoupled contrastive learning: the positives leave the denominator.
+"""Decoupled contrastive learning: NT-Xent without the positives in the denominator.
 
 python -m reptk.recipe simclr_photos --plugin reptk.plugins.dcl loss.name=dcl loss.temperature=0.2
 """
@@ -15,9 +15,12 @@ from reptk.losses import RowStatistics, Term, mean_over_anchors
 class DCL(nn.Module):
     """DCL (Yeh et al. 2022, arXiv 2110.06848): NT-Xent whose denominator holds the negatives alone.
 
-    With unit rows and s_ij = z_i . z_j:  L_i = -mean_{p in P(i)} s_ip / t + log sum_{n in N(i)} exp(s_in / t).
-    The paper has two views, hence one positive; for more, the mean over them is taken. An anchor without a positive
-    or without a negative contributes nothing. Without the positives in it, the value has no lower bound at 0.
+    With unit rows, s_ij = z_i . z_j, P(i) the other rows that share i's id and N(i) the rows of other ids:
+
+        L_i = -mean_{p in P(i)} s_ip / t + log sum_{n in N(i)} exp(s_in / t)
+
+    The paper has two views and hence one positive; with more, this is the mean over them. An anchor without a positive or
+    without a negative contributes nothing. Because the positives are not in the denominator, the value may be below 0.
 
     Args:
         temperature: t > 0.
@@ -33,6 +36,8 @@ class DCL(nn.Module):
 
     def forward(self, z: Tensor, ids: Tensor) -> Tensor:
         rows = RowStatistics(z, ids)
-        mean, push = rows.measure(Term("negatives", 1 / self.temperature))
-        per_anchor = push - mean / self.temperature
-        return mean_over_anchors(per_anchor, rows.positives() * (push != -math.inf))
+        logit_scale = 1 / self.temperature
+        mean_similarity, log_negatives = rows.measure(Term("negatives", logit_scale))
+        per_anchor = log_negatives - mean_similarity / self.temperature
+        has_negatives = log_negatives != -math.inf
+        return mean_over_anchors(per_anchor, rows.positives() * has_negatives)

@@ -85,7 +85,7 @@ def test_second_derivative_of_a_compiled_loss_is_refused(name):
     compiled = torch.compile(partial(supcon, temperature=0.1), fullgraph=True, backend="aot_eager")
     with implementation(name):
         (gradient,) = torch.autograd.grad(compiled(z, ids), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative|does not currently support double backward"):
+    with pytest.raises(RuntimeError, match=r"no second derivative|does not currently support double backward"):
         gradient.sum().backward()
 
 
