@@ -79,16 +79,6 @@ def test_second_derivative_is_refused(name):
         gradient.sum().backward()
 
 
-@dense_and_tiled
-def test_second_derivative_of_a_compiled_loss_is_refused(name):
-    z, ids = rows(N, 9).requires_grad_(), ID_LAYOUTS["pairs"]
-    compiled = torch.compile(partial(supcon, temperature=0.1), fullgraph=True, backend="aot_eager")
-    with implementation(name):
-        (gradient,) = torch.autograd.grad(compiled(z, ids), z, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"no second derivative|does not currently support double backward"):
-        gradient.sum().backward()
-
-
 # Rows of one rank
 
 
