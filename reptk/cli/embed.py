@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
     if unknown_keys:
         raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.* and size")
 
-    from reptk.embeddings import embed
+    from reptk.embeddings import embed  # imports torch: only once the arguments are known to be right
 
     embeddings = embed(
         _data(data_name, overrides.get("data", {}), args),

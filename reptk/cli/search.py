@@ -75,8 +75,9 @@ def _html_path(html: Path | None, find_duplicates: bool) -> Path:
     from reptk.embeddings import gallery
 
     if html is None:
-        html = Path("duplicates.html") if find_duplicates else Path("found.html")
-    gallery.check(html)
+        name = "duplicates.html" if find_duplicates else "found.html"
+        html = Path(name)
+    gallery.check(html)  # before the search, which may take long
     return html
 
 
@@ -100,10 +101,10 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
 
 
 def _result_lines(result: "SearchResult") -> list[str]:
-    label_width = max((len(neighbor.label) for neighbor in result.neighbors), default=0)
+    labels = [_printable(neighbor.label) for neighbor in result.neighbors]
+    label_width = max(map(len, labels), default=0)
     lines = []
-    for neighbor in result.neighbors:
-        label = _printable(neighbor.label)
+    for neighbor, label in zip(result.neighbors, labels, strict=True):
         line = f"  {neighbor.rank:>3}  {neighbor.similarity:.3f}  {label:<{label_width}}  {_location(neighbor)}"
         if neighbor.note:
             line += f"  ({neighbor.note})"
@@ -123,10 +124,13 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         check_output_file(args.out, force=args.force)
     threshold = DEFAULT_THRESHOLD if args.threshold is None else args.threshold
     index = _open(named.index)
-    other = None if named.other is None else _open(named.other).embeddings
-    duplicates = near_duplicates(index.embeddings, other, threshold=threshold)
+    if named.other is None:
+        duplicates = near_duplicates(index.embeddings, threshold=threshold)
+        lines = _group_lines(duplicates)
+    else:
+        duplicates = near_duplicates(index.embeddings, _open(named.other).embeddings, threshold=threshold)
+        lines = _leak_lines(duplicates, named.index, named.other)
     print(_summary(index, named.index))
-    lines = _group_lines(duplicates) if named.other is None else _leak_lines(duplicates, named.index, named.other)
     for line in lines:
         print(line)
     if args.out is not None:
@@ -187,7 +191,9 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
 
 def _conflicts(duplicates: "Duplicates", description: str) -> str:
     count = duplicates.count_label_conflicts()
-    return f"; {count:,} {description}" if count else ""
+    if not count:
+        return ""
+    return f"; {count:,} {description}"
 
 
 def _same_bytes(duplicate: "Duplicate") -> str:
@@ -218,10 +224,12 @@ def _open(path: str) -> "Index":
 
 def _summary(index: "Index", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
+    line = f"{path}: {len(index):,} images"
     encoder = index.embeddings.about.get("encoder", {})
-    by = f", by {encoder['backbone']}" if "backbone" in encoder else ""
+    if "backbone" in encoder:  # embeddings of other programs do not name theirs
+        line += f", by {encoder['backbone']}"
     quality = "exact" if index.approximate is None else f"recall@10 {100 * index.recall:.1f} %"
-    return f"{path}: {len(index):,} images{by}, {index.kind} ({quality})"
+    return f"{line}, {index.kind} ({quality})"
 
 
 def _location(image: "Neighbor | Duplicate") -> str:
@@ -242,10 +250,11 @@ def _short_path(path: Path | None) -> str:
 def _printable(text: str) -> str:
     """Return text as one line that any terminal can print: other letters are escaped."""
     plain = text.encode("utf-8", "backslashreplace").decode()
-    letters = []
+    printable = ""
     for letter in plain:
-        letters.append(letter if letter.isprintable() else repr(letter)[1:-1])
-    return "".join(letters)
+        # File names may hold line breaks and terminal control sequences.
+        printable += letter if letter.isprintable() else repr(letter)[1:-1]
+    return printable
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

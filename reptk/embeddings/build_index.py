@@ -52,6 +52,7 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
         source = embeddings
     else:
         source = existing_file(embeddings).path
+    # The folder is filled under another name, so that the old index can be searched until the new one is complete.
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         with explain_write_errors(folder):
@@ -74,7 +75,7 @@ def measure_recall(index: Index) -> dict[str, Any]:
     if index.kind == "Flat" or k < 1:
         return {"k": RECALL_K, "value": 1.0, "queries": 0}
     order = torch.randperm(len(bank), generator=rng.generator("recall", len(bank)))
-    query_rows = order[:RECALL_QUERIES].sort().values
+    query_rows = order[:RECALL_QUERIES].sort().values  # in row order: the bank may be memory-mapped
     queries = bank[query_rows].float()
     _, exact_rows = exact_search(bank, queries, k, query_rows)
     _, rows = index.search(queries, k, query_rows)

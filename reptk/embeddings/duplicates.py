@@ -28,7 +28,7 @@ from reptk.embeddings.unit_length import with_unit_length
 BLOCK = 2048
 """Images per side of a block of similarities."""
 
-MAX_PENDING_PAIRS = 1 << 22
+MAX_PENDING_PAIRS = 1 << 20
 """Pairs of near duplicates that are collected before they are reduced to connected components."""
 
 NO_ROW = -1
@@ -184,9 +184,9 @@ def _compare_within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, 
             for left in range(top, count, BLOCK):  # the matrix is symmetric: its upper half is enough
                 similarities = rows @ vectors[left : left + BLOCK].float().T
                 if left == top:
-                    similarities.fill_diagonal_(-torch.inf)
+                    similarities.fill_diagonal_(-torch.inf)  # an image is no duplicate of itself
                 if similarities.amax() < limit:
-                    continue
+                    continue  # most blocks hold no near duplicates
                 _update_nearest(best, nearest, top, similarities, left)
                 _update_nearest(best, nearest, left, similarities.T, top)
                 pairs = (similarities >= limit).nonzero().numpy()
@@ -258,10 +258,14 @@ class ConnectedComponents:
         self._pending.append((nodes, others))
         self._num_pending += len(nodes)
         if self._num_pending > max(MAX_PENDING_PAIRS, self.count):
-            component = self._component_of_nodes()
-            _, first_nodes = np.unique(component, return_index=True)
-            self._pending = [(np.arange(self.count), first_nodes[component])]
-            self._num_pending = 0
+            self._reduce()
+
+    def _reduce(self) -> None:
+        """Replace the edges by one edge per node, to the first node of its component."""
+        component = self._component_of_nodes()
+        _, first_nodes = np.unique(component, return_index=True)
+        self._pending = [(np.arange(self.count), first_nodes[component])]
+        self._num_pending = 0
 
     def groups(self) -> list[NDArray[np.int64]]:
         """Return the nodes of each component of at least two, largest first, then by their first node."""

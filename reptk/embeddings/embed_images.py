@@ -88,8 +88,9 @@ def embed(
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
-    embedder.jpeg = jpeg
-    source = _open_source(data, split, embedder, encoder)
+    source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg)
+    # What the images go through is recorded with the vectors, and queries go through the same.
+    embedder.jpeg = source.jpeg
     embedder.crop = source.crop
     embedder.decode_px = _side_px(source)
 
@@ -146,13 +147,20 @@ class TolerantFiles(WritableImages):
                 self.errors[int(number)] = str(error)
 
 
-def _open_source(data: Any, split: str | None, embedder: Embedder, encoder: Any) -> ImageSource:
+def _open_source(
+    data: str | Path | Tensor | dict[str, Any],
+    split: str | None,
+    encoder: str | Path | Encoder,
+    encoder_size_px: int,
+    jpeg: Jpeg,
+) -> ImageSource:
+    """Open what `embed` was given as `data`, whatever it is."""
     if isinstance(data, Tensor):
-        return image_sources.from_images(data)
-    decode_px = max(MIN_DECODE_PX, round(embedder.encoder.config["size"] / CROP))
+        return image_sources.from_images(data, jpeg=jpeg)
+    decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
     if isinstance(data, str | Path):
         if Path(data).is_file():
-            return image_sources.from_csv(Path(data), size_px=decode_px, jpeg=embedder.jpeg, crop=CROP)
+            return image_sources.from_csv(Path(data), size_px=decode_px, jpeg=jpeg, crop=CROP)
         data = image_sources.data_table(str(data))
     table = dict(data)
     if table.get("name") in ("folder", "imagenet100"):
@@ -160,9 +168,9 @@ def _open_source(data: Any, split: str | None, embedder: Embedder, encoder: Any)
         trained_on = {}
         if isinstance(encoder, str | Path):
             trained_on = recipe_of(encoder).get("data", {})
-        table = {"size": trained_on.get("size", decode_px), "jpeg": embedder.jpeg, **table}
-        embedder.jpeg = table["jpeg"]
-    return image_sources.from_data_set(table, split=split, jpeg=embedder.jpeg)
+        table = {"size": trained_on.get("size", decode_px), "jpeg": jpeg, **table}
+        jpeg = table["jpeg"]  # an argument of the data set goes first
+    return image_sources.from_data_set(table, split=split, jpeg=jpeg)
 
 
 def _side_px(source: ImageSource) -> int:
@@ -175,6 +183,7 @@ def _side_px(source: ImageSource) -> int:
 
 
 def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
+    """Return the header of the embeddings of a source."""
     groups = source.groups
     has_paths = groups[0].paths is not None
     string_columns = [group.ids for group in groups]
@@ -215,7 +224,8 @@ def _embed_blocks(
             if isinstance(images, ImageFiles):
                 images = TolerantFiles(images)
                 errors = images.errors
-            batches = prefetch(images, _batches(len(group), batch_size), workers=workers, device=embedder.device)
+            index_batches = _index_batches(len(group), batch_size)
+            batches = prefetch(images, index_batches, workers=workers, device=embedder.device)
             for pixels, indices in DevicePrefetcher(batches, embedder.device):
                 block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), errors, skipped)
                 count += len(block.vectors)
@@ -225,12 +235,13 @@ def _embed_blocks(
     if count == 0:
         reasons = "\n  ".join(skipped.reasons)
         raise DataError(f"none of {len(source):,} images can be embedded; the first of them:\n  {reasons}")
+    # The header of a file is written after the last block, so this is part of it.
     header.about["seconds"] = round(time.perf_counter() - start, 3)
     if skipped.count:
         header.about["skipped"] = {"count": skipped.count, "first": skipped.reasons}
 
 
-def _batches(count: int, batch_size: int) -> Iterator[Tensor]:
+def _index_batches(count: int, batch_size: int) -> Iterator[Tensor]:
     for start in range(0, count, batch_size):
         yield torch.arange(start, min(start + batch_size, count))
 

@@ -194,6 +194,7 @@ def fingerprint(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for name, tensor in encoder.backbone.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, because numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -213,6 +214,7 @@ def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | 
         size = native_size(name)
     if not isinstance(size, int) or size < MIN_SIZE_PX:
         raise UsageError(f"size must be an integer of at least {MIN_SIZE_PX}, got {size!r}")
+    # Seeded, so that queries are encoded by the same random weights as the images were.
     with rng.seeded(0, "initial weights"):
         return Encoder(name, size=size, pretrained=pretrained, weights=weights, head_layers=0).eval()
 

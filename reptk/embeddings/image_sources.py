@@ -51,20 +51,26 @@ class ImageSource:
         groups: the images.
         classes: class names, by label.
         crop: share of the shorter side that preprocessing keeps.
+        jpeg: which library decodes JPEG.
         about: a record of where they come from; `root` is the folder that paths are relative to.
     """
 
     groups: list[ImageGroup]
     classes: tuple[str, ...]
     crop: float
+    jpeg: Jpeg
     about: dict[str, Any]
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
 
 
-def from_images(images: Tensor) -> ImageSource:
+def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     """Return images (n, 3, H, W) uint8 that are in memory; their ids are their indices.
+
+    Args:
+        images: the images.
+        jpeg: which library decodes JPEG queries later.
 
     Raises:
         DataError: another type or shape, or no images.
@@ -73,7 +79,8 @@ def from_images(images: Tensor) -> ImageSource:
         raise DataError(f"images must be uint8 (n, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     ids = StringArray.from_strings(map(str, range(len(images))))
     unlabeled = torch.full((len(images),), -1)
-    return ImageSource([ImageGroup(InMemory(images), unlabeled, ids)], (), 1.0, {"name": "tensor"})
+    group = ImageGroup(InMemory(images), unlabeled, ids)
+    return ImageSource([group], classes=(), crop=1.0, jpeg=jpeg, about={"name": "tensor"})
 
 
 def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSource:
@@ -103,7 +110,7 @@ def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSour
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
     about = {"name": "csv", "table": str(table), "root": str(root)}
-    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, about)
+    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about)
 
 
 def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg = "auto") -> ImageSource:
@@ -134,7 +141,7 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
     for name, each in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(each)))
         groups.append(ImageGroup(each.images, each.labels, ids))
-    return ImageSource(groups, data.classes, data.crop, about)
+    return ImageSource(groups, data.classes, data.crop, jpeg, about)
 
 
 def data_table(text: str) -> config.Table:
@@ -150,29 +157,25 @@ def data_table(text: str) -> config.Table:
     raise DataError(f"there is no folder or file {text}, and {unknown('data set', text, DATASETS.names())}")
 
 
-def splits_of(data: Data) -> dict[str, Split]:
-    """Return the splits that a data set has, by name."""
-    splits = {"train": data.train, "bank": data.bank, "query": data.query}
-    return {name: split for name, split in splits.items() if split is not None}
-
-
 def distinct_splits(data: Data) -> dict[str, Split]:
     """Return the splits by name, without those whose images are all part of an earlier one."""
-    splits = splits_of(data)
     distinct: dict[str, Split] = {}
-    for name in ("train", "query", "bank"):  # the bank last: most often it is the training images, or some of them
-        if name in splits and not any(_is_subset(splits[name], other) for other in distinct.values()):
-            distinct[name] = splits[name]
+    # The bank last: most often it is the training images, or some of them.
+    for name in ("train", "query", "bank"):
+        split = data.splits[name]
+        if split is not None and not any(_is_subset(split, other) for other in distinct.values()):
+            distinct[name] = split
     return distinct
 
 
 def _single_split(data: Data, name: str, data_set: str) -> Split:
     if name not in SPLITS:
         raise UsageError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, got {name!r}")
-    splits = splits_of(data)
-    if name not in splits:
-        raise DataError(f"{data_set} has no {name} split, only {', '.join(splits)}")
-    return splits[name]
+    split = data.splits[name]
+    if split is None:
+        present = [other for other in SPLITS if data.splits[other] is not None]
+        raise DataError(f"{data_set} has no {name} split, only {', '.join(present)}")
+    return split
 
 
 def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
@@ -186,9 +189,8 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     root = Path(about.get("root", ".")).expanduser().absolute()
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
     images = ImageFiles(files, splits[0].images.size, jpeg)
-    return ImageSource(
-        [ImageGroup(images, labels, paths, paths)], data.classes, data.crop, {**about, "root": str(root)}
-    )
+    group = ImageGroup(images, labels, ids=paths, paths=paths)
+    return ImageSource([group], data.classes, data.crop, jpeg, about={**about, "root": str(root)})
 
 
 def _is_subset(split: Split, other: Split) -> bool:

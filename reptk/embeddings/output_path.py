@@ -35,7 +35,7 @@ def check_parent_writable(path: Path) -> None:
 def check_free_space(path: Path, needed_bytes: int) -> None:
     """Raise EnvironmentProblem unless the disk of `path` has that much free space."""
     free_bytes = shutil.disk_usage(path.absolute().parent).free
-    if needed_bytes > free_bytes:
+    if needed_bytes > free_bytes:  # said at once, not after an hour of encoding
         raise EnvironmentProblem(
             f"{path} needs {needed_bytes / 1e9:.1f} GB, and {free_bytes / 1e9:.1f} GB are free on its disk. Choose an --out "
             "on another disk, or store half as much: --half"

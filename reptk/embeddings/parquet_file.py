@@ -44,6 +44,7 @@ class ParquetFile:
 
         check_free_space(self.path, header.vector_bytes())
         with explain_write_errors(self.path), atomic_write(self.path) as temporary:
+            # A dictionary pays only for class names, which repeat; zstd makes little of random bits, but ids and paths shrink.
             file = pyarrow.parquet.ParquetWriter(
                 temporary, _schema(header), compression="zstd", use_dictionary=["class"]
             )

@@ -91,6 +91,7 @@ class Index:
         if self.approximate is None:
             return exact_search(bank, queries, k, exclude)
         num_candidates = min(max(CANDIDATES_PER_NEIGHBOR * k, MIN_CANDIDATES), len(bank))
+        # FAISS's similarities are those of compressed vectors; the stored ones rank the candidates exactly.
         _, candidates = self.approximate.search(queries.float(), num_candidates)
         return rerank(bank, queries, candidates, k, exclude)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 STRINGS_PER_CHUNK = 10_000
-"""Strings that are decoded in one go when all of them are iterated over."""
+"""Strings that are decoded or compared at once when all of them are gone through."""
 
 
 class StringArray(Sequence[str]):
@@ -74,10 +74,14 @@ class StringArray(Sequence[str]):
     def find(self, text: str) -> int:
         """Return the index of the first string that equals `text`, -1 if there is none."""
         encoded = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
-        # Lengths are compared first: most strings are ruled out without reading their bytes.
-        for index in np.flatnonzero(np.diff(self.offsets) == len(encoded)):
-            if np.array_equal(self.data[self.offsets[index] : self.offsets[index + 1]], encoded):
-                return int(index)
+        # Lengths are compared first: that rules out most strings without reading their bytes.
+        candidates = np.flatnonzero(np.diff(self.offsets) == len(encoded))
+        for start in range(0, len(candidates), STRINGS_PER_CHUNK):
+            chunk = candidates[start : start + STRINGS_PER_CHUNK]
+            byte_positions = self.offsets[chunk][:, None] + np.arange(len(encoded))
+            is_equal = (self.data[byte_positions] == encoded).all(axis=1)
+            if is_equal.any():
+                return int(chunk[is_equal.argmax()])
         return -1
 
 

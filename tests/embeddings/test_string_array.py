@@ -3,6 +3,7 @@
 import pytest
 
 from embedding_inputs import NAMES, NON_UTF8
+from reptk.embeddings import string_array
 from reptk.embeddings.string_array import StringArray, StringArrayBuilder, are_utf8, is_utf8
 
 
@@ -21,6 +22,15 @@ def test_strings_are_returned_by_index_slice_and_iteration() -> None:
 def test_find_returns_the_first_index() -> None:
     strings = StringArray.from_strings([*NAMES, NON_UTF8])
     assert [strings.find(name) for name in ("a.jpg", "", NON_UTF8, "b.jpg")] == [0, 1, 7, -1]
+
+
+def test_find_goes_through_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(string_array, "STRINGS_PER_CHUNK", 3)
+    names = [f"{number:02}" for number in range(20)]
+    strings = StringArray.from_strings(names)
+    assert [strings.find(name) for name in names] == list(range(20))
+    assert list(strings) == names
+    assert StringArray.from_strings([]).find("") == -1
 
 
 def test_a_string_array_is_not_copied() -> None:
