@@ -160,7 +160,9 @@ def _run_section(section: str, device: str, sizes: Sizes) -> None:
 
 def _losses(device: torch.device, sizes: Sizes) -> None:
     """Forward and backward of SimCLR on pairs, against dense cross-entropy where its matrix fits."""
-    print("| rows | type | reptk simclr, ms min / median | dense cross-entropy, ms min / median | reptk, MB | dense, MB | |")
+    print(
+        "| rows | type | reptk simclr, ms min / median | dense cross-entropy, ms min / median | reptk, MB | dense, MB | |"
+    )
     print("|---|---|---|---|---|---|---|")
     for dtype, all_rows in ((torch.float32, sizes.float32_rows), (torch.bfloat16, sizes.bfloat16_rows)):
         for rows in all_rows:
@@ -257,7 +259,9 @@ def _knn(device: torch.device, sizes: Sizes) -> None:
         "reptk, rows in memory": lambda: knn(bank, bank_labels, queries, query_labels, k=ks),
         "torch, product and topk alone": lambda: (queries_on_device @ bank_on_device.T).topk(ks[-1]),
     }
-    print(f"| kNN, {sizes.bank_rows:,} x {sizes.features}, {sizes.queries:,} queries, k up to {ks[-1]} | ms min / median |")
+    print(
+        f"| kNN, {sizes.bank_rows:,} x {sizes.features}, {sizes.queries:,} queries, k up to {ks[-1]} | ms min / median |"
+    )
     print("|---|---|")
     for name, function in functions.items():
         print(f"| {name} | {_milliseconds(_times(function, device, sizes.rounds))} |", flush=True)

@@ -16,20 +16,36 @@ from reptk import recipe as command
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
+DUPLICATE_FILE_NAMES = ["protocol.py"]
+"""Every package that has a contract has it in a file of this name."""
+
+MAY_USE_GETATTR = {
+    "__init__.py",  # lazy imports
+    "config/plugins.py",
+    "config/registry.py",
+    "config/signature.py",
+    "models/backbone.py",  # timm: some backbones have a patch size
+    "testing/losses.py",  # any callable may be checked as a loss
+    "views/backends/kornia_backend.py",  # kornia: operations by name
+}
+
 PUBLIC = {
-    "reptk": "DATASETS EVALUATORS Embeddings Encoder LOSSES METHODS Recipe VIEWS embed evaluate index load losses report "
-    "search testing train",
+    "reptk": "Batch DATASETS EVALUATORS Embeddings Encoder EvalResult LOSSES METHODS Method Recipe Step VIEWS distributed embed "
+    "evaluate index load losses report rng search testing train",
     "reptk.losses": "Loss RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr "
     "supcon tcl",
-    "reptk.testing": "check_evaluator check_loss check_views",
+    "reptk.methods": "Batch Contrastive Method Step class_ids cosine_momentum has_positives momentum_copy update_momentum_copy",
+    "reptk.testing": "DATASET_REQUIREMENTS EVALUATOR_REQUIREMENTS FIXED_VIEWS_REQUIREMENTS LOSS_REQUIREMENTS "
+    "METHOD_REQUIREMENTS RANDOM_VIEWS_REQUIREMENTS VIEWS_REQUIREMENTS check_dataset check_evaluator check_loss check_method "
+    "check_views",
 }
 
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_names(module: str) -> None:
-    found = __import__(module, fromlist=["*"])
-    assert sorted(found.__all__, key=str.casefold) == sorted(PUBLIC[module].split(), key=str.casefold)
-    assert all(getattr(found, name) is not None for name in found.__all__)
+    imported = __import__(module, fromlist=["*"])
+    assert sorted(imported.__all__, key=str.casefold) == sorted(PUBLIC[module].split(), key=str.casefold)
+    assert all(getattr(imported, name) is not None for name in imported.__all__)
 
 
 def test_public_signatures() -> None:
@@ -55,20 +71,22 @@ def test_nothing_imports_the_contributed_plugins() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_and_sdist_hold_recipes_and_plugins(tmp_path: Path) -> None:
+def test_wheel_and_sdist_contain_recipes_and_plugins(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
-    made = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
+    built = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr[-2000:]
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         sdist = archive.getnames()
     recipes = [path.name for path in (ROOT / "recipes").glob("*.toml")]
-    assert len(recipes) == 28
+    assert len(recipes) == 30
     for name in recipes:
         assert f"reptk/recipes/{name}" in wheel
         assert any(entry.endswith(f"/recipes/{name}") for entry in sdist)
     for name in (
+        "reptk/plugins/byol.py",
         "reptk/plugins/dcl.py",
+        "reptk/plugins/moco.py",
         "reptk/plugins/README.md",
         "reptk/data/sources/imagenet100.txt",
         "reptk/recipe.py",
@@ -87,14 +105,33 @@ def test_wheel_and_sdist_hold_recipes_and_plugins(tmp_path: Path) -> None:
 def test_the_file_tree_is_true() -> None:
     tree = README.split("## Files")[1].split("```")[1]
     listed = re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE)
-    listed += re.findall(r"(errors\.py)", tree)
-    there = [path.name + ("/" if path.is_dir() else "") for path in (ROOT / "reptk").iterdir()]
-    assert sorted(listed) == sorted(name for name in there if name not in ("__init__.py", "__pycache__/"))
+    entries = [path.name + ("/" if path.is_dir() else "") for path in (ROOT / "reptk").iterdir()]
+    assert sorted(listed) == sorted(name for name in entries if name not in ("__init__.py", "__pycache__/"))
     for name in re.findall(r"^(\S+)", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
+    for folder, description in re.findall(r"^  (\w+)/ +(.*(?:\n {17}.*)*)", tree, re.MULTILINE):
+        for name in re.findall(r"\b\w+\.py\b", description):
+            assert list((ROOT / "reptk" / folder).rglob(name)), f"{folder}/{name}"
 
 
-def test_the_recipe_table_holds_what_the_recipes_expect() -> None:
+def test_names_are_unique() -> None:
+    """File names and public classes, so that a name in a traceback or a search result has one meaning."""
+    files = [path for path in (ROOT / "reptk").rglob("*.py") if path.name != "__init__.py"]
+    names = [path.name for path in files]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == DUPLICATE_FILE_NAMES
+    classes = [name for path in files for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(), re.MULTILINE)]
+    assert sorted(name for name in set(classes) if classes.count(name) > 1) == []
+
+
+def test_getattr_is_used_on_code_of_strangers_alone() -> None:
+    users = set()
+    for path in (ROOT / "reptk").rglob("*.py"):
+        if re.search(r"\b(getattr|hasattr)\(", path.read_text()):
+            users.add(str(path.relative_to(ROOT / "reptk")))
+    assert users == MAY_USE_GETATTR
+
+
+def test_the_recipe_table_states_what_the_recipes_expect() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| \**([\d.]+) %\** \|", README, re.MULTILINE))
     expected = {}
     for path in sorted((ROOT / "recipes").glob("*.toml")):

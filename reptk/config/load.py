@@ -237,7 +237,7 @@ def _check_loss_table(table: Table) -> list[Problem]:
         return []  # reported already
     name = method["name"]
     if _takes_loss(method) and "loss" not in table:
-        return [("loss.name", f"say which loss: {', '.join(LOSSES.names())} (method {name!r} takes one)")]
+        return [("loss", "is missing")]
     if not _takes_loss(method) and "loss" in table:
         return [("loss", f"method {name!r} takes no loss; remove the [loss] table")]
     return []

@@ -280,7 +280,7 @@ def test_parts_of_a_plugin_are_named_with_their_file(place):
 
 
 def guide_examples() -> list[str]:
-    guide = (Path(__file__).parents[1] / "plugins" / "README.md").read_text()
+    guide = (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
     return [code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "LOSSES.register" in code]
 
 

@@ -106,9 +106,9 @@ def test_arguments_that_do_not_fit_are_explained(factories, name, chosen, unknow
 
 
 def test_arguments_filled_in_by_somebody_else_are_no_part_of_the_schema(factories):
-    assert signature.names(factories.plain, given=["a"]) == ["b", "c"]
-    assert signature.check(factories.plain, {}, given=["a"]).complete == {"b": 0.5, "c": None}
-    assert signature.check(factories.plain, {"a": 1}, given=["a"]).unknown == ["a"]
+    assert signature.names(factories.plain, supplied=["a"]) == ["b", "c"]
+    assert signature.check(factories.plain, {}, supplied=["a"]).complete == {"b": 0.5, "c": None}
+    assert signature.check(factories.plain, {"a": 1}, supplied=["a"]).unknown == ["a"]
 
 
 def test_annotations_known_to_type_checkers_alone_are_let_through(tmp_path, monkeypatch):

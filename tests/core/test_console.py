@@ -129,7 +129,7 @@ def test_off_a_terminal_an_epoch_is_a_line(narrow: None, capsys: pytest.CaptureF
         for step in range(1, 7):
             progress.step(step, 0.5, 1234.5, 70.0)
             if step % 3 == 0:
-                progress.extra = "rank 7/16"
+                progress.suffix = "rank 7/16"
                 progress.epoch(step // 3, 0.5, 1234.5, 70.0 if step < 6 else float("inf"))
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1/2  loss 0.500  1,234 views/s  1:10 left  rank 7/16",
@@ -141,7 +141,7 @@ def test_on_a_terminal_there_is_a_bar_instead() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
     with Logger(console=terminal).progress(2, 3, 0) as progress:
         progress.step(4, 0.5, 1234.5, 70.0)
-        progress.shown.refresh()
+        progress.bar.refresh()
         progress.epoch(1, 0.5, 1234.5, 70.0)
     printed = terminal.file.getvalue()
     assert "epoch 2/2" in printed
