@@ -1,16 +1,16 @@
-"""kNN evaluation and retrieval against bare FAISS and their peers: time, memory, and what approximate indexes find.
+"""kNN evaluation and retrieval against FAISS and other libraries: time, memory, and recall of approximate indexes.
 
 pip install lightly pytorch-lightning pytorch-metric-learning && python benchmarks/knn.py    about eight minutes on two cores
 python benchmarks/knn.py --only votes memory                                    some of it
 
-Time: all in one process, in turns of changing order; compare minima. Memory: the growth of the peak resident set over one call
-in a process of its own, after a small call has loaded everything. FAISS is loaded as reptk loads it, with threads that sleep
-between searches. Numbers that mean the same are compared first. Peers that
-are not installed are left out.
+Time: all calls in one process, in a new order every round; compare minima. Memory: the growth of the peak resident set during
+one call in a separate process, after a small call has loaded everything. FAISS is loaded as reptk loads it, with threads that
+sleep between searches. Metrics that both libraries compute are compared first. Libraries that are not installed are left out.
 """
 
 import argparse
 import ctypes
+import functools
 import platform
 import random
 import statistics
@@ -46,14 +46,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=tables, default=list(tables))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.peak:
-        print(_own_peak(chosen.peak))
+    args = parser.parse_args()
+    if args.peak:
+        print(_measure_peak(args.peak))
         return
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     print(f"{platform.machine()}, {gpu}{torch.get_num_threads()} threads, commit {git_commit()}, {_versions()}")
-    for name in chosen.only:
-        tables[name](chosen.rounds)
+    for name in args.only:
+        tables[name](args.rounds)
 
 
 # Tables
@@ -62,25 +62,23 @@ def main() -> None:
 def _votes(rounds: int) -> None:
     for classes in (100, 1000):
         print(f"\n{BANK:,} x {WIDTH} bank, {QUERIES:,} queries, {classes:,} classes: seconds")
-        bank, labels, queries, asked = _problem(BANK, QUERIES, classes)
+        data = _problem(BANK, QUERIES, classes)
+        bank, labels, queries, query_labels = data
         index = load_faiss().IndexFlatIP(WIDTH)
         index.add(bank.numpy())
         calls: dict[str, Call] = {
-            f"IndexFlatIP.search, k = {K[-1]}": lambda index=index, queries=queries: index.search(
-                queries.numpy(), K[-1]
-            ),
-            "reptk.evaluate.knn, five k, both votes": lambda given=(bank, labels, queries, asked): knn(*given, k=K),
-            f"reptk.evaluate.knn, k = {K[-1]} alone": lambda given=(bank, labels, queries, asked): knn(
-                *given, k=K[-1:]
-            ),
+            f"IndexFlatIP.search, k = {K[-1]}": functools.partial(index.search, queries.numpy(), K[-1]),
+            "reptk.evaluate.knn, five k, both votes": functools.partial(knn, *data, k=K),
+            f"reptk.evaluate.knn, k = {K[-1]} alone": functools.partial(knn, *data, k=K[-1:]),
         }
         if torch.cuda.is_available():
-            calls |= _on_gpu(bank, labels, queries, asked)
+            calls |= _on_gpu(*data)
         if find_spec("lightly"):
-            calls[f"lightly knn_predict, k = {K[-1]} alone"] = _lightly(bank, labels, queries, classes)
-            ours = knn(bank, labels, queries, asked, k=K[-1:])[f"knn@{K[-1]}"]
-            theirs = (calls[f"lightly knn_predict, k = {K[-1]} alone"]()[:, 0] == asked).double().mean().item()
-            print(f"  accuracy: reptk {ours:.4f}, lightly {theirs:.4f}")
+            predict = _lightly(bank, labels, queries, classes)
+            calls[f"lightly knn_predict, k = {K[-1]} alone"] = predict
+            accuracy = knn(*data, k=K[-1:])[f"knn@{K[-1]}"]
+            lightly_accuracy = (predict()[:, 0] == query_labels).double().mean().item()
+            print(f"  accuracy: reptk {accuracy:.4f}, lightly {lightly_accuracy:.4f}")
         _print_seconds(_seconds(calls, rounds))
 
 
@@ -96,12 +94,13 @@ def _ranks(rounds: int) -> None:
     _print_peaks(["deep reptk"])
     print(f"\nthe same, {SMALLER:,} x {WIDTH}: seconds")
     bank, labels, *_ = _problem(SMALLER, 1, DEEP_CLASSES)
-    own = torch.arange(SMALLER)
-    calls: dict[str, Call] = {"reptk": lambda: retrieval(bank, labels, bank, labels, exclude=own)}
+    exclude = torch.arange(SMALLER)
+    calls: dict[str, Call] = {"reptk": lambda: retrieval(bank, labels, bank, labels, exclude=exclude)}
     if find_spec("pytorch_metric_learning"):
         calls["pytorch-metric-learning"] = _accuracy_calculator(bank, labels)
-        ours, theirs = calls["reptk"](), calls["pytorch-metric-learning"]()
-        print(f"  mAP@R: reptk {ours['map@r']:.6f}, theirs {theirs['mean_average_precision_at_r']:.6f}")
+        map_at_r = calls["reptk"]()["map@r"]
+        peer_map_at_r = calls["pytorch-metric-learning"]()["mean_average_precision_at_r"]
+        print(f"  mAP@R: reptk {map_at_r:.6f}, pytorch-metric-learning {peer_map_at_r:.6f}")
     _print_seconds(_seconds(calls, rounds))
     _print_peaks([name for name in PEAKS if name.startswith("deep smaller")])
 
@@ -112,8 +111,8 @@ def _kinds(rounds: int) -> None:
     _indexes("loosely clustered in all dimensions", bank, queries, rounds)
 
 
-def _indexes(how: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
-    print(f"\nindexes of {BANK:,} x {WIDTH} rows, {how}; {QUERIES:,} queries, k = 10")
+def _indexes(description: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
+    print(f"\nindexes of {BANK:,} x {WIDTH} rows, {description}; {QUERIES:,} queries, k = 10")
     seconds = min(_seconds({"exact": lambda: list(search(bank, queries, 10))}, rounds)["exact"])
     print(f"  {'exact search':<16} {'':>20} search {seconds:6.2f} s")
     for kind in KINDS:
@@ -127,45 +126,49 @@ def _indexes(how: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
         )
 
 
-# What is compared
+# Calls
 
 
 def _problem(bank: int, queries: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loosely clustered unit rows and their classes."""
-    draw = torch.Generator().manual_seed(0)
-    centres = torch.randn(classes, WIDTH, generator=draw)
-    labels, asked = torch.arange(bank) % classes, torch.arange(queries) % classes
-    rows = [
-        functional.normalize(0.35 * centres[of] + torch.randn(len(of), WIDTH, generator=draw), dim=1)
-        for of in (labels, asked)
-    ]
-    return rows[0], labels, rows[1], asked
+    """Loosely clustered unit rows and their classes: bank, bank labels, queries, query labels."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(classes, WIDTH, generator=generator)
+
+    def rows(labels: Tensor) -> Tensor:
+        noise = torch.randn(len(labels), WIDTH, generator=generator)
+        return functional.normalize(0.35 * centers[labels] + noise, dim=1)
+
+    labels, query_labels = torch.arange(bank) % classes, torch.arange(queries) % classes
+    return rows(labels), labels, rows(query_labels), query_labels
 
 
 def _of_few_dimensions(bank: int, queries: int) -> tuple[Tensor, Tensor]:
     """Unit rows that vary in few directions, as embeddings do: a thousand clusters in a subspace, and noise around it."""
-    draw = torch.Generator().manual_seed(1)
-    directions = torch.randn(INTRINSIC, WIDTH, generator=draw)
-    centres = torch.randn(1000, INTRINSIC, generator=draw)
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.randn(INTRINSIC, WIDTH, generator=generator)
+    centers = torch.randn(1000, INTRINSIC, generator=generator)
 
     def rows(count: int) -> Tensor:
-        within = centres[torch.arange(count) % 1000] + 0.5 * torch.randn(count, INTRINSIC, generator=draw)
-        return functional.normalize(within @ directions + 0.5 * torch.randn(count, WIDTH, generator=draw), dim=1)
+        coordinates = centers[torch.arange(count) % 1000] + 0.5 * torch.randn(count, INTRINSIC, generator=generator)
+        noise = 0.5 * torch.randn(count, WIDTH, generator=generator)
+        return functional.normalize(coordinates @ directions + noise, dim=1)
 
     return rows(bank), rows(queries)
 
 
-def _on_gpu(bank: Tensor, labels: Tensor, queries: Tensor, asked: Tensor) -> dict[str, Call]:
-    """What the GPU does alone, and the evaluation of rows that lie there already."""
-    rows = [part.cuda() for part in (bank, labels, queries, asked)]
+def _on_gpu(bank: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor) -> dict[str, Call]:
+    """torch's product and topk alone, and the evaluation of rows that are on the GPU already."""
+    bank, labels, queries, query_labels = bank.cuda(), labels.cuda(), queries.cuda(), query_labels.cuda()
 
-    def bare() -> None:
-        (rows[2] @ rows[0].T).topk(K[-1])
+    def product_and_topk() -> None:
+        (queries @ bank.T).topk(K[-1])
         torch.cuda.synchronize()
 
     return {
-        f"torch's product and topk on the GPU, k = {K[-1]}": bare,
-        "reptk.evaluate.knn, rows on the GPU, five k, both votes": lambda: knn(*rows, k=K),
+        f"torch's product and topk on the GPU, k = {K[-1]}": product_and_topk,
+        "reptk.evaluate.knn, rows on the GPU, five k, both votes": functools.partial(
+            knn, bank, labels, queries, query_labels, k=K
+        ),
     }
 
 
@@ -179,19 +182,18 @@ def _lightly(bank: Tensor, labels: Tensor, queries: Tensor, classes: int) -> Cal
 def _accuracy_calculator(bank: Tensor, labels: Tensor) -> Call:
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-    wanted = ("mean_average_precision_at_r", "r_precision")
-    calculator = AccuracyCalculator(include=wanted, k="max_bin_count", device=torch.device("cpu"))
+    metrics = ("mean_average_precision_at_r", "r_precision")
+    calculator = AccuracyCalculator(include=metrics, k="max_bin_count", device=torch.device("cpu"))
     return lambda: calculator.get_accuracy(bank, labels, bank, labels, ref_includes_query=True)
 
 
 def _knn_call(count: int, queries: int) -> Call:
-    given = _problem(count, queries, 1000)
-    return lambda: knn(*given, k=K[-1:])
+    return functools.partial(knn, *_problem(count, queries, 1000), k=K[-1:])
 
 
 def _lightly_call(count: int, queries: int) -> Call:
-    bank, labels, asked, _ = _problem(count, queries, 1000)
-    return _lightly(bank, labels, asked, 1000)
+    bank, labels, query_rows, _ = _problem(count, queries, 1000)
+    return _lightly(bank, labels, query_rows, 1000)
 
 
 def _deep_call(count: int, queries: int) -> Call:
@@ -211,14 +213,14 @@ PEAKS: dict[str, tuple[str | None, Callable[[int, int], Call], int]] = {
     "deep smaller reptk": (None, _deep_call, SMALLER),
     "deep smaller pytorch-metric-learning": ("pytorch_metric_learning", _deep_peer_call, SMALLER),
 }
-"""What is run in a process of its own: the package it needs, the call, rows in the bank."""
+"""Calls that run in separate processes: the package they need, the call, rows in the bank."""
 
 
 # Measuring
 
 
 def _seconds(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Of every call in every round, the calls in turn; the first round is not counted."""
+    """Seconds of every call in every round but the first, in a new order every round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name in random.Random(number).sample(list(calls), len(calls)):
@@ -241,32 +243,36 @@ def _print_seconds(seconds: dict[str, list[float]]) -> None:
 
 def _print_peaks(names: list[str]) -> None:
     for name in names:
-        needs = PEAKS[name][0]
-        if needs is not None and not find_spec(needs):
+        package = PEAKS[name][0]
+        if package is not None and not find_spec(package):
             print(f"  {name:<40} not installed")
             continue
-        made = subprocess.run([sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=False)
-        said = made.stdout.strip() if made.returncode == 0 else f"failed: {made.stderr.strip().splitlines()[-1]}"
-        print(f"  {name:<40} {said}", flush=True)
+        process = subprocess.run(
+            [sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=False
+        )
+        result = process.stdout.strip()
+        if process.returncode:
+            result = f"failed: {process.stderr.strip().splitlines()[-1]}"
+        print(f"  {name:<40} {result}", flush=True)
 
 
-def _own_peak(name: str) -> str:
-    """Growth of this process's peak resident set over one call, and its seconds."""
-    _, make, count = PEAKS[name]
-    make(2000, 100)()  # load what there is to load
-    call = make(count, QUERIES)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed must not be used again unseen
+def _measure_peak(name: str) -> str:
+    """Growth of this process's peak resident set during one call, and its seconds."""
+    _, prepare, count = PEAKS[name]
+    prepare(2000, 100)()  # loads libraries and compiled functions
+    call = prepare(count, QUERIES)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that was freed but not returned would hide growth
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     since = time.perf_counter()
     call()
     return f"{_resident('VmHWM') - before:8.0f} MB   {time.perf_counter() - since:8.2f} s"
 
 
-def _resident(what: str) -> float:
-    """MB, from Linux's account of this process."""
+def _resident(field: str) -> float:
+    """MB that Linux reports for this process in a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def _versions() -> str:

@@ -26,15 +26,6 @@ MAX_ROWS_PER_CENTROID = 256
 REFINE_FACTOR = 8
 """An index that refines (",RFlat") ranks this many times k candidates by its exact copies."""
 
-DEFAULT_EF_SEARCH = 128
-"""Nodes of a graph that a search visits."""
-
-EXACT_MAX_ROWS = 200_000
-"""Up to this many rows exact search is fast enough to be recommended."""
-
-FLOAT32_MAX_BYTES = 16 << 30
-"""Rows that take more memory than this in float32 are recommended to be quantized."""
-
 _HEADER = b"reptk approximate index 1 "
 
 
@@ -179,16 +170,16 @@ class ApproximateIndex:
 
 
 def recommended_index(count: int, width: int) -> str:
-    """Return the factory string recommended for `count` rows: exact, inverted lists, or quantized lists.
+    """Return the factory string recommended for `count` rows: exact below 200,000, inverted lists, or quantized lists.
 
     There are about 4 sqrt(n) lists, as in FAISS's guidelines
     (https://github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index). Where float32 rows would take more than
     16 GiB, about every 8 values are quantized to a byte.
     """
-    if count < EXACT_MAX_ROWS:
+    if count < 200_000:
         return "Flat"
     lists = 1 << round(np.log2(4 * count**0.5))
-    if 4 * count * width <= FLOAT32_MAX_BYTES:
+    if 4 * count * width <= 16 << 30:
         return f"IVF{lists},Flat"
     return f"IVF{lists},PQ{_subquantizers(width)}"
 
@@ -248,7 +239,7 @@ def _set_effort(faiss: ModuleType, index: Any, effort: int | None) -> None:
         if isinstance(layer, faiss.IndexIVF):
             layer.nprobe = min(layer.nlist, effort or max(8, layer.nlist // 16))
         elif isinstance(layer, faiss.IndexHNSW):
-            layer.hnsw.efSearch = effort or DEFAULT_EF_SEARCH
+            layer.hnsw.efSearch = effort or 128
         elif isinstance(layer, faiss.IndexRefine):
             layer.k_factor = REFINE_FACTOR
 

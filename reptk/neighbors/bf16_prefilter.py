@@ -6,6 +6,7 @@ that the error is small also where all embeddings point in about the same direct
 """
 
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,10 @@ def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has instructions for products in bfloat16, and torch uses them."""
     # torch.ops.mkldnn._is_mkldnn_bf16_supported also accepts CPUs that emulate bfloat16.
     has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return has_instructions and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    # This variable may forbid oneDNN the instructions.
+    is_restricted = "ONEDNN_MAX_CPU_ISA" in os.environ
+    is_enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return has_instructions and is_enabled and not is_restricted
 
 
 class Bf16Bank:

@@ -23,11 +23,14 @@ from reptk.neighbors.vectors import check_products, check_vectors, chunks, row_n
 BLOCK = 1024
 """Queries at a time, at most."""
 
-BLOCK_NEIGHBORS = 1 << 22
-"""Neighbors of all queries of a block, at most, so that deep rankings need no more memory than others."""
+BLOCK_NEIGHBORS = 1 << 21
+"""Neighbors of all queries of a block, at most, so that deep rankings need little more memory than others."""
+
+PASS_CANDIDATES = {"cpu": 1 << 22, "cuda": 1 << 25}
+"""Candidates at a time where every pass over the bank converts or copies it, so that many queries share one."""
 
 MARGIN = 16
-"""Candidates beyond k."""
+"""Candidates beyond k. Where more rows than these are as similar as the k-th, the query is searched again."""
 
 DEEP_SHARE = 16
 """Where k is at least this fraction (1/16) of the bank, ranking all rows in float64 is faster than re-ranking candidates."""
@@ -73,8 +76,9 @@ def search(
     bank_norm = _check(bank, queries, k, exclude, exact)
     searchable = SearchableBank.prepare(bank, bank_norm, exact)
     size = block_size(k)
-    # A bank that is converted or copied costs much per pass, so more queries share one.
-    queries_per_pass = size if searchable.is_read_in_place else max(size, BLOCK_NEIGHBORS // (k + MARGIN))
+    queries_per_pass = size
+    if not searchable.is_read_in_place:
+        queries_per_pass = max(size, PASS_CANDIDATES[searchable.device.type] // (k + MARGIN))
     if exclude is None:
         exclude = torch.full((len(queries),), -1)
     for first in range(0, len(queries), queries_per_pass):

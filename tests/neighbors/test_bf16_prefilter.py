@@ -239,8 +239,12 @@ def test_not_for_rows_that_stand_for_exact_ones() -> None:
 def test_cpu_needs_instructions_that_torch_uses(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if torch.backends.mkldnn.is_available():
         assert bf16_prefilter.cpu_multiplies_bf16() is (avx512 or amx)
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+        assert not bf16_prefilter.cpu_multiplies_bf16()
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         assert not bf16_prefilter.cpu_multiplies_bf16()
 
