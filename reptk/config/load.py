@@ -267,9 +267,9 @@ def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
         hint = f"; {argument} belongs to {', '.join(takers)}"
     else:
         hint = signature.suggestion(argument, accepted)
-    takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
+    parameters = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
     stop = "" if hint.endswith("?") else "."
-    return f"{name!r} has no argument {argument!r}{hint}{stop} {takes}"
+    return f"{name!r} has no argument {argument!r}{hint}{stop} {parameters}"
 
 
 def _parse_pair(text: str) -> tuple[list[str], Any]:

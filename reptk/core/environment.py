@@ -8,33 +8,45 @@ from pathlib import Path
 
 import reptk
 
+PACKAGES = ("torch", "torchvision", "timm", "kornia", "numba", "pillow", "simplejpeg", "faiss-cpu", "faiss-gpu")
+"""Packages whose version may change a number."""
+
+GIT_SECONDS = 10
+
 
 def package_versions() -> dict[str, str]:
-    """Versions of what a number may depend on."""
-    found = {"python": sys.version.split()[0], "reptk": reptk.__version__}
-    for name in ("torch", "torchvision", "timm", "kornia", "numba", "pillow", "simplejpeg", "faiss-cpu", "faiss-gpu"):
+    """Return the versions of Python, reptk and `PACKAGES`; packages that are not installed are left out."""
+    versions = {"python": sys.version.split()[0], "reptk": reptk.__version__}
+    for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git_commit() -> str | None:
-    """The commit of reptk's own checkout (with `+` if it was changed), None if it is not run from one."""
-    home = Path(reptk.__file__).resolve().parent.parent
-    if not (home / ".git").exists():
+    """Return the commit of reptk's checkout, with `+` if files were changed; None if reptk is not run from a checkout."""
+    root = Path(reptk.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
         return None
     try:
-        head = _git(home, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(home, "status", "--porcelain", "--untracked-files=no") else "")
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{commit}+" if changes else commit
 
 
-def _git(home: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str) -> str:
+    # Without optional locks, so that asking for the status never gets in the way of another git command.
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-    made = subprocess.run(
-        ["git", "-C", str(home), *arguments], check=True, capture_output=True, text=True, timeout=10, env=environment
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=GIT_SECONDS,
+        env=environment,
     )
-    return made.stdout.strip()
+    return done.stdout.strip()

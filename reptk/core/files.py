@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name beside their place, flushed to the disk, then renamed."""
+"""Files that are whole or absent: written to a temporary name in the same folder, flushed to disk, then renamed."""
 
 import hashlib
 import os
