@@ -1,15 +1,17 @@
 "use strict";
 
 const page = JSON.parse(document.getElementById("data").textContent);
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const selectAll = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// Theme: as the system has it, until somebody chooses.
+// Theme: that of the system, until one is chosen.
 
-function themed() {
+function setUpTheme() {
   const button = document.getElementById("theme");
   const root = document.documentElement;
-  const kept = { get() { try { return localStorage.getItem("reptk-theme"); } catch { return null; } },
-                 set(value) { try { localStorage.setItem("reptk-theme", value); } catch { /* this page alone */ } } };
+  const storage = { // a page opened from a file may have none; the choice then holds for this page alone
+    get() { try { return localStorage.getItem("reptk-theme"); } catch { return null; } },
+    set(value) { try { localStorage.setItem("reptk-theme", value); } catch { /* no storage */ } },
+  };
   const system = matchMedia("(prefers-color-scheme: dark)");
   const show = (choice) => {
     if (choice === "auto") delete root.dataset.theme; else root.dataset.theme = choice;
@@ -17,63 +19,65 @@ function themed() {
     button.setAttribute("aria-label", `theme: ${choice === "auto" ? "as the system has it" : choice}`);
     dispatchEvent(new Event("themechange"));
   };
-  let choice = ["light", "dark"].includes(kept.get()) ? kept.get() : "auto";
+  let choice = ["light", "dark"].includes(storage.get()) ? storage.get() : "auto";
   button.addEventListener("click", () => {
     const order = system.matches ? ["auto", "light", "dark"] : ["auto", "dark", "light"];
     choice = order[(order.indexOf(choice) + 1) % 3];
-    kept.set(choice);
+    storage.set(choice);
     show(choice);
   });
   system.addEventListener("change", () => dispatchEvent(new Event("themechange")));
   show(choice);
 }
 
-// Pictures are kept once and put where they are wanted.
+// Pictures: each is in the page's data once, and is put into every place that names it.
 
-function pictured() {
-  for (const image of all("img[data-picture]")) {
-    const source = page.pictures[image.dataset.picture];
+function setUpPictures() {
+  for (const image of selectAll("img[data-picture]")) {
+    const uri = page.pictures[image.dataset.picture];
     image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 64), { once: true });
-    if (source) image.src = source;
+    if (uri) image.src = uri;
   }
 }
 
 // Tabs: arrow keys, Home and End go from one to the next.
 
-function tabbed() {
-  for (const tabs of all(".tabs")) {
+function setUpTabs() {
+  for (const tabs of selectAll(".tabs")) {
     const list = tabs.querySelector('[role="tablist"]');
-    const buttons = all('[role="tab"]', list);
-    const show = (chosen, focus) => {
+    const buttons = selectAll('[role="tab"]', list);
+    const show = (selected, focus) => {
       for (const button of buttons) {
-        const on = button === chosen;
-        button.setAttribute("aria-selected", String(on));
-        button.tabIndex = on ? 0 : -1;
-        document.getElementById(button.getAttribute("aria-controls")).hidden = !on;
+        const isSelected = button === selected;
+        button.setAttribute("aria-selected", String(isSelected));
+        button.tabIndex = isSelected ? 0 : -1;
+        document.getElementById(button.getAttribute("aria-controls")).hidden = !isSelected;
       }
-      if (focus) chosen.focus();
+      if (focus) selected.focus();
     };
     list.addEventListener("click", (event) => {
       const button = event.target.closest('[role="tab"]');
       if (button) show(button, false);
     });
     list.addEventListener("keydown", (event) => {
-      const at = buttons.indexOf(document.activeElement);
+      const current = buttons.indexOf(document.activeElement);
       const last = buttons.length - 1;
-      const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[event.key];
-      if (at < 0 || to === undefined) return;
+      const next = current === last ? 0 : current + 1;
+      const previous = current === 0 ? last : current - 1;
+      const target = { ArrowRight: next, ArrowLeft: previous, Home: 0, End: last }[event.key];
+      if (current < 0 || target === undefined) return;
       event.preventDefault();
-      show(buttons[to], true);
+      show(buttons[target], true);
     });
     show(buttons[0], false);
   }
 }
 
-// Tables that a heading sorts.
+// Tables that are sorted by a click on a heading.
 
-function sortable() {
-  for (const table of all("table.sortable")) {
-    const heads = all("thead button", table);
+function setUpSorting() {
+  for (const table of selectAll("table.sortable")) {
+    const heads = selectAll("thead button", table);
     const body = table.tBodies[0];
     heads.forEach((head, column) => {
       head.closest("th").setAttribute("aria-sort", { up: "ascending", down: "descending" }[head.dataset.order] || "none");
@@ -97,53 +101,55 @@ function sortable() {
   }
 }
 
-// Curves read out by pointer and by arrow keys.
+// Curves: the pointer and the arrow keys read out their values.
 
-function curved() {
-  for (const svg of all(".curve svg")) {
-    const [first, last, left, right, , , , ] = JSON.parse(svg.dataset.frame);
+function setUpCurves() {
+  for (const svg of selectAll(".curve svg")) {
+    const [first, last, left, right] = JSON.parse(svg.dataset.frame);
     const series = JSON.parse(svg.dataset.series);
-    const said = svg.parentElement.querySelector("output");
+    const readout = svg.parentElement.querySelector("output");
     const rule = svg.querySelector(".rule");
     const stops = [...new Set(series.flatMap(([, points]) => points.map(([x]) => x)))].sort((a, b) => a - b);
-    let at = -1;
+    let current = -1;
     const nearest = (points, x) => points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
     const show = (stop) => {
-      at = stop;
+      current = stop;
       const x = stops[stop];
-      const place = left + ((x - first) / (last - first)) * (right - left);
-      rule.setAttribute("x1", place);
-      rule.setAttribute("x2", place);
+      const position = left + ((x - first) / (last - first)) * (right - left);
+      rule.setAttribute("x1", position);
+      rule.setAttribute("x2", position);
       rule.style.visibility = "visible";
       const values = series.map(([, points]) => nearest(points, x)[2]).join("  ");
-      said.textContent = `epoch ${Number(x.toFixed(2))}:  ${values}`;
+      readout.textContent = `epoch ${Number(x.toFixed(2))}:  ${values}`;
     };
-    const rest = () => {
-      at = -1;
+    const reset = () => {
+      current = -1;
       rule.style.visibility = "hidden";
-      said.textContent = said.dataset.rest;
+      readout.textContent = readout.dataset.rest;
     };
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
-      const inside = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-      const x = first + ((inside - left) / (right - left)) * (last - first);
+      const pointerX = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
+      const x = first + ((pointerX - left) / (right - left)) * (last - first);
       show(stops.reduce((best, stop, index) => (Math.abs(stop - x) < Math.abs(stops[best] - x) ? index : best), 0));
     });
-    svg.addEventListener("pointerleave", rest);
-    svg.addEventListener("blur", rest);
+    svg.addEventListener("pointerleave", reset);
+    svg.addEventListener("blur", reset);
     svg.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!step) return;
       event.preventDefault();
-      show(at < 0 ? (step > 0 ? 0 : stops.length - 1) : Math.min(Math.max(at + step, 0), stops.length - 1));
+      const last = stops.length - 1;
+      if (current < 0) show(step > 0 ? 0 : last);
+      else show(Math.min(Math.max(current + step, 0), last));
     });
   }
 }
 
-// Commands to copy; where the clipboard is closed, they are selected.
+// Commands to copy; if the browser refuses the clipboard, they are selected.
 
-function copied() {
-  for (const button of all(".copy")) {
+function setUpCopyButtons() {
+  for (const button of selectAll(".copy")) {
     const code = button.parentElement.querySelector("code");
     button.addEventListener("click", async () => {
       try {
@@ -158,11 +164,11 @@ function copied() {
   }
 }
 
-// The bar says which section is being read.
+// The navigation marks the section that is being read.
 
-function located() {
-  const links = new Map(all("body > header nav a").map((link) => [link.hash.slice(1), link]));
-  const watch = new IntersectionObserver((entries) => {
+function setUpNavigation() {
+  const links = new Map(selectAll("body > header nav a").map((link) => [link.hash.slice(1), link]));
+  const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       const link = links.get(entry.target.id);
       if (!link || !entry.isIntersecting) continue;
@@ -170,14 +176,14 @@ function located() {
       link.setAttribute("aria-current", "true");
     }
   }, { rootMargin: "-20% 0px -75% 0px" });
-  for (const section of all("main > section")) watch.observe(section);
+  for (const section of selectAll("main > section")) observer.observe(section);
 }
 
-themed();
-pictured();
-tabbed();
-sortable();
-curved();
-copied();
-located();
-addEventListener("beforeprint", () => { for (const part of all("details")) part.open = true; });
+setUpTheme();
+setUpPictures();
+setUpTabs();
+setUpSorting();
+setUpCurves();
+setUpCopyButtons();
+setUpNavigation();
+addEventListener("beforeprint", () => { for (const part of selectAll("details")) part.open = true; });

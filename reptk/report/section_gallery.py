@@ -23,7 +23,7 @@ MAX_PER_CONFUSION = 2
 
 
 @dataclass(frozen=True)
-class Answer:
+class VoteResult:
     """What the neighbors voted for: `kind` is "right" or "wrong"; `predicted` is empty if right."""
 
     kind: str
@@ -43,12 +43,12 @@ class NeighborCard:
 
 @dataclass(frozen=True)
 class QueryCard:
-    """A query and its neighbors; `title` is its file name or number, `answer` None without a vote."""
+    """A query and its neighbors; `title` is its file name or number, `vote` is None without labels."""
 
     picture: Picture
     title: str
     name: str
-    answer: Answer | None
+    vote: VoteResult | None
     neighbors: list[NeighborCard]
 
 
@@ -175,20 +175,20 @@ def _query_card(predictions: Predictions, images: RunImages, embedded: EmbeddedI
         picture=embedded.picture(images, predictions.query_split, number, description),
         title=images.file_name(predictions.query_split, number) or f"no. {number:,}",
         name=name,
-        answer=_answer(predictions, row),
+        vote=_vote_result(predictions, row),
         neighbors=[_neighbor_card(predictions, images, embedded, row, rank) for rank in range(num_neighbors)],
     )
 
 
-def _answer(predictions: Predictions, row: int) -> Answer | None:
+def _vote_result(predictions: Predictions, row: int) -> VoteResult | None:
     label = int(predictions.labels[row])
     predicted = int(predictions.predicted[row])
     if label < 0 or predicted < 0:
         return None
     share = format_percent(float(predictions.confidence[row]), 0)
     if label == predicted:
-        return Answer("right", "", share)
-    return Answer("wrong", class_name(predictions.classes, predicted), share)
+        return VoteResult("right", "", share)
+    return VoteResult("wrong", class_name(predictions.classes, predicted), share)
 
 
 def _neighbor_card(

@@ -1,4 +1,4 @@
-"""A page, read."""
+"""Read a report page in tests."""
 
 import base64
 import io
@@ -7,18 +7,25 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-EVIL = (
+VOID_ELEMENTS = ("meta", "img", "input", "br")
+
+HOSTILE_NAMES = (
     '</script><img src=x onerror="alert(1)">',
     "two\nlines & \"quotes' <b>",
     "\u202eedocu \ud800",
     "{{x}} ${y} <!--",
 )
+"""Class names that would become markup, break a script or turn the text around if they were not escaped."""
 
 
 class Page(HTMLParser):
-    """Elements, texts and data of a page."""
+    """The elements, texts, scripts and data of a page.
+
+    `open` lists the elements that are not closed, which are none after a well-formed page.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -30,25 +37,31 @@ class Page(HTMLParser):
         self.feed(self.source)
         self.data = json.loads(next(text for text in self.scripts if text.startswith("{")))
 
-    def handle_starttag(self, tag: str, attrs: list) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "input", "br"):
+        if tag not in VOID_ELEMENTS:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        (self.scripts if self.open[-1:] == ["script"] else self.texts).append(data)
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        else:
+            self.texts.append(data)
 
     def text(self) -> str:
+        """Return all text of the page, with single spaces."""
         return " ".join(" ".join(self.texts).split())
 
-    def ids(self, *among: str) -> list[str]:
-        return [attrs["id"] for tag, attrs in self.elements if "id" in attrs and (not among or tag in among)]
+    def ids(self, *tags: str) -> list[str]:
+        """Return the ids of all elements, or of those with one of the tags, in order."""
+        return [attrs["id"] for tag, attrs in self.elements if "id" in attrs and (not tags or tag in tags)]
 
 
-def opened(uri: str) -> np.ndarray:
+def decode_data_uri(uri: str) -> NDArray[np.uint8]:
+    """Return the image in a data URI as (H, W, 3)."""
     kind, _, text = uri.partition(";base64,")
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         assert kind == f"data:image/{image.format.lower()}"

@@ -1,6 +1,7 @@
-"""Run folders as evaluation leaves them, made without training: for the tests of the report."""
+"""Write run folders as evaluation leaves them, without training, for the tests of the report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ RECIPE: dict[str, Any] = {
     "eval": {"knn": {"k": [1, 5]}},
 }
 
+ROW_SHARES = {"raw pixels": 0.6, "untrained": 0.8, "trained": 1.0}
+"""The metrics of each row, as a share of those of the trained row."""
+
 
 def make_run(
     folder: Path,
@@ -35,45 +39,55 @@ def make_run(
     noise: float = 1.4,
     classes: tuple[str, ...] = (),
     data: dict[str, Any] | None = None,
-    **changed: Any,
+    **changes: Any,
 ) -> Path:
-    """A run's folder with all its files but the model.
+    """Write a run's folder with all its files but the model.
 
     Args:
         seed: of the features.
-        noise: how far features lie from the middle of their class; the larger, the more answers are wrong.
-        classes: names instead of the data set's.
-        data: what differs in the data set's arguments; another `name` replaces them all.
-        changed: sections of the recipe.
+        noise: distance of the features from the center of their class; the larger, the more predictions are wrong.
+        classes: class names instead of the data set's.
+        data: arguments of the data set that differ; a different `name` replaces them all.
+        changes: tables of the recipe, or keys of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = data or {}
-    part = part if part.get("name", "generated") != "generated" else RECIPE["data"] | part
-    table = {
-        key: {**value, **changed.pop(key, {})} if isinstance(value, dict) else value for key, value in RECIPE.items()
-    }
-    recipe = validate({**table, **changed, "data": part})
-    opened = build(DATASETS, recipe.data)
-    features = [
-        _features(opened.bank.labels, "bank", seed, noise),
-        _features(opened.query.labels, "query", seed, noise),
-    ]
+    data_part = dict(data or {})
+    if data_part.get("name", "generated") == "generated":
+        data_part = RECIPE["data"] | data_part
+    recipe_table: dict[str, Any] = {}
+    for key, value in RECIPE.items():
+        recipe_table[key] = value
+        if isinstance(value, dict):
+            recipe_table[key] = value | changes.pop(key, {})
+    recipe = validate({**recipe_table, **changes, "data": data_part})
+    dataset = build(DATASETS, recipe.data)
+    bank_features = _draw_features(dataset.bank.labels, "bank", seed, noise)
+    query_features = _draw_features(dataset.query.labels, "query", seed, noise)
+    predictions = make_predictions(dataset, bank_features, query_features, classes or dataset.classes)
+    predictions.save(folder)
+    results = make_results(predictions, recipe.data, recipe.name)
     (folder / "recipe.toml").write_text(recipe.dump())
-    evidence = evidence_of(opened, *features, classes=classes or opened.classes)
-    evidence.save(folder)
-    (folder / "results.json").write_text(json.dumps(results_of(evidence, recipe.data, recipe.name)))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(seed)))
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_log(seed)))
     (folder / "status.json").write_text('{"status": "finished"}')
     return folder
 
 
-def evidence_of(data: Data, bank: Tensor, queries: Tensor, classes: tuple[str, ...], k: int = 5) -> Predictions:
-    """What stands behind kNN with k neighbours, each with one vote."""
-    found = list(search(bank, queries, max(k, 10)))
-    similarities, rows = (torch.cat(part) for part in zip(*found, strict=True))
-    votes = torch.zeros(len(queries), len(classes)).scatter_add_(
-        1, data.bank.labels[rows[:, :k]], torch.ones(len(queries), k)
-    )
+def copy_files(run: Path, folder: Path, *names: str) -> Path:
+    """Make a run's folder with some of the files of another."""
+    folder.mkdir()
+    for name in names:
+        shutil.copy(run / name, folder / name)
+    return folder
+
+
+def make_predictions(data: Data, bank: Tensor, queries: Tensor, classes: tuple[str, ...], k: int = 5) -> Predictions:
+    """Return the predictions of kNN with k neighbors, one vote each."""
+    blocks = list(search(bank, queries, max(k, 10)))
+    similarities, rows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    neighbor_labels = data.bank.labels[rows]
+    votes = torch.zeros(len(queries), len(classes))
+    votes.scatter_add_(1, neighbor_labels[:, :k], torch.ones(len(queries), k))
     return Predictions(
         row="trained",
         vote=f"knn@{k}",
@@ -86,31 +100,35 @@ def evidence_of(data: Data, bank: Tensor, queries: Tensor, classes: tuple[str, .
         confidence=votes.amax(1) / k,
         neighbors=rows[:, :10],
         similarities=similarities[:, :10],
-        neighbor_labels=data.bank.labels[rows[:, :10]],
+        neighbor_labels=neighbor_labels[:, :10],
         features=queries.half(),
     )
 
 
-def results_of(evidence: Predictions, part: dict[str, Any], name: str) -> dict[str, Any]:
-    """results.json: the trained row from the evidence, the others below it."""
-    right = {
-        evidence.vote: evidence.predicted == evidence.labels,
-        "recall@1": evidence.neighbor_labels[:, 0] == evidence.labels,
+def make_results(predictions: Predictions, data_part: dict[str, Any], recipe_name: str) -> dict[str, Any]:
+    """Return results.json: the trained row as the predictions have it, the others below it."""
+    hits = {
+        predictions.vote: predictions.predicted == predictions.labels,
+        "recall@1": predictions.neighbor_labels[:, 0] == predictions.labels,
     }
-    trained = {metric: hits.double().mean().item() for metric, hits in right.items()}
-    rows = {row: {metric: value * share for metric, value in trained.items()} for row, share in SHARES.items()}
+    trained = {metric: hit.double().mean().item() for metric, hit in hits.items()}
+    metrics = {}
+    intervals = {}
+    gains = {}
+    for row, share in ROW_SHARES.items():
+        metrics[row] = {metric: value * share for metric, value in trained.items()}
+        intervals[row] = {metric: [value - 0.06, min(value + 0.06, 1.0)] for metric, value in metrics[row].items()}
+        if row != "trained":
+            gains[row] = {}
+            for metric, value in metrics[row].items():
+                gain = trained[metric] - value
+                gains[row][metric] = [gain, gain - 0.08, gain + 0.08]
     return {
         "schema": 1,
-        "headline": evidence.vote,
-        "metrics": rows,
-        "intervals": {
-            row: {m: [v - 0.06, min(v + 0.06, 1.0)] for m, v in values.items()} for row, values in rows.items()
-        },
-        "gains": {
-            row: {m: [trained[m] - v, trained[m] - v - 0.08, trained[m] - v + 0.08] for m, v in rows[row].items()}
-            for row in rows
-            if row != "trained"
-        },
+        "headline": predictions.vote,
+        "metrics": metrics,
+        "intervals": intervals,
+        "gains": gains,
         "health": {
             "untrained": {"alignment": 0.21, "uniformity": -1.4, "rank": 12.5, "dimensions": 64, "std": 0.03},
             "trained": {"alignment": 0.32, "uniformity": -2.9, "rank": 41.0, "dimensions": 64, "std": 0.11},
@@ -121,8 +139,8 @@ def results_of(evidence: Predictions, part: dict[str, Any], name: str) -> dict[s
             "advice": ["Train longer."],
         },
         "protocol": {
-            "recipe": name,
-            "data": part,
+            "recipe": recipe_name,
+            "data": data_part,
             "splits": "generated",
             "versions": {"reptk": "0.1.0", "torch": torch.__version__},
             "commit": "0123456789ab",
@@ -131,28 +149,19 @@ def results_of(evidence: Predictions, part: dict[str, Any], name: str) -> dict[s
     }
 
 
-SHARES = {"raw pixels": 0.6, "untrained": 0.8, "trained": 1.0}
+def make_log(seed: int) -> list[dict[str, Any]]:
+    """Return metrics.jsonl of three epochs of four steps."""
+    rows: list[dict[str, Any]] = []
+    for step in range(1, 13):
+        loss = 4 - step / 5 + seed / 10
+        rows.append({"step": step, "epoch": step / 4, "loss": loss, "lr": 1e-3, "views_per_second": 900.0 + step})
+    for epoch in (1, 2, 3):
+        row = {"step": 4 * epoch, "epoch": epoch, "rank": 20.0 + epoch, "waiting": 0.0, "knn@5": 0.5 + epoch / 20}
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["step"])
 
 
-def rows_of(seed: int) -> list[dict[str, Any]]:
-    """metrics.jsonl of three epochs of four steps."""
-    steps = [
-        {
-            "step": step,
-            "epoch": step / 4,
-            "loss": 4 - step / 5 + seed / 10,
-            "lr": 1e-3,
-            "views_per_second": 900.0 + step,
-        }
-        for step in range(1, 13)
-    ]
-    epochs = [
-        {"step": 4 * at, "epoch": at, "rank": 20.0 + at, "waiting": 0.0, "knn@5": 0.5 + at / 20} for at in (1, 2, 3)
-    ]
-    return sorted([*steps, *epochs], key=lambda row: row["step"])
-
-
-def _features(labels: Tensor, what: str, seed: int, noise: float) -> Tensor:
-    middles = torch.randn(int(labels.max()) + 1, 32, generator=rng.generator("middles"))
-    draws = torch.randn(len(labels), 32, generator=rng.generator("features", what, seed))
-    return functional.normalize(middles[labels.clamp_min(0)] + noise * draws, dim=1)
+def _draw_features(labels: Tensor, split: str, seed: int, noise: float) -> Tensor:
+    centers = torch.randn(int(labels.max()) + 1, 32, generator=rng.generator("middles"))
+    offsets = torch.randn(len(labels), 32, generator=rng.generator("features", split, seed))
+    return functional.normalize(centers[labels.clamp_min(0)] + noise * offsets, dim=1)

@@ -1,9 +1,9 @@
-"""The report opened in headless Chromium: it draws, answers to pointer and keys, asks nobody, and names stay text."""
+"""The page in headless Chromium: it draws, reacts to pointer and keys, requests nothing, and names stay text."""
 
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
+from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -29,9 +30,9 @@ FLAGS = [
     "--window-size=1280,900",
 ]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-OWN_PAGES = ("chrome:", "chrome-untrusted:")
-"""The browser's own, such as a new tab."""
-EVIL = ('<img src=x onerror="document.title=1">', "two\nlines", "</script><b>bold</b>", "plain")
+BROWSER_PAGES = ("chrome:", "chrome-untrusted:")
+"""Pages of the browser itself, such as a new tab."""
+HOSTILE_NAMES = ('<img src=x onerror="document.title=1">', "two\nlines", "</script><b>bold</b>", "plain")
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,31 +55,33 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("runs")
-    runs = [make_run(base / name, seed=at, noise=1.4 + at, classes=EVIL) for at, name in enumerate(("a & b", "<i>c"))]
+    runs = []
+    for seed, name in enumerate(("a & b", "<i>c")):
+        runs.append(make_run(base / name, seed=seed, noise=1.4 + seed, classes=HOSTILE_NAMES))
     return write(runs, base / "page.html", map="tsne")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def opened(browser: WebDriver, path: Path) -> None:
-    """The page, for all tests in turn."""
+    """The page, which all tests share."""
     browser.get(path.as_uri())
-    until(lambda: browser.execute_script("return document.readyState") == "complete")
+    wait_until(lambda: browser.execute_script("return document.readyState") == "complete")
 
 
 @pytest.fixture(autouse=True)
-def quiet(browser: WebDriver, path: Path, opened: None) -> Iterator[None]:
-    """Nothing is complained of, and nothing asked for."""
+def no_errors_and_no_requests(browser: WebDriver, path: Path, opened: None) -> Iterator[None]:
+    """After each test the browser's log has no error, and no request but for the page itself."""
     yield
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [call["params"]["request"]["url"] for call in asked if call["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("data:", "blob:", path.as_uri(), *OWN_PAGES))] == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert [url for url in urls if not url.startswith(("data:", "blob:", path.as_uri(), *BROWSER_PAGES))] == []
 
 
-def until(holds: Any, seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come to that"
+    while not condition():
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.03)
 
 
@@ -87,7 +90,7 @@ def js(browser: WebDriver, script: str, *arguments: Any) -> Any:
 
 
 def pixels(browser: WebDriver) -> tuple[int, int]:
-    """Of the map, after the next frame: how many pixels are drawn, and a sum that tells pictures apart."""
+    """Return how many pixels of the map are drawn after the next frame, and a checksum of them."""
     return tuple(
         browser.execute_async_script(
             """const done = arguments[0], canvas = document.getElementById("map");
@@ -108,93 +111,94 @@ def pixels(browser: WebDriver) -> tuple[int, int]:
 
 def choose(browser: WebDriver, name: str, value: str) -> None:
     browser.execute_script(
-        "const it = document.getElementById(arguments[0]); it.value = arguments[1]; it.dispatchEvent(new Event('change'))",
+        "const element = document.getElementById(arguments[0]);"
+        "element.value = arguments[1]; element.dispatchEvent(new Event('change'))",
         name,
         value,
     )
 
 
-def press(browser: WebDriver, what: Any) -> None:
-    """Click without bringing the pointer there, under which things light up."""
-    browser.execute_script("arguments[0].click()", what)
+def press(browser: WebDriver, element: WebElement) -> None:
+    """Click without moving the pointer, under which points are highlighted."""
+    browser.execute_script("arguments[0].click()", element)
 
 
-def the_map(browser: WebDriver) -> Any:
+def scroll_to_map(browser: WebDriver) -> WebElement:
     canvas = browser.find_element(By.ID, "map")
     ActionChains(browser, duration=0).move_to_element(browser.find_element(By.CSS_SELECTOR, ".home")).perform()
     browser.execute_script(
         "arguments[0].blur(); arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas
     )
-    until(lambda: js(browser, "document.getElementById('map').width") > 300)
+    wait_until(lambda: js(browser, "document.getElementById('map').width") > 300)
     return canvas
 
 
-def test_pictures_of_the_gallery_are_there(browser: WebDriver) -> None:
-    until(lambda: js(browser, "[...document.images].filter(image => !image.complete).length") == 0)
+def test_pictures_are_loaded(browser: WebDriver) -> None:
+    wait_until(lambda: js(browser, "[...document.images].filter(image => !image.complete).length") == 0)
     widths = js(browser, "[...document.querySelectorAll('#gallery img, #views img')].map(image => image.naturalWidth)")
     assert len(widths) > 100
     assert min(widths) > 0
 
 
-def test_the_map_is_drawn_and_classes_switch(browser: WebDriver) -> None:
-    the_map(browser)
-    whole = pixels(browser)
-    assert whole[0] > 500
+def test_the_map_is_drawn_and_classes_can_be_hidden(browser: WebDriver) -> None:
+    scroll_to_map(browser)
+    all_classes = pixels(browser)
+    assert all_classes[0] > 500
     box = browser.find_element(By.CSS_SELECTOR, "#legend-items input")
     press(browser, box)
-    fewer = pixels(browser)
-    assert fewer[0] < whole[0]
+    without_one = pixels(browser)
+    assert without_one[0] < all_classes[0]
     press(browser, box)
-    assert pixels(browser) == whole
+    assert pixels(browser) == all_classes
     press(browser, browser.find_element(By.ID, "legend-none"))
     assert pixels(browser)[0] == 0
     press(browser, browser.find_element(By.ID, "legend-all"))
-    assert pixels(browser) == whole
+    assert pixels(browser) == all_classes
 
 
-def test_colours_layouts_and_runs_redraw_the_map(browser: WebDriver) -> None:
-    the_map(browser)
-    seen = [pixels(browser)]
-    for name, value in (("map-colour", "predicted"), ("map-colour", "right"), ("map-layout", "tsne"), ("map-run", "1")):
+def test_colorings_layouts_and_runs_redraw_the_map(browser: WebDriver) -> None:
+    scroll_to_map(browser)
+    drawn = [pixels(browser)]
+    for name, value in (("map-color", "predicted"), ("map-color", "right"), ("map-layout", "tsne"), ("map-run", "1")):
         choose(browser, name, value)
-        seen.append(pixels(browser))
-    assert len(set(seen)) == len(seen)
-    for name, value in (("map-colour", "label"), ("map-layout", "pca"), ("map-run", "0")):
+        drawn.append(pixels(browser))
+    assert len(set(drawn)) == len(drawn)
+    for name, value in (("map-color", "label"), ("map-layout", "pca"), ("map-run", "0")):
         choose(browser, name, value)
-    assert pixels(browser) == seen[0]
+    assert pixels(browser) == drawn[0]
 
 
 def test_hovering_shows_a_thumbnail(browser: WebDriver) -> None:
-    canvas = the_map(browser)
+    canvas = scroll_to_map(browser)
     card = browser.find_element(By.ID, "map-card")
     assert not card.is_displayed()
     width, height = canvas.size["width"], canvas.size["height"]
-    places = [
+    offsets = [
         (x, y)
         for x in range(-width // 2 + 40, width // 2 - 20, 60)
         for y in range(-height // 2 + 40, height // 2 - 20, 40)
     ]
-    for x, y in places:
+    for x, y in offsets:
         ActionChains(browser, duration=0).move_to_element_with_offset(canvas, x, y).perform()
         if card.is_displayed():
             break
     assert card.is_displayed()
-    drawn = "[...arguments[0].getContext('2d').getImageData(0, 0, 112, 112).data].filter(Boolean).length"
-    assert js(browser, drawn, card.find_element(By.TAG_NAME, "canvas")) > 10_000
+    num_pixels = "[...arguments[0].getContext('2d').getImageData(0, 0, 112, 112).data].filter(Boolean).length"
+    assert js(browser, num_pixels, card.find_element(By.TAG_NAME, "canvas")) > 10_000
     assert "no. " in card.text
     assert "votes" in card.text
 
 
-def test_the_map_by_keys(browser: WebDriver) -> None:
-    canvas = the_map(browser)
+def test_keys_move_the_map(browser: WebDriver) -> None:
+    canvas = scroll_to_map(browser)
     before = pixels(browser)
     browser.execute_script("arguments[0].focus()", canvas)
     canvas.send_keys(Keys.ARROW_RIGHT)
-    first = js(browser, "document.getElementById('map-said').textContent")
+    first = js(browser, "document.getElementById('map-announcement').textContent")
     assert "no. " in first
     for key in (Keys.ARROW_RIGHT, Keys.ARROW_UP, Keys.ARROW_LEFT):
         canvas.send_keys(key)
-    assert js(browser, "document.getElementById('map-said').textContent") != first
+    assert js(browser, "document.getElementById('map-announcement').textContent") != first
     canvas.send_keys("+", "+", "+", "+")
     assert pixels(browser) != before
     canvas.send_keys(Keys.SHIFT, Keys.ARROW_LEFT)
@@ -202,8 +206,8 @@ def test_the_map_by_keys(browser: WebDriver) -> None:
     assert pixels(browser) == before
 
 
-def test_wheel_and_drag_move_it(browser: WebDriver) -> None:
-    canvas = the_map(browser)
+def test_wheel_and_drag_move_the_map(browser: WebDriver) -> None:
+    canvas = scroll_to_map(browser)
     before = pixels(browser)
     ActionChains(browser, duration=0).click_and_hold(canvas).move_by_offset(40, 25).release().perform()
     moved = pixels(browser)
@@ -216,7 +220,7 @@ def test_wheel_and_drag_move_it(browser: WebDriver) -> None:
     assert pixels(browser) == before
 
 
-def test_tabs_by_keys(browser: WebDriver) -> None:
+def test_keys_change_tabs(browser: WebDriver) -> None:
     tabs = browser.find_elements(By.CSS_SELECTOR, "#g0-panel-0, #g0-panel-1")
     assert [tab.is_displayed() for tab in tabs] == [True, False]
     first = browser.find_element(By.ID, "g0-tab-0")
@@ -228,7 +232,7 @@ def test_tabs_by_keys(browser: WebDriver) -> None:
     assert browser.switch_to.active_element.get_attribute("aria-selected") == "true"
 
 
-def test_headings_sort(browser: WebDriver) -> None:
+def test_headings_sort_the_table(browser: WebDriver) -> None:
     column = "[...document.querySelectorAll('#classes table')][0].querySelectorAll('tbody tr > :nth-child(3)')"
     values = f"[...{column}].map(cell => Number(cell.firstElementChild.dataset.value))"
     worst_first = js(browser, values)
@@ -239,25 +243,25 @@ def test_headings_sort(browser: WebDriver) -> None:
     assert js(browser, "arguments[0].closest('th').getAttribute('aria-sort')", head) == "descending"
 
 
-def test_curves_are_read_out(browser: WebDriver) -> None:
+def test_keys_read_out_curves(browser: WebDriver) -> None:
     curve = browser.find_element(By.CSS_SELECTOR, ".curve svg")
-    said = browser.find_element(By.CSS_SELECTOR, ".curve output")
-    rest = said.get_attribute("textContent")
+    readout = browser.find_element(By.CSS_SELECTOR, ".curve output")
+    text_before = readout.get_attribute("textContent")
     browser.execute_script("arguments[0].focus({preventScroll: true})", curve)
     curve.send_keys(Keys.ARROW_LEFT)
-    assert said.get_attribute("textContent").startswith("epoch 3:")
+    assert readout.get_attribute("textContent").startswith("epoch 3:")
     browser.execute_script("arguments[0].blur()", curve)
-    assert said.get_attribute("textContent") == rest
+    assert readout.get_attribute("textContent") == text_before
 
 
 def test_the_theme_can_be_chosen(browser: WebDriver) -> None:
     button = browser.find_element(By.ID, "theme")
-    colours = set()
+    themes = set()
     for _ in range(3):
         button.click()
-        colours.add((button.text, js(browser, "getComputedStyle(document.body).backgroundColor")))
-    assert {name for name, _ in colours} == {"auto", "light", "dark"}
-    assert len({colour for _, colour in colours}) == 2
+        themes.add((button.text, js(browser, "getComputedStyle(document.body).backgroundColor")))
+    assert {name for name, _ in themes} == {"auto", "light", "dark"}
+    assert len({color for _, color in themes}) == 2
 
 
 @pytest.mark.parametrize("width", [320, 390, 1440])
@@ -272,10 +276,10 @@ def test_nothing_is_wider_than_the_page(browser: WebDriver, width: int) -> None:
 
 
 def test_names_stay_text(browser: WebDriver) -> None:
-    the_map(browser)
+    scroll_to_map(browser)
     assert browser.title.endswith("reptk")
     assert js(browser, "document.querySelectorAll('img[src=x], main b b, main i').length") == 0
-    listed = js(browser, "[...document.querySelectorAll('#legend-items span')].map(name => name.textContent)")
-    assert listed == [name.replace("\n", "\u240a") for name in EVIL]
-    heads = js(browser, "[...document.querySelectorAll('#classes tbody th')].map(name => name.textContent)")
-    assert EVIL[0] in heads
+    legend_names = js(browser, "[...document.querySelectorAll('#legend-items span')].map(name => name.textContent)")
+    assert legend_names == [name.replace("\n", "\u240a") for name in HOSTILE_NAMES]
+    row_heads = js(browser, "[...document.querySelectorAll('#classes tbody th')].map(name => name.textContent)")
+    assert HOSTILE_NAMES[0] in row_heads

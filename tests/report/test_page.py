@@ -1,0 +1,94 @@
+"""The whole page: order of sections, nothing from outside, names that stay text."""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from report_pages import HOSTILE_NAMES, Page
+from report_runs import make_run
+from reptk.report import write
+from reptk.report.formatting import printable
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_sections_are_in_order(page: Page) -> None:
+    assert page.ids("section") == [
+        "verdict",
+        "numbers",
+        "curves",
+        "gallery",
+        "space",
+        "classes",
+        "health",
+        "recipe",
+        "views",
+        "protocol",
+        "repeat",
+    ]
+
+
+def test_the_page_is_well_formed(page: Page) -> None:
+    assert not page.open, "every element is closed"
+    assert len(set(page.ids())) == len(page.ids())
+
+
+def test_the_page_loads_nothing_from_outside(page: Page) -> None:
+    for tag, attrs in page.elements:
+        assert tag not in ("link", "iframe", "object", "base", "form")
+        event_handlers = [name for name in attrs if name.startswith("on")]
+        for name in ("src", "href", "srcset", "action", "style", *event_handlers):
+            assert (attrs.get(name) or "#").startswith("#"), (tag, attrs)
+    assert not re.search(r"@import|url\(|https?:(?!//www\.w3\.org)", page.source.replace("http-equiv", ""))
+
+
+def test_the_security_policy_allows_this_style_and_this_script_alone(page: Page) -> None:
+    policies = [attrs["content"] for _, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; img-src data: blob:; ")
+    assert "unsafe" not in policies[0]
+    for tag in ("style", "script"):
+        text = re.search(rf"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policies[0]
+
+
+def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+    first = write(run, tmp_path / "1.html").read_bytes()
+    second = write(run, tmp_path / "2.html").read_bytes()
+    assert first == second
+
+
+def test_names_stay_text(tmp_path: Path) -> None:
+    page = Page(write(make_run(tmp_path / "r & <i>'\"", classes=HOSTILE_NAMES)))
+    assert not page.open
+    assert {tag for tag, _ in page.elements}.isdisjoint({"b1", "i"})
+    assert all("onerror" not in attrs for _, attrs in page.elements)
+    assert sum(tag == "script" for tag, _ in page.elements) == 2
+    text = page.text()
+    assert printable(HOSTILE_NAMES[0]) in text
+    assert "two\u240alines" in text
+    assert "\u202e" not in page.source
+    assert page.data["maps"][0]["classes"] == [printable(name) for name in HOSTILE_NAMES]
+
+
+def test_several_runs_are_on_one_page(run: Path, other: Path, tmp_path: Path) -> None:
+    page = Page(write([run, other], tmp_path / "both.html"))
+    text = page.text()
+    assert "a leads in kNN@5" in text
+    assert [packed["name"] for packed in page.data["maps"]] == ["a", "b"]
+    assert len(page.data["atlases"]) == 1, "the same images once"
+    assert {"gallery-tab-0", "gallery-tab-1", "g0-tab-0", "g1-tab-3"} <= set(page.ids())
+    assert "loss.temperature" in text
+    assert "less, beyond the interval" in text
+
+
+def test_curves_of_several_runs_are_in_one_plot(run: Path, other: Path, tmp_path: Path) -> None:
+
+    page = Page(write([run, other], tmp_path / "both.html"))
+    series = [json.loads(attrs["data-series"]) for _, attrs in page.elements if "data-series" in attrs]
+    assert sum(len(lines) == 2 for lines in series) >= 3

@@ -1,0 +1,37 @@
+"""The recipe of a run against the shipped one, and the command that repeats it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import reptk
+from report_pages import Page
+from report_runs import make_run
+from reptk.report import write
+from reptk.report.recipe_diff import shipped_recipe, training_command
+from reptk.report.run_files import read_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_changes_to_the_shipped_recipe_are_listed(tmp_path: Path) -> None:
+    changes = {"name": "simclr_digits", "loss": {"temperature": 0.31}}
+    text = Page(write(make_run(tmp_path / "run", **changes))).text()
+    assert "loss.temperature" in text
+    assert "0.31" in text
+    assert re.search(r"simclr_digits , with \d+ values changed", text)
+
+
+def test_the_command_repeats_the_recipe(tmp_path: Path) -> None:
+    overrides = ["loss.temperature=0.25", "train.epochs=3", "eval.knn.k=[1, 5]"]
+    recipe = reptk.load("simclr_digits", overrides)
+    (tmp_path / "recipe.toml").write_text(recipe.dump())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 2.0}\n')
+    run = read_run(tmp_path, "run")
+    command = training_command(run, shipped_recipe(run))
+    assert command.startswith("python -m reptk.recipe simclr_digits ")
+    words = shlex.split(command)
+    repeated = reptk.load(words[3], words[4:])
+    assert repeated.model_copy(update={"expect": None}) == recipe

@@ -1,0 +1,93 @@
+"""reptk report: where it writes, and its messages on mistakes."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reptk.cli import main
+from reptk.evaluate.predictions import FILE as PREDICTIONS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def empty_folder(run: Path) -> None:
+    for path in run.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (shutil.rmtree, 2, "no such folder"),
+        (empty_folder, 2, "neither results.json nor metrics.jsonl"),
+        (lambda run: (run / "results.json").write_text("{"), 3, "is damaged"),
+        (lambda run: (run / "results.json").write_text("[1]"), 3, "is damaged"),
+        (
+            lambda run: (run / "results.json").write_text('{"metrics": {"trained": {"knn@5": "high"}}}'),
+            3,
+            "metrics.trained.knn@5",
+        ),
+        (lambda run: (run / "results.json").write_bytes(b"\xff\xfe"), 3, "is damaged"),
+        (lambda run: (run / "metrics.jsonl").write_text("not JSON\n"), 3, "none of its 1 lines"),
+        (lambda run: (run / PREDICTIONS).write_bytes(b"x" * 100), 3, "evaluate the run again"),
+        (lambda run: (run / "recipe.toml").write_text("= 1"), 2, "not valid TOML"),
+        (lambda run: (run / "report.html").mkdir(), 4, "it is a folder"),
+    ],
+)
+def test_a_damaged_run_is_one_message(
+    damage: Callable[[Path], object],
+    code: int,
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    damage(folder)
+    files_before = sorted(tmp_path.rglob("*"))
+    assert main(["report", str(folder)]) == code
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert sorted(tmp_path.rglob("*")) == files_before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "the following arguments are required"),
+        (["RUN", "RUN"], 2, "is named twice"),
+        (["RUN", "--map", "lda"], 2, "invalid choice"),
+        (["RUN", "--out", "no/such/folder/page.html"], 4, "Choose another --out"),
+        (["RUN", "--out", "page.html", "--png", "taken"], 4, "Choose another --png"),
+    ],
+)
+def test_wrong_arguments_are_one_message(
+    arguments: list[str],
+    code: int,
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    words = [str(run) if word == "RUN" else word for word in arguments]
+    assert main(["report", *words]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_writes_into_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").is_file()
+    printed = capsys.readouterr()
+    assert re.fullmatch(r".*report\.html: \d+\.\d MB, opens in any browser, needs no network\n", printed.out)
+    assert not printed.err
