@@ -154,4 +154,6 @@ def _wrap_in_ddp(parts: Parts) -> nn.Module:
     if distributed.world_size() == 1:
         return parts.method
     device_ids = [parts.device] if parts.device.type == "cuda" else None
-    return DistributedDataParallel(parts.method, device_ids=device_ids)
+    # Buffers are not broadcast before every step: a queue is the same on all ranks, and BatchNorm's running statistics, which
+    # training does not use, are rank 0's in evaluation and in checkpoints.
+    return DistributedDataParallel(parts.method, device_ids=device_ids, broadcast_buffers=False)
