@@ -1,7 +1,7 @@
 """One search, any number of metrics: blocks of neighbors are passed to every metric, which accumulates what it needs."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,7 +160,10 @@ def gathered_task(features: FeatureStore, data: Data) -> RetrievalTask:
 
 
 def accumulate(
-    task: RetrievalTask, metrics: Sequence[StreamMetric], search_fn: Search | None = None
+    task: RetrievalTask,
+    metrics: Sequence[StreamMetric],
+    search_fn: Search | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Search once, as deep as the deepest metric needs, and return all metrics by name.
 
@@ -168,6 +171,7 @@ def accumulate(
         task: what is searched.
         metrics: updated with every block of neighbors, in the order of the queries.
         search_fn: replaces exact search.
+        progress: called after every block with the number of queries that are done.
     """
     if search_fn is None:
         search_fn = search_sharded if task.is_sharded else search
@@ -175,12 +179,14 @@ def accumulate(
     # A rank may have no queries; an empty block tells its metrics their names and types.
     for metric in metrics:
         metric.update(task.query_labels[:0], torch.zeros(0, depth), torch.zeros(0, depth, dtype=torch.long))
-    first = 0
+    done = 0
     for similarities, rows in search_fn(task.bank, task.queries, depth, task.exclude):
-        labels = task.query_labels[first : first + len(rows)]
-        first += len(rows)
+        labels = task.query_labels[done : done + len(rows)]
+        done += len(rows)
         for metric in metrics:
             metric.update(labels, similarities, rows)
+        if progress is not None:
+            progress(done)
     values: dict[str, float] = {}
     for metric in metrics:
         values |= metric.compute()

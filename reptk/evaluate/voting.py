@@ -12,14 +12,16 @@ from reptk.core.threads import parallel_for
 
 
 class Vote(NamedTuple):
-    """The outcome for b queries.
-
-    weighted (b,): the class with the most weight; weight (b,) float64: that weight; majority (b,): the class with the most votes.
-    """
+    """The outcome for b queries."""
 
     weighted: Tensor
+    """(b,) the class with the most weight."""
+
     weight: Tensor
+    """(b,) float64, the weight of that class."""
+
     majority: Tensor
+    """(b,) the class with the most votes."""
 
 
 def vote_weights(similarities: Tensor, temperature: float) -> Tensor:

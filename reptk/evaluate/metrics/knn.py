@@ -1,7 +1,7 @@
 """kNN classification: the share of queries whose neighbors vote for the query's own class."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -43,6 +43,7 @@ def knn(
     k: Sequence[int] = (1, 10, 20, 100, 200),
     temperature: float | Sequence[float] = 0.07,
     exclude: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, QueryMean]:
     """Compute kNN accuracy for every k from one exact search.
 
@@ -54,6 +55,7 @@ def knn(
         k: numbers of neighbors.
         temperature: of the weighted vote (Wu et al. 2018, arXiv 1805.01978, with the usual 0.07), or several.
         exclude: (q,) the row of `bank` that is the query itself, -1 for none: leave-one-out.
+        progress: called now and then with the number of queries that are done.
 
     Returns:
         `{"knn@K": weighted, "knn_majority@K": majority}`, shares between 0 and 1 that have an `interval()`. Weighted votes
@@ -63,7 +65,8 @@ def knn(
         ValueError: shapes that do not fit, values that are not finite, k outside 1 to the bank's size, no labels.
     """
     task = labeled_task(bank, bank_labels, queries, query_labels, exclude)
-    return accumulate(task, [KNNAccuracy(task.bank_labels, k, _as_list(temperature))])
+    metric = KNNAccuracy(task.bank_labels, k, _as_list(temperature))
+    return accumulate(task, [metric], progress=progress)
 
 
 class KNNAccuracy:

@@ -1,7 +1,7 @@
 """Retrieval: how early in the ranking the images of the query's class come."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ def retrieval(
     k: Sequence[int] = (1, 5, 10),
     precision: Sequence[int] = (),
     exclude: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, QueryMean]:
     """Compute Recall@k, precision@k, MRR, mAP@R and R-precision (Musgrave et al. 2020, arXiv 2003.08505) by exact search.
 
@@ -33,6 +34,7 @@ def retrieval(
         k: Recall@k for these k: the share of queries with one of their class among the first k.
         precision: precision@k for these k: the share of the first k that are of the query's class.
         exclude: (q,) the row of `bank` that is the query itself, -1 for none: leave-one-out.
+        progress: called now and then with the number of queries that are done.
 
     Returns:
         `{"recall@K": ..., "precision@K": ..., "mrr": ..., "map@r": ..., "r_precision": ...}`, between 0 and 1, each with
@@ -43,7 +45,8 @@ def retrieval(
             another image of its class.
     """
     task = labeled_task(bank, bank_labels, queries, query_labels, exclude)
-    return accumulate(task, [RankingMetrics(task.bank_labels, task.relevant_counts(), k, precision)])
+    metric = RankingMetrics(task.bank_labels, task.relevant_counts(), k, precision)
+    return accumulate(task, [metric], progress=progress)
 
 
 class RankingMetrics:

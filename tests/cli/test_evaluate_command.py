@@ -1,4 +1,4 @@
-"""reptk evaluate: the numbers of a run again, of any timm backbone, on any data set."""
+"""reptk evaluate: the metrics of a run again, of any timm backbone, on any data set."""
 
 import importlib
 import json
@@ -35,28 +35,32 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(validate(TINY), folder, logger=Logger(prints=False, writes=True))
     return folder
 
 
-def numbers(path: Path) -> dict:
+def metrics_in(path: Path) -> dict:
     return json.loads(path.read_text())["metrics"]
 
 
 def flat(table: dict) -> list[float]:
-    return [number for _, value in sorted(table.items()) for number in (value if isinstance(value, list) else [value])]
+    """The values of a table, pairs of values one after the other, in the order of the keys."""
+    numbers = []
+    for _, value in sorted(table.items()):
+        numbers.extend(value if isinstance(value, list) else [value])
+    return numbers
 
 
 @pytest.mark.parametrize("part", ["", "model"])
-def test_a_run_gives_its_numbers_again(
-    part: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_the_metrics_of_a_run_are_reproduced(
+    part: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "numbers"
-    given = ["--only", "knn", "eval.knn.k=[1,5]", "--out", str(out)]
-    assert main(["evaluate", str(finished / part), *given]) == 0
-    again, before = (json.loads((folder / "results.json").read_text()) for folder in (out, finished))
+    arguments = ["--only", "knn", "eval.knn.k=[1,5]", "--out", str(out)]
+    assert main(["evaluate", str(finished_run / part), *arguments]) == 0
+    again, before = (json.loads((folder / "results.json").read_text()) for folder in (out, finished_run))
     for section in ("metrics", "intervals", "health"):
         for row in ("raw pixels", "untrained", "encoder"):
             expected = before[section]["trained" if row == "encoder" else row]
@@ -67,22 +71,22 @@ def test_a_run_gives_its_numbers_again(
     for section in ("classes", "confusions", "copies"):
         assert again[section] == before[section]
     assert again["verdict"]["level"] == before["verdict"]["level"]
-    mine, theirs = Predictions.load(out), Predictions.load(finished)
-    assert (mine.row, mine.vote, mine.classes) == ("encoder", theirs.vote, theirs.classes)
+    predictions, expected = Predictions.load(out), Predictions.load(finished_run)
+    assert (predictions.row, predictions.vote, predictions.classes) == ("encoder", expected.vote, expected.classes)
     for name in ("index", "labels", "predicted", "neighbors"):
-        assert torch.equal(getattr(mine, name), getattr(theirs, name))
-    torch.testing.assert_close(mine.similarities, theirs.similarities)
+        assert torch.equal(getattr(predictions, name), getattr(expected, name))
+    torch.testing.assert_close(predictions.similarities, expected.similarities)
     printed = capsys.readouterr().out
     assert "raw pixels" in printed
     assert "95 % interval" in printed
 
 
-def test_a_run_on_other_data(finished: Path, tmp_path: Path) -> None:
+def test_a_run_on_other_data(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     arguments = ["data.name=digits", "data.train=1700", "--only=knn", "eval.knn.k=[3]", "eval.knn.retrieval=false"]
-    assert main(["evaluate", str(finished), *arguments, "--out", str(out)]) == 0
-    assert set(numbers(out)["encoder"]) == {"knn@3", "knn_majority@3"}
-    assert list(numbers(out)) == ["raw pixels", "untrained", "encoder"]
+    assert main(["evaluate", str(finished_run), *arguments, "--out", str(out)]) == 0
+    assert set(metrics_in(out)["encoder"]) == {"knn@3", "knn_majority@3"}
+    assert list(metrics_in(out)) == ["raw pixels", "untrained", "encoder"]
 
 
 def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
@@ -90,21 +94,22 @@ def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
     data = [f"data.{key}={value}" for key, value in DATA.items()]
     more = ["eval.knn.k=[1]", "eval.linear_stage.epochs=2", "eval.few_shot.shots=[2]", "--no-baselines"]
     assert main(["evaluate", "test_vit", "size=32", *more, *data, "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert list(found["metrics"]) == ["encoder"]
-    assert {"knn@1", "mrr", "precision@5", "linear", "few_shot@2", "linear_stage"} < set(found["metrics"]["encoder"])
+    results = json.loads(out.read_text())
+    assert list(results["metrics"]) == ["encoder"]
+    assert {"knn@1", "mrr", "precision@5", "linear", "few_shot@2", "linear_stage"} < set(results["metrics"]["encoder"])
     assert all(
-        low <= found["metrics"]["encoder"][name] <= high for name, (low, high) in found["intervals"]["encoder"].items()
+        low <= results["metrics"]["encoder"][name] <= high
+        for name, (low, high) in results["intervals"]["encoder"].items()
     )
-    assert {row["name"] for row in found["classes"]} == {f"class {number}" for number in range(4)}
-    assert {"knn", "linear", "linear_stage"} == set(found["notes"]["encoder"])
-    assert found["protocol"]["encoder"]["size"] == 32
+    assert {row["name"] for row in results["classes"]} == {f"class {number}" for number in range(4)}
+    assert {"knn", "linear", "linear_stage"} == set(results["notes"]["encoder"])
+    assert results["protocol"]["encoder"]["size"] == 32
 
 
 @pytest.mark.filterwarnings("ignore:.*rows train")
-def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_approximate_index_is_reported_with_its_recall(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("faiss")
-    given = [
+    arguments = [
         "evaluate",
         "test_resnet",
         "size=16",
@@ -114,52 +119,60 @@ def test_an_approximate_index_stands_with_its_recall(tmp_path: Path, capsys: pyt
         "--no-baselines",
     ]
     for kind in ("Flat", "IVF64,Flat"):
-        assert main([*given, f"eval.knn.index={kind}", "--out", str(tmp_path / f"{kind[:3]}.json")]) == 0
-    exact, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("Fla", "IVF"))
-    assert found["notes"]["encoder"]["knn"]["index"] == "IVF64,Flat"
-    recall = found["notes"]["encoder"]["knn"]["index_recall@20"]
+        assert main([*arguments, f"eval.knn.index={kind}", "--out", str(tmp_path / f"{kind[:3]}.json")]) == 0
+    exact, results = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("Fla", "IVF"))
+    assert results["notes"]["encoder"]["knn"]["index"] == "IVF64,Flat"
+    recall = results["notes"]["encoder"]["knn"]["index_recall@20"]
     assert 0.5 < recall <= 1
-    assert abs(found["metrics"]["encoder"]["knn@20"] - exact["metrics"]["encoder"]["knn@20"]) <= 1 - recall + 0.02
+    assert abs(results["metrics"]["encoder"]["knn@20"] - exact["metrics"]["encoder"]["knn@20"]) <= 1 - recall + 0.02
     assert f"IVF64,Flat, which finds {100 * recall:.1f} % of the 20 nearest" in capsys.readouterr().out
-    assert main([*given, "eval.knn.index=IVFx"]) == 2
+    assert main([*arguments, "eval.knn.index=IVFx"]) == 2
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_is_no_mistake() -> None:
-    code = "import sys; from reptk.core.command_line import run_command; sys.exit(run_command(lambda: [print('x' * 999) for _ in range(999)]))"
-    made = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    made.stdout.read(10)
-    made.stdout.close()
-    assert made.wait(60) == 141
-    assert made.stderr.read() == b""
-    made.stderr.close()
+def test_a_closed_pipe_is_not_an_error() -> None:
+    code = (
+        "import sys\n"
+        "from reptk.core.command_line import run_command\n"
+        "sys.exit(run_command(lambda: [print('x' * 999) for _ in range(999)]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
 
 
-def test_a_limit_draws_the_same_images_each_time() -> None:
+def test_a_limit_always_draws_the_same_images() -> None:
     data = generated(train=30, bank=40, query=20, classes=4, size=8)
     once, again = subsample(data, 15), subsample(data, 15)
-    for name in ("train", "bank", "query"):
-        made = getattr(once, name)
-        assert len(made) == 15
-        whole, numbers = getattr(data, name).images.fetch(torch.arange(len(getattr(data, name)))), torch.arange(15)
-        assert torch.equal(made.images.fetch(numbers), getattr(again, name).images.fetch(numbers))
-        assert all((whole == image).flatten(1).all(1).any() for image in made.images.fetch(numbers))
+    splits = [
+        (data.train, once.train, again.train),
+        (data.bank, once.bank, again.bank),
+        (data.query, once.query, again.query),
+    ]
+    for full, sample, same_sample in splits:
+        assert len(sample) == 15
+        all_images = full.images.fetch(torch.arange(len(full)))
+        images = sample.images.fetch(torch.arange(15))
+        assert torch.equal(images, same_sample.images.fetch(torch.arange(15)))
+        assert all((all_images == image).flatten(1).all(1).any() for image in images)
     assert subsample(data, 100).bank is data.bank
     alone = subsample(replace(data, query=data.bank), 15)
     assert alone.query is alone.bank
 
 
-def test_a_folder_without_labels(finished: Path, tmp_path: Path) -> None:
+def test_a_folder_without_labels(finished_run: Path, tmp_path: Path) -> None:
     for number in range(6):
         Image.effect_noise((20, 20), 90 + number).convert("RGB").save(tmp_path / f"{number}.png")
     out = tmp_path / "numbers"
     data = ["data.name=folder", f"data.root={tmp_path}", "data.size=16"]
-    assert main(["evaluate", str(finished), *data, "--out", str(out)]) == 0
-    assert set(numbers(out / "results.json")["encoder"]) == {"view_recall@1", "view_recall@5"}
-    kept = Predictions.load(out)
-    assert (kept.query_split, kept.bank_split, kept.vote) == ("train", "train", "")
-    assert (kept.neighbors != kept.index[:, None]).all()
-    assert main(["evaluate", str(finished), *data, "--only", "knn"]) == 3
+    assert main(["evaluate", str(finished_run), *data, "--out", str(out)]) == 0
+    assert set(metrics_in(out / "results.json")["encoder"]) == {"view_recall@1", "view_recall@5"}
+    predictions = Predictions.load(out)
+    assert (predictions.query_split, predictions.bank_split, predictions.vote) == ("train", "train", "")
+    assert (predictions.neighbors != predictions.index[:, None]).all()
+    assert main(["evaluate", str(finished_run), *data, "--only", "knn"]) == 3
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +190,7 @@ def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_p
     if not DEBIAN_FOLDER.is_dir():
         pytest.skip("dataset-fashion-mnist is not installed (Debian)")
     out = tmp_path / "numbers.json"
-    given = [
+    arguments = [
         "tf_efficientnet_lite0",
         "--weights",
         imagenet_weights,
@@ -185,12 +198,12 @@ def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_p
         "size=64",
         "--limit=600",
     ]
-    assert main(["evaluate", *given, "--only=knn", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    knn = {row: values["knn@20"] for row, values in found["metrics"].items()}
+    assert main(["evaluate", *arguments, "--only=knn", "--out", str(out)]) == 0
+    results = json.loads(out.read_text())
+    knn = {row: values["knn@20"] for row, values in results["metrics"].items()}
     assert knn["encoder"] > knn["untrained"] + 0.05
-    assert found["protocol"]["limit"] == 600
-    assert found["protocol"]["images"]["query"] == 600
+    assert results["protocol"]["limit"] == 600
+    assert results["protocol"]["images"]["query"] == 600
 
 
 @pytest.mark.slow
@@ -204,9 +217,9 @@ def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: 
         pixels = data.train.images.fetch(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(place, quality=95)
     out = tmp_path / "numbers.json"
-    given = ["tf_efficientnet_lite0", "--weights", imagenet_weights, "size=96", "data.name=folder"]
+    arguments = ["tf_efficientnet_lite0", "--weights", imagenet_weights, "size=96", "data.name=folder"]
     more = [f"data.root={tmp_path / 'photos'}", "--only=knn,few_shot", "eval.knn.k=[1,5]", "--out", str(out)]
-    assert main(["evaluate", *given, *more]) == 0
+    assert main(["evaluate", *arguments, *more]) == 0
     knn = {row: values["knn@5"] for row, values in json.loads(out.read_text())["metrics"].items()}
     assert knn["encoder"] > knn["untrained"]
     assert knn["encoder"] > knn["raw pixels"] + 0.2

@@ -1,4 +1,4 @@
-"""reptk evaluate FILE: embeddings as they lie in files, with the numbers of the functions."""
+"""reptk evaluate FILE: embeddings from files have the metrics of the functions."""
 
 import json
 from pathlib import Path
@@ -16,25 +16,25 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def vectors(count: int, seed: int = 0, width: int = 8) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
+    stream = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    centres = torch.randn(3, width, generator=torch.Generator().manual_seed(7))
-    return centres[labels] + torch.randn(count, width, generator=draw), labels
+    centers = torch.randn(3, width, generator=torch.Generator().manual_seed(7))
+    return centers[labels] + torch.randn(count, width, generator=stream), labels
 
 
 def saved(path: Path, count: int = 60, seed: int = 0, **changes: object) -> Path:
-    made, labels = vectors(count, seed)
-    parts = {
-        "vectors": made,
+    rows, labels = vectors(count, seed)
+    columns = {
+        "vectors": rows,
         "ids": [f"{seed}-{number}" for number in range(count)],
         "labels": labels,
         "classes": CLASSES,
     }
-    Embeddings(**(parts | changes)).save(path)
+    Embeddings(**(columns | changes)).save(path)
     return path
 
 
-def evaluated(*arguments: str, out: Path) -> dict:
+def metrics_of(*arguments: str, out: Path) -> dict:
     assert main(["evaluate", *arguments, "--only=knn", "eval.knn.k=[1,5]", "--out", str(out)]) == 0
     return json.loads(out.read_text())["metrics"]["encoder"]
 
@@ -44,21 +44,21 @@ def unit(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "parquet"])
-def test_bank_and_queries_give_the_numbers_of_the_functions(ending: str, tmp_path: Path) -> None:
+def test_bank_and_queries_have_the_metrics_of_the_functions(ending: str, tmp_path: Path) -> None:
     if ending == "parquet":
         pytest.importorskip("pyarrow")
     bank, queries = saved(tmp_path / f"bank.{ending}"), saved(tmp_path / f"queries.{ending}", 30, seed=1)
-    found = evaluated(str(bank), "--queries", str(queries), out=tmp_path / "found.json")
-    given = unit(vectors(60)[0]), vectors(60)[1], unit(vectors(30, 1)[0]), vectors(30, 1)[1]
-    expected = knn(*given, k=[1, 5]) | retrieval(*given, k=[1, 5, 10], precision=[5, 10])
-    assert found == pytest.approx(expected)
+    metrics = metrics_of(str(bank), "--queries", str(queries), out=tmp_path / "found.json")
+    tensors = unit(vectors(60)[0]), vectors(60)[1], unit(vectors(30, 1)[0]), vectors(30, 1)[1]
+    expected = knn(*tensors, k=[1, 5]) | retrieval(*tensors, k=[1, 5, 10], precision=[5, 10])
+    assert metrics == pytest.approx(expected)
 
 
-def test_one_file_alone_leaves_each_out_in_turn(tmp_path: Path) -> None:
+def test_one_file_alone_means_leave_one_out(tmp_path: Path) -> None:
     bank, labels = vectors(60)
-    found = evaluated(str(saved(tmp_path / "bank.safetensors")), out=tmp_path / "found.json")
+    metrics = metrics_of(str(saved(tmp_path / "bank.safetensors")), out=tmp_path / "found.json")
     expected = knn(unit(bank), labels, unit(bank), labels, k=[5], exclude=torch.arange(60))
-    assert found["knn@5"] == pytest.approx(expected["knn@5"])
+    assert metrics["knn@5"] == pytest.approx(expected["knn@5"])
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
@@ -67,23 +67,23 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     swapped = torch.tensor([2, 1, 0])[labels]
     other = saved(tmp_path / "other.safetensors", 30, 1, labels=swapped, classes=("cat", "bee", "ant"))
     plain = saved(tmp_path / "plain.safetensors", 30, 1)
-    found = [
-        evaluated(str(bank), "--queries", str(file), out=tmp_path / f"{file.stem}.json") for file in (other, plain)
+    metrics = [
+        metrics_of(str(bank), "--queries", str(file), out=tmp_path / f"{file.stem}.json") for file in (other, plain)
     ]
-    assert found[0] == found[1]
+    assert metrics[0] == metrics[1]
 
 
-def test_unit_vectors_are_used_where_they_lie(tmp_path: Path) -> None:
-    made, _ = vectors(60)
-    whole, half = (unit(made).to(kind) for kind in (torch.float32, torch.float16))
-    found = [
-        evaluated(str(saved(tmp_path / f"{number}.safetensors", vectors=rows)), out=tmp_path / f"{number}.json")
-        for number, rows in enumerate((whole, half))
+def test_unit_vectors_may_be_in_half_precision(tmp_path: Path) -> None:
+    rows, _ = vectors(60)
+    single, half = unit(rows).float(), unit(rows).half()
+    metrics = [
+        metrics_of(str(saved(tmp_path / f"{number}.safetensors", vectors=rows)), out=tmp_path / f"{number}.json")
+        for number, rows in enumerate((single, half))
     ]
-    assert found[0] == pytest.approx(found[1], abs=0.05)
+    assert metrics[0] == pytest.approx(metrics[1], abs=0.05)
 
 
-def test_queries_that_are_in_the_bank_are_noticed(tmp_path: Path) -> None:
+def test_queries_that_are_in_the_bank_cause_a_warning(tmp_path: Path) -> None:
     bank = Embeddings.load(saved(tmp_path / "bank.safetensors"))
     with pytest.warns(UserWarning, match="60 of 60 queries have the id of an image in the bank"):
         as_data(bank, bank)
@@ -99,7 +99,7 @@ def test_queries_that_are_in_the_bank_are_noticed(tmp_path: Path) -> None:
         ({"classes": ("ant", "bee", "dog")}, 3, "classes that the bank lacks: dog"),
     ],
 )
-def test_what_cannot_be_compared_is_said(
+def test_what_cannot_be_compared_is_refused(
     changes: dict, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     bank, queries = saved(tmp_path / "bank.safetensors"), saved(tmp_path / "queries.safetensors", 30, 1, **changes)
@@ -113,6 +113,7 @@ def test_what_cannot_be_compared_is_said(
         (["gone.safetensors"], 3, "gone.safetensors"),
         (["bank.safetensors", "size=3"], 2, "is evaluated as it is"),
         (["bank.safetensors", "--only=linear_stage"], 2, "trains on images"),
+        (["bank.safetensors", "--only=view_retrieval"], 2, "random views need images"),
         (["test_resnet", "--queries", "bank.safetensors", "data.name=digits"], 2, "--queries goes with a file"),
     ],
 )

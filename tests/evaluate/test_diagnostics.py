@@ -1,0 +1,65 @@
+"""Health of embeddings against its definitions; concerns that name what is wrong, and nothing else."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from reptk.evaluate import concerns, effective_rank, health
+from reptk.evaluate.diagnostics import softmax_flatness
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_effective_rank_counts_dimensions() -> None:
+    orthogonal = torch.linalg.qr(normal(64, 16)).Q
+    assert effective_rank(torch.ones(32, 8)) == pytest.approx(1, abs=0.01)
+    assert effective_rank(orthogonal[:1] * torch.arange(1, 51)[:, None]) == pytest.approx(1, abs=0.01)
+    assert effective_rank(orthogonal) == pytest.approx(16, rel=1e-3)
+    assert effective_rank(functional.pad(orthogonal[:, :4], (0, 12))) == pytest.approx(4, rel=1e-3)
+    assert effective_rank(1000 * orthogonal.bfloat16()) == pytest.approx(16, rel=1e-2)
+    shares = np.array([0.5, 0.25, 0.125, 0.125])
+    scaled = orthogonal[:, :4] * torch.tensor(shares, dtype=torch.float32)
+    assert effective_rank(scaled) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+
+
+def test_health_matches_its_definitions() -> None:
+    z = normal(30, 7)
+    ids = torch.tensor([0, 1, 2] * 8 + [-1] * 6)
+    state = health(3 * z, ids)
+    unit = functional.normalize(z, dim=1).double().numpy()
+    squared = ((unit[:, None] - unit[None]) ** 2).sum(2)
+    pairs = [(i, j) for i in range(30) for j in range(30) if i != j]
+    positives = [(i, j) for i, j in pairs if ids[i] == ids[j] >= 0]
+    uniformity = np.log(np.mean([np.exp(-2 * squared[pair]) for pair in pairs]))
+    assert state["alignment"] == pytest.approx(np.mean([squared[pair] for pair in positives]), rel=1e-4)
+    assert state["uniformity"] == pytest.approx(uniformity, rel=1e-4)
+    assert state["std"] == pytest.approx(unit.std(0).mean() * math.sqrt(7), rel=1e-4)
+    assert "alignment" not in health(z)
+    assert "alignment" not in health(z, torch.arange(30))
+
+
+def test_good_embeddings_raise_no_concerns_and_bad_ones_the_matching_one() -> None:
+    z = functional.normalize(normal(256, 32), dim=1)
+    ids = torch.arange(128).repeat(2)
+    assert concerns(z, ids, 4.0, temperature=0.1)[1] == {}
+    point = 1 + 0.01 * z
+    assert set(concerns(point, ids, 4.0, temperature=0.1)[1]) == {"collapse"}
+    line = functional.pad(torch.where(ids[:, None] % 2 == 0, 1.0, -1.0), (0, 31))
+    assert set(concerns(line, ids, 4.0)[1]) == {"collapse"}
+    assert set(concerns(z, ids, 4.0, temperature=100.0)[1]) == {"temperature"}
+    assert set(concerns(z, ids, 0.01, accuracy=0.3, untrained=0.4)[1]) == {"shortcut"}
+    assert concerns(z, ids, 0.01, accuracy=0.5, untrained=0.4)[1] == {}
+
+
+def test_softmax_flatness_matches_the_entropy_written_out() -> None:
+    z = functional.normalize(normal(9, 4), dim=1).double()
+    scores = np.exp((z @ z.T).numpy() / 0.5)
+    np.fill_diagonal(scores, 0)
+    shares = scores / scores.sum(1, keepdims=True)
+    entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in shares]
+    assert softmax_flatness(z, 0.5) == pytest.approx(np.mean(np.exp(entropy)) / 8, rel=1e-5)
