@@ -224,7 +224,9 @@ def _views(device: torch.device, sizes: Sizes) -> None:
             if is_compiled and device.type == "cuda":
                 views.compile()
             numbers = iter(range(10_000))
-            times = _times(lambda views=views, numbers=numbers: views(images, next(numbers)), device, sizes.rounds)
+            times = _times(
+                lambda views=views, images=images, numbers=numbers: views(images, next(numbers)), device, sizes.rounds
+            )
             rates.append(f"{count / min(times):,.0f} / {count / statistics.median(times):,.0f}")
         print(f"| {name}, {source_px} to {size_px} px, batches of {count:,} | {rates[0]} | {rates[1]} |", flush=True)
 

@@ -40,7 +40,7 @@ _LAZY = {
 }
 """Public name -> module and attribute, None for the module itself."""
 
-__all__ = sorted(_LAZY)  # noqa: PLE0605
+__all__ = sorted(_LAZY)
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,7 @@ class ForgetsTheHead(Good):
 
 class GroupsTwice(Good):
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return super().parameter_groups() + [{"params": list(self.encoder.head.parameters())}]
+        return [*super().parameter_groups(), {"params": list(self.encoder.head.parameters())}]
 
 
 class CountsCalls(Good):
