@@ -1,151 +1,199 @@
-"""A contact sheet: rows of images with hard pixels, labels beside and headings above them. Drawn by Pillow alone."""
+"""A contact sheet: a row for each label and a column for each kind of image, under a title, as a Pillow image."""
 
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+# torch and torchvision are imported when there are images to draw, not for the command's --help.
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST_PX, LARGEST_PX = 128, 256
-"""Side of a cell: smaller images are enlarged to fill it, larger ones reduced to fit, by whole factors."""
+MIN_CELL_PX, MAX_CELL_PX = 128, 256
+"""Side of a cell. Smaller images are enlarged to fill it, larger ones reduced to fit, by whole factors."""
 
-GROUND, HAIRLINE, QUIET, INK = "#f7f7f5", "#d9d9d6", "#73736f", "#1f1f1d"
+BACKGROUND = 247
+GREY, BLACK = "#73736f", "#1f1f1d"
 
-Label = tuple[str, str]
-"""What to read first, and what stands below it in grey."""
+
+class RowLabel(NamedTuple):
+    """The text to the left of a row: a name, and a note below it in grey."""
+
+    name: str
+    note: str
 
 
 class Column(NamedTuple):
     """One image in every row, all of one size: (n, 3, H, W) uint8."""
 
     heading: str
-    pixels: "Tensor"
-
-
-def draw(
-    title: str, facts: Sequence[tuple[str, str]], labels: Sequence[Label], columns: Sequence[Column]
-) -> Image.Image:
-    """A contact sheet: title and facts, then a row for every label and a column for every `Column`.
-
-    A column is enlarged by a whole factor with hard pixels, so that each can be seen; images larger than a cell are
-    reduced by one.
-    """
-    cell = min(max(SMALLEST_PX, *(_side(column) for column in columns)), LARGEST_PX)
-    style = Style(cell / SMALLEST_PX)
-    tiles = [_tiles(column, cell) for column in columns]
-    lefts, width = _across(labels, columns, tiles, style, cell)
-    lines = [(key, _wrapped(drawable(value), style.text, width - style.margin - lefts[0])) for key, value in facts]
-    headings_top = style.margin + style.px(52) + style.px(19) * sum(len(values) for _, values in lines)
-    first_row, pitch = headings_top + style.px(38), max(column[0].height for column in tiles) + style.gap
-
-    sheet = Image.new("RGB", (width, first_row + len(labels) * pitch - style.gap + style.margin), GROUND)
-    pen = ImageDraw.Draw(sheet)
-    _draw_head(pen, style, drawable(title), lines, lefts[0])
-    for left, column, images in zip(lefts, columns, tiles, strict=True):
-        pen.text((left, headings_top), column.heading, INK, style.text)
-        pen.text((left, headings_top + style.px(17)), _scale(column, cell), QUIET, style.small)
-        for row, image in enumerate(images):
-            _place(sheet, pen, image, left, first_row + row * pitch)
-    for row, (name, note) in enumerate(labels):
-        top = first_row + row * pitch - style.px(2)
-        pen.text((style.margin, top), _cut(name, style.text, cell), INK, style.text)
-        pen.text((style.margin, top + (style.px(17) if name else 0)), note, QUIET, style.small)
-    return sheet
+    images: "Tensor"
 
 
 class Style:
-    """Letters and gaps, `scale` times as large as they are beside the smallest cells."""
+    """Fonts and distances in pixels, `scale` times as large as next to the smallest cells."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
-        self.small, self.text, self.large = (ImageFont.load_default(self.px(size)) for size in (12, 13, 20))
-        self.margin, self.gap = self.px(28), self.px(8)
+        self.small = ImageFont.load_default(self.px(12))
+        self.text = ImageFont.load_default(self.px(13))
+        self.large = ImageFont.load_default(self.px(20))
+        self.margin_px = self.px(28)
+        self.gap_px = self.px(8)
+        self.line_px = self.px(19)
 
     def px(self, length: float) -> int:
         return round(length * self.scale)
 
 
-def _across(
-    labels: Sequence[Label], columns: Sequence[Column], tiles: list[list[Image.Image]], style: Style, cell: int
-) -> tuple[list[int], int]:
-    """Where each column begins, and how wide the sheet is. The views keep a little away from the image."""
-    named = max(max(style.text.getlength(name), style.small.getlength(note)) for name, note in labels)
-    left = style.margin + round(min(named, cell)) + 2 * style.gap
-    lefts = []
-    for column, images in zip(columns, tiles, strict=True):
-        lefts.append(left)
-        heading = max(style.text.getlength(column.heading), style.small.getlength(_scale(column, cell)))
-        left += max(images[0].width, round(heading)) + (3 if len(lefts) == 1 else 1) * style.gap
-    return lefts, max(left - style.gap + style.margin, style.px(480))
+def draw(
+    title: str, facts: Sequence[tuple[str, str]], labels: Sequence[RowLabel], columns: Sequence[Column]
+) -> Image.Image:
+    """Return a contact sheet: the title and facts, then a row for every label and a column for every `Column`.
+
+    Images are enlarged by a whole factor, without smoothing, so that every pixel can be seen; those larger than a cell are
+    reduced by a whole factor.
+
+    Args:
+        facts: (key, text) each, on lines of their own below the title.
+    """
+    cell_px = min(max(MIN_CELL_PX, *(_side(column) for column in columns)), MAX_CELL_PX)
+    style = Style(cell_px / MIN_CELL_PX)
+    strips = _strips(columns, cell_px, style.gap_px)
+    lefts, width = _column_positions(labels, columns, strips, style, cell_px)
+    facts_top = style.margin_px + style.px(34)
+    fact_width = width - style.margin_px - lefts[0]
+    lines = _fact_lines(facts, style.text, fact_width)
+    headings_top = facts_top + style.px(18) + style.line_px * len(lines)
+    first_row = headings_top + style.px(38)
+
+    sheet = Image.new("RGB", (width, first_row + strips[0].height + style.margin_px), (BACKGROUND,) * 3)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((style.margin_px, style.margin_px), drawable(title), BLACK, style.large, anchor="lt")
+    for number, (key, text) in enumerate(lines):
+        top = facts_top + number * style.line_px
+        pen.text((style.margin_px, top), key, GREY, style.text)
+        pen.text((lefts[0], top), text, BLACK, style.text)
+    for left, column, strip in zip(lefts, columns, strips, strict=True):
+        pen.text((left, headings_top), column.heading, BLACK, style.text)
+        pen.text((left, headings_top + style.px(17)), _size_and_scale(column, cell_px), GREY, style.small)
+        sheet.paste(strip, (left, first_row))
+    row_px = (strips[0].height + style.gap_px) // len(labels)
+    for row, label in enumerate(labels):
+        top = first_row + row * row_px - style.px(2)
+        pen.text((style.margin_px, top), _shorten(label.name, style.text, cell_px), BLACK, style.text)
+        note_top = top + style.px(17) if label.name else top
+        pen.text((style.margin_px, note_top), label.note, GREY, style.small)
+    return sheet
 
 
-def _draw_head(
-    pen: ImageDraw.ImageDraw, style: Style, title: str, lines: list[tuple[str, list[str]]], left: int
-) -> None:
-    pen.text((style.margin, style.margin), title, INK, style.large, anchor="lt")
-    top = style.margin + style.px(34)
-    for key, values in lines:
-        pen.text((style.margin, top), key, QUIET, style.text)
-        for value in values:
-            pen.text((left, top), value, INK, style.text)
-            top += style.px(19)
-
-
-def _place(sheet: Image.Image, pen: ImageDraw.ImageDraw, image: Image.Image, left: int, top: int) -> None:
-    pen.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline=HAIRLINE)
-    sheet.paste(image, (left, top))
-
-
-def _tiles(column: Column, cell: int) -> list[Image.Image]:
-    times, parts = _factor(column, cell)
-    images = [Image.fromarray(image) for image in column.pixels.permute(0, 2, 3, 1).contiguous().numpy()]
-    if parts > 1:
-        return [image.reduce(parts) for image in images]
-    return [image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST) for image in images]
-
-
-def _factor(column: Column, cell: int) -> tuple[int, int]:
-    """How many times images are enlarged, and by how much they are divided; one of the two is 1."""
-    return max(1, cell // _side(column)), max(1, -(-_side(column) // cell))
-
-
-def _side(column: Column) -> int:
-    return max(column.pixels.shape[-2:])
-
-
-def _scale(column: Column, cell: int) -> str:
-    times, parts = _factor(column, cell)
-    shown = f",  x{times}" if times > 1 else f",  1/{parts}" if parts > 1 else ""
-    return size_of(column.pixels) + shown
-
-
-def size_of(images: "Tensor") -> str:
-    """Of (n, 3, H, W) images, in words."""
+def describe_size(images: "Tensor") -> str:
+    """Return the size of images (n, 3, H, W) in words."""
     height, width = images.shape[-2:]
     return f"{width} px" if width == height else f"{width} x {height} px"
 
 
-def _cut(line: str, font: Any, width: float) -> str:
+def drawable(text: str) -> str:
+    """Return the characters of a text that Pillow's built-in font has: Latin, without accents; possibly none."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return " ".join(ascii_text.split())
+
+
+def _strips(columns: Sequence[Column], cell_px: int, gap_px: int) -> list[Image.Image]:
+    """Return the images of each column, one below the other; the rows of all columns have one height."""
+    from torch.nn import functional
+    from torchvision.utils import make_grid
+
+    tiles = [_tiles(column, cell_px) for column in columns]
+    row_px = max(column_tiles.shape[2] for column_tiles in tiles)
+    strips = []
+    for column_tiles in tiles:
+        padded = functional.pad(column_tiles, (0, 0, 0, row_px - column_tiles.shape[2]), value=BACKGROUND)
+        grid = make_grid(padded, nrow=1, padding=gap_px, pad_value=BACKGROUND)
+        if len(padded) > 1:  # make_grid puts no frame around a single image
+            grid = grid[:, gap_px:-gap_px, gap_px:-gap_px]
+        strips.append(Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()))
+    return strips
+
+
+def _tiles(column: Column, cell_px: int) -> "Tensor":
+    """Return the images of a column (n, 3, h, w) uint8, enlarged or reduced to about `cell_px`."""
+    import torch
+
+    enlargement, reduction = _factors(column, cell_px)
+    if reduction == 1:
+        return column.images.repeat_interleave(enlargement, 2).repeat_interleave(enlargement, 3)
+    reduced = []
+    for image in column.images.permute(0, 2, 3, 1).contiguous().numpy():
+        pixels = np.array(Image.fromarray(image).reduce(reduction))
+        reduced.append(torch.from_numpy(pixels).permute(2, 0, 1))
+    return torch.stack(reduced)
+
+
+def _factors(column: Column, cell_px: int) -> tuple[int, int]:
+    """Return by how much images are enlarged and by how much they are reduced; one of the two is 1."""
+    side = _side(column)
+    return max(1, cell_px // side), max(1, -(-side // cell_px))
+
+
+def _side(column: Column) -> int:
+    return max(column.images.shape[-2:])
+
+
+def _size_and_scale(column: Column, cell_px: int) -> str:
+    enlargement, reduction = _factors(column, cell_px)
+    size = describe_size(column.images)
+    if enlargement > 1:
+        return f"{size},  x{enlargement}"
+    if reduction > 1:
+        return f"{size},  1/{reduction}"
+    return size
+
+
+def _column_positions(
+    labels: Sequence[RowLabel], columns: Sequence[Column], strips: Sequence[Image.Image], style: Style, cell_px: int
+) -> tuple[list[int], int]:
+    """Return the left edge of each column, and the width of the sheet."""
+    widest_label = 0.0
+    for label in labels:
+        widest_label = max(widest_label, style.text.getlength(label.name), style.small.getlength(label.note))
+    left = style.margin_px + round(min(widest_label, cell_px)) + 2 * style.gap_px
+    lefts = []
+    for column, strip in zip(columns, strips, strict=True):
+        lefts.append(left)
+        heading = style.text.getlength(column.heading)
+        note = style.small.getlength(_size_and_scale(column, cell_px))
+        left += max(strip.width, round(heading), round(note)) + style.gap_px
+        if len(lefts) == 1:  # the views are set off from the image
+            left += 2 * style.gap_px
+    return lefts, max(left - style.gap_px + style.margin_px, style.px(480))
+
+
+def _fact_lines(facts: Sequence[tuple[str, str]], font: ImageFont.FreeTypeFont, width: float) -> list[tuple[str, str]]:
+    """Return the facts as lines (key, text) that fit the width; the key is empty on all but the first line of a fact."""
+    lines = []
+    for key, text in facts:
+        for line in _wrap(drawable(text), font, width):
+            lines.append((key, line))
+            key = ""
+    return lines
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [_shorten(line, font, width) for line in lines]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(f"{line}...") > width:
         line = line[:-1].rstrip()
     return f"{line}..."
-
-
-def _wrapped(line: str, font: Any, width: float) -> list[str]:
-    lines: list[str] = []
-    for word in line.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return [_cut(line, font, width) for line in lines]
-
-
-def drawable(text: str) -> str:
-    """What Pillow's built-in font has letters for: Latin, without accents; empty if that is nothing."""
-    return " ".join(unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().split())

@@ -1,4 +1,4 @@
-"""Draw what the network sees, as a contact sheet: reptk views tcl_selfsup_photos --out views.png"""
+"""Draw images of a training step and their views, as a contact sheet: reptk views tcl_selfsup_photos --out views.png"""
 
 import argparse
 import io
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reptk import config
-from reptk.cli.contact_sheet import Column, Label, draw, drawable, size_of
+from reptk.cli.contact_sheet import Column, RowLabel, describe_size, draw, drawable
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 
@@ -24,40 +24,39 @@ EXAMPLES = """examples:
   reptk views runs/tcl_selfsup_photos/1 --step 200 --out step_200.png
   reptk views simclr_photos --plugin my_views.py views.name=my_views
 """
-IMAGES = 8
+DEFAULT_IMAGES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command and return the exit code."""
     return run_command(lambda: _run(_parse(arguments)))
 
 
-def _run(asked: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     from reptk.report.displayed_views import displayed_views
 
-    if asked.name is None:
+    if args.name is None:
         raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
-    if asked.out.suffix.lower() != ".png":
-        raise UsageError(f"--out must end in .png, got {asked.out}")
-    recipe = config.load(asked.name, asked.overrides, plugins=asked.plugin)
-    if asked.smoke:
+    if args.out.suffix.lower() != ".png":
+        raise UsageError(f"--out must end in .png, got {args.out}")
+    recipe = config.load(args.name, args.overrides, plugins=args.plugin)
+    if args.smoke:
         from reptk.recipe import smoke
 
         recipe = smoke(recipe)
-    data = _data(recipe)
-    shown = displayed_views(recipe, data, step=asked.step, count=_count(asked.images, recipe.train.batch_size))
+    data = _load_data(recipe)
+    count = _count_images(args.images, recipe.train.batch_size)
+    shown = displayed_views(recipe, data, step=args.step, count=count)
     columns = [Column("image", shown.images)]
-    columns += [Column(f"view {number}", view) for number, view in enumerate(shown.views, 1)]
-    sheet = draw(recipe.name, _facts(recipe, data, shown, asked.step), _labels(data, shown), columns)
-    _write(sheet, asked.out)
-    print(f"{asked.out}: step {asked.step} of {recipe.name}, images x views: {len(shown.images)} x {len(shown.views)}")
+    for number, view in enumerate(shown.views, 1):
+        columns.append(Column(f"view {number}", view))
+    sheet = draw(recipe.name, _facts(recipe, data, shown, args.step), _labels(data, shown), columns)
+    _write(sheet, args.out)
+    print(f"{args.out}: step {args.step} of {recipe.name}, images x views: {len(shown.images)} x {len(shown.views)}")
     return 0
 
 
-# What training has to work with
-
-
-def _data(recipe: config.Recipe) -> "Data":
+def _load_data(recipe: config.Recipe) -> "Data":
     from reptk.training.build import load_data
 
     try:
@@ -68,55 +67,63 @@ def _data(recipe: config.Recipe) -> "Data":
         raise DataError(f"{error}\n  the views of generated images: add --smoke") from error
 
 
-def _count(asked: int | None, batch: int) -> int:
-    if asked is None:
-        return min(IMAGES, batch)
-    if not 1 <= asked <= batch:
-        raise UsageError(f"--images must be 1 to {batch}, which is the batch of one step, got {asked}")
-    return asked
-
-
-# What is written beside them
+def _count_images(requested: int | None, batch_size: int) -> int:
+    if requested is None:
+        return min(DEFAULT_IMAGES, batch_size)
+    if not 1 <= requested <= batch_size:
+        raise UsageError(f"--images must be 1 to {batch_size}, which is the batch of one step, got {requested}")
+    return requested
 
 
 def _facts(recipe: config.Recipe, data: "Data", shown: "DisplayedViews", step: int) -> list[tuple[str, str]]:
+    """Return what is written above the images: the data, the views and the step."""
     classes = f"{len(data.classes)} classes" if data.classes else "no labels"
-    arguments = [f"{key} {_said(value)}" for key, value in recipe.views.items() if key != "name" and value is not None]
-    count, batch = len(shown.images), recipe.train.batch_size
+    size = describe_size(shown.images)
+    views = recipe.views["name"]
+    arguments = []
+    for key, value in recipe.views.items():
+        if key != "name" and value is not None:
+            arguments.append(f"{key} {_describe(value)}")
+    if arguments:
+        views = f"{views}: {', '.join(arguments)}"
+    batch = f"the first {len(shown.images)} of {recipe.train.batch_size:,} images"
     return [
-        ("data", f"{recipe.data['name']}: {len(data.train):,} training images, {size_of(shown.images)}, {classes}"),
-        ("views", ": ".join([recipe.views["name"], ", ".join(arguments)]) if arguments else recipe.views["name"]),
-        ("step", f"{step} of {shown.num_steps:,}, seed {recipe.seed}: the first {count} of {batch:,} images"),
+        ("data", f"{recipe.data['name']}: {len(data.train):,} training images, {size}, {classes}"),
+        ("views", views),
+        ("step", f"{step} of {shown.num_steps:,}, seed {recipe.seed}: {batch}"),
     ]
 
 
-def _said(value: Any) -> str:
-    """An argument in a few words; a list of operations by their names."""
+def _describe(value: Any) -> str:
+    """Return an argument in a few words; a list of operations by their names."""
     if isinstance(value, dict):
         return str(value.get("name", value))
-    if isinstance(value, (list, tuple)):
-        return " + ".join(_said(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list | tuple):
+        return " + ".join(_describe(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
-def _labels(data: "Data", shown: "DisplayedViews") -> list[Label]:
-    return [
-        (_class(data.classes, label), f"no. {number:,}")
-        for label, number in zip(shown.labels.tolist(), shown.index.tolist(), strict=True)
-    ]
+def _labels(data: "Data", shown: "DisplayedViews") -> list[RowLabel]:
+    labels = []
+    for label, number in zip(shown.labels.tolist(), shown.index.tolist(), strict=True):
+        labels.append(RowLabel(_class_name(data.classes, label), f"no. {number:,}"))
+    return labels
 
 
-def _class(classes: Sequence[str], label: int) -> str:
+def _class_name(classes: Sequence[str], label: int) -> str:
     if label < 0:
         return "no label" if classes else ""
-    return drawable(classes[label]) if label < len(classes) and drawable(classes[label]) else f"class {label}"
+    name = drawable(classes[label]) if label < len(classes) else ""
+    return name or f"class {label}"
 
 
 def _write(sheet: "Image.Image", out: Path) -> None:
-    made = io.BytesIO()
-    sheet.save(made, "PNG", optimize=True)
+    png = io.BytesIO()
+    sheet.save(png, "PNG", optimize=True)
     try:
-        out.write_bytes(made.getvalue())
+        out.write_bytes(png.getvalue())
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {out}: {cause.strerror or cause}. Choose another --out") from cause
 
@@ -124,7 +131,7 @@ def _write(sheet: "Image.Image", out: Path) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="reptk views",
-        description="Draw what the network sees: images of a training step and the views that training makes of them.",
+        description="Draw images of a training step and the views that training makes of them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -134,10 +141,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture; default: views.png")
-    parser.add_argument("--images", type=int, help=f"how many images of the step's batch; default: {IMAGES}")
+    parser.add_argument("--images", type=int, help=f"how many images of the step's batch; default: {DEFAULT_IMAGES}")
     parser.add_argument("--step", type=int, default=0, help="which step of training, counted from 0")
     parser.add_argument("--smoke", action="store_true", help="generated images of the recipe's size, offline")
-    asked = parser.parse_intermixed_args(arguments)
-    if asked.name is not None and "=" in asked.name:
-        raise UsageError(f"the recipe's name comes first, before {asked.name!r}")
-    return asked
+    args = parser.parse_intermixed_args(arguments)
+    if args.name is not None and "=" in args.name:
+        raise UsageError(f"the recipe's name comes first, before {args.name!r}")
+    return args

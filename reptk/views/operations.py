@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,11 +25,10 @@ CROP_CANDIDATES = 10
 """Crops tried before the fallback, as in torchvision."""
 NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)
 """Factors of brightness, contrast, saturation and hue that change nothing."""
-NEUTRAL_STEP = (1.0, 0.0, 0.0, 0.0)
-"""The colour step (`ColorOperation.color_steps`) that changes nothing."""
 LUMA = (0.299, 0.587, 0.114)
 """The weights of ITU-R BT.601, as in kornia; torchvision's first is 0.2989, so that its three add up to 0.9999."""
 
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 # From RGB to luma and the two chroma axes of YIQ, whose rows add up to 0. A shift of the hue rotates the chroma axes.
 _YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
 _QUARTER_TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
@@ -55,8 +54,25 @@ class ViewOperation(Protocol):
         return shape
 
 
+class ColorGains(NamedTuple):
+    """A colour operation where nothing is cut to 0..1, (n,) each.
+
+    The luma of every pixel is multiplied by `luma`, its chroma by `chroma` and turned by `turns`, the image's mean luma
+    multiplied by `mean`. Such operations commute.
+    """
+
+    luma: Tensor
+    chroma: Tensor
+    mean: Tensor
+    turns: Tensor
+
+
 class ColorOperation(ViewOperation, Protocol):
     """An operation that treats all pixels of an image alike."""
+
+    def gains(self, params: Tensor) -> ColorGains:
+        """Return the operation as gains, for its parameters (n, k)."""
+        ...
 
     def color_steps(self, params: Tensor) -> Tensor:
         """(n, k) parameters -> (n, S, 4) steps, in the order in which they are applied; in the dtype of `params`.
@@ -244,6 +260,12 @@ class ColorJitter(ColorOperation):
     def is_applied(self, params: Tensor) -> Tensor:
         return (params[:, :4] != params.new_tensor(NEUTRAL_FACTORS)).any(1)
 
+    def gains(self, params: Tensor) -> ColorGains:
+        brightness, contrast, saturation, hue = params[:, :4].unbind(1)
+        luma = brightness * contrast
+        # Contrast scales the distance from the mean luma, and so keeps the mean.
+        return ColorGains(luma, luma * saturation, brightness, hue)
+
     def color_steps(self, params: Tensor) -> Tensor:
         brightness, contrast, saturation, hue = params[:, :4].unbind(1)
         zero, one = torch.zeros_like(hue), torch.ones_like(hue)
@@ -268,6 +290,11 @@ class RandomGrayscale(ColorOperation):
 
     def is_applied(self, params: Tensor) -> Tensor:
         return params[:, 0] > 0
+
+    def gains(self, params: Tensor) -> ColorGains:
+        is_grey = params[:, 0]
+        one = torch.ones_like(is_grey)
+        return ColorGains(one, 1 - is_grey, one, torch.zeros_like(is_grey))
 
     def color_steps(self, params: Tensor) -> Tensor:
         zero = torch.zeros_like(params)
@@ -349,30 +376,26 @@ def gaussian(offsets: Tensor, sigma: Tensor) -> Tensor:
 # Colour
 
 
-def color_matrices(steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return colour steps as linear maps: out = M x + K mean(x), for any number of steps (n, S, 4).
+def color_matrices(gains: Sequence[ColorGains]) -> tuple[Tensor, Tensor]:
+    """Return colour operations as a linear map: out = M x + weights . mean(x), the same in all channels of out.
 
-    Values are cut to 0..1 once, after the last step, and the hue is shifted by a rotation of the chroma plane of YIQ, which
-    keeps the luma. As the weights of the luma add up to 1, every step then scales the luma, scales and turns the chroma, and
-    adds to the luma a share of the mean luma. These commute, so M and K depend on products over the steps alone, and not on
-    their order.
+    Values are cut to 0..1 once, after the last operation, and the hue is shifted by a rotation of the chroma plane of YIQ,
+    which keeps the luma. As the weights of the luma add up to 1, the operations commute.
 
     Returns:
-        M and K, (n, 3, 3), in the dtype of `steps`. In float64, M of neutral steps is the identity once it is rounded.
+        M (n, 3, 3) and the weights (n, 3), in the dtype of the gains. M of neutral gains is exactly the identity.
     """
-    color, luma, mean, turns = steps.unbind(2)
-    luma_gain = (color + luma).prod(1)
-    chroma_gain = color.prod(1)
-    # The mean luma of the image after each step is that before it, times this.
-    mean_gain = (color + luma + mean).prod(1)
-    angle = 2 * math.pi * turns.sum(1)
-    in_phase = (chroma_gain * angle.cos())[:, None, None]
-    in_quadrature = (chroma_gain * angle.sin())[:, None, None]
-    eye = torch.eye(3, dtype=steps.dtype, device=steps.device)
-    grey = grey_matrix(steps.dtype, steps.device)
-    chroma_turn = _matrix(CHROMA_TURN, steps.dtype, steps.device)
-    matrix = in_phase * eye + (luma_gain[:, None, None] - in_phase) * grey + in_quadrature * chroma_turn
-    return matrix, (mean_gain - luma_gain)[:, None, None] * grey
+    luma, chroma, mean, turns = gains[0]
+    for other in gains[1:]:
+        luma, chroma, mean, turns = luma * other.luma, chroma * other.chroma, mean * other.mean, turns + other.turns
+    angle = turns * (2 * math.pi)
+    in_phase, in_quadrature = chroma * angle.cos(), chroma * angle.sin()
+    # M = in_phase * identity + (luma - in_phase) * grey + in_quadrature * quarter turn of the chroma
+    shares = torch.stack([in_phase, luma - in_phase, in_quadrature], dim=1)
+    basis = constant(IDENTITY + LUMA * 3 + CHROMA_TURN, (3, 9), shares.dtype, shares.device)
+    matrix = (shares @ basis).view(-1, 3, 3)
+    mean_weights = (mean - luma)[:, None] * constant(LUMA, (1, 3), shares.dtype, shares.device)
+    return matrix, mean_weights
 
 
 def mix_with_grey(color: Tensor, luma: Tensor) -> Tensor:
@@ -383,7 +406,7 @@ def mix_with_grey(color: Tensor, luma: Tensor) -> Tensor:
 
 def grey_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the (3, 3) matrix that puts the luma into every channel."""
-    return _matrix(LUMA * 3, dtype, device)
+    return constant(LUMA * 3, (3, 3), dtype, device)
 
 
 def luma(images: Tensor) -> Tensor:
@@ -391,13 +414,13 @@ def luma(images: Tensor) -> Tensor:
     return sum(weight * images.narrow(-3, channel, 1) for channel, weight in enumerate(LUMA))
 
 
-def _matrix(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constant(values: tuple[float, ...], shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a constant on a device, to which it is copied once, because such a copy synchronises with a GPU."""
     if torch.compiler.is_compiling():
-        return torch.tensor(values, dtype=dtype, device=device).view(3, 3)
-    return _cached_matrix(values, dtype, device)
+        return torch.tensor(values, dtype=dtype, device=device).view(shape)
+    return _cached_constant(values, shape, dtype, device)
 
 
 @functools.cache
-def _cached_matrix(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant of (3, 3), copied to each device once, because a copy from pageable memory synchronises with the GPU."""
-    return torch.tensor(values, dtype=dtype, device=device).view(3, 3)
+def _cached_constant(values: tuple[float, ...], shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).view(shape)

@@ -21,6 +21,7 @@ from reptk.views.operations import (
     Resize,
     Shape,
     ViewOperation,
+    color_matrices,
 )
 
 CROPS = (RandomResizedCrop, RandomCrop, Resize)
@@ -59,19 +60,15 @@ class ColorPass:
     operations: list[ColorOperation]
     is_exact: bool
 
-    def steps(self, params: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """(n, S, 4) colour steps of all operations, computed in this dtype."""
-        steps = [
-            operation.color_steps(table.to(dtype)) for operation, table in zip(self.operations, params, strict=True)
-        ]
-        return torch.cat(steps, dim=1)
+    def matrices(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return all operations as one matrix and weights of the mean, of `color_matrices`, in float64."""
+        operations = zip(self.operations, params, strict=True)
+        return color_matrices([operation.gains(table.double()) for operation, table in operations])
 
-    def is_applied(self, params: Sequence[Tensor]) -> Tensor:
-        """Return which images (n,) any of the operations may change."""
-        is_applied = self.operations[0].is_applied(params[0])
-        for operation, table in zip(self.operations[1:], params[1:], strict=True):
-            is_applied = is_applied | operation.is_applied(table)
-        return is_applied
+    def steps(self, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Return the colour steps (n, S, 4) of each operation, computed in this dtype."""
+        operations = zip(self.operations, params, strict=True)
+        return [operation.color_steps(table.to(dtype)) for operation, table in operations]
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from reptk.core import rng
 from reptk.views import operations
 from reptk.views.operations import (
+    ColorGains,
     ColorJitter,
     RandomCrop,
     RandomFlip,
@@ -133,10 +134,10 @@ def test_sigma_is_uniform_where_an_image_is_blurred():
 
 
 def hue_matrices(turns: Tensor) -> Tensor:
-    """(n,) turns -> (n, 3, 3), of a step that shifts the hue and does nothing else."""
-    zero = torch.zeros_like(turns)
-    matrix, mean_matrix = color_matrices(torch.stack([zero + 1, zero, zero, turns], dim=1)[:, None])
-    assert not mean_matrix.any()
+    """(n,) turns -> (n, 3, 3), of an operation that shifts the hue and does nothing else."""
+    one = torch.ones_like(turns)
+    matrix, mean_weights = color_matrices([ColorGains(one, one, one, turns)])
+    assert not mean_weights.any()
     return matrix
 
 
@@ -155,27 +156,30 @@ def test_linear_hue_keeps_luma_and_greys_and_is_a_rotation():
 
 def test_color_matrices_are_the_product_of_the_steps_in_any_order():
     jitter, gray = sample(JITTER, 3, 40).double(), sample(RandomGrayscale(0.3), 4, 40).double()
-    steps = torch.cat([JITTER.color_steps(jitter), RandomGrayscale().color_steps(gray), JITTER.color_steps(jitter)], 1)
-    matrix = torch.eye(3, dtype=torch.float64).expand(40, 3, 3)
-    mean_matrix = torch.zeros_like(matrix)
-    for step in steps.unbind(1):
-        step_matrix, _ = color_matrices(step[:, None] * torch.tensor([1, 1, 0, 1]))
-        # The mean of the image so far is (M + K) mean(x).
-        grey_of_mean = operations.grey_matrix(torch.float64, matrix.device) @ (matrix + mean_matrix)
-        mean_matrix = step_matrix @ mean_matrix + step[:, 2, None, None] * grey_of_mean
-        matrix = step_matrix @ matrix
-    for in_order in (steps, steps.flip(1)):
-        torch.testing.assert_close(color_matrices(in_order)[0], matrix, atol=1e-13, rtol=0)
-        torch.testing.assert_close(color_matrices(in_order)[1], mean_matrix, atol=1e-13, rtol=0)
+    gains = [JITTER.gains(jitter), RandomGrayscale().gains(gray), JITTER.gains(jitter.flip(0))]
+    steps = [JITTER.color_steps(jitter), RandomGrayscale().color_steps(gray), JITTER.color_steps(jitter.flip(0))]
+    grey = operations.grey_matrix(torch.float64, jitter.device)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        matrix = torch.eye(3, dtype=torch.float64).expand(40, 3, 3)
+        mean_matrix = torch.zeros_like(matrix)
+        for step in torch.cat([steps[number] for number in order], dim=1).unbind(1):
+            color, luma_share, mean_share, turns = step.unbind(1)
+            step_matrix = hue_matrices(turns) @ operations.mix_with_grey(color, luma_share)
+            # The mean of the image so far is (M + K) mean(x).
+            mean_matrix = step_matrix @ mean_matrix + mean_share[:, None, None] * (grey @ (matrix + mean_matrix))
+            matrix = step_matrix @ matrix
+        expected, mean_weights = color_matrices([gains[number] for number in order])
+        torch.testing.assert_close(matrix, expected, atol=1e-13, rtol=0)
+        torch.testing.assert_close(mean_matrix, mean_weights[:, None].expand(-1, 3, -1), atol=1e-13, rtol=0)
 
 
-def test_neutral_steps_are_exactly_the_identity():
+def test_neutral_operations_are_exactly_the_identity():
     neutral = ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), 0.0)
-    steps = neutral.color_steps(sample(neutral, 3, 20).double())
-    matrix, mean_matrix = color_matrices(steps)
+    params = sample(neutral, 3, 20).double()
+    matrix, mean_weights = color_matrices([neutral.gains(params)])
     assert torch.equal(matrix, torch.eye(3, dtype=torch.float64).expand(20, 3, 3))
-    assert not mean_matrix.any()
-    assert torch.equal(steps, torch.tensor(operations.NEUTRAL_STEP).double().expand(20, 4, 4))
+    assert not mean_weights.any()
+    assert torch.equal(neutral.color_steps(params), torch.tensor([1.0, 0.0, 0.0, 0.0]).double().expand(20, 4, 4))
 
 
 def test_how_far_linear_color_is_from_exact_on_photographs():

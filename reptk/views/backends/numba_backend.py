@@ -75,7 +75,7 @@ def _kernel(each: Pass, source: Tensor, target: Tensor, params: Sequence[Tensor]
     if isinstance(each, BlurPass):
         return _blur_kernel(each, target, params)
     if each.is_exact:
-        steps = each.steps(params, torch.float64).numpy()
+        steps = torch.cat(each.steps(params, torch.float64), dim=1).numpy()
         return partial(apply_color_steps, target.flatten(2).numpy(), steps, np.array(operations.LUMA))
     return _color_kernel(each, target, params)
 
@@ -97,13 +97,8 @@ def _spatial_kernel(spatial: SpatialPass, source: Tensor, target: Tensor, params
 
 
 def _color_kernel(colors: ColorPass, target: Tensor, params: Sequence[Tensor]) -> Kernel:
-    matrix, mean_matrix = operations.color_matrices(colors.steps(params, torch.float64))
-    # All rows of the mean's matrix are the same: what is added to the pixels is grey.
-    mean_weights = mean_matrix[:, 0].contiguous().numpy()
-    is_applied = colors.is_applied(params).numpy()
-    return partial(
-        apply_color_matrix, target.flatten(2).numpy(), matrix.to(target.dtype).numpy(), mean_weights, is_applied
-    )
+    matrix, mean_weights = colors.matrices(params)
+    return partial(apply_color_matrix, target.flatten(2).numpy(), matrix.to(target.dtype).numpy(), mean_weights.numpy())
 
 
 def _blur_kernel(blurs: BlurPass, target: Tensor, params: Sequence[Tensor]) -> Kernel:
@@ -304,15 +299,15 @@ def _add_both(out, weight, first_line, second_line):
 
 
 @njit
-def apply_color_matrix(target, matrix, mean_weights, is_applied, first, last):
-    """matrix (n, 3, 3) @ pixel + mean_weights (n, 3) @ mean pixel, cut to 0..1, in place where `is_applied` (n,)."""
+def apply_color_matrix(target, matrix, mean_weights, first, last):
+    """matrix (n, 3, 3) @ pixel + mean_weights (n, 3) @ mean pixel, cut to 0..1, in place."""
     pixels = target.shape[2]
     mean = np.empty(3)
     one = target.dtype.type(1)
     for number in range(first, last):
-        if not is_applied[number]:
-            continue
         image, m, weights = target[number], matrix[number], mean_weights[number]
+        if _is_identity(m, weights):
+            continue
         red, green, blue = image[0], image[1], image[2]
         for channel in range(3):
             mean[channel] = image[channel].sum() / pixels
@@ -323,6 +318,17 @@ def apply_color_matrix(target, matrix, mean_weights, is_applied, first, last):
             red[x] = _clip(rr * r + rg * g + rb * b + offset, one)
             green[x] = _clip(gr * r + gg * g + gb * b + offset, one)
             blue[x] = _clip(br * r + bg * g + bb * b + offset, one)
+
+
+@njit
+def _is_identity(matrix, mean_weights):
+    for row in range(3):
+        if mean_weights[row] != 0:
+            return False
+        for column in range(3):
+            if matrix[row, column] != (1 if row == column else 0):
+                return False
+    return True
 
 
 @njit

@@ -15,7 +15,6 @@ from reptk.views.operations import (
     RandomCrop,
     Resize,
     Shape,
-    color_matrices,
     enlarging_weights,
     gaussian,
     luma,
@@ -144,12 +143,12 @@ class _TorchColor:
 
     def prepare(self, params: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Prepared:
         # In float64, so that the matrix of an unchanged image is the identity once it is rounded.
-        matrix, mean_matrix = color_matrices(self.colors.steps(params, torch.float64))
-        return matrix.to(dtype), mean_matrix.to(dtype)
+        matrix, mean_weights = self.colors.matrices(params)
+        return matrix.to(dtype), mean_weights.to(dtype)
 
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
-        matrix, mean_matrix = prepared
-        offset = mean_matrix @ images.mean((2, 3))[:, :, None]
+        matrix, mean_weights = prepared
+        offset = mean_weights[:, None] @ images.mean((2, 3))[:, :, None]
         pixels = images.flatten(2)
         out = torch.baddbmm(offset, matrix, pixels, out=scratch("colors", tuple(pixels.shape), images))
         return out.clamp_(0, 1).view_as(images)
@@ -162,8 +161,7 @@ class _TorchExactColor:
         self.colors = colors
 
     def prepare(self, params: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Prepared:
-        operations = zip(self.colors.operations, params, strict=True)
-        return tuple(operation.color_steps(table.to(dtype)) for operation, table in operations)
+        return tuple(self.colors.steps(params, dtype))
 
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
         for steps in prepared:
