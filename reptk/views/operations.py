@@ -269,11 +269,13 @@ class ColorJitter(ColorOperation):
     def color_steps(self, params: Tensor) -> Tensor:
         brightness, contrast, saturation, hue = params[:, :4].unbind(1)
         zero, one = torch.zeros_like(hue), torch.ones_like(hue)
-        color = torch.stack([brightness, contrast, saturation, one], dim=1)
-        luma = torch.stack([zero, zero, 1 - saturation, zero], dim=1)
-        mean = torch.stack([zero, 1 - contrast, zero, zero], dim=1)
-        turns = torch.stack([zero, zero, zero, hue], dim=1)
-        steps = torch.stack([color, luma, mean, turns], dim=2)
+        columns = [
+            brightness, zero, zero, zero,
+            contrast, zero, 1 - contrast, zero,
+            saturation, 1 - saturation, zero, zero,
+            one, zero, zero, hue,
+        ]  # fmt: skip
+        steps = torch.stack(columns, dim=1).view(-1, 4, 4)
         order = params[:, 4:].long()
         return steps.gather(1, order[:, :, None].expand(-1, -1, 4))
 

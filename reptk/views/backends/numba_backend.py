@@ -104,7 +104,9 @@ def _color_kernel(colors: ColorPass, target: Tensor, params: Sequence[Tensor]) -
 def _blur_kernel(blurs: BlurPass, target: Tensor, params: Sequence[Tensor]) -> Kernel:
     sigma = params[0][:, 0]
     row_weights, row_reach = _gaussian_weights(sigma, blurs.kernel[0], target.dtype)
-    column_weights, column_reach = _gaussian_weights(sigma, blurs.kernel[1], target.dtype)
+    column_weights, column_reach = row_weights, row_reach
+    if blurs.kernel[0] != blurs.kernel[1]:
+        column_weights, column_reach = _gaussian_weights(sigma, blurs.kernel[1], target.dtype)
     is_applied = blurs.operations[0].is_applied(params[0]).numpy()
     return partial(blur, target.numpy(), is_applied, row_weights, row_reach, column_weights, column_reach)
 
