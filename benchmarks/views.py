@@ -1,12 +1,12 @@
-"""SimCLR's augmentations by reptk and by those that make them otherwise, in turn in one process.
+"""SimCLR's augmentations by reptk and by its peers, measured alternately in one process.
 
 python benchmarks/views.py [--rounds 7] [--images 64] [--sizes 224 32] [--device cuda]      peers: pip install lightly
 
-At 224 px from 256 px images, blur included; at 32 px without blur, at half the colour strength, batches of 512. Who takes
-part starts from decoded images in the form that it takes: reptk and kornia a uint8 batch, torchvision a uint8 tensor an image
-or a batch (of which all images then get one draw), lightly a PIL image; lightly's transform runs in a torch DataLoader with
-two workers, which live through all rounds. Each makes one view of every image. On a GPU only those take part that work on
-batches there.
+At 224 px from 256 px images, with blur; at 32 px without blur, at half the colour strength, in batches of 512. Every contender
+starts from decoded images in the form it expects: reptk and kornia a uint8 batch, torchvision a uint8 tensor for each image or
+for a batch (all of whose images then get the same parameters), lightly a PIL image; lightly's transform runs in a torch
+DataLoader with two workers, which exist for all rounds. Each makes one view of every image. On a GPU only those run that
+process batches there.
 """
 
 import argparse
@@ -32,7 +32,10 @@ from reptk.data import photos
 SETS = {224: ("simclr", 256, 1.0, 0.08), 32: ("simclr_small", 32, 0.5, 0.2)}
 WORKERS = 2
 LEAST_SECONDS = 0.3
-"""Each part makes batches for about so long in a round, so that short ones are not measured cold."""
+"""Every contender is timed for about this long in each round, so that short ones are not measured cold."""
+
+Contender = Callable[[int], Tensor]
+"""Makes a batch of views, for the number of a step."""
 
 
 def main() -> None:
@@ -43,52 +46,68 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 32], choices=list(SETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    on_gpu = asked.device != "cpu"
-    where = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {where}, commit {git_commit()}")
-    print(", ".join(f"{name} {number}" for name, number in (package_versions() | _peers()).items()), flush=True)
-    for size in asked.sizes:
-        count = asked.images or (64 if size > 64 else 512) * (8 if on_gpu else 1)
-        images = _images(SETS[size][1], count).to(asked.device)
-        parts = _parts(size, images)
-        for made in parts.values():
-            assert made(0).shape == (len(images), 3, size, size)
-        seconds = _measure(parts, asked.rounds)
-        print(f"\n{SETS[size][0]}, {SETS[size][1]} -> {size} px, batches of {len(images)}, views/s")
-        base = min(seconds["reptk"])
-        for name, values in seconds.items():
-            best, middle = min(values), statistics.median(values)
-            print(
-                f"  {name:<36} best {len(images) / best:9,.0f}   median {len(images) / middle:9,.0f}   "
-                f"reptk / this {best / base:6.2f} (best), {_ratio(seconds, name):6.2f} (median of the rounds)"
-            )
+    args = parser.parse_args()
+    is_on_gpu = args.device != "cpu"
+    if is_on_gpu:
+        processor = torch.cuda.get_device_name()
+    else:
+        processor = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(f"{platform.machine()}, {processor}, commit {git_commit()}")
+    versions = package_versions() | _peers()
+    print(", ".join(f"{name} {version_}" for name, version_ in versions.items()), flush=True)
+    for size in args.sizes:
+        name, image_size, _, _ = SETS[size]
+        count = args.images
+        if count is None:
+            count = 64 if size > 64 else 512
+            if is_on_gpu:
+                count *= 8
+        images = _images(image_size, count).to(args.device)
+        contenders = _contenders(size, images)
+        for contender in contenders.values():
+            assert contender(0).shape == (len(images), 3, size, size)
+        seconds = _measure(contenders, args.rounds)
+        print(f"\n{name}, {image_size} -> {size} px, batches of {len(images)}, views/s")
+        _print_speeds(seconds, len(images))
 
 
-def _parts(size: int, images: Tensor) -> dict[str, Callable[[int], Tensor]]:
+def _print_speeds(seconds: dict[str, list[float]], count: int) -> None:
+    reptk_best = min(seconds["reptk"])
+    for name, values in seconds.items():
+        best, median = min(values), statistics.median(values)
+        print(
+            f"  {name:<36} best {count / best:9,.0f}   median {count / median:9,.0f}   "
+            f"reptk / this {best / reptk_best:6.2f} (best), {_median_ratio(seconds, name):6.2f} (median of the rounds)"
+        )
+
+
+def _contenders(size: int, images: Tensor) -> dict[str, Contender]:
     name, _, strength, scale = SETS[size]
-    make, options = VIEWS.get(name), {"size": size, "count": 1, "strength": strength, "scale": scale}
-    fused, exact, through = (make(**options, **more) for more in ({}, {"exact_hue": True}, {"backend": "kornia"}))
+    factory = VIEWS.get(name)
+    options = {"size": size, "count": 1, "strength": strength, "scale": scale}
+    fused = factory(**options)
+    exact = factory(**options, exact_hue=True)
+    by_kornia = factory(**options, backend="kornia")
     chain, transform = _kornia(size, strength, scale), _torchvision(size, strength, scale)
-    parts: dict[str, Callable[[int], Tensor]] = {
-        "reptk": lambda step: fused(images, step)[0],
-        "reptk, exact_hue": lambda step: exact(images, step)[0],
-        "reptk, backend kornia": lambda step: through(images, step)[0],
-        "kornia": lambda _: chain(images.float() / 255),
-        "torchvision v2, one draw for all": lambda _: transform(images),
-    }
+    contenders: dict[str, Contender] = {"reptk": lambda step: fused(images, step)[0]}
     if images.is_cuda:
         compiled = torch.compile(fused.__call__)
-        return {"reptk": parts.pop("reptk"), "reptk, compiled": lambda step: compiled(images, step)[0], **parts}
-    parts["torchvision v2, an image at a time"] = lambda _: torch.stack([transform(image) for image in images])
+        contenders["reptk, compiled"] = lambda step: compiled(images, step)[0]
+    contenders["reptk, exact_hue"] = lambda step: exact(images, step)[0]
+    contenders["reptk, backend kornia"] = lambda step: by_kornia(images, step)[0]
+    contenders["kornia"] = lambda _: chain(images.float() / 255)
+    contenders["torchvision v2, one draw for all"] = lambda _: transform(images)
+    if images.is_cuda:
+        return contenders
+    contenders["torchvision v2, an image at a time"] = lambda _: torch.stack([transform(image) for image in images])
     if _peers():
         batches = _lightly(size, strength, scale, images)
-        parts[f"lightly, {WORKERS} workers"] = lambda _: next(batches)
-    return parts
+        contenders[f"lightly, {WORKERS} workers"] = lambda _: next(batches)
+    return contenders
 
 
 def _kornia(size: int, strength: float, scale: float) -> torch.nn.Module:
-    """As kornia's documentation writes it; at 32 px with the way of cropping that is faster there."""
+    """As in kornia's documentation; at 32 px with the cropping mode that is faster for small images."""
     cropping = "slice" if size > 64 else "resample"
     operations = [
         ka.RandomResizedCrop((size, size), scale=(scale, 1.0), cropping_mode=cropping),
@@ -114,27 +133,29 @@ def _torchvision(size: int, strength: float, scale: float) -> Callable[[Tensor],
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
 
 
-class _Pictures(Dataset):
-    """PIL images, over and over, as many as are asked for."""
+class _RepeatedImages(Dataset):
+    """PIL images, repeated without end."""
 
     def __init__(self, images: Tensor, transform: Callable[[Image.Image], list[Tensor]]) -> None:
-        self.pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         self.transform = transform
 
     def __len__(self) -> int:
         return 1 << 40
 
     def __getitem__(self, number: int) -> Tensor:
-        return self.transform(self.pictures[number % len(self.pictures)])[0]
+        return self.transform(self.images[number % len(self.images)])[0]
 
 
 def _lightly(size: int, strength: float, scale: float, images: Tensor) -> Iterator[Tensor]:
     from lightly.transforms.simclr_transform import SimCLRViewTransform
 
-    blur = {"gaussian_blur": 0.5, "sigmas": (0.1, 2.0)} if size > 64 else {"gaussian_blur": 0.0}
+    blur = {"gaussian_blur": 0.0}
+    if size > 64:
+        blur = {"gaussian_blur": 0.5, "sigmas": (0.1, 2.0)}
     view = SimCLRViewTransform(input_size=size, cj_strength=strength, min_scale=scale, normalize=None, **blur)
     loader = DataLoader(
-        _Pictures(images, lambda picture: [view(picture)]),
+        _RepeatedImages(images, lambda image: [view(image)]),
         batch_size=len(images),
         sampler=iter(range(1 << 40)),
         num_workers=WORKERS,
@@ -144,46 +165,49 @@ def _lightly(size: int, strength: float, scale: float, images: Tensor) -> Iterat
 
 
 def _images(size: int, count: int) -> Tensor:
-    """Patches of photographs, (count, 3, size, size) uint8 in the memory layout in which images are decoded."""
+    """Patches of photographs, (count, 3, size, size) uint8, in the memory layout of decoded images."""
     split = photos().train
     images = split.images.fetch(torch.arange(count) * (len(split) // count) % len(split))
     images = torch.nn.functional.interpolate(images.float(), (size, size), mode="bicubic").clamp(0, 255).to(torch.uint8)
     return images.contiguous(memory_format=torch.channels_last if size > 64 else torch.contiguous_format)
 
 
-def _measure(parts: dict[str, Callable[[int], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every part in every round, in an order that turns round by round; the first round is not counted.
+def _measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of a batch, for every contender and round, in an order that is rotated; round 0 is not counted.
 
-    A loader with workers makes batches ahead while others are timed: these are taken first, then several batches are
-    timed in a row, then it is given time to fill up again before the next part's turn.
+    A loader with workers computes batches ahead while others are timed. These are used up first, then several batches are
+    timed in a row, then the workers get time to compute ahead again before the next contender is timed.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    batches = dict.fromkeys(parts, 2 * WORKERS)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    num_batches = dict.fromkeys(contenders, 2 * WORKERS)
     for number in range(rounds + 1):
-        names = list(parts)
+        names = list(contenders)
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            is_ahead = name.startswith("lightly")
-            for _ in range(WORKERS if is_ahead else 0):
-                parts[name](0)
-            since = time.perf_counter()
-            for batch in range(batches[name]):
-                parts[name](number * 1000 + batch)
+            contender = contenders[name]
+            has_workers = name.startswith("lightly")
+            if has_workers:
+                for _ in range(WORKERS):
+                    contender(0)
+            start = time.perf_counter()
+            for batch in range(num_batches[name]):
+                contender(number * 1000 + batch)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            each = (time.perf_counter() - since) / batches[name]
-            if number:
-                seconds[name].append(each)
-            elif not is_ahead:
-                batches[name] = max(1, round(LEAST_SECONDS / each))
-            if is_ahead:
-                time.sleep(2.5 * each)
+            seconds_per_batch = (time.perf_counter() - start) / num_batches[name]
+            if number > 0:
+                seconds[name].append(seconds_per_batch)
+            elif not has_workers:
+                num_batches[name] = max(1, round(LEAST_SECONDS / seconds_per_batch))
+            if has_workers:
+                time.sleep(2.5 * seconds_per_batch)
     return seconds
 
 
-def _ratio(seconds: dict[str, list[float]], name: str) -> float:
-    """Of neighbours in time, so that drift cancels."""
-    return statistics.median(theirs / ours for theirs, ours in zip(seconds[name], seconds["reptk"], strict=True))
+def _median_ratio(seconds: dict[str, list[float]], name: str) -> float:
+    """Return how many times longer than reptk it takes, within the rounds, so that drift cancels."""
+    ratios = [other / reptk for other, reptk in zip(seconds[name], seconds["reptk"], strict=True)]
+    return statistics.median(ratios)
 
 
 def _peers() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""reptk views: the picture holds, pixel for pixel, what training sees."""
+"""reptk views: the contact sheet has, pixel for pixel, the images and views of training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ query = 10
 classes = 4
 size = 16
 [views]
-name = "noted"
+name = "recorded"
 [encoder]
 backbone = "test_resnet"
 [method]
@@ -49,14 +49,14 @@ k = [1]
 pytestmark = pytest.mark.usefixtures("restored_registries", "one_thread")
 
 
-class Noted:
-    """Views that keep every call: (images, views)."""
+class RecordedViews:
+    """Views that record every call: (images, views)."""
 
     calls: list[tuple[Tensor, Tensor]]
 
-    def __init__(self, size: int, *, whole: bool = False) -> None:
+    def __init__(self, size: int, *, has_shard: bool = True) -> None:
         self.size, self.views, self.calls = size, simclr_small(2, size), []
-        if not whole:
+        if has_shard:
             self.shard = self.views.shard
 
     def __call__(self, images: Tensor, key: int) -> Tensor:
@@ -83,21 +83,21 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path / "tiny.toml"
 
 
-def register_noted(whole: bool = False) -> list[Noted]:
-    made = []
+def register_recorded(has_shard: bool = True) -> list[RecordedViews]:
+    built = []
 
-    @VIEWS.register("noted")
-    def noted(size: int = 16) -> Noted:
-        made.append(Noted(size, whole=whole))
-        return made[-1]
+    @VIEWS.register("recorded")
+    def recorded(size: int = 16) -> RecordedViews:
+        built.append(RecordedViews(size, has_shard=has_shard))
+        return built[-1]
 
-    return made
+    return built
 
 
-def trained(tiny: Path, made: list[Noted]) -> list[tuple[Tensor, Tensor]]:
+def calls_of_training(tiny: Path, built: list[RecordedViews]) -> list[tuple[Tensor, Tensor]]:
     """Per step of a training of the recipe: its images and their views."""
     reptk.train(reptk.load(tiny), "run", logger=Logger(prints=False))
-    return next(views.calls for views in made if views.calls)
+    return next(views.calls for views in built if views.calls)
 
 
 def first_batch(tiny: Path, *overrides: str) -> Tensor:
@@ -112,9 +112,9 @@ def as_bytes(view: Tensor) -> np.ndarray:
     return view.permute(1, 2, 0).numpy()
 
 
-def places(sheet: np.ndarray, picture: np.ndarray, times: int) -> list[tuple[int, int]]:
+def find(sheet: np.ndarray, picture: np.ndarray, factor: int) -> list[tuple[int, int]]:
     """Every (top, left) at which the sheet holds the picture, enlarged by repeating its pixels."""
-    tile = picture.repeat(times, 0).repeat(times, 1)
+    tile = picture.repeat(factor, 0).repeat(factor, 1)
     inside = sheet[: len(sheet) - len(tile) + 1, : sheet.shape[1] - tile.shape[1] + 1]
     corners = np.argwhere((inside == tile[0, 0]).all(-1))
     return [
@@ -131,41 +131,43 @@ def drawn(*arguments: str, out: str = "views.png") -> np.ndarray:
         return np.array(image)
 
 
-def assert_grid(sheet: np.ndarray, columns: list[list[np.ndarray]], times: list[int]) -> None:
-    """Each picture is there once; columns share their left edge, rows their upper one, both in order."""
-    found = [
-        [places(sheet, picture, factor) for picture in column] for column, factor in zip(columns, times, strict=True)
-    ]
-    assert all(len(spots) == 1 for column in found for spots in column)
-    tops = [[spots[0][0] for spots in column] for column in found]
-    lefts = [{spots[0][1] for spots in column} for column in found]
+def assert_grid(sheet: np.ndarray, columns: list[list[np.ndarray]], factors: list[int]) -> None:
+    """Check that each picture occurs once; that columns share their left edge, rows their upper one, both in order."""
+    tops, lefts = [], []
+    for column, factor in zip(columns, factors, strict=True):
+        corners = []
+        for picture in column:
+            matches = find(sheet, picture, factor)
+            assert len(matches) == 1
+            corners.append(matches[0])
+        tops.append([top for top, _ in corners])
+        assert len({left for _, left in corners}) == 1
+        lefts.append(corners[0][1])
     assert all(column == tops[0] for column in tops)
     assert tops[0] == sorted(set(tops[0]))
-    assert all(len(column) == 1 for column in lefts)
-    flat = [column.pop() for column in lefts]
-    assert flat == sorted(set(flat))
+    assert lefts == sorted(set(lefts))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 3])
-@pytest.mark.parametrize("whole", [False, True])
-def test_the_sheet_holds_what_training_sees(step: int, whole: bool, tiny: Path) -> None:
-    calls = trained(tiny, register_noted(whole))
+@pytest.mark.parametrize("has_shard", [True, False])
+def test_the_sheet_has_the_views_of_training(step: int, has_shard: bool, tiny: Path) -> None:
+    calls = calls_of_training(tiny, register_recorded(has_shard))
     assert len(calls) == 4
     sheet = drawn("tiny.toml", "--step", str(step), "--images", "3")
     images, views = calls[step]
     columns = [[as_bytes(row) for row in column[:3]] for column in (images, *views)]
     assert_grid(sheet, columns, [8, 8, 8])
-    assert not places(sheet, as_bytes(images[3]), 8), "three images were asked for"
+    assert not find(sheet, as_bytes(images[3]), 8), "the sheet has three images"
     other_images, other_views = calls[step - 1]
     for picture in (*other_images[:3], *other_views[0, :3]):
-        assert not places(sheet, as_bytes(picture), 8), "of another step"
+        assert not find(sheet, as_bytes(picture), 8), "of another step"
 
 
-def test_no_more_is_drawn_than_is_shown(tiny: Path) -> None:
-    made = register_noted()
+def test_no_more_images_are_drawn_than_are_shown(tiny: Path) -> None:
+    built = register_recorded()
     drawn("tiny.toml", "--images", "3")
-    assert [len(images) for images, _ in made[-1].calls] == [4]
+    assert [len(images) for images, _ in built[-1].calls] == [4]
 
 
 def test_views_of_several_sizes(tiny: Path) -> None:
@@ -181,16 +183,16 @@ def test_large_images_are_reduced(tiny: Path) -> None:
     sheet = drawn("tiny.toml", "data.size=300", "views.name=none", "views.size=256", "--images", "2")
     assert sheet.shape[1] < 1000
     images = first_batch(tiny, "data.size=300", "views.name=none")
-    assert len(places(sheet, np.array(Image.fromarray(as_bytes(images[0])).reduce(2)), 1)) == 1
+    assert len(find(sheet, np.array(Image.fromarray(as_bytes(images[0])).reduce(2)), 1)) == 1
 
 
-def test_a_missing_picture_is_noticed() -> None:
+def test_a_missing_picture_fails_the_check() -> None:
     sheet = np.zeros((40, 40, 3), np.uint8)
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) + 1
     sheet[10:18, 20:28] = picture.repeat(2, 0).repeat(2, 1)
-    assert places(sheet, picture, 2) == [(10, 20)]
+    assert find(sheet, picture, 2) == [(10, 20)]
     sheet[11, 21] += 1
-    assert not places(sheet, picture, 2)
+    assert not find(sheet, picture, 2)
     with pytest.raises(AssertionError):
         assert_grid(sheet, [[picture]], [2])
 
@@ -202,15 +204,15 @@ def test_a_missing_picture_is_noticed() -> None:
 def test_smoke(name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["views", name, "--smoke"]) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith(f"views.png: step 0 of {name}, ")
-    assert said.out.count("\n") == 1
-    assert not said.err
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"views.png: step 0 of {name}, ")
+    assert captured.out.count("\n") == 1
+    assert not captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["views.png"]
 
 
-def test_a_run_is_drawn_again_and_written_over(tiny: Path) -> None:
-    register_noted()
+def test_a_run_is_drawn_again_and_overwritten(tiny: Path) -> None:
+    register_recorded()
     first = drawn("tiny.toml", out="views.png")
     (tiny.parent / "run").mkdir()
     (tiny.parent / "run" / "recipe.toml").write_text(reptk.load(tiny).dump())
@@ -245,7 +247,7 @@ def test_a_plugin(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "which recipe?"),
         (["views.size=16", "tiny.toml"], 2, "the recipe's name comes first"),
@@ -267,16 +269,16 @@ def test_a_plugin(tiny: Path) -> None:
         (["tiny.toml", "views.name=none", "--out", "taken.png"], 4, "cannot write"),
     ],
 )
-def test_mistakes(arguments: list[str], code: int, said: str, tiny: Path, capsys: pytest.CaptureFixture) -> None:
+def test_mistakes(arguments: list[str], code: int, message: str, tiny: Path, capsys: pytest.CaptureFixture) -> None:
     (tiny.parent / "taken.png").mkdir()
     assert main(["views", *arguments]) == code
     printed = capsys.readouterr()
     assert not printed.out
     assert printed.err.startswith("error:")
-    assert said in printed.err
+    assert message in printed.err
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["taken.png", "tiny.toml"]
 
 
-def test_a_device_that_is_not_there(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_device(tiny: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["views", "tiny.toml", "views.name=none", "train.device=cuda"]) == 4
     assert "use cpu or auto" in capsys.readouterr().err

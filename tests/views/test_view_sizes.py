@@ -1,36 +1,53 @@
-"""Views of several sizes, all the way: encoded size by size, compared all together, evaluated, or refused in time."""
+"""Views of several sizes in training: encoded size by size, compared with each other, or refused before it starts."""
 
 import pytest
 import torch
-from test_training import go, tiny
 from torch.nn import functional
 
+from reptk.config import Recipe, override, validate
+from reptk.core.console import Logger
 from reptk.core.errors import UsageError
+from reptk.methods import Batch, Step
 from reptk.training.build import build, load_data
+from reptk.training.loop import train
 
-MULTI = ("views.name=multi_crop", "views.size=32", "views.small_count=2", "views.small_size=16")
+RECIPE = {
+    "name": "multi_crop",
+    "data": {"name": "generated", "train": 48, "bank": 40, "query": 20, "classes": 4, "size": 16},
+    "views": {"name": "multi_crop", "size": 32, "small_count": 2, "small_size": 16},
+    "encoder": {"backbone": "test_resnet"},
+    "method": {"name": "contrastive", "positives": "instance"},
+    "loss": {"name": "simclr"},
+    "optim": {"name": "adamw", "lr": 1e-3},
+    "train": {"epochs": 1, "batch_size": 16, "log_every_steps": 1},
+    "eval": {"knn": {"k": [1, 5], "every_epochs": 1}},
+}
+
+
+def multi_crop_recipe(*overrides: str) -> Recipe:
+    return validate(override(RECIPE, overrides))
 
 
 def test_every_size_is_encoded_and_all_views_are_compared():
-    recipe = tiny(*MULTI, "method.positives=instance", "loss.name=simclr")
+    recipe = multi_crop_recipe()
     method = build(recipe, load_data(recipe), torch.device("cpu")).method.eval()
     images = torch.randint(256, (6, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, index = torch.zeros(6, dtype=torch.long), torch.arange(6) + 10
-    made = method(images, labels, index, 5)
+    outputs = method(Batch(images, labels, index), Step(number=0, total=1, key=5))
     large, small = method.views(images, 5)
     z = torch.cat([method.encoder(view) for view in (*large, *small)])
-    torch.testing.assert_close(made["z"], z, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(made["loss"], method.loss(z, index.repeat(4)))
+    torch.testing.assert_close(outputs["z"], z, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(outputs["loss"], method.loss(z, index.repeat(4)))
     assert not torch.allclose(functional.normalize(z[:6]), functional.normalize(z[12:18]))
 
 
 @pytest.mark.slow
 def test_a_run_with_views_of_several_sizes(tmp_path):
-    numbers = go(tiny(*MULTI, "train.epochs=1"), tmp_path / "run")
-    assert 0 <= numbers["knn@5"] <= 1
+    results = train(multi_crop_recipe(), tmp_path / "run", logger=Logger(prints=False))
+    assert 0 <= results["knn@5"] <= 1
 
 
-def test_a_backbone_of_one_size_says_so_before_training():
-    recipe = tiny(*MULTI, "encoder.backbone=vit_tiny_patch16_224")
+def test_a_backbone_of_one_size_is_refused_before_training():
+    recipe = multi_crop_recipe("encoder.backbone=vit_tiny_patch16_224")
     with pytest.raises(UsageError, match="views of 16 px: vit_tiny_patch16_224 is built for 32 px and takes no others"):
         build(recipe, load_data(recipe), torch.device("cpu"))
