@@ -34,7 +34,8 @@ def backward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSu
     """See `Implementation.backward`."""
     weights = None
     for number, exp_sum in enumerate(exp_sums):
-        h = _gradient_weights(anchors.of_sum(number), key_blocks, number, exp_sum, cache[number])
+        g, lse = _of_all_keys(key_blocks, number)
+        h = _gradient_weights(g, lse, len(anchors.z), exp_sum, cache[number])
         weights = h if weights is None else weights.add_(h)
     return weights @ _all_rows(key_blocks)
 
@@ -48,14 +49,17 @@ def _expected_similarity(cached: Tensor, similarity: Tensor, log_sum: Tensor, ex
     return (softmax * similarity).sum(1)
 
 
-def _gradient_weights(
-    anchors: KeyBlock, key_blocks: list[KeyBlock], number: int, exp_sum: ExpSum, cached: Tensor
-) -> Tensor:
-    """Return logit_scale * H of one sum, (n, m); H is defined in `operator.py`."""
-    num_anchors = anchors.z.shape[0]
-    g, lse = _of_all_keys(key_blocks, number)
+def _gradient_weights(g: Tensor, lse: Tensor, num_anchors: int, exp_sum: ExpSum, cached: Tensor) -> Tensor:
+    """Return logit_scale * H of one sum, (n, m); H is defined in `operator.py`.
+
+    Args:
+        g, lse: (m,) gradients and log-sums of all keys, of which the first ones are the anchors.
+        num_anchors: n.
+        exp_sum: the sum.
+        cached: (n, m) logits, or their exponentials.
+    """
     if exp_sum.needs_max_shift:
-        h = (cached - anchors.log_sum[:, None]).exp_().mul_(anchors.grad_log_sum[:, None])
+        h = (cached - lse[:num_anchors, None]).exp_().mul_(g[:num_anchors, None])
         h += (cached - lse).exp_().mul_(g)
         h *= exp_sum.logit_scale
         return h
@@ -65,17 +69,16 @@ def _gradient_weights(
 
 def _of_all_keys(key_blocks: list[KeyBlock], number: int) -> tuple[Tensor, Tensor]:
     """Return the (m,) gradients and log-sums of all keys for one sum; those of a queue, which are no anchors, weigh 0."""
-    blocks = [block.of_sum(number) for block in key_blocks]
-    if len(blocks) == 1:
-        return blocks[0].grad_log_sum, blocks[0].log_sum
     grads, log_sums = [], []
-    for block in blocks:
+    for block in key_blocks:
         if block.grad_log_sum is None:
             grads.append(block.z.new_zeros(len(block.z)))
             log_sums.append(block.z.new_full((len(block.z),), math.inf))
         else:
-            grads.append(block.grad_log_sum)
-            log_sums.append(block.log_sum)
+            grads.append(block.grad_log_sum[number])
+            log_sums.append(block.log_sum[number])
+    if len(key_blocks) == 1:
+        return grads[0], log_sums[0]
     return torch.cat(grads), torch.cat(log_sums)
 
 
