@@ -55,6 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: what can be set here is data.*, eval.NAME.* and size")
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
+    # Before hours of work, not after them.
     _check_out(args.out)
     logger = Logger()
     if Path(args.source).suffix in EMBEDDING_SUFFIXES:

@@ -106,6 +106,7 @@ def concerns(
     if ids is not None:
         # `health` reads negative ids as none, but those of unlabeled images in a batch of classes are negative.
         ids = ids.unique(return_inverse=True)[1]
+    # A collapse explains everything else, so it is reported alone.
     state = health(z, ids)
     if is_collapsed(state):
         usage = f"the embeddings use {state['rank']:.1f} of {z.shape[1]} dimensions, spread {state['std']:.2f} of an even one"

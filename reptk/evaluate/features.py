@@ -122,6 +122,7 @@ class ImageFeatures(FeatureStore):
 
     def view(self, split: Split, number: int) -> Tensor:
         def draw(images: Tensor, first: int) -> Tensor:
+            # The key depends on the block, not on the rank: any number of ranks draws the same views.
             views = self.views(images, rng.key("evaluation", number, first))
             if isinstance(views, list | tuple):  # views of several sizes: those of the first
                 views = views[0]
@@ -143,6 +144,7 @@ class ImageFeatures(FeatureStore):
         return self._encoded_once(split, "plain", prepare)
 
     def _encoded_once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "_ShardedRows":
+        # By identity: splits hold tensors, which have no single truth value for ==, and a copy may hold other images.
         for cached_split, cached_kind, rows in self._cache:
             if cached_split is split and cached_kind == kind:
                 return rows
@@ -186,6 +188,7 @@ class _ShardedRows:
     def gathered(self) -> NormalizedRows:
         """Return the rows of all ranks. A collective operation: all ranks have to call it."""
         if self._gathered is None:
+            # Collectives of NCCL need tensors on the GPU.
             parts = [distributed.all_gather_uneven(part.to(self.device)).cpu() for part in self.local]
             self._gathered = NormalizedRows(*parts)
         return self._gathered

@@ -31,6 +31,7 @@ class QueryMean(float):
 
     def __new__(cls, values: Tensor) -> "QueryMean":
         mean = super().__new__(cls, values.double().nanmean())
+        # float32 holds 0, 1 and shares well enough; checkpoints keep a value per query and metric.
         mean.values = values.float()
         return mean
 
@@ -100,6 +101,7 @@ def _bootstrap_means(values: Tensor) -> Tensor:
     """(q, m) values -> (NUM_DRAWS, m) means over q queries drawn with replacement; the draws depend on q alone."""
     count = len(values)
     stream = rng.generator("bootstrap", count)
+    # The mean of a resample is over the queries in it that can be answered, so these are counted as well.
     is_present = ~values.isnan()
     columns = torch.cat([values.nan_to_num().double(), is_present.double()], dim=1)
     draws_at_once = max(1, MAX_COUNTS // count)
@@ -117,6 +119,7 @@ def _bootstrap_means(values: Tensor) -> Tensor:
 
 def _percentiles(means: Tensor) -> list[Interval]:
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=means.dtype)
+    # A resample without any answered query has no mean.
     low, high = means.nanquantile(tails, dim=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 

@@ -190,6 +190,7 @@ def accumulate(
     values: dict[str, float] = {}
     for metric in metrics:
         values |= metric.compute()
+    # Every rank has the values of its own queries; a mean of means would weigh ranks, not queries.
     if task.is_sharded:
         values = {name: QueryMean(task.all_gather(value.values)) for name, value in values.items()}
     return values

@@ -84,6 +84,7 @@ class Predictions:
     def save(self, folder: Path) -> Path:
         """Write `evaluation.safetensors` into a folder, atomically."""
         tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self._tensors().items()}
+        # The report draws a map of them, for which half the file is precise enough.
         tensors["features"] = tensors["features"].half()
         metadata = {name: vars(self)[name] for name in TEXTS}
         metadata["classes"] = json.dumps(self.classes)
@@ -185,5 +186,6 @@ def sample_queries(count: int, max_queries: int = MAX_QUERIES) -> Tensor:
     """Return sorted indices below `count`: all of them, or `max_queries` of a draw that depends on `count` alone."""
     if count <= max_queries:
         return torch.arange(count)
+    # The name of this stream decides which queries are drawn; another one would make old and new runs incomparable.
     stream = rng.generator("evidence", count)
     return torch.randperm(count, generator=stream)[:max_queries].sort().values

@@ -206,6 +206,7 @@ def confusions(evaluation: Evaluation, classes: Sequence[str]) -> list[Table]:
 def share_of_copies(rows: Mapping[str, Evaluation]) -> float:
     """Return the share of queries whose nearest neighbor, other than themselves, is practically identical."""
     last = list(rows.values())[-1]
+    # An encoder may map different images to one point; pixels tell copies from those.
     predictions = rows.get(RAW_PIXELS, last).predictions
     if predictions is None or not predictions.vote:
         return 0.0

@@ -94,6 +94,7 @@ def evaluate_encoder(
         workers=workers,
         progress=progress,
     )
+    # Features are computed lazily, inside the evaluators.
     with eval_mode(encoder.to(device)):
         return run_evaluators(features, data, evaluators, during_training=during_training)
 

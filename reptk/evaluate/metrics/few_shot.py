@@ -84,6 +84,7 @@ def draw_examples(labels: Tensor, n: int, draw: int) -> Tensor:
     """
     random = rng.uniform(rng.key("few_shot", draw), torch.tensor([0]), torch.arange(len(labels)))[:, 0]
     shuffled = random.argsort(stable=True)
+    # A stable sort by class keeps the random order within each class.
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     by_class = by_class[labels[by_class] >= 0]
     counts = torch.bincount(labels[by_class])
@@ -96,6 +97,7 @@ def _nearest_class_mean(examples: Tensor, labels: Tensor, queries: Tensor) -> Te
     """(q,) the class whose mean of unit rows is most similar to each query."""
     num_classes = int(labels.max()) + 1
     sums = torch.zeros(num_classes, examples.shape[1]).index_add_(0, labels, examples)
+    # Dividing a sum by its count does not change its direction, so sums are as good as means.
     scores = queries @ functional.normalize(sums, dim=1).T
     is_absent = torch.bincount(labels, minlength=num_classes) == 0
     return scores.masked_fill_(is_absent, -torch.inf).argmax(1)

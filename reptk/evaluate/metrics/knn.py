@@ -163,6 +163,7 @@ class Knn(Evaluator):
         stream_metrics: list[StreamMetric] = [collector, KNNAccuracy(task.bank_labels, k, self.temperatures)]
         if ranking:
             stream_metrics.append(self._ranking_metrics(task, max_k))
+        # The recall of an approximate index is measured at the headline's k.
         search_fn, note = build_search(self.index, task.bank, task.queries, collector.k)
         return accumulate(task, stream_metrics, search_fn), note, collector
 

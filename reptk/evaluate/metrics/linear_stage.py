@@ -84,6 +84,7 @@ class LinearStage(Evaluator):
         optimizer = torch.optim.SGD(
             classifiers.parameter_groups(), momentum=self.momentum, weight_decay=self.weight_decay
         )
+        # The last, incomplete batch of an epoch is dropped.
         steps_per_epoch = max(1, len(rows) // self.batch_size)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * steps_per_epoch)
         for h, labels in self._batches(features, bank, rows, steps_per_epoch):
@@ -104,6 +105,7 @@ class LinearStage(Evaluator):
             order = rows[torch.randperm(len(rows), generator=stream)]
             batches = [order[step * batch_size : (step + 1) * batch_size] for step in range(steps_per_epoch)]
             for step, (images, index) in enumerate(features.image_batches(bank, batches)):
+                # Only the encoder is frozen: the caller trains on h with gradients enabled.
                 with torch.no_grad():
                     augmented = views(images, rng.key("linear stage", epoch, step))[0]
                     h = features.embed(augmented).float()

@@ -99,6 +99,7 @@ class RankingMetrics:
         rank = torch.arange(1, hits.shape[1] + 1)
         hits_so_far = hits.cumsum(1, dtype=torch.int32)
         hits_within_r = hits & (rank <= relevant[:, None])
+        # argmax of a row of zeros is 0, which would be a hit at rank 1.
         first_hit = torch.where(hits_so_far[:, -1] > 0, hits.byte().argmax(1) + 1.0, torch.inf)
         metrics = {}
         for k in self.k:
@@ -107,6 +108,7 @@ class RankingMetrics:
             metrics[f"precision@{k}"] = hits_so_far[:, k - 1] / k
         metrics["mrr"] = 1 / first_hit
         precision_at_hits = (hits_so_far / rank).mul_(hits_within_r)
+        # Rankings may be hundreds of thousands deep, too long for a sum in float32.
         metrics["map@r"] = precision_at_hits.sum(1, dtype=torch.float64) / relevant
         metrics["r_precision"] = hits_within_r.sum(1) / relevant
         return metrics
