@@ -58,6 +58,7 @@ class EmbeddingImages:
     def _data(self) -> Data | None:
         """The data set that the images come from; None if it cannot be opened without a download."""
         try:
+            # The table comes from a file of any origin: whatever it says, the worst case is a page without images.
             part = dict(self.embeddings.about.get("data"))
             for name in IGNORED_ARGUMENTS:
                 part.pop(name, None)
@@ -75,6 +76,7 @@ def thumbnail_data_uri(image: Tensor) -> str:
     """
     picture = Image.fromarray(rearrange(image, "c h w -> h w c").contiguous().cpu().numpy())
     factor = SIDE_PX // max(picture.size)
+    # Enlarged here, since a browser would blur the pixels of a small image.
     if factor > 1:
         size = (factor * picture.width, factor * picture.height)
         return encode_data_uri(picture.resize(size, Image.Resampling.NEAREST), "PNG", optimize=True)

@@ -87,6 +87,7 @@ def check(path: Path) -> None:
         raise UsageError(f"--html {path} is a folder; name a file")
     if not path.exists():
         return
+    # Only an earlier page is replaced: --html notes.html must not destroy somebody's notes.
     head = path.read_text(encoding="utf-8", errors="replace")[:HEAD_CHARACTERS]
     if f'content="{GENERATOR}"' not in head:
         raise UsageError(f"--html {path} exists and was not written by reptk search; choose another name")

@@ -15,6 +15,7 @@ def image_data_uri(image: Tensor, max_side_px: int = MAX_SIDE_PX) -> str:
     """Return (3, H, W) uint8 as a data URI: a lossless PNG if the image is small, else a JPEG of at most `max_side_px`."""
     picture = pillow_image(image)
     if max(picture.size) <= MAX_LOSSLESS_SIDE_PX:
+        # Images of CIFAR's size are small as PNG, and JPEG would show its blocks in them.
         return encode_data_uri(picture, "PNG", optimize=True)
     picture.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
     return encode_data_uri(picture, "JPEG", quality=82, optimize=True)
@@ -31,6 +32,7 @@ def encode_data_uri(picture: Image.Image, file_format: str, **options: Any) -> s
 def pillow_image(image: Tensor) -> Image.Image:
     """Return (3, H, W) uint8 as a Pillow image, with one channel if all three are equal."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    # A third of the bytes.
     if bool((image == image[:1]).all()):
         return picture.convert("L")
     return picture

@@ -1,6 +1,6 @@
 """The first images of a training step and the views that training makes of them, to look at."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,15 +30,6 @@ class DisplayedViews(NamedTuple):
     num_steps: int
 
 
-@runtime_checkable
-class ShardedViews(Protocol):
-    """Views that can be drawn for a part of the global batch, with the same result as a rank gets for its part."""
-
-    def shard(self, rank: int, world: int) -> None:
-        """Draw the part of `rank` from now on."""
-        ...
-
-
 def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int) -> DisplayedViews:
     """Return the first `count` images of a step, counted from 0, and the views that training makes of them.
 
@@ -53,7 +44,7 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
     batch_size = recipe.train.batch_size
     views = config.build(VIEWS, recipe.views)
     num_parts = 1
-    if isinstance(views, ShardedViews):
+    if views.shard is not None:
         num_parts = batch_size // _smallest_part(batch_size, count)
     if num_parts > 1:
         views.shard(0, num_parts)
@@ -63,6 +54,7 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
         raise UsageError(f"--step is {step}, but this training has the steps 0 to {num_steps - 1}")
     images, labels, index = next(loader.batches(step, step + 1))
     with torch.no_grad():
+        # The key of this step, so that these are the very views that training saw.
         drawn = views(images.to(device), rng.key(recipe.seed, "views", step))
     if isinstance(drawn, Tensor):
         drawn = [drawn]  # all views have one size

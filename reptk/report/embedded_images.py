@@ -47,6 +47,7 @@ class EmbeddedImages:
                 missing.append(number)
         if not missing or images.data is None:
             return
+        # Characters are bytes, since base64 is ASCII.
         total_bytes = sum(len(uri) for uri in self.uris.values())
         pixels = read_images(images.split(split_name), torch.tensor(missing))
         for number, image in zip(missing, pixels, strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 DASH = "\u2013"
+# As wide as a plus sign, so that columns of differences line up.
 MINUS = "\u2212"
 REPLACEMENT = "\ufffd"
 DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
@@ -38,6 +39,7 @@ def format_number(value: Any) -> str:
         return str(value)
     if not math.isfinite(value):
         return DASH
+    # Counts may be stored as floats.
     is_whole = isinstance(value, int) or (value.is_integer() and abs(value) >= 100)
     if is_whole:
         text = f"{int(value):,}"
@@ -85,6 +87,7 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
+    # A page is written as UTF-8, which has no surrogates.
     encodable = text.encode("utf-8", "replace").decode()
     return "".join(_printable_character(character) for character in encodable)
 

@@ -51,10 +51,13 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     The sign of a direction is chosen so that its largest entry is positive. If the features have fewer than `count`
     dimensions, zeros fill the rest.
     """
+    # In float64: the features are stored in half precision, and squares of small deviations would vanish.
     centered = features.double() - features.double().mean(0)
+    # The eigenvectors of the (F, F) matrix take less memory than a singular value decomposition of (q, F).
     variances, directions = torch.linalg.eigh(centered.T @ centered)  # in ascending order
     variances = variances.flip(0).clamp_min(0)[:count]
     directions = directions.flip(1)[:, :count]
+    # Eigenvectors have no sign of their own; without a rule the map would be mirrored on another machine.
     largest_entries = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     coordinates = centered @ (directions * largest_entries.sign())
     total_variance = variances.new_tensor(float(centered.square().sum())).clamp_min(1e-30)
@@ -76,6 +79,7 @@ def quantize(positions: Tensor) -> Tensor:
 def _tsne(components: NDArray) -> NDArray:
     from sklearn.manifold import TSNE
 
+    # scikit-learn wants it below the number of points; 30 is its default.
     perplexity = min(30.0, (len(components) - 1) / 3)
     return TSNE(2, init="pca", perplexity=perplexity, random_state=0).fit_transform(components)
 
@@ -83,4 +87,5 @@ def _tsne(components: NDArray) -> NDArray:
 def _umap(components: NDArray) -> NDArray:
     from umap import UMAP
 
+    # With a random state UMAP runs as one job in any case, and warns unless one is requested.
     return UMAP(n_neighbors=min(15, len(components) - 1), random_state=0, n_jobs=1).fit_transform(components)

@@ -27,6 +27,7 @@ def render_page(runs: Sequence[Run], images: Sequence[RunImages], layouts: Seque
     A section is None if the runs have nothing to show in it. `templates/page.html.j2` decides on the order.
     """
     embedded = EmbeddedImages()
+    # The gallery first: views are few, and are embedded whatever the gallery has used.
     gallery = gallery_section(runs, images, embedded)
     views = views_section(runs, images, embedded)
     points = map_data(runs, images, layouts)

@@ -54,6 +54,7 @@ def confusions(run: Run) -> list[ConfusedPair]:
 
 def confusion_matrix(predictions: Predictions) -> Tensor:
     """Return (C, C) how many labelled queries of a class (row) were predicted as each class (column)."""
+    # A query without a label belongs to no row, one without a vote to no column.
     has_both = (predictions.labels >= 0) & (predictions.predicted >= 0)
     labels = predictions.labels[has_both]
     predicted = predictions.predicted[has_both]
@@ -103,8 +104,10 @@ def _counted_confusions(predictions: Predictions) -> list[ConfusedPair]:
     counts = confusion_matrix(predictions)
     num_classes = len(counts)
     num_queries = counts.sum(1)
+    # The diagonal holds the correct predictions.
     errors = counts.clone().fill_diagonal_(0).flatten()
     pairs = []
+    # Stable, so that equally frequent confusions are in the same order on every machine.
     for cell in errors.argsort(descending=True, stable=True)[:MAX_CONFUSIONS].tolist():
         label, predicted = divmod(cell, num_classes)
         if errors[cell] > 0:

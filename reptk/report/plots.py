@@ -106,6 +106,7 @@ def _save(figure: "Figure", path: Path) -> None:
 def _new_figure(width_inches: float, height_inches: float) -> "Figure":
     from matplotlib.figure import Figure
 
+    # Not through pyplot, which holds figures globally and may want a display.
     return Figure((width_inches, height_inches), layout="constrained")
 
 

@@ -73,12 +73,14 @@ def training_command(run: Run, shipped: ShippedRecipe | None) -> str:
 
     It names the shipped recipe and overrides, if that gives exactly this recipe; else the recipe.toml of the run.
     """
+    # A plugin is a file of its author's; only the run's recipe.toml names it.
     if shipped is not None and not run.recipe.get("plugins"):
         values = recipe_values(run)
         overrides = []
         for key in differing_keys([shipped.values, values]):
             if key in values:
                 overrides.append(f"{key}={_toml_value(values[key])}")
+        # Checked by loading: a value that TOML cannot say in a line would give another recipe.
         if _reproduces(shipped.name, overrides, values):
             return shlex.join(["python", "-m", "reptk.recipe", shipped.name, *overrides])
     return shlex.join(["python", "-m", "reptk.recipe", str(run.folder / "recipe.toml")])

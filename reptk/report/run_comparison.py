@@ -48,6 +48,7 @@ def difference(run: Run, baseline: Run, metric: str) -> Difference | None:
     b = baseline.results.main_metrics.get(metric)
     if a is None or b is None:
         return None
+    # Pairs give a much smaller interval: what is hard for one run is hard for the other.
     if have_same_queries(run, baseline):
         run_hits = _hits(run.predictions, metric)
         baseline_hits = _hits(baseline.predictions, metric)
@@ -82,6 +83,7 @@ def have_same_queries(run: Run, baseline: Run) -> bool:
         return False
     if data_identity(run.data_part) != data_identity(baseline.data_part) or a.query_split != b.query_split:
         return False
+    # Of many queries a sample is saved, which differs if their number does.
     same_images = torch.equal(a.index, b.index) and torch.equal(a.labels, b.labels)
     return same_images and bool((a.labels >= 0).any())
 

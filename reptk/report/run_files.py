@@ -39,6 +39,7 @@ class SavedVerdict(BaseModel):
 class SavedResults(BaseModel):
     """The content of results.json. Old files have metrics and protocol only; an unfinished run has no such file."""
 
+    # Later versions may write more; a report of what is understood is better than none.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     headline: str = ""
@@ -115,6 +116,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """
     if not folders:
         raise UsageError("which run? e.g. reptk report runs/tcl_selfsup_photos/1")
+    # Resolved, so that runs/a and runs/../runs/a are one run.
     paths = [folder.resolve() for folder in folders]
     for number, path in enumerate(paths):
         if path in paths[:number]:
@@ -160,6 +162,7 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     longest = max(len(path.parts) for path in paths)
     for num_parts in range(1, longest + 1):
         names = ["/".join(path.parts[-num_parts:]) for path in paths]
+        # Runs are numbered within the folder of their recipe: 1 says less than tcl_selfsup_photos/1.
         has_number = any(name.isdigit() for name in names)
         if len(set(names)) == len(names) and not has_number:
             return names
@@ -173,6 +176,7 @@ def _read_results(path: Path) -> SavedResults:
     try:
         return SavedResults.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
+        # One problem is enough: the file was not written by reptk, or was damaged as a whole.
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path} is damaged: {key or 'its content'}: {first['msg']}; {advice}") from error
@@ -185,6 +189,7 @@ def _read_log(path: Path) -> list[Table]:
     if not path.is_file():
         return []
     try:
+        # A run that was killed may have left half a character.
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause}") from cause

@@ -105,12 +105,14 @@ def _open(run: Run, key: str) -> RunImages:
             config.load(run.folder)  # registers the plugins, one of which may be the data set
         part = config.complete("data", run.data_part)
         if "download" in part:
+            # A report never downloads anything.
             part["download"] = False
         data = config.build(DATASETS, part)
     except (ReptkError, OSError) as cause:
         reason = str(cause).splitlines()[0].rstrip(".")
         return RunImages(key, None, f"The data set cannot be opened ({reason}).")
     limit = run.results.protocol.get("limit")
+    # The evaluation drew a sample, to whose images the numbers refer.
     if isinstance(limit, int):
         data = subsample(data, limit)
     return RunImages(key, data)
@@ -124,6 +126,7 @@ def _mismatch(images: RunImages, predictions: Predictions | None) -> str:
         (predictions.query_split, predictions.index),
         (predictions.bank_split, predictions.neighbors),
     )
+    # Predictions refer to images by position; in a folder that has changed these are other images.
     for split_name, numbers in references:
         split = images.split(split_name)
         if split is None:

@@ -95,6 +95,7 @@ def _run_classes(run: Run, metrics: ClassMetrics) -> RunClasses:
     counts = [key for key in COUNTS if any(key in table for table in metrics.classes)]
     heads = [Head("class", "text")]
     heads += [Head(key, "number") for key in counts]
+    # The first metric sorts the table until another heading is clicked.
     for position, metric in enumerate(metrics.metrics):
         heads.append(Head(display_name(metric), "number", is_sorted=position == 0))
     tables = metrics.classes

@@ -115,6 +115,7 @@ class _Axes:
     high: float
 
     def x(self, epoch: float) -> float:
+        # Hundredths of a pixel suffice, and keep the page small.
         return round(LEFT + (epoch - self.first) / (self.last - self.first) * (RIGHT - LEFT), 2)
 
     def y(self, value: float) -> float:
@@ -156,6 +157,7 @@ def _line(series: Series, axes: _Axes) -> Line:
     path = "M" + " ".join(f"{x},{y}" for x, y in points)
     marked = points
     if len(points) > MAX_MARKED_POINTS:
+        # Markers at hundreds of points would hide the line.
         marked = points[-1:]
     return Line(path, marked, _line_style(series.style))
 

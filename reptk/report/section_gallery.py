@@ -226,6 +226,7 @@ def _class_name(predictions: Predictions, label: int) -> str:
 def _most_confident(predictions: Predictions, is_wrong: Tensor) -> Tensor:
     """Return rows of failures, the most confident first, at most `MAX_PER_CONFUSION` of each confusion."""
     failures = is_wrong.nonzero().flatten()
+    # Stable: with few neighbors many confidences are equal.
     order = predictions.confidence[failures].argsort(descending=True, stable=True)
     num_of_confusion: Counter[tuple[int, int]] = Counter()
     selected = []

@@ -44,6 +44,7 @@ def map_data(runs: Sequence[Run], images: Sequence[RunImages], layouts: Sequence
     data = MapData()
     shown = _runs_with_points(runs, images)
     atlas_names = _atlas_names(shown)
+    # All atlases share the bytes.
     max_bytes = MAX_THUMBNAIL_BYTES // max(1, len(set(atlas_names)))
     for (run, run_images), atlas_name in zip(shown, atlas_names, strict=True):
         if atlas_name not in data.atlases:
@@ -118,6 +119,7 @@ def _packed_map(run: Run, layouts: Sequence[str], atlas_name: str) -> dict[str, 
         labels = _pack(predictions.labels, "<i4")
     if is_labelled and predictions.vote:
         predicted = _pack(predictions.predicted, "<i4")
+    # In a byte for each query: whole percents are what the card shows.
     confidence_percent = (predictions.confidence.nan_to_num() * 100).round().clamp(0, 100)
     return {
         "name": run.name,

@@ -105,6 +105,7 @@ def _gain_cell(results: SavedResults, row: str, metric: str) -> Cell:
     """Return the gain of the main row over a baseline."""
     if _is_standard_deviation(metric):
         return Cell("")
+    # The evaluation saved a paired interval; old results have values only.
     gain = results.gains.get(row, {}).get(metric)
     if gain is not None:
         value, low, high = gain
@@ -147,6 +148,7 @@ def _judged_by(runs: Sequence[Run]) -> str:
         for metric in run.results.main_metrics:
             gap = difference(run, runs[0], metric)
             if gap is not None:
+                # The note explains the marks that the table contains.
                 used.add(gap.method)
     return ", or by ".join(text for method, text in METHODS.items() if method in used)
 

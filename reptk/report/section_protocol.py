@@ -37,6 +37,7 @@ def protocol_section(runs: Sequence[Run]) -> ProtocolSection | None:
     if len(runs) > 1:
         heads = [run.name for run in runs]
     rows = []
+    # The environment comes last: it is long, and rarely what one looks for.
     for key in sorted(keys, key=lambda key: key in LAST_KEYS):
         values = [format_value(protocol.get(key, "")) for protocol in protocols]
         rows.append(ProtocolRow(key.replace("_", " "), values))

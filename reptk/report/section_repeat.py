@@ -39,6 +39,7 @@ def _run_commands(run: Run, *, is_single: bool) -> RunCommands:
     folder = shlex.quote(str(run.folder))
     commands = [f"reptk evaluate {folder}", f"reptk report {folder}"]
     if run.recipe:
+        # An evaluation of a foreign encoder has no recipe to repeat.
         commands.insert(0, training_command(run, shipped_recipe(run)))
     return RunCommands("" if is_single else run.name, commands, _citation(run))
 

@@ -127,6 +127,7 @@ def _comparison_sentence(runs: Sequence[Run]) -> str:
     scored = [run for run in runs if metric and metric in run.results.main_metrics]
     if len(scored) < 2:
         return f"{len(runs)} runs beside each other."
+    # Only the two best are compared; the table of numbers has all of them.
     scored.sort(key=lambda run: run.results.main_metrics[metric], reverse=True)
     best, second = scored[:2]
     gap = difference(best, second, metric)
@@ -174,7 +175,9 @@ def _ruler(runs: Sequence[Run]) -> list[RulerLine]:
             first_run.setdefault(row, run.name)
     rows = list(first_run)
     if len(runs) > 1:
+        # Sorting is stable, so that runs stay in their order.
         rows.sort(key=lambda row: row.is_main)  # the baselines first, then the runs
+    # Baselines of different data have equal labels and different values: the run's name tells them apart.
     labels = [row.label for row in rows]
     lines = []
     for row in rows:

@@ -87,6 +87,7 @@ def _views_row(
     number = int(shown.index[position])
     pictures = []
     for column, (head, images) in enumerate(zip(heads, [shown.images, *shown.views], strict=True)):
+        # Views are of one run only, so their names contain the run.
         name = f"{prefix}/{position}-{column}"
         embedded.add_view(name, images[position])
         pictures.append(Picture(head, name))

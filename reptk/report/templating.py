@@ -21,8 +21,10 @@ PACKAGE = "reptk.report"
 def environment() -> Environment:
     """Return the environment in which all templates are rendered."""
     jinja = Environment(
+        # From the package, so that templates are found in a wheel too.
         loader=PackageLoader(PACKAGE),
         autoescape=True,
+        # A misspelled name would otherwise print nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

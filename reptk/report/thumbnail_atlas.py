@@ -63,6 +63,7 @@ def build_atlas(split: Split, numbers: Tensor, max_bytes: int) -> ThumbnailAtlas
     """
     thumbnails = _read_thumbnails(split, numbers, _largest_cell(len(numbers)))
     longest_side = max(thumbnails.width, thumbnails.height)
+    # The smallest cell that holds the thumbnails, which may be images smaller than the largest cell.
     first_cell = min(cell for cell in CELL_SIDES_PX if cell >= longest_side)
     columns = math.ceil(math.sqrt(len(numbers)))
     full_sheet = _draw_sheet(thumbnails.images, first_cell, columns)
@@ -72,6 +73,7 @@ def build_atlas(split: Split, numbers: Tensor, max_bytes: int) -> ThumbnailAtlas
         sheet = full_sheet
         if cell < first_cell:
             sheet = _shrink(full_sheet, cell / first_cell)
+        # Quality is given up before size: a coarse thumbnail shows more than a small one.
         for quality in JPEG_QUALITIES:
             uri = encode_data_uri(sheet, "JPEG", quality=quality, optimize=True)
             atlas = ThumbnailAtlas(
@@ -104,6 +106,7 @@ def _read_thumbnails(split: Split, numbers: Tensor, max_side_px: int) -> _Thumbn
     missing = []
     for position, thumbnail in enumerate(thumbnails):
         if thumbnail is None or thumbnail.shape != shape:
+            # All thumbnails have one size, as the images of a data set do.
             missing.append(position)
             thumbnails[position] = torch.full(shape, MISSING_GREY, dtype=torch.uint8)
     return _Thumbnails(torch.stack(thumbnails), tuple(missing))
@@ -124,6 +127,7 @@ def _draw_sheet(thumbnails: Tensor, cell: int, columns: int) -> Image.Image:
     """Return the picture of all cells; what a thumbnail leaves of its cell repeats the thumbnail's last row and column."""
     count, _, height, width = thumbnails.shape
     rows = math.ceil(count / columns)
+    # A hard edge within a block of the JPEG would ring into the thumbnail.
     padding = (0, cell - width, 0, cell - height)
     cells = torch.zeros(rows * columns, 3, cell, cell, dtype=torch.uint8)
     cells[:count] = functional.pad(thumbnails.float(), padding, mode="replicate").to(torch.uint8)

@@ -75,6 +75,7 @@ def rounded_range(low: float, high: float) -> tuple[Point, list[float]]:
     step = next(magnitude * factor for factor in TICK_STEPS if magnitude * factor >= min_step)
     first = math.floor(low / step)
     last = math.ceil(high / step)
+    # Rounded, since 3 * 0.1 is not 0.3.
     ticks = [round(multiple * step, 12) for multiple in range(first, last + 1)]
     return (first * step, last * step), ticks
 
@@ -123,9 +124,11 @@ def _panel(runs: Sequence[Run], key: str, title: str) -> Panel:
     for style, run in enumerate(runs):
         points = _logged_points(run, key)
         if key == run.results.headline and key in run.results.main_metrics:
+            # The final evaluation is in results.json alone.
             points = _with_final_value(run, points, run.results.main_metrics[key])
         if points:
             series.append(Series(run.name, style, thin(points)))
+            # Baselines of several runs would be a bundle of lines.
             if len(runs) == 1 and key == run.results.headline:
                 levels = _baseline_levels(run, key)
     if is_share:
@@ -140,6 +143,7 @@ def _logged_points(run: Run, key: str) -> list[Point]:
         value = row.get(key)
         if _is_finite_number(epoch) and _is_finite_number(value):
             points.append((float(epoch), float(value)))
+    # A resumed run may have logged some steps again.
     return sorted(points)
 
 

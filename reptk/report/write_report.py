@@ -41,7 +41,9 @@ def write(
         EnvironmentProblem: the page cannot be written, or a package is missing.
     """
     requested_layouts = [map] if isinstance(map, str) else map
+    # PCA first and always: it is fast, and its distances mean something.
     layouts = tuple(dict.fromkeys(["pca", *requested_layouts]))
+    # Before the data set is opened, which may take minutes.
     check_layouts(layouts)
     if isinstance(folders, (str, Path)):
         folders = [folders]
