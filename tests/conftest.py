@@ -31,10 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small tensors are processed faster by one thread, above all on a busy machine."""
-    before = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def restored_registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         registry.names()
         monkeypatch.setattr(registry, "_registrations", dict(registry._registrations))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+    modules = set(sys.modules)
     yield
-    for name in set(sys.modules) - before:
+    for name in set(sys.modules) - modules:
         file = str(getattr(sys.modules[name], "__file__", None))
         if file.startswith(str(tmp_path)) or name.startswith("reptk.plugins."):
             del sys.modules[name]

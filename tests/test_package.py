@@ -1,4 +1,4 @@
-"""The package as others meet it: public names, what a wheel and an sdist hold, what the README says."""
+"""The package as its users meet it: public names, light imports, contents of a wheel, what the README says."""
 
 import re
 import subprocess
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import reptk
-from reptk import recipe as command
+from reptk import recipe as recipe_command
+from reptk.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -58,7 +59,23 @@ def test_public_signatures() -> None:
     assert callable(reptk.evaluate.retrieval)
 
 
-def test_train_stays_a_function_whatever_was_imported() -> None:
+def test_public_names_are_imported_when_first_used() -> None:
+    assert set(reptk.__all__) <= set(dir(reptk))
+    with pytest.raises(AttributeError, match="module 'reptk' has no attribute 'nosuch'"):
+        reptk.nosuch  # noqa: B018
+
+
+@pytest.mark.parametrize(("module", "heavy_imports"), [("reptk", []), ("reptk.config", ["pydantic"])])
+def test_importing_the_package_imports_nothing_heavy(module: str, heavy_imports: list[str], tmp_path: Path) -> None:
+    heavy = ["torch", "torchvision", "timm", "kornia", "faiss", "pydantic", "sklearn", "PIL"]
+    program = f"import sys, {module}; print(sorted(set({heavy}) & set(sys.modules)))"
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert process.stderr == ""
+    assert process.stdout.strip() == str(heavy_imports)
+
+
+def test_train_is_a_function_after_its_package_is_imported() -> None:
     import reptk.training.loop
 
     assert callable(reptk.train)
@@ -72,9 +89,9 @@ def test_nothing_imports_the_contributed_plugins() -> None:
 
 @pytest.mark.slow
 def test_wheel_and_sdist_contain_recipes_and_plugins(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
-    built = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
-    assert built.returncode == 0, built.stderr[-2000:]
+    command = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         sdist = archive.getnames()
@@ -102,7 +119,7 @@ def test_wheel_and_sdist_contain_recipes_and_plugins(tmp_path: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"reptk"}, "no top-level recipes or plugins"
 
 
-def test_the_file_tree_is_true() -> None:
+def test_file_tree_of_the_readme_is_true() -> None:
     tree = README.split("## Files")[1].split("```")[1]
     listed = re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE)
     entries = [path.name + ("/" if path.is_dir() else "") for path in (ROOT / "reptk").iterdir()]
@@ -114,8 +131,8 @@ def test_the_file_tree_is_true() -> None:
             assert list((ROOT / "reptk" / folder).rglob(name)), f"{folder}/{name}"
 
 
-def test_names_are_unique() -> None:
-    """File names and public classes, so that a name in a traceback or a search result has one meaning."""
+def test_names_of_files_and_classes_are_unique() -> None:
+    """A name in a traceback or a search result has one meaning."""
     files = [path for path in (ROOT / "reptk").rglob("*.py") if path.name != "__init__.py"]
     names = [path.name for path in files]
     assert sorted(name for name in set(names) if names.count(name) > 1) == DUPLICATE_FILE_NAMES
@@ -123,7 +140,7 @@ def test_names_are_unique() -> None:
     assert sorted(name for name in set(classes) if classes.count(name) > 1) == []
 
 
-def test_getattr_is_used_on_code_of_strangers_alone() -> None:
+def test_getattr_is_used_only_on_foreign_code() -> None:
     users = set()
     for path in (ROOT / "reptk").rglob("*.py"):
         if re.search(r"\b(getattr|hasattr)\(", path.read_text()):
@@ -131,7 +148,7 @@ def test_getattr_is_used_on_code_of_strangers_alone() -> None:
     assert users == MAY_USE_GETATTR
 
 
-def test_the_recipe_table_states_what_the_recipes_expect() -> None:
+def test_recipe_table_of_the_readme_states_what_the_recipes_expect() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| \**([\d.]+) %\** \|", README, re.MULTILINE))
     expected = {}
     for path in sorted((ROOT / "recipes").glob("*.toml")):
@@ -151,21 +168,17 @@ def test_readme_commands_are_understood(line: str, capsys: pytest.CaptureFixture
     words = [word for word in line.split() if word not in ("--plugin", "my_loss.py", "loss.name=my_loss")]
     if words[0].isupper():
         return
-    flags = ["--list"] if words[0] == "--list" else [*words, "--show"]
-    assert command.main(flags) == 0, capsys.readouterr().err
+    arguments = ["--list"] if words[0] == "--list" else [*words, "--show"]
+    assert recipe_command.main(arguments) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", [[], ["--help"], ["--version"], ["recipe", "--list"]])
-def test_reptk_command(verb: list[str], capsys: pytest.CaptureFixture) -> None:
-    from reptk.cli import main
-
-    assert main(verb) == 0
-    expected = "tcl_sup_photos" if "--list" in verb else "reptk"
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["recipe", "--list"]])
+def test_reptk_command(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments) == 0
+    expected = "tcl_sup_photos" if "--list" in arguments else "reptk"
     assert expected in capsys.readouterr().out
 
 
-def test_unknown_verb(capsys: pytest.CaptureFixture) -> None:
-    from reptk.cli import main
-
+def test_unknown_verb_is_a_mistake(capsys: pytest.CaptureFixture) -> None:
     assert main(["evalute"]) == 2
     assert "Nearest: evaluate" in capsys.readouterr().err

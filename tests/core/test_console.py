@@ -1,4 +1,4 @@
-"""What a run writes down and prints."""
+"""What a run logs to metrics.jsonl, and what it prints on a terminal and off it."""
 
 import io
 import json
@@ -8,52 +8,52 @@ import pytest
 from rich.console import Console
 
 from reptk.core.console import Logger, format_duration
-from reptk.core.metric_names import display_name
 
 # metrics.jsonl
 
 
-def steps(path: Path) -> list[int]:
+def logged_steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = Logger(console=Console(file=io.StringIO()))
-    log.write_metrics_to(path)
+    logger = Logger(console=Console(file=io.StringIO()))
+    logger.write_metrics_to(path)
     for step in range(1, 7):
-        log.metrics(step=step, loss=1 / step)
-    path.write_text(path.read_text() + '[1]\n{"loss": 3}\n{"step": 7, "lo')  # and a line that a death cut short
-    again = Logger(console=Console(file=io.StringIO()))
-    again.write_metrics_to(path, first_step=4)
-    assert steps(path) == [1, 2, 3, 4]
-    again.metrics(step=5, loss=0.5)
-    assert steps(path) == [1, 2, 3, 4, 5]
+        logger.metrics(step=step, loss=1 / step)
+    # Two rows without a step, and one that the process could not finish before it was killed.
+    path.write_text(path.read_text() + '[1]\n{"loss": 3}\n{"step": 7, "lo')
+    resumed = Logger(console=Console(file=io.StringIO()))
+    resumed.write_metrics_to(path, first_step=4)
+    assert logged_steps(path) == [1, 2, 3, 4]
+    resumed.metrics(step=5, loss=0.5)
+    assert logged_steps(path) == [1, 2, 3, 4, 5]
     assert json.loads(path.read_text().splitlines()[-1]) == {"step": 5, "loss": 0.5}
 
 
-def test_a_silent_log_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_silent_logger_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 9}\n')
-    log = Logger(prints=False)
-    log.write_metrics_to(path)
-    log.metrics(step=10)
-    log.line("hello")
-    log.facts([("data", "photos", "some")])
-    log.results(["knn@1"], {"trained": {"knn@1": 1.0}})
-    with log.progress(1, 2, 0) as progress:
+    logger = Logger(prints=False)
+    logger.write_metrics_to(path)
+    logger.metrics(step=10)
+    logger.line("hello")
+    logger.facts([("data", "photos", "some")])
+    logger.results(["knn@1"], {"trained": {"knn@1": 1.0}})
+    with logger.progress(1, 2, 0) as progress:
         progress.step(1, 0.5, 10.0, 1.0)
         progress.epoch(1, 0.5, 10.0, 1.0)
     assert path.read_text() == '{"step": 9}\n'
     assert capsys.readouterr().out == ""
 
 
-def test_a_log_may_write_without_speaking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Logger(prints=False, writes=True)
-    log.write_metrics_to(tmp_path / "metrics.jsonl")
-    log.metrics(step=1)
-    log.line("hello")
-    assert steps(tmp_path / "metrics.jsonl") == [1]
+def test_logger_may_write_without_printing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = Logger(prints=False, writes=True)
+    logger.write_metrics_to(tmp_path / "metrics.jsonl")
+    logger.metrics(step=1)
+    logger.line("hello")
+    assert logged_steps(tmp_path / "metrics.jsonl") == [1]
     assert capsys.readouterr().out == ""
 
 
@@ -61,54 +61,39 @@ def test_a_log_may_write_without_speaking(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
+    ("seconds", "text"),
     [
         *((0, "0:00"), (0.4, "0:00"), (41, "0:41"), (59.6, "1:00"), (60, "1:00"), (725, "12:05")),
         *((3599.7, "1:00:00"), (10931, "3:02:11"), (360000, "100:00:00")),
     ],
 )
-def test_format_duration(seconds: float, shown: str) -> None:
-    assert format_duration(seconds) == shown
+def test_durations_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-METRICS = {
-    "knn@1": "kNN@1",
-    "knn@10": "kNN@10",
-    "knn@20": "kNN@20",
-    "knn@100": "kNN@100",
-    "knn@200": "kNN@200",
-    "knn_majority@20": "majority@20",
-    "recall@1": "Recall@1",
-    "recall@5": "Recall@5",
-    "recall@10": "Recall@10",
-    "map@r": "mAP@R",
-    "r_precision": "R-prec.",
-    "linear": "Linear",
-}
+METRICS = [
+    *("knn@1", "knn@10", "knn@20", "knn@100", "knn@200", "knn_majority@20", "recall@1", "recall@5", "recall@10"),
+    *("map@r", "r_precision", "linear"),
+]
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file or pipe: 80 columns by convention, though nothing there has a width."""
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output into a file or pipe, which rich takes to be 80 columns wide."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_metric_has_a_heading(metric: str) -> None:
-    assert display_name(metric) == METRICS[metric]
-
-
-def test_results_that_fit_are_a_table(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_a_table(no_terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"raw pixels": {"knn@1": 0.25, "map@r": 0.125}, "trained": {"knn@1": 1.0}}
     Logger().results(["knn@1", "map@r"], rows)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == ["            kNN@1  mAP@R", "raw pixels   25.0   12.5", "trained     100.0"]
 
 
-def test_results_show_every_column_off_a_terminal(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_show_every_column_off_a_terminal(no_terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {name: dict.fromkeys(METRICS, 0.9876) for name in ("raw pixels", "untrained", "trained")}
-    Logger().results(list(METRICS), rows)
+    Logger().results(METRICS, rows)
     head, *lines = capsys.readouterr().out.splitlines()
     families = "kNN@1 @10 @20 @100 @200 majority@20 Recall@1 @5 @10 mAP@R R-prec. Linear"
     assert head.split() == families.split()
@@ -116,15 +101,15 @@ def test_results_show_every_column_off_a_terminal(narrow: None, capsys: pytest.C
     assert all(line.count("98.8") == len(METRICS) for line in lines)
 
 
-def test_lines_are_printed_as_they_are(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
-    long = "[bold]no markup[/bold] " + 30 * "a long path / "
-    Logger().line(long)
-    Logger().facts([("data", "photos", long), ("encoder", "resnet10t", "4.9 M weights")])
+def test_lines_are_printed_without_markup_and_wrapping(no_terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "[bold]no markup[/bold] " + 30 * "a long path / "
+    Logger().line(line)
+    Logger().facts([("data", "photos", line), ("encoder", "resnet10t", "4.9 M weights")])
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [long, f"  data     photos     {long}", "  encoder  resnet10t  4.9 M weights"]
+    assert lines == [line, f"  data     photos     {line}", "  encoder  resnet10t  4.9 M weights"]
 
 
-def test_off_a_terminal_an_epoch_is_a_line(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_epoch_is_a_line_off_a_terminal(no_terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
     with Logger().progress(2, 3, 0) as progress:
         for step in range(1, 7):
             progress.step(step, 0.5, 1234.5, 70.0)
@@ -137,7 +122,7 @@ def test_off_a_terminal_an_epoch_is_a_line(narrow: None, capsys: pytest.CaptureF
     ]
 
 
-def test_on_a_terminal_there_is_a_bar_instead() -> None:
+def test_epoch_is_a_bar_on_a_terminal() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
     with Logger(console=terminal).progress(2, 3, 0) as progress:
         progress.step(4, 0.5, 1234.5, 70.0)

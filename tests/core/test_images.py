@@ -10,36 +10,36 @@ from torchvision.transforms.v2 import functional as reference
 from reptk.core.images import resize_center_crop, to_float
 
 
-def noise(*shape: int) -> Tensor:
-    """Smooth random images, uint8."""
-    coarse = torch.rand(shape[0], 3, 12, 17, generator=torch.Generator().manual_seed(0))
-    fine = torch.rand(shape, generator=torch.Generator().manual_seed(1))
-    smooth = torch.nn.functional.interpolate(coarse, shape[2:], mode="bicubic").clamp(0, 1)
-    return (255 * (0.8 * smooth + 0.2 * fine)).to(torch.uint8)
+def smooth_images(*shape: int) -> Tensor:
+    """Smooth random images with a little noise, uint8."""
+    low_resolution = torch.rand(shape[0], 3, 12, 17, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(low_resolution, shape[2:], mode="bicubic").clamp(0, 1)
+    return (255 * (0.8 * smooth + 0.2 * noise)).to(torch.uint8)
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
 @pytest.mark.parametrize("size", [56, 112, 224, 448])
 @pytest.mark.parametrize(("height", "width"), [(420, 630), (400, 400), (420, 280)])
-def test_resize_center_crop_is_torchvisions(height, width, size, crop):
-    images = noise(2, 3, height, width)
+def test_resize_center_crop_equals_torchvision(height, width, size, crop):
+    images = smooth_images(2, 3, height, width)
     short = round(size / crop)
-    for upright in (images, images.transpose(2, 3)):
-        resized = reference.resize(upright.float() / 255, [short], antialias=True)
-        got = resize_center_crop(upright, size, crop)
-        torch.testing.assert_close(got, reference.center_crop(resized, [size, size]), atol=1e-5, rtol=0)
-        assert torch.equal(got, resize_center_crop(upright.float() / 255, size, crop))
+    for batch in (images, images.transpose(2, 3)):
+        resized = reference.resize(batch.float() / 255, [short], antialias=True)
+        cropped = resize_center_crop(batch, size, crop)
+        torch.testing.assert_close(cropped, reference.center_crop(resized, [size, size]), atol=1e-5, rtol=0)
+        assert torch.equal(cropped, resize_center_crop(batch.float() / 255, size, crop))
 
 
-def test_the_longer_side_is_rounded_to_the_nearest_pixel():
-    images = noise(1, 3, 427, 640)
+def test_longer_side_is_rounded_to_the_nearest_pixel():
+    images = smooth_images(1, 3, 427, 640)
     resized = reference.resize(images.float() / 255, [224, round(224 * 640 / 427)], antialias=True)
     left = (resized.shape[-1] - 224) // 2
     torch.testing.assert_close(resize_center_crop(images, 224), resized[..., left : left + 224], atol=1e-5, rtol=0)
 
 
-def test_an_image_of_the_size_is_unchanged():
-    images = noise(3, 3, 32, 32)
+def test_image_of_the_requested_size_is_unchanged():
+    images = smooth_images(3, 3, 32, 32)
     assert torch.equal(resize_center_crop(images, 32), images.float() / 255)
 
 
@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_images_of_another_range_or_type_are_refused(function, kind):
     change, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
-        function(change(noise(2, 3, 32, 32)))
+        function(change(smooth_images(2, 3, 32, 32)))
 
 
 def test_to_float_accepts_uint8_and_floats_in_0_to_1():

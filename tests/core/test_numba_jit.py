@@ -1,4 +1,4 @@
-"""Loops that numba compiles: there, missing, and where nothing can be kept."""
+"""Kernels compiled with numba: available, not installed, switched off, and where nothing can be cached."""
 
 import subprocess
 import sys
@@ -11,11 +11,11 @@ KERNELS = ["reptk.views.backends.numba_backend", "reptk.neighbors.neighbor_kerne
 
 
 @pytest.mark.parametrize("module", KERNELS)
-def test_kernels_are_there(module: str) -> None:
+def test_kernels_load(module: str) -> None:
     assert numba_jit.load_kernels(module).__name__ == module
 
 
-def test_without_numba_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_numba_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError("No module named 'numba'")
 
@@ -24,7 +24,7 @@ def test_without_numba_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         assert numba_jit._import_numba.__wrapped__() is None
 
 
-def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code],
         env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment},
@@ -35,22 +35,24 @@ def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_numba_is_not_imported_before_it_is_needed() -> None:
-    done = _python("import reptk, reptk.views, reptk.evaluate, sys; assert 'numba' not in sys.modules")
-    assert not done.returncode, done.stderr
+    process = run_python("import reptk, reptk.views, reptk.evaluate, sys; assert 'numba' not in sys.modules")
+    assert not process.returncode, process.stderr
 
 
-def test_with_numba_switched_off_torch_does_the_work() -> None:
+def test_kernels_are_not_used_if_numba_is_switched_off() -> None:
     code = f"from reptk.core import numba_jit; assert not any(map(numba_jit.load_kernels, {KERNELS}))"
-    done = _python(code, NUMBA_DISABLE_JIT="1")
-    assert not done.returncode, done.stderr
+    process = run_python(code, NUMBA_DISABLE_JIT="1")
+    assert not process.returncode, process.stderr
 
 
-def test_where_nothing_can_be_kept_every_process_compiles_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_jit.importlib, "import_module", lambda name: _Numba)
+def test_kernels_are_compiled_without_a_cache_where_none_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_jit.importlib, "import_module", lambda name: NumbaWithoutCache)
     assert numba_jit.njit_exact(len) == (len, {"nogil": True, "error_model": "numpy", "fastmath": set()})
 
 
-class _Numba:
+class NumbaWithoutCache:
+    """numba as it is where the package's folder cannot be written and there is no home."""
+
     @staticmethod
     def njit(*, cache: bool = False, **options: object) -> object:
         if cache:

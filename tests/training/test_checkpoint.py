@@ -1,4 +1,4 @@
-"""Checkpoints survive a process killed at any moment, and damage is detected."""
+"""A process killed at any moment leaves a whole checkpoint, and damage is detected."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from reptk.core.errors import DataError
 from reptk.core.files import write_text
 from reptk.training.checkpoint import load_last, save
 
-Save = Callable[[Path, int, dict[str, Any]], object]
+SaveFunction = Callable[[Path, int, dict[str, Any]], object]
 
 
 def state(step: int) -> dict[str, Any]:
@@ -32,50 +32,51 @@ def state(step: int) -> dict[str, Any]:
     }
 
 
-def same(a: Any, b: Any) -> bool:
+def are_equal(a: Any, b: Any) -> bool:
+    """Whether two nested states are the same, types and dtypes included."""
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return isinstance(b, dict) and a.keys() == b.keys() and all(are_equal(a[key], b[key]) for key in a)
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     return type(a) is type(b) and a == b
 
 
-def names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 # Round trip
 
 
-def test_a_saved_state_is_loaded(tmp_path: Path) -> None:
+def test_saved_state_is_loaded(tmp_path: Path) -> None:
     assert load_last(tmp_path / "none") is None
     checkpoint = save(tmp_path / "checkpoints", 42, state(42))
     assert checkpoint == tmp_path / "checkpoints" / "step_00000042"
-    assert same(load_last(tmp_path / "checkpoints"), state(42))
-    assert not same(load_last(tmp_path / "checkpoints"), state(41))
+    assert are_equal(load_last(tmp_path / "checkpoints"), state(42))
+    assert not are_equal(load_last(tmp_path / "checkpoints"), state(41))
 
 
-def test_an_optimizer_state_is_restored(tmp_path: Path) -> None:
+def test_optimizer_state_is_restored(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for _ in range(2)]
     model(torch.ones(1, 3)).sum().backward()
     optimizers[0].step()
     save(tmp_path, 1, {"optimizer": optimizers[0].state_dict()})
     optimizers[1].load_state_dict(load_last(tmp_path)["optimizer"])
-    assert same(optimizers[1].state_dict()["state"], optimizers[0].state_dict()["state"])
+    assert are_equal(optimizers[1].state_dict()["state"], optimizers[0].state_dict()["state"])
 
 
-def test_the_last_two_checkpoints_remain(tmp_path: Path) -> None:
+def test_last_two_checkpoints_remain(tmp_path: Path) -> None:
     for step in (1, 2, 30, 100):
         save(tmp_path, step, state(step))
         assert load_last(tmp_path)["step"] == step
-        assert len(names(tmp_path)) <= 3
-    assert names(tmp_path) == ["last", "step_00000030", "step_00000100"]
+        assert len(file_names(tmp_path)) <= 3
+    assert file_names(tmp_path) == ["last", "step_00000030", "step_00000100"]
     save(tmp_path, 100, state(100))
-    assert names(tmp_path) == ["last", "step_00000100", "step_00000100.1"]
+    assert file_names(tmp_path) == ["last", "step_00000100", "step_00000100.1"]
 
 
-def test_the_newest_checkpoint_remains_whatever_its_step(tmp_path: Path) -> None:
+def test_newest_checkpoint_remains_whatever_its_step(tmp_path: Path) -> None:
     for step in (30, 40, 10):
         save(tmp_path, step, state(step))
     assert load_last(tmp_path)["step"] == 10
@@ -85,46 +86,50 @@ def test_the_newest_checkpoint_remains_whatever_its_step(tmp_path: Path) -> None
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Raised where the process would be killed; no `except Exception` catches it."""
 
 
 def write_half(path: Path, text: str) -> None:
-    with open(path, "w") as file:  # noqa: PTH123 (Path.open is watched)
+    with open(path, "w") as file:  # noqa: PTH123 (Path.open is one of DISK_OPERATIONS)
         file.write(text[: len(text) // 2])
 
 
-WATCHED = (
+DISK_OPERATIONS = (
     *((torch, "save"), (os, "fsync"), (shutil, "rmtree")),
     *((Path, name) for name in ("mkdir", "open", "write_text", "rename", "replace")),
 )
 
-HALFWAY: dict[str, Callable[..., object]] = {
+PARTIAL_OPERATIONS: dict[str, Callable[..., object]] = {
     "save": lambda state, file: file.write(b"PK half an archive"),
     "write_text": write_half,
 }
 
 
 class KillAt:
-    """From its `moment`-th change to the disk on, the process does nothing more, cleaning up included."""
+    """From the `moment`-th disk operation on, the process does nothing more, cleaning up included.
+
+    Operations that can be killed halfway leave a part of the file.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch, moment: int) -> None:
-        self.left = moment
-        for owner, name in WATCHED:
-            patch.setattr(owner, name, self.watch(name, getattr(owner, name)))
+        self.operations_left = moment
+        for owner, name in DISK_OPERATIONS:
+            patch.setattr(owner, name, self.interruptible(name, getattr(owner, name)))
 
-    def watch(self, name: str, action: Callable[..., Any]) -> Callable[..., Any]:
-        def act(*arguments: Any, **options: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
-                if self.left == -1 and name in HALFWAY:
-                    HALFWAY[name](*arguments)
+    def interruptible(self, name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.operations_left -= 1
+            if self.operations_left < 0:
+                if self.operations_left == -1 and name in PARTIAL_OPERATIONS:
+                    PARTIAL_OPERATIONS[name](*args)
                 raise Killed
-            return action(*arguments, **options)
+            return operation(*args, **kwargs)
 
-        return act
+        return run
 
 
 def is_killed(action: Callable[[], object], moment: int) -> bool:
+    """Run `action`, killed at this moment; False if it ends before."""
     with pytest.MonkeyPatch.context() as patch:
         KillAt(patch, moment)
         try:
@@ -134,18 +139,18 @@ def is_killed(action: Callable[[], object], moment: int) -> bool:
     return False
 
 
-def check_every_moment(save_function: Save, step: int, tmp_path: Path) -> int:
+def check_every_moment(save_function: SaveFunction, step: int, tmp_path: Path) -> int:
     """Save steps 1 and 2, then kill `save_function` at every moment of saving `step`; return the number of moments.
 
     The checkpoint that is loaded afterwards must be whole: the new one or the one before (1, if 2 is saved again).
     """
     for moment in count():
         folder = tmp_path / str(moment)
-        for before in (1, 2):
-            save(folder, before, state(before))
+        for earlier_step in (1, 2):
+            save(folder, earlier_step, state(earlier_step))
         killed = is_killed(lambda folder=folder: save_function(folder, step, state(step)), moment)
         loaded = load_last(folder)
-        assert same(loaded, state(loaded["step"]))
+        assert are_equal(loaded, state(loaded["step"]))
         assert loaded["step"] == step or (killed and loaded["step"] == min(2, step - 1))
         save(folder, step, state(step))  # the run that is started again can go on
         assert load_last(folder)["step"] == step
@@ -154,11 +159,12 @@ def check_every_moment(save_function: Save, step: int, tmp_path: Path) -> int:
     raise AssertionError
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert check_every_moment(save, 3, tmp_path) >= 12
 
 
 def save_in_place(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """A wrong way to save, which the test must detect."""
     write_text(folder / "last", f"step_{step:08d}\n")
     checkpoint = folder / f"step_{step:08d}"
     checkpoint.mkdir()
@@ -171,22 +177,22 @@ def test_saving_in_place_fails_this_test(tmp_path: Path) -> None:
         check_every_moment(save_in_place, 3, tmp_path)
 
 
-def test_a_kill_while_a_step_is_saved_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_kill_while_a_step_is_saved_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     check_every_moment(save, 2, tmp_path)
 
 
 @pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (os, "fsync"), (Path, "rename")])
-def test_a_full_disk_leaves_the_checkpoints_before(owner: Any, name: str, tmp_path: Path) -> None:
-    def full(*_: Any, **__: Any) -> None:
+def test_full_disk_leaves_the_earlier_checkpoints(owner: Any, name: str, tmp_path: Path) -> None:
+    def fail_with_full_disk(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     for step in (1, 2):
         save(tmp_path, step, state(step))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, full)
+        patch.setattr(owner, name, fail_with_full_disk)
         with pytest.raises(OSError, match="No space left"):
             save(tmp_path, 3, state(3))
-    assert names(tmp_path) == ["last", "step_00000001", "step_00000002"]
+    assert file_names(tmp_path) == ["last", "step_00000001", "step_00000002"]
     assert load_last(tmp_path)["step"] == 2
 
 
@@ -194,10 +200,10 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path: Path) -> N
     save(tmp_path, 1, state(1))
     shutil.copytree(tmp_path / "step_00000001", tmp_path / ".step_00000002.999999")
     save(tmp_path, 3, state(3))
-    assert names(tmp_path) == ["last", "step_00000001", "step_00000003"]
+    assert file_names(tmp_path) == ["last", "step_00000001", "step_00000003"]
 
 
-def test_a_text_file_is_replaced_atomically(tmp_path: Path) -> None:
+def test_text_file_is_replaced_atomically(tmp_path: Path) -> None:
     contents = []
     for moment in count():
         (tmp_path / "status.json").write_text("old")
@@ -234,18 +240,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_reported_with_the_way_out(damage: str, tmp_path: Path) -> None:
+def test_damage_is_reported_with_the_checkpoint_to_go_on_from(damage: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step, state(step))
     inflict, message = DAMAGES[damage]
     inflict(tmp_path / "step_00000002")
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as error:
         load_last(tmp_path)
-    text = str(caught.value)
+    text = str(error.value)
     assert text.startswith(f"checkpoint {tmp_path / 'step_00000002'} is damaged: ")
     assert text.endswith(f". To go on from step_00000001, write that name into {tmp_path / 'last'}")
     (tmp_path / "last").write_text("step_00000001\n")
-    assert same(load_last(tmp_path), state(1))
+    assert are_equal(load_last(tmp_path), state(1))
 
 
 def test_damage_of_the_only_checkpoint_names_no_other(tmp_path: Path) -> None:
@@ -255,7 +261,7 @@ def test_damage_of_the_only_checkpoint_names_no_other(tmp_path: Path) -> None:
         load_last(tmp_path)
 
 
-class Malicious:
+class CodeInPickle:
     """Runs code when unpickled."""
 
     def __init__(self, marker: Path) -> None:
@@ -267,7 +273,7 @@ class Malicious:
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
-    checkpoint = save(tmp_path / "checkpoints", 1, {**state(1), "extra": Malicious(marker)})
+    checkpoint = save(tmp_path / "checkpoints", 1, {**state(1), "extra": CodeInPickle(marker)})
     with pytest.raises(DataError, match="step_00000001 is damaged"):
         load_last(tmp_path / "checkpoints")
     assert not marker.exists()

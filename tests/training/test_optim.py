@@ -13,25 +13,27 @@ from reptk.training.optim import create_optimizer, create_scheduler, learning_ra
 NAMES = ["sgd", "lars", "adamw"]
 
 
-class Model(nn.Module):
+class SmallModel(nn.Module):
     """A weight, a bias, a norm's two vectors, a scalar; and a frozen weight."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.norm, self.frozen = nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)
+        self.linear = nn.Linear(4, 3)
+        self.norm = nn.LayerNorm(3)
+        self.frozen = nn.Linear(3, 2)
         self.scale = nn.Parameter(torch.tensor(2.0))
         self.frozen.requires_grad_(False)
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.add_(1)  # nothing is zero, so that whatever decays changes
+                parameter.add_(1)  # a zero would not show that it decays
 
 
 def groups_of(model: nn.Module) -> list[dict]:
     return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 
 
-def build(name: str = "sgd", lr: float = 0.1, **options: float) -> torch.optim.Optimizer:
-    return create_optimizer(groups_of(Model()), name=name, lr=lr, **{"weight_decay": 0.5, **options})
+def build_optimizer(name: str = "sgd", lr: float = 0.1, **options: float) -> torch.optim.Optimizer:
+    return create_optimizer(groups_of(SmallModel()), name=name, lr=lr, **{"weight_decay": 0.5, **options})
 
 
 # Weight decay
@@ -40,15 +42,15 @@ def build(name: str = "sgd", lr: float = 0.1, **options: float) -> torch.optim.O
 @pytest.mark.parametrize("decay_all", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_norms_and_biases_decay_only_with_decay_all(name: str, decay_all: bool) -> None:
-    model = Model()
+    model = SmallModel()
     before = {key: value.clone() for key, value in model.named_parameters()}
     optimizer = create_optimizer(groups_of(model), name=name, lr=0.1, weight_decay=0.5, decay_all=decay_all)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # so that only the decay moves anything
     optimizer.step()
     changed = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
-    every = {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "scale"}
-    assert changed == (every if decay_all else {"linear.weight"})
+    all_trained = {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "scale"}
+    assert changed == (all_trained if decay_all else {"linear.weight"})
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -64,33 +66,36 @@ def test_every_trainable_parameter_of_an_encoder_is_in_one_group(backbone: str) 
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2, bias=False), nn.LayerNorm(3)])
-def test_a_model_of_one_kind_of_parameter_has_one_group(layer: nn.Module) -> None:
+def test_model_with_one_kind_of_parameter_has_one_group(layer: nn.Module) -> None:
     assert len(create_optimizer(groups_of(layer), name="sgd", lr=0.1, weight_decay=0.1).param_groups) == 1
 
 
 # Names
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("lars", "Lars"), ("adamw", "AdamW"), ("lamb", "Lamb")])
-def test_an_optimizer_by_name(name: str, kind: str) -> None:
-    assert type(build(name)).__name__ == kind
-    assert {group["lr"] for group in build(name, lr=0.3).param_groups} == {0.3}
+@pytest.mark.parametrize(
+    ("name", "class_name"), [("sgd", "SGD"), ("lars", "Lars"), ("adamw", "AdamW"), ("lamb", "Lamb")]
+)
+def test_optimizer_is_created_by_name(name: str, class_name: str) -> None:
+    assert type(build_optimizer(name)).__name__ == class_name
+    assert {group["lr"] for group in build_optimizer(name, lr=0.3).param_groups} == {0.3}
 
 
 def test_momentum_applies_to_optimizers_that_have_it() -> None:
-    assert {group["momentum"] for name in ("sgd", "lars") for group in build(name, momentum=0.8).param_groups} == {0.8}
-    assert build("adamw", momentum=0.8).param_groups[0]["betas"] == (0.9, 0.999)
+    for name in ("sgd", "lars"):
+        assert {group["momentum"] for group in build_optimizer(name, momentum=0.8).param_groups} == {0.8}
+    assert build_optimizer("adamw", momentum=0.8).param_groups[0]["betas"] == (0.9, 0.999)
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("adamww", "adamw"), ("LARS", "lars"), ("sdg", "sgd")])
-def test_an_unknown_name_suggests(name: str, nearest: str) -> None:
+def test_unknown_name_suggests_near_ones(name: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=rf"no optimizer '{name}'\. Nearest: .*\b{nearest}\b.*There are: .*adamw"):
-        build(name)
+        build_optimizer(name)
 
 
-def test_an_optimizer_that_cannot_be_built_is_reported() -> None:
+def test_optimizer_that_cannot_be_built_is_reported() -> None:
     with pytest.raises(ReptkError, match="fusedadam"):
-        build("fusedadam")
+        build_optimizer("fusedadam")
 
 
 # Learning rate
@@ -121,7 +126,7 @@ SCHEDULES = [
 
 
 def learning_rates(kind: str, steps: int, warmup: int, lr: float, first: float, last: float) -> list[float]:
-    optimizer = build(lr=lr)
+    optimizer = build_optimizer(lr=lr)
     scheduler = create_scheduler(optimizer, kind=kind, steps=steps, warmup_steps=warmup, warmup_lr=first, final_lr=last)
     rates = []
     for step in range(steps):
@@ -138,13 +143,13 @@ def test_learning_rate_is_its_formula(settings: tuple[int, int, float, float, fl
     assert learning_rates(kind, *settings) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_the_formula_can_disagree() -> None:
+def test_other_formula_is_detected() -> None:
     settings = (100, 10, 0.1, 0.0, 0.0001)
     expected = [formula(step, "cosine", 100, 11, 0.1, 0.0, 0.0001) for step in range(100)]
     assert learning_rates("cosine", *settings) != pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_the_learning_rate_begins_peaks_and_ends_as_configured() -> None:
+def test_learning_rate_begins_peaks_and_ends_as_configured() -> None:
     rates = learning_rates("cosine", 1000, 100, 0.1, 0.02, 0.001)
     assert rates[0] == 0.02
     assert max(rates) == rates[100] == pytest.approx(0.1)
@@ -153,20 +158,20 @@ def test_the_learning_rate_begins_peaks_and_ends_as_configured() -> None:
     assert set(learning_rates("constant", 1000, 100, 0.1, 0.02, 0.001)[100:]) == {0.1}
 
 
-def test_the_rate_depends_on_the_step_alone() -> None:
+def test_learning_rate_depends_on_the_step_alone() -> None:
     """A resumed run need not replay the steps before."""
-    whole = learning_rates("cosine", 40, 5, 0.1, 0.0, 0.001)
+    every_step = learning_rates("cosine", 40, 5, 0.1, 0.0, 0.001)
     for step in (0, 3, 5, 17, 39):
-        optimizer = build(lr=0.1)
+        optimizer = build_optimizer(lr=0.1)
         scheduler = create_scheduler(optimizer, kind="cosine", steps=40, warmup_steps=5, warmup_lr=0.0, final_lr=0.001)
         scheduler.step_update(step)
-        assert learning_rate(optimizer) == whole[step]
+        assert learning_rate(optimizer) == every_step[step]
 
 
 # Groups of a method
 
 
-def test_a_group_with_its_own_weight_decay_is_not_split() -> None:
+def test_group_with_a_weight_decay_is_not_split() -> None:
     layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     groups = [{"params": list(layers[0].parameters())}, {"params": list(layers[1].parameters()), "weight_decay": 0.3}]
     optimizer = create_optimizer(groups, name="sgd", lr=0.1, weight_decay=0.1)

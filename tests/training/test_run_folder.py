@@ -13,11 +13,8 @@ from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.training import run_folder
 
 
-def names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# The run's folder
 
 
 def recipe(*overrides: str, **changes: Any) -> Recipe:
@@ -35,6 +32,9 @@ def recipe(*overrides: str, **changes: Any) -> Recipe:
     return validate(override(table, overrides)).model_copy(update=changes)
 
 
+# The folder of a new run
+
+
 @pytest.fixture
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -42,9 +42,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_folders_are_numbered(working_folder: Path) -> None:
-    assert [run_folder.create(recipe(), None) for _ in range(3)] == [
-        Path(f"runs/tiny/{number}") for number in (1, 2, 3)
-    ]
+    for number in (1, 2, 3):
+        assert run_folder.create(recipe(), None) == Path(f"runs/tiny/{number}")
     shutil.rmtree("runs/tiny/2")
     Path("runs/tiny/10").mkdir()
     Path("runs/tiny/notes").mkdir()
@@ -55,35 +54,35 @@ def test_folders_are_numbered(working_folder: Path) -> None:
 
 def test_two_runs_never_get_the_same_number(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_folder.create(recipe(), None)
-    monkeypatch.setattr(run_folder, "_numbered_folders", lambda runs: [])  # as the second process saw them
+    monkeypatch.setattr(run_folder, "_numbered_folders", lambda runs: [])  # as the second process read them
     assert run_folder.create(recipe(), None) == first.parent / "2"
 
 
-def test_a_new_folder_contains_the_complete_recipe(tmp_path: Path) -> None:
+def test_new_folder_contains_the_complete_recipe(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "deep" / "new", tmp_path / "empty"):
         assert run_folder.create(recipe("loss.k1=7.0"), str(folder)) == folder
         assert load(folder) == recipe("loss.k1=7.0")
         assert run_folder.read_status(folder) == {"status": "running"}
-        assert names(folder) == ["recipe.toml", "status.json"]
+        assert file_names(folder) == ["recipe.toml", "status.json"]
 
 
 @pytest.mark.parametrize("status", ["running", "finished", "failed", "interrupted"])
-def test_an_occupied_folder_is_refused_and_described(status: str, tmp_path: Path) -> None:
+def test_folder_with_another_run_is_refused_and_described(status: str, tmp_path: Path) -> None:
     folder = run_folder.create(recipe(), tmp_path / "mine")
     run_folder.set_status(folder, status, reason="why")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match=rf"another run \(tiny, {status}\)") as caught:
+    with pytest.raises(UsageError, match=rf"another run \(tiny, {status}\)") as error:
         run_folder.create(recipe(name="other"), folder)
-    assert str(caught.value).endswith(f"python -m reptk.recipe {folder} --resume")
+    assert str(error.value).endswith(f"python -m reptk.recipe {folder} --resume")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         run_folder.create(recipe(), tmp_path)
-    assert names(tmp_path) == ["thesis.tex"]
+    assert file_names(tmp_path) == ["thesis.tex"]
 
 
 def test_plugin_files_are_copied_and_named_from_the_folder(tmp_path: Path) -> None:
@@ -99,29 +98,29 @@ def test_plugin_files_are_copied_and_named_from_the_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("out", ["file/run", "file", None])
-def test_a_folder_that_cannot_be_created_is_an_environment_problem(out: str | None, working_folder: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_environment_problem(out: str | None, working_folder: Path) -> None:
     Path("file").write_text("")
     Path("runs").write_text("")
     with pytest.raises(EnvironmentProblem, match=re.escape(out or "runs/")):
         run_folder.create(recipe(), out)
 
 
-def test_a_dangling_link_is_an_environment_problem(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dangling_link_is_an_environment_problem(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs").symlink_to("unmounted")
     monkeypatch.setattr(run_folder, "count", lambda first: range(first, first + 100))
     with pytest.raises(EnvironmentProblem, match="runs"):
         run_folder.create(recipe(), None)
 
 
-# Resuming
+# The folder of a run that is resumed
 
 
-def test_a_run_is_reopened_with_its_own_recipe(tmp_path: Path) -> None:
+def test_run_is_reopened_with_the_recipe_it_was_started_with(tmp_path: Path) -> None:
     folder = run_folder.create(recipe(), tmp_path / "run")
     run_folder.set_status(folder, "interrupted")
     may_change = ("train.workers=3", "train.device=cpu", "train.log_every_steps=1", "train.checkpoint_every_epochs=2")
-    for again in (recipe(), load(folder), recipe(*may_change), recipe(plugins=("elsewhere.py",))):
-        assert run_folder.reopen(again, folder) == folder
+    for equivalent in (recipe(), load(folder), recipe(*may_change), recipe(plugins=("elsewhere.py",))):
+        assert run_folder.reopen(equivalent, folder) == folder
         assert run_folder.read_status(folder) == {"status": "running"}
 
 
@@ -129,9 +128,9 @@ def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
     folder = run_folder.create(recipe("encoder.drop_path=0.1"), tmp_path / "run")
     run_folder.set_status(folder, "interrupted")
     other = recipe("loss.k1=7.0", "train.epochs=3", "encoder.head_width=12", "train.workers=3", "encoder.drop_path=0.1")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         run_folder.reopen(other, folder)
-    first, *lines = str(caught.value).splitlines()
+    first, *lines = str(error.value).splitlines()
     assert first == f"{folder} was started with another recipe; resume it with its own:"
     k1 = recipe().loss["k1"]
     assert [line.split(maxsplit=1) for line in lines] == [
@@ -149,7 +148,7 @@ def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:
         run_folder.newest("tiny")
 
 
-def test_a_run_that_cannot_be_written_is_an_environment_problem(tmp_path: Path) -> None:
+def test_run_that_cannot_be_written_is_an_environment_problem(tmp_path: Path) -> None:
     folder = run_folder.create(recipe(), tmp_path / "run")
     (folder / "status.json").unlink()
     (folder / "status.json").mkdir()

@@ -1,4 +1,4 @@
-"""A user's mistake costs one clear message and an exit code that says whose turn it is; it writes and changes nothing."""
+"""A user's mistake costs one clear message and an exit code; nothing is written or changed."""
 
 import os
 import shutil
@@ -9,25 +9,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from mistakes import FOLDER, error, everything, lay_out
+from faulty_inputs import FOLDER, error_message, folder_content
 from reptk.recipe import main
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick(one_thread):
-    """Tiny work throughout."""
+pytestmark = pytest.mark.usefixtures("one_thread", "faulty_folder")
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch, restored_registries):
-    """A folder to work in, full of things to trip over; what a test registers there is restored_registries after it."""
-    monkeypatch.chdir(tmp_path)
-    lay_out(tmp_path)
-    return tmp_path
-
-
-# What is typed, the exit code, what the one message must hold.
-ROWS = {
+MISTAKES = {
     # The command line
     "no recipe": ([], 2, ["which recipe?", "--list"]),
     "unknown recipe": (
@@ -35,7 +23,7 @@ ROWS = {
         2,
         ["no recipe 'tcl_selfsup_photo'", "Nearest: tcl_selfsup_photos", "--list"],
     ),
-    "recipe file that is not there": (["gone.toml"], 2, ["no recipe at gone.toml", "looked in"]),
+    "missing recipe file": (["gone.toml"], 2, ["no recipe at gone.toml", "looked in"]),
     "folder that is no run": (["photos"], 2, ["no recipe 'photos'"]),
     "override before the name": (["train.epochs=5", "tiny.toml"], 2, ["name comes first", "'train.epochs=5'"]),
     "malformed pair": (["tiny.toml", "train.epochs"], 2, ["'train.epochs' is not key=value", "e.g. train.epochs=5"]),
@@ -45,7 +33,7 @@ ROWS = {
     "two recipes": (["tiny.toml", "no_loss.toml"], 2, ["'no_loss.toml' is not key=value"]),
     # The recipe's file
     "broken TOML": (["broken.toml"], 2, ["broken.toml is not valid TOML", "line 7"]),
-    "TOML that is none": (["corrupt/07.png"], 2, ["cannot read corrupt/07.png"]),
+    "recipe that is not TOML": (["corrupt/07.png"], 2, ["cannot read corrupt/07.png"]),
     "empty recipe": (["empty.toml"], 2, ["data", "views", "encoder", "is missing"]),
     "missing part": (["no_loss.toml"], 2, ["no_loss does not validate", "loss  is missing"]),
     # Names
@@ -53,14 +41,14 @@ ROWS = {
     "unknown data set": (["tiny.toml", "data.name=cifar"], 2, ["data.name", "no data set 'cifar'", "cifar10"]),
     "unknown views": (["tiny.toml", "views.name=simcl"], 2, ["views.name", "no views 'simcl'", "simclr"]),
     "unknown method": (
-        ["tiny.toml", "method.name=byol"],
+        ["tiny.toml", "method.name=contrastiv"],
         2,
-        ["method.name", "no method 'byol'", "contrastive"],
+        ["method.name", "no method 'contrastiv'", "Nearest: contrastive"],
     ),
     "unknown evaluator": (["tiny.toml", "eval.kn.k=[1]"], 2, ["eval.kn.name", "no evaluator 'kn'", "knn"]),
     "unknown optimizer": (["tiny.toml", "optim.name=adamm"], 2, ["no optimizer 'adamm'", "Nearest: adam"]),
     "unknown backbone": (["tiny.toml", "encoder.backbone=resnet51"], 2, ["no model 'resnet51'", "resnet50"]),
-    "backbone in other letters": (
+    "backbone in another letter case": (
         ["tiny.toml", "encoder.backbone=ResNet50"],
         2,
         ["no model 'ResNet50'", "Nearest: resnet50"],
@@ -90,7 +78,7 @@ ROWS = {
     "k of zero": (["tiny.toml", "eval.knn.k=[0]"], 2, ["eval.knn.k", "greater than or equal to 1", "got 0"]),
     "batch of one": (["tiny.toml", "train.batch_size=1"], 2, ["train.batch_size", "equal to 2", "got 1"]),
     "unknown device": (["tiny.toml", "train.device=gpu"], 2, ["train.device", "cpu", "cuda", "'gpu'"]),
-    "views that cannot be": (
+    "third view of two": (
         ["tiny.toml", "views.name=crop_flip", "views.third=none"],
         2,
         ["third view", "count is 2"],
@@ -116,7 +104,7 @@ ROWS = {
         2,
         ["encoder.backbone", "xcit_nano_12_p16_224", "40 px"],
     ),
-    "small stem where there is none": (
+    "small stem for a backbone without a stem": (
         ["tiny.toml", "encoder.backbone=test_convnext", "encoder.stem=small"],
         2,
         ["encoder.stem", "test_convnext", "encoder.stem=timm"],
@@ -148,12 +136,12 @@ ROWS = {
         3,
         ["notes.txt (data.root) is a file"],
     ),
-    "labels needed but absent": (
+    "no labels for positives by class": (
         ["tiny.toml", *FOLDER, "data.root=photos", "method.positives=class"],
         3,
         ["method.positives is 'class'", "no labels", "method.positives=instance"],
     ),
-    "class folders that are none": (
+    "no class folders": (
         ["tiny.toml", *FOLDER, "data.root=photos", "data.labels=folders"],
         3,
         ["data.labels is 'folders'", "photos itself"],
@@ -179,13 +167,13 @@ ROWS = {
         ["cifar10: no images in data/cifar10", "data.download is false", "cifar-10-batches-py", "--smoke"],
     ),
     # Weights
-    "no such weights": (["tiny.toml", "encoder.weights=gone.pt"], 3, ["no file of weights gone.pt"]),
-    "weights that are none": (
+    "missing weights": (["tiny.toml", "encoder.weights=gone.pt"], 3, ["no file of weights gone.pt"]),
+    "file that holds no weights": (
         ["tiny.toml", "encoder.weights=weights.pt"],
         3,
         ["weights.pt holds no plain weights"],
     ),
-    "safetensors that are none": (
+    "safetensors file that holds no weights": (
         ["tiny.toml", "encoder.weights=weights.safetensors"],
         3,
         ["weights.safetensors holds no plain weights"],
@@ -201,8 +189,8 @@ ROWS = {
         ["pretrained weights of test_resnet", "cannot be fetched", "encoder.pretrained=false encoder.weights="],
     ),
     # Plugins
-    "plugin file that is not there": (["tiny.toml", "--plugin", "gone.py"], 2, ["gone.py: no such file"]),
-    "plugin module that is not there": (
+    "missing plugin file": (["tiny.toml", "--plugin", "gone.py"], 2, ["gone.py: no such file"]),
+    "missing plugin module": (
         ["tiny.toml", "--plugin", "acme.gone"],
         2,
         ["plugin acme.gone", "No module named 'acme'"],
@@ -218,10 +206,10 @@ ROWS = {
         ["crashing", "'no_such_dependency'"],
     ),
     "plugin with a dash": (["tiny.toml", "--plugin", "my-loss.py"], 2, ["my-loss.py", "identifier", "my_loss.py"]),
-    "plugin of the recipe's wish": (
-        ["wanting.toml"],
+    "plugin of another folder in the recipe": (
+        ["plugin_elsewhere.toml"],
         2,
-        ["wanting.toml asks for the plugin ../elsewhere.py", "--plugin"],
+        ["plugin_elsewhere.toml asks for the plugin ../elsewhere.py", "--plugin"],
     ),
     "argument of a plugin": (
         ["tiny.toml", "--plugin", "nan_loss.py", "loss.name=nan_loss", "loss.x=1"],
@@ -232,106 +220,113 @@ ROWS = {
     "output below a file": (["tiny.toml", "--out", "notes.txt/run"], 4, ["cannot write the run to notes.txt/run"]),
     "output that is a file": (["tiny.toml", "--out", "notes.txt"], 4, ["cannot write the run to notes.txt"]),
     "output that holds something else": (
-        ["tiny.toml", "--out", "taken"],
+        ["tiny.toml", "--out", "occupied"],
         2,
-        ["taken is not empty", "Choose another --out"],
+        ["occupied is not empty", "Choose another --out"],
     ),
     "nothing to resume": (["tcl_selfsup_photos", "--resume"], 2, ["nothing to resume", "runs/tcl_selfsup_photos"]),
-    "nothing to resume there": (["tiny.toml", "--resume", "--out", "empty"], 2, ["empty"]),
+    "nothing to resume in the folder": (["tiny.toml", "--resume", "--out", "empty"], 2, ["empty"]),
     "copy over a file": (["./tiny.toml", "--copy"], 2, ["tiny.toml exists already", "another folder"]),
 }
 
+"""Arguments, exit code (2 usage, 3 data, 4 environment), and what the message contains."""
 
-@pytest.mark.parametrize(("arguments", "code", "fragments"), ROWS.values(), ids=ROWS)
-def test_a_mistake_costs_one_message(place, monkeypatch, capsys, arguments, code, fragments):
+
+@pytest.mark.parametrize(("arguments", "exit_code", "fragments"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_message(faulty_folder, monkeypatch, capsys, arguments, exit_code, fragments):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(place / "empty"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(faulty_folder / "empty"))
     torch.save({"conv1.weight": torch.zeros(1)}, "other.pt")
-    before = everything(place)
-    assert main(arguments) == code
-    printed = capsys.readouterr()
-    message = error(printed.err)
-    assert [fragment for fragment in fragments if fragment not in message] == [], message
-    assert printed.out == ""
-    assert everything(place) == before
+    before = folder_content(faulty_folder)
+    assert main(arguments) == exit_code
+    output = capsys.readouterr()
+    message = error_message(output.err)
+    missing = [fragment for fragment in fragments if fragment not in message]
+    assert missing == [], message
+    assert output.out == ""
+    assert folder_content(faulty_folder) == before
 
 
 @pytest.mark.parametrize("flag", ["--show", "--check", "--smoke", "--resume"])
 @pytest.mark.parametrize("arguments", [["tcl_selfsup_photo"], ["broken.toml"], ["tiny.toml", "loss.k1=5"]])
-def test_flags_do_not_hide_a_mistake(place, capsys, flag, arguments):
-    before = everything(place)
+def test_flags_do_not_hide_a_mistake(faulty_folder, capsys, flag, arguments):
+    before = folder_content(faulty_folder)
     assert main([*arguments, flag]) == 2
-    error(capsys.readouterr().err)
-    assert everything(place) == before
+    error_message(capsys.readouterr().err)
+    assert folder_content(faulty_folder) == before
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_where_there_is_none(place, capsys, device):
-    before = everything(place)
+def test_missing_cuda_device_is_reported(faulty_folder, capsys, device):
+    before = folder_content(faulty_folder)
     assert main(["tiny.toml", f"train.device={device}"]) == 4
-    assert error(capsys.readouterr().err).startswith(f"train.device is '{device}', but torch finds no CUDA device")
-    assert everything(place) == before
+    message = error_message(capsys.readouterr().err)
+    assert message.startswith(f"train.device is '{device}', but torch finds no CUDA device")
+    assert folder_content(faulty_folder) == before
 
 
-def test_checking_for_cuda_where_there_is_none(capsys):
+def test_check_reports_a_missing_cuda_device(capsys):
     assert main(["tiny.toml", "--check", "train.device=cuda"]) == 4
-    error(capsys.readouterr().err)
+    error_message(capsys.readouterr().err)
 
 
-def test_checking_without_data_checks_everything_else(place, capsys):
-    before = everything(place)
+def test_check_without_data_checks_everything_else(faulty_folder, capsys):
+    before = folder_content(faulty_folder)
     assert main(["tiny.toml", "--check", "data.name=imagenet100"]) == 3
-    printed = capsys.readouterr()
-    assert "tiny: valid, but its data is not here" in printed.out
-    assert "imagenet100: no images" in error(printed.err)
+    output = capsys.readouterr()
+    assert "tiny: valid, but its data is not here" in output.out
+    assert "imagenet100: no images" in error_message(output.err)
     assert main(["tiny.toml", "--check", "data.name=imagenet100", "encoder.backbone=resnet51"]) == 2
-    assert "no model 'resnet51'" in error(capsys.readouterr().err)
-    assert everything(place) == before
+    assert "no model 'resnet51'" in error_message(capsys.readouterr().err)
+    assert folder_content(faulty_folder) == before
 
 
-def test_listing_shows_no_traceback_for_a_broken_recipe(place, capsys):
-    (place / "recipes").mkdir()
+def test_list_shows_no_traceback_for_a_broken_recipe(faulty_folder, capsys):
+    (faulty_folder / "recipes").mkdir()
     shutil.copy("broken.toml", "recipes/broken.toml")
-    assert main(["--list"]) in (0, 2)
+    assert main(["--list"]) == 0
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ['[expect]\nmetric = "knn@20"\n', "expect = 3\n", "[views\n"])
-def test_one_broken_recipe_does_not_hide_the_others(place, capsys, text):
-    (place / "recipes").mkdir()
-    (place / "recipes" / "mine.toml").write_text(text)
+def test_broken_recipe_does_not_hide_the_others(faulty_folder, capsys, text):
+    (faulty_folder / "recipes").mkdir()
+    (faulty_folder / "recipes" / "mine.toml").write_text(text)
     assert main(["--list"]) == 0
     assert "tcl_selfsup_photos" in capsys.readouterr().out
 
 
-# The same by the command itself
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["unknown recipe", "unknown flag", "imagenet100 without data"])
-def test_the_command_exits_with_the_code(place, row):
-    arguments, code, fragments = ROWS[row]
-    before = everything(place)
+@pytest.mark.parametrize("mistake", ["unknown recipe", "unknown flag", "imagenet100 without data"])
+def test_command_exits_with_the_code(faulty_folder, mistake):
+    arguments, exit_code, fragments = MISTAKES[mistake]
+    before = folder_content(faulty_folder)
     command = [sys.executable, "-m", "reptk.recipe", *arguments]
-    made = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
-    )
-    assert made.returncode == code
-    message = error(made.stderr)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == exit_code
+    message = error_message(process.stderr)
     assert all(fragment in message for fragment in fragments)
-    assert made.stdout == ""
-    assert everything(place) == before
+    assert process.stdout == ""
+    assert folder_content(faulty_folder) == before
 
 
-def test_the_checks_can_fail(place):
-    """The comparisons of this file notice what they are there to notice."""
-    before = everything(place)
-    (place / "taken" / "thesis.txt").write_text("gone")
-    assert everything(place) != before
-    (place / "taken" / "thesis.txt").write_text("years of work")
-    assert everything(place) == before
-    (place / "runs").mkdir()
-    assert everything(place) != before
-    for bad in ("Traceback (most recent call last)", "error: a\nTraceback", "error: a\nerror: b", "warning: a", ""):
-        with pytest.raises(AssertionError):
-            error(bad)
+# The checks of this file
+
+
+def test_changes_of_a_folder_are_detected(faulty_folder):
+    before = folder_content(faulty_folder)
+    (faulty_folder / "occupied" / "thesis.txt").write_text("gone")
+    assert folder_content(faulty_folder) != before
+    (faulty_folder / "occupied" / "thesis.txt").write_text("years of work")
+    assert folder_content(faulty_folder) == before
+    (faulty_folder / "runs").mkdir()
+    assert folder_content(faulty_folder) != before
+
+
+@pytest.mark.parametrize(
+    "stderr", ["Traceback (most recent call last)", "error: a\nTraceback", "error: a\nerror: b", "warning: a", ""]
+)
+def test_output_that_is_not_one_message_is_detected(stderr):
+    with pytest.raises(AssertionError):
+        error_message(stderr)

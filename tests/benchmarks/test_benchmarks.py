@@ -1,4 +1,4 @@
-"""The benchmarks, at sizes that measure nothing: whatever they call is still there, and what they compare still agrees."""
+"""The benchmarks, at sizes that measure nothing: they run, and the results that they compare are equal."""
 
 import importlib.util
 import sys
@@ -9,18 +9,19 @@ import pytest
 
 import reptk
 
-HOME = Path(__file__).parent.parent / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ["encoder.backbone=test_resnet", "train.batch_size=16", "train.device=cpu"]
 GENERATED = ["data.name=generated", "data.train=64", "views.size=32"]
 
 
 @pytest.fixture(autouse=True)
-def _alone(one_thread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _empty_folder(one_thread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 def benchmark(name: str, monkeypatch: pytest.MonkeyPatch, arguments: str = "", **constants: object) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", HOME / f"{name}.py")
+    """Import a benchmark with other constants and command-line arguments."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
@@ -31,18 +32,18 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch, arguments: str = "", *
     return module
 
 
-def test_all_of_them_are_tried() -> None:
-    tried = Path(__file__).read_text()
-    assert all(f'benchmark("{path.stem}"' in tried for path in HOME.glob("*.py"))
+def test_every_benchmark_is_tested() -> None:
+    source = Path(__file__).read_text()
+    assert all(f'benchmark("{path.stem}"' in source for path in FOLDER.glob("*.py"))
 
 
 def test_views(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     module = benchmark("views", monkeypatch, "--rounds 1 --images 4 --sizes 32", LEAST_SECONDS=0.01)
     monkeypatch.setattr(module, "_peers", dict)
     module.main()
-    said = capsys.readouterr().out
-    assert "reptk, exact_hue" in said
-    assert "torchvision v2, one draw for all" in said
+    output = capsys.readouterr().out
+    assert "reptk, exact_hue" in output
+    assert "torchvision v2, one draw for all" in output
 
 
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -59,9 +60,9 @@ def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
 def test_losses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     module = benchmark("losses", monkeypatch, "--sizes 64 --classes 5 --memory --device cpu", CLASS_SIZE=64)
     module.main()
-    said = capsys.readouterr().out
-    assert "reptk simclr" in said
-    assert "reptk tcl" in said
+    output = capsys.readouterr().out
+    assert "reptk simclr" in output
+    assert "reptk tcl" in output
 
 
 def test_knn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -70,9 +71,9 @@ def test_knn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> 
     module = benchmark("knn", monkeypatch, "--rounds 1 --only votes kinds", **sizes)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     module.main()
-    said = capsys.readouterr().out
-    assert "reptk.evaluate.knn, five k, both votes" in said
-    assert "recall@10 1.000" in said
+    output = capsys.readouterr().out
+    assert "reptk.evaluate.knn, five k, both votes" in output
+    assert "recall@10 1.000" in output
 
 
 @pytest.mark.filterwarnings("ignore:.*has random weights")
@@ -81,3 +82,18 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = reptk.load("simclr_fashion_mnist", [*GENERATED, *TINY, "train.epochs=1"])
     assert set(module._baselines(recipe)) == {"pixels", "untrained"}
     assert 0 <= module._trained("reptk", recipe, 2)["knn@20"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("section", "fragment"),
+    [
+        ("losses", "| 64 |"),
+        ("views", "simclr_small, 32 to 32 px"),
+        ("step", "*Step over bare backbone*"),
+        ("knn", "*kNN*: the GPU's numbers equal the CPU's"),
+    ],
+)
+def test_gpu(section: str, fragment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the section "step" adds the folder of the benchmarks
+    benchmark("gpu", monkeypatch).main(["--section", section, "--device", "cpu", "--tiny"])
+    assert fragment in capsys.readouterr().out

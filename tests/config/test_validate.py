@@ -1,0 +1,211 @@
+"""What is wrong with a recipe: the key, the value, what is allowed and the nearest valid spelling, all at once."""
+
+import tomllib
+
+import pytest
+
+from recipe_files import LOSS_PLUGIN, TINY, load_error, write
+from reptk.config import RecipeError, complete, load, validate
+from reptk.config.plugins import load_plugin
+from reptk.config.registry import REGISTRIES
+
+MISTAKES = {
+    "typo in a fixed key": (
+        ["train.epoch=3"],
+        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
+        "precision, device, workers, "
+        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, baselines, report)",
+    ),
+    "unknown section": (
+        ["optimizer.lr=3"],
+        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, data, views, encoder, method, "
+        "loss, optim, train, eval, expect)",
+    ),
+    "typo in a part's argument": (
+        ["loss.temprature=0.1"],
+        "  loss.temprature  'tcl' has no argument 'temprature'; did you mean 'temperature'? "
+        "It takes temperature, k1, k2, learn_temperature",
+    ),
+    "argument of another loss": (
+        ["loss.name=supcon", "loss.k1=5"],
+        "  loss.k1  'supcon' has no argument 'k1'; k1 belongs to tcl. It takes temperature, form, learn_temperature",
+    ),
+    "a part without arguments": (
+        ["data.name=photos", "data.sizes=3"],
+        "  data.sizes  'photos' has no argument 'sizes'. It takes no arguments",
+    ),
+    "typo in an evaluator's argument": (
+        ["eval.knn.temprature=1"],
+        "  eval.knn.temprature  'knn' has no argument 'temprature'; did you mean 'temperature'? "
+        "It takes k, temperature, recall, precision, retrieval, index",
+    ),
+    "text for a number": (
+        ["loss.temperature=warm"],
+        "  loss.temperature  must be a valid number, unable to parse string as a number, got 'warm'",
+    ),
+    "fraction for an integer": (
+        ["train.epochs=2.5"],
+        "  train.epochs  must be a valid integer, got a number with a fractional part, got 2.5",
+    ),
+    "number for text": (["encoder.backbone=50"], "  encoder.backbone  must be a valid string, got 50"),
+    "out of range": (["train.batch_size=0"], "  train.batch_size  must be greater than or equal to 2, got 0"),
+    "out of a part's range": (["loss.temperature=0"], "  loss.temperature  must be greater than 0, got 0"),
+    "out of a list's range": (["eval.knn.k=[1, 0]"], "  eval.knn.k.1  must be greater than or equal to 1, got 0"),
+    "not finite": (["optim.lr=nan"], "  optim.lr  must be a finite number, got nan"),
+    "not finite in a part": (["loss.k1=inf"], "  loss.k1  must be a finite number, got inf"),
+    "none of the choices": (
+        ["method.positives=klass"],
+        "  method.positives  must be 'instance' or 'class', got 'klass'",
+    ),
+    "none of a section's choices": (
+        ["optim.schedule=cosin"],
+        "  optim.schedule  must be 'cosine' or 'constant', got 'cosin'",
+    ),
+    "an argument that has no default": (["data.name=folder"], "  data.root  is missing"),
+    "a value for a part": (["loss=tcl"], "  loss.name  say which loss: {loss}"),
+    "a name that is no text": (["loss.name=3"], "  loss.name  say which loss: {loss}"),
+    "unknown loss": (["loss.name=supkon"], "  loss.name  no loss 'supkon'. Nearest: supcon. There are: {loss}"),
+    "unknown data set": (
+        ["data.name=cifar101"],
+        "  data.name  no data set 'cifar101'. Nearest: cifar10, cifar100. There are: {data set}",
+    ),
+    "unknown views": (["views.name=zzz"], "  views.name  no views 'zzz'. There are: {views}"),
+    "unknown evaluator": (["eval.zzz.k=[1]"], "  eval.zzz.name  no evaluator 'zzz'. There are: {evaluator}"),
+    "no table for an evaluator": (["eval.knn=3"], "  eval.knn  must be a table"),
+    "every_epochs": (
+        ["eval.knn.every_epochs=-1"],
+        "  eval.knn.every_epochs  must be an integer of at least 0, got -1",
+    ),
+}
+
+"""Overrides and the whole message after its first line; {loss} and the like stand for all names of that kind."""
+
+
+@pytest.mark.parametrize(("pairs", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_explained(pairs, message):
+    for registry in REGISTRIES:
+        message = message.replace(f"{{{registry.kind}}}", ", ".join(registry.names()))
+    assert load_error(*pairs) == f"tiny does not validate\n{message}"
+
+
+@pytest.mark.parametrize("key", ["data", "views", "encoder", "method", "loss", "optim", "train"])
+def test_missing_table_is_reported(key):
+    table = tomllib.loads(TINY)
+    del table[key]
+    with pytest.raises(RecipeError) as error:
+        validate({"name": "tiny", **table})
+    assert str(error.value) == f"tiny does not validate\n  {key}  is missing"
+
+
+def test_all_problems_are_reported_at_once_in_columns():
+    message = load_error("train.epochs=0", "optim.lr=-1", "loss.k3=1", "eval.knn.k=[]", "data.name=nothing", "x=1")
+    head, *lines = message.splitlines()
+    assert head == "tiny does not validate"
+    keys = ["optim.lr", "train.epochs", "x", "data.name", "loss.k3", "eval.knn.k"]
+    assert [line.split()[0] for line in lines] == keys
+    start = 2 + len("train.epochs") + 2
+    assert all(line[start - 2 : start].isspace() and not line[start].isspace() for line in lines)
+
+
+def test_problems_are_listed_for_scripts():
+    with pytest.raises(RecipeError) as error:
+        load(write("tiny.toml"), ["train.epochs=0", "loss.k1=-1"])
+    assert [key for key, _ in error.value.problems] == ["train.epochs", "loss.k1"]
+
+
+def test_empty_recipe_lists_what_it_needs():
+    message = load_error(text="")
+    keys = [line.split()[0] for line in message.splitlines()[1:]]
+    assert keys == ["data", "views", "encoder", "method", "loss", "optim", "train"]
+
+
+def test_warmup_is_shorter_than_the_run():
+    message = load_error("train.epochs=20", "optim.warmup_epochs=20")
+    assert message.splitlines()[1:] == ["  optim.warmup_epochs  must be below train.epochs (20), got 20; e.g. 2"]
+
+
+def test_complete_fills_in_the_defaults_of_one_part():
+    assert complete("loss", {"name": "simclr"}) == {"name": "simclr", "temperature": 0.5, "learn_temperature": False}
+    with pytest.raises(RecipeError, match=r"eval\.near\.kk  'knn' has no argument 'kk'; did you mean 'k'\?"):
+        complete("eval.near", {"name": "knn", "kk": [1]})
+
+
+# Methods with and without a loss
+
+METHOD_PLUGIN = """
+from reptk import METHODS
+
+@METHODS.register("without_loss")
+class WithoutLoss:
+    def __init__(self, encoder, views, momentum: float = 0.9) -> None: ...
+"""
+
+
+@pytest.fixture
+def without_loss():
+    """The name of a registered method that takes no loss."""
+    load_plugin(write("without_loss.py", METHOD_PLUGIN))
+    return "without_loss"
+
+
+WITHOUT_LOSS_TABLE = TINY.replace('[loss]\nname = "tcl"\ntemperature = 0.2\nk1 = 100.0\n', "")
+
+
+def test_method_without_a_loss_needs_no_loss_table(without_loss):
+    text = WITHOUT_LOSS_TABLE.replace("contrastive", without_loss)
+    recipe = load(write("tiny.toml", text))
+    assert recipe.loss is None
+    assert recipe.method == {"name": "without_loss", "momentum": 0.9}
+    assert "loss" not in tomllib.loads(recipe.dump())
+    assert load(write("dumped/tiny.toml", recipe.dump())) == recipe
+
+
+def test_loss_table_of_a_method_without_a_loss_is_an_error(without_loss):
+    text = TINY.replace("contrastive", without_loss)
+    message = load_error(text=text)
+    assert message == "tiny does not validate\n  loss  method 'without_loss' takes no loss; remove the [loss] table"
+
+
+def test_method_with_a_loss_needs_a_loss_table():
+    assert load_error(text=WITHOUT_LOSS_TABLE) == "tiny does not validate\n  loss  is missing"
+
+
+def test_overriding_the_method_drops_a_loss_that_it_does_not_take(without_loss):
+    recipe = load(write("tiny.toml"), [f"method.name={without_loss}"])
+    assert recipe.loss is None
+
+
+def test_loss_that_is_overridden_as_well_is_not_dropped(without_loss):
+    """Who sets a key of the loss expects it to have an effect."""
+    message = load_error(f"method.name={without_loss}", "loss.k1=5")
+    assert "method 'without_loss' takes no loss" in message
+
+
+def test_supplied_parameters_of_a_method_are_not_for_recipes(without_loss):
+    message = load_error(f"method.name={without_loss}", "method.encoder=mine")
+    assert message.splitlines()[1:] == ["  method.encoder  'without_loss' has no argument 'encoder'. It takes momentum"]
+
+
+# Plugins
+
+
+def test_part_of_a_plugin_validates_like_any_part():
+    write("parts/my_loss.py", LOSS_PLUGIN)
+    message = load_error("loss.name=my_loss", "loss.margn=1", plugins=("parts/my_loss.py",))
+    assert message.splitlines()[1:] == [
+        "  loss.margn  'my_loss' has no argument 'margn'; did you mean 'margin'? It takes margin"
+    ]
+
+
+@pytest.mark.parametrize("value", ["3", "[3]"])
+def test_plugins_that_are_no_list_of_names_are_explained(value):
+    assert "plugins" in load_error(text=f"plugins = {value}\n{TINY}")
+
+
+def test_text_in_place_of_a_list_of_plugins_is_explained():
+    # A text is not read as a list of letters, the first of which would be a plugin named m.
+    assert "plugin m" not in load_error(text=f'plugins = "my_loss.py"\n{TINY}')
+
+
+def test_plugins_cannot_be_overridden():
+    assert "plugin" in load_error('plugins=["gone.py"]')

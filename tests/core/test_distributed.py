@@ -1,0 +1,140 @@
+"""Gathering, rank 0's part, and buffers: the identity on one process, and what two gloo processes exchange."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing, nn
+
+from reptk.core import distributed
+from reptk.core.errors import EnvironmentProblem
+
+WORLD_SIZE = 2
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_rank(rank: int, port: int, out: str) -> None:
+    """What each of the two processes computes; saved to `out`, a file a rank."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.setup("cpu")
+    try:
+        torch.save(results_of_rank(rank), f"{out}/{rank}")
+    finally:
+        distributed.cleanup()
+
+
+def results_of_rank(rank: int) -> dict[str, Tensor]:
+    def rows(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.arange(2 * count, dtype=dtype).view(count, 2) + 100 * rank
+
+    results = {
+        "even": distributed.all_gather(rows(3)),
+        "uneven": distributed.all_gather_uneven(rows(3 - rank)),
+        "uneven_by_counts": distributed.all_gather_uneven(rows(3 - rank), [3, 2]),
+        "second_has_no_rows": distributed.all_gather_uneven(rows(3 * (1 - rank))),
+        "first_has_no_rows": distributed.all_gather_uneven(rows(rank, torch.int64)),
+        "no_rows": distributed.all_gather_uneven(rows(0, torch.int64)),
+        "world": torch.tensor([distributed.rank(), distributed.world_size(), int(distributed.is_main())]),
+    }
+    for replicated_loss in (False, True):
+        leaf = rows(1).requires_grad_()
+        distributed.all_gather(leaf, replicated_loss=replicated_loss).square().sum().backward()
+        results[f"gradient_{replicated_loss}"] = leaf.grad
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean.fill_(rank + 1)
+    distributed.broadcast_buffers(norm)
+    results["running_mean"] = norm.running_mean
+    return results
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """The results of both processes, by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(run_rank, args=(free_port(), str(folder)), nprocs=WORLD_SIZE)
+    return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(WORLD_SIZE)]
+
+
+FIRST = [[0, 1], [2, 3], [4, 5]]
+SECOND = [[100, 101], [102, 103], [104, 105]]
+
+EXPECTED_ROWS = {
+    "even": FIRST + SECOND,
+    "uneven": FIRST + SECOND[:2],
+    "uneven_by_counts": FIRST + SECOND[:2],
+    "second_has_no_rows": FIRST,
+    "first_has_no_rows": SECOND[:1],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED_ROWS)
+def test_rows_are_gathered_in_rank_order(name, ranks):
+    for results in ranks:
+        assert results[name].tolist() == EXPECTED_ROWS[name]
+
+
+@pytest.mark.slow
+def test_gathering_zero_rows_gives_zero_rows_of_the_same_shape_and_type(ranks):
+    for results in ranks:
+        assert results["no_rows"].shape == (0, 2)
+        assert results["no_rows"].dtype == torch.int64
+        assert results["first_has_no_rows"].dtype == torch.int64
+
+
+@pytest.mark.slow
+def test_gradient_of_gathered_rows_is_that_of_all_ranks(ranks):
+    """Both ranks compute the same sum of squares, whose gradient is 2 x on each of them."""
+    for rank, results in enumerate(ranks):
+        expected = [[WORLD_SIZE * 2.0 * (100 * rank), WORLD_SIZE * 2.0 * (100 * rank + 1)]]
+        assert results["gradient_False"].tolist() == expected
+        assert results["gradient_True"].tolist() == expected
+
+
+@pytest.mark.slow
+def test_buffers_are_those_of_rank_0(ranks):
+    for results in ranks:
+        assert results["running_mean"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_ranks_are_numbered_and_the_first_is_main(ranks):
+    assert [results["world"].tolist() for results in ranks] == [[0, 2, 1], [1, 2, 0]]
+
+
+def test_one_process_gathers_its_rows_unchanged():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert distributed.all_gather(rows) is rows
+    assert distributed.all_gather(rows, replicated_loss=True) is rows
+    assert distributed.all_gather_uneven(rows) is rows
+    empty = torch.empty(0, 2)
+    assert distributed.all_gather_uneven(empty) is empty
+
+
+def test_one_process_is_main_and_calls_the_function():
+    assert distributed.is_main()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.run_on_main(lambda: 3) == 3
+    with pytest.raises(ValueError, match="refused"):
+        distributed.run_on_main(lambda: int("refused"))
+
+
+def test_rank_is_read_from_the_environment_of_torchrun(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert distributed.rank() == 3
+    assert not distributed.is_main()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_available_is_an_environment_problem():
+    assert distributed.setup("auto") == torch.device("cpu")
+    with pytest.raises(EnvironmentProblem, match=r"train\.device is 'cuda:1', but torch finds no CUDA device"):
+        distributed.setup("cuda:1")

@@ -1,0 +1,8 @@
+"""The metric that stands for a run."""
+
+from reptk.evaluate.results import headline
+
+
+def test_headline_is_knn_with_k_nearest_to_20_or_the_first_metric() -> None:
+    assert headline({"knn@1": 0.1, "knn@20": 0.2}) == "knn@20"
+    assert headline({"view_recall@1": 0.1}) == "view_recall@1"

@@ -1,0 +1,53 @@
+"""The shipped recipes: their names, and what a name means."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "recipes"
+
+SHIPPED = sorted(path.stem for path in FOLDER.rglob("*.toml"))
+
+DATA_SETS = ("photos", "digits", "fashion_mnist", "cifar10", "cifar100", "imagenet100", "folder")
+
+
+class Family(NamedTuple):
+    """What the recipes whose names begin alike have in common.
+
+    method, loss, positives: names of the parts and how positives are formed; None if the method has no such thing.
+    views: of each image.
+    """
+
+    method: str
+    loss: str | None
+    positives: str | None
+    views: int
+
+
+FAMILIES = {
+    "tcl_selfsup": Family("contrastive", "tcl", "instance", 3),
+    "tcl_sup": Family("contrastive", "tcl", "class", 2),
+    "supcon": Family("contrastive", "supcon", "class", 2),
+    "simclr": Family("contrastive", "simclr", "instance", 2),
+    "byol": Family("byol", None, None, 2),
+    "moco": Family("moco", "simclr", "instance", 2),
+}
+
+ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr")
+"""Families with a recipe for each data set; the others are on photos alone."""
+
+
+def split_name(recipe: str) -> tuple[str, str]:
+    """`tcl_sup_cifar10` -> `("tcl_sup", "cifar10")`."""
+    family = next(family for family in FAMILIES if recipe.startswith(f"{family}_"))
+    return family, recipe.removeprefix(f"{family}_")
+
+
+def recipe_text(name: str) -> str:
+    return (FOLDER / f"{name}.toml").read_text()
+
+
+def recipe_table(name: str) -> dict[str, Any]:
+    """A recipe as it is written, without defaults."""
+    return tomllib.loads(recipe_text(name))

@@ -1,0 +1,103 @@
+"""Runs that exist already: not overwritten, resumed, refused if they are damaged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from faulty_inputs import TINY, error_message, folder_content
+from reptk.recipe import main
+from reptk.training import run_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread", "faulty_folder")
+
+
+def read_status(folder: str = "runs/tiny/1") -> dict[str, str]:
+    return json.loads(Path(folder, "status.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """The folder of a finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(TINY)
+    assert main([str(folder / "tiny.toml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(faulty_folder, finished_run):
+    """A finished run in runs/tiny/1."""
+    folder = faulty_folder / "runs" / "tiny" / "1"
+    shutil.copytree(finished_run, folder)
+    return folder
+
+
+@pytest.fixture
+def interrupted(finished):
+    """An interrupted run in runs/tiny/1."""
+    run_folder.setread_status(finished, "interrupted")
+    return finished
+
+
+def test_folder_with_a_run_is_not_changed(faulty_folder, finished, capsys):
+    before = folder_content(faulty_folder)
+    assert main(["tiny.toml", "--out", "runs/tiny/1"]) == 2
+    assert error_message(capsys.readouterr().err) == (
+        "runs/tiny/1 holds another run (tiny, finished). Choose another --out, or go on with it: "
+        "python -m reptk.recipe runs/tiny/1 --resume"
+    )
+    assert folder_content(faulty_folder) == before
+
+
+def test_second_run_has_the_next_number(finished):
+    assert main(["tiny.toml"]) == 0
+    assert read_status("runs/tiny/2") == {"status": "finished"}
+
+
+@pytest.mark.parametrize("arguments", [["runs/tiny/1"], ["tiny"], ["tiny.toml", "--out", "runs/tiny/1"]])
+def test_finished_run_is_not_resumed(faulty_folder, finished, capsys, arguments):
+    before = folder_content(faulty_folder)
+    assert main([*arguments, "--resume"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "already complete: runs/tiny/1/results.json\n"
+    assert output.err == ""
+    assert folder_content(faulty_folder) == before
+
+
+def test_run_is_resumed_by_the_file_of_its_recipe(interrupted):
+    assert main(["tiny.toml", "--resume"]) == 0
+    assert read_status() == {"status": "finished"}
+
+
+def test_run_is_resumed_by_the_name_of_its_recipe(interrupted, capsys):
+    assert main(["tiny", "--resume", "train.log_every_steps=1"]) == 0
+    assert "resumed after step 2" in capsys.readouterr().out
+    assert read_status() == {"status": "finished"}
+
+
+def test_resuming_with_other_keys_lists_them(faulty_folder, interrupted, capsys):
+    before = folder_content(faulty_folder)
+    assert main(["runs/tiny/1", "--resume", "optim.lr=0.1", "loss.name=supcon", "train.workers=1"]) == 2
+    head, *lines = error_message(capsys.readouterr().err).splitlines()
+    assert head == "runs/tiny/1 was started with another recipe; resume it with its own:"
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["loss.form", "None in the run, 'out' now"],
+        ["loss.name", "'simclr' in the run, 'supcon' now"],
+        ["loss.temperature", "0.5 in the run, 0.1 now"],
+        ["optim.lr", "0.05 in the run, 0.1 now"],
+    ]
+    assert folder_content(faulty_folder) == before
+
+
+@pytest.mark.parametrize("overwritten", [False, True], ids=["cut", "overwritten"])
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+def test_damaged_checkpoint_is_refused(interrupted, capsys, file, overwritten):
+    path = interrupted / "checkpoints" / "step_00000002" / file
+    content = path.read_bytes()[:-10]
+    if overwritten:
+        content += b"0" * 10
+    path.write_bytes(content)
+    assert main(["runs/tiny/1", "--resume"]) == 3
+    assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged" in error_message(capsys.readouterr().err)

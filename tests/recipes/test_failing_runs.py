@@ -1,0 +1,72 @@
+"""Mistakes that show while a run trains: one message, and the run's folder says what happened."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from faulty_inputs import FOLDER, TINY, error_message
+from reptk.recipe import main
+
+pytestmark = pytest.mark.usefixtures("one_thread", "faulty_folder")
+
+
+def read_status(folder: str = "runs/tiny/1") -> dict[str, str]:
+    return json.loads(Path(folder, "status.json").read_text())
+
+
+def test_corrupt_image_is_named(capsys):
+    assert main(["tiny.toml", *FOLDER, "data.root=corrupt"]) == 3
+    message = error_message(capsys.readouterr().err)
+    assert message.startswith("cannot read corrupt/07.png as an image: ")
+    assert message.endswith("Repair it, or take it out of the folder")
+    assert read_status() == {"status": "failed", "reason": f"DataError: {message}"}
+
+
+def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
+    assert main(["tiny.toml", "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
+    message = error_message(capsys.readouterr().err)
+    assert message.startswith(
+        "the loss is nan at step 1 (lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
+    )
+    assert read_status() == {"status": "failed", "reason": f"NumericalError: {message}"}
+    assert not Path("runs/tiny/1/results.json").exists()
+    assert not Path("runs/tiny/1/checkpoints").exists()
+
+
+def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
+    assert main(["tiny.toml", "optim.lr=1e30"]) == 5
+    message = error_message(capsys.readouterr().err)
+    assert message.startswith("the loss is nan at step 2 (lr 1e+30); 32 of 32 embeddings hold NaN or infinity")
+    assert "optim.lr" in message
+    assert "optim.warmup_epochs" in message
+
+
+def test_interruption_prints_how_to_resume(capsys):
+    assert main(["tiny.toml", "--plugin", "interrupted_loss.py", "loss.name=interrupted_loss"]) == 130
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert output.out.endswith("interrupted. To go on: python -m reptk.recipe runs/tiny/1 --resume\n")
+    assert read_status() == {"status": "interrupted"}
+
+
+def test_error_of_the_code_has_a_traceback_and_is_recorded():
+    with pytest.raises(RuntimeError, match="out of luck"):
+        main(["tiny.toml", "--plugin", "failing_loss.py", "loss.name=failing_loss"])
+    assert read_status() == {"status": "failed", "reason": "RuntimeError: out of luck"}
+
+
+@pytest.mark.filterwarnings("always")
+def test_k_larger_than_the_bank_is_lowered_with_a_warning(capsys):
+    assert main(["tiny.toml", "eval.knn.k=[1, 200]"]) == 0
+    output = capsys.readouterr()
+    assert output.err == "warning: k = 200 is more than the bank offers; 20 is used instead\n"
+    metrics = json.loads(Path("runs/tiny/1/results.json").read_text())["metrics"]["trained"]
+    assert {"knn@1", "knn@20"} <= set(metrics)
+    assert "knn@200" not in metrics
+
+
+@pytest.mark.filterwarnings("ignore:k = 200 is more")
+def test_recipe_without_evaluators_runs(faulty_folder, capsys):
+    (faulty_folder / "tiny.toml").write_text(TINY.partition("[eval.knn]")[0])
+    assert main(["tiny.toml"]) == 0

@@ -1,0 +1,94 @@
+"""Every shipped recipe: its name fits its content, and it agrees with the others of its data set and its source."""
+
+import tomllib
+
+import pytest
+import torch
+
+from reptk.config import Recipe, available, load, validate
+from reptk.training.optim import create_optimizer
+from shipped_recipes import DATA_SETS, FAMILIES, ON_EVERY_DATA_SET, SHIPPED, recipe_table, recipe_text, split_name
+
+
+def test_these_30_recipes_are_shipped() -> None:
+    names = [f"{family}_{data}" for family in ON_EVERY_DATA_SET for data in DATA_SETS]
+    assert sorted([*names, "byol_photos", "moco_photos"]) == SHIPPED
+    assert len(SHIPPED) == 30
+    assert set(SHIPPED) <= set(available())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_name_states_method_and_data(name: str) -> None:
+    family, data = split_name(name)
+    expected = FAMILIES[family]
+    recipe = load(name)
+    assert recipe.name == name
+    assert recipe.data["name"] == data
+    assert recipe.method["name"] == expected.method
+    assert recipe.method.get("positives") == expected.positives
+    loss = recipe.loss["name"] if recipe.loss else None
+    assert loss == expected.loss
+    assert recipe.views["count"] == expected.views
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_head_comment_states_command_and_source(name: str) -> None:
+    head = recipe_text(name).split("seed = ")[0]
+    assert f"-m reptk.recipe {name}" in head
+    assert "arXiv" in head
+    sources = ("Source:", "No verified source", "Chosen for", "Starting values")
+    assert sum(head.count(words) for words in sources) == 1
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_recipes_of_a_data_set_share_data_and_evaluation(data: str) -> None:
+    tables = [recipe_table(name) for name in SHIPPED if split_name(name)[1] == data]
+    assert len(tables) >= len(ON_EVERY_DATA_SET)
+    for table in tables:
+        assert table["data"] == tables[0]["data"]
+        assert without_schedule(table["eval"]) == without_schedule(tables[0]["eval"])
+
+
+def without_schedule(evaluators: dict[str, dict]) -> dict[str, dict]:
+    """The `[eval]` tables without `every_epochs`, which depends on how long a recipe trains."""
+    return {
+        key: {name: value for name, value in part.items() if name != "every_epochs"} for key, part in evaluators.items()
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_dumped_recipe_validates_as_the_same_recipe(name: str) -> None:
+    recipe = load(name)
+    assert validate(tomllib.loads(recipe.dump())) == recipe
+
+
+# Sources
+
+
+def optimizer_options(recipe: Recipe) -> dict:
+    return recipe.optim.model_dump(include={"name", "lr", "weight_decay", "momentum", "decay_all"})
+
+
+def test_tcl_sup_cifar100_is_the_official_command() -> None:
+    """--run_type tcl --dataset cifar100 --model resnet50 --batch_size 64 --k1 5000 --k2 1 --lr_contrastive 0.1"""
+    recipe = load("tcl_sup_cifar100")
+    assert (recipe.data["name"], recipe.encoder.backbone, recipe.encoder.stem) == ("cifar100", "resnet50", "small")
+    assert recipe.loss == {"name": "tcl", "temperature": 0.1, "k1": 5000.0, "k2": 1.0, "learn_temperature": False}
+    assert (recipe.train.batch_size, recipe.train.epochs) == (64, 100)
+    assert (recipe.optim.name, recipe.optim.lr, recipe.optim.momentum) == ("sgd", 0.1, 0.9)
+    assert (recipe.optim.weight_decay, recipe.optim.decay_all, recipe.optim.warmup_epochs) == (1e-4, True, 0)
+    assert (recipe.optim.schedule, recipe.optim.final_lr_ratio) == ("cosine", 1e-3)
+    assert (recipe.encoder.head_layers, recipe.encoder.head_out, recipe.encoder.head_norm) == (2, 128, False)
+    assert recipe.views["name"] == "autoaugment"
+    groups = [{"params": list(torch.nn.Linear(2, 2).parameters())}]
+    assert create_optimizer(groups, **optimizer_options(recipe)).param_groups[0]["nesterov"] is False
+
+
+def test_supcon_steps_are_those_of_its_source() -> None:
+    """SupContrast: lr 0.5, weight decay 1e-4 on a loss that is 0.1 / 0.07 times ours."""
+    scale = 0.1 / 0.07
+    for name in ("supcon_cifar10", "supcon_cifar100"):
+        optim = load(name).optim
+        assert optim.lr == pytest.approx(0.5 * scale, rel=1e-5)
+        assert optim.warmup_lr == pytest.approx(0.01 * scale, rel=1e-4)
+        assert optim.lr * optim.weight_decay == pytest.approx(0.5 * 1e-4, rel=1e-5)
