@@ -37,7 +37,7 @@ def finished(faulty_folder, finished_run):
 @pytest.fixture
 def interrupted(finished):
     """An interrupted run in runs/tiny/1."""
-    run_folder.setread_status(finished, "interrupted")
+    run_folder.set_status(finished, "interrupted")
     return finished
 
 

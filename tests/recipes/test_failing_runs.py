@@ -37,7 +37,7 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
 def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
     assert main(["tiny.toml", "optim.lr=1e30"]) == 5
     message = error_message(capsys.readouterr().err)
-    assert message.startswith("the loss is nan at step 2 (lr 1e+30); 32 of 32 embeddings hold NaN or infinity")
+    assert message.startswith("the loss is nan at step 2 (lr 1e+30); 32 of 32 rows of z hold NaN or infinity: 0, 1")
     assert "optim.lr" in message
     assert "optim.warmup_epochs" in message
 

@@ -149,7 +149,7 @@ class NanFromThirdCall(torch.nn.Module):
     ("overrides", "cause"),
     [
         (["loss.name=nan_from_third_call"], "arose in the loss"),
-        (["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], r"\d+ of 32 embeddings hold NaN"),
+        (["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "rows of z hold NaN"),
     ],
     ids=["loss", "embedding"],
 )
