@@ -26,7 +26,7 @@ MAY_USE_GETATTR = {
     "config/registry.py",
     "config/signature.py",
     "models/backbone.py",  # timm: some backbones have a patch size
-    "testing/losses.py",  # any callable may be checked as a loss
+    "testing/loss_checks.py",  # any callable may be checked as a loss
     "views/backends/kornia_backend.py",  # kornia: operations by name
 }
 

@@ -7,11 +7,11 @@ A check tries every requirement of its kind (`LOSS_REQUIREMENTS`, ...) and raise
 that is violated. It needs no test runner and leaves torch's random state as it was.
 """
 
-from reptk.testing.datasets import DATASET_REQUIREMENTS, check_dataset
-from reptk.testing.evaluators import EVALUATOR_REQUIREMENTS, check_evaluator
-from reptk.testing.losses import LOSS_REQUIREMENTS, check_loss
-from reptk.testing.methods import METHOD_REQUIREMENTS, check_method
-from reptk.testing.views import (
+from reptk.testing.dataset_checks import DATASET_REQUIREMENTS, check_dataset
+from reptk.testing.evaluator_checks import EVALUATOR_REQUIREMENTS, check_evaluator
+from reptk.testing.loss_checks import LOSS_REQUIREMENTS, check_loss
+from reptk.testing.method_checks import METHOD_REQUIREMENTS, check_method
+from reptk.testing.view_checks import (
     FIXED_VIEWS_REQUIREMENTS,
     RANDOM_VIEWS_REQUIREMENTS,
     VIEWS_REQUIREMENTS,
