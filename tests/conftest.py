@@ -8,18 +8,31 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-
-from reptk.config.registry import REGISTRIES
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Run everything on the CPU, even if there is a GPU, except for `pytest -m gpu`."""
-    marker_expression = config.option.markexpr
-    if "gpu" not in marker_expression or "not gpu" in marker_expression:
-        assert "triton" not in sys.modules
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch may do at any time
+WANTS_GPU = "REPTK_TEST_ON_GPU"
+"""Environment variable by which `pytest -m gpu` tells its worker processes, whose command line does not say so."""
+
+
+def _is_gpu_run() -> bool:
+    """Whether this is `pytest -m gpu`, or a worker of it."""
+    if WANTS_GPU in os.environ:
+        return True
+    arguments = " ".join(sys.argv[1:])
+    return "-m gpu" in arguments or "-mgpu" in arguments
+
+
+# Everything else runs on the CPU, even if there is a GPU. The variables are read when torch and triton are imported, which the
+# conftest of a folder may do; this file is imported before those, while pytest's hooks would come too late.
+if _is_gpu_run():
+    os.environ[WANTS_GPU] = "1"
+else:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch  # noqa: E402
+
+from reptk.config.registry import REGISTRIES  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
