@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 WANTS_GPU = "REPTK_TEST_ON_GPU"
 """Environment variable by which `pytest -m gpu` tells its worker processes, whose command line does not say so."""
 
