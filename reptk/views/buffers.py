@@ -32,6 +32,7 @@ class ScratchBuffers:
     def __call__(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         length = torch.Size(shape).numel()
         key = (name, like.dtype)
+        # Never shrinks: the last chunk of a batch is smaller than the others.
         if key not in self.buffers or len(self.buffers[key]) < length:
             self.buffers[key] = torch.empty(length, dtype=like.dtype)
         return self.buffers[key][:length].view(shape)
@@ -76,6 +77,7 @@ class BufferPool:
         if numpy_dtype is None:
             return torch.empty(shape, dtype=dtype)
         length = torch.Size(shape).numel()
+        # Loading threads may draw views at the same time, and a count is only valid while nobody takes the array.
         with _POOL_LOCK:
             array = self._pop_unused(length, numpy_dtype)
             if array is None:

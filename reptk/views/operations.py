@@ -136,6 +136,7 @@ def _crop_boxes(u: Tensor, shape: Shape, fallback: tuple[float, float], scale: R
     widths = (area * aspect).sqrt().round()
     heights = (area / aspect).sqrt().round()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    # Sums over a mask instead of an index of the first fit, because an index would need a branch for images without any.
     is_first_fit = (fits.int().cumsum(1) == 1) & fits
     has_fit = fits.any(1)
     box_height = torch.where(has_fit, (heights * is_first_fit).sum(1), fallback[0])
@@ -254,6 +255,7 @@ class ColorJitter(ColorOperation):
         factors = []
         for column, (factor_range, neutral) in enumerate(zip(ranges, NEUTRAL_FACTORS, strict=True), start=1):
             factors.append(torch.where(is_jittered, _between(u[:, column], *factor_range), neutral))
+        # Sorting independent uniform numbers gives a uniform permutation.
         order = u[:, 5:].argsort(1).float()
         return torch.cat([torch.stack(factors, dim=1), order], dim=1)
 
@@ -338,6 +340,7 @@ def source_centers(start: Tensor, length: Tensor, size: int, is_flipped: Tensor)
         is_flipped: (n, axes), whether the output is mirrored.
     """
     steps = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
+    # A flip is free: it only changes which place each output pixel comes from.
     steps = torch.where(is_flipped[..., None], size - steps, steps)
     return start[..., None] + steps * (length / size)[..., None]
 
@@ -372,6 +375,7 @@ def enlarging_weights(centers: Tensor, start: Tensor, length: Tensor, extent: in
 
 def gaussian(offsets: Tensor, sigma: Tensor) -> Tensor:
     """Return the Gaussian of each image at these distances, 1 at distance 0: (k,) and (n,), in pixels -> (n, k)."""
+    # Images that drew no blur have sigma 0; the bound leaves them the weights 1, 0, 0, ...
     return (-0.5 * (offsets / sigma.clamp_min(1e-3)[:, None]) ** 2).exp()
 
 

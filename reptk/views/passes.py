@@ -46,6 +46,7 @@ class SpatialPass:
         is_flipped = torch.zeros(len(params[0]), dtype=torch.bool, device=params[0].device)
         for operation, table in zip(self.operations, params, strict=True):
             if isinstance(operation, RandomFlip) and operation.is_vertical == vertical:
+                # Two flips along one axis cancel.
                 is_flipped = is_flipped ^ operation.is_applied(table)
         return is_flipped
 
@@ -103,6 +104,7 @@ def group_into_passes(operations: Sequence[ViewOperation], *, exact_hue: bool) -
                 passes.append(ColorPass([operation], exact_hue))
         elif isinstance(operation, RandomGaussianBlur):
             passes.append(BlurPass([operation]))
+        # Only flips behind a crop can be part of it: a crop of the flipped image is another part of it.
         elif isinstance(operation, RandomFlip) and isinstance(previous, SpatialPass):
             previous.operations.append(operation)
         else:

@@ -100,6 +100,7 @@ class ViewPipeline:
 
     @torch.no_grad()
     def _compute_views(self, images: Tensor, key: int) -> Any:
+        # Products in bfloat16 would round pixels to 8 bits.
         with torch.autocast(images.device.type, enabled=False):
             if images.dtype != torch.uint8:
                 images = to_float(images)
@@ -136,7 +137,7 @@ class ViewPipeline:
             try:
                 for step in steps:
                     images = step.try_out(images)
-            except ValueError:
+            except ValueError:  # already says what to change
                 raise
             except Exception as cause:
                 raise ValueError(f"kornia cannot run these operations at {size} px: {cause}") from cause
@@ -235,6 +236,7 @@ class KorniaStep:
 
     def run(self, images: Tensor, rows: BatchRows, key: int, out: Tensor | None = None) -> Tensor:
         """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats."""
+        # A key of its own, so that what kornia draws for one operation does not depend on the others.
         step_key = rng.key(key, self.view, self.position)
         return self.operation(scale_to_unit(images), rows.numbers(), rows.total, step_key)
 

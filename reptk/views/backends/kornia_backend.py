@@ -116,9 +116,11 @@ class KorniaOperation:
         """
         if _is_resized(self.module, images):
             return images
+        # For all images of all ranks, so that each rank gets the rows that a single process would.
         with rng.seeded(key, "draw"):
             params = self.module.forward_parameters((total, *images.shape[1:]))
         is_applied = params["batch_prob"][numbers] > 0.5
+        # Some operations, such as noise, also draw while they are applied.
         with rng.seeded(key, "apply"):
             return _apply_to(images, self.module, params, numbers, is_applied)
 
@@ -142,7 +144,7 @@ class KorniaChoice:
     def __call__(self, images: Tensor, numbers: Tensor, total: int, key: int) -> Tensor:
         """See `KorniaOperation`."""
         choices = torch.randint(len(self.sequences), (total,), generator=rng.generator(key, "choice"))[numbers]
-        images = images.clone()
+        images = images.clone()  # written to below
         for choice, sequence in enumerate(self.sequences):
             rows = (choices == choice).nonzero().flatten()
             if len(rows) == 0:

@@ -87,6 +87,7 @@ def _spatial_kernel(spatial: SpatialPass, source: Tensor, target: Tensor, params
         boxes = params[0].long()
     is_upside_down = spatial.is_flipped(params, vertical=True).numpy()
     is_mirrored = spatial.is_flipped(params, vertical=False).numpy()
+    # Decoded images often are channels_last, and are read as they are: a copy is another pass over all pixels.
     if source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
         images = source.permute(0, 2, 3, 1).flatten(2)[:, None].numpy()
     else:
@@ -199,6 +200,7 @@ def resample(source, target, boxes, is_upside_down, is_mirrored, white, first, l
     ys, y_weights = np.empty((max(height, 2), out_height), np.uint32), np.empty((max(height, 2), out_height), dtype)
     xs, x_weights = np.empty((max(width, 2), out_width), np.uint32), np.empty((max(width, 2), out_width), dtype)
     x_near, x_far, near_weights, far_weights = xs[0], xs[1], x_weights[0], x_weights[1]
+    # For each output row: blend the input's lines into `lines`, then resize these across.
     lines, one = np.zeros(planes * length, target.dtype), target.dtype.type(1)
     next_channel = length if planes == 3 else 1
     reds, greens, blues = lines, lines[next_channel:], lines[2 * next_channel :]

@@ -77,6 +77,7 @@ class TorchBackend:
             rows = slice(first, first + length)
             chunk = images[rows]
             if chunk.dtype == torch.uint8:
+                # In scratch memory of its own, as the passes overwrite theirs.
                 chunk = unit_scratch("unit", tuple(chunk.shape), out).copy_(chunk).div_(255)
             for executor, prepared, scratch in zip(self.executors, prepared_of_passes, scratch_of_passes, strict=True):
                 chunk = executor.run(chunk, tuple(value[rows] for value in prepared), scratch)
@@ -148,6 +149,7 @@ class _TorchColor:
 
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
         matrix, mean_weights = prepared
+        # The offset is grey: (n, 1, 1), added to all channels.
         offset = mean_weights[:, None] @ images.mean((2, 3))[:, :, None]
         pixels = images.flatten(2)
         out = torch.baddbmm(offset, matrix, pixels, out=scratch("colors", tuple(pixels.shape), images))
@@ -280,6 +282,7 @@ def _band_matrix(weights: Tensor, extent: int) -> Tensor:
     pixels = torch.arange(extent, device=weights.device)
     offsets = torch.arange(kernel, device=weights.device) - kernel // 2
     sources = (pixels + offsets[:, None]).abs()
+    # Reflection at both borders, without repeating the border pixel.
     sources = (extent - 1) - ((extent - 1) - sources).abs()
     is_source = (sources[:, :, None] == pixels).to(weights.dtype)
     return (weights @ is_source.view(kernel, -1)).view(len(weights), extent, extent)
