@@ -41,9 +41,9 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--out must end in .png, got {args.out}")
     recipe = config.load(args.name, args.overrides, plugins=args.plugin)
     if args.smoke:
-        from reptk.recipe import smoke
+        from reptk.recipe import smoke_version
 
-        recipe = smoke(recipe)
+        recipe = smoke_version(recipe)
     data = _load_data(recipe)
     count = _count_images(args.images, recipe.train.batch_size)
     shown = displayed_views(recipe, data, step=args.step, count=count)

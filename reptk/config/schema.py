@@ -33,7 +33,7 @@ class EncoderSection(Section):
 
 
 class OptimSection(Section):
-    """An optimizer of timm's factory and the learning rate's course."""
+    """An optimizer of timm's factory, and the schedule of its learning rate."""
 
     name: str = "sgd"
     lr: float = Field(gt=0, description="as used, for the recipe's batch size: nothing scales it")
@@ -50,7 +50,7 @@ class TrainSection(Section):
     """How long, in what batches, on what."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2, description="images of all ranks together")
+    batch_size: int = Field(ge=2, description="images of all ranks")
     micro_batch_size: int | None = Field(
         None, ge=1, description="images of all ranks encoded at once; the gradient stays that of the batch (GradCache)"
     )
@@ -112,7 +112,12 @@ class RecipeError(UsageError):
         width = max(len(key) for key, _ in problems)
         lines = [f"  {key:<{width}}  {message}" for key, message in problems]
         super().__init__(f"{name} does not validate\n" + "\n".join(lines))
+        self.name = name
         self.problems = list(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rank 0 sends its errors to the other ranks pickled; by default, unpickling would call this class with the message alone.
+        return RecipeError, (self.name, self.problems)
 
 
 def _without_none(value: Any) -> Any:
