@@ -116,7 +116,7 @@ class RecipeError(UsageError):
         self.problems = list(problems)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Rank 0 sends its errors to the other ranks pickled; by default, unpickling would call this class with the message alone.
+        # Errors of rank 0 are sent to the other ranks. By default, unpickling would call this class with the message alone.
         return RecipeError, (self.name, self.problems)
 
 

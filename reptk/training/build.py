@@ -10,7 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from reptk.config import Recipe
+from reptk.config import Recipe, Table
 from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
@@ -28,10 +28,13 @@ DEFAULT_VIEW_COUNT = 2
 
 
 class Settings(NamedTuple):
-    """What the loop needs to know of a recipe, as plain values.
+    """What training, its messages and its results need from a recipe, as plain values.
 
-    total_steps: optimizer steps of the whole run; views_per_step: of all ranks together; loss_name: the loss, or the method
-    if it takes none, for messages; input_advice: what may be done about waiting for images.
+    total_steps: optimizer steps of the whole run.
+    views_per_step: views of the global batch, over all ranks.
+    loss_name: name of the loss, or of the method if it takes no loss; for messages.
+    input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
+    data_table, evaluator_tables: the recipe's `[data]` and `[eval]`, which results.json records.
     """
 
     name: str
@@ -50,11 +53,17 @@ class Settings(NamedTuple):
     measures_baselines: bool
     writes_report: bool
     input_advice: str
+    data_table: Table
+    evaluator_tables: dict[str, Table]
 
 
 @dataclass
 class Parts:
-    """The parts of a run, on their device."""
+    """The parts of a run, on their device.
+
+    every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
+    evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
+    """
 
     data: Data
     loader: Loader
@@ -69,18 +78,19 @@ class Parts:
 
     @property
     def encoder(self) -> Encoder:
+        """The encoder that is evaluated and exported; the method decides which one."""
         return self.method.encoder
 
     def step(self, number: int) -> Step:
-        """The step of this number, with its random key."""
+        """Return step `number`, counted from 0, with its random key."""
         return Step(number, self.settings.total_steps, rng.key(self.settings.seed, "views", number))
 
 
 def load_data(recipe: Recipe) -> Data:
-    """Load the recipe's data set and check it against what the recipe needs.
+    """Load the recipe's data set, and check that there are labels if the positives are classes.
 
     Raises:
-        DataError: missing, empty, too small, or without the labels that are needed.
+        DataError: the images are missing or cannot be read, or there are no labels.
     """
     try:
         data = build_part(DATASETS, recipe.data)
@@ -92,7 +102,7 @@ def load_data(recipe: Recipe) -> Data:
 
 
 def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
-    """Build everything a run needs, with the encoder freshly initialised from the recipe's seed.
+    """Build everything that a run needs, with initial weights drawn from the recipe's seed.
 
     Raises:
         UsageError, DataError, EnvironmentProblem: a part cannot be built from its arguments.
@@ -131,6 +141,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         final_lr=optim.lr * optim.final_lr_ratio,
     )
     evaluators, every_epochs = build_evaluators(recipe.eval, data)
+    # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     settings = Settings(
         name=recipe.name,
@@ -149,9 +160,20 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         measures_baselines=train.baselines,
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
+        data_table=recipe.data,
+        evaluator_tables=recipe.eval,
     )
     return Parts(
-        data, loader, method, optimizer, scheduler, evaluators, every_epochs, evaluation_views, device, settings
+        data=data,
+        loader=loader,
+        method=method,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        evaluators=evaluators,
+        every_epochs=every_epochs,
+        evaluation_views=evaluation_views,
+        device=device,
+        settings=settings,
     )
 
 
@@ -167,12 +189,13 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         views.shard(distributed.rank(), distributed.world_size())
     elif distributed.world_size() > 1:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
-    sizes_px = views.sizes or (recipe.views.get("size", DEFAULT_SIZE_PX),)
+    sizes_px = _view_sizes_px(views, recipe)
     encoder = Encoder(**recipe.encoder.model_dump(), size=sizes_px[0])
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
     _check_other_sizes(encoder, sizes_px)
+    # `build_part` leaves out what the method's factory has no parameter for.
     supplied = {"encoder": encoder, "views": views}
     if recipe.loss is not None:
         supplied["loss"] = build_part(LOSSES, recipe.loss)
@@ -183,6 +206,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         method = convert_sync_batchnorm(method)
     method = method.to(device)
     if train.compile:
+        # In place: torch.compile(module) would return a wrapper, whose state dict has other names.
         encoder.backbone.compile()
         if device.type == "cuda" and isinstance(views, ViewPipeline):
             views.compile()
@@ -192,33 +216,44 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
 
 
 def describe(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
-    """The parts of a run as rows (what, name, details), for people."""
-    data, encoder, train, optim = parts.data, parts.encoder, recipe.train, recipe.optim
-    images = f"{len(data.train):,} training"
-    images += f", {len(data.query):,} query images" if data.query else " images"
-    classes = f", {len(data.classes)} classes" if data.classes else ", no labels"
+    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`."""
+    train, optim = recipe.train, recipe.optim
+    view_count = _view_count(parts.evaluation_views, recipe)
+    ranks = distributed.world_size()
+    batch = f"batch {train.batch_size} (1 rank)"
+    if ranks > 1:
+        batch = f"batch {train.batch_size} ({ranks} ranks)"
+    schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    return [
+        ("data", recipe.data["name"], _describe_data(parts.data)),
+        ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
+        ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
+        _describe_loss(recipe),
+        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {train.precision}, seed {recipe.seed}"),
+    ]
 
+
+def _describe_data(data: Data) -> str:
+    images = f"{len(data.train):,} training images"
+    if data.query:
+        images = f"{len(data.train):,} training, {len(data.query):,} query images"
+    if not data.classes:
+        return f"{images}, no labels"
+    return f"{images}, {len(data.classes)} classes"
+
+
+def _describe_views(parts: Parts, recipe: Recipe) -> str:
     views = parts.evaluation_views
-    sizes_px = views.sizes or (recipe.views.get("size", DEFAULT_SIZE_PX),)
-    sizes = " and ".join(str(size) for size in dict.fromkeys(sizes_px))
-    view_details = ", ".join([f"{sizes} px", views.description or "plugin", str(parts.device)])
+    distinct_sizes = dict.fromkeys(_view_sizes_px(views, recipe))
+    sizes = " and ".join(map(str, distinct_sizes))
+    return f"{sizes} px, {views.description or 'plugin'}, {parts.device}"
 
+
+def _describe_encoder(encoder: Encoder) -> str:
     weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
     head = "-".join(head_widths) or "none"
-    ranks = "1 rank" if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
-    schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
-    return [
-        ("data", recipe.data["name"], images + classes),
-        ("views", f"{recipe.views['name']} x{_view_count(views, recipe)}", view_details),
-        ("encoder", recipe.encoder.backbone, f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"),
-        _describe_loss(recipe),
-        (
-            "train",
-            f"{train.epochs} epochs",
-            f"batch {train.batch_size} ({ranks}), {schedule}, {train.precision}, seed {recipe.seed}",
-        ),
-    ]
+    return f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"
 
 
 def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
@@ -226,15 +261,21 @@ def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
         return "method", recipe.method["name"], _arguments(recipe.method)
     details = _arguments(recipe.loss)
     if "positives" in recipe.method:
-        details = "; ".join(part for part in (details, f"positives by {recipe.method['positives']}") if part)
+        positives = f"positives by {recipe.method['positives']}"
+        details = f"{details}; {positives}" if details else positives
     if recipe.method["name"] != "contrastive":
         details = f"{details}; method {recipe.method['name']}"
     return "loss", recipe.loss["name"], details
 
 
 def _arguments(part: dict[str, Any]) -> str:
-    """A part's arguments in a line; flags that are off are left out."""
+    """Return the arguments of a part as one line; flags that are off are left out."""
     return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name" and value is not False)
+
+
+def _view_sizes_px(views: Views, recipe: Recipe) -> tuple[int, ...]:
+    # Views of a plugin may state neither their sizes nor their count; then the recipe's arguments are taken as such.
+    return views.sizes or (recipe.views.get("size", DEFAULT_SIZE_PX),)
 
 
 def _view_count(views: Views, recipe: Recipe) -> int:
@@ -243,6 +284,7 @@ def _view_count(views: Views, recipe: Recipe) -> int:
 
 def _check_batch_size(batch_size: int, world_size: int) -> None:
     if batch_size % world_size:
+        # Rounded down to a multiple, or up if that would be 0.
         nearest = batch_size // world_size * world_size or world_size
         raise UsageError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share; use {nearest}")
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from reptk import report
-from reptk.config import Recipe
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import ReptkError
@@ -25,15 +24,17 @@ def evaluate_now(
 
     Args:
         parts: the run's.
-        evaluators: None for all.
-        during_training: leave out what evaluators leave out during training (`Evaluator.during_training`).
+        evaluators: those to run; None for all.
+        during_training: call `Evaluator.during_training`, which may measure less.
     """
     # Each rank updates BatchNorm's running statistics from its own images; evaluation is shared among the ranks.
     distributed.broadcast_buffers(parts.method)
+    if evaluators is None:
+        evaluators = parts.evaluators.values()
     return evaluate_encoder(
         parts.encoder,
         parts.data,
-        parts.evaluators.values() if evaluators is None else evaluators,
+        evaluators,
         views=parts.evaluation_views,
         device=parts.device,
         bf16=parts.settings.bf16,
@@ -43,7 +44,7 @@ def evaluate_now(
 
 
 def evaluate_baselines(parts: Parts) -> dict[str, Evaluation]:
-    """Evaluate raw pixels and the encoder before training, by row of the results; nothing if the recipe says so."""
+    """Evaluate raw pixels and the untrained encoder, by row of the results; none if the recipe switches baselines off."""
     if not parts.settings.measures_baselines:
         return {}
     pixels = evaluate_pixels(
@@ -53,33 +54,36 @@ def evaluate_baselines(parts: Parts) -> dict[str, Evaluation]:
 
 
 def report_results(
-    recipe: Recipe,
-    parts: Parts,
-    state: RunState,
-    trained: Evaluation,
-    folder: Path,
-    logger: Logger,
-    commit: str | None,
+    parts: Parts, state: RunState, trained: Evaluation, folder: Path, logger: Logger, commit: str | None
 ) -> None:
-    """Print the results and write the model and results.json into the run's folder."""
+    """Print the results, and write the model and results.json into the run's folder.
+
+    Args:
+        parts: the run's.
+        state: the run's, with the baselines.
+        trained: the evaluation after the last step.
+        folder: the run's.
+        logger: where to print.
+        commit: of the code that trained, None if unknown.
+    """
     seconds = state.clock.seconds
     rows = {**state.baselines, "trained": trained}
-    results = build_results(rows, parts.data, _protocol(recipe, parts, seconds, commit))
+    results = build_results(rows, parts.data, _protocol(parts, seconds, commit))
     logger.line()
     logger.results(table_columns(trained.metrics), results["metrics"])
     logger.verdict(results["verdict"], remarks(trained))
-    distributed.run_on_main(lambda: _write(parts, folder, results, trained))
+    distributed.run_on_main(lambda: _write_model_and_results(parts, folder, results, trained))
     logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
 
 
 def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
-    """Write report.html. A report that fails does not fail the run: it can be written again."""
+    """Write report.html. If that fails, the run has still succeeded, and a line says how to try again."""
     with logger.status("drawing the report"):
         message = distributed.run_on_main(lambda: _try_to_write_report(parts, folder))
     logger.line(f"  {message}")
 
 
-def _write(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluation) -> None:
+def _write_model_and_results(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluation) -> None:
     parts.encoder.save(folder / "model")
     write_results(folder, results, trained)
 
@@ -87,22 +91,25 @@ def _write(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluat
 def _try_to_write_report(parts: Parts, folder: Path) -> str:
     try:
         with warnings.catch_warnings():
-            # The run's plugins are loaded already; only whoever writes the report later must hear that they are executed.
+            # The run has executed its plugins already; the warning is for reports that are written later.
             warnings.filterwarnings("ignore", message=".* brings a plugin, which is run")
             return f"report   {report.write(folder, data=parts.data)}"
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}. Try again: reptk report {folder}"
 
 
-def _protocol(recipe: Recipe, parts: Parts, seconds: float, commit: str | None) -> dict[str, Any]:
-    """How the numbers were measured and how the encoder was trained."""
-    device = parts.device
+def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any]:
+    """Return how the numbers were measured and how the encoder was trained, for results.json."""
+    settings = parts.settings
+    device_name = str(parts.device)
+    if parts.device.type == "cuda":
+        device_name = torch.cuda.get_device_name(parts.device)
     return {
-        "recipe": recipe.name,
-        **protocol(recipe.data, parts.data, recipe.eval, parts.encoder, commit=commit),
-        "epochs": recipe.train.epochs,
-        "seed": recipe.seed,
+        "recipe": settings.name,
+        **protocol(settings.data_table, parts.data, settings.evaluator_tables, parts.encoder, commit=commit),
+        "epochs": settings.epochs,
+        "seed": settings.seed,
         "train_seconds": round(seconds, 1),
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": device_name,
         "ranks": distributed.world_size(),
     }

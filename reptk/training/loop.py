@@ -1,5 +1,6 @@
-"""train(recipe, out): the training loop, in running order. Every run ends in its numbers and those of two baselines."""
+"""The training loop, in the order in which it runs: `train` evaluates two baselines, trains, evaluates and reports."""
 
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import reptk
 from reptk.config import Recipe
 from reptk.core import distributed, environment, rng
 from reptk.core.console import EpochProgress, Logger
-from reptk.core.errors import NumericalError
+from reptk.core.errors import NumericalError, UsageError
 from reptk.data import DevicePrefetcher
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
@@ -30,25 +31,28 @@ def train(
 
     Args:
         recipe: from `load`.
-        out: the run's folder, new or empty; None for the next unused `runs/NAME/N`. When resuming: the run's folder.
+        out: the run's folder, new or empty; None for the next unused `runs/NAME/N`. To resume, the folder of the run.
         resume: continue from the folder's last checkpoint.
         logger: where to print and log; standard output by default.
 
     Returns:
-        The trained encoder's numbers, e.g. `{"knn@20": 0.75, ...}`, shares between 0 and 1.
+        The trained encoder's metrics, e.g. `{"knn@20": 0.75, ...}`, as shares between 0 and 1.
 
     Raises:
-        ReptkError: its subclass says what has to change; the run's status.json says why it failed.
+        ReptkError: its subclass says what has to change; status.json in the run's folder records the reason.
     """
+    if resume and out is None:
+        raise UsageError("which run is to be resumed? Name its folder: train(recipe, folder, resume=True)")
     device = distributed.setup(recipe.train.device)
     logger = logger or Logger(prints=distributed.is_main())
+    # Everything that may be wrong with the recipe or the data is found before there is a folder.
     parts = build(recipe, load_data(recipe), device)
     folder = distributed.run_on_main(
         lambda: run_folder.reopen(recipe, Path(out)) if resume else run_folder.create(recipe, out)
     )
     with run_folder.recorded_status(folder, logger, run_folder.resume_command(folder, recipe.plugins)):
         commit = environment.git_commit()  # of the code as it was when the run began
-        logger.line(f"reptk {reptk.__version__}  {recipe.name}  ->  {folder}", style="bold")
+        logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
         logger.facts(describe(recipe, parts))
         state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
         if state.step == 0:
@@ -57,7 +61,8 @@ def train(
         train_loop(parts, state, folder, logger)
         with logger.status("evaluating the trained encoder"):
             trained = evaluate_now(parts)
-        report_results(recipe, parts, state, trained, folder, logger, commit)
+        report_results(parts, state, trained, folder, logger, commit)
+    # After the status is "finished": the report is not part of what a run has to achieve.
     if parts.settings.writes_report:
         write_report(parts, folder, logger)
     return trained.metrics
@@ -68,18 +73,20 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
     settings = parts.settings
     model = _wrap_in_ddp(parts)
     model.train()
-    batches = DevicePrefetcher(parts.loader.batches(state.step, settings.total_steps), parts.device)
     logger.write_metrics_to(folder / "metrics.jsonl", state.step)
     end_of_epoch = EpochEnd(parts, state, folder, logger)
     end_of_epoch.announce()
     with (
         logger.progress(settings.epochs, settings.steps_per_epoch, state.step) as progress,
         InterruptHandler() as ctrl_c,
+        # Closed, so that its threads end with the loop even while a traceback holds this frame.
+        closing(parts.loader.batches(state.step, settings.total_steps)) as host_batches,
     ):
+        batches = DevicePrefetcher(host_batches, parts.device)
         state.clock.start()
         for number in range(state.step, settings.total_steps):
             batch = Batch(*next(batches))
-            parts.scheduler.step_update(number)
+            parts.scheduler.step_update(number)  # sets the learning rate of this step, as a function of its number
             outputs = train_step(parts, model, batch, parts.step(number))
             state.step = number + 1
             state.meter.add(outputs)
@@ -95,13 +102,13 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
 
 
 def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-    """One step of the optimizer; returns what the method returned.
+    """Do one step of the optimizer, and return the outputs of the method.
 
     Args:
         parts: the run's.
         model: the method, or DDP around it.
         batch: of this rank.
-        step: number and randomness.
+        step: its number and its random key.
     """
     settings = parts.settings
     # Dropout and stochastic depth draw from torch's global stream: seeded per step, a resumed run draws the same.
@@ -111,6 +118,7 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
             outputs = model(batch, step)
         except NumericalError as cause:
             raise NumericalError(f"{non_finite_loss(step.number, settings.lr)}; {cause}; {DIVERGED}") from cause
+    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
     outputs["loss"].backward()
     if settings.clip_norm:
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
@@ -122,7 +130,7 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
 
 
 def _reads_meter(parts: Parts, steps_done: int) -> bool:
-    """Whether to wait for the device after this step: always on a CPU, where there is nothing to wait for."""
+    """Whether to read the losses after this step. On a GPU this waits for the device, so it is not done after every step."""
     settings = parts.settings
     is_logged = steps_done % settings.log_every_steps == 0
     is_end_of_epoch = steps_done % settings.steps_per_epoch == 0
@@ -137,7 +145,9 @@ def _read_meter(parts: Parts, state: RunState, logger: Logger, progress: EpochPr
     progress.step(state.step, meter.loss, clock.views_per_second, state.seconds_left(settings))
     if state.step % settings.log_every_steps:
         return
-    counted = {"steps_without_positives": meter.steps_without_positives} if meter.steps_without_positives else {}
+    counts = {}
+    if meter.steps_without_positives:
+        counts["steps_without_positives"] = meter.steps_without_positives
     logger.metrics(
         step=state.step,
         epoch=state.step / settings.steps_per_epoch,
@@ -146,7 +156,7 @@ def _read_meter(parts: Parts, state: RunState, logger: Logger, progress: EpochPr
         views_per_second=round(clock.views_per_second, 1),
         seconds=round(clock.seconds, 2),
         **meter.scalars,
-        **counted,
+        **counts,
     )
 
 
