@@ -9,23 +9,20 @@ sleep between searches. Metrics that both libraries compute are compared first. 
 """
 
 import argparse
-import ctypes
 import functools
 import platform
-import random
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from measuring import Call, Seconds, median_ratio, memory_growth, seconds_of_rounds, versions_line
+from processes import run_script
 from reptk.core.environment import git_commit
 from reptk.evaluate import knn, retrieval
 from reptk.neighbors import ApproximateIndex, search
@@ -36,8 +33,7 @@ DEEP, DEEP_CLASSES = 50_000, 100
 SMALLER = 10_000
 INTRINSIC = 24
 KINDS = ("Flat", "IVF1024,Flat", "HNSW32", "IVF1024,PQ32")
-
-Call = Callable[[], object]
+PACKAGES = ("torch", "faiss-cpu", "lightly", "pytorch-metric-learning")
 
 
 def main() -> None:
@@ -51,7 +47,9 @@ def main() -> None:
         print(_measure_peak(args.peak))
         return
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    print(f"{platform.machine()}, {gpu}{torch.get_num_threads()} threads, commit {git_commit()}, {_versions()}")
+    print(
+        f"{platform.machine()}, {gpu}{torch.get_num_threads()} threads, commit {git_commit()}, {versions_line(PACKAGES)}"
+    )
     for name in args.only:
         tables[name](args.rounds)
 
@@ -113,17 +111,22 @@ def _kinds(rounds: int) -> None:
 
 def _indexes(description: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
     print(f"\nindexes of {BANK:,} x {WIDTH} rows, {description}; {QUERIES:,} queries, k = 10")
-    seconds = min(_seconds({"exact": lambda: list(search(bank, queries, 10))}, rounds)["exact"])
-    print(f"  {'exact search':<16} {'':>20} search {seconds:6.2f} s")
+    seconds = _seconds({"exact": lambda: list(search(bank, queries, 10))}, rounds)["exact"]
+    print(f"  {'exact search':<16} {'':>20} search {min(seconds):6.2f} s")
     for kind in KINDS:
-        since = time.perf_counter()
-        index = ApproximateIndex.build(bank, kind)
-        built = time.perf_counter() - since
-        seconds = _seconds({kind: lambda index=index: index.search(queries, 10)}, rounds)[kind]
-        recall = index.recall(bank, queries, 10)
-        print(
-            f"  {kind:<16} build {built:8.2f} s     search {min(seconds):6.2f} s     recall@10 {recall:.3f}", flush=True
-        )
+        _print_index(kind, bank, queries, rounds)
+
+
+def _print_index(kind: str, bank: Tensor, queries: Tensor, rounds: int) -> None:
+    start = time.perf_counter()
+    index = ApproximateIndex.build(bank, kind)
+    build_seconds = time.perf_counter() - start
+    seconds = _seconds({kind: lambda: index.search(queries, 10)}, rounds)[kind]
+    recall = index.recall(bank, queries, 10)
+    print(
+        f"  {kind:<16} build {build_seconds:8.2f} s     search {min(seconds):6.2f} s     recall@10 {recall:.3f}",
+        flush=True,
+    )
 
 
 # Calls
@@ -219,24 +222,17 @@ PEAKS: dict[str, tuple[str | None, Callable[[int, int], Call], int]] = {
 # Measuring
 
 
-def _seconds(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round but the first, in a new order every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name in random.Random(number).sample(list(calls), len(calls)):
-            since = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - since)
-    return {name: values[1:] for name, values in seconds.items()}
+def _seconds(calls: dict[str, Call], rounds: int) -> Seconds:
+    """Return the seconds of every call in every round; a first round is not counted."""
+    return seconds_of_rounds(calls, range(rounds + 1))
 
 
-def _print_seconds(seconds: dict[str, list[float]]) -> None:
+def _print_seconds(seconds: Seconds) -> None:
     base = next(iter(seconds.values()))
     for name, values in seconds.items():
-        ratios = statistics.median(value / first for value, first in zip(values, base, strict=True))
         print(
             f"  {name:<56} min {min(values):7.4f}   median {statistics.median(values):7.4f}   "
-            f"{min(values) / min(base):5.2f}x of the minima, {ratios:5.2f}x of the rounds",
+            f"{min(values) / min(base):5.2f}x of the minima, {median_ratio(values, base):5.2f}x of the rounds",
             flush=True,
         )
 
@@ -247,44 +243,19 @@ def _print_peaks(names: list[str]) -> None:
         if package is not None and not find_spec(package):
             print(f"  {name:<40} not installed")
             continue
-        process = subprocess.run(
-            [sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=False
-        )
-        result = process.stdout.strip()
-        if process.returncode:
-            result = f"failed: {process.stderr.strip().splitlines()[-1]}"
+        try:
+            result = run_script(__file__, "--peak", name).strip()
+        except subprocess.CalledProcessError as error:
+            result = f"failed: {error.stderr.strip().splitlines()[-1]}"
         print(f"  {name:<40} {result}", flush=True)
 
 
 def _measure_peak(name: str) -> str:
-    """Growth of this process's peak resident set during one call, and its seconds."""
-    _, prepare, count = PEAKS[name]
+    """Return the growth of this process's peak resident set during one call, and its seconds."""
+    _, prepare, bank_rows = PEAKS[name]
     prepare(2000, 100)()  # loads libraries and compiled functions
-    call = prepare(count, QUERIES)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that was freed but not returned would hide growth
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    since = time.perf_counter()
-    call()
-    return f"{_resident('VmHWM') - before:8.0f} MB   {time.perf_counter() - since:8.2f} s"
-
-
-def _resident(field: str) -> float:
-    """MB that Linux reports for this process in a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def _versions() -> str:
-    names = ("torch", "faiss-cpu", "lightly", "pytorch-metric-learning")
-    return f"python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in names)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"
+    growth_mb, seconds = memory_growth(prepare(bank_rows, QUERIES))
+    return f"{growth_mb:8.0f} MB   {seconds:8.2f} s"
 
 
 if __name__ == "__main__":

@@ -9,22 +9,18 @@ Before anything is timed, values and gradients are compared. Libraries that are 
 """
 
 import argparse
-import ctypes
 import platform
-import random
 import statistics
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from measuring import memory_growth, rounds_within, seconds_of_rounds, versions_line
+from processes import run_script
 from reptk.core.environment import git_commit
 from reptk.losses import implementation, simclr, supcon, tcl
 from reptk.plugins.dcl import DCL
@@ -36,6 +32,8 @@ CLASS_SIZE = 4096
 MEMORY_SIZES = (4096, 8192, 65536)
 LARGEST_DENSE = 8192
 SECONDS_PER_TABLE = 40.0
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PACKAGES = ("torch", "lightly", "pytorch-metric-learning")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,16 +44,17 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="*", default=CLASSES, help="at 4,096 rows")
     parser.add_argument("--memory", type=int, nargs="*", default=MEMORY_SIZES, help="rows for which memory is measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--peak", nargs=2, metavar=("NAME", "N"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         name, size = args.peak
         print(_peak_memory_mb(name, int(size)))
         return
-    device, dtype = args.device, getattr(torch, args.dtype)
+    device, dtype = args.device, DTYPES[args.dtype]
     hardware = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {hardware}, {args.dtype}, D = {DIMENSION}, commit {git_commit()}, {_versions()}")
+    versions = versions_line(PACKAGES)
+    print(f"{platform.machine()}, {hardware}, {args.dtype}, D = {DIMENSION}, commit {git_commit()}, {versions}")
     for size in args.sizes:
         pair_ids = torch.arange(size // 2, device=device).repeat(2)
         print(f"\n{size:,} rows, pairs: forward and backward")
@@ -153,7 +152,8 @@ def _metric_learning() -> dict[str, Loss]:
 
 def _print_times(losses: dict[str, Loss], z: Tensor, ids: Tensor, base: str) -> None:
     _check_that_losses_agree(losses, z, ids)
-    seconds = _seconds_of_rounds(losses, z, ids)
+    calls = {name: partial(_forward_and_backward, loss, z, ids) for name, loss in losses.items()}
+    seconds = seconds_of_rounds(calls, rounds_within(SECONDS_PER_TABLE, at_least=4, at_most=200))
     for name, values in seconds.items():
         minimum_ms, median_ms = 1e3 * min(values), 1e3 * statistics.median(values)
         ratio = min(values) / min(seconds[base])
@@ -187,33 +187,11 @@ def _value_and_gradient(loss: Loss, z: Tensor, ids: Tensor) -> tuple[Tensor, Ten
     return value.detach().float(), gradient.float()
 
 
-def _seconds_of_rounds(losses: dict[str, Loss], z: Tensor, ids: Tensor) -> dict[str, list[float]]:
-    """Return the seconds of every loss in every round; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in losses}
-    start = time.perf_counter()
-    rounds = 0
-    while rounds < 4 or (time.perf_counter() - start < SECONDS_PER_TABLE and rounds < 200):
-        # The order changes, because a loss finds the caches and the allocator as the one before it left them.
-        for name in random.Random(rounds).sample(list(losses), len(losses)):
-            seconds[name].append(_seconds(losses[name], z, ids))
-        rounds += 1
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-def _seconds(loss: Loss, z: Tensor, ids: Tensor) -> float:
+def _forward_and_backward(loss: Loss, z: Tensor, ids: Tensor) -> None:
     z.grad = None
-    _synchronize(z)
-    start = time.perf_counter()
     value = loss(z, ids)
     if value.requires_grad:
         value.backward()
-    _synchronize(z)
-    return time.perf_counter() - start
-
-
-def _synchronize(z: Tensor) -> None:
-    if z.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _embeddings(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -225,12 +203,11 @@ def _print_memory(size: int) -> None:
     names = [name for name in _pair_losses(size) if "GEMM" not in name]
     base_mb = None
     for name in names:
-        command = [sys.executable, __file__, "--peak", name, str(size)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            print(f"  {name:<36} failed: {run.stderr.strip().splitlines()[-1]}")
+        try:
+            peak_mb = float(run_script(__file__, "--peak", name, str(size)))
+        except subprocess.CalledProcessError as error:
+            print(f"  {name:<36} failed: {error.stderr.strip().splitlines()[-1]}")
             continue
-        peak_mb = float(run.stdout)
         if base_mb is None:
             base_mb = peak_mb
         print(f"  {name:<36} {peak_mb:8.0f} MB   {peak_mb / base_mb:6.1f}x", flush=True)
@@ -242,31 +219,8 @@ def _peak_memory_mb(name: str, size: int) -> float:
     for small_size in (256, 1280):  # load everything that is loaded once, for one matrix and for tiles
         loss(_embeddings(small_size), torch.arange(small_size // 2).repeat(2)).backward()
     z, ids = _embeddings(size), torch.arange(size // 2).repeat(2)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory of the small batches must not be reused unnoticed
-    before = _resident_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    loss(z, ids).backward()
-    return _resident_mb("VmHWM") - before
-
-
-def _resident_mb(field: str) -> float:
-    """Return a field of Linux's account of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise KeyError(field)
-
-
-def _versions() -> str:
-    names = ("torch", "lightly", "pytorch-metric-learning")
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in names)])
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"
+    growth_mb, _ = memory_growth(lambda: loss(z, ids).backward())
+    return growth_mb
 
 
 if __name__ == "__main__":

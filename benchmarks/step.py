@@ -9,13 +9,14 @@ the time of the operators in one step.
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from einops import rearrange
 from torch.profiler import profile
 
+from measuring import Seconds, median_ratio, seconds_of
 from reptk import load, rng
 from reptk.core import distributed
 from reptk.core.environment import git_commit, package_versions
@@ -25,13 +26,15 @@ from reptk.training.build import build, load_data
 from reptk.training.loop import train_step
 
 ROUNDS = 24
+UNCOUNTED_ROUNDS = 1
 
 DEFAULTS = (
     ["tcl_selfsup_photos"],
     ["simclr_photos", "views.size=64", "encoder.backbone=resnet18", "train.batch_size=64"],
 )
 
-Seconds = dict[str, list[float]]
+Part = Callable[[int], None]
+"""What is timed; it gets the number of the round."""
 
 
 def main(argv: list[str]) -> None:
@@ -51,63 +54,59 @@ def compare(arguments: list[str], profiles: bool = False) -> float:
     name, *overrides = arguments
     recipe = load(name, overrides)
     device = distributed.setup(recipe.train.device)
-    parts = build(recipe, load_data(recipe), device)
-    parts.method.train()
-    batches = DevicePrefetcher(parts.loader.batches(0, ROUNDS + 3), device)
-    backbone = parts.encoder.backbone
+    training = build(recipe, load_data(recipe), device)
+    training.method.train()
+    # One batch is for the backbone, one for the profile.
+    num_batches = ROUNDS + UNCOUNTED_ROUNDS + 2
+    batches = DevicePrefetcher(training.loader.batches(0, num_batches), device)
+    backbone = training.encoder.backbone
     images, _, _ = next(batches)
-    views = rearrange(parts.method.views(images, 0), "v b c h w -> (v b) c h w")
+    views = rearrange(training.method.views(images, 0), "v b c h w -> (v b) c h w")
     if recipe.train.channels_last:
         views = views.contiguous(memory_format=torch.channels_last)
 
     def whole_step(number: int) -> None:
-        train_step(parts, parts.method, Batch(*next(batches)), parts.step(number))
+        train_step(training, training.method, Batch(*next(batches)), training.step(number))
 
     def views_alone(number: int) -> None:
-        parts.method.views(images, rng.key("benchmark", number))
+        training.method.views(images, rng.key("benchmark", number))
 
     def bare_backbone(number: int) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=parts.settings.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.settings.bf16):
             features = backbone(views)
         features.float().square().mean().backward()
         backbone.zero_grad()
 
     seconds = measure({"whole step": whole_step, "bare backbone": bare_backbone, "views alone": views_alone})
-    size_px = views.shape[-1]
-    print(f"{recipe.name}: {recipe.encoder.backbone}, {len(views)} views of {size_px} px, {recipe.train.precision}")
+    print(
+        f"{recipe.name}: {recipe.encoder.backbone}, {len(views)} views of {views.shape[-1]} px, {recipe.train.precision}"
+    )
     threads = f"{torch.get_num_threads()} threads, {platform.machine()}"
     print(f"{device}, {threads}, commit {git_commit()}, {package_versions()}")
-    for what, values in seconds.items():
-        fastest, median = min(values), statistics.median(values)
-        rate = f"{len(views) / median:8,.0f} views/s"
-        print(f"  {what:<14} min {1e3 * fastest:7.1f} ms   median {1e3 * median:7.1f} ms   {rate}")
-    fastest_ratio = min(seconds["whole step"]) / min(seconds["bare backbone"])
-    print(f"  step / bare    min {fastest_ratio:.3f}      median {median_ratio(seconds):.3f}")
+    print_table(seconds, len(views))
     if profiles:
         with profile() as profiler:
-            whole_step(ROUNDS + 2)
+            whole_step(num_batches - 1)
         print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=45))
-    return median_ratio(seconds)
+    return median_ratio(seconds["whole step"], seconds["bare backbone"])
 
 
-def measure(functions: dict[str, Callable[[int], None]]) -> Seconds:
-    """Seconds of each function in every round, called one after the other; the first round is not counted."""
-    seconds: Seconds = {what: [] for what in functions}
-    for number in range(ROUNDS + 1):
-        for what, function in functions.items():
-            started = time.perf_counter()
-            function(number)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                seconds[what].append(time.perf_counter() - started)
-    return seconds
+def measure(parts: dict[str, Part]) -> Seconds:
+    """Return the seconds of each part in every counted round; in a round the parts are called one after the other."""
+    seconds: Seconds = {name: [] for name in parts}
+    for number in range(UNCOUNTED_ROUNDS + ROUNDS):
+        for name, part in parts.items():
+            seconds[name].append(seconds_of(partial(part, number)))
+    return {name: values[UNCOUNTED_ROUNDS:] for name, values in seconds.items()}
 
 
-def median_ratio(seconds: Seconds) -> float:
-    """Median over the rounds of whole step / bare backbone: both of a round ran next to each other, so drift cancels."""
-    pairs = zip(seconds["whole step"], seconds["bare backbone"], strict=True)
-    return statistics.median(whole / bare for whole, bare in pairs)
+def print_table(seconds: Seconds, num_views: int) -> None:
+    for name, values in seconds.items():
+        fastest, median = min(values), statistics.median(values)
+        rate = f"{num_views / median:8,.0f} views/s"
+        print(f"  {name:<14} min {1e3 * fastest:7.1f} ms   median {1e3 * median:7.1f} ms   {rate}")
+    step, backbone = seconds["whole step"], seconds["bare backbone"]
+    print(f"  step / bare    min {min(step) / min(backbone):.3f}      median {median_ratio(step, backbone):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The benchmarks, at sizes that measure nothing: they run, and the results that they compare are equal."""
 
 import importlib.util
+import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import reptk
 
@@ -21,6 +25,7 @@ def _empty_folder(one_thread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def benchmark(name: str, monkeypatch: pytest.MonkeyPatch, arguments: str = "", **constants: object) -> ModuleType:
     """Import a benchmark with other constants and command-line arguments."""
+    monkeypatch.syspath_prepend(FOLDER)
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
@@ -84,16 +89,146 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= module._trained("reptk", recipe, 2)["knn@20"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("section", "fragment"),
-    [
-        ("losses", "| 64 |"),
-        ("views", "simclr_small, 32 to 32 px"),
-        ("step", "*Step over bare backbone*"),
-        ("knn", "*kNN*: the GPU's numbers equal the CPU's"),
-    ],
-)
-def test_gpu(section: str, fragment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the section "step" adds the folder of the benchmarks
-    benchmark("gpu", monkeypatch).main(["--section", section, "--device", "cpu", "--tiny"])
-    assert fragment in capsys.readouterr().out
+def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("measuring", monkeypatch)
+    calls = []
+    seconds = module.seconds_of_rounds({name: partial(calls.append, name) for name in "abc"}, range(5), uncounted=2)
+    assert [len(seconds[name]) for name in "abc"] == [3, 3, 3]
+    orders = {tuple(calls[first : first + 3]) for first in range(0, 15, 3)}
+    assert len(orders) > 1
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert list(module.rounds_within(0.0, at_least=2, at_most=9)) == [0, 1]
+    assert list(module.rounds_within(60.0, at_least=2, at_most=4)) == [0, 1, 2, 3]
+    growth_mb, _ = module.memory_growth(lambda: torch.ones(1 << 23))  # 32 MB
+    assert 30 < growth_mb < 40
+    assert module.versions_line(["no-such-package"]).endswith("no-such-package absent")
+
+
+def test_out_of_time_a_command_ends_with_all_its_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Children that ignore an interrupt, or started a session of their own, included."""
+    module = benchmark("processes", monkeypatch, GRACE_SECONDS=0.5)
+    child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    parent = f"""
+import subprocess, sys, time
+children = [subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=is_new) for is_new in (False, True)]
+print(*(child.pid for child in children))
+time.sleep(60)
+"""
+    output = tmp_path / "output.txt"
+    assert module.run_limited([sys.executable, "-c", parent], output, seconds=3) is None
+    numbers, *rest = output.read_text().splitlines()
+    assert "KeyboardInterrupt" in rest
+    for number in numbers.split():
+        wait_for_end(Path("/proc") / number / "stat")
+
+
+def wait_for_end(status_file: Path, seconds: float = 20.0) -> None:
+    """Wait until a process that was killed has ended, or is a zombie that its new parent has not collected."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = status_file.read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{status_file.parent.name} is still running")
+
+
+def test_commands_give_their_exit_code_and_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = benchmark("processes", monkeypatch)
+    output = tmp_path / "output.txt"
+    assert module.run_limited([sys.executable, "-c", "print('x'); raise SystemExit(3)"], output, seconds=60) == 3
+    assert output.read_text() == "x\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        module.run_script("no_such_script.py")
+
+
+@pytest.mark.parametrize("section", ["device", "losses", "views", "step", "knn"])
+def test_sections_for_a_gpu(section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    module = benchmark("gpu_sections", monkeypatch)
+    assert module.main([section, "--device", "cpu", "--tiny"]) == 0
+    rows = {
+        "device": "CPU, 1 threads",
+        "losses": "| 64 | bfloat16 |",
+        "views": "| simclr_small, 32 to 32 px, batches of 4 |",
+        "step": "*Step over bare backbone*: ",
+        "knn": "*kNN*: the GPU's numbers equal the CPU's",
+    }
+    assert rows[section] in capsys.readouterr().out
+
+
+def test_a_row_that_cannot_be_measured_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    module = benchmark("gpu_sections", monkeypatch)
+
+    def out_of_memory(z: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("no memory\nfor it")
+
+    monkeypatch.setattr(module, "_cross_entropy_gradient", out_of_memory)
+    monkeypatch.setattr(module, "TINY", module.TINY._replace(bfloat16_rows=(128,)))
+    assert module.main(["losses", "--device", "cpu", "--tiny"]) == 1
+    rows = capsys.readouterr().out
+    assert "*64 rows of torch.float32*: OutOfMemoryError: no memory\n" in rows
+    assert "| 128 | bfloat16 |" in rows
+
+
+@pytest.mark.slow
+def test_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = benchmark("gpu", monkeypatch)
+    arguments = ["--device", "cpu", "--tiny", "--only", "losses", "tests", "--out", str(tmp_path), "--minutes", "60"]
+    assert module.main(arguments) == 0
+    results = (tmp_path / "results.md").read_text()
+    assert results.startswith("CPU, ")
+    assert "| 64 | float32 |" in results
+    assert "| 64 | bfloat16 |" in results
+
+
+def test_gpu_names_the_section_that_ran_out_of_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    module = benchmark("gpu", monkeypatch)
+    exit_codes = {"device": 0, "knn": None, "losses": 0, "tests": 1}
+    outputs = {
+        "device": "a device\n",
+        "knn": "| kNN |\nsomething else\n",
+        "losses": "| losses |\n",
+        "tests": "a PASSED\nb FAILED\nFAILED b - it is wrong\n=== 1 failed, 1 passed in 0.1s ===\n",
+    }
+    limits = {}
+
+    def run_limited(command: list[str], output: Path, seconds: float) -> int | None:
+        limits[output.stem] = seconds
+        output.write_text(outputs[output.stem])
+        return exit_codes[output.stem]
+
+    monkeypatch.setattr(module, "run_limited", run_limited)
+    assert module.main(["--only", "tests", "knn", "losses", "--out", str(tmp_path)]) == 1
+    results = (tmp_path / "results.md").read_text().splitlines()
+    assert results[:3] == ["a device", "", "| kNN |"]
+    assert results[3].startswith("*knn*: stopped after ")
+    assert results[4:6] == ["", "| losses |"]
+    assert results[7:] == [
+        "*Tests*: 1 failed, 1 passed in 0.1s",
+        "FAILED b - it is wrong",
+        f"*tests*: exit code 1; see {tmp_path / 'tests.txt'}",
+    ]
+    assert list(limits) == ["device", "knn", "losses", "tests"]
+    # Nothing took any time: the last section gets all of it.
+    assert 8 * 60 - module.RESERVED_SECONDS - 5 < limits["tests"] <= 8 * 60 - module.RESERVED_SECONDS
+
+
+def test_gpu_stops_without_a_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    module = benchmark("gpu", monkeypatch)
+
+    def run_limited(command: list[str], output: Path, seconds: float) -> int:
+        output.write_text("RuntimeError: no CUDA\n")
+        return 1
+
+    monkeypatch.setattr(module, "run_limited", run_limited)
+    assert module.main(["--out", str(tmp_path)]) == 1
+    assert "RuntimeError: no CUDA" in capsys.readouterr().err
