@@ -10,7 +10,7 @@ from reptk.core.errors import DataError
 from reptk.data import Data, Split
 from reptk.embeddings.store import Embeddings
 from reptk.evaluate import Evaluation, Evaluator, FeatureStore, run_evaluators
-from reptk.evaluate.features import NormalizedRows
+from reptk.evaluate.features import NormalizedFeatures
 
 CHUNK = 1 << 16
 """Rows whose norm is computed at a time: vectors may be a memory-mapped file."""
@@ -23,7 +23,7 @@ class EmbeddingFeatures(FeatureStore):
     """
 
     def __init__(self) -> None:
-        self._cache: list[tuple[Split, NormalizedRows]] = []
+        self._cache: list[tuple[Split, NormalizedFeatures]] = []
 
     def features(self, split: Split) -> Tensor:
         for cached_split, rows in self._cache:
@@ -75,7 +75,7 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
     return Data(bank_split, bank_split, query_split, _class_names(bank), protocol)
 
 
-def _normalized(vectors: Tensor) -> NormalizedRows:
+def _normalized(vectors: Tensor) -> NormalizedFeatures:
     norm = torch.cat([chunk.float().norm(dim=1, keepdim=True) for chunk in vectors.split(CHUNK)])
     zeros = (norm[:, 0] == 0).nonzero()[:, 0]
     if len(zeros):
@@ -83,7 +83,7 @@ def _normalized(vectors: Tensor) -> NormalizedRows:
             f"{len(zeros)} embeddings are all zeros, which have no direction; first numbers: {zeros[:5].tolist()}"
         )
     is_unit = (norm - 1).abs().max() < 4 * torch.finfo(vectors.dtype).eps
-    return NormalizedRows(vectors if is_unit else vectors.float() / norm, norm)
+    return NormalizedFeatures(vectors if is_unit else vectors.float() / norm, norm)
 
 
 def _check_labels(subject: str, embeddings: Embeddings) -> None:

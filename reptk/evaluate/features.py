@@ -25,7 +25,7 @@ Embed = Callable[[Tensor], Tensor]
 Views = Callable[[Tensor, int], Tensor]
 
 
-class NormalizedRows(NamedTuple):
+class NormalizedFeatures(NamedTuple):
     """Rows (n, F) of unit length, and the norms (n, 1) that they had before."""
 
     unit: Tensor
@@ -167,7 +167,7 @@ class ImageFeatures(FeatureStore):
             encoded.append(self._encode_block(example, 0, prepare)[:0])
         h = torch.cat(encoded)
         norm = h.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM)
-        return _ShardedRows(NormalizedRows(h.div_(norm), norm), first, self.device)
+        return _ShardedRows(NormalizedFeatures(h.div_(norm), norm), first, self.device)
 
     def _encode_block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
         h = self._embed(prepare(images.to(self.device), first)).float().cpu()
@@ -179,18 +179,18 @@ class ImageFeatures(FeatureStore):
 class _ShardedRows:
     """Rows of all ranks, of which this rank holds those from index `first` on; gathered when first needed."""
 
-    def __init__(self, local: NormalizedRows, first: int, device: torch.device | str) -> None:
+    def __init__(self, local: NormalizedFeatures, first: int, device: torch.device | str) -> None:
         self.local = local
         self.first = first
         self.device = device
         self._gathered = local if distributed.world_size() == 1 else None
 
-    def gathered(self) -> NormalizedRows:
+    def gathered(self) -> NormalizedFeatures:
         """Return the rows of all ranks. A collective operation: all ranks have to call it."""
         if self._gathered is None:
             # Collectives of NCCL need tensors on the GPU.
             parts = [distributed.all_gather_uneven(part.to(self.device)).cpu() for part in self.local]
-            self._gathered = NormalizedRows(*parts)
+            self._gathered = NormalizedFeatures(*parts)
         return self._gathered
 
 
