@@ -146,7 +146,7 @@ def _note(predictions: Predictions) -> str:
     num_neighbors = format_number(predictions.neighbors.shape[1])
     return (
         f"{note} A tick: of the query's class; a cross: of another. "
-        f"The answer is the vote of {display_name(predictions.vote)}; {num_neighbors} neighbours are kept."
+        f"The answer is the vote of {display_name(predictions.vote)}; {num_neighbors} neighbors are kept."
     )
 
 
@@ -199,7 +199,7 @@ def _neighbor_card(
     query_label = int(predictions.labels[row])
     name = _class_name(predictions, label)
     shown_name = name or images.file_name(predictions.bank_split, number) or f"no. {number:,}"
-    description = f"neighbour {rank + 1}: {shown_name}"
+    description = f"neighbor {rank + 1}: {shown_name}"
     if query_label < 0 or label < 0:
         kind = "plain"
     elif label == query_label:

@@ -54,7 +54,7 @@ def test_every_kind_has_recall_and_is_reproducible(factory: str, bank: Tensor, q
     assert ApproximateIndex.build(bank, factory).to_bytes() == index.to_bytes()
 
 
-def test_recall_is_the_share_of_exact_neighbours(bank: Tensor, queries: Tensor) -> None:
+def test_recall_is_the_share_of_exact_neighbors(bank: Tensor, queries: Tensor) -> None:
     index = ApproximateIndex.build(bank, "IVF64,Flat", effort=1)
     exact = torch.cat([rows for _, rows in search(bank, queries, 10)])
     _, approximate = index.search(queries, 10)
