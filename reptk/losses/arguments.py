@@ -19,6 +19,7 @@ def check_positive(name: str, value: float) -> float:
     """
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    # Not float32's limit of 3.4e38, so that sums of logits fit as well.
     if 1 / value > 1e30:
         raise ValueError(f"{name} {value} is too small for float32")
     return value
@@ -61,7 +62,10 @@ class Temperature(nn.Module):
     def __init__(self, start: float, learned: bool) -> None:
         super().__init__()
         self.start = check_positive("temperature", start)
-        self.logarithm = nn.Parameter(torch.tensor(math.log(start))) if learned else None
+        # The logarithm is learned, as CLIP does it: every value of it is a temperature above 0.
+        self.logarithm = None
+        if learned:
+            self.logarithm = nn.Parameter(torch.tensor(math.log(start)))
 
     def forward(self) -> float | Tensor:
         if self.logarithm is None:

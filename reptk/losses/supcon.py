@@ -58,6 +58,7 @@ def supcon(
         per_anchor = log_denominator - logit_scale * mean_similarity
     else:
         _, log_denominator, log_numerator = rows.measure(others, positives)
+        # The 1 keeps rows without positives finite; `mean_over_anchors` leaves them out.
         log_count = num_positives.clamp_min(1).to(log_denominator.dtype).log()
         per_anchor = log_denominator - log_numerator + log_count
     return mean_over_anchors(per_anchor, num_positives)

@@ -56,8 +56,9 @@ def tcl(
     check_not_negative("k1", k1)
     check_not_negative("k2", k2)
     denominator = [Term("positives", logit_scale)]
+    # A weight of 0 has no logarithm; its term is left out.
     if k1 > 0:
-        denominator.append(Term("positives", -1.0, math.log(k1)))
+        denominator.append(Term("positives", -1.0, math.log(k1)))  # -1: this term has no temperature
     if k2 > 0:
         denominator.append(Term("negatives", logit_scale, math.log(k2)))
     rows = RowStatistics(z, ids, keys, key_ids)

@@ -81,12 +81,12 @@ def _saved_class_metrics(run: Run) -> ClassMetrics:
 
 
 def _counted_class_metrics(predictions: Predictions) -> ClassMetrics:
-    is_labelled = predictions.labels >= 0
-    labels = predictions.labels[is_labelled]
+    is_labeled = predictions.labels >= 0
+    labels = predictions.labels[is_labeled]
     num_classes = int(labels.max()) + 1
     hits = {
-        predictions.vote: predictions.predicted[is_labelled] == labels,
-        "recall@1": predictions.neighbor_labels[is_labelled][:, 0] == labels,
+        predictions.vote: predictions.predicted[is_labeled] == labels,
+        "recall@1": predictions.neighbor_labels[is_labeled][:, 0] == labels,
     }
     num_queries = torch.bincount(labels, minlength=num_classes)
     num_correct = {metric: torch.bincount(labels[hit], minlength=num_classes) for metric, hit in hits.items()}

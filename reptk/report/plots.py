@@ -26,7 +26,7 @@ MAX_MATRIX_CLASSES = 40
 MAX_LEGEND_CLASSES = 20
 MAX_PANEL_COLUMNS = 3
 RUN_COLORS = ("#0f6b6b", "#b5541c", "#5b4fa0", "#8a7a12", "#a03a66", "#4c6a2f")
-INK, GREY, HAIRLINE = "#1f1f1d", "#6a6a66", "#d9d9d6"
+INK, GRAY, HAIRLINE = "#1f1f1d", "#6a6a66", "#d9d9d6"
 CLASS_COLORS = [
     "#2f6db5",
     "#d9770f",
@@ -52,15 +52,15 @@ CLASS_COLORS = [
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": HAIRLINE,
-    "axes.labelcolor": GREY,
+    "axes.labelcolor": GRAY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    "xtick.color": GRAY,
+    "ytick.color": GRAY,
     "figure.facecolor": "white",
     "svg.hashsalt": "reptk",
 }
@@ -135,7 +135,7 @@ def _draw_panel(panel: Panel, axes: "Axes") -> None:
         color = RUN_COLORS[series.style % len(RUN_COLORS)]
         axes.plot(epochs, values, marker=marker, markersize=3, color=color, linewidth=1.5, label=series.name)
     for level in panel.levels:
-        axes.axhline(level.value, color=GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(level.value, color=GRAY, linewidth=0.8, linestyle="--")
         where = (1, level.value)
         axes.annotate(level.name, where, xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
     axes.set_title(panel.title)
@@ -177,7 +177,7 @@ def _draw_points(run: Run, title: str, axes: "Axes") -> None:
 
 def _class_color(label: int) -> str:
     if label < 0:
-        return GREY
+        return GRAY
     return CLASS_COLORS[label % len(CLASS_COLORS)]
 
 

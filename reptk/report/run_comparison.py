@@ -95,14 +95,14 @@ def data_identity(data_part: dict[str, Any]) -> dict[str, Any]:
 
 def _hits(predictions: Predictions, metric: str) -> Tensor | None:
     """Return which labelled queries count as correct for `metric`, (labelled,) bool; None if it cannot be told."""
-    is_labelled = predictions.labels >= 0
+    is_labeled = predictions.labels >= 0
     if metric and metric == predictions.vote:
-        return (predictions.predicted == predictions.labels)[is_labelled]
+        return (predictions.predicted == predictions.labels)[is_labeled]
     family, _, k = metric.partition("@")
     if metric in ("knn@1", "knn_majority@1"):
         family = "recall"  # a single vote is that of the nearest neighbor
     num_neighbors = predictions.neighbors.shape[1]
     if family == "recall" and k.isdigit() and 1 <= int(k) <= num_neighbors:
         nearest_labels = predictions.neighbor_labels[:, : int(k)]
-        return (nearest_labels == predictions.labels[:, None]).any(1)[is_labelled]
+        return (nearest_labels == predictions.labels[:, None]).any(1)[is_labeled]
     return None

@@ -110,14 +110,14 @@ def gallery_section(
 
 def select_queries(predictions: Predictions) -> list[Selection]:
     """Return the queries to show, by how they were answered; without labels a random selection alone."""
-    is_labelled = predictions.labels >= 0
-    random_rows = _draw(torch.ones_like(is_labelled), "random")
-    if not bool(is_labelled.any()) or not predictions.vote:
+    is_labeled = predictions.labels >= 0
+    random_rows = _draw(torch.ones_like(is_labeled), "random")
+    if not bool(is_labeled.any()) or not predictions.vote:
         return [Selection("Random", "Queries drawn at random, with their nearest images.", random_rows)]
     is_correct = predictions.predicted == predictions.labels
-    is_wrong = is_labelled & ~is_correct
-    is_right = is_labelled & is_correct
-    labelled = format_count(int(is_labelled.sum()), "query", "queries")
+    is_wrong = is_labeled & ~is_correct
+    is_right = is_labeled & is_correct
+    labeled = format_count(int(is_labeled.sum()), "query", "queries")
     return [
         Selection(
             "Surest failures",
@@ -126,15 +126,15 @@ def select_queries(predictions: Predictions) -> list[Selection]:
         ),
         Selection(
             "Failures",
-            f"Drawn at random from the {int(is_wrong.sum()):,} wrong answers of {labelled}.",
+            f"Drawn at random from the {int(is_wrong.sum()):,} wrong answers of {labeled}.",
             _draw(is_wrong, "failures"),
         ),
         Selection(
             "Right",
-            f"Drawn at random from the {int(is_right.sum()):,} right answers of {labelled}.",
+            f"Drawn at random from the {int(is_right.sum()):,} right answers of {labeled}.",
             _draw(is_right, "right"),
         ),
-        Selection("Random", f"Drawn at random from all, {labelled}.", random_rows),
+        Selection("Random", f"Drawn at random from all, {labeled}.", random_rows),
     ]
 
 

@@ -107,7 +107,7 @@ def _thumbnails(predictions: Predictions, images: RunImages, max_bytes: int) -> 
 def _packed_map(run: Run, layouts: Sequence[str], atlas_name: str) -> dict[str, Any]:
     """Return what map.js needs of one run."""
     predictions = run.predictions
-    is_labelled = bool((predictions.labels >= 0).any())
+    is_labeled = bool((predictions.labels >= 0).any())
     positions = {}
     about = {}
     for layout in layouts:
@@ -115,9 +115,9 @@ def _packed_map(run: Run, layouts: Sequence[str], atlas_name: str) -> dict[str, 
         about[layout] = _about(layout, predictions)
     labels = None
     predicted = None
-    if is_labelled:
+    if is_labeled:
         labels = _pack(predictions.labels, "<i4")
-    if is_labelled and predictions.vote:
+    if is_labeled and predictions.vote:
         predicted = _pack(predictions.predicted, "<i4")
     # In a byte for each query: whole percents are what the card shows.
     confidence_percent = (predictions.confidence.nan_to_num() * 100).round().clamp(0, 100)

@@ -17,7 +17,7 @@ CELL_SIDES_PX = (96, 80, 64, 48, 40, 32, 24, 16, 8)
 MAX_PIXELS = 16 << 20
 """Phones do not show larger pictures."""
 JPEG_QUALITIES = (82, 70, 55, 40)
-MISSING_GREY = 128
+MISSING_GRAY = 128
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _read_thumbnails(split: Split, numbers: Tensor, max_side_px: int) -> _Thumbn
         if thumbnail is None or thumbnail.shape != shape:
             # All thumbnails have one size, as the images of a data set do.
             missing.append(position)
-            thumbnails[position] = torch.full(shape, MISSING_GREY, dtype=torch.uint8)
+            thumbnails[position] = torch.full(shape, MISSING_GRAY, dtype=torch.uint8)
     return _Thumbnails(torch.stack(thumbnails), tuple(missing))
 
 
@@ -133,8 +133,8 @@ def _draw_sheet(thumbnails: Tensor, cell: int, columns: int) -> Image.Image:
     cells[:count] = functional.pad(thumbnails.float(), padding, mode="replicate").to(torch.uint8)
     grid = cells.view(rows, columns, 3, cell, cell).permute(0, 3, 1, 4, 2)
     sheet = Image.fromarray(grid.reshape(rows * cell, columns * cell, 3).contiguous().numpy())
-    is_grey = bool((thumbnails == thumbnails[:, :1]).all())
-    if is_grey:
+    is_gray = bool((thumbnails == thumbnails[:, :1]).all())
+    if is_gray:
         return sheet.convert("L")
     return sheet
 

@@ -31,6 +31,7 @@ class ScratchBuffers:
 
     def __call__(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         length = torch.Size(shape).numel()
+        # By dtype as well: views in float32 and float64 may be computed in turn.
         key = (name, like.dtype)
         # Never shrinks: the last chunk of a batch is smaller than the others.
         if key not in self.buffers or len(self.buffers[key]) < length:
@@ -73,6 +74,7 @@ class BufferPool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """`torch.empty` on the CPU."""
+        # numpy has no bfloat16, for one.
         numpy_dtype = _NUMPY_DTYPES.get(dtype)
         if numpy_dtype is None:
             return torch.empty(shape, dtype=dtype)
@@ -82,6 +84,7 @@ class BufferPool:
             array = self._pop_unused(length, numpy_dtype)
             if array is None:
                 array = np.empty(length, numpy_dtype)
+            # The oldest array is dropped from the pool; it is freed once no tensor refers to it.
             self.arrays = [*self.arrays, array][-self.capacity :]
             return torch.from_numpy(array).view(shape)
 

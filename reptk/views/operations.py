@@ -89,7 +89,7 @@ class RandomResizedCrop(ViewOperation):
     """A random part of the image, resized. The distribution is torchvision's and kornia's.
 
     The area is uniform in `scale` times the image's, the logarithm of width / height uniform between those of `ratio`. The
-    first of ten candidates that fits is used, otherwise the largest centred crop within `ratio`.
+    first of ten candidates that fits is used, otherwise the largest centered crop within `ratio`.
 
     Parameters: (n, 4) boxes, top, left, height and width in whole pixels.
     """
@@ -103,9 +103,11 @@ class RandomResizedCrop(ViewOperation):
         log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
         fallback = self._largest_centered_crop(shape)
         if u.device.type == "cpu" and not torch.compiler.is_compiling():
+            # None without numba: the torch operations below then compute the same boxes.
             fill_crop_boxes = compile_exact(_fill_crop_boxes)
             if fill_crop_boxes is not None:
                 boxes = np.empty((len(u), 4), np.float32)
+                # numpy scalars, so that the compiled loop computes in float32 as torch does.
                 sides = [np.float32(side) for side in (*shape, *fallback)]
                 scale_start, scale_span = np.float32(self.scale[0]), np.float32(self.scale[1] - self.scale[0])
                 ratio_start, ratio_span = np.float32(log_ratio[0]), np.float32(log_ratio[1] - log_ratio[0])
@@ -260,6 +262,7 @@ class ColorJitter(ColorOperation):
         return torch.cat([torch.stack(factors, dim=1), order], dim=1)
 
     def is_applied(self, params: Tensor) -> Tensor:
+        # The order in the last four columns is drawn in any case, and changes nothing by itself.
         return (params[:, :4] != params.new_tensor(NEUTRAL_FACTORS)).any(1)
 
     def gains(self, params: Tensor) -> ColorGains:
@@ -296,9 +299,9 @@ class RandomGrayscale(ColorOperation):
         return params[:, 0] > 0
 
     def gains(self, params: Tensor) -> ColorGains:
-        is_grey = params[:, 0]
-        one = torch.ones_like(is_grey)
-        return ColorGains(one, 1 - is_grey, one, torch.zeros_like(is_grey))
+        is_gray = params[:, 0]
+        one = torch.ones_like(is_gray)
+        return ColorGains(one, 1 - is_gray, one, torch.zeros_like(is_gray))
 
     def color_steps(self, params: Tensor) -> Tensor:
         zero = torch.zeros_like(params)
@@ -319,6 +322,7 @@ class RandomGaussianBlur(ViewOperation):
             raise ValueError(
                 f"RandomGaussianBlur with kernel_size {list(self.kernel)} needs larger images than {shape[1]} x {shape[0]} px"
             )
+        # A sigma of 0 marks an image that is not blurred.
         return _between(u[:, 1:], *self.sigma) * (u[:, :1] < self.p)
 
     def is_applied(self, params: Tensor) -> Tensor:
@@ -357,6 +361,7 @@ def resize_weights(centers: Tensor, start: Tensor, length: Tensor, extent: int, 
     """
     size = centers.shape[-1]
     pixels = torch.arange(extent, dtype=centers.dtype, device=centers.device) + 0.5
+    # The triangle falls from 1 at the center of the output pixel to 0 at its neighbor's, or at least one input pixel away.
     slopes = -size / length.clamp_min(size)[..., None, None]
     is_inside = ((pixels > start[..., None]) & (pixels < (start + length)[..., None]))[..., None, :]
     weights = torch.sub(pixels, centers[..., None], out=out).abs_().mul_(slopes).add_(1).clamp_(0).mul_(is_inside)
@@ -395,6 +400,7 @@ def color_matrices(gains: Sequence[ColorGains]) -> tuple[Tensor, Tensor]:
     for other in gains[1:]:
         luma, chroma, mean, turns = luma * other.luma, chroma * other.chroma, mean * other.mean, turns + other.turns
     angle = turns * (2 * math.pi)
+    # A rotation by the angle: cos times the chroma plus sin times the chroma a quarter turn further.
     in_phase, in_quadrature = chroma * angle.cos(), chroma * angle.sin()
     # M = in_phase * identity + (luma - in_phase) * grey + in_quadrature * quarter turn of the chroma
     shares = torch.stack([in_phase, luma - in_phase, in_quadrature], dim=1)
@@ -404,13 +410,13 @@ def color_matrices(gains: Sequence[ColorGains]) -> tuple[Tensor, Tensor]:
     return matrix, mean_weights
 
 
-def mix_with_grey(color: Tensor, luma: Tensor) -> Tensor:
+def mix_with_gray(color: Tensor, luma: Tensor) -> Tensor:
     """Return the matrices (n, 3, 3) of color * x + luma * luma(x), for (n,) of each."""
     eye = torch.eye(3, dtype=color.dtype, device=color.device)
-    return color[:, None, None] * eye + luma[:, None, None] * grey_matrix(color.dtype, color.device)
+    return color[:, None, None] * eye + luma[:, None, None] * gray_matrix(color.dtype, color.device)
 
 
-def grey_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
+def gray_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the (3, 3) matrix that puts the luma into every channel."""
     return constant(LUMA * 3, (3, 3), dtype, device)
 

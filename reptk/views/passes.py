@@ -51,6 +51,7 @@ class SpatialPass:
         return is_flipped
 
     def output_shape(self, shape: Shape) -> Shape:
+        # Flips, which follow, keep the size.
         return self.operations[0].output_shape(shape)
 
 
@@ -115,6 +116,6 @@ def group_into_passes(operations: Sequence[ViewOperation], *, exact_hue: bool) -
 def with_params(passes: Sequence[Pass], params: Sequence[Tensor]) -> Iterator[tuple[Pass, Sequence[Tensor]]]:
     """Yield each pass with the parameters of its operations, from those of all operations in order."""
     first = 0
-    for each in passes:
-        yield each, params[first : first + len(each.operations)]
-        first += len(each.operations)
+    for pass_ in passes:
+        yield pass_, params[first : first + len(pass_.operations)]
+        first += len(pass_.operations)

@@ -26,7 +26,7 @@ from reptk.views.passes import group_into_passes
 from reptk.views.tables import Operation, native_operation
 
 BackendName = Literal["auto", "fused", "kornia"]
-"""Who executes the operations: reptk those it has, else kornia ("auto"); reptk, or an error ("fused"); kornia ("kornia")."""
+"""What executes the operations; see `ViewPipeline`."""
 
 
 class ViewPipeline:
@@ -43,8 +43,8 @@ class ViewPipeline:
             HSV. Fused colour is otherwise one matrix, and a cut at the end. kornia is always exact.
 
     Raises:
-        ValueError: an operation kornia does not have, arguments it refuses, another size than `size`, or an operation that
-            reptk does not have although `backend` is "fused".
+        ValueError: no list, or another number of sizes; an operation kornia does not have, arguments it refuses, another
+            size than `size`, or an operation that reptk does not have although `backend` is "fused".
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class ViewPipeline:
     ) -> None:
         if isinstance(size, int):
             size = [size] * len(lists)
+        if not lists or len(size) != len(lists):
+            raise ValueError(f"views need lists of operations and a size for each, got {len(lists)} and {len(size)}")
         self.sizes = tuple(size)
         self.size = self.sizes[0]
         self.count = len(lists)
@@ -65,13 +67,13 @@ class ViewPipeline:
         self.steps = [_build_steps(tables, view, backend, exact_hue) for view, tables in enumerate(lists)]
         # The views of the last step are still in use while the next ones are computed.
         self._buffers = BufferPool(capacity=2 * len(set(self.sizes)))
-        # Not a bound method, which would be a reference to itself.
+        # Not a bound method: in a cycle of references, the buffers would stay until the garbage collector runs.
         self._compute = ViewPipeline._compute_views
         self._try_out()
 
     @property
     def description(self) -> str:
-        """Who executes the operations, in a word or two."""
+        """What executes the operations: "fused", "kornia", or both."""
         names = {step.description for steps in self.steps for step in steps}
         return " and ".join(sorted(names)) or "as they are"
 
@@ -94,7 +96,7 @@ class ViewPipeline:
         return self._compute(self, images, key)
 
     def compile(self) -> None:
-        """Compile with `torch.compile`, for a GPU; with operations that kornia executes, change nothing."""
+        """Compile with `torch.compile`, for a GPU. Without effect if kornia executes any operation."""
         if self.description == "fused":
             self._compute = torch.compile(ViewPipeline._compute_views)
 
@@ -114,7 +116,9 @@ class ViewPipeline:
                     self._compute_view(view_out, view, images, rows, key)
                     view += 1
                 groups.append(out)
-        return groups[0] if len(groups) == 1 else groups
+        if len(groups) == 1:
+            return groups[0]
+        return groups
 
     def _empty(self, shape: tuple[int, ...], images: Tensor) -> Tensor:
         if is_batched(images):

@@ -135,6 +135,7 @@ def multi_crop(
         raise ValueError(f"small_scale is {small_scale}, more than scale ({scale}), where small views end")
     large = simclr_operations(size, scale, strength)
     small = simclr_operations(small_size, small_scale, strength)
+    # The first operation is the crop; `simclr_operations` would let it show the whole image.
     small[0]["scale"] = [small_scale, scale]
     sizes = [size] * count + [small_size] * small_count
     return ViewPipeline([large] * count + [small] * small_count, sizes, backend=backend, exact_hue=exact_hue)
@@ -234,4 +235,5 @@ def _resolve(operations: str | list[Operation], size: int, argument: str) -> lis
 
 
 def _odd_kernel(length: float) -> int:
+    """Return an odd number of pixels, which a kernel needs to have a center, near `length` and at least 3."""
     return max(3, int(length) // 2 * 2 + 1)

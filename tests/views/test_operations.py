@@ -158,13 +158,13 @@ def test_color_matrices_are_the_product_of_the_steps_in_any_order():
     jitter, gray = sample(JITTER, 3, 40).double(), sample(RandomGrayscale(0.3), 4, 40).double()
     gains = [JITTER.gains(jitter), RandomGrayscale().gains(gray), JITTER.gains(jitter.flip(0))]
     steps = [JITTER.color_steps(jitter), RandomGrayscale().color_steps(gray), JITTER.color_steps(jitter.flip(0))]
-    grey = operations.grey_matrix(torch.float64, jitter.device)
+    grey = operations.gray_matrix(torch.float64, jitter.device)
     for order in ([0, 1, 2], [2, 0, 1]):
         matrix = torch.eye(3, dtype=torch.float64).expand(40, 3, 3)
         mean_matrix = torch.zeros_like(matrix)
         for step in torch.cat([steps[number] for number in order], dim=1).unbind(1):
             color, luma_share, mean_share, turns = step.unbind(1)
-            step_matrix = hue_matrices(turns) @ operations.mix_with_grey(color, luma_share)
+            step_matrix = hue_matrices(turns) @ operations.mix_with_gray(color, luma_share)
             # The mean of the image so far is (M + K) mean(x).
             mean_matrix = step_matrix @ mean_matrix + mean_share[:, None, None] * (grey @ (matrix + mean_matrix))
             matrix = step_matrix @ matrix

@@ -12,6 +12,7 @@ def forward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSum
     """See `Implementation.forward`. The cache is exp(logits) of every sum, or the logits where a sum needs a shift."""
     keys = _all_rows(key_blocks)
     similarity = anchors.z @ keys.T
+    # The logits are computed in the cache and, if needed, turned into exponentials there.
     cache = keys.new_empty(len(exp_sums), *similarity.shape)
     log_sums = keys.new_empty(len(exp_sums), similarity.shape[0])
     expected = torch.empty_like(log_sums) if with_expectation else keys.new_empty(0)
@@ -68,12 +69,12 @@ def _gradient_weights(g: Tensor, lse: Tensor, num_anchors: int, exp_sum: ExpSum,
 
 
 def _of_all_keys(key_blocks: list[KeyBlock], number: int) -> tuple[Tensor, Tensor]:
-    """Return the (m,) gradients and log-sums of all keys for one sum; those of a queue, which are no anchors, weigh 0."""
+    """Return the (m,) gradients and log-sums of all keys for one sum; keys that are no anchors (a queue) get weight 0."""
     grads, log_sums = [], []
     for block in key_blocks:
         if block.grad_log_sum is None:
             grads.append(block.z.new_zeros(len(block.z)))
-            log_sums.append(block.z.new_full((len(block.z),), math.inf))
+            log_sums.append(block.z.new_full((len(block.z),), math.inf))  # exp(-inf) is 0
         else:
             grads.append(block.grad_log_sum[number])
             log_sums.append(block.log_sum[number])

@@ -17,6 +17,7 @@ ImplementationName = Literal["auto", "dense", "tiled", "triton"]
 DENSE_PAIRS = 1024**2
 """Up to this many pairs, one matrix is as fast as tiles and small enough to be kept for the backward pass."""
 
+# Context variables and not globals, so that a block affects only its own thread.
 _name: ContextVar[ImplementationName] = ContextVar("implementation", default="auto")
 _local_rows: ContextVar[tuple[int, int] | None] = ContextVar("local_rows", default=None)
 
@@ -117,6 +118,7 @@ def operand_dtype(chosen: Implementation, z_dtype: torch.dtype, unit_dtype: torc
 
     Not float16: the weights of the gradient are about 1 / N^2, which it cannot represent.
     """
+    # Told apart from Triton by exclusion: that module may not be importable.
     if chosen is dense or chosen is tiled or z_dtype != torch.bfloat16:
         return unit_dtype
     return z_dtype
@@ -124,6 +126,7 @@ def operand_dtype(chosen: Implementation, z_dtype: torch.dtype, unit_dtype: torc
 
 def _suits_triton(unit: Tensor) -> bool:
     """The kernels are written for the tensor cores of NVIDIA GPUs from Ampere on."""
+    # 512 is `triton_backend.MAX_DIMENSIONS`, which cannot be imported where Triton is not installed.
     if unit.dtype != torch.float32 or unit.shape[1] > 512 or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(unit.device) >= (8, 0) and find_spec("triton") is not None

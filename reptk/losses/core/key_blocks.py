@@ -85,7 +85,11 @@ class LogSums(NamedTuple):
 
 def needs_max_shift(logit_scale: float, dtype: torch.dtype) -> bool:
     """Return whether exp(logit_scale * s), for s in -1..1 and summed over any batch, may leave the floating type."""
-    largest_safe = 600 if dtype == torch.float64 else 50
+    # exp(50) is 5e21 and exp(-50) 2e-22: float32 (1e-38 to 3e38) also holds sums of 1e16 of them. exp(600) is 4e260.
+    if dtype == torch.float64:
+        largest_safe = 600
+    else:
+        largest_safe = 50
     # Negated, so that NaN needs the shift.
     return not abs(logit_scale) <= largest_safe
 
@@ -117,7 +121,7 @@ def make_exp_sums(logit_scales: Tensor, candidates: Sequence[int], dtype: torch.
     """Return the sums of T logit scales over candidates that are given as places in `CANDIDATES`."""
     exp_sums = []
     if logit_scales.is_cuda:
-        # The values are not looked at, which would wait for the GPU: the shift is right for any of them.
+        # Reading the values would wait for the GPU; a sum with the shift is correct for any of them.
         for scale, place in zip(logit_scales.to(dtype), candidates, strict=True):
             exp_sums.append(ExpSum(scale, CANDIDATES[place], needs_max_shift=True))
         return exp_sums

@@ -25,6 +25,7 @@ def normalize(z: Tensor) -> Tensor:
 def normalize_rows(z: Tensor) -> NormalizedRows:
     """Return the unit rows of z (N, D) and their divisors."""
     z = z.to(torch.promote_types(z.dtype, torch.float32))
+    # Detached: the unit row does not depend on the first divisor, so that has no gradient.
     largest_entry = _zeros_to_ones(z.detach().abs().amax(1, keepdim=True))
     z = z / largest_entry
     norm = _zeros_to_ones(torch.linalg.vector_norm(z, dim=1, keepdim=True))
@@ -33,6 +34,7 @@ def normalize_rows(z: Tensor) -> NormalizedRows:
 
 def backward_through_normalization_(grad_unit: Tensor, rows: NormalizedRows) -> Tensor:
     """Turn the gradient with respect to unit rows, in place, into the gradient with respect to the rows before."""
+    # The length of a row has no effect on its unit row, so the part of the gradient along the row vanishes.
     along_row = (rows.unit * grad_unit).sum(1, keepdim=True)
     grad_unit.addcmul_(rows.unit, along_row, value=-1)
     return grad_unit.div_(rows.norm).div_(rows.largest_entry)

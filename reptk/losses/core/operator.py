@@ -48,7 +48,7 @@ class _Inputs(NamedTuple):
         group: (N + K,) as in `Groups`.
         num_positives: (N,) as in `Groups`.
         logit_scales: (T,) float64, of each sum.
-        candidates: T places in `CANDIDATES`, since operators take no lists of words.
+        candidates: T positions in `CANDIDATES`, since operators take no lists of strings.
         first: the first row that this rank computes.
         count: how many rows it computes.
         with_means: whether the means over positives are computed.
@@ -182,6 +182,7 @@ def _scalar(scalar: float | Tensor, device: torch.device) -> Tensor:
 
 def _forward(inputs: _Inputs) -> _Outputs:
     z, keys, group = inputs.z, inputs.keys, inputs.group
+    # Autocast would multiply the rows in half precision.
     with torch.autocast(z.device.type, enabled=False):
         rows = normalize_rows(z)
         unit = rows.unit
@@ -195,7 +196,7 @@ def _forward(inputs: _Inputs) -> _Outputs:
         else:
             sums_of_exp = LogSums(unit.new_empty(0, z.shape[0]), unit.new_empty(0), unit.new_empty(0))
     log_sums = sums_of_exp.log_sum
-    # A row that is NaN shows in its norm even if it has no candidate. Looking at a GPU would wait for it.
+    # A row that is NaN shows in its norm even if it has no candidate. Reading the result from a GPU would wait for it.
     if not z.is_cuda and (rows.norm.isnan().any() or log_sums.isnan().any()):
         raise NumericalError(describe_nonfinite_rows(unit, keys))
     return _Outputs(
@@ -309,6 +310,7 @@ def _gradient_of_log_sums(inputs: _BackwardInputs, saved: _Saved) -> Tensor:
     is_empty = saved.log_sums == -torch.inf
     g = inputs.grad_log_sums.masked_fill(is_empty, 0.0)
     lse = saved.log_sums.masked_fill(is_empty, 0.0)
+    # The same choice as in the forward pass, whose cache only its own implementation can read.
     chosen = implementations.choose(inputs.implementation, unit, inputs.count, saved.group.shape[0])
     dtype = implementations.operand_dtype(chosen, inputs.z_dtype, unit.dtype)
     rows = KeyBlock(unit.to(dtype), saved.group[:num_rows], g, lse)
@@ -332,6 +334,7 @@ def _gradient_shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     inputs, outputs = _Inputs(*inputs), _Outputs(*output)
     ctx.mark_non_differentiable(*outputs[2:])  # all but log_sums and means
+    # An output that the loss does not use then has the gradient None, and its part of the backward pass is skipped.
     ctx.set_materialize_grads(False)
     saved = _Saved(
         log_sums=outputs.log_sums,
@@ -419,7 +422,7 @@ _forward_operator.register_autograd(partial(_backward, gradients=_backward_opera
 
 
 class _Function(torch.autograd.Function):
-    """The operator without the dispatcher, whose overhead shows on small batches."""
+    """The operator without PyTorch's dispatcher, which costs a measurable part of the time of small batches."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:

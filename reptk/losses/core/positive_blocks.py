@@ -10,7 +10,7 @@ from torch import Tensor
 from reptk.losses.core.key_blocks import ExpSum, KeyBlock
 
 BLOCK_PAIRS = 2**18
-"""Pairs whose logits are computed at once."""
+"""Pairs whose logits are computed at once: 1 MB in float32, which stays in a core's cache."""
 
 
 def sum_over_block(
@@ -21,6 +21,7 @@ def sum_over_block(
     expected = torch.zeros_like(log_sums) if with_expectation else anchors.z.new_empty(0)
     for stack in _stacks(anchors, block, exp_sum, is_self):
         shift = stack.logits.amax(2, keepdim=True)
+        # Minus infinity minus itself would be NaN: a row whose keys are all padding is shifted by 0.
         shift.masked_fill_(shift == -math.inf, 0.0)
         exponentials = stack.logits.sub_(shift).exp_()
         total = exponentials.sum(2)
@@ -80,6 +81,7 @@ def _stacks(anchors: KeyBlock, block: KeyBlock, exp_sum: ExpSum, is_self: bool) 
     extents = _split_large(_extents_of_groups(sorted_anchors, sorted_keys, is_self))
     _, heights, _, widths = extents.unbind(1)
     # Groups whose height and width round to the same powers of 2: at most half of each is padding.
+    # Logarithms of sizes are below 64, so the number is a different one for every pair of them.
     size_class = (64 * heights.double().log2().ceil() + widths.double().log2().ceil()).long()
     for value in size_class.unique().tolist():
         similar = extents[size_class == value]
@@ -99,7 +101,9 @@ def _extents_of_groups(sorted_anchors: _SortedBlock, sorted_keys: _SortedBlock, 
     first_keys = torch.searchsorted(key_groups, groups)
     widths = torch.searchsorted(key_groups, groups, right=True) - first_keys
     # Among the anchors' own keys, one is the anchor itself.
-    has_pairs = widths > (1 if is_self else 0)
+    min_width = 2 if is_self else 1
+    has_pairs = widths >= min_width
+    # On the CPU, since the shapes of the stacks depend on them.
     return torch.stack([first_anchors, heights, first_keys, widths], 1)[has_pairs].cpu()
 
 
@@ -125,6 +129,7 @@ def _stack(
     height, width = padded_size
     device_extents = extents.to(sorted_anchors.order.device)
     row_index, rows, is_row = _pick(sorted_anchors, device_extents[:, :2], height)
+    # Rows and keys of whole groups are the same; those of a strip of a large group are not.
     if is_self and torch.equal(extents[:, :2], extents[:, 2:]):
         key_index, keys, is_key = row_index, rows, is_row
     else:
@@ -149,6 +154,7 @@ def _pick(source: _SortedBlock, extents: Tensor, length: int) -> tuple[Tensor, T
     """
     first, count = extents[:, :, None].unbind(1)
     offset = torch.arange(length, device=source.order.device)
+    # Padding repeats the last row, so that every index is valid; the caller masks it.
     index = source.order[first + torch.minimum(offset, count - 1)]
     rows = source.block.z.index_select(0, index.flatten()).view(*index.shape, -1)
     return index, rows, offset < count

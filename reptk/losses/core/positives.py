@@ -29,8 +29,10 @@ class Groups:
 
     def __init__(self, ids: Tensor, num_rows: int) -> None:
         ids = ids.long().contiguous()
+        # Sorted and searched, not `unique`: the number of ids is then never read, which would wait for a GPU.
         sorted_ids = ids.sort().values
         self.group = torch.searchsorted(sorted_ids, ids)
+        # right=True: the place behind the last row of the id.
         group_end = torch.searchsorted(sorted_ids, ids[:num_rows], right=True)
         self.num_positives = group_end - self.group[:num_rows] - 1
 
@@ -38,6 +40,7 @@ class Groups:
 def class_sums(unit: Tensor, keys: Tensor, group: Tensor) -> Tensor:
     """Return (N + K, D): in row g the sum of the rows and keys of group g, zeros where no group has that number."""
     num_rows = unit.shape[0]
+    # As many rows as there can be groups: the shape must not depend on the ids.
     sums = unit.new_zeros(group.shape[0], unit.shape[1])
     sums.index_add_(0, group[:num_rows], unit)
     if keys.shape[0]:
@@ -56,6 +59,7 @@ def mean_over_positives(unit: Tensor, sums: Tensor, group: Tensor, num_positives
     """
     total = torch.empty_like(num_positives, dtype=unit.dtype)
     for chunk in _chunks(0, unit.shape[0]):
+        # The sum of the class without the row itself.
         sum_of_positives = sums.index_select(0, group[chunk]).sub_(unit[chunk])
         torch.sum(sum_of_positives.mul_(unit[chunk]), 1, out=total[chunk])
     return total.mul_(_reciprocal_or_zero(num_positives, unit.dtype))

@@ -63,6 +63,7 @@ class RowStatistics:
             _check_batch("keys", "key_ids", keys, key_ids)
             if keys.shape[1] != z.shape[1]:
                 raise ValueError(f"keys must be as wide as z, got {keys.shape[1]} and {z.shape[1]}")
+            # Once for all statistics; z is normalized by the operator, which also returns its gradient.
             with torch.autocast(z.device.type, enabled=False):
                 self._keys = normalize(keys.detach()).to(dtype)
             ids = torch.cat([ids.long(), key_ids.long()])
@@ -106,6 +107,7 @@ class RowStatistics:
             [term.candidates for term in all_terms],
             with_means,
         )
+        # The log-sums of all terms follow each other in the order of `sums`.
         unbound = iter(log_of_terms)
         log_sums = []
         for terms in sums:
@@ -122,6 +124,7 @@ def mean_over_anchors(values: Tensor, positives: Tensor) -> Tensor:
         positives: (N,) number of positives of each row, from `RowStatistics.positives`.
     """
     has_positive = positives > 0
+    # `where` and not a product with the mask: infinity times 0 is NaN, in the value and in the gradient.
     total = torch.where(has_positive, values, 0.0).sum()
     return total / has_positive.sum().clamp_min(1)
 
@@ -174,6 +177,7 @@ def _log_sum_exp(log_sums: list[Tensor]) -> Tensor:
     shift = stacked.detach().amax(0)
     shift = torch.where(shift == -math.inf, 0.0, shift)
     total = torch.exp(stacked - shift).sum(0)
+    # Both branches of `where` are differentiated, so the logarithm must not be that of 0.
     is_empty = total == 0
     log_total = torch.log(torch.where(is_empty, 1.0, total))
     return torch.where(is_empty, -math.inf, shift + log_total)

@@ -60,6 +60,7 @@ def _sum_over_blocks(
     log_sum = torch.logsumexp(log_sums, 0)
     if not with_expectation:
         return log_sum, expected[0]
+    # The softmax over all keys is a mixture of the softmax within each block.
     share_of_block = torch.exp(log_sums - log_sum.masked_fill(log_sum == -math.inf, 0.0))
     return log_sum, (share_of_block * torch.stack(expected)).sum(0)
 
@@ -93,8 +94,13 @@ def _sum_over_block(
 
 def _add_gradient(grad: Tensor, anchors: KeyBlock, block: KeyBlock, exp_sum: ExpSum, is_self: bool) -> None:
     order, anchors, block = _sort_by_group(anchors, block, exp_sum, is_self)
-    grad_in_order = grad if order is None else torch.zeros_like(grad)
-    weights_of = _ShiftedWeights(anchors, block) if exp_sum.needs_max_shift else _Weights(anchors, block, is_self)
+    grad_in_order = grad
+    if order is not None:
+        grad_in_order = torch.zeros_like(grad)
+    if exp_sum.needs_max_shift:
+        weights_of = _ShiftedWeights(anchors, block)
+    else:
+        weights_of = _Weights(anchors, block, is_self)
     for tile in _tiles(anchors, block, exp_sum, is_self):
         weights = weights_of(tile)
         grad_in_order[tile.rows].addmm_(weights, block.z[tile.keys])
@@ -107,7 +113,7 @@ def _add_gradient(grad: Tensor, anchors: KeyBlock, block: KeyBlock, exp_sum: Exp
 def _sort_by_group(
     anchors: KeyBlock, block: KeyBlock, exp_sum: ExpSum, is_self: bool
 ) -> tuple[Tensor | None, KeyBlock, KeyBlock]:
-    """Return the anchors' order, and both blocks in it; order None and both as they are where groups do not matter.
+    """Return the order that sorts the anchors by group, and both blocks sorted; None and both unsorted if all are candidates.
 
     In sorted blocks, few tiles hold pairs of one group and have to be masked.
     """
@@ -146,6 +152,7 @@ def _tiles(
     key_slices = _tile_slices(len(block.z))
     for rows in _tile_slices(len(anchors.z)):
         for keys in key_slices:
+            # Tiles below the diagonal mirror those above it.
             if is_self and keys.start < rows.start:
                 continue
             key_rows = block.z[keys]
@@ -186,6 +193,7 @@ class _GroupOverlap:
     def __call__(self, rows: slice, keys: slice) -> bool:
         if self.is_unknown:
             return True
+        # Two intervals of sorted numbers overlap if each starts before the other ends.
         rows_start_below = self.row_groups[rows.start] <= self.key_groups[keys.stop - 1]
         keys_start_below = self.key_groups[keys.start] <= self.row_groups[rows.stop - 1]
         return rows_start_below and keys_start_below
@@ -232,6 +240,7 @@ class _RunningSums:
         largest_logit = torch.maximum(before, tile.logits.amax(dim))
         shift = largest_logit.masked_fill(largest_logit == -math.inf, 0.0)
         exponentials = (tile.logits - shift.unsqueeze(dim)).exp_()
+        # The sums so far are relative to the previous largest logit.
         rescale = (before - shift).exp_()
         self.total[anchors] = self.total[anchors] * rescale + exponentials.sum(dim)
         if self.weighted_similarity is not None:
@@ -254,6 +263,7 @@ class _Weights:
     """H of a tile (see `operator.py`) as exp(x_ij) (u_i + u_j) with u = g exp(-lse): one exponential a pair."""
 
     def __init__(self, anchors: KeyBlock, block: KeyBlock, is_self: bool) -> None:
+        # Only used without a max shift, where log-sums are small enough for this exponential.
         self.row_weight = anchors.grad_log_sum * torch.exp(-anchors.log_sum)
         self.key_weight = None
         if is_self:
@@ -264,7 +274,7 @@ class _Weights:
             self.buffer = _tile_buffer(anchors, block)
 
     def __call__(self, tile: _Tile) -> Tensor:
-        """Return the weights in the place of the logits."""
+        """Return the weights, written over the logits."""
         row_weight = self.row_weight[tile.rows, None]
         if self.key_weight is None:
             return tile.logits.exp_().mul_(row_weight)

@@ -22,7 +22,7 @@ from reptk.losses.core.triton_kernels import gradient_kernel, half_sums_kernel, 
 LOG2E = math.log2(math.e)
 
 MAX_DIMENSIONS = 512
-"""A block of rows has to stay in registers."""
+"""A block of rows has to stay in registers. `implementations._suits_triton` repeats this number."""
 
 TARGET_PROGRAMS = 1024
 MAX_SHARES = 8
@@ -36,6 +36,7 @@ def forward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSum
     with torch.cuda.device_of(anchors.z):  # Triton launches on the current device, which need not be that of the rows
         for exp_sum in exp_sums:
             sums = _sum_over_blocks(anchors, key_blocks, exp_sum, with_expectation)
+            # The kernels compute in powers of 2: back to natural logarithms.
             log_sums.append((sums.largest_logit + sums.total.log2()) / LOG2E)
             if with_expectation:
                 expected.append(sums.weighted_similarity / sums.total.masked_fill(sums.total == 0, 1.0))
@@ -282,7 +283,7 @@ def launch_size(kernel: str, z: Tensor, n: int) -> LaunchSize:
         # Blocks of 128 rows would be fewer than processors.
         has_few_blocks = n <= 128 * device.multi_processor_count
     else:
-        shared_memory = 232_448
+        shared_memory = 232_448  # that of an H100; the interpreter has no limit
         has_few_blocks = False
     sizes = _LAUNCH_SIZES
     # In half precision, fewer rows and more keys: for the gradient's registers, or where blocks are few.
@@ -295,12 +296,14 @@ def launch_size(kernel: str, z: Tensor, n: int) -> LaunchSize:
         bytes_of_rows = (size.rows + (size.stages - 1) * size.keys) * width * z.element_size()
         if z.dtype == torch.float32:
             bytes_of_rows *= 2  # each in two parts, for three TF32 products
+        # 2**14 sums fit into the registers of one program; the logits need 4 bytes each in shared memory.
         if size.rows * width <= 2**14 and bytes_of_rows + 4 * size.rows * size.keys <= shared_memory:
             return size
     return _LAUNCH_SIZES[-1]
 
 
 def padded_width(d: int) -> int:
+    # Triton's blocks have powers of 2 as sides, and `tl.dot` needs at least 16.
     return max(16, triton.next_power_of_2(d))
 
 

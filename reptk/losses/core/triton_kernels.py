@@ -59,7 +59,7 @@ def half_sums_kernel(
     share, num_shares = tl.program_id(1), tl.num_programs(1)
     rows = first + tl.arange(0, ROWS)
     x = _load_rows(z_ptr, rows, n, d, WIDTH)
-    scale = tl.load(scale_ptr) * 1.4426950408889634
+    scale = tl.load(scale_ptr) * 1.4426950408889634  # log2(e)
     if CANDIDATES == "negatives":
         row_group = tl.load(group_ptr + rows, mask=rows < n, other=-1)
     sums = tl.zeros([ROWS], tl.float32)
@@ -94,7 +94,7 @@ def sums_kernel(
     x = _load_rows(x_ptr, rows, n, d, WIDTH)
     x_group = tl.load(x_group_ptr + rows, mask=rows < n, other=-1)
     place = tl.load(order_ptr + rows, mask=rows < n, other=0)
-    scale = tl.load(scale_ptr) * 1.4426950408889634
+    scale = tl.load(scale_ptr) * 1.4426950408889634  # log2(e)
     largest = tl.load(largest_ptr + place, mask=rows < n, other=float("-inf"))
     total = tl.load(total_ptr + place, mask=rows < n, other=0.0)
     weighted = tl.load(weighted_ptr + place, mask=rows < n, other=0.0)

@@ -172,6 +172,7 @@ def build_kornia(table: Operation) -> KorniaOperation | KorniaChoice:
     """
     name = str(table.get("name"))
     arguments = {argument: _with_tuples(value) for argument, value in table.items() if argument != "name"}
+    # kornia's AutoAugment is a container and no augmentation; reptk draws a sub-policy for each image itself.
     factory = _auto_augment
     if name != "AutoAugment":
         factory = _kornia_class(name)
@@ -179,9 +180,11 @@ def build_kornia(table: Operation) -> KorniaOperation | KorniaChoice:
             raise ValueError(unknown("kornia operation", name, ["AutoAugment", *_kornia_names()]))
     try:
         operation = factory(**arguments)
-    except Exception as cause:
+    except Exception as cause:  # kornia raises errors of many types
         raise ValueError(f"kornia's {name} refuses {arguments}: {cause}") from cause
-    return operation if isinstance(operation, KorniaChoice) else KorniaOperation(operation)
+    if isinstance(operation, KorniaChoice):
+        return operation
+    return KorniaOperation(operation)
 
 
 def _auto_augment(policy: str = "cifar10") -> KorniaChoice:
@@ -212,6 +215,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _is_resized(module: nn.Module, images: Tensor) -> bool:
+    """Return whether a Resize would change nothing."""
     return isinstance(module, ka.Resize) and images.shape[-2:] == tuple(module.flags["size"])
 
 
@@ -232,7 +236,10 @@ def _take_rows(params: KorniaParams, rows: Tensor, shape: torch.Size, device: to
     """The parameters of some images, all of which drew the operation, on the images' device."""
     taken = {}
     for name, value in params.items():
-        taken[name] = value if name in _WHOLE_BATCH else value[rows].to(device)
+        if name in _WHOLE_BATCH:
+            taken[name] = value
+        else:
+            taken[name] = value[rows].to(device)
     taken["batch_prob"] = torch.ones(len(rows), device=device)
     taken["forward_input_shape"] = torch.tensor(shape)
     if "batch_idx" in params:  # RandomChannelDropout: the number of each image

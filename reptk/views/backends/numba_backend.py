@@ -40,26 +40,28 @@ class NumbaBackend:
 
     def run(self, images: Tensor, params: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         shapes = [tuple(images.shape[-2:])]
-        for each in self.passes:
-            shapes.append(each.output_shape(shapes[-1]))
+        for pass_ in self.passes:
+            shapes.append(pass_.output_shape(shapes[-1]))
         if out is None:
             out = torch.empty(len(images), 3, *shapes[-1], dtype=float_type(images))
-        spatial = [number for number, each in enumerate(self.passes) if isinstance(each, SpatialPass)]
+        spatial = [number for number, pass_ in enumerate(self.passes) if isinstance(pass_, SpatialPass)]
         source = images
         if 0 not in spatial:
             # The first pass works in place, so it needs floats, in memory that nobody else uses.
             source = torch.empty(images.shape, dtype=out.dtype) if spatial else out
             torch.clamp(scale_to_unit(images), 0, 1, out=source)
+        # Spatial passes write to new memory, the last one to `out`; color and blur passes change it in place.
         kernels = []
-        for number, (each, tables) in enumerate(with_params(self.passes, params)):
+        for number, (pass_, tables) in enumerate(with_params(self.passes, params)):
             target = source
             if number in spatial:
                 is_last = number == spatial[-1]
                 target = out if is_last else out.new_empty(len(images), 3, *shapes[number + 1])
-            kernels.append(_kernel(each, source, target, tables))
+            kernels.append(_kernel(pass_, source, target, tables))
             source = target
         length = chunk_length(images, out)
 
+        # All passes of a chunk before the next chunk, which keeps it in the cache.
         def run_range(first: int, last: int) -> None:
             for start in range(first, last, length):
                 for kernel in kernels:
@@ -69,15 +71,15 @@ class NumbaBackend:
         return out
 
 
-def _kernel(each: Pass, source: Tensor, target: Tensor, params: Sequence[Tensor]) -> Kernel:
-    if isinstance(each, SpatialPass):
-        return _spatial_kernel(each, source, target, params)
-    if isinstance(each, BlurPass):
-        return _blur_kernel(each, target, params)
-    if each.is_exact:
-        steps = torch.cat(each.steps(params, torch.float64), dim=1).numpy()
+def _kernel(pass_: Pass, source: Tensor, target: Tensor, params: Sequence[Tensor]) -> Kernel:
+    if isinstance(pass_, SpatialPass):
+        return _spatial_kernel(pass_, source, target, params)
+    if isinstance(pass_, BlurPass):
+        return _blur_kernel(pass_, target, params)
+    if pass_.is_exact:
+        steps = torch.cat(pass_.steps(params, torch.float64), dim=1).numpy()
         return partial(apply_color_steps, target.flatten(2).numpy(), steps, np.array(operations.LUMA))
-    return _color_kernel(each, target, params)
+    return _color_kernel(pass_, target, params)
 
 
 def _spatial_kernel(spatial: SpatialPass, source: Tensor, target: Tensor, params: Sequence[Tensor]) -> Kernel:
@@ -116,6 +118,7 @@ def _gaussian_weights(sigma: Tensor, kernel: int, dtype: torch.dtype) -> tuple[n
     """Return weights (n, kernel // 2 + 1) of distances 0, 1, ..., and the largest distance (n,) that is not negligible."""
     distances = torch.arange(kernel // 2 + 1, dtype=torch.float64)
     weights = operations.gaussian(distances, sigma.double())
+    # Every distance but 0 occurs on both sides.
     totals = 2 * weights.sum(1, keepdim=True) - 1
     negligible = NEGLIGIBLE if dtype == torch.float32 else 0.0
     reach = (weights > negligible).sum(1) - 1
@@ -132,6 +135,7 @@ def _clip(value, one):
 @njit
 def _clip_all(values):
     """`_clip`, in place."""
+    # A Python 1.0 would make numba compute in float64.
     one = values.dtype.type(1)
     for x in range(len(values)):
         values[x] = _clip(values[x], one)
@@ -165,6 +169,7 @@ def _resize_taps(start, length, extent, is_flipped, stride, places, weights):
             weights[0, x], weights[1, x] = 1 - (center - pixel), center - pixel
         return 2
     reach = max(step, 1.0)
+    # Only pixels of the image count: a RandomCrop's part may reach beyond it.
     begin, end = max(start, 0), min(start + length, extent)
     unused = stride * max(min(begin, end - 1), 0)
     taps = min(len(places), int(np.ceil(2 * reach)) + 1) if step > 1 else 2
@@ -179,6 +184,7 @@ def _resize_taps(start, length, extent, is_flipped, stride, places, weights):
                 count += 1
         for tap in range(count):
             weights[tap, x] /= total
+        # Every output pixel has the same number of taps, so unused ones point to a valid pixel with weight 0.
         for tap in range(count, taps):
             places[tap, x], weights[tap, x] = unused, 0
     return taps
@@ -202,6 +208,7 @@ def resample(source, target, boxes, is_upside_down, is_mirrored, white, first, l
     x_near, x_far, near_weights, far_weights = xs[0], xs[1], x_weights[0], x_weights[1]
     # For each output row: blend the input's lines into `lines`, then resize these across.
     lines, one = np.zeros(planes * length, target.dtype), target.dtype.type(1)
+    # In a line of planar memory the channels follow each other; in channels-last memory, those of each pixel do.
     next_channel = length if planes == 3 else 1
     reds, greens, blues = lines, lines[next_channel:], lines[2 * next_channel :]
     for number in range(first, last):
@@ -342,36 +349,37 @@ def apply_color_steps(target, steps, luma, first, last):
         image = target[number]
         for step in range(steps.shape[1]):
             color, luma_share, mean_share, turns = steps[number, step]
-            is_grey = color == 0 and luma_share == 1
+            is_gray = color == 0 and luma_share == 1
+            # A step has one effect (see `color_steps`), so the others need not be computed.
             if turns != 0:
                 _shift_hue(image, 6 * turns)
             elif luma_share != 0:
-                _add_grey(image, color, luma_share, luma, False)
+                _add_gray(image, color, luma_share, luma, False)
             elif mean_share != 0:
-                _add_grey(image, color, mean_share, luma, True)
+                _add_gray(image, color, mean_share, luma, True)
             elif color != 1:
                 image *= target.dtype.type(color)
             else:
                 continue
-            if not is_grey:  # which stays in 0..1
+            if not is_gray:  # which stays in 0..1
                 for channel in range(3):
                     _clip_all(image[channel])
 
 
 @njit
-def _add_grey(image, share, grey_share, luma, is_mean):
-    """share times the image (3, pixels) and grey_share times its luma, or the mean of that; in place."""
+def _add_gray(image, share, gray_share, luma, is_mean):
+    """share times the image (3, pixels) and gray_share times its luma, or the mean of that; in place."""
     type_ = image.dtype.type
     red, green, blue = image[0], image[1], image[2]
-    share, other = type_(share), type_(grey_share)
+    share, other = type_(share), type_(gray_share)
     r_weight, g_weight, b_weight = type_(luma[0]), type_(luma[1]), type_(luma[2])
     mean = (luma[0] * red.sum() + luma[1] * green.sum() + luma[2] * blue.sum()) / len(red)
     mean = type_(mean)
     for x in range(len(red)):
-        grey = other * (mean if is_mean else r_weight * red[x] + g_weight * green[x] + b_weight * blue[x])
-        red[x] = share * red[x] + grey
-        green[x] = share * green[x] + grey
-        blue[x] = share * blue[x] + grey
+        gray = other * (mean if is_mean else r_weight * red[x] + g_weight * green[x] + b_weight * blue[x])
+        red[x] = share * red[x] + gray
+        green[x] = share * green[x] + gray
+        blue[x] = share * blue[x] + gray
 
 
 @njit

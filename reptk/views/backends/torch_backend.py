@@ -18,7 +18,7 @@ from reptk.views.operations import (
     enlarging_weights,
     gaussian,
     luma,
-    mix_with_grey,
+    mix_with_gray,
     resize_weights,
     source_centers,
 )
@@ -47,15 +47,15 @@ class TorchBackend:
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self.passes = passes
-        self.executors = [_executor(each) for each in passes]
+        self.executors = [_executor(pass_) for pass_ in passes]
 
     def run(self, images: Tensor, params: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         if is_batched(images):
             return self.run_batch(images, params)
         if out is None:
             shape = images.shape[-2:]
-            for each in self.passes:
-                shape = each.output_shape(shape)
+            for pass_ in self.passes:
+                shape = pass_.output_shape(shape)
             out = torch.empty(len(images), 3, *shape, dtype=float_type(images))
         self.run_chunks(images, params, out)
         return out
@@ -86,9 +86,9 @@ class TorchBackend:
     def _prepare(self, images: Tensor, params: Sequence[Tensor]) -> list[Prepared]:
         shape, dtype = tuple(images.shape[-2:]), float_type(images)
         prepared = []
-        for executor, (each, tables) in zip(self.executors, with_params(self.passes, params), strict=True):
+        for executor, (pass_, tables) in zip(self.executors, with_params(self.passes, params), strict=True):
             prepared.append(executor.prepare(tables, shape, dtype))
-            shape = each.output_shape(shape)
+            shape = pass_.output_shape(shape)
         return prepared
 
 
@@ -107,7 +107,9 @@ class _TorchSpatial:
             return flips
         if isinstance(crop, Resize) and crop.size == shape:
             has_flips = len(self.spatial.operations) > 1
-            return flips if has_flips else ()
+            if has_flips:
+                return flips
+            return ()
         boxes = params[0].to(dtype)
         starts, lengths, is_flipped = boxes[:, :2], boxes[:, 2:], torch.stack(flips, dim=1)
         prepared = []
@@ -117,7 +119,9 @@ class _TorchSpatial:
         return tuple(prepared)
 
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
+        # `prepare` returned flips alone, or nothing: resampling needs three tensors or six.
         if len(prepared) <= 2:
+            # strict=False, because without flips there is nothing to iterate over.
             for is_flipped, axis in zip(prepared, (2, 3), strict=False):
                 images = torch.where(is_flipped[:, None, None, None], images.flip(axis), images)
             return images
@@ -168,7 +172,7 @@ class _TorchExactColor:
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
         for steps in prepared:
             if steps.shape[1] == 1:  # to grey, which has no mean and no hue, and stays within 0..1
-                matrices = mix_with_grey(steps[:, 0, 0], steps[:, 0, 1])
+                matrices = mix_with_gray(steps[:, 0, 0], steps[:, 0, 1])
                 images = torch.bmm(matrices, images.flatten(2)).view_as(images)
             else:
                 for step in steps.unbind(1):
@@ -181,7 +185,7 @@ def _color_step(images: Tensor, step: Tensor) -> Tensor:
     color, luma_share, mean_share, turns = step.unbind(1)
     mean = luma(images.mean((2, 3))[:, :, None, None])[:, 0, 0]
     offset = mean_share[:, None, None] * mean[:, None]
-    matrices = mix_with_grey(color, luma_share)
+    matrices = mix_with_gray(color, luma_share)
     mixed = torch.baddbmm(offset, matrices, images.flatten(2)).clamp_(0, 1).view_as(images)
     if is_batched(images):
         has_turn = (turns != 0).view(-1, 1, 1, 1)
@@ -211,20 +215,22 @@ class _TorchBlur:
         return images.index_copy(0, blurred, blur(images[blurred], sigma[blurred], self.kernel, scratch))
 
 
-def _executor(each: Pass) -> _TorchSpatial | _TorchColor | _TorchExactColor | _TorchBlur:
-    if isinstance(each, SpatialPass):
-        return _TorchSpatial(each)
-    if isinstance(each, BlurPass):
-        return _TorchBlur(each)
-    if each.is_exact:
-        return _TorchExactColor(each)
-    return _TorchColor(each)
+def _executor(pass_: Pass) -> _TorchSpatial | _TorchColor | _TorchExactColor | _TorchBlur:
+    if isinstance(pass_, SpatialPass):
+        return _TorchSpatial(pass_)
+    if isinstance(pass_, BlurPass):
+        return _TorchBlur(pass_)
+    if pass_.is_exact:
+        return _TorchExactColor(pass_)
+    return _TorchColor(pass_)
 
 
 def _axis_groups(size: Shape, shape: Sequence[int]) -> list[slice]:
     """The axes, 0 vertical and 1 horizontal, in groups that are computed at once because their sizes agree."""
     is_square = size[0] == size[1] and shape[0] == shape[1]
-    return [slice(0, 2)] if is_square else [slice(0, 1), slice(1, 2)]
+    if is_square:
+        return [slice(0, 2)]
+    return [slice(0, 1), slice(1, 2)]
 
 
 def _resample(images: Tensor, row_maps: Tensor, column_maps: Tensor, scratch: Scratch) -> Tensor:
@@ -250,7 +256,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     value, smallest = images.amax(-3), images.amin(-3)
     chroma = value - smallest
     red, green, blue = images.unbind(-3)
-    span = torch.where(chroma > 0, chroma, 1)
+    span = torch.where(chroma > 0, chroma, 1)  # a gray pixel has no hue, and is not to be divided by 0
     # The hue in sixths of a turn, by the largest channel.
     green_or_blue = torch.where(value == green, 2 + (blue - red) / span, 4 + (red - green) / span)
     sixths = torch.where(value == red, (green - blue) / span, green_or_blue)
@@ -281,8 +287,8 @@ def _band_matrix(weights: Tensor, extent: int) -> Tensor:
     kernel = weights.shape[1]
     pixels = torch.arange(extent, device=weights.device)
     offsets = torch.arange(kernel, device=weights.device) - kernel // 2
-    sources = (pixels + offsets[:, None]).abs()
     # Reflection at both borders, without repeating the border pixel.
+    sources = (pixels + offsets[:, None]).abs()
     sources = (extent - 1) - ((extent - 1) - sources).abs()
     is_source = (sources[:, :, None] == pixels).to(weights.dtype)
     return (weights @ is_source.view(kernel, -1)).view(len(weights), extent, extent)
