@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MAX_ROWS = 4096
-"""Rows that are looked at: products of all pairs are computed."""
+"""Rows that are used at most, since products of all pairs are computed."""
 
 COLLAPSED_STD = 0.1
 """Spread of embeddings (1: even over the sphere) below which they have collapsed."""
@@ -48,6 +48,7 @@ def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
         evenly, 0 for collapse.
     """
     z = functional.normalize(h[:MAX_ROWS].float(), dim=1)
+    # Of unit rows; rounding could make the distance of equal ones negative.
     squared_distance = (2 - 2 * z @ z.T).clamp_min_(0)
     is_pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     values = {
@@ -71,12 +72,14 @@ def effective_rank(z: Tensor) -> float:
     RankMe (Garrido et al. 2023, arXiv 2210.02885); a value that falls towards 1 means collapse.
     """
     values = torch.linalg.svdvals(z.float())
+    # 1e-7 as in the paper, so that the logarithm of an unused dimension is finite.
     share = values / values.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
 
 
 def is_collapsed(state: Mapping[str, float], min_std: float = COLLAPSED_STD) -> bool:
     """Whether `health` shows embeddings at a point, on a line or in few of their dimensions."""
+    # A line has rank 1, whatever the number of dimensions.
     min_rank = max(1.5, COLLAPSED_RANK_SHARE * state["dimensions"])
     return state["std"] < min_std or state["rank"] < min_rank
 
@@ -119,6 +122,7 @@ def concerns(
                 f"dead temperature: at {temperature:g}, {100 * flatness:.0f} % of a batch weighs alike whatever its "
                 "similarity, so near and far images push with the same force. Lower loss.temperature (0.05 to 0.5 is usual)"
             )
+    # NT-Xent and SupCon of random embeddings: all other rows have about the same probability.
     chance_loss = math.log(max(len(z) - 1, 2))
     is_solved = loss < SOLVED_LOSS * chance_loss
     if is_solved and accuracy is not None and untrained is not None and accuracy <= untrained:
@@ -135,5 +139,6 @@ def softmax_flatness(z: Tensor, temperature: float) -> float:
     """Return the perplexity of softmax(similarity / temperature) over the other rows as a share of their number, averaged."""
     z = functional.normalize(z[:MAX_ROWS].float(), dim=1)
     log_p = (z @ z.T / temperature).fill_diagonal_(-torch.inf).log_softmax(1)
+    # The diagonal is -inf with probability 0, and 0 times -inf would be NaN.
     entropy = -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(1)
     return (entropy.exp().mean() / max(len(z) - 1, 1)).item()

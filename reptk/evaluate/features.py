@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,16 @@ PIXELS_PX = 32
 """Largest side of the images of the raw-pixel baseline."""
 
 MIN_NORM = 1e-12
+"""Features are divided by at least this, as in `torch.nn.functional.normalize`, so that zero rows stay zero."""
 
 Embed = Callable[[Tensor], Tensor]
-Views = Callable[[Tensor, int], Tensor]
+"""(b, 3, H, W) floats in 0..1 -> (b, F)."""
+DrawViews = Callable[[Tensor, int], Tensor]
+"""(images (b, 3, H, W) uint8, key) -> (V, b, 3, h, w); see `reptk.views.Views`."""
 
 
 class NormalizedFeatures(NamedTuple):
-    """Rows (n, F) of unit length, and the norms (n, 1) that they had before."""
+    """Features (n, F) scaled to unit length, and the norms (n, 1) that they had before."""
 
     unit: Tensor
     norm: Tensor
@@ -95,7 +99,7 @@ class ImageFeatures(FeatureStore):
         *,
         size_px: int,
         crop: float = 1.0,
-        views: Views | None = None,
+        views: DrawViews | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -131,8 +135,9 @@ class ImageFeatures(FeatureStore):
         return self._encoded_once(split, number, draw).gathered().unit
 
     def image_batches(self, split: Split, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        images = prefetch(split.images, batches, workers=self.workers, device=self.device)
-        return DevicePrefetcher(images, self.device)
+        # A generator, which its caller can close; this ends the threads that read the images.
+        with closing(prefetch(split.images, batches, workers=self.workers, device=self.device)) as host_batches:
+            yield from DevicePrefetcher(host_batches, self.device)
 
     def embed(self, images: Tensor) -> Tensor:
         return self._embed(images)
@@ -157,10 +162,12 @@ class ImageFeatures(FeatureStore):
         """Encode this rank's images; `prepare(images, first)` gets blocks of images, the first of which has that index."""
         first, last = _shard(len(split), BLOCK)
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
-        blocks = DevicePrefetcher(read_blocks(split, ranges, self.workers, self.device), self.device)
         encoded = []
-        for indices, (images,) in zip(ranges, blocks, strict=True):
-            encoded.append(self._encode_block(images, indices.start, prepare))
+        # Closed, so that the threads end even if a block cannot be encoded.
+        with closing(read_blocks(split, ranges, self.workers, self.device)) as host_blocks:
+            blocks = DevicePrefetcher(host_blocks, self.device)
+            for indices, (images,) in zip(ranges, blocks, strict=True):
+                encoded.append(self._encode_block(images, indices.start, prepare))
         if not encoded:
             # More ranks than blocks: no rows for this rank, but of the same width as the others'.
             example = split.images.fetch(torch.tensor([0]))
@@ -170,6 +177,7 @@ class ImageFeatures(FeatureStore):
         return _ShardedRows(NormalizedFeatures(h.div_(norm), norm), first, self.device)
 
     def _encode_block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+        # On the CPU: the features of a whole split may not fit on a GPU.
         h = self._embed(prepare(images.to(self.device), first)).float().cpu()
         if self.progress is not None:
             self.progress(len(images))
@@ -206,6 +214,7 @@ def pixels(split: Split) -> Embed:
 
 def _shard(count: int, block: int) -> tuple[int, int]:
     """First and last index (exclusive) of this rank's share of `count` rows, in whole blocks."""
+    # Rounded up: the last rank may have less, or nothing.
     blocks = -(-count // (block * distributed.world_size()))
     first = min(distributed.rank() * blocks * block, count)
     last = min(first + blocks * block, count)

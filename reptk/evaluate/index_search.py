@@ -52,6 +52,7 @@ def _search_with(index: ApproximateIndex) -> Search:
         for first in range(0, len(queries), BLOCK):
             block = queries[first : first + BLOCK].float()
             block_exclude = None if exclude is None else exclude[first : first + BLOCK]
+            # The similarities of an approximate index are those of compressed vectors.
             _, rows = index.search(block, num_candidates)
             yield rerank(bank, block, rows, k, block_exclude)
 

@@ -91,6 +91,7 @@ def gains(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dict[s
 
 def _grouped_by_count(means: Mapping[str, QueryMean]) -> list[list[str]]:
     """Names of means over the same number of queries, which share their bootstrap draws."""
+    # The draws depend on the number of queries alone, so one bootstrap serves the whole group.
     groups: dict[int, list[str]] = {}
     for name, mean in means.items():
         groups.setdefault(len(mean.values), []).append(name)
@@ -130,4 +131,7 @@ def _rule_of_three(mean: QueryMean, low: float, high: float) -> Interval:
     if not is_degenerate or answered == 0:
         return low, high
     width = min(1.0, 3 / answered)
-    return (0.0, width) if mean == 0 else (1 - width, 1.0)
+    # Without a failure among n queries, at most 3 / n fail at 95 % confidence (Hanley and Lippman-Hand 1983).
+    if mean == 0:
+        return 0.0, width
+    return 1 - width, 1.0

@@ -36,7 +36,7 @@ class StreamMetric(Protocol):
         """
 
     def compute(self) -> Mapping[str, float]:
-        """Return the metrics of all queries so far, by name."""
+        """Return the metrics of all queries so far, by name. On several ranks all of them have to be `QueryMean`s."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class RetrievalTask:
         if self.exclude is None:
             return len(self.bank_labels)
         excludes_any = bool(self.all_gather(self.exclude >= 0).any())
-        return len(self.bank_labels) - excludes_any
+        # A query that is a row of the bank has one row less to be compared with, and all queries get the same k.
+        return len(self.bank_labels) - int(excludes_any)
 
     def relevant_counts(self) -> Tensor:
         """Return (q,) how many rows of the bank have the query's class, the query itself not counted.
@@ -86,7 +87,9 @@ class RetrievalTask:
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks' queries, in the order of the queries."""
-        return distributed.all_gather_uneven(rows) if self.is_sharded else rows
+        if not self.is_sharded:
+            return rows
+        return distributed.all_gather_uneven(rows)
 
 
 def labeled_task(
@@ -99,8 +102,8 @@ def labeled_task(
     """
     _check_labels("bank", bank, bank_labels)
     _check_labels("query", queries, query_labels)
-    if exclude is not None and (exclude.shape != query_labels.shape or int(exclude.max()) >= len(bank)):
-        raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
+    if exclude is not None:
+        check_exclude(exclude, len(bank), len(queries))
     bank_labels, query_labels = bank_labels.cpu().long(), query_labels.cpu().long()
     in_bank, in_queries = bank_labels >= 0, query_labels >= 0
     if exclude is not None:
@@ -127,22 +130,22 @@ def dataset_task(features: FeatureStore, data: Data) -> RetrievalTask:
     bank, first_row = features.local_part(data.bank)
     queries, first_query = features.local_part(data.query)
     in_bank, in_queries = data.bank.labels >= 0, data.query.labels >= 0
-    for name, is_labeled in (("bank", in_bank), ("query", in_queries)):
-        if not is_labeled.any():
+    for name, has_label in (("bank", in_bank), ("query", in_queries)):
+        if not has_label.any():
             raise ValueError(f"no {name} row has a label")
     local_rows = slice(first_row, first_row + len(bank))
     local_queries = slice(first_query, first_query + len(queries))
-    is_asked = in_queries[local_queries]
+    is_labeled = in_queries[local_queries]
     exclude = self_index(data)
     if exclude is not None:
-        exclude = _renumbered(exclude, in_bank)[local_queries][is_asked]
+        exclude = _renumbered(exclude, in_bank)[local_queries][is_labeled]
     return RetrievalTask(
         bank=bank[in_bank[local_rows]],
         bank_labels=data.bank.labels[in_bank],
         bank_index=in_bank.nonzero()[:, 0],
-        queries=queries[is_asked],
-        query_labels=data.query.labels[local_queries][is_asked],
-        query_index=first_query + is_asked.nonzero()[:, 0],
+        queries=queries[is_labeled],
+        query_labels=data.query.labels[local_queries][is_labeled],
+        query_index=first_query + is_labeled.nonzero()[:, 0],
         exclude=exclude,
         is_sharded=True,
     )
@@ -176,7 +179,7 @@ def accumulate(
     if search_fn is None:
         search_fn = search_sharded if task.is_sharded else search
     depth = max(metric.depth for metric in metrics)
-    # A rank may have no queries; an empty block tells its metrics their names and types.
+    # A rank may have no queries; from an empty block its metrics have the names and types of the other ranks' ones.
     for metric in metrics:
         metric.update(task.query_labels[:0], torch.zeros(0, depth), torch.zeros(0, depth, dtype=torch.long))
     done = 0
@@ -198,7 +201,10 @@ def accumulate(
 
 def self_index(data: Data) -> Tensor | None:
     """Return (q,) the row of the bank that each query is; None if bank and queries are different splits."""
-    return torch.arange(len(data.query)) if data.bank is data.query else None
+    # By identity: only the same split has the same rows in the same order.
+    if data.bank is data.query:
+        return torch.arange(len(data.query))
+    return None
 
 
 def clamp_k(ks: Sequence[int], max_k: int) -> list[int]:
@@ -213,6 +219,12 @@ def append_sentinel(values: Tensor, sentinel: int) -> Tensor:
     return torch.cat([values, values.new_tensor([sentinel])])
 
 
+def check_exclude(exclude: Tensor, num_rows: int, num_queries: int) -> None:
+    """Raise ValueError unless `exclude` holds a row of the bank, or -1, for every query."""
+    if exclude.shape != (num_queries,) or int(exclude.max()) >= num_rows:
+        raise ValueError(f"exclude must hold {num_queries} row numbers below {num_rows} (or -1)")
+
+
 def _check_labels(name: str, rows: Tensor, labels: Tensor) -> None:
     if len(rows) != len(labels) or labels.ndim != 1:
         raise ValueError(f"{len(rows)} {name} rows but labels of shape {tuple(labels.shape)}")
@@ -220,7 +232,8 @@ def _check_labels(name: str, rows: Tensor, labels: Tensor) -> None:
         raise ValueError(f"no {name} row has a label")
     if (labels < 0).any():
         # Search checks the rows that are left; its message would count them without the dropped ones.
-        check_vectors("bank" if name == "bank" else "queries", rows)
+        vectors_name = "bank" if name == "bank" else "queries"
+        check_vectors(vectors_name, rows)
 
 
 def _renumbered(rows: Tensor, is_left: Tensor) -> Tensor:

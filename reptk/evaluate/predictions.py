@@ -79,10 +79,12 @@ class Predictions:
     def sampled(self, row: str, max_queries: int = MAX_QUERIES) -> "Predictions":
         """Return those of at most so many queries (see `sample_queries`), as those of a row of results.json."""
         chosen = sample_queries(len(self), max_queries)
-        return replace(self, row=row, **{name: tensor[chosen] for name, tensor in self._tensors().items()})
+        sampled = {name: tensor[chosen] for name, tensor in self._tensors().items()}
+        return replace(self, row=row, **sampled)
 
     def save(self, folder: Path) -> Path:
         """Write `evaluation.safetensors` into a folder, atomically."""
+        # Cloned, because safetensors refuses tensors that share memory, as `labels` and `predicted` may.
         tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self._tensors().items()}
         # The report draws a map of them, for which half the file is precise enough.
         tensors["features"] = tensors["features"].half()
@@ -141,6 +143,7 @@ class PredictionCollector:
         self.num_neighbors = num_neighbors
         self.depth = max(k, num_neighbors)
         self._num_classes = int(task.bank_labels.max()) + 1
+        # Each table ends with the value of a missing neighbor, whose row is -1.
         self._bank_labels = append_sentinel(task.bank_labels, -1)
         self._vote_labels = append_sentinel(task.bank_labels, self._num_classes)
         self._bank_index = append_sentinel(task.bank_index, -1)
@@ -186,6 +189,6 @@ def sample_queries(count: int, max_queries: int = MAX_QUERIES) -> Tensor:
     """Return sorted indices below `count`: all of them, or `max_queries` of a draw that depends on `count` alone."""
     if count <= max_queries:
         return torch.arange(count)
-    # The name of this stream decides which queries are drawn; another one would make old and new runs incomparable.
+    # The name of the random stream decides which queries are drawn; another one would make old and new runs incomparable.
     stream = rng.generator("evidence", count)
     return torch.randperm(count, generator=stream)[:max_queries].sort().values

@@ -44,5 +44,5 @@ class Evaluator(Protocol):
         """Return the metrics, with everything that belongs into results.json and the report."""
 
     def during_training(self, features: FeatureStore, data: Data) -> EvalResult:
-        """Return what is measured after an epoch; evaluators may leave out what takes long or nobody reads there."""
+        """Return what is measured after an epoch: by default everything, else only what is fast and shown during training."""
         return self(features, data)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import environment
+from reptk.core.errors import UsageError
 from reptk.core.files import write_text
 from reptk.data import Data
 from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
@@ -130,10 +131,17 @@ def write_results(folder: Path, results: Table, evaluation: Evaluation) -> None:
 
 
 def headline(metrics: Mapping[str, float]) -> str:
-    """Return the name of the main metric: the weighted kNN with k nearest to 20, else the first metric."""
+    """Return the name of the main metric: the weighted kNN with k nearest to 20, else the first metric.
+
+    Raises:
+        UsageError: there are no metrics.
+    """
+    # `knn@20,t=0.2`, the vote at a further temperature, is no candidate.
     ks = [int(name[4:]) for name in metrics if name.startswith("knn@") and name[4:].isdigit()]
     if ks:
         return f"knn@{headline_k(ks)}"
+    if not metrics:
+        raise UsageError("no evaluator returned a metric; name one that does in an [eval.NAME] table")
     return next(iter(metrics))
 
 
@@ -165,6 +173,7 @@ def class_table(evaluation: Evaluation, data: Data) -> list[Table]:
     query_counts = torch.bincount(predictions.labels, minlength=num_classes)
     means: dict[str, list[float | None]] = {}
     for name, value in evaluation.metrics.items():
+        # Only with a value for every query can the values be assigned to classes.
         is_of_all_queries = isinstance(value, QueryMean) and len(value.values) == len(predictions)
         if is_of_all_queries and not name.startswith("knn_majority"):
             means[name] = _class_means(value.values, predictions.labels, num_classes)
@@ -188,6 +197,7 @@ def confusions(evaluation: Evaluation, classes: Sequence[str]) -> list[Table]:
     labels, predicted = predictions.labels, predictions.predicted
     query_counts = torch.bincount(labels, minlength=len(classes))
     is_wrong = predicted != labels
+    # Each different column of (2, errors) is a confusion.
     pairs, counts = torch.stack([labels, predicted])[:, is_wrong].unique(dim=1, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:MAX_CONFUSIONS]
     table = []
@@ -215,11 +225,15 @@ def share_of_copies(rows: Mapping[str, Evaluation]) -> float:
 
 def _class_means(values: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
     """The mean of the values (q,) that are not NaN by class, rounded; None for a class without any."""
+    # Summed in float64: float32 loses digits over many queries.
     is_present = ~values.isnan()
     sums = torch.zeros(num_classes, dtype=torch.float64)
     sums.index_add_(0, labels[is_present], values[is_present].double())
     counts = torch.bincount(labels[is_present], minlength=num_classes)
     means: list[float | None] = []
     for total, count in zip(sums.tolist(), counts.tolist(), strict=True):
-        means.append(round(total / count, 6) if count else None)
+        if count:
+            means.append(round(total / count, 6))
+        else:
+            means.append(None)
     return means

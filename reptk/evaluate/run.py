@@ -12,7 +12,7 @@ from reptk.config.registry import EVALUATORS
 from reptk.core.errors import UsageError
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
-from reptk.evaluate.features import PIXELS_PX, FeatureStore, ImageFeatures, Views, pixels
+from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, pixels
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.metrics.view_retrieval import ViewRetrieval
 from reptk.evaluate.predictions import Predictions
@@ -41,6 +41,7 @@ class Evaluation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return metrics and health as tensors and floats, for a checkpoint."""
+        # Checkpoints are loaded with weights_only=True, which allows tensors but no QueryMean.
         metrics = {}
         for name, value in self.metrics.items():
             metrics[name] = value.values if isinstance(value, QueryMean) else value
@@ -60,7 +61,7 @@ def evaluate_encoder(
     data: Data,
     evaluators: Iterable[Evaluator],
     *,
-    views: Views | None = None,
+    views: DrawViews | None = None,
     device: torch.device | str = "cpu",
     bf16: bool = False,
     workers: int = 0,
@@ -100,7 +101,7 @@ def evaluate_encoder(
 
 
 def evaluate_pixels(
-    data: Data, evaluators: Iterable[Evaluator], *, views: Views | None = None, workers: int = 0
+    data: Data, evaluators: Iterable[Evaluator], *, views: DrawViews | None = None, workers: int = 0
 ) -> Evaluation:
     """Evaluate the raw pixels, of images of at most 32 x 32."""
     first_image = data.train.images.fetch(torch.tensor([0]))
@@ -136,8 +137,10 @@ def run_evaluators(
         notes |= result.notes
         if result.predictions is not None:
             predictions = result.predictions
-    state = {} if predictions is None else _health_of(predictions)
-    return Evaluation(metrics, state, notes, predictions)
+    health_metrics: dict[str, float] = {}
+    if predictions is not None:
+        health_metrics = _health_of(predictions)
+    return Evaluation(metrics, health_metrics, notes, predictions)
 
 
 def build_evaluators(tables: Mapping[str, config.Table], data: Data) -> tuple[dict[str, Evaluator], dict[str, int]]:
@@ -155,7 +158,7 @@ def build_evaluators(tables: Mapping[str, config.Table], data: Data) -> tuple[di
         arguments = {name: value for name, value in table.items() if name != "every_epochs"}
         evaluators[key] = config.build(EVALUATORS, arguments)
     suitable = evaluators_for(data, evaluators)
-    # An evaluator that stands in for the others is due as rarely as the rarest of them.
+    # The evaluator that replaces them if the data has no labels is due as rarely as the rarest of them.
     fallback = max(every_epochs.values(), default=0)
     return suitable, {key: every_epochs.get(key, fallback) for key in suitable}
 

@@ -38,6 +38,7 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
         if gain is not None:
             sides[row] = _side(gain)
     sentence = _sentence(results, last, sides)
+    # A collapse or copies make every comparison meaningless, so they are reported alone.
     problems = [*_collapse(results["health"].get(last, {})), *_copies(results)]
     if problems:
         return {"level": "poor", "sentence": sentence, "advice": problems}

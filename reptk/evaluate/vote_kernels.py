@@ -17,6 +17,7 @@ def count_votes(neighbor_labels, weights, ks, num_classes, weighted, winning_wei
         weighted, winning_weight, majority: (len(ks), b) to be filled: the class with the most weight, that weight, and
             the class with the most votes.
     """
+    # One entry more than classes, for neighbors that do not vote.
     weight, count = np.zeros(num_classes + 1), np.zeros(num_classes + 1)
     for query in range(first, last):
         heaviest, most, counted = 0, 0, 0

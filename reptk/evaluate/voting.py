@@ -30,6 +30,7 @@ def vote_weights(similarities: Tensor, temperature: float) -> Tensor:
     A missing neighbor (similarity -inf) has weight 0, also if all are missing.
     """
     relative = similarities - similarities[:, :1]
+    # Relative to the nearest: exp(similarity / 0.001) itself would overflow. NaN is -inf minus -inf, all are missing.
     return (relative / temperature).double().exp().nan_to_num_(nan=0.0)
 
 
@@ -68,6 +69,7 @@ def _predict_torch(neighbor_labels: Tensor, weights: Tensor, ks: Sequence[int], 
     table = torch.zeros(len(weights), num_classes + 1, dtype=torch.float64)
     counts = torch.zeros_like(table)
     votes = []
+    # The first k neighbors include those of the smaller k, which are in the tables already.
     counted = 0
     for k in ks:
         new_labels, new_weights = neighbor_labels[:, counted:k], weights[:, counted:k]

@@ -13,11 +13,12 @@ from reptk.core import rng
 from reptk.data import Data
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
-from reptk.evaluate.neighbor_stream import self_index
+from reptk.evaluate.neighbor_stream import check_exclude, self_index
 from reptk.evaluate.protocol import EvalResult, Evaluator, PositiveInts
 from reptk.neighbors import check_vectors
 
 NO_SELF = -1
+"""Marks a query that is no row of the bank."""
 
 
 def few_shot(
@@ -47,7 +48,7 @@ def few_shot(
         standard deviation between draws.
 
     Raises:
-        ValueError: no labels, values that are not finite, or shots or draws below 1.
+        ValueError: no labels, values that are not finite, `exclude` of another length, or shots or draws below 1.
     """
     if not shots or min(shots) < 1 or draws < 1:
         raise ValueError(f"shots and draws must be at least 1, got {list(shots)} and {draws}")
@@ -60,6 +61,7 @@ def few_shot(
     if exclude is None:
         exclude = torch.full((len(queries),), NO_SELF)
     else:
+        check_exclude(exclude, len(bank), len(is_labeled))
         exclude = exclude[is_labeled]
     bank = functional.normalize(bank.float(), dim=1)
     metrics: dict[str, float] = {}

@@ -97,6 +97,7 @@ class KNNAccuracy:
             weights = vote_weights(similarities[:, : self.depth], temperature)
             votes = predict(neighbor_labels, weights, self.k, self._num_classes)
             for k, vote in zip(self.k, votes, strict=True):
+                # Majority votes use the weights for ties alone, so one temperature is enough for them.
                 if i == 0:
                     self._correct[f"knn@{k}"].append(vote.weighted == labels)
                     self._correct[f"knn_majority@{k}"].append(vote.majority == labels)
@@ -169,7 +170,9 @@ class Knn(Evaluator):
 
     def _task(self, features: FeatureStore, data: Data) -> RetrievalTask:
         # Ranks search in each other's parts of the bank, but an approximate index needs all of it.
-        return dataset_task(features, data) if self.index == EXACT else gathered_task(features, data)
+        if self.index == EXACT:
+            return dataset_task(features, data)
+        return gathered_task(features, data)
 
     def _ranking_metrics(self, task: RetrievalTask, max_k: int) -> RankingMetrics:
         recall, precision = clamp_k(self.recall, max_k), clamp_k(self.precision, max_k)
@@ -185,7 +188,9 @@ def headline_k(k: Sequence[int]) -> int:
 
 
 def _as_list(temperature: float | Sequence[float]) -> list[float]:
-    return [temperature] if isinstance(temperature, int | float) else list(temperature)
+    if isinstance(temperature, int | float):
+        return [temperature]
+    return list(temperature)
 
 
 def _vote_temperature_k(name: str) -> tuple[str, str, int]:

@@ -17,6 +17,7 @@ from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.protocol import EvalResult, Evaluator
 from reptk.neighbors import check_vectors
 
+# From strong regularization to almost none.
 DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
 
 CHUNK = 1 << 16
@@ -111,7 +112,6 @@ def fit(
         ValueError: fewer than two classes, or values that are not finite.
     """
     check_vectors("bank", h)
-    num_classes = int(labels.max()) + 1 if len(labels) else 0
     if len(labels.unique()) < 2:
         raise ValueError(f"a linear probe needs at least 2 classes in the bank, got {len(labels.unique())}")
     dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
@@ -122,6 +122,7 @@ def fit(
     axes, variances = _principal_axes((h - mean) / scale)
     rows = _Rows(((h - mean) / scale) @ axes, labels, variances)
     solver = _Solver(steps, tolerance)
+    num_classes = int(labels.max()) + 1
     start = torch.zeros(num_classes, rows.h.shape[1] + 1, device=h.device, dtype=h.dtype)
     decays = sorted(set(decays), reverse=True)
     decay, accuracy = decays[0], float("nan")
@@ -148,6 +149,7 @@ def _principal_axes(h: Tensor) -> tuple[Tensor, Tensor]:
     # With fewer rows than features the (n, n) matrix of products has the same non-zero eigenvalues.
     products = h @ h.T if is_wide else h.T @ h
     variances, vectors = torch.linalg.eigh(products / len(h))
+    # Well above the rounding error of the eigenvalues.
     threshold = 1e-6 if h.dtype == torch.float32 else 1e-12
     has_variance = variances > variances[-1] * threshold
     variances, vectors = variances[has_variance], vectors[:, has_variance]
@@ -173,6 +175,7 @@ def _choose_decay(
         solution = solver(fitted_rows, decay, solution)
         predicted = functional.linear(rows.h[held_out], solution[:, :-1], solution[:, -1]).argmax(1)
         accuracy = (predicted == rows.labels[held_out]).double().mean().item()
+        # A decay that does as well as the best neither replaces it nor counts as worse.
         if accuracy < best_accuracy:
             worse_in_a_row += 1
         else:
@@ -198,6 +201,7 @@ class _Solver:
 
     def __call__(self, rows: _Rows, decay: float, start: Tensor) -> Tensor:
         """(C, r + 1) weights and biases at the minimum."""
+        # The same for the constant 1 that a bias multiplies, without decay: (1 / 2) ** -0.5.
         bias_unit = rows.variances.new_full((1,), 2**0.5)
         unit = torch.cat([(rows.variances / 2 + decay).rsqrt(), bias_unit])
         scaled = (start / unit).requires_grad_()
@@ -212,7 +216,7 @@ class _Solver:
         @torch.no_grad()
         def closure() -> Tensor:
             loss, gradient = _loss_and_gradient(rows, scaled * unit, decay)
-            scaled.grad = gradient * unit
+            scaled.grad = gradient * unit  # chain rule: the solution is `scaled * unit`
             return loss
 
         optimizer.step(closure)

@@ -1,10 +1,11 @@
 """The linear stage of the papers: a linear classifier trained by SGD on augmented images, on a frozen encoder."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -51,7 +52,7 @@ class LinearStage(Evaluator):
         lr: LearningRates = (0.003, 0.01, 0.03, 0.1, 0.3),
         momentum: Annotated[float, Ge(0)] = 0.9,
         weight_decay: Annotated[float, Ge(0)] = 0.0,
-        scale: Annotated[float, Gt(0)] = 0.2,
+        scale: Annotated[float, Gt(0), Le(1)] = 0.2,
     ) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
@@ -71,6 +72,7 @@ class LinearStage(Evaluator):
         num_held_out = max(1, len(labeled) // HELD_OUT_FRACTION)
         held_out, fitted = order[:num_held_out], order[num_held_out:]
         classifiers = self._train(features, data.bank, fitted)
+        # The learning rate is chosen on rows that no classifier was trained on, and never on the queries.
         held_out_correct = classifiers.correct(features.raw(data.bank)[held_out], data.bank.labels[held_out])
         best = int(held_out_correct.mean(1).argmax())
         is_labeled = data.query.labels >= 0
@@ -87,11 +89,13 @@ class LinearStage(Evaluator):
         # The last, incomplete batch of an epoch is dropped.
         steps_per_epoch = max(1, len(rows) // self.batch_size)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * steps_per_epoch)
-        for h, labels in self._batches(features, bank, rows, steps_per_epoch):
-            classifiers.loss(h, labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
+        # Closed, so that the threads that read images end even if a step fails.
+        with closing(self._batches(features, bank, rows, steps_per_epoch)) as batches:
+            for h, labels in batches:
+                classifiers.loss(h, labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
         return classifiers
 
     def _batches(
@@ -146,7 +150,7 @@ class LinearClassifiers(nn.Module):
         return [functional.linear(h, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
 
     def loss(self, h: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of all cross-entropies; each classifier's gradient is that of its own."""
+        """Return the sum of all cross-entropies: the gradient of a classifier is that of its own term."""
         return torch.stack([functional.cross_entropy(scores, labels) for scores in self(h)]).sum()
 
     @torch.no_grad()

@@ -99,6 +99,7 @@ class RankingMetrics:
         rank = torch.arange(1, hits.shape[1] + 1)
         hits_so_far = hits.cumsum(1, dtype=torch.int32)
         hits_within_r = hits & (rank <= relevant[:, None])
+        # Without a hit infinity, whose reciprocal is 0 and which no k reaches.
         # argmax of a row of zeros is 0, which would be a hit at rank 1.
         first_hit = torch.where(hits_so_far[:, -1] > 0, hits.byte().argmax(1) + 1.0, torch.inf)
         metrics = {}

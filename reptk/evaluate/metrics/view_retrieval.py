@@ -48,8 +48,12 @@ class ViewRetrieval(Evaluator):
         recall = clamp_k(self.recall, len(split))
         bank, queries = features.view(split, 0), features.view(split, 1)
         rows = torch.cat([rows for _, rows in search(bank, queries, max(recall))])
+        # Row i of one view and row i of the other are of one image.
         hits = rows == torch.arange(len(split))[:, None]
-        return {f"view_recall@{k}": QueryMean(hits[:, :k].any(1).float()) for k in recall}
+        metrics = {}
+        for k in recall:
+            metrics[f"view_recall@{k}"] = QueryMean(hits[:, :k].any(1).float())
+        return metrics
 
 
 def _sample(split: Split, limit: int) -> tuple[Tensor, Split]:
