@@ -95,7 +95,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     if html is not None:
         from reptk.embeddings import gallery
 
-        gallery.write(html, gallery.page(results, index.embeddings, summary))
+        gallery.write(html, gallery.results_page(results, index.embeddings, summary))
         print(f"\nlook at them: {html}")
     return 0
 

@@ -79,6 +79,7 @@ def measure_recall(index: Index) -> dict[str, Any]:
     queries = bank[query_rows].float()
     _, exact_rows = exact_search(bank, queries, k, query_rows)
     _, rows = index.search(queries, k, query_rows)
+    # Rows of -1, where the index found fewer than k, never equal an exact neighbor.
     is_hit = (rows[:, :, None] == exact_rows[:, None, :]).any(2)
     return {"k": k, "value": round(is_hit.double().mean().item(), 4), "queries": len(query_rows)}
 
@@ -96,6 +97,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
         (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
     with spinner("measuring recall"):
         recall = measure_recall(Index(embeddings, kind, approximate=approximate))
+    files = {path.name: manifest.file_record(path) for path in sorted(folder.iterdir())}
     record = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
@@ -104,7 +106,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
         "width": embeddings.width,
         "recall": recall,
         "seconds": round(time.perf_counter() - start, 3),
-        "files": {path.name: manifest.file_record(path) for path in sorted(folder.iterdir())},
+        "files": files,
         "about": embeddings.about,
         "versions": environment.package_versions(),
         "commit": environment.git_commit(),
@@ -121,7 +123,7 @@ def _recommended_kind(embeddings: Embeddings) -> str:
 def _copy_normalized(source: Path | Embeddings, target: Path) -> None:
     """Copy embeddings with vectors of unit length to a safetensors file, without holding them in memory.
 
-    A safetensors file whose vectors have unit length already is copied as it is, byte by byte.
+    A safetensors file whose vectors have unit length already is copied byte by byte.
     """
     name = "this file" if isinstance(source, Embeddings) else str(source)
     if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
@@ -160,7 +162,7 @@ def _has_unit_length(embeddings: Embeddings, name: str) -> bool:
 def _build_approximate(embeddings: Embeddings, kind: str) -> ApproximateIndex:
     done = 0
     with progress(f"building {kind}", len(embeddings)) as advance:
-
+        # FAISS reports how many are done, the bar takes how many more.
         def show(count: int) -> None:
             nonlocal done
             advance(count - done)
@@ -171,6 +173,7 @@ def _build_approximate(embeddings: Embeddings, kind: str) -> ApproximateIndex:
 
 def _check_output_folder(folder: Path, force: bool) -> None:
     if folder.exists():
+        # An empty folder, or one with files of an index alone: nothing else is ever deleted.
         is_index = folder.is_dir() and {path.name for path in folder.iterdir()} <= manifest.FILE_NAMES
         if not is_index:
             raise UsageError(f"{folder} exists and is no index, or holds more than one. Choose another --out")

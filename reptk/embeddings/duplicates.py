@@ -82,7 +82,10 @@ class Duplicates:
 
     def count_identical(self) -> int:
         """Return how many of them hold the same bytes as another."""
-        return sum(duplicate.is_identical for group in self._all_groups() for duplicate in group)
+        count = 0
+        for group in self._all_groups():
+            count += sum(duplicate.is_identical for duplicate in group)
+        return count
 
     def count_label_conflicts(self) -> int:
         """Return how many groups hold images of different labels, or how many leaks have another label in `first`."""
@@ -220,6 +223,7 @@ def _with_tolerance(threshold: float) -> float:
     Stored vectors have unit length only within the rounding of half precision, so equal ones may have a similarity of a
     little less than 1, and a threshold of 1 must find them.
     """
+    # Only near 1: a lower threshold would let in pairs that are visibly below it.
     if threshold > 1 - 1e-3:
         return threshold - 1e-3
     return threshold - 1e-6
@@ -242,7 +246,7 @@ class ConnectedComponents:
     """Connected components of a graph whose edges arrive in parts.
 
     A thousand copies of an image make half a million edges. So whenever many have been collected, they are replaced by one
-    edge from each node to the first node of its component, which leaves the components as they are.
+    edge from each node to the first node of its component, which does not change the components.
 
     Args:
         count: number of nodes.
@@ -257,6 +261,7 @@ class ConnectedComponents:
         """Add an edge between each node and the one at the same place in `others`."""
         self._pending.append((nodes, others))
         self._num_pending += len(nodes)
+        # A reduction visits all nodes; with at least as many new edges its cost per edge is small.
         if self._num_pending > max(MAX_PENDING_PAIRS, self.count):
             self._reduce()
 
@@ -279,8 +284,9 @@ class ConnectedComponents:
         """Return the number of each node's component (count,)."""
         if not self._pending:
             return np.arange(self.count)
-        nodes = np.concatenate([part[0] for part in self._pending])
-        others = np.concatenate([part[1] for part in self._pending])
+        parts_of_nodes, parts_of_others = zip(*self._pending, strict=True)
+        nodes = np.concatenate(parts_of_nodes)
+        others = np.concatenate(parts_of_others)
         edges = coo_array((np.ones(len(nodes), bool), (nodes, others)), shape=(self.count, self.count))
         _, component = connected_components(edges, directed=False)
         return component
@@ -289,8 +295,11 @@ class ConnectedComponents:
 def _group(embeddings: Embeddings, rows: list[int], best: Tensor, nearest: Tensor) -> list[Duplicate]:
     """Return the images of a group. Files are read only if several have the same size, as identical ones must."""
     sizes = {row: _readable_size(embeddings.file(row)) for row in rows}
-    rows_per_size = Counter(size for size in sizes.values() if size is not None)
-    hashes = {row: sha256_of(embeddings.file(row)) for row, size in sizes.items() if rows_per_size[size] > 1}
+    rows_per_size = Counter(sizes.values())
+    hashes = {}
+    for row, size in sizes.items():
+        if size is not None and rows_per_size[size] > 1:
+            hashes[row] = sha256_of(embeddings.file(row))
     rows_per_hash = Counter(hashes.values())
     group = []
     for row in rows:
@@ -305,7 +314,7 @@ def _duplicate(embeddings: Embeddings, row: int, best: Tensor, nearest: Tensor, 
         id=embeddings.ids[row],
         label=embeddings.class_of(row),
         path=embeddings.file(row),
-        similarity=min(1.0, float(best[row])),
+        similarity=min(1.0, float(best[row])),  # rounding may give a little more
         nearest=int(nearest[row]),
         is_identical=is_identical,
     )

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from reptk.embeddings.string_array import are_utf8
 from reptk.models.encoder import Encoder
 
 CROP = 0.875
-"""Share of the shorter side that evaluation keeps of image files."""
+"""Share of the shorter side that evaluation keeps of image files; 224 of 256 pixels, as is usual for ImageNet."""
 
 MIN_DECODE_PX = 256
 """Side to which image files are decoded at least."""
@@ -89,7 +90,7 @@ def embed(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
     source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg)
-    # What the images go through is recorded with the vectors, and queries go through the same.
+    # The preprocessing of the images is recorded with the vectors, so that queries get the same.
     embedder.jpeg = source.jpeg
     embedder.crop = source.crop
     embedder.decode_px = _side_px(source)
@@ -154,7 +155,7 @@ def _open_source(
     encoder_size_px: int,
     jpeg: Jpeg,
 ) -> ImageSource:
-    """Open what `embed` was given as `data`, whatever it is."""
+    """Open the `data` of `embed`, of any of its types."""
     if isinstance(data, Tensor):
         return image_sources.from_images(data, jpeg=jpeg)
     decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
@@ -225,13 +226,14 @@ def _embed_blocks(
                 images = TolerantFiles(images)
                 errors = images.errors
             index_batches = _index_batches(len(group), batch_size)
-            batches = prefetch(images, index_batches, workers=workers, device=embedder.device)
-            for pixels, indices in DevicePrefetcher(batches, embedder.device):
-                block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), errors, skipped)
-                count += len(block.vectors)
-                advance(len(indices))
-                if len(block.vectors):
-                    yield block
+            # Closed, so that the threads end even if a batch cannot be embedded or written.
+            with closing(prefetch(images, index_batches, workers=workers, device=embedder.device)) as host_batches:
+                for pixels, indices in DevicePrefetcher(host_batches, embedder.device):
+                    block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), errors, skipped)
+                    count += len(block.vectors)
+                    advance(len(indices))
+                    if len(block.vectors):
+                        yield block
     if count == 0:
         reasons = "\n  ".join(skipped.reasons)
         raise DataError(f"none of {len(source):,} images can be embedded; the first of them:\n  {reasons}")

@@ -19,7 +19,7 @@ CHUNK = 1 << 16
 class EmbeddingFeatures(FeatureStore):
     """Features that are computed already: a split's images are its vectors (n, F).
 
-    Vectors of unit length are used as they are, also from a memory-mapped file, in the precision that they have.
+    Vectors of unit length are used unchanged, also from a memory-mapped file, in the precision that they have.
     """
 
     def __init__(self) -> None:
@@ -76,14 +76,20 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
 
 
 def _normalized(vectors: Tensor) -> NormalizedFeatures:
-    norm = torch.cat([chunk.float().norm(dim=1, keepdim=True) for chunk in vectors.split(CHUNK)])
+    norms = []
+    for chunk in vectors.split(CHUNK):
+        norms.append(chunk.float().norm(dim=1, keepdim=True))
+    norm = torch.cat(norms)
     zeros = (norm[:, 0] == 0).nonzero()[:, 0]
     if len(zeros):
         raise DataError(
             f"{len(zeros)} embeddings are all zeros, which have no direction; first numbers: {zeros[:5].tolist()}"
         )
+    # The norm of a stored unit vector is off by the rounding of its type.
     is_unit = (norm - 1).abs().max() < 4 * torch.finfo(vectors.dtype).eps
-    return NormalizedFeatures(vectors if is_unit else vectors.float() / norm, norm)
+    if is_unit:
+        return NormalizedFeatures(vectors, norm)
+    return NormalizedFeatures(vectors.float() / norm, norm)
 
 
 def _check_labels(subject: str, embeddings: Embeddings) -> None:
@@ -115,10 +121,10 @@ def _bank_labels(bank: Embeddings, queries: Embeddings) -> Tensor:
     """The queries' labels, numbered as the bank numbers the classes of the same names."""
     if not bank.classes or not queries.classes or bank.classes == queries.classes:
         return queries.labels
-    numbers = {name: number for number, name in enumerate(bank.classes)}
-    missing = [name for name in queries.classes if name not in numbers]
+    bank_label_of = {name: label for label, name in enumerate(bank.classes)}
+    missing = [name for name in queries.classes if name not in bank_label_of]
     if missing:
         raise DataError(f"the queries have classes that the bank lacks: {', '.join(missing[:5])}")
-    new_labels = [numbers[name] for name in queries.classes]
-    # The last entry is found at -1: no label stays no label.
+    new_labels = [bank_label_of[name] for name in queries.classes]
+    # Label -1, which is no label, picks the last entry and stays -1.
     return torch.tensor([*new_labels, -1])[queries.labels]

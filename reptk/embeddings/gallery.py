@@ -12,13 +12,14 @@ from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.search_images import Neighbor, SearchResult
 from reptk.embeddings.store import Embeddings
+from reptk.report.formatting import format_count
 from reptk.report.templating import render
 
 GENERATOR = "reptk search"
 MAX_GROUPS, MAX_MEMBERS = 100, 24
-"""What a page of duplicates shows; the table that --out writes has them all."""
+"""At most so many groups, and images of a group, are on a page; the table that --out writes has them all."""
 HEAD_CHARACTERS = 1000
-"""In which the name of the generator stands."""
+"""The name of the generator is within this many characters from the start of the page."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,11 @@ class CardGroup:
     remark: str = ""
 
 
-def page(answers: list[SearchResult], embeddings: Embeddings, about: str) -> str:
+def results_page(results: list[SearchResult], embeddings: Embeddings, about: str) -> str:
     """Return the page of a search; `about` says what was searched."""
     images = EmbeddingImages(embeddings)
-    groups = [_answer_group(answer, embeddings, images) for answer in answers]
-    heading = "1 query" if len(answers) == 1 else f"{len(answers)} queries"
-    return _render(heading, about, groups)
+    groups = [_result_group(result, embeddings, images) for result in results]
+    return _render(format_count(len(results), "query", "queries"), about, groups)
 
 
 def duplicates_page(duplicates: Duplicates, about: str) -> str:
@@ -105,18 +105,18 @@ def write(path: Path, text: str) -> None:
         raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --html") from cause
 
 
-def _answer_group(answer: SearchResult, embeddings: Embeddings, images: EmbeddingImages) -> CardGroup:
+def _result_group(result: SearchResult, embeddings: Embeddings, images: EmbeddingImages) -> CardGroup:
     picture = ""
     label = ""
-    if answer.row is not None:
-        picture = images.data_uri(answer.row)
-        label = embeddings.class_of(answer.row)
-    elif answer.path is not None:
-        picture = images.data_uri_of_file(answer.path)
+    if result.row is not None:
+        picture = images.data_uri(result.row)
+        label = embeddings.class_of(result.row)
+    elif result.path is not None:
+        picture = images.data_uri_of_file(result.path)
     cards = [Card(picture, "query", "query", _lines(label), is_query=True)]
-    for neighbor in answer.neighbors:
+    for neighbor in result.neighbors:
         cards.append(_neighbor_card(neighbor, images.data_uri(neighbor.row)))
-    return CardGroup(answer.query, cards, is_ranked=True)
+    return CardGroup(result.query, cards, is_ranked=True)
 
 
 def _duplicates_group(number: int, members: list[Duplicate], images: EmbeddingImages) -> CardGroup:

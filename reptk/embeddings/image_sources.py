@@ -102,6 +102,7 @@ def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSour
     paths = StringArray.from_strings(row.path for row in rows)
     files = ImageFiles([root / path for path in paths], size_px, jpeg)
     class_names = {row.label for row in rows if row.label}
+    # In a fixed order, so that the same table always gives the same labels.
     classes = tuple(sorted(class_names, key=_numbers_first))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.long)
@@ -135,12 +136,13 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
     else:
         splits = {split: _single_split(data, split, table["name"])}
     about = {**table, "split": split or "all"}
-    if all(isinstance(each.images, ImageFiles) for each in splits.values()):
+    # The same file may be in several splits, under different indices; paths tell which are the same.
+    if all(isinstance(part.images, ImageFiles) for part in splits.values()):
         return _from_files(list(splits.values()), data, about, jpeg)
     groups = []
-    for name, each in splits.items():
-        ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(each)))
-        groups.append(ImageGroup(each.images, each.labels, ids))
+    for name, part in splits.items():
+        ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
+        groups.append(ImageGroup(part.images, part.labels, ids))
     return ImageSource(groups, data.classes, data.crop, jpeg, about)
 
 
@@ -163,7 +165,9 @@ def distinct_splits(data: Data) -> dict[str, Split]:
     # The bank last: most often it is the training images, or some of them.
     for name in ("train", "query", "bank"):
         split = data.splits[name]
-        if split is not None and not any(_is_subset(split, other) for other in distinct.values()):
+        if split is None:
+            continue
+        if not any(_is_subset(split, other) for other in distinct.values()):
             distinct[name] = split
     return distinct
 

@@ -135,6 +135,7 @@ class ParquetBlockWriter:
 
         schema = self.file.schema
         string_type = schema.field("id").type
+        # A label without a name, and -1, have no class.
         name_of = dict(enumerate(self.header.classes))
         class_names = [name_of.get(label) for label in block.labels.tolist()]
         values = pyarrow.array(block.vectors.to(self.header.dtype).flatten().numpy())
@@ -193,7 +194,8 @@ def _class_names(file: Any, metadata: dict[str, Any]) -> tuple[str, ...]:
     columns = file.schema_arrow.names
     if names is None and "class" in columns and "label" not in columns:
         column = file.read(columns=["class"]).column("class")
-        names = sorted(str(name) for name in column.unique().to_pylist() if name is not None)
+        present = [name for name in column.unique().to_pylist() if name is not None]
+        names = sorted(map(str, present))
     return tuple(names or ())
 
 

@@ -111,6 +111,7 @@ class SafetensorsWriter:
         self.labels: list[NDArray[np.int64]] = []
         self.ids = StringArrayBuilder()
         self.paths = StringArrayBuilder()
+        # Everything but the tensors' entries is known already; they and what is added to `about` get the reserved space.
         self.data_start = _round_up(len(self._encoded_header({})) + RESERVED_BYTES, ALIGNMENT)
         self.file.seek(self.data_start)
 
@@ -142,6 +143,7 @@ class SafetensorsWriter:
             self.header.about["left_out"] = "the names of skipped images do not fit into the header"
             self.header.about.pop("skipped", None)
             encoded = self._encoded_header(entries)
+        # Padded with spaces, as the format allows, to the length that was reserved.
         self.file.seek(0)
         self.file.write(struct.pack("<Q", reserved) + encoded.ljust(reserved))
         self.file.flush()
@@ -187,7 +189,7 @@ class _MappedTensors:
 
     def array(self, name: str) -> NDArray[Any]:
         entry = self.entries[name]
-        numpy_type = _NUMPY_TYPES[entry["dtype"]]
+        numpy_type = _NUMPY_TYPES[entry["dtype"]]  # `_unmapped_tensors` reads vectors and labels of other types
         shape = tuple(entry["shape"])
         if 0 in shape:
             return np.zeros(shape, numpy_type)  # an empty range cannot be mapped

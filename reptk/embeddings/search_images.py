@@ -18,7 +18,7 @@ from reptk.embeddings.unit_length import with_unit_length
 NO_ROW = -1
 
 SAME_FILE_SIMILARITY = 0.999
-"""Only for neighbors above this similarity is it checked whether they are the query's own file: that reads both."""
+"""Neighbors above this similarity are compared with the query's file byte by byte, which reads both files."""
 
 SAME_FILE = "the same file"
 SAME_BYTES = "the same bytes"
@@ -102,6 +102,7 @@ def search(
     names += ids
     paths += [None] * len(ids)
     max_k = len(index)
+    # Without ids nothing is excluded, so that k may be as large as the index.
     exclude = None
     if rows_of_ids:
         max_k -= 1
@@ -128,6 +129,7 @@ def _open(index: str | Path | Index | Embeddings) -> Index:
 def _normalize_queries(vectors: Tensor) -> Tensor:
     if vectors.ndim != 2 or not vectors.is_floating_point():
         raise DataError(f"query vectors must be (q, F) floating point, got {vectors.dtype} {tuple(vectors.shape)}")
+    # Also false for NaN.
     if not (vectors.norm(dim=1) > 0).all():
         raise DataError("queries hold NaN, or are zero")
     return torch.nn.functional.normalize(vectors.float(), dim=1)

@@ -103,7 +103,9 @@ class Index:
             )
         if not queries.isfinite().all():
             raise DataError("queries hold NaN or infinity")
-        max_k = len(self) if exclude is None else len(self) - 1
+        max_k = len(self)
+        if exclude is not None:
+            max_k -= 1
         if not 1 <= k <= max_k:
             raise UsageError(f"k must be 1 to {max_k}, which is how many images there are, got {k}")
 

@@ -48,7 +48,10 @@ class Embeddings:
         lengths = {"ids": len(self.ids), "labels": len(self.labels)}
         if self.paths is not None:
             lengths["paths"] = len(self.paths)
-        wrong = [f"{count:,} {name}" for name, count in lengths.items() if count != len(self.vectors)]
+        wrong = []
+        for name, count in lengths.items():
+            if count != len(self.vectors):
+                wrong.append(f"{count:,} {name}")
         if wrong:
             raise ValueError(f"{len(self.vectors):,} vectors but {', '.join(wrong)}")
 
@@ -64,6 +67,7 @@ class Embeddings:
         """Return the path of an image, None if it is not a file."""
         if self.paths is None:
             return None
+        # Files of other programs have no root: their paths are relative to the current folder.
         root = self.about.get("root") or "."
         return Path(root) / self.paths[row]
 
@@ -109,7 +113,9 @@ class Embeddings:
         step = rows_per_block(self.width)
         for start in range(0, len(self), step):
             rows = slice(start, start + step)
-            paths = None if self.paths is None else self.paths[rows]
+            paths = None
+            if self.paths is not None:
+                paths = self.paths[rows]
             yield RowBlock(self.vectors[rows], self.labels[rows], self.ids[rows], paths)
 
     def header(self) -> Header:
@@ -168,6 +174,7 @@ class Embeddings:
         """
         vectors, ids, labels = columns.vectors, columns.ids, columns.labels
         try:
+            # Integers are left for `Embeddings` to refuse.
             if vectors.is_floating_point() and vectors.dtype != torch.float16:
                 vectors = vectors.float()
             if ids is None:

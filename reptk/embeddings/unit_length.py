@@ -27,7 +27,7 @@ class UnitLengthNormalizer:
         self.zero: list[str] = []
 
     def normalize(self, block: RowBlock) -> RowBlock:
-        """Return the rows with vectors of unit length; vectors that have it within rounding stay as they are."""
+        """Return the rows with vectors of unit length; vectors that have it within rounding are not changed."""
         norms = block.vectors.float().norm(dim=1)
         self.count += len(norms)
         self.not_finite += _ids_where(block, ~norms.isfinite())
@@ -79,7 +79,10 @@ def with_unit_length(embeddings: Embeddings, name: str) -> Embeddings:
     if normalizer.all_unit:
         return embeddings
     # A second pass, so that a file that needs no change is never copied into memory.
-    vectors = torch.cat([normalizer.normalize(block).vectors for block in embeddings.blocks()])
+    normalized = []
+    for block in embeddings.blocks():
+        normalized.append(normalizer.normalize(block).vectors)
+    vectors = torch.cat(normalized)
     return replace(embeddings, vectors=vectors)
 
 

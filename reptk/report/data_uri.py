@@ -32,7 +32,7 @@ def encode_data_uri(picture: Image.Image, file_format: str, **options: Any) -> s
 def pillow_image(image: Tensor) -> Image.Image:
     """Return (3, H, W) uint8 as a Pillow image, with one channel if all three are equal."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    # A third of the bytes.
+    # A third of the bytes for a gray image, which has three equal channels in a data set.
     if bool((image == image[:1]).all()):
         return picture.convert("L")
     return picture

@@ -72,6 +72,7 @@ def _to_uint8(view: Tensor) -> Tensor:
 
 def _smallest_part(batch_size: int, count: int) -> int:
     """Return the smallest divisor of the batch size that is at least `count`."""
+    # Ranks have equal parts of the batch, so only its divisors can be one.
     for size in range(count, batch_size):
         if batch_size % size == 0:
             return size

@@ -53,7 +53,7 @@ def confusions(run: Run) -> list[ConfusedPair]:
 
 
 def confusion_matrix(predictions: Predictions) -> Tensor:
-    """Return (C, C) how many labelled queries of a class (row) were predicted as each class (column)."""
+    """Return (C, C) how many labeled queries of a class (row) were predicted as each class (column)."""
     # A query without a label belongs to no row, one without a vote to no column.
     has_both = (predictions.labels >= 0) & (predictions.predicted >= 0)
     labels = predictions.labels[has_both]
@@ -62,6 +62,7 @@ def confusion_matrix(predictions: Predictions) -> Tensor:
     if len(labels):
         num_classes = max(num_classes, int(labels.max()) + 1, int(predicted.max()) + 1)
     num_classes = max(num_classes, 1)
+    # One number for each pair of classes, so that a single count serves them all.
     counts = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
 
@@ -89,7 +90,9 @@ def _counted_class_metrics(predictions: Predictions) -> ClassMetrics:
         "recall@1": predictions.neighbor_labels[is_labeled][:, 0] == labels,
     }
     num_queries = torch.bincount(labels, minlength=num_classes)
-    num_correct = {metric: torch.bincount(labels[hit], minlength=num_classes) for metric, hit in hits.items()}
+    num_correct = {}
+    for metric, is_hit in hits.items():
+        num_correct[metric] = torch.bincount(labels[is_hit], minlength=num_classes)
     classes = []
     for label in num_queries.nonzero().flatten().tolist():
         queries = int(num_queries[label])

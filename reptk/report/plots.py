@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 MAX_MATRIX_CLASSES = 40
-"""Names of more classes cannot be read beside the matrix."""
+"""Names of more classes cannot be read next to the matrix."""
 MAX_LEGEND_CLASSES = 20
 MAX_PANEL_COLUMNS = 3
 RUN_COLORS = ("#0f6b6b", "#b5541c", "#5b4fa0", "#8a7a12", "#a03a66", "#4c6a2f")
@@ -58,7 +58,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "text.color": INK,
-    "text.parse_math": False,
+    "text.parse_math": False,  # a name with dollar signs is no formula
     "xtick.color": GRAY,
     "ytick.color": GRAY,
     "figure.facecolor": "white",
@@ -93,6 +93,7 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
+    # Under another name first: an interrupted run leaves no half of a plot.
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,10 @@ def _draw_panel(panel: Panel, axes: "Axes") -> None:
 
 
 def _draw_map(runs: Sequence[Run]) -> "Figure | None":
-    shown = [run for run in runs if run.predictions is not None and len(run.predictions.index)]
+    shown = []
+    for run in runs:
+        if run.predictions is not None and len(run.predictions.index):
+            shown.append(run)
     if not shown:
         return None
     figure = _new_figure(5.2 * len(shown), 5)
@@ -156,6 +160,7 @@ def _draw_map(runs: Sequence[Run]) -> "Figure | None":
     labels = last_predictions.labels.unique().tolist()
     if 1 < len(labels) <= MAX_LEGEND_CLASSES:
         axes = all_axes[-1]
+        # The points are one collection, so the legend gets an empty one for each class.
         for label in labels:
             axes.scatter([], [], s=24, c=[_class_color(label)], label=class_name(last_predictions.classes, label))
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -185,7 +190,8 @@ def _draw_confusions(runs: Sequence[Run]) -> "Figure | None":
     shown = [run for run in runs if _has_readable_matrix(run)]
     if not shown:
         return None
-    size_inches = 2.2 + 0.24 * max(len(run.predictions.classes) for run in shown)
+    most_classes = max(len(run.predictions.classes) for run in shown)
+    size_inches = 2.2 + 0.24 * most_classes
     figure = _new_figure(size_inches * len(shown), size_inches)
     all_axes = figure.subplots(1, len(shown), squeeze=False).flatten()
     for run, axes in zip(shown, all_axes, strict=True):
@@ -202,6 +208,7 @@ def _has_readable_matrix(run: Run) -> bool:
 
 def _draw_matrix(run: Run, title: str, axes: "Axes") -> None:
     counts = confusion_matrix(run.predictions).double()
+    # By row: how a class is predicted, however many queries it has.
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     names = [class_name(run.predictions.classes, label) for label in range(len(counts))]
     axes.imshow(shares.numpy(), cmap="Greys", vmin=0, vmax=1)

@@ -37,7 +37,7 @@ def recipe_values(run: Run) -> FlatRecipe:
     """Return the values of the run's recipe, with every default if all of its parts are registered."""
     try:
         recipe = config.validate(run.recipe)
-    except ReptkError:
+    except ReptkError:  # e.g. a plugin that is not installed here
         return flatten(run.recipe)
     return flatten(recipe.model_dump(mode="json"))
 
@@ -62,6 +62,7 @@ def differing_keys(recipes: Sequence[FlatRecipe]) -> list[str]:
     differing = []
     for key in keys:
         table = key.partition(".")[0]
+        # A key that only some recipes have differs as well.
         values_differ = any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)
         if table not in IGNORED_TABLES and values_differ:
             differing.append(key)
@@ -108,9 +109,10 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_format_nested(item)}" for key, item in value.items())
+        parts = [f"{key} {_format_nested(item)}" for key, item in value.items()]
+        return ", ".join(parts)
     if isinstance(value, (list, tuple)):
-        return ", ".join(_format_nested(item) for item in value)
+        return ", ".join(map(_format_nested, value))
     return str(value)
 
 

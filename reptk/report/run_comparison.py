@@ -76,7 +76,7 @@ def independent_difference(a: float, a_bounds: Bounds | None, b: float, b_bounds
 
 
 def have_same_queries(run: Run, baseline: Run) -> bool:
-    """Return whether both have predictions for the same labelled queries of the same data set."""
+    """Return whether both have predictions for the same labeled queries of the same data set."""
     a = run.predictions
     b = baseline.predictions
     if a is None or b is None:
@@ -94,7 +94,7 @@ def data_identity(data_part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hits(predictions: Predictions, metric: str) -> Tensor | None:
-    """Return which labelled queries count as correct for `metric`, (labelled,) bool; None if it cannot be told."""
+    """Return which labeled queries count as correct for `metric`, (labeled,) bool; None if it cannot be told."""
     is_labeled = predictions.labels >= 0
     if metric and metric == predictions.vote:
         return (predictions.predicted == predictions.labels)[is_labeled]

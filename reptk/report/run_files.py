@@ -23,6 +23,7 @@ class SavedConfusion(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    # "class" cannot be the name of a field: it is a keyword.
     taken_for: str
     count: int
     of: int
@@ -37,7 +38,10 @@ class SavedVerdict(BaseModel):
 
 
 class SavedResults(BaseModel):
-    """The content of results.json. Old files have metrics and protocol only; an unfinished run has no such file."""
+    """The content of results.json; see `reptk.evaluate.results`.
+
+    Old files have metrics and protocol only; an unfinished run has no such file.
+    """
 
     # Later versions may write more; a report of what is understood is better than none.
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -140,6 +144,7 @@ def read_run(folder: Path, name: str) -> Run:
     if not results_path.is_file() and not log_path.is_file():
         raise UsageError(f"no run in {folder}: it holds neither results.json nor metrics.jsonl")
     recipe = {}
+    # An evaluation of an encoder that was not trained by a recipe has none.
     if recipe_path.is_file():
         recipe = config.read(recipe_path)
     results = _read_results(results_path)
@@ -178,7 +183,7 @@ def _read_results(path: Path) -> SavedResults:
     except ValidationError as error:
         # One problem is enough: the file was not written by reptk, or was damaged as a whole.
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(map(str, first["loc"]))
         raise DataError(f"{path} is damaged: {key or 'its content'}: {first['msg']}; {advice}") from error
     except (OSError, ValueError, RecursionError) as cause:
         raise DataError(f"{path} is damaged: {cause}; {advice}") from cause

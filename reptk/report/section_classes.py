@@ -92,7 +92,11 @@ def classes_section(runs: Sequence[Run]) -> ClassesSection | None:
 
 
 def _run_classes(run: Run, metrics: ClassMetrics) -> RunClasses:
-    counts = [key for key in COUNTS if any(key in table for table in metrics.classes)]
+    counts = []
+    for key in COUNTS:
+        # Classes that are counted from predictions have no count of the bank.
+        if any(key in table for table in metrics.classes):
+            counts.append(key)
     heads = [Head("class", "text")]
     heads += [Head(key, "number") for key in counts]
     # The first metric sorts the table until another heading is clicked.
@@ -112,11 +116,11 @@ def _run_classes(run: Run, metrics: ClassMetrics) -> RunClasses:
 
 
 def _class_row(table: dict[str, Any], counts: Sequence[str], metrics: Sequence[str]) -> ClassRow:
-    return ClassRow(
-        name=str(table.get("name", "")),
-        counts=[Count(format_number(table.get(key, "")), _sort_value(table.get(key))) for key in counts],
-        shares=[_share(table.get(metric)) for metric in metrics],
-    )
+    count_cells = []
+    for key in counts:
+        count_cells.append(Count(format_number(table.get(key, "")), _sort_value(table.get(key))))
+    share_cells = [_share(table.get(metric)) for metric in metrics]
+    return ClassRow(str(table.get("name", "")), count_cells, share_cells)
 
 
 def _confusion_row(pair: ConfusedPair) -> ConfusionRow:

@@ -34,7 +34,7 @@ class LineStyle:
 
 @dataclass(frozen=True)
 class Label:
-    """A text of the plot, and where it stands."""
+    """A text of the plot, and its position."""
 
     text: str
     x: float
@@ -63,7 +63,7 @@ class Curve:
     """One plot.
 
     Args:
-        last_values: what stands above the plot until a point is read out.
+        last_values: the text above the plot until a point is read out.
         description: the plot in a sentence, for screen readers.
         frame: first and last epoch, left and right end, lowest and highest value, upper and lower end.
         data: for each run its name and [epoch, value, formatted value] by point.
@@ -123,9 +123,11 @@ class _Axes:
 
 
 def _curve(panel: Panel) -> Curve:
-    epochs = [epoch for series in panel.series for epoch, _ in series.points]
-    values = [value for series in panel.series for _, value in series.points]
-    values += [level.value for level in panel.levels]
+    epochs = []
+    values = [level.value for level in panel.levels]
+    for series in panel.series:
+        epochs += [epoch for epoch, _ in series.points]
+        values += [value for _, value in series.points]
     (low, high), ticks = rounded_range(min(values), max(values))
     first = 0.0
     last = max(*epochs, MIN_EPOCHS)
@@ -139,16 +141,27 @@ def _curve(panel: Panel) -> Curve:
     for level in panel.levels:
         y = axes.y(level.value)
         baselines.append(RuledLabel(y, Label(level.name, LEFT + 4, y - 4)))
+    lines = []
+    data = []
+    last_values = []
+    for series in panel.series:
+        _, last_value = series.points[-1]
+        last_values.append(panel.format_value(last_value))
+        data.append((series.name, _point_data(panel, series)))
+        lines.append(_line(series, axes))
+    labels = []
+    for tick in epoch_ticks(first, last):
+        labels.append(Label(format_number(tick), axes.x(tick), HEIGHT - 8))
     return Curve(
         title=panel.title,
-        last_values="  ".join(panel.format_value(series.points[-1][1]) for series in panel.series),
+        last_values="  ".join(last_values),
         description=_description(panel),
         frame=[first, last, LEFT, RIGHT, low, high, TOP, BOTTOM],
-        data=[(series.name, _point_data(panel, series)) for series in panel.series],
+        data=data,
         value_ticks=value_ticks,
-        epoch_ticks=[Label(format_number(tick), axes.x(tick), HEIGHT - 8) for tick in epoch_ticks(first, last)],
+        epoch_ticks=labels,
         baselines=baselines,
-        lines=[_line(series, axes) for series in panel.series],
+        lines=lines,
     )
 
 
@@ -168,7 +181,11 @@ def _line_style(style: int) -> LineStyle:
 
 
 def _point_data(panel: Panel, series: Series) -> list[tuple[float, float, str]]:
-    return [(round(epoch, 4), float(f"{value:.6g}"), panel.format_value(value)) for epoch, value in series.points]
+    data = []
+    for epoch, value in series.points:
+        # Six digits suffice to draw, and keep the page small.
+        data.append((round(epoch, 4), float(f"{value:.6g}"), panel.format_value(value)))
+    return data
 
 
 def _description(panel: Panel) -> str:

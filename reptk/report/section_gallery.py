@@ -92,7 +92,10 @@ def gallery_section(
     runs: Sequence[Run], images: Sequence[RunImages], embedded: EmbeddedImages
 ) -> GallerySection | None:
     """Return the gallery of the runs that have predictions, and embed its pictures; None if no run has any."""
-    shown = [(run, run_images) for run, run_images in zip(runs, images, strict=True) if run.predictions is not None]
+    shown = []
+    for run, run_images in zip(runs, images, strict=True):
+        if run.predictions is not None:
+            shown.append((run, run_images))
     if not shown:
         return None
     galleries = []
@@ -100,7 +103,7 @@ def gallery_section(
         # Every run has its share of the bytes, so that the first does not use them up.
         embedded.set_max_bytes(MAX_BYTES * (number + 1) // len(shown))
         galleries.append(_run_gallery(run, run_images, embedded, f"g{number}"))
-    problems: dict[str, None] = {}
+    problems: dict[str, None] = {}  # a dict lists each reason once, in order
     for _, run_images in shown:
         if run_images.missing_reason:
             problems[run_images.missing_reason] = None
@@ -109,7 +112,7 @@ def gallery_section(
 
 
 def select_queries(predictions: Predictions) -> list[Selection]:
-    """Return the queries to show, by how they were answered; without labels a random selection alone."""
+    """Return the queries to show, by whether the vote was right; without labels a random selection alone."""
     is_labeled = predictions.labels >= 0
     random_rows = _draw(torch.ones_like(is_labeled), "random")
     if not bool(is_labeled.any()) or not predictions.vote:
@@ -146,7 +149,7 @@ def _note(predictions: Predictions) -> str:
     num_neighbors = format_number(predictions.neighbors.shape[1])
     return (
         f"{note} A tick: of the query's class; a cross: of another. "
-        f"The answer is the vote of {display_name(predictions.vote)}; {num_neighbors} neighbors are kept."
+        f"The answer is the vote of {display_name(predictions.vote)}; {num_neighbors} neighbors are stored."
     )
 
 
@@ -170,13 +173,15 @@ def _query_card(predictions: Predictions, images: RunImages, embedded: EmbeddedI
     number = int(predictions.index[row])
     name = _class_name(predictions, int(predictions.labels[row]))
     description = f"query {number:,} {name}".strip()
-    num_neighbors = min(MAX_NEIGHBORS, predictions.neighbors.shape[1])
+    neighbors = []
+    for rank in range(min(MAX_NEIGHBORS, predictions.neighbors.shape[1])):
+        neighbors.append(_neighbor_card(predictions, images, embedded, row, rank))
     return QueryCard(
         picture=embedded.picture(images, predictions.query_split, number, description),
         title=images.file_name(predictions.query_split, number) or f"no. {number:,}",
         name=name,
         vote=_vote_result(predictions, row),
-        neighbors=[_neighbor_card(predictions, images, embedded, row, rank) for rank in range(num_neighbors)],
+        neighbors=neighbors,
     )
 
 

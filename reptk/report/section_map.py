@@ -63,10 +63,14 @@ def map_section(data: MapData) -> MapSection | None:
         "predicted": first["predicted"] is not None,
         "right": first["predicted"] is not None,
     }
+    colorings = {}
+    for key, title in COLORINGS.items():
+        if has_values[key]:
+            colorings[key] = title
     return MapSection(
         runs=[packed["name"] for packed in data.maps],
         layouts=first["titles"],
-        colorings={key: title for key, title in COLORINGS.items() if has_values[key]},
+        colorings=colorings,
         about=first["about"]["pca"],
     )
 
@@ -119,12 +123,13 @@ def _packed_map(run: Run, layouts: Sequence[str], atlas_name: str) -> dict[str, 
         labels = _pack(predictions.labels, "<i4")
     if is_labeled and predictions.vote:
         predicted = _pack(predictions.predicted, "<i4")
+    classes = [class_name(predictions.classes, label) for label in range(_num_classes(predictions))]
     # In a byte for each query: whole percents are what the card shows.
     confidence_percent = (predictions.confidence.nan_to_num() * 100).round().clamp(0, 100)
     return {
         "name": run.name,
         "count": len(predictions.index),
-        "classes": [class_name(predictions.classes, label) for label in range(_num_classes(predictions))],
+        "classes": classes,
         "layouts": positions,
         "titles": {layout: TITLES[layout] for layout in layouts},
         "about": about,
@@ -147,6 +152,7 @@ def _about(layout: str, predictions: Predictions) -> str:
 
 
 def _num_classes(predictions: Predictions) -> int:
+    # A label may have no name; it needs an entry all the same.
     highest = max(int(predictions.labels.max()), int(predictions.predicted.max()))
     return max(len(predictions.classes), highest + 1)
 

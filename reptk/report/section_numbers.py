@@ -75,9 +75,12 @@ def shown_metrics(results: Sequence[SavedResults]) -> list[str]:
         for metrics in saved.metrics.values():
             names |= dict.fromkeys(metrics)
     headline = results[0].headline
-    return sorted(
-        names, key=lambda name: (name != headline, name.startswith("knn_majority"), _is_standard_deviation(name))
-    )
+
+    def sort_key(name: str) -> tuple[bool, bool, bool]:
+        # False sorts before True.
+        return name != headline, name.startswith("knn_majority"), _is_standard_deviation(name)
+
+    return sorted(names, key=sort_key)
 
 
 def _single_run(results: SavedResults) -> NumbersSection:
@@ -150,7 +153,11 @@ def _judged_by(runs: Sequence[Run]) -> str:
             if gap is not None:
                 # The note explains the marks that the table contains.
                 used.add(gap.method)
-    return ", or by ".join(text for method, text in METHODS.items() if method in used)
+    texts = []
+    for method, text in METHODS.items():
+        if method in used:
+            texts.append(text)
+    return ", or by ".join(texts)
 
 
 def _value_cell(run: Run, metric: str) -> Cell:

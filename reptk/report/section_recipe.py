@@ -61,7 +61,8 @@ def recipe_section(runs: Sequence[Run]) -> RecipeSection | None:
     else:
         all_values = [recipe_values(run) for run in runs]
         for key in differing_keys(all_values):
-            changed.append(ChangedValue(key, [format_value(values.get(key)) for values in all_values]))
+            texts = [format_value(values.get(key)) for values in all_values]
+            changed.append(ChangedValue(key, texts))
     return RecipeSection(
         runs=[run.name for run in runs],
         shipped=shipped,
@@ -85,4 +86,7 @@ def _full_recipe(run: Run, *, is_single: bool) -> FullRecipe:
     title = "The whole recipe"
     if not is_single:
         title = f"The whole recipe of {run.name}"
-    return FullRecipe(title, [(key, format_value(value)) for key, value in recipe_values(run).items()])
+    values = []
+    for key, value in recipe_values(run).items():
+        values.append((key, format_value(value)))
+    return FullRecipe(title, values)

@@ -32,10 +32,12 @@ class RepeatSection:
 
 def repeat_section(runs: Sequence[Run]) -> RepeatSection:
     """Return the commands of all runs."""
-    return RepeatSection([_run_commands(run, is_single=len(runs) == 1) for run in runs])
+    is_single = len(runs) == 1
+    return RepeatSection([_run_commands(run, is_single=is_single) for run in runs])
 
 
 def _run_commands(run: Run, *, is_single: bool) -> RunCommands:
+    # Quoted: the commands are copied into a shell, and names of folders may hold spaces.
     folder = shlex.quote(str(run.folder))
     commands = [f"reptk evaluate {folder}", f"reptk report {folder}"]
     if run.recipe:

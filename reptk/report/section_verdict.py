@@ -12,7 +12,7 @@ from reptk.report.run_files import Run
 
 LEVELS = ("good", "fair", "poor")
 ROW_NAMES = {"untrained": "the untrained encoder"}
-"""Rows of the metrics as they are called in a sentence."""
+"""What rows of the metrics are called in a sentence; others by their own names."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _sentence_from_numbers(run: Run) -> str:
         baseline = run.results.metrics[row].get(metric)
         if baseline is None:
             continue
-        relation = "above" if value >= baseline else "from"
+        relation = "above" if value >= baseline else "below"
         comparisons.append(f"{_unsigned_points(value - baseline)} points {relation} {ROW_NAMES.get(row, row)}")
     sentence = f"{display_name(metric)} is {format_percent(value)} %"
     if comparisons:
@@ -126,7 +126,7 @@ def _comparison_sentence(runs: Sequence[Run]) -> str:
     metric = runs[0].results.headline
     scored = [run for run in runs if metric and metric in run.results.main_metrics]
     if len(scored) < 2:
-        return f"{len(runs)} runs beside each other."
+        return f"{len(runs)} runs next to each other."
     # Only the two best are compared; the table of numbers has all of them.
     scored.sort(key=lambda run: run.results.main_metrics[metric], reverse=True)
     best, second = scored[:2]
@@ -205,7 +205,7 @@ def _ruler_line(label: str, row: _RulerRow) -> RulerLine:
     low = ""
     high = ""
     if row.bounds is not None:
-        low, high = (format_position(bound) for bound in row.bounds)
+        low, high = map(format_position, row.bounds)
     return RulerLine(
         label=label,
         value=format_percent(row.value),

@@ -71,7 +71,9 @@ def _run_views(run: Run, data: Data, embedded: EmbeddedImages, prefix: str) -> R
         return RunViews(run.name, problem, [], [])
     heads = ["image"]
     heads += [f"view {number}" for number in range(1, len(shown.views) + 1)]
-    rows = [_views_row(shown, position, heads, data, embedded, prefix) for position in range(len(shown.images))]
+    rows = []
+    for position in range(len(shown.images)):
+        rows.append(_views_row(shown, position, heads, data, embedded, prefix))
     return RunViews(run.name, "", heads, rows)
 
 

@@ -68,4 +68,5 @@ def _finalize(value: Any) -> Any:
 
 def _lines(text: str) -> Markup:
     """Return text with its line breaks, which `printable` would replace."""
-    return Markup("\n").join(escape(printable(line)) for line in text.splitlines())
+    lines = [escape(printable(line)) for line in text.splitlines()]
+    return Markup("\n").join(lines)

@@ -101,8 +101,12 @@ def _read_thumbnails(split: Split, numbers: Tensor, max_side_px: int) -> _Thumbn
     thumbnails = []
     for image in read_images(split, numbers):
         thumbnails.append(None if image is None else _reduce(image, max_side_px))
-    readable_shapes = [thumbnail.shape for thumbnail in thumbnails if thumbnail is not None]
-    shape = readable_shapes[0] if readable_shapes else (3, 1, 1)
+    # The shape of the first readable one; without any, one pixel stands for each.
+    shape = (3, 1, 1)
+    for thumbnail in thumbnails:
+        if thumbnail is not None:
+            shape = thumbnail.shape
+            break
     missing = []
     for position, thumbnail in enumerate(thumbnails):
         if thumbnail is None or thumbnail.shape != shape:

@@ -68,6 +68,7 @@ def curve_panels(runs: Sequence[Run]) -> list[Panel]:
 
 def rounded_range(low: float, high: float) -> tuple[Point, list[float]]:
     """Return a range with round ends that holds both values, and round ticks from one end to the other."""
+    # Equal values would leave no range to divide by.
     if high - low < 1e-12:
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
     min_step = (high - low) / 3
@@ -86,7 +87,8 @@ def epoch_ticks(first: float, last: float) -> list[int]:
         for factor in (1, 2, 5):
             step = factor * 10**power
             if step * 6 >= last - first:
-                return [epoch for epoch in range(0, int(last) + 1, step) if epoch >= first]
+                ticks = range(0, int(last) + 1, step)
+                return [tick for tick in ticks if tick >= first]
     raise ValueError(f"a training of {last - first:g} epochs is too long to draw")
 
 
@@ -98,9 +100,8 @@ def thin(points: list[Point]) -> list[Point]:
     thinned = []
     for start in range(0, len(points), group_size):
         group = points[start : start + group_size]
-        mean_x = sum(x for x, _ in group) / len(group)
-        mean_y = sum(y for _, y in group) / len(group)
-        thinned.append((mean_x, mean_y))
+        xs, ys = zip(*group, strict=True)
+        thinned.append((sum(xs) / len(group), sum(ys) / len(group)))
     return thinned
 
 
@@ -150,8 +151,10 @@ def _logged_points(run: Run, key: str) -> list[Point]:
 def _with_final_value(run: Run, points: list[Point], value: float) -> list[Point]:
     """Return the points with the value of results.json at the end of the training, in place of what was logged there."""
     if points:
-        last_epoch = max(float(row.get("epoch", 0)) for row in run.log if _is_finite_number(row.get("epoch", 0)))
-        return [point for point in points if point[0] < last_epoch] + [(last_epoch, value)]
+        logged_epochs = [row.get("epoch", 0) for row in run.log]
+        last_epoch = max(float(epoch) for epoch in logged_epochs if _is_finite_number(epoch))
+        earlier_points = [point for point in points if point[0] < last_epoch]
+        return [*earlier_points, (last_epoch, value)]
     losses = _logged_points(run, "loss")
     if losses:
         return [(losses[-1][0], value)]
