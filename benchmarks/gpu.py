@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     sections = [section for section in SHARES if section in args.only]
     for number, section in enumerate(sections):
         share = SHARES[section] / sum(SHARES[later] for later in sections[number:])
-        seconds = share * (deadline - time.monotonic())
+        seconds = share * max(0.0, deadline - time.monotonic())
         output = args.out / f"{section}.txt"
         exit_code = run_limited(_command(section, args), output, seconds)
         rows = _result_rows(section, output)
