@@ -115,6 +115,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
 
 
 def _recommended_kind(embeddings: Embeddings) -> str:
+    # Without FAISS there are no approximate indexes.
     if engine_name() != "faiss":
         return "Flat"
     return recommended_index(len(embeddings), embeddings.width)

@@ -85,6 +85,7 @@ def embed(
     if workers is None:
         workers = num_cpus()
     embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights)
+    # Similarities by random weights say little.
     if embedder.is_untrained:
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
@@ -158,6 +159,7 @@ def _open_source(
     """Open the `data` of `embed`, of any of its types."""
     if isinstance(data, Tensor):
         return image_sources.from_images(data, jpeg=jpeg)
+    # Large enough that the crop has the encoder's size without being enlarged.
     decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
     if isinstance(data, str | Path):
         if Path(data).is_file():
@@ -178,7 +180,7 @@ def _side_px(source: ImageSource) -> int:
     """Return the side to which queries are decoded, which is that of the embedded images."""
     images = source.groups[0].images
     if isinstance(images, ImageFiles):
-        return images.size
+        return images.size  # without decoding one
     first_image = images.fetch(torch.tensor([0]))
     return min(first_image.shape[-2:])
 
@@ -187,6 +189,7 @@ def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
     """Return the header of the embeddings of a source."""
     groups = source.groups
     has_paths = groups[0].paths is not None
+    # Checked before the first row is written, since the type of a Parquet column depends on it.
     string_columns = [group.ids for group in groups]
     for group in groups:
         if group.paths is not None and group.paths is not group.ids:
@@ -266,6 +269,7 @@ def _valid_rows(
         if index in errors:
             skipped.add(errors.pop(index))
             is_valid[position] = False
+        # A zero or infinite vector has no direction, so no similarity.
         elif not norms[position].isfinite():
             skipped.add(f"{group.ids[index]}: its embedding is not finite", NumericalError)
             is_valid[position] = False

@@ -100,6 +100,7 @@ class Embedder:
                 "these embeddings do not say which encoder made them, so images cannot be searched for; ids can: --id ID"
             )
         embedder = cls._open_recorded(encoder_record, path)
+        # The path may hold another encoder by now; the hash of the weights tells.
         same_weights = embedder.weights_sha256 == encoder_record["sha256"]
         if not same_weights or embedder.encoder.config["size"] != encoder_record.get("size"):
             raise DataError(
@@ -201,6 +202,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 def recipe_of(path: str | Path) -> config.Table:
     """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
+    # The model folder is inside the run's folder; resolved, because the parent of "." is ".".
     for folder in (Path(path), Path(path).resolve().parent):
         if (folder / "recipe.toml").is_file():
             return config.read(folder / "recipe.toml")
@@ -208,6 +210,7 @@ def recipe_of(path: str | Path) -> config.Table:
 
 
 def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | None) -> Encoder:
+    # Not a timm name but a path with a mistake in it.
     if "/" in name or Path(name).exists():
         raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors")
     if size is None:

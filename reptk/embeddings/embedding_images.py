@@ -62,6 +62,7 @@ class EmbeddingImages:
             part = dict(self.embeddings.about.get("data"))
             for name in IGNORED_ARGUMENTS:
                 part.pop(name, None)
+            # To look at a page must not start a download.
             if "download" in part:
                 part["download"] = False
             return config.build(DATASETS, config.complete("data", part))

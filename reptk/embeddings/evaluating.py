@@ -101,6 +101,7 @@ def _check_labels(subject: str, embeddings: Embeddings) -> None:
 
 def _warn_of_shared_ids(bank: Embeddings, queries: Embeddings) -> None:
     query_ids = set(queries.ids)
+    # A warning only: equal ids need not be the same images.
     shared = sum(name in query_ids for name in bank.ids)
     if shared:
         warnings.warn(

@@ -39,6 +39,7 @@ def read_image_table(table: Path) -> list[ImageRow]:
         raise DataError(f"{table} lists no images; it must have lines of path[,label[,id]]")
 
     rows = [_image_row(cells, names) for cells in lines]
+    # Numbers as a spreadsheet shows them, from 1.
     first_number = 2 if has_header else 1
     without_path = []
     for number, row in enumerate(rows, first_number):

@@ -94,6 +94,7 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
             paths.extend(block.paths)
         count = rows.stop
 
+    # A block without paths leaves the column incomplete; ids then have to do.
     path_column = None
     if header.has_paths and len(paths) == count:
         path_column = paths.build()

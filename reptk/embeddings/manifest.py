@@ -39,6 +39,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{folder} is no index of reptk: its {MANIFEST_NAME} is of something else")
     version = manifest.get("version")
+    # Older versions can be read; a newer one may mean something else by the same keys.
     if not isinstance(version, int) or version > VERSION:
         raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
     if not _is_complete(manifest):
@@ -60,6 +61,7 @@ def verify_embeddings(folder: Path, manifest: dict[str, Any], *, any_size: bool)
         any_size: whether to compare hashes of embeddings larger than `MAX_HASHED_BYTES`, too.
     """
     record = _verified_record(folder, manifest, EMBEDDINGS_NAME)
+    # Hashing reads the whole file, which may take longer than the search itself.
     if not any_size and record["bytes"] > MAX_HASHED_BYTES:
         return
     if sha256_of(folder / EMBEDDINGS_NAME) != record.get("sha256"):

@@ -44,7 +44,7 @@ class ParquetFile:
 
         check_free_space(self.path, header.vector_bytes())
         with explain_write_errors(self.path), atomic_write(self.path) as temporary:
-            # A dictionary pays only for class names, which repeat; zstd makes little of random bits, but ids and paths shrink.
+            # A dictionary pays off only for class names, which repeat. zstd shrinks ids and paths, and hardly the vectors.
             file = pyarrow.parquet.ParquetWriter(
                 temporary, _schema(header), compression="zstd", use_dictionary=["class"]
             )
@@ -79,6 +79,7 @@ class ParquetFile:
                 raise DataError(
                     f"{self.path} holds no embeddings: it has no column 'vector', only {', '.join(columns[:5])}"
                 )
+            # The width is that of the first vector; `read_blocks` checks the others.
             first_row = next(file.iter_batches(1, columns=["vector"]), None)
             if first_row is None:
                 raise DataError(f"{self.path} holds no rows")
@@ -100,13 +101,19 @@ class ParquetFile:
             DataError: the file is damaged, or holds no embeddings.
         """
         first_row = 0
+        width = None
         with self._open() as file:
             class_names = _class_names(file, _metadata(file))
             label_of = {name: label for label, name in enumerate(class_names)}
             present = [name for name in COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(rows, columns=present):
                 columns = {name: batch.column(name) for name in batch.schema.names}
-                yield _row_block(columns, len(batch), first_row, label_of)
+                block = _row_block(columns, len(batch), first_row, label_of)
+                # `_vectors` compares the rows of one block; blocks may differ from each other as well.
+                if width not in (None, block.vectors.shape[1]):
+                    raise ValueError("its vectors differ in length")
+                width = block.vectors.shape[1]
+                yield block
                 first_row += len(batch)
 
     @contextmanager

@@ -136,7 +136,13 @@ def _normalize_queries(vectors: Tensor) -> Tensor:
 
 
 def _existing_images(queries: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the paths of image files. Raises DataError if one is missing: the encoder need not be opened for that."""
+    """Return the paths of image files.
+
+    Checked before the encoder is opened, which takes a while.
+
+    Raises:
+        DataError: one is missing.
+    """
     if isinstance(queries, str | Path):
         queries = [queries]
     paths = [Path(query) for query in queries]
@@ -176,6 +182,7 @@ def _compare_files(query: Path, other: Path) -> str:
     try:
         if query.samefile(other):
             return SAME_FILE
+        # Files of different sizes need not be read.
         same_size = query.stat().st_size == other.stat().st_size
         if same_size and sha256_of(query) == sha256_of(other):
             return SAME_BYTES

@@ -66,6 +66,7 @@ class Index:
         approximate = None
         if manifest["kind"] != "Flat":
             approximate = ApproximateIndex.from_bytes(manifests.read_verified_faiss(folder, manifest))
+        # A valid file may still be that of another index, copied into the folder.
         for name, part in ((EMBEDDINGS_NAME, embeddings), (FAISS_NAME, approximate)):
             if part is not None and (len(part), part.width) != (manifest["count"], manifest["width"]):
                 raise DataError(manifests.damage_message(folder, f"{name} is {len(part):,} x {part.width}"))

@@ -86,6 +86,7 @@ class Embeddings:
         Raises:
             UsageError: there is no such image.
         """
+        # An id that is a number comes before the row of that number.
         row = StringArray.from_strings(self.ids).find(image_id)
         if row >= 0:
             return row
@@ -101,6 +102,7 @@ class Embeddings:
             raise DataError(
                 f"one set has embeddings of {self.width} values, the other of {other.width}; embed both with one encoder"
             )
+        # Files of other programs do not say; then only the width can be compared.
         weights = self.about.get("encoder", {}).get("sha256")
         other_weights = other.about.get("encoder", {}).get("sha256")
         if weights and other_weights and weights != other_weights:

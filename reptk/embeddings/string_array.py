@@ -68,6 +68,7 @@ class StringArray(Sequence[str]):
         return [encoded[low:high].decode("utf-8", "surrogateescape") for low, high in pairwise(bounds)]
 
     def __iter__(self) -> Iterator[str]:
+        # In chunks: a slice of the array for every single string would be slow.
         for start in range(0, len(self), STRINGS_PER_CHUNK):
             yield from self[start : start + STRINGS_PER_CHUNK]
 
@@ -89,6 +90,7 @@ class StringArrayBuilder:
     """Collects strings for a StringArray."""
 
     def __init__(self) -> None:
+        # Both grow in place; a list of Python strings would take several times the memory.
         self._data = bytearray()
         self._offsets = array("q", [0])
 
@@ -108,8 +110,9 @@ class StringArrayBuilder:
 
 def are_utf8(strings: Sequence[str]) -> bool:
     """Return whether all strings are valid UTF-8, so that other programs can read them."""
+    # Most ids and paths are ASCII, which is checked without decoding them.
     if isinstance(strings, StringArray) and bool((strings.data < 128).all()):
-        return True  # ASCII
+        return True
     return all(map(is_utf8, strings))
 
 

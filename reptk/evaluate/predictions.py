@@ -77,7 +77,7 @@ class Predictions:
         return len(self.index)
 
     def sampled(self, row: str, max_queries: int = MAX_QUERIES) -> "Predictions":
-        """Return those of at most so many queries (see `sample_queries`), as those of a row of results.json."""
+        """Return the predictions of at most `max_queries` queries (see `sample_queries`), with the name of their row."""
         chosen = sample_queries(len(self), max_queries)
         sampled = {name: tensor[chosen] for name, tensor in self._tensors().items()}
         return replace(self, row=row, **sampled)
@@ -123,7 +123,8 @@ class Predictions:
         shape = self.neighbors.shape
         if self.neighbors.ndim != 2 or self.similarities.shape != shape or self.neighbor_labels.shape != shape:
             return False
-        return all(len(tensor) == len(self) for tensor in self._tensors().values())
+        # Shapes and not lengths, which a tensor without dimensions does not have.
+        return all(tensor.shape[:1] == self.index.shape for tensor in self._tensors().values())
 
 
 class PredictionCollector:
@@ -133,7 +134,7 @@ class PredictionCollector:
         task: the bank and the queries that are searched.
         k: neighbors that vote.
         temperature: of the weights of their votes.
-        num_neighbors: neighbors that are kept.
+        num_neighbors: neighbors that are stored.
     """
 
     def __init__(self, task: RetrievalTask, k: int, temperature: float, num_neighbors: int) -> None:

@@ -137,7 +137,11 @@ def headline(metrics: Mapping[str, float]) -> str:
         UsageError: there are no metrics.
     """
     # `knn@20,t=0.2`, the vote at a further temperature, is no candidate.
-    ks = [int(name[4:]) for name in metrics if name.startswith("knn@") and name[4:].isdigit()]
+    ks = []
+    for name in metrics:
+        vote, _, k = name.partition("@")
+        if vote == "knn" and k.isdigit():
+            ks.append(int(k))
     if ks:
         return f"knn@{headline_k(ks)}"
     if not metrics:

@@ -44,7 +44,9 @@ class Evaluation:
         # Checkpoints are loaded with weights_only=True, which allows tensors but no QueryMean.
         metrics = {}
         for name, value in self.metrics.items():
-            metrics[name] = value.values if isinstance(value, QueryMean) else value
+            if isinstance(value, QueryMean):
+                value = value.values
+            metrics[name] = value
         return {"metrics": metrics, "health": self.health}
 
     @classmethod
@@ -52,7 +54,9 @@ class Evaluation:
         """Return the evaluation of a `state_dict`, without notes and predictions."""
         metrics = {}
         for name, value in state["metrics"].items():
-            metrics[name] = QueryMean(value) if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor):
+                value = QueryMean(value)
+            metrics[name] = value
         return cls(metrics, state["health"])
 
 

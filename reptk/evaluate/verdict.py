@@ -44,6 +44,7 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
         return {"level": "poor", "sentence": sentence, "advice": problems}
     worse_than = [row for row, side in sides.items() if side == "worse"]
     if worse_than:
+        # Baselines of other names have no advice of their own.
         advice = [ADVICE_IF_WORSE[row] for row in worse_than if row in ADVICE_IF_WORSE]
         return {"level": "poor", "sentence": sentence, "advice": advice}
     if all(sides.get(row) == "better" for row in baselines):

@@ -56,12 +56,16 @@ def predict(neighbor_labels: Tensor, weights: Tensor, ks: Sequence[int], num_cla
     weight = np.empty(shape, np.float64)
     inputs = (neighbor_labels.numpy(), weights.contiguous().numpy(), np.array(ks), num_classes)
 
+    # Every thread writes to the queries of its own range alone.
     def count_range(first: int, last: int) -> None:
         kernels.count_votes(*inputs, weighted, weight, majority, first, last)
 
     parallel_for(count_range, len(neighbor_labels))
-    outcome = (torch.from_numpy(array) for array in (weighted, weight, majority))
-    return [Vote(*of_k) for of_k in zip(*outcome, strict=True)]
+    votes = []
+    for i in range(len(ks)):
+        vote = Vote(torch.from_numpy(weighted[i]), torch.from_numpy(weight[i]), torch.from_numpy(majority[i]))
+        votes.append(vote)
+    return votes
 
 
 def _predict_torch(neighbor_labels: Tensor, weights: Tensor, ks: Sequence[int], num_classes: int) -> list[Vote]:

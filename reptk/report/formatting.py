@@ -57,6 +57,12 @@ def format_share(value: float | None) -> str:
     return format_number(value)
 
 
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value that was read from a file is a number, and not NaN or infinite."""
+    # A bool is an int in Python.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def format_position(value: float) -> str:
     """Return where a share lies on a scale from 0 to 1, as a CSS percentage."""
     return f"{100 * min(max(value, 0), 1):.2f}%"

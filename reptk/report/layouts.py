@@ -71,6 +71,7 @@ def quantize(positions: Tensor) -> Tensor:
     positions = positions.double()
     low = positions.amin(0)
     high = positions.amax(0)
+    # One scale for both axes, since distances are compared.
     span = (high - low).max().clamp_min(1e-12)
     scaled = (positions - (low + high) / 2) / span * MAX_COORDINATE + MAX_COORDINATE / 2
     return scaled.round().clamp(0, MAX_COORDINATE).to(torch.int64)

@@ -30,6 +30,7 @@ def render_page(runs: Sequence[Run], images: Sequence[RunImages], layouts: Seque
     # The gallery first: views are few, and are embedded whatever the gallery has used.
     gallery = gallery_section(runs, images, embedded)
     views = views_section(runs, images, embedded)
+    # Computed once for the script's data and for the controls above the map.
     points = map_data(runs, images, layouts)
     style = read_asset("page.css")
     script = read_asset("page.js") + read_asset("map.js")

@@ -134,6 +134,7 @@ def _reproduces(name: str, overrides: Sequence[str], values: FlatRecipe) -> bool
 
 
 def _toml_value(value: Any) -> str:
+    # The shell command overrides a key by a TOML value, e.g. optim.lr=0.1 or views.name="simclr".
     text = tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
     if isinstance(value, list):
         return " ".join(text.split())  # tomli_w writes an item a line

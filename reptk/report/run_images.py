@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class OpenedDatasets:
 
     def add(self, run: Run, data: Data) -> None:
         """Add the data set of a run that is open already."""
+        # A list: an identity is a table, which cannot be the key of a dict.
         self.opened.append((_images_identity(run), RunImages(f"d{len(self.opened)}", data)))
 
     def images_of(self, run: Run) -> RunImages:
@@ -88,7 +90,7 @@ def read_images(split: Split, numbers: Tensor) -> Iterator[Tensor | None]:
     Blocks of images are read by as many threads as there are processors.
     """
     with ThreadPoolExecutor(num_cpus()) as pool:
-        for block in pool.map(lambda part: _read_block(split, part), numbers.split(BLOCK_IMAGES)):
+        for block in pool.map(partial(_read_block, split), numbers.split(BLOCK_IMAGES)):
             yield from block
 
 

@@ -1,12 +1,11 @@
 """Metrics of each class, and the classes that are confused most often."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reptk.core.metric_names import display_name
-from reptk.report.formatting import format_number, format_percent
+from reptk.report.formatting import format_number, format_percent, is_finite_number
 from reptk.report.per_class import ClassMetrics, ConfusedPair, class_metrics, confusions
 from reptk.report.run_files import Run
 
@@ -129,17 +128,13 @@ def _confusion_row(pair: ConfusedPair) -> ConfusionRow:
 
 
 def _share(value: Any) -> Share:
-    if not _is_finite_number(value):
+    if not is_finite_number(value):
         return Share("", "-1")
     width = f"{100 * min(max(value, 0), 1):.1f}%"
     return Share(format_percent(value), f"{value:.6f}", width)
 
 
 def _sort_value(value: Any) -> float:
-    if _is_finite_number(value):
+    if is_finite_number(value):
         return float(value)
     return NOT_A_NUMBER
-
-
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

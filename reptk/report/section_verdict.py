@@ -80,10 +80,14 @@ def verdict_section(runs: Sequence[Run]) -> VerdictSection:
         sentence = _sentence_from_numbers(run)
     elif not sentence:
         sentence = _comparison_sentence(runs)
+    # A finished run needs no remark.
+    status = run.status
+    if status == "finished":
+        status = ""
     return VerdictSection(
         level=level,
         about=_about(runs),
-        status="" if run.status == "finished" else run.status,
+        status=status,
         sentence=sentence,
         advice=advice,
         headline=_headline(runs),

@@ -65,6 +65,7 @@ def build_atlas(split: Split, numbers: Tensor, max_bytes: int) -> ThumbnailAtlas
     longest_side = max(thumbnails.width, thumbnails.height)
     # The smallest cell that holds the thumbnails, which may be images smaller than the largest cell.
     first_cell = min(cell for cell in CELL_SIDES_PX if cell >= longest_side)
+    # About square: browsers limit the length of either side.
     columns = math.ceil(math.sqrt(len(numbers)))
     full_sheet = _draw_sheet(thumbnails.images, first_cell, columns)
     for cell in CELL_SIDES_PX:
@@ -145,4 +146,5 @@ def _draw_sheet(thumbnails: Tensor, cell: int, columns: int) -> Image.Image:
 
 def _shrink(sheet: Image.Image, scale: float) -> Image.Image:
     size = (round(sheet.width * scale), round(sheet.height * scale))
+    # BOX averages within cells alone; wider filters would mix neighboring thumbnails.
     return sheet.resize(size, Image.Resampling.BOX)

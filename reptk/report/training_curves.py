@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reptk.core.metric_names import display_name
-from reptk.report.formatting import format_number, format_percent
+from reptk.report.formatting import format_number, format_percent, is_finite_number
 from reptk.report.run_files import Run
 
 MAX_POINTS = 300
@@ -142,7 +142,7 @@ def _logged_points(run: Run, key: str) -> list[Point]:
     for row in run.log:
         epoch = row.get("epoch")
         value = row.get(key)
-        if _is_finite_number(epoch) and _is_finite_number(value):
+        if is_finite_number(epoch) and is_finite_number(value):
             points.append((float(epoch), float(value)))
     # A resumed run may have logged some steps again.
     return sorted(points)
@@ -152,7 +152,7 @@ def _with_final_value(run: Run, points: list[Point], value: float) -> list[Point
     """Return the points with the value of results.json at the end of the training, in place of what was logged there."""
     if points:
         logged_epochs = [row.get("epoch", 0) for row in run.log]
-        last_epoch = max(float(epoch) for epoch in logged_epochs if _is_finite_number(epoch))
+        last_epoch = max(float(epoch) for epoch in logged_epochs if is_finite_number(epoch))
         earlier_points = [point for point in points if point[0] < last_epoch]
         return [*earlier_points, (last_epoch, value)]
     losses = _logged_points(run, "loss")
@@ -165,13 +165,9 @@ def _baseline_levels(run: Run, metric: str) -> list[Level]:
     levels = []
     for row in run.results.baseline_rows:
         value = run.results.metrics[row].get(metric)
-        if _is_finite_number(value):
+        if is_finite_number(value):
             levels.append(Level(row, value))
     return levels
-
-
-def _is_finite_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _format_axis_percent(value: float) -> str:

@@ -73,9 +73,9 @@ class ViewPipeline:
 
     @property
     def description(self) -> str:
-        """What executes the operations: "fused", "kornia", or both."""
+        """What executes the operations: "fused", "kornia", or both; "unchanged" without any."""
         names = {step.description for steps in self.steps for step in steps}
-        return " and ".join(sorted(names)) or "as they are"
+        return " and ".join(sorted(names)) or "unchanged"
 
     def shard(self, rank: int, world_size: int) -> "ViewPipeline":
         """Let each call receive the images of this rank, one of `world_size` equal parts of the global batch."""

@@ -22,6 +22,7 @@ ThirdView = str | list[Operation] | None
 
 
 def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> list[Operation]:
+    # A kernel of a tenth of the side, as in the paper.
     blur = {"name": "RandomGaussianBlur", "kernel_size": [_odd_kernel(size / 10)] * 2, "sigma": [0.1, 2.0], "p": 0.5}
     return [*simclr_small_operations(size, scale, strength), blur]
 
@@ -69,7 +70,10 @@ def crop_flip_operations(size: int, padding: int = 4) -> list[Operation]:
 
 
 def autoaugment_operations(size: int, policy: str = "cifar10", scale: float = 1.0) -> list[Operation]:
-    crop = crop_and_flip(size, scale) if scale < 1 else crop_flip_operations(size)
+    if scale < 1:
+        crop = crop_and_flip(size, scale)
+    else:
+        crop = crop_flip_operations(size)
     return [*crop, {"name": "AutoAugment", "policy": policy}]
 
 
@@ -226,7 +230,7 @@ def _pipeline(
 
 
 def _resolve(operations: str | list[Operation], size: int, argument: str) -> list[Operation]:
-    """Return a list of operations as it is, or that of a set for its name."""
+    """Return a list of operations, or that of a set if `operations` is its name."""
     if not isinstance(operations, str):
         return operations
     if operations not in SETS:

@@ -146,7 +146,7 @@ def _principal_axes(h: Tensor) -> tuple[Tensor, Tensor]:
     The optimal weights are in the span of the rows, and their norm does not depend on the axes, so the optimum is the same.
     """
     is_wide = len(h) < h.shape[1]
-    # With fewer rows than features the (n, n) matrix of products has the same non-zero eigenvalues.
+    # With fewer rows than features, the (n, n) matrix of products has the same non-zero eigenvalues.
     products = h @ h.T if is_wide else h.T @ h
     variances, vectors = torch.linalg.eigh(products / len(h))
     # Well above the rounding error of the eigenvalues.
@@ -243,7 +243,9 @@ def _loss_and_gradient(rows: _Rows, solution: Tensor, decay: float) -> tuple[Ten
 def _accuracy(probe: FittedProbe, queries: Tensor, labels: Tensor) -> QueryMean:
     """Which of the (q, F) queries the probe classifies as labeled."""
     device = probe.weight.device
-    predicted = [probe(chunk.to(device)).argmax(1).cpu() for chunk in queries.split(CHUNK)]
+    predicted = []
+    for chunk in queries.split(CHUNK):
+        predicted.append(probe(chunk.to(device)).argmax(1).cpu())
     return QueryMean((torch.cat(predicted) == labels.cpu()).float())
 
 

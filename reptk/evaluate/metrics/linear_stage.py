@@ -107,7 +107,7 @@ class LinearStage(Evaluator):
         for epoch in range(self.epochs):
             stream = rng.generator("linear stage", len(rows), epoch)
             order = rows[torch.randperm(len(rows), generator=stream)]
-            batches = [order[step * batch_size : (step + 1) * batch_size] for step in range(steps_per_epoch)]
+            batches = order.split(batch_size)[:steps_per_epoch]
             for step, (images, index) in enumerate(features.image_batches(bank, batches)):
                 # Only the encoder is frozen: the caller trains on h with gradients enabled.
                 with torch.no_grad():
@@ -132,6 +132,7 @@ class LinearClassifiers(nn.Module):
         super().__init__()
         self.learning_rates = learning_rates
         self.register_buffer("mean", h.mean(0))
+        # A constant feature has no deviation, and is not to be divided by 0.
         self.register_buffer("scale", h.std(0, unbiased=False).clamp_min(1e-6))
         self.weights = nn.ParameterList(torch.zeros(num_classes, h.shape[1]) for _ in learning_rates)
         self.biases = nn.ParameterList(torch.zeros(num_classes) for _ in learning_rates)
@@ -147,7 +148,10 @@ class LinearClassifiers(nn.Module):
     def forward(self, h: Tensor) -> list[Tensor]:
         """(b, F) features -> the scores (b, C) of every classifier."""
         h = (h.to(self.mean) - self.mean) / self.scale
-        return [functional.linear(h, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        scores = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            scores.append(functional.linear(h, weight, bias))
+        return scores
 
     def loss(self, h: Tensor, labels: Tensor) -> Tensor:
         """Return the sum of all cross-entropies: the gradient of a classifier is that of its own term."""

@@ -74,7 +74,7 @@ def _nearest_images(features: Tensor, index: Tensor, classes: tuple[str, ...]) -
         classes: class names of the data set.
     """
     count = len(features)
-    num_neighbors = min(MAX_NEIGHBORS, count - 1)
+    num_neighbors = min(MAX_NEIGHBORS, count - 1)  # an image is not its own neighbor
     blocks = list(search(features, features, num_neighbors, torch.arange(count)))
     similarities = torch.cat([block for block, _ in blocks])
     rows = torch.cat([block for _, block in blocks])

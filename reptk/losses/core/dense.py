@@ -33,11 +33,15 @@ def forward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSum
 
 def backward(anchors: KeyBlock, key_blocks: list[KeyBlock], exp_sums: list[ExpSum], cache: Tensor) -> Tensor:
     """See `Implementation.backward`."""
+    # The weights of all sums are added up, so that one product with the rows is enough.
     weights = None
     for number, exp_sum in enumerate(exp_sums):
         g, lse = _of_all_keys(key_blocks, number)
         h = _gradient_weights(g, lse, len(anchors.z), exp_sum, cache[number])
-        weights = h if weights is None else weights.add_(h)
+        if weights is None:
+            weights = h
+        else:
+            weights.add_(h)
     return weights @ _all_rows(key_blocks)
 
 

@@ -118,7 +118,7 @@ def compared_rows(
 
 
 def make_exp_sums(logit_scales: Tensor, candidates: Sequence[int], dtype: torch.dtype) -> list[ExpSum]:
-    """Return the sums of T logit scales over candidates that are given as places in `CANDIDATES`."""
+    """Return the sums of T logit scales over candidates, which are positions in `CANDIDATES`."""
     exp_sums = []
     if logit_scales.is_cuda:
         # Reading the values would wait for the GPU; a sum with the shift is correct for any of them.

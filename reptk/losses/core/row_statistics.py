@@ -81,7 +81,13 @@ class RowStatistics:
         Args:
             sums: each is one term, or several that are added up.
         """
-        lists_of_terms = [[terms] if isinstance(terms, Term) else list(terms) for terms in sums]
+        lists_of_terms = []
+        for terms in sums:
+            # A Term is a NamedTuple, and so itself a sequence: it has to be checked for first.
+            if isinstance(terms, Term):
+                lists_of_terms.append([terms])
+            else:
+                lists_of_terms.append(list(terms))
         means, log_sums = self._compute(lists_of_terms, with_means=True)
         return (means, *log_sums)
 

@@ -47,7 +47,7 @@ class KorniaBackend:
     """A `Backend` of kornia's operations, given the parameters that reptk drew.
 
     Args:
-        operations: reptk's, whose parameters are handed over.
+        operations: reptk's, whose parameters are passed to the modules.
         modules: kornia's, of the same operations.
     """
 

@@ -5,7 +5,7 @@ pass runs image by image, does only what the image drew, and finds it in the cac
 rounding, on any number of threads.
 
 This module imports numba, so it is loaded by `reptk.core.numba_jit.load_kernels` alone. A compiled function is cached until
-this file changes: it must not use constants of other modules, which are handed over as arguments instead.
+this file changes: it must not use constants of other modules, which are passed as arguments instead.
 
 A kernel processes the images `first` to `last`, from `source` to `target` or in place. Images are (n, 3, H, W), or
 (n, 3, pixels) for colour, of floats in 0..1.
@@ -89,7 +89,7 @@ def _spatial_kernel(spatial: SpatialPass, source: Tensor, target: Tensor, params
         boxes = params[0].long()
     is_upside_down = spatial.is_flipped(params, vertical=True).numpy()
     is_mirrored = spatial.is_flipped(params, vertical=False).numpy()
-    # Decoded images often are channels_last, and are read as they are: a copy is another pass over all pixels.
+    # Decoded images often are channels_last. They are not copied, which would be another pass over all pixels.
     if source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
         images = source.permute(0, 2, 3, 1).flatten(2)[:, None].numpy()
     else:
