@@ -8,6 +8,7 @@ import torch
 from embedding_inputs import NAMES, make_embeddings, unit_vectors
 from reptk.core.errors import DataError
 from reptk.embeddings import Embeddings
+from reptk.embeddings.parquet_file import ParquetFile
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -52,3 +53,10 @@ def test_a_column_that_is_no_matrix_is_refused(vectors: list, message: str, tmp_
     parquet.write_table(pyarrow.table({"vector": vectors}), tmp_path / "e.parquet")
     with pytest.raises(DataError, match=message):
         Embeddings.load(tmp_path / "e.parquet")
+
+
+def test_vectors_of_two_lengths_are_refused_even_in_different_blocks(tmp_path: Path) -> None:
+    vectors = [[1.0, 0.0]] * 4 + [[1.0, 0.0, 0.0]] * 4
+    parquet.write_table(pyarrow.table({"vector": vectors}), tmp_path / "e.parquet", row_group_size=4)
+    with pytest.raises(DataError, match="differ in length"):
+        list(ParquetFile(tmp_path / "e.parquet").read_blocks(4))

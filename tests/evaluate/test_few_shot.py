@@ -51,3 +51,10 @@ def test_nothing_to_draw_is_refused() -> None:
         few_shot(bank, labels - 10, bank, labels)
     with pytest.raises(ValueError, match="at least 1"):
         few_shot(bank, labels, bank, labels, shots=[0])
+
+
+def test_exclude_has_one_row_for_each_query() -> None:
+    bank = torch.eye(4)
+    labels = torch.arange(4)
+    with pytest.raises(ValueError, match="exclude must hold 4 row numbers"):
+        few_shot(bank, labels, bank, labels, shots=[1], exclude=torch.arange(3))

@@ -488,3 +488,10 @@ def test_views_of_several_sizes_need_a_size_each():
     assert isinstance(ViewPipeline([SETS["none"](16), SETS["none"](24)], [16, 24])(patches(2), 0), list)
     with pytest.raises(ValueError, match="24 x 24 px, but size is 16"):
         ViewPipeline([SETS["none"](16), SETS["none"](24)], 16)
+
+
+def test_lists_and_sizes_have_to_match():
+    with pytest.raises(ValueError, match="a size for each, got 0 and 0"):
+        ViewPipeline([], size=16)
+    with pytest.raises(ValueError, match="a size for each, got 1 and 2"):
+        ViewPipeline([[]], size=[16, 16])
