@@ -1,4 +1,4 @@
-"""What an evaluator must do."""
+"""The check of evaluators."""
 
 import math
 from collections.abc import Callable
@@ -38,10 +38,10 @@ def _feature_store() -> FeatureStore:
 
 
 def _not_a_result(evaluator: Evaluator, data: Data) -> str | None:
-    return _invalid(evaluator(_feature_store(), data))
+    return _invalid_result(evaluator(_feature_store(), data))
 
 
-def _invalid(result: object) -> str | None:
+def _invalid_result(result: object) -> str | None:
     if not isinstance(result, EvalResult):
         return f"it gave {type(result).__name__}"
     if not result.metrics:
@@ -57,7 +57,9 @@ def _depends_on_random_state(evaluator: Evaluator, data: Data) -> str | None:
         first = evaluator(_feature_store(), data).metrics
     with rng.seeded("another state"):
         second = evaluator(_feature_store(), data).metrics
-    return None if first == second else f"it gave {first}, then {second}"
+    if first != second:
+        return f"it gave {first}, then {second}"
+    return None
 
 
 def _moves_global_rng(evaluator: Evaluator, data: Data) -> str | None:
@@ -65,6 +67,7 @@ def _moves_global_rng(evaluator: Evaluator, data: Data) -> str | None:
 
 
 def _fails_leave_one_out(evaluator: Evaluator, data: Data) -> str | None:
+    # The bank is the query split, too: that is how evaluators recognize leave one out.
     return _not_a_result(evaluator, Data(data.train, data.bank, data.bank, data.classes, data.protocol))
 
 
@@ -76,7 +79,7 @@ def _fails_without_labels(evaluator: Evaluator, data: Data) -> str | None:
 
 
 def _fails_during_training(evaluator: Evaluator, data: Data) -> str | None:
-    return _invalid(evaluator.during_training(_feature_store(), data))
+    return _invalid_result(evaluator.during_training(_feature_store(), data))
 
 
 EVALUATOR_REQUIREMENTS = (

@@ -1,4 +1,4 @@
-"""What a loss must do, for batches of rows z (N, D) of any length and ids (N,)."""
+"""The check of losses: functions of rows z (N, D) of any length and ids (N,)."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from reptk.core import rng
-from reptk.testing.requirements import Requirement, check_requirements
+from reptk.testing.requirements import Requirement, check_requirements, qualified_name
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,45 +36,35 @@ def check_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -
     with rng.seeded("check_loss"):
         loss = _build(factory_or_module)
         z, ids = _random_batch(rows, dimension)
-        # The message names what the caller passed, the requirements see the loss.
-        check_requirements(_Named(factory_or_module, loss), "a loss", LOSS_REQUIREMENTS, z, ids)
-
-
-class _Named:
-    """Calls a loss and carries the name of the factory that built it."""
-
-    def __new__(cls, factory_or_module: Any, loss: LossFunction) -> Any:
-        def call(z: Tensor, ids: Tensor) -> Tensor:
-            return loss(z, ids)
-
-        default = type(factory_or_module).__qualname__
-        call.__qualname__ = getattr(factory_or_module, "__qualname__", default)  # functools.partial has none
-        return call
+        # The message names what the caller passed: a factory, if there is one.
+        name = qualified_name(factory_or_module)
+        check_requirements(loss, "a loss", LOSS_REQUIREMENTS, z, ids, name=name)
 
 
 def _build(factory_or_module: Any) -> LossFunction:
+    """Return the loss, built if a factory was passed."""
     if inspect.isclass(factory_or_module):
         return factory_or_module()
     if isinstance(factory_or_module, nn.Module):
         return factory_or_module
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    required = [
-        parameter
-        for parameter in inspect.signature(factory_or_module).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind not in variadic
-    ]
     # A callable with required parameters takes (z, ids): it is the loss. One without builds it.
-    return factory_or_module if required else factory_or_module()
+    for parameter in inspect.signature(factory_or_module).parameters.values():
+        if parameter.default is parameter.empty and parameter.kind not in variadic:
+            return factory_or_module
+    return factory_or_module()
 
 
 def _random_batch(rows: int, dimension: int) -> tuple[Tensor, Tensor]:
-    """Rows of uneven lengths in float64; groups of 1, 3, 5, 7, ... rows and a last one of 1, in random order."""
+    """Return z in float64, rows of uneven lengths, and ids in groups of 1, 3, 5, ... rows and one of 1, in random order."""
     generator = rng.generator("check_loss", rows, dimension)
     lengths = 0.5 + torch.rand(rows, 1, generator=generator, dtype=torch.float64)
     z = lengths * torch.randn(rows, dimension, generator=generator, dtype=torch.float64)
+    # The integer square root is k for 2k + 1 consecutive rows.
     ids = torch.arange(rows).double().sqrt().long()
     ids[-1] = rows
     order = torch.randperm(rows, generator=generator)
+    # From 5 on: a loss that used ids as row numbers or class numbers would fail.
     return z, 5 + ids[order]
 
 
@@ -99,14 +89,18 @@ def _not_a_scalar(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
         return f"it gave {tuple(value.shape)}"
     if not value.isfinite():
         return f"it gave {value.item()}"
-    return None if value.requires_grad else "it is detached"
+    if not value.requires_grad:
+        return "it is detached"
+    return None
 
 
 def _wrong_gradient(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     dtype = loss(z, ids).dtype
     if dtype != z.dtype:
         return f"{z.dtype} rows gave {dtype}"
+    # gradcheck takes time with every value, and a few rows show as much.
     z, ids = z[:12, :6], ids[:12]
+    # One-hot rows have similarities of exactly 0 and 1, where a maximum or a clamp has a kink.
     one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % z.shape[1]]
     for name, batch in (("random", z), ("one-hot", one_hot)):
         if not gradcheck(lambda z: loss(z, ids), batch.requires_grad_(), fast_mode=True, raise_exception=False):
@@ -115,14 +109,16 @@ def _wrong_gradient(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
 
 
 def _not_finite_on(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[..., str | None]:
-    """A violation function: the value or the gradient is not finite for a changed batch."""
+    """Return a violation function: the value or the gradient is not finite for the batch that `change` returns."""
 
     def violation(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
         value, gradient = _value_and_gradient(loss, *change(z.float(), ids))
         if not value.isfinite():
             return f"the value is {value.item()}"
         broken_rows = int((~gradient.isfinite().all(1)).sum())
-        return f"the gradient of {broken_rows} of {len(z)} rows is not finite" if broken_rows else None
+        if broken_rows:
+            return f"the gradient of {broken_rows} of {len(z)} rows is not finite"
+        return None
 
     return violation
 
@@ -174,8 +170,9 @@ def _changed_by_autocast(loss: LossFunction, z: Tensor, ids: Tensor) -> str | No
     if observed:
         return observed
     scale = expected_gradient.abs().max().item()
-    agrees = torch.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-3 * scale)
-    return None if agrees else "the gradient is another"
+    if not torch.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-3 * scale):
+        return "the gradient is another"
+    return None
 
 
 def _changed_by_row_order(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
@@ -199,10 +196,13 @@ def _changed_by_length(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None
 
 
 def _not_zero_without_positives(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
-    value, gradient = _value_and_gradient(loss, z.float(), torch.arange(len(z)))
+    ids_without_pairs = torch.arange(len(z))
+    value, gradient = _value_and_gradient(loss, z.float(), ids_without_pairs)
     if value != 0:
         return f"it gave {value.item():.6g}"
-    return "the gradient is not zero" if gradient.any() else None
+    if gradient.any():
+        return "the gradient is not zero"
+    return None
 
 
 def _writes_to_input(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
@@ -210,7 +210,9 @@ def _writes_to_input(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     loss(z_input, ids_input)
     if not torch.equal(ids_input, ids):
         return "ids were written to"
-    return None if torch.equal(z_input, z) else "z was written to"
+    if not torch.equal(z_input, z):
+        return "z was written to"
+    return None
 
 
 def _not_repeatable(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
@@ -218,7 +220,9 @@ def _not_repeatable(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     second_value, second_gradient = _value_and_gradient(loss, z, ids)
     if not torch.equal(first_value, second_value):
         return f"it gave {first_value.item():.9g}, then {second_value.item():.9g}"
-    return None if torch.equal(first_gradient, second_gradient) else "the gradients differ"
+    if not torch.equal(first_gradient, second_gradient):
+        return "the gradients differ"
+    return None
 
 
 LOSS_REQUIREMENTS = (
@@ -242,4 +246,4 @@ LOSS_REQUIREMENTS = (
     Requirement("the input is not written to", _writes_to_input),
     Requirement("the same input gives the same value and gradient", _not_repeatable),
 )
-"""What a loss must do."""
+"""What a loss must do, in the order in which it is tried."""

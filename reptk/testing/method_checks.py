@@ -1,4 +1,4 @@
-"""What a method must do: one step at a time, as a function of its state, the batch and the step."""
+"""The check of methods, whose steps must be functions of the method's state, the batch and the step."""
 
 import inspect
 from collections.abc import Callable
@@ -39,14 +39,15 @@ def check_method(
         >>> from reptk.methods import Contrastive
         >>> check_method(Contrastive, positives="class")
     """
+    if loss is None:
+        loss = SimCLR()
+    builder = _MethodBuilder(factory, loss, backbone, arguments)
     with rng.seeded("check_method"):
-        check_requirements(
-            factory, "a method", METHOD_REQUIREMENTS, _Builder(factory, loss or SimCLR(), backbone, arguments)
-        )
+        check_requirements(factory, "a method", METHOD_REQUIREMENTS, builder)
 
 
-class _Builder:
-    """Builds the method anew, with the same initial weights each time."""
+class _MethodBuilder:
+    """Builds a new instance of the method for each requirement, with initial weights that depend on the seed alone."""
 
     def __init__(
         self, factory: Callable[..., Method], loss: nn.Module, backbone: str, arguments: dict[str, Any]
@@ -60,6 +61,7 @@ class _Builder:
         with rng.seeded("check_method", seed):
             encoder = Encoder(self.backbone, size=SIZE_PX, head_width=32, head_out=16)
             parts = {"encoder": encoder, "views": crop_flip(count=2, size=SIZE_PX), "loss": self.loss}
+            # As `Registry.build` does for a recipe.
             parameters = inspect.signature(self.factory).parameters
             supplied = {name: parts[name] for name in METHODS.supplied if name in parameters}
             return self.factory(**supplied, **self.arguments).train()
@@ -68,7 +70,9 @@ class _Builder:
 def _batch(number: int, *, labelled: bool = True) -> Batch:
     data = generated(classes=3, size=SIZE_PX, train=BATCH_SIZE * TOTAL_STEPS).train
     index = torch.arange(number * BATCH_SIZE, (number + 1) * BATCH_SIZE)
-    labels = data.labels[index] if labelled else torch.full((BATCH_SIZE,), -1)
+    labels = data.labels[index]
+    if not labelled:
+        labels = torch.full_like(labels, -1)
     return Batch(data.images.fetch(index).contiguous(), labels, index)
 
 
@@ -79,25 +83,28 @@ def _step(number: int) -> Step:
 def _forward(method: Method, number: int, batch: Batch | None = None) -> dict[str, Tensor]:
     # The training loop seeds the global stream before every step, for dropout.
     torch.manual_seed(number)
-    return method(_batch(number) if batch is None else batch, _step(number))
+    if batch is None:
+        batch = _batch(number)
+    return method(batch, _step(number))
 
 
-def _train(method: Method, steps: range, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
-    if optimizer is None:
-        groups = [
-            {key: value for key, value in group.items() if key != "lr_scale"} for group in method.parameter_groups()
-        ]
-        optimizer = torch.optim.SGD(groups, lr=0.05)
+def _create_optimizer(method: Method) -> torch.optim.Optimizer:
+    # torch ignores further keys of a group, such as `lr_scale`, which is timm's.
+    groups = [dict(group) for group in method.parameter_groups()]
+    return torch.optim.SGD(groups, lr=0.05)
+
+
+def _train(method: Method, steps: range, optimizer: torch.optim.Optimizer) -> None:
+    """Train as the training loop does."""
     for number in steps:
         _forward(method, number)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             method.after_step(_step(number))
-    return optimizer
 
 
-def _not_a_method(factory: Any, builder: _Builder) -> str | None:
+def _not_a_method(factory: Any, builder: _MethodBuilder) -> str | None:
     method = builder.build()
     if not isinstance(method, Method):
         return f"it is a {type(method).__qualname__}; subclass reptk.Method"
@@ -105,13 +112,17 @@ def _not_a_method(factory: Any, builder: _Builder) -> str | None:
         return f"its encoder is a {type(method.encoder).__qualname__}"
     saved = method.state_dict()
     missing = [name for name in method.encoder.state_dict() if f"encoder.{name}" not in saved]
-    return f"the encoder's {missing[0]} is not in its state_dict" if missing else None
+    if missing:
+        return f"the encoder's {missing[0]} is not in its state_dict"
+    return None
 
 
-def _wrong_outputs(factory: Any, builder: _Builder) -> str | None:
+def _wrong_outputs(factory: Any, builder: _MethodBuilder) -> str | None:
     outputs = _forward(builder.build(), 0)
-    if not isinstance(outputs, dict) or "loss" not in outputs:
-        return f"it returned {sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__}"
+    if not isinstance(outputs, dict):
+        return f"it returned {type(outputs).__name__}"
+    if "loss" not in outputs:
+        return f"it returned {sorted(outputs)}"
     loss = outputs["loss"]
     if loss.ndim or not loss.is_floating_point() or not loss.isfinite() or not loss.requires_grad:
         return f"the loss is {loss}"
@@ -123,7 +134,7 @@ def _wrong_outputs(factory: Any, builder: _Builder) -> str | None:
     return None
 
 
-def _wrong_embeddings(factory: Any, builder: _Builder) -> str | None:
+def _wrong_embeddings(factory: Any, builder: _MethodBuilder) -> str | None:
     outputs = _forward(builder.build(), 0)
     z, ids = outputs.get("z"), outputs.get("ids")
     if ids is not None and z is None:
@@ -135,7 +146,7 @@ def _wrong_embeddings(factory: Any, builder: _Builder) -> str | None:
     return None
 
 
-def _untrained_parameters(factory: Any, builder: _Builder) -> str | None:
+def _untrained_parameters(factory: Any, builder: _MethodBuilder) -> str | None:
     method = builder.build()
     _forward(method, 0)["loss"].backward()
     grouped = [parameter for group in method.parameter_groups() for parameter in group["params"]]
@@ -152,22 +163,27 @@ def _untrained_parameters(factory: Any, builder: _Builder) -> str | None:
     return None
 
 
-def _depends_on_more(factory: Any, builder: _Builder) -> str | None:
-    first, second = _forward(builder.build(), 0)["loss"], _forward(builder.build(), 0)["loss"]
-    return None if torch.equal(first, second) else f"it gave {first.item():.9g}, then {second.item():.9g}"
+def _depends_on_more(factory: Any, builder: _MethodBuilder) -> str | None:
+    first = _forward(builder.build(), 0)["loss"]
+    second = _forward(builder.build(), 0)["loss"]
+    if not torch.equal(first, second):
+        return f"it gave {first.item():.9g}, then {second.item():.9g}"
+    return None
 
 
-def _ignores_key(factory: Any, builder: _Builder) -> str | None:
+def _ignores_key(factory: Any, builder: _MethodBuilder) -> str | None:
     method = builder.build()
     torch.manual_seed(0)
     first = method(_batch(0), _step(0))["loss"]
     method = builder.build()
     torch.manual_seed(0)
     second = method(_batch(0), _step(0)._replace(key=1))["loss"]
-    return "another key gave the same loss" if torch.equal(first, second) else None
+    if torch.equal(first, second):
+        return "another key gave the same loss"
+    return None
 
 
-def _writes_to_batch(factory: Any, builder: _Builder) -> str | None:
+def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
     batch, before = _batch(0), _batch(0)
     _forward(builder.build(), 0, batch)
     for name, value, expected in zip(Batch._fields, batch, before, strict=True):
@@ -176,24 +192,28 @@ def _writes_to_batch(factory: Any, builder: _Builder) -> str | None:
     return None
 
 
-def _fails_without_labels(factory: Any, builder: _Builder) -> str | None:
+def _fails_without_labels(factory: Any, builder: _MethodBuilder) -> str | None:
     loss = _forward(builder.build(), 0, _batch(0, labelled=False))["loss"]
-    return None if loss.isfinite() else f"the loss is {loss.item()}"
+    if not loss.isfinite():
+        return f"the loss is {loss.item()}"
+    return None
 
 
-def _resumes_differently(factory: Any, builder: _Builder) -> str | None:
-    """Four steps in one go, and two, saved, loaded into a method that was initialised otherwise, and two more."""
-    whole = builder.build()
-    _train(whole, range(4))
-    first_half = builder.build()
-    optimizer = _train(first_half, range(2))
-    saved = {name: value.clone() for name, value in first_half.state_dict().items()}
+def _resumes_differently(factory: Any, builder: _MethodBuilder) -> str | None:
+    """Compare four steps with two steps, whose state is loaded into a method with other initial weights, and two more."""
+    uninterrupted = builder.build()
+    _train(uninterrupted, range(4), _create_optimizer(uninterrupted))
+
+    interrupted = builder.build()
+    optimizer = _create_optimizer(interrupted)
+    _train(interrupted, range(2), optimizer)
+
     resumed = builder.build(seed=1)
-    resumed.load_state_dict(saved)
-    resumed_optimizer = torch.optim.SGD([{**group} for group in resumed.parameter_groups()], lr=0.05)
+    resumed.load_state_dict(interrupted.state_dict())
+    resumed_optimizer = _create_optimizer(resumed)
     resumed_optimizer.load_state_dict(optimizer.state_dict())
     _train(resumed, range(2, 4), resumed_optimizer)
-    for name, value in whole.state_dict().items():
+    for name, value in uninterrupted.state_dict().items():
         if not torch.equal(value, resumed.state_dict()[name]):
             return f"{name} differs: what a step depends on must be a parameter or a registered buffer"
     return None

@@ -1,4 +1,4 @@
-"""How a check works: a list of requirements is tried on a part, and all violations are raised together."""
+"""A check tries a list of requirements on a part, and raises all violations in one AssertionError."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,17 +11,20 @@ from reptk.core import rng
 
 
 class Requirement(NamedTuple):
-    """What a part must do.
+    """One thing that a part must do.
 
-    statement: one sentence.
-    violation: a function of the part and the check's inputs that returns what was observed instead, or None.
+    statement: what it is, in one sentence.
+    violation: a function of the part and the check's inputs. Returns what was observed instead, as the end of a sentence,
+        or None if the requirement is met.
     """
 
     statement: str
     violation: Callable[..., str | None]
 
 
-def check_requirements(part: Any, kind: str, requirements: Sequence[Requirement], *inputs: Any) -> None:
+def check_requirements(
+    part: Any, kind: str, requirements: Sequence[Requirement], *inputs: Any, name: str | None = None
+) -> None:
     """Try every requirement on a part.
 
     Args:
@@ -30,6 +33,7 @@ def check_requirements(part: Any, kind: str, requirements: Sequence[Requirement]
         requirements: all of them are tried.
         inputs: further arguments of every requirement. Tensors are copied for each, so that a part that writes to its input
             violates one requirement, not all.
+        name: of the part, for the message; by default its qualified name.
 
     Raises:
         AssertionError: one line for each violated requirement.
@@ -40,19 +44,20 @@ def check_requirements(part: Any, kind: str, requirements: Sequence[Requirement]
         if observed is not None:
             violations.append(f"{statement}, but {observed}")
     if violations:
-        name = _name_of(part)
         raise AssertionError(
-            f"{name} violates {len(violations)} of {len(requirements)} requirements of {kind}:\n"
+            f"{name or qualified_name(part)} violates {len(violations)} of {len(requirements)} requirements of {kind}:\n"
             + "\n".join(violations)
         )
 
 
 def global_rng_moved(call: Callable[[], Any]) -> str | None:
-    """Whether a call draws from torch's global random stream, as a violation."""
+    """Return a violation if a call draws from torch's global random stream."""
     with rng.seeded("a state to compare with"):
         before = torch.get_rng_state()
         call()
-        return None if torch.equal(torch.get_rng_state(), before) else "it has moved"
+        if not torch.equal(torch.get_rng_state(), before):
+            return "it has moved"
+    return None
 
 
 def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any]) -> str | None:
@@ -60,10 +65,12 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
     try:
         return violation(part, *copies)
     except Exception as error:
+        # The report has one line for each violation; messages of torch have several.
         return " ".join(f"it raised {type(error).__name__}: {error}".split())
 
 
-def _name_of(part: Any) -> str:
+def qualified_name(part: Any) -> str:
+    """Return the qualified name of a class or function, or of the class of any other object."""
     if inspect.isclass(part) or inspect.isroutine(part):
         return part.__qualname__
     return type(part).__qualname__

@@ -1,4 +1,4 @@
-"""What views must do. Keys are any integers of 63 bits."""
+"""The check of views. A key is any integer of 63 bits."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,8 +11,8 @@ from reptk.core import rng
 from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
 from reptk.views import Views
 
-HALF_GREY_LEVEL = 0.5 / 255
-"""Images that differ by less are the same: kernels may round differently for another batch size."""
+HALF_LEVEL = 0.5 / 255
+"""Half a step of 8-bit pixels. Views that differ by less are equal: kernels may round differently in another batch size."""
 
 
 def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, size: int, random: bool = True) -> None:
@@ -32,7 +32,10 @@ def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, si
         >>> from reptk.views.sets import crop_flip
         >>> check_views(crop_flip(size=16), size=16)
     """
-    requirements = VIEWS_REQUIREMENTS + (RANDOM_VIEWS_REQUIREMENTS if random else FIXED_VIEWS_REQUIREMENTS)
+    if random:
+        requirements = VIEWS_REQUIREMENTS + RANDOM_VIEWS_REQUIREMENTS
+    else:
+        requirements = VIEWS_REQUIREMENTS + FIXED_VIEWS_REQUIREMENTS
     generator = rng.generator("check_views")
     # Neither square nor of the requested size, as images are.
     images = torch.randint(256, (6, 3, size + size // 4 + 1, size + 2), generator=generator).to(torch.uint8)
@@ -41,29 +44,31 @@ def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, si
 
 
 def _draw(views: Views, images: Tensor, key: int) -> Tensor:
-    """Views as one tensor; those smaller than the first are padded in black."""
-    drawn = views(images, key)
-    if not isinstance(drawn, list | tuple):
-        return drawn
-    width = drawn[0].shape[-1]
+    """Return the views as one tensor; those smaller than the first are padded in black."""
+    out = views(images, key)
+    if not isinstance(out, list | tuple):
+        return out
+    largest_px = out[0].shape[-1]
     padded = []
-    for group in drawn:
-        missing = width - group.shape[-1]
-        padded.append(functional.pad(group, [0, missing, 0, missing]))
+    for group in out:
+        missing_px = largest_px - group.shape[-1]
+        padded.append(functional.pad(group, [0, missing_px, 0, missing_px]))
     return torch.cat(padded)
 
 
 def _wrong_shape_or_range(views: Views, images: Tensor, size: int) -> str | None:
-    drawn = _draw(views, images, 1)
-    if not isinstance(drawn, Tensor):
-        return f"it gave {type(drawn).__name__}"
-    if drawn.ndim != 5 or drawn.shape[1:] != (len(images), 3, size, size):
-        return f"it gave {tuple(drawn.shape)}"
-    if not drawn.is_floating_point():
-        return f"it gave {drawn.dtype}"
-    # Phrased as "inside", so that NaN is not.
-    is_inside = (drawn >= 0) & (drawn <= 1)
-    return None if is_inside.all() else f"values reach from {drawn.amin():.4g} to {drawn.amax():.4g}"
+    out = _draw(views, images, 1)
+    if not isinstance(out, Tensor):
+        return f"it gave {type(out).__name__}"
+    if out.ndim != 5 or out.shape[1:] != (len(images), 3, size, size):
+        return f"it gave {tuple(out.shape)}"
+    if not out.is_floating_point():
+        return f"it gave {out.dtype}"
+    # NaN is not inside of any range.
+    is_inside = (out >= 0) & (out <= 1)
+    if not is_inside.all():
+        return f"values reach from {out.amin():.4g} to {out.amax():.4g}"
+    return None
 
 
 def _depends_on_random_state(views: Views, images: Tensor, size: int) -> str | None:
@@ -71,13 +76,15 @@ def _depends_on_random_state(views: Views, images: Tensor, size: int) -> str | N
         first = _draw(views, images, 1)
     with rng.seeded("another state"):
         second = _draw(views, images, 1)
-    return None if torch.equal(first, second) else "the second call gave others"
+    if not torch.equal(first, second):
+        return "the second call gave others"
+    return None
 
 
 def _changed_by_autocast(views: Views, images: Tensor, size: int) -> str | None:
     with torch.autocast("cpu", torch.bfloat16):
-        drawn = _draw(views, images, 1)
-    return _difference(drawn, _draw(views, images, 1))
+        out = _draw(views, images, 1)
+    return _difference(out, _draw(views, images, 1))
 
 
 def _moves_global_rng(views: Views, images: Tensor, size: int) -> str | None:
@@ -87,7 +94,9 @@ def _moves_global_rng(views: Views, images: Tensor, size: int) -> str | None:
 def _writes_to_images(views: Views, images: Tensor, size: int) -> str | None:
     before = images.clone()
     views(images, 1)
-    return None if torch.equal(before, images) else "they were written to"
+    if not torch.equal(before, images):
+        return "they were written to"
+    return None
 
 
 def _shards_differ(views: Views, images: Tensor, size: int) -> str | None:
@@ -100,6 +109,7 @@ def _shards_differ(views: Views, images: Tensor, size: int) -> str | None:
             views.shard(rank, 2)
             parts.append(_draw(views, part, 1))
     finally:
+        # Sharding changes the views that the caller passed, for good.
         views.shard(0, 1)
     return _difference(torch.cat(parts, 1), whole)
 
@@ -121,13 +131,18 @@ def _uses_key(views: Views, images: Tensor, size: int) -> str | None:
 
 
 def _views_all_equal(views: Views, images: Tensor, size: int) -> str | None:
-    drawn = _draw(views, images, 1)
-    return "they are" if len(drawn) > 1 and (drawn == drawn[:1]).all() else None
+    out = _draw(views, images, 1)
+    if len(out) > 1 and (out == out[:1]).all():
+        return "they are"
+    return None
 
 
-def _difference(drawn: Tensor, expected: Tensor) -> str | None:
-    largest = (drawn.float() - expected.float()).abs().amax().item()
-    return None if largest < HALF_GREY_LEVEL else f"pixels differ by up to {largest:.3g}"
+def _difference(out: Tensor, expected: Tensor) -> str | None:
+    largest = (out.float() - expected.float()).abs().amax().item()
+    # Not ">=": a difference that is NaN must not pass.
+    if not largest < HALF_LEVEL:
+        return f"pixels differ by up to {largest:.3g}"
+    return None
 
 
 VIEWS_REQUIREMENTS = (
@@ -144,7 +159,7 @@ RANDOM_VIEWS_REQUIREMENTS = (
     Requirement("another key gives other views", _ignores_key),
     Requirement("the views of an image are not all equal", _views_all_equal),
 )
-"""What random views must do besides."""
+"""What random views must do as well."""
 
 FIXED_VIEWS_REQUIREMENTS = (Requirement("the key does not matter", _uses_key),)
-"""What views that are not random must do besides."""
+"""What views that are not random must do as well."""
