@@ -1,8 +1,8 @@
 """Find, override, validate and build what a recipe names.
 
-`load("tcl_selfsup_photos", ["train.epochs=5"])` returns a complete, frozen `Recipe`. The schema is closed: an unknown key is an
-error that names its place and the nearest valid key, for reptk's own parts and for plugins alike, because a part's arguments
-are checked against the signature of its registered factory.
+`load("tcl_selfsup_photos", ["train.epochs=5"])` returns a complete, frozen `Recipe`. An unknown key is an error that names
+the key and the nearest valid one. This holds for the arguments of plugins, too, because a part's arguments are checked
+against the signature of its registered factory.
 """
 
 import tomllib
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from reptk.config import signature
 from reptk.config.plugins import load_recipe_plugins
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest_hint
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
 from reptk.core.errors import UsageError
@@ -40,13 +40,15 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Se
     """
     path = find(name_or_path)
     table = read(path)
-    if any(pair.split("=")[0].strip() == "plugins" for pair in overrides):
+    keys = [pair.partition("=")[0].strip() for pair in overrides]
+    if "plugins" in keys:
         raise UsageError("plugins are named with --plugin, not with key=value")
+    # First of all, since everything below looks parts up by their names.
     table["plugins"] = load_recipe_plugins(path, table.get("plugins", []), plugins)
     if overrides:
+        # The result that was measured holds for exactly the recipe in the file.
         table.pop("expect", None)
     table = override(table, overrides)
-    keys = [pair.split("=")[0].strip() for pair in overrides]
     changes_loss = any(key.startswith("loss.") for key in keys)
     if "method.name" in keys and not changes_loss and not _takes_loss(table["method"]):
         table.pop("loss", None)
@@ -62,12 +64,14 @@ def validate(table: Table) -> Recipe:
     problems: list[Problem] = []
     completed = dict(table)
     for key, registry in PARTS.items():
-        if key in table:
+        if key in table:  # pydantic reports tables that are missing
             completed[key] = _complete_part(key, registry, table[key], problems)
     problems += _check_loss_table(table)
     evaluators = table.get("eval") or {"knn": {}}
     if isinstance(evaluators, dict):
-        completed["eval"] = {key: _complete_evaluator(key, part, problems) for key, part in evaluators.items()}
+        completed["eval"] = {}
+        for key, part in evaluators.items():
+            completed["eval"][key] = _complete_evaluator(key, part, problems)
     try:
         recipe = Recipe.model_validate(completed)
     except ValidationError as error:
@@ -87,15 +91,16 @@ def override(table: Table, pairs: Sequence[str]) -> Table:
     Raises:
         UsageError: a pair without `=`, or a key that leads through a value.
     """
-    table = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
-    parsed = [_parse_pair(text) for text in pairs]
-    parsed.sort(key=lambda pair: not _is_part_name(pair[0]))
+    table = dict(table)
+    # False sorts before True, and a sort keeps the order of equal items, so that of two values of a key the last one counts.
+    parsed = sorted(map(_parse_pair, pairs), key=lambda pair: not _is_part_name(pair[0]))
     for keys, value in parsed:
         _set(table, keys, value)
     return table
 
 
 def _set(table: Table, keys: Sequence[str], value: Any) -> None:
+    """Set a dotted key. Inner tables are copied before they are changed, since the caller's table shares them."""
     inner = table
     for key in keys[:-1]:
         child = inner.get(key, {})
@@ -126,7 +131,10 @@ def read(path: Path) -> Table:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a recipe: a file, a run folder's recipe.toml, `recipes/NAME.toml` here, or an installed recipe.
+    """Return the file of a recipe.
+
+    Args:
+        name_or_path: a run folder with a recipe.toml, a TOML file, or the name of an `available` recipe.
 
     Raises:
         UsageError: there is none, with the nearest names.
@@ -142,24 +150,28 @@ def find(name_or_path: str | Path) -> Path:
         return known[text]
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UsageError(f"no recipe at {path} (looked in {path.parent.resolve()})")
-    close = nearest(text, known)
-    hint = f" Nearest: {', '.join(close)}." if close else ""
-    raise UsageError(f"no recipe {text!r}.{hint} All of them: python -m reptk.recipe --list")
+    raise UsageError(f"no recipe {text!r}.{nearest_hint(text, known)} All of them: python -m reptk.recipe --list")
 
 
 def available() -> dict[str, Path]:
-    """Every recipe by name: shipped, of installed distributions (`reptk.recipes`), in ./recipes; the last one counts."""
+    """Return the files of all recipes by name.
+
+    They are shipped with reptk, come with installed distributions (entry points in `reptk.recipes`, whose value is a package
+    of TOML files), or are in the folder `recipes` of the working directory. Of several with one name the last counts, with
+    a warning if it is a local one.
+    """
     folders = [Path(str(files("reptk.recipes")))]
     for point in entry_points(group="reptk.recipes"):
         try:
             folders.append(Path(str(files(point.value))))
-        except Exception as cause:
+        except Exception as cause:  # whatever importing that package raises; the other recipes can be used
             warnings.warn(f"the recipes of {point.value} cannot be found: {cause}", stacklevel=2)
     local = Path("recipes")
     recipes: dict[str, Path] = {}
     for folder in [*folders, local]:
         for path in sorted(folder.glob("*.toml")):
             earlier = recipes.get(path.stem)
+            # In a checkout, ./recipes may be the shipped folder itself.
             if folder == local and earlier is not None and not path.samefile(earlier):
                 warnings.warn(f"{path} hides the recipe of that name in {earlier.parent}", stacklevel=2)
             recipes[path.stem] = path
@@ -172,7 +184,8 @@ def build(registry: Registry, part: Table, **supplied: Any) -> Any:
     Args:
         registry: of the part's kind.
         part: `{name, ...arguments}`.
-        supplied: what the factory may take besides, e.g. `encoder` and `views` for a method.
+        supplied: values that are not in the table, e.g. `encoder` and `views` for a method. Those that the factory has no
+            parameter for are left out.
 
     Raises:
         UsageError: the factory refuses the arguments.
@@ -198,7 +211,7 @@ def complete(key: str, part: Table) -> Table:
 
 
 def _complete_part(key: str, registry: Registry, part: Any, problems: list[Problem]) -> Table:
-    """The part with its defaults; what is wrong with it is appended to `problems`."""
+    """Return the part with its defaults, and append what is wrong with it to `problems`."""
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         problems.append((f"{key}.name", f"say which {registry.kind}: {', '.join(registry.names())}"))
         return {"name": ""}
@@ -212,8 +225,8 @@ def _complete_part(key: str, registry: Registry, part: Any, problems: list[Probl
     checked = signature.check(factory, arguments, registry.supplied)
     for argument in checked.unknown:
         problems.append((f"{key}.{argument}", _unknown_argument(registry, name, argument)))
-    for place, text in checked.problems:
-        problems.append((f"{key}.{place}", text))
+    for inner_key, message in checked.problems:
+        problems.append((f"{key}.{inner_key}", message))
     return {"name": name, **checked.complete}
 
 
@@ -221,17 +234,19 @@ def _complete_evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
     if not isinstance(part, dict):
         problems.append((f"eval.{key}", "must be a table"))
         return {}
+    # `every_epochs` belongs to the recipe, not to the evaluator: no factory has a parameter of that name.
     every_epochs = part.get("every_epochs", 0)
+    # bool is a subclass of int, and `true` is no number of epochs.
     if not isinstance(every_epochs, int) or isinstance(every_epochs, bool) or every_epochs < 0:
         problems.append((f"eval.{key}.every_epochs", f"must be an integer of at least 0, got {every_epochs!r}"))
-    rest = {"name": key, **part}
-    rest.pop("every_epochs", None)
-    completed = _complete_part(f"eval.{key}", EVALUATORS, rest, problems)
+    evaluator = {"name": key, **part}
+    evaluator.pop("every_epochs", None)
+    completed = _complete_part(f"eval.{key}", EVALUATORS, evaluator, problems)
     return {"name": completed.pop("name"), "every_epochs": every_epochs, **completed}
 
 
 def _check_loss_table(table: Table) -> list[Problem]:
-    """`[loss]` must be there if the method takes a loss, and must not be there if it does not."""
+    """Check that there is a `[loss]` table if the method has a parameter `loss`, and none if it has not."""
     method = table.get("method")
     if not isinstance(method, dict) or method.get("name") not in METHODS.names():
         return []  # reported already
@@ -258,18 +273,22 @@ def _check_warmup(recipe: Recipe) -> list[Problem]:
 
 
 def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
-    """`'tcl' has no argument 'temprature'; did you mean 'temperature'? It takes temperature, k1, k2`."""
+    """Return a message such as `'tcl' has no argument 'temprature'; did you mean 'temperature'? It takes temperature, k1`."""
     accepted = signature.names(registry.get(name), registry.supplied)
-    takers = [
-        other for other, factory in registry.loaded().items() if argument in signature.names(factory, registry.supplied)
-    ]
-    if takers:
-        hint = f"; {argument} belongs to {', '.join(takers)}"
+    # Most often the name of the part was changed, and the argument belongs to the part before.
+    parts_with_argument = []
+    for other, factory in registry.loaded().items():
+        if argument in signature.names(factory, registry.supplied):
+            parts_with_argument.append(other)
+    suggestion = signature.suggestion(argument, accepted)
+    if parts_with_argument:
+        hint = f"; {argument} belongs to {', '.join(parts_with_argument)}."
+    elif suggestion:
+        hint = suggestion
     else:
-        hint = signature.suggestion(argument, accepted)
-    parameters = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
-    stop = "" if hint.endswith("?") else "."
-    return f"{name!r} has no argument {argument!r}{hint}{stop} {parameters}"
+        hint = "."
+    parameters = ", ".join(accepted) or "no arguments"
+    return f"{name!r} has no argument {argument!r}{hint} It takes {parameters}"
 
 
 def _parse_pair(text: str) -> tuple[list[str], Any]:
@@ -280,7 +299,7 @@ def _parse_pair(text: str) -> tuple[list[str], Any]:
     try:
         return keys, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return keys, value
+        return keys, value  # text without quotes, which a shell would have removed anyway
 
 
 def _is_part_name(keys: Sequence[str]) -> bool:

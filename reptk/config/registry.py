@@ -1,7 +1,7 @@
-"""Named parts: data sets, views, methods, losses and evaluators, built in or from a plugin.
+"""Registries of data sets, views, methods, losses and evaluators, built in or from a plugin.
 
-A name has one owner. Nothing is imported before it is needed: the built-in parts of a kind are registered by importing one
-package (`home`), and those of installed distributions are listed from the metadata of their entry points.
+A name belongs to one part. Nothing is imported before it is needed: the built-in parts of a kind are registered when one
+package (`home`) is imported, and those of installed distributions are listed from the metadata of their entry points.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from reptk.core.errors import UsageError
 
 
 class Registration(NamedTuple):
-    """A registered factory and where it came from."""
+    """A registered factory, and where it is from: a module, a file, or a distribution and its version."""
 
     factory: Callable[..., Any]
     source: str
@@ -29,7 +29,7 @@ class Registry:
     Args:
         kind: what a part is called in messages, e.g. `"loss"`.
         home: module whose import registers the built-in parts, e.g. `"reptk.losses"`.
-        group: entry-point group in which installed distributions offer theirs.
+        group: entry-point group in which installed distributions list their parts.
         protocol: name of the class in `home` that describes a part of this kind; see `with_defaults`.
         supplied: parameters that `build` fills in for a factory that has them; a recipe cannot set these.
     """
@@ -45,10 +45,10 @@ class Registry:
         self._registrations: dict[str, Registration] = {}
 
     def register(self, name: str) -> Callable[[Any], Any]:
-        """Decorator that registers a class or function under `name`.
+        """Return a decorator that registers a class or function under `name`.
 
-        Registering the same definition again (a notebook cell run twice) replaces it; any other second registration is an
-        error.
+        Registering the same definition again (a notebook cell run twice) replaces it. Another definition under the same
+        name is an error.
 
         Raises:
             UsageError: `name` is registered already, or is not a lower-case identifier.
@@ -67,12 +67,12 @@ class Registry:
         return add
 
     def names(self) -> list[str]:
-        """Every known name, sorted. Parts of installed distributions are listed without being imported."""
+        """Return every known name, sorted. Parts of installed distributions are listed without being imported."""
         self._load_built_ins()
         return sorted({*self._registrations, *(point.name for point in self._entry_points())})
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The factory registered under `name`.
+        """Return the factory that is registered under `name`.
 
         Raises:
             UsageError: no such part (with the nearest names), or two distributions claim it.
@@ -80,11 +80,11 @@ class Registry:
         return self._find(name).factory
 
     def source(self, name: str) -> str:
-        """Where `name` comes from: a module and qualified name, a plugin file, or a distribution and its version."""
+        """Return where `name` is from: a module and qualified name, a plugin file, or a distribution and its version."""
         return self._find(name).source
 
     def loaded(self) -> dict[str, Callable[..., Any]]:
-        """Parts whose code is already imported, by name."""
+        """Return the factories whose code is imported, by name, with the built-in ones."""
         self._load_built_ins()
         return {name: registration.factory for name, registration in sorted(self._registrations.items())}
 
@@ -97,28 +97,32 @@ class Registry:
             supplied: values for the registry's `supplied` parameters; those that the factory does not take are left out.
         """
         factory = self.get(name)
-        accepted = inspect.signature(factory).parameters
-        extra = {key: value for key, value in supplied.items() if key in accepted}
-        part = factory(**arguments, **extra)
-        protocol = self._protocol_class()
-        return part if protocol is None else with_defaults(part, protocol)
+        parameters = inspect.signature(factory).parameters
+        accepted = {key: value for key, value in supplied.items() if key in parameters}
+        part = factory(**arguments, **accepted)
+        if self._protocol is None:
+            return part
+        protocol = getattr(importlib.import_module(self.home), self._protocol)
+        return with_defaults(part, protocol)
 
     def takes(self, name: str, parameter: str) -> bool:
-        """Whether a factory has this parameter, e.g. a method a `loss`."""
+        """Return whether a factory has this parameter, e.g. that of a method a `loss`."""
         return parameter in inspect.signature(self.get(name)).parameters
 
     def hint(self, name: str, attribute: str) -> Any:
-        """What a factory says about its parts by an attribute, e.g. a data set's `classes`; None if it does not."""
+        """Return an attribute that describes what a factory builds, e.g. `classes` of a data set; None if it has none."""
         return getattr(self.get(name), attribute, None)
 
     def _find(self, name: str) -> Registration:
         self._load_built_ins()
+        # An installed distribution must not replace a registered part in silence, nor be replaced by one.
         points = [point for point in self._entry_points() if point.name == name]
         registration = self._registrations.get(name)
         if registration is not None and all(_is_same_part(point, registration) for point in points):
             return registration
-        claims = [] if registration is None else [registration.source]
-        claims += [_distribution(point) for point in points]
+        claims = [_distribution(point) for point in points]
+        if registration is not None:
+            claims.insert(0, registration.source)
         if len(claims) > 1:
             raise UsageError(f"{self.kind} {name!r} is registered twice: by {' and by '.join(claims)}")
         if not points:
@@ -133,6 +137,7 @@ class Registry:
                 f"{self.kind} {point.name!r} of {_distribution(point)} cannot be imported "
                 f"({point.value}): {type(cause).__name__}: {cause}"
             ) from cause
+        # The module may have registered the part itself, by the decorator.
         if point.name not in self._registrations:
             self._registrations[point.name] = Registration(factory, _distribution(point))
         return self._registrations[point.name]
@@ -142,11 +147,6 @@ class Registry:
 
     def _load_built_ins(self) -> None:
         importlib.import_module(self.home)
-
-    def _protocol_class(self) -> type | None:
-        if self._protocol is None:
-            return None
-        return getattr(importlib.import_module(self.home), self._protocol, None)
 
 
 DATASETS = Registry("data set", "reptk.data", "reptk.datasets")
@@ -161,9 +161,9 @@ REGISTRIES = (DATASETS, VIEWS, METHODS, LOSSES, EVALUATORS)
 def with_defaults(part: Any, protocol: type) -> Any:
     """Complete a part with the optional members of its protocol that it lacks, and return it.
 
-    A part may be any callable or object, e.g. a plain `nn.Module` as a loss. What its users may rely on beyond that (say,
-    `Loss.computes_local_rows`) is declared in the protocol with a default: a value, or a method that is then bound to the
-    part. Abstract methods and private names have no default.
+    A part may be any callable or object, e.g. a plain `nn.Module` as a loss. The protocol declares its optional members
+    with their defaults: a value (`Loss.computes_local_rows`), or a method, which is bound to the part. Abstract methods and
+    private names have no default. With the defaults set, code that uses a part need not ask what it has.
 
     Raises:
         UsageError: the part cannot have attributes, as a built-in function cannot.
@@ -173,6 +173,7 @@ def with_defaults(part: Any, protocol: type) -> Any:
         if name.startswith("_") or is_required or hasattr(part, name):
             continue
         if inspect.isfunction(default):
+            # A function that is set on an instance is not bound to it by itself.
             default = default.__get__(part)
         try:
             setattr(part, name, default)
@@ -184,33 +185,40 @@ def with_defaults(part: Any, protocol: type) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three known names similar to `name`, best first, ignoring case."""
+    """Return up to three known names similar to `name`, best first, ignoring case."""
     by_folded = {candidate.casefold(): candidate for candidate in known}
     return [by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for an unknown name: the name, the nearest known names, all known names."""
+    """Return the message for an unknown name: the name, the nearest known names, and all known names."""
     known = list(known)
-    close = nearest(name, known)
-    hint = f" Nearest: {', '.join(close)}." if close else ""
+    hint = nearest_hint(name, known)
     return f"no {kind} {name!r}.{hint} There are: {', '.join(known)}"
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """Return ` Nearest: a, b.` with the known names similar to `name`; empty if there are none."""
+    close = nearest(name, known)
+    if not close:
+        return ""
+    return f" Nearest: {', '.join(close)}."
 
 
 def _describe(factory: Any) -> str:
     module = sys.modules.get(factory.__module__)
-    file = getattr(module, "__file__", None)
+    file = getattr(module, "__file__", None)  # a module of an interactive session has none
     if factory.__module__.startswith("reptk.") or file is None:
         return f"{factory.__module__}.{factory.__qualname__}"
     return f"{Path(file).name} ({factory.__qualname__})"
 
 
 def _same_definition(old: Any, new: Any) -> bool:
-    return (old.__module__, old.__qualname__, _source_file(old)) == (
-        new.__module__,
-        new.__qualname__,
-        _source_file(new),
-    )
+    return _definition(old) == _definition(new)
+
+
+def _definition(factory: Any) -> tuple[str, str, str | None]:
+    return factory.__module__, factory.__qualname__, _source_file(factory)
 
 
 def _source_file(factory: Any) -> str | None:
@@ -218,7 +226,7 @@ def _source_file(factory: Any) -> str | None:
         return None
     try:
         return inspect.getsourcefile(factory)
-    except (TypeError, OSError):
+    except (TypeError, OSError):  # defined without a file
         return None
 
 

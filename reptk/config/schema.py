@@ -1,4 +1,4 @@
-"""What a recipe may say: closed, frozen tables with their defaults and ranges."""
+"""The tables of a recipe as pydantic models, with their defaults and ranges. Unknown keys are errors."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,7 +13,7 @@ Table = dict[str, Any]
 
 
 class Section(BaseModel):
-    """A table of a recipe: closed, frozen, finite numbers only."""
+    """Base class of a recipe's tables: without unknown keys, immutable, and with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -47,7 +47,7 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
-    """How long, in what batches, on what."""
+    """The length of the training, its batches, its device, and what is written."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="images of all ranks")
@@ -85,7 +85,7 @@ class Expect(Section):
 
 
 class Recipe(Section):
-    """Everything a run needs. Parts are flat tables `{name, ...arguments}`, complete with defaults."""
+    """Everything that a run needs. A part is a flat table `{name, ...arguments}`, complete with its defaults."""
 
     name: str = Field("recipe", pattern=r"^[\w.+-]+$", description="unset in a file: the file's name")
     seed: int = Field(0, ge=0)
@@ -101,7 +101,7 @@ class Recipe(Section):
     expect: Expect | None = None
 
     def dump(self) -> str:
-        """The recipe as TOML, with every default written out; reading it back gives the same recipe."""
+        """Return the recipe as TOML, with every default written out; reading it back gives the same recipe."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
 
@@ -121,7 +121,7 @@ class RecipeError(UsageError):
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null: a key without a value is left out, and so its default applies."""
+    """Leave out keys without a value, since TOML has no null; reading the rest back applies their defaults."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):

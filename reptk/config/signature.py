@@ -1,4 +1,4 @@
-"""A factory's signature as the schema of its arguments: checked, completed with defaults, explained in plain words."""
+"""The arguments of a part, checked against the signature of its factory by pydantic and completed with its defaults."""
 
 import inspect
 import sys
@@ -18,9 +18,9 @@ Problem = tuple[str, str]
 class CheckedArguments(NamedTuple):
     """The result of `check`.
 
-    complete: the arguments, completed with the factory's defaults.
-    unknown: names that the factory does not take.
-    problems: what is wrong with the others.
+    complete: the arguments, completed with the factory's defaults. If there are problems, without the defaults.
+    unknown: names of arguments that the factory has no parameter for.
+    problems: what is wrong with the other arguments.
     """
 
     complete: dict[str, Any]
@@ -29,39 +29,41 @@ class CheckedArguments(NamedTuple):
 
 
 def check(factory: Callable[..., Any], arguments: Mapping[str, Any], supplied: Sequence[str] = ()) -> CheckedArguments:
-    """Check arguments against a factory's signature, as plain values that TOML can hold.
+    """Check arguments against a factory's signature, and return them as plain values that TOML can hold.
 
     Args:
         factory: class or function.
         arguments: by name.
-        supplied: parameters that are filled in elsewhere.
+        supplied: parameters whose values are not in `arguments`.
     """
     model = _pydantic_model(factory, supplied)
-    takes_any = model.model_config["extra"] == "allow"
     accepted = names(factory, supplied)
-    unknown = [] if takes_any else [name for name in arguments if name not in accepted]
+    unknown = []
+    if model.model_config["extra"] == "forbid":
+        unknown = [name for name in arguments if name not in accepted]
     known = {name: value for name, value in arguments.items() if name not in unknown}
     try:
         validated = model.model_validate(known)
     except ValidationError as error:
         return CheckedArguments(known, unknown, problems_of(error))
+    # Unset ones are left out: their defaults are added below, where those that TOML cannot hold are sorted out.
     plain = validated.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return CheckedArguments(_with_defaults(factory, supplied, plain), unknown, [])
 
 
 def names(factory: Callable[..., Any], supplied: Sequence[str] = ()) -> list[str]:
-    """The names of a factory's parameters, without those that are `supplied` elsewhere."""
+    """Return the names of a factory's parameters, without those in `supplied`."""
     parameters = _signature(factory).parameters
     return [name for name, parameter in parameters.items() if parameter.kind in _NAMED_KINDS and name not in supplied]
 
 
 def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:
-    """Every problem of a pydantic error; with the `model`, an unknown key is answered with the nearest valid one."""
+    """Return the problems of a pydantic error; those of unknown keys name the nearest valid one if `model` is passed."""
     return [(_dotted(item["loc"]), _message(item, model)) for item in error.errors(include_url=False)]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing."""
+    """Return `; did you mean 'x'?` with the nearest known name, or an empty string if none is similar."""
     close = nearest(name, known)
     if not close:
         return ""
@@ -84,16 +86,21 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
 
 
 def _pydantic_model(factory: Callable[..., Any], supplied: Sequence[str]) -> type[BaseModel]:
+    """Return a model with a field for each parameter that a recipe sets."""
     signature = _signature(factory)
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    extra = "forbid"
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        extra = "allow"
     fields: dict[str, Any] = {}
     for number, name in enumerate(names(factory, supplied)):
         parameter = signature.parameters[name]
-        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        default = parameter.default
+        if default is inspect.Parameter.empty:
+            default = ...  # pydantic's sign for a required field
         # Fields are numbered and have an alias, since a parameter may have a name that pydantic reserves.
         fields[f"field_{number}"] = (_checkable_type(parameter.annotation), Field(default, alias=name))
     config = ConfigDict(
-        extra="allow" if takes_any else "forbid",
+        extra=extra,
         allow_inf_nan=False,
         protected_namespaces=(),
         arbitrary_types_allowed=True,
@@ -102,13 +109,13 @@ def _pydantic_model(factory: Callable[..., Any], supplied: Sequence[str]) -> typ
 
 
 def _checkable_type(annotation: Any) -> Any:
-    """The annotation if pydantic can check it, else `Any`."""
+    """Return the annotation if pydantic can check it, else `Any`, which accepts every value."""
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return Any
     try:
         config = ConfigDict(arbitrary_types_allowed=True)
         create_model("Trial", __config__=config, value=(annotation, ...)).model_rebuild(raise_errors=True)
-    except Exception:
+    except Exception:  # pydantic may raise anything about a class that it does not know
         return Any
     return annotation
 
@@ -116,7 +123,7 @@ def _checkable_type(annotation: Any) -> Any:
 def _with_defaults(
     factory: Callable[..., Any], supplied: Sequence[str], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments and the defaults of the others, in the signature's order.
+    """Return the arguments, and the defaults of those that are not set, in the order of the signature.
 
     A default that TOML cannot hold is left out, so that the factory applies it.
     """
@@ -141,7 +148,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 
 def _message(item: Any, model: type[BaseModel] | None) -> str:
-    """One of pydantic's errors in plain words."""
+    """Return one of pydantic's errors in plain words."""
     kind, value = item["type"], item["input"]
     if kind == "missing":
         return "is missing"
@@ -152,23 +159,25 @@ def _message(item: Any, model: type[BaseModel] | None) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"must be a table, got {value!r}"
     text = item["msg"].removeprefix("Value error, ")
-    is_range = text.startswith("Input should be ")
-    if is_range:
+    if text.startswith("Input should be "):
         text = f"must be {text.removeprefix('Input should be ')}"
-    is_table = isinstance(value, dict | BaseModel)
-    return text if is_table else f"{text}, got {value!r}"
+    if isinstance(value, dict | BaseModel):  # a whole table would only obscure the message
+        return text
+    return f"{text}, got {value!r}"
 
 
 def _unknown_key(location: tuple[int | str, ...], model: type[BaseModel] | None) -> str:
-    known = list(_section(model, location[:-1]).model_fields) if model else []
-    message = f"unknown key{suggestion(str(location[-1]), known)}"
-    return f"{message} (known: {', '.join(known)})" if known else message
+    if model is None:
+        return "unknown key"
+    known = list(_section(model, location[:-1]).model_fields)
+    return f"unknown key{suggestion(str(location[-1]), known)} (known: {', '.join(known)})"
 
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model of the table at a dotted place."""
+    """Return the model of the table at a dotted key."""
     for part in location:
         annotation = model.model_fields[str(part)].annotation
+        # An optional table is annotated as a union with None.
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
     return model
