@@ -1,1 +1,1 @@
-"""Contributed parts. Each file uses only what any stranger's plugin may use; nothing in reptk imports them."""
+"""Contributed parts. They use reptk's public names only, as any plugin does, and nothing in reptk imports them."""

@@ -1,4 +1,4 @@
-"""BYOL: predict one view's embedding from another's, against a slowly moving copy of the encoder; no negatives.
+"""BYOL: the embedding of one view predicts that of another by a momentum encoder, without negatives.
 
 python -m reptk.recipe byol_photos
 """
@@ -24,7 +24,7 @@ class BYOL(Method):
     gradient. The projection head is the encoder's; the paper's is `head_layers=2`, `head_width=4096`, `head_out=256`,
     `head_norm=true`. The online encoder is exported, as in the paper.
 
-    On several ranks each computes the loss of its own images; BatchNorm normalises over them alone unless the recipe sets
+    On several ranks each computes the loss of its own images; BatchNorm normalizes over them alone unless the recipe sets
     `train.sync_batchnorm`.
 
     Args:
@@ -60,6 +60,7 @@ class BYOL(Method):
         )
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        # bfloat16 is too coarse for colors.
         with torch.autocast(batch.images.device.type, enabled=False):
             first, second = self.views(batch.images, step.key)
         z_first, z_second = self.encoder(first), self.encoder(second)
@@ -67,6 +68,7 @@ class BYOL(Method):
             target_first, target_second = self.target(first), self.target(second)
         loss = distance(self.predictor(z_first), target_second) + distance(self.predictor(z_second), target_first)
         momentum = torch.tensor(cosine_momentum(step, self.momentum))
+        # No "ids": the positive of an embedding is in the target, not among these embeddings.
         return {"loss": loss / 2, "z": torch.cat([z_first, z_second]).detach(), "momentum": momentum}
 
     def after_step(self, step: Step) -> None:
@@ -74,6 +76,6 @@ class BYOL(Method):
 
 
 def distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of (B, D) rows after both are brought to unit length, in float32: 2 - 2 cos."""
+    """Return the mean squared distance of (B, D) rows of unit length, in float32: 2 - 2 cos."""
     cosine = functional.cosine_similarity(prediction.float(), target.float(), dim=1)
     return (2 - 2 * cosine).mean()

@@ -39,5 +39,6 @@ class DCL(nn.Module):
         logit_scale = 1 / self.temperature
         mean_similarity, log_negatives = rows.measure(Term("negatives", logit_scale))
         per_anchor = log_negatives - mean_similarity / self.temperature
+        # A logarithm of an empty sum; without negatives an anchor has no loss.
         has_negatives = log_negatives != -math.inf
         return mean_over_anchors(per_anchor, rows.positives() * has_negatives)

@@ -18,7 +18,7 @@ from reptk.methods import Batch, Method, Step, class_ids, momentum_copy, update_
 from reptk.views import Views
 
 UNUSED_ID = -(2**62)
-"""Ids from here on are those of the queue's random initial keys: nobody's positives."""
+"""This id and lower ones belong to the random initial keys of the queue, which are positives of no query."""
 
 
 @METHODS.register("moco")
@@ -35,7 +35,7 @@ class MoCo(Method):
         encoder: encodes queries; the paper's v2 head is `head_layers=2`, `head_width=2048`, `head_out=128`.
         views: two views of each image.
         loss: one that takes keys: `simclr` (temperature 0.2 in the paper), `supcon`, `tcl`.
-        queue_size: number of keys kept, of all ranks together.
+        queue_size: number of keys in the queue, from all ranks.
         momentum: of the momentum encoder.
         positives: "instance": an image's key is its query's positive; "class": all keys of its class are.
     """
@@ -52,6 +52,7 @@ class MoCo(Method):
         super().__init__()
         if views.count not in (None, 2):
             raise ValueError(f"it takes two views of each image, not {views.count}: set views.count=2")
+        # The signature of a module itself is that of nn.Module.__call__, which shows no parameters.
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
         if not {"keys", "key_ids"} <= set(parameters):
             raise ValueError("its loss must take keys and key_ids, as simclr, supcon and tcl do")
@@ -66,17 +67,25 @@ class MoCo(Method):
         self.register_buffer("queue_ids", UNUSED_ID - torch.arange(queue_size))
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        # bfloat16 is too coarse for colors.
         with torch.autocast(batch.images.device.type, enabled=False):
             query_view, key_view = self.views(batch.images, step.key)
         z = self.encoder(query_view)
         with torch.no_grad():
             keys = nn.functional.normalize(self.momentum_encoder(key_view).float(), dim=1)
-        ids = batch.index if self.positives == "instance" else class_ids(batch.labels, batch.index)
-        first_row, row_count = distributed.rank() * len(z), len(z)
-        shares_rows = self.loss.computes_local_rows
-        z = distributed.all_gather(z, replicated_loss=shares_rows)
-        self.new_keys, self.new_ids = distributed.all_gather(keys), distributed.all_gather(ids)
-        with local_rows(first_row, row_count) if shares_rows else nullcontext():
+        ids = batch.index
+        if self.positives == "class":
+            ids = class_ids(batch.labels, batch.index)
+        first_row = distributed.rank() * len(z)
+        row_count = len(z)
+        z = distributed.all_gather(z, replicated_loss=self.loss.computes_local_rows)
+        # Stored for `after_step`, which puts them into the queue.
+        self.new_keys = distributed.all_gather(keys)
+        self.new_ids = distributed.all_gather(ids)
+        rows_of_this_rank = nullcontext()
+        if self.loss.computes_local_rows:
+            rows_of_this_rank = local_rows(first_row, row_count)
+        with rows_of_this_rank:
             loss = self.loss(
                 z,
                 self.new_ids,
@@ -89,8 +98,10 @@ class MoCo(Method):
     def after_step(self, step: Step) -> None:
         update_momentum_copy(self.momentum_encoder, self.encoder, self.momentum)
         size = len(self.queue)
-        keys, ids = self.new_keys[-size:], self.new_ids[-size:]
-        # The place in the queue is a function of the step, so a resumed run goes on where it was.
-        places = (step.number * len(keys) + torch.arange(len(keys), device=keys.device)) % size
-        self.queue.index_copy_(0, places, keys)
-        self.queue_ids.index_copy_(0, places, ids)
+        # A batch may be larger than the queue.
+        keys = self.new_keys[-size:]
+        ids = self.new_ids[-size:]
+        # The positions are a function of the step, so that a resumed run needs no further state.
+        positions = (step.number * len(keys) + torch.arange(len(keys), device=keys.device)) % size
+        self.queue.index_copy_(0, positions, keys)
+        self.queue_ids.index_copy_(0, positions, ids)

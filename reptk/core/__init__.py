@@ -1,1 +1,1 @@
-"""What every other part may use: randomness, ranks, files, messages. Nothing here imports the rest of reptk."""
+"""Randomness, ranks, files, images and messages, which every other package uses. Imports nothing of those packages."""

@@ -1,4 +1,4 @@
-"""What all commands share: a user's mistake is one message with an exit code, a warning is one line."""
+"""The frame of all commands: errors are printed as one message with an exit code, and warnings as one line."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ BROKEN_PIPE = 141
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises `UsageError` where argparse would print its usage and exit."""
+    """An argument parser that raises `UsageError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. Help: {self.prog} --help")
@@ -26,7 +26,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a `ReptkError` is printed to standard error without a traceback."""
     with warnings.catch_warnings():
-        warnings.showwarning = _print_warning
+        warnings.showwarning = _print_warning  # restored by catch_warnings
         try:
             return command()
         except ReptkError as error:
@@ -35,12 +35,14 @@ def run_command(command: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:  # the reader has closed the pipe: `reptk search ... | head`
+            # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
 
 
 def _print_error(error: ReptkError) -> None:
-    """Rank 0 prints for all, since every rank meets the same mistake. Bad data may be met by one rank alone, which prints."""
+    """Print an error on rank 0, since most errors occur on all ranks; one of the data may occur on any single rank."""
+    # From the environment: the process group may not exist yet, and torch may not be imported.
     rank = int(os.environ.get("RANK", 0))
     if rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)

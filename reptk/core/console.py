@@ -1,4 +1,4 @@
-"""What a run prints (a progress bar on a terminal, a line per epoch elsewhere) and metrics.jsonl. Only rank 0 prints."""
+"""The output of a run: a progress bar on a terminal, a line per epoch elsewhere, and the file metrics.jsonl."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +22,16 @@ class Logger:
     """Prints the progress and the results of one run, and appends to its metrics.jsonl.
 
     Args:
-        prints: whether to print.
-        writes: whether to write metrics; None for the same as `prints`.
+        prints: whether to print; on several ranks, only rank 0 should.
+        writes: whether to write metrics; by default the same as `prints`.
         console: where to print; None for standard output.
     """
 
     def __init__(self, prints: bool = True, writes: bool | None = None, console: Console | None = None) -> None:
+        if writes is None:
+            writes = prints
         self.prints = prints
-        self.writes = prints if writes is None else writes
+        self.writes = writes
         self.console = console or Console(highlight=False)
         if not self.console.is_terminal:
             self.console.width = 160  # a file or a pipe has no width of its own
@@ -39,12 +41,14 @@ class Logger:
         """Append to this file from now on; rows of steps after `first_step`, left by an interrupted run, are dropped."""
         self._metrics_file = path
         if self.writes and path.is_file():
+            # A resumed run repeats these steps, and would log them twice.
             rows = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
             write_text(path, "".join(f"{line}\n" for line in rows))
 
     def metrics(self, **values: Any) -> None:
         """Append one row to metrics.jsonl."""
         if self.writes and self._metrics_file is not None:
+            # Opened and closed for every row, so that no row is lost if the process is killed.
             with self._metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
 
@@ -65,14 +69,18 @@ class Logger:
             return
         table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
         table.add_column("", no_wrap=True)
-        family_before = None
+        previous_family = None
         for column in columns:
             family, _, k = column.partition("@")
-            heading = f"@{k}" if family == family_before else display_name(column)
+            heading = display_name(column)
+            if family == previous_family:
+                heading = f"@{k}"  # kNN@1, @5, @20: the name once
             table.add_column(heading, justify="right", no_wrap=True)
-            family_before = family
+            previous_family = family
         for name, values in rows.items():
-            cells = [f"{100 * values[column]:.1f}" if column in values else "" for column in columns]
+            cells = []
+            for column in columns:
+                cells.append(f"{100 * values[column]:.1f}" if column in values else "")
             table.add_row(name, *cells, style="bold" if name == "trained" else None)
         self.console.print(table)
 
@@ -96,7 +104,7 @@ class Logger:
 
     @contextmanager
     def count(self, text: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Show a bar on a terminal; yields a function to call with the number of further items that are done."""
+        """Show a progress bar on a terminal; yield a function to call with the number of further items that are done."""
         if not (self.prints and self.console.is_terminal):
             yield lambda count: None
             return
@@ -107,11 +115,11 @@ class Logger:
 
     @contextmanager
     def progress(self, epochs: int, steps_per_epoch: int, first_step: int) -> Iterator["EpochProgress"]:
-        """Follow the training steps; yields the object to report them to."""
+        """Show the progress of training; yield the object to report steps and epochs to."""
         bar = None
         if self.prints and self.console.is_terminal:
-            columns: list[ProgressColumn | str] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
-            columns += [TextColumn("{task.fields[numbers]}")]
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
+            columns.append(TextColumn("{task.fields[numbers]}"))
             bar = Progress(*columns, console=self.console, transient=True)
             bar.start()
         try:
@@ -153,7 +161,7 @@ class EpochProgress:
 
 
 def format_duration(seconds: float) -> str:
-    """`0:41`, `12:05`, `3:02:11`."""
+    """Return minutes and seconds, or hours, minutes and seconds: `0:41`, `12:05`, `3:02:11`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     if hours:
@@ -162,13 +170,16 @@ def format_duration(seconds: float) -> str:
 
 
 def _format_numbers(loss: float, views_per_second: float, seconds_left: float, suffix: str) -> str:
+    # In the first steps the rate is not known yet.
     left = format_duration(seconds_left) if seconds_left < 1e6 else "?"
     text = f"loss {loss:.3f}  {views_per_second:,.0f} views/s  {left} left"
-    return f"{text}  {suffix}" if suffix else text
+    if suffix:
+        text = f"{text}  {suffix}"
+    return text
 
 
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # e.g. a line that was cut off when the disk was full
         return UNKNOWN_STEP

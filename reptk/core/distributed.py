@@ -1,4 +1,4 @@
-"""One process or many: process group, rank, world size, gathering. On a single process every function is the identity."""
+"""Process groups: setup, rank, world size and collectives. On a single process every collective is the identity."""
 
 import os
 from collections.abc import Callable
@@ -29,15 +29,17 @@ def setup(device: str = "auto") -> torch.device:
     torch_device = torch.device(device)
     if torch_device.type == "cuda":
         torch_device = _cuda_device(torch_device)
+        # Before the process group: NCCL uses the current device.
         torch.cuda.set_device(torch_device)
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if several and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
+    is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if is_distributed and not dist.is_initialized():
+        backend = "nccl" if torch_device.type == "cuda" else "gloo"
+        dist.init_process_group(backend)
     return torch_device
 
 
 def _cuda_device(device: torch.device) -> torch.device:
-    """The device itself if it has a number, else the one numbered as this rank is on its machine."""
+    """Return the device itself if it has a number, else the one with this rank's number on its machine."""
     index = device.index
     if index is None:
         index = int(os.environ.get("LOCAL_RANK", 0))
@@ -56,35 +58,35 @@ def cleanup() -> None:
 
 
 def rank() -> int:
-    """Number of this process, from 0. Read from torchrun's environment even before `setup`."""
+    """Return the number of this process, from 0; before `setup`, from torchrun's environment."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """Number of processes in the group."""
+    """Return the number of processes in the group; 1 before `setup`."""
     if dist.is_initialized():
         return dist.get_world_size()
     return 1
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which prints and writes files."""
+    """Return whether this is rank 0, which prints and writes files."""
     return rank() == 0
 
 
 def all_gather(rows: Tensor, *, replicated_loss: bool = False) -> Tensor:
-    """Rows of all ranks, (n, ...) -> (n * world_size, ...), in rank order; differentiable for floating-point rows.
+    """Return the rows of all ranks, (n, ...) -> (n * world_size, ...), in rank order; differentiable.
 
     When every rank computes the same loss on the gathered rows, the gradient is `world_size` times that loss's, which
     DDP's mean over ranks undoes. All ranks must have the same number of rows.
 
     Args:
-        rows: those of this rank.
-        replicated_loss: every rank computes the very same value from the gathered rows, or the part of its gradient
-            that belongs to its own rows; the backward pass then needs no communication. Without it, backward sums the
-            gradients that all ranks have for this rank's rows, whatever they were used for.
+        rows: the rows of this rank.
+        replicated_loss: whether every rank computes the same loss from the gathered rows, or at least the gradient of its
+            own rows in that loss. The backward pass then needs no communication. Otherwise it sums, over all ranks, the
+            gradients with respect to this rank's rows.
     """
     if world_size() == 1:
         return rows
@@ -92,11 +94,11 @@ def all_gather(rows: Tensor, *, replicated_loss: bool = False) -> Tensor:
 
 
 def all_gather_uneven(rows: Tensor, counts: list[int] | None = None) -> Tensor:
-    """Rows of all ranks in rank order, however many each has; not differentiable.
+    """Return the rows of all ranks in rank order, where ranks may have different numbers of rows; not differentiable.
 
     Args:
-        rows: (n, ...) those of this rank.
-        counts: rows of each rank, if known; otherwise they are gathered first.
+        rows: (n, ...) the rows of this rank.
+        counts: number of rows of each rank; if unknown, it is gathered first.
     """
     if world_size() == 1:
         return rows
@@ -105,6 +107,7 @@ def all_gather_uneven(rows: Tensor, counts: list[int] | None = None) -> Tensor:
     longest = max(counts)
     if longest == 0:
         return rows
+    # all_gather needs the same number of rows on every rank.
     padded = rows.new_zeros(longest, *rows.shape[1:])
     padded[: len(rows)] = rows
     gathered = all_gather(padded).split(longest)
@@ -115,21 +118,22 @@ def run_on_main(function: Callable[[], T]) -> T:
     """Call `function` on rank 0 alone; every rank returns its result, or raises the exception it raised."""
     if world_size() == 1:
         return function()
-    outcome: list[Any] = [None, None]
+    result_and_error: list[Any] = [None, None]
     if is_main():
         try:
-            outcome[0] = function()
+            result_and_error[0] = function()
         except Exception as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    result, error = outcome
+            # Sent to the other ranks, which would otherwise wait for rank 0 until the collective times out.
+            result_and_error[1] = error
+    dist.broadcast_object_list(result_and_error, src=0)
+    result, error = result_and_error
     if error is not None:
         raise error
     return result
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:
-    """Copy rank 0's buffers to every rank: BatchNorm's running statistics differ between ranks after a step."""
+    """Copy rank 0's buffers to every rank, since BatchNorm's running statistics differ between ranks after a step."""
     if world_size() == 1:
         return
     for buffer in module.buffers():
@@ -150,6 +154,7 @@ class _AllGather(torch.autograd.Function):
         first = rank() * ctx.count
         local_rows = slice(first, first + ctx.count)
         if ctx.replicated_loss:
+            # Each rank has the whole gradient already; the factor is what the sum over ranks would give.
             return grad[local_rows] * world_size(), None
         grad = grad.contiguous()
         dist.all_reduce(grad)

@@ -1,4 +1,4 @@
-"""What a number may depend on besides the recipe: versions of packages, and the commit of this code."""
+"""The versions of packages and the commit of this code, which results may depend on."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import reptk
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "numba", "pillow", "simplejpeg", "faiss-cpu", "faiss-gpu")
 """Packages whose version may change a number."""
 
-GIT_SECONDS = 10
+GIT_TIMEOUT_SECONDS = 10
 
 
 def package_versions() -> dict[str, str]:
@@ -41,12 +41,12 @@ def git_commit() -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     # Without optional locks, so that asking for the status never gets in the way of another git command.
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-    done = subprocess.run(
+    completed = subprocess.run(
         ["git", "-C", str(root), *arguments],
         check=True,
         capture_output=True,
         text=True,
-        timeout=GIT_SECONDS,
+        timeout=GIT_TIMEOUT_SECONDS,
         env=environment,
     )
-    return done.stdout.strip()
+    return completed.stdout.strip()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written to a temporary name in the same folder, flushed to disk, then renamed."""
+"""Atomic writing of files: to a temporary name in the same folder, flushed to disk, then renamed."""
 
 import hashlib
 import os
@@ -16,6 +16,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        # Otherwise a crash of the system soon after the renaming could leave an empty file.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -35,6 +36,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

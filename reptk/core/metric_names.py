@@ -1,4 +1,4 @@
-"""How metrics are written for people: `knn@20` -> `kNN@20`."""
+"""Names of metrics in headings and sentences: `knn@20` is written `kNN@20`."""
 
 _NAMES = {
     "knn": "kNN",
@@ -17,8 +17,8 @@ _NAMES = {
 
 
 def display_name(metric: str) -> str:
-    """The metric as a heading or in a sentence; a metric without an entry is written as it is."""
-    if metric in _NAMES:
+    """Return the name of a metric for a heading or a sentence; one that is not known here is returned as it is."""
+    if metric in _NAMES:  # also names with an "@" of their own, such as map@r
         return _NAMES[metric]
     family, at, k = metric.partition("@")
     return f"{_NAMES.get(family, family)}{at}{k}"

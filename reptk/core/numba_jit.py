@@ -31,8 +31,9 @@ def load_kernels(module: str) -> ModuleType | None:
 
 
 def njit(function: Callable[..., Any], fastmath: Iterable[str] = REASSOCIATE) -> Callable[..., Any]:
-    """`numba.njit` that releases the GIL and caches on disk; sums may be reordered, see `njit_exact`."""
+    """Compile a function that releases the GIL and is cached on disk. Sums may be reordered; see `njit_exact`."""
     numba = importlib.import_module("numba")
+    # The error model of NumPy divides by zero without a branch that would raise, which would prevent vectorizing.
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -42,7 +43,7 @@ def njit(function: Callable[..., Any], fastmath: Iterable[str] = REASSOCIATE) ->
 
 
 def njit_exact(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`njit` without fastmath: every operation on floats in the order it is written, so the same bits on every machine."""
+    """Compile without fastmath: floats are summed in the order that is written, which gives the same bits everywhere."""
     return njit(function, fastmath=())
 
 
@@ -63,6 +64,7 @@ def compile_exact(function: Callable[..., Any]) -> Callable[..., Any] | None:
 def _import_numba() -> ModuleType | None:
     try:
         return importlib.import_module("numba")
+    # Besides a missing package: versions of NumPy or LLVM that do not fit raise the others.
     except (ImportError, AttributeError, OSError, SystemError) as cause:
         warnings.warn(f"numba cannot be used ({cause}); views and neighbors on the CPU take longer", stacklevel=3)
         return None

@@ -1,4 +1,4 @@
-"""Randomness as a function of a key, as in JAX: nothing in reptk draws from a stream that other code may have advanced.
+"""Random numbers as functions of a key, as in JAX: they do not depend on what other code has drawn before.
 
     rng.key(seed, "views", step)            a 63-bit integer
     rng.generator(seed, "order", epoch)     a torch.Generator seeded with that key
@@ -25,13 +25,14 @@ MULTIPLIER_2 = -0x6B2FB644ECCEEE15
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit key from any sequence of integers and strings; the same on every machine and in every process."""
+    """Return a 63-bit key of a sequence of integers and strings; the same on every machine and in every process."""
+    # Not hash(): Python's hashes of strings differ from process to process.
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A new CPU generator seeded with `key(*parts)` (of which torch's CPU generators use 32 bits)."""
+    """Return a new CPU generator seeded with `key(*parts)` (of which torch's CPU generators use 32 bits)."""
     return torch.Generator().manual_seed(key(*parts))
 
 
@@ -47,7 +48,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
-    """Numbers in [0, 1) that depend on (key, salt of the column, row number) alone: a counter-based generator.
+    """Return numbers in [0, 1) that depend on (key, salt of the column, row number) alone: a counter-based generator.
 
     The values are the same on every device, for any subset and order of the rows. There is no state, and a GPU needs no
     synchronisation. Each has 24 random bits.
@@ -70,7 +71,7 @@ def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     # torch.compile multiplies what it knows to be index arithmetic in 32 bits; `& -1` hides that these are row numbers.
     bits = _mix((rows[:, None] & -1) * INCREMENT + salts)
     bits = _mix(bits + key)
-    return _shift_right(bits, 40).float() * 2**-24
+    return _shift_right(bits, 40).float() * 2**-24  # 24 bits, which float32 represents exactly
 
 
 def _fill_uniform(out, rows, salts, key, increment, multiplier_1, multiplier_2):
@@ -98,5 +99,5 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift: torch's `>>` on int64 repeats the sign bit."""
+    """Shift right and fill with zeros: torch's `>>` on int64 repeats the sign bit."""
     return (bits >> count) & ((1 << (64 - count)) - 1)

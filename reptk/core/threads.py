@@ -1,4 +1,4 @@
-"""Compiled loops (`numba_jit`) on as many threads as torch uses. Results do not depend on their number."""
+"""Compiled loops (`numba_jit`) on as many threads as torch uses. Results do not depend on the number of threads."""
 
 import os
 import threading
@@ -11,11 +11,12 @@ import torch
 def parallel_for(body: Callable[[int, int], None], count: int) -> None:
     """Call `body(first, last)` for contiguous ranges that cover `range(count)`, one range for each of torch's threads.
 
-    The calling thread runs the first range itself. An exception of any range is raised once all have ended.
+    The calling thread runs the first range itself. An exception of any range is raised once all have ended. `body` must not
+    call `parallel_for`: it would wait for threads of the pool that it occupies itself.
     """
     if count == 0:
         return
-    size = max(1, -(-count // torch.get_num_threads()))
+    size = max(1, -(-count // torch.get_num_threads()))  # rounded up
     ranges = [(first, min(first + size, count)) for first in range(0, count, size)]
     if len(ranges) == 1:
         body(*ranges[0])
@@ -25,13 +26,14 @@ def parallel_for(body: Callable[[int, int], None], count: int) -> None:
     try:
         body(*ranges[0])
     finally:
+        # Also if the first range raises: the others still write to the caller's arrays.
         wait(futures)
     for future in futures:
         future.result()
 
 
 class _ExecutorCache:
-    """One thread pool per process, created when first needed and replaced when more threads are."""
+    """A thread pool for this process, created at first use and replaced by a larger one when more threads are needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

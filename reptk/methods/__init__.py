@@ -1,4 +1,4 @@
-"""Methods: what the training loop trains. method(batch, step) -> {"loss": ..., ...}."""
+"""Methods are the modules that the training loop trains: method(batch, step) -> {"loss": ..., ...}."""
 
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy

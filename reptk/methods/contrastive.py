@@ -39,13 +39,19 @@ class Contrastive(Method):
         self.positives = positives
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        z = self.encoder_outputs(batch.images, step.key)
-        ids = batch.index if self.positives == "instance" else class_ids(batch.labels, batch.index)
+        z = self.embed_views(batch.images, step.key)
+        ids = batch.index
+        if self.positives == "class":
+            ids = class_ids(batch.labels, batch.index)
+        # Embeddings are ordered view by view, so the ids of the batch are repeated as a whole.
         ids = all_gather(ids.repeat(len(z) // len(ids)))
         first_row = rank() * len(z)
         row_count = len(z)
         z = all_gather(z, replicated_loss=self.loss.computes_local_rows)
-        with local_rows(first_row, row_count) if self.loss.computes_local_rows else nullcontext():
+        rows_of_this_rank = nullcontext()
+        if self.loss.computes_local_rows:
+            rows_of_this_rank = local_rows(first_row, row_count)
+        with rows_of_this_rank:
             loss = self.loss(z, ids)
         outputs = {"loss": loss, "z": z.detach(), "ids": ids}
         temperature = current_temperature(self.loss)
@@ -53,35 +59,40 @@ class Contrastive(Method):
             outputs["temperature"] = temperature
         return outputs
 
-    def encoder_outputs(self, images: Tensor, key: int) -> Tensor:
-        """(B, 3, H, W) -> (V * B, D), view by view."""
-        # Views are computed in their own precision: autocast would blur colours.
+    def embed_views(self, images: Tensor, key: int) -> Tensor:
+        """Return the embeddings (V * B, D), view by view, of images (B, 3, H, W)."""
+        # In bfloat16, which has 8 bits of precision, autocast would leave visible steps in colors.
         with torch.autocast(images.device.type, enabled=False):
             views = self.views(images, key)
         groups = views if isinstance(views, list | tuple) else [views]
-        return torch.cat([self.encoder(rearrange(group, "v b c h w -> (v b) c h w")) for group in groups])
+        embeddings = []
+        for group in groups:  # of one size each
+            embeddings.append(self.encoder(rearrange(group, "v b c h w -> (v b) c h w")))
+        return torch.cat(embeddings)
 
 
 def class_ids(labels: Tensor, index: Tensor) -> Tensor:
-    """Ids that make the images of a class positives of each other: the label, or a unique negative id without one.
+    """Return ids (B,) that make the images of a class positives of each other.
+
+    The id is the label, or a negative number that no other image has if there is no label.
 
     Args:
         labels: (B,) -1 for none.
-        index: (B,) the images' numbers in the data set.
+        index: (B,) the number of each image in the data set, from 0.
     """
     return torch.where(labels >= 0, labels, -1 - index)
 
 
 def has_positives(ids: Tensor) -> Tensor:
-    """Whether any two rows share an id, as a boolean tensor, so that the host does not wait for the GPU."""
+    """Return whether any two rows share an id, as a boolean tensor, so that the host does not wait for the GPU."""
     ids = ids.sort().values
     return (ids[1:] == ids[:-1]).any()
 
 
 def current_temperature(loss: Loss) -> Tensor | None:
-    """The loss's temperature as a detached scalar tensor; None if it has none."""
+    """Return the temperature of a loss as a detached scalar tensor; None if it has none."""
     value = loss.temperature
-    if callable(value):
+    if callable(value):  # e.g. of a temperature that is learned
         value = value()
     if value is None:
         return None

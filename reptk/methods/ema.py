@@ -1,4 +1,4 @@
-"""Momentum encoders: a copy of a module whose weights are the moving average of the module's own."""
+"""Momentum encoders: copies of a module whose weights are moving averages of the weights of the module."""
 
 import copy
 import math
@@ -23,9 +23,10 @@ def update_momentum_copy(target: nn.Module, source: nn.Module, momentum: float) 
 
     Buffers are left alone: BatchNorm in `target` has running statistics of what passed through it.
     """
+    # All parameters in a few kernels. torch's own optimizers rely on these functions, in spite of their underscores.
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
 
 
 def cosine_momentum(step: Step, base: float) -> float:
-    """A momentum that rises from `base` to 1 along half a cosine over the run (BYOL, arXiv 2006.07733, appendix)."""
+    """Return a momentum that rises from `base` to 1 along half a cosine over the run (BYOL, arXiv 2006.07733, appendix)."""
     return 1 - (1 - base) * (math.cos(math.pi * step.progress) + 1) / 2

@@ -1,4 +1,4 @@
-"""The contract of a method: what the training loop trains, what DDP wraps, and what a checkpoint holds."""
+"""The base class of methods, which the training loop trains, DDP wraps and checkpoints hold."""
 
 from abc import abstractmethod
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Where in the run a step is, and its randomness.
+    """The number of a training step and its random key.
 
     number: optimizer steps done before this one, from 0.
     total: optimizer steps of the whole run.
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, from 0 towards 1: what schedules are functions of."""
+        """The share of the run that is done, in [0, 1). Schedules are functions of it."""
         return self.number / self.total
 
 
@@ -46,7 +46,7 @@ class Method(nn.Module):
     `reptk.losses.Loss`) that its signature names, and with the arguments that a recipe's `[method]` table sets. If it has no
     parameter `loss`, a recipe that uses it has no `[loss]` table.
 
-    Everything that must survive an interruption belongs into parameters and buffers, e.g. a momentum encoder or a queue: a
+    Everything that must survive an interruption must be a parameter or a buffer, e.g. a momentum encoder or a queue: a
     checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
     function of that state, of the batch and of the step.
 
@@ -74,10 +74,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, step: Step) -> None:
-        """Called after the optimizer's step, without gradients: update moving averages, queues, centres. No-op by default."""
+        """Update moving averages, queues or centers after the optimizer's step, without gradients. By default, do nothing."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameters to train, as groups for `torch.optim`.
+        """Return the parameters to train, as groups for `torch.optim`.
 
         A group may set `weight_decay` and `lr_scale` (a factor on the scheduled learning rate). Norms and biases of a group
         that sets no `weight_decay` are not decayed, unless the recipe says `optim.decay_all`.

@@ -1,1 +1,1 @@
-"""Training: from a recipe to a run folder with weights and numbers."""
+"""Training: builds what a recipe names, trains it, and writes a run folder with weights and results."""

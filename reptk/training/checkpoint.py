@@ -1,10 +1,8 @@
-"""Checkpoints that are whole or absent: written to a temporary folder, checksummed, then renamed."""
+"""Atomic checkpoints: written to a temporary folder with a checksum, flushed to disk, then renamed."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from reptk.core.files import sha256_of, write_text
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `folder/step_00000042` (state and manifest), point `folder/last` at it, and delete all older ones but the last.
+    """Write `folder/step_00000042` (state and manifest), and its name into the file `folder/last`.
+
+    Older checkpoints are deleted, except for the one before, which is there in case the new one is damaged.
 
     Args:
         folder: the run's `checkpoints`.
@@ -26,6 +26,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         The folder of the new checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Left by a process that was killed while it wrote.
     for abandoned in folder.glob(".step_*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     previous = _last_name(folder)
@@ -37,6 +38,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    # Before older checkpoints are deleted, so that the file never names one that is gone.
     write_text(folder / "last", target.name + "\n")
     for older in folder.glob("step_*"):
         if older.name not in (target.name, previous):
@@ -45,7 +47,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_last(folder: Path) -> dict[str, Any] | None:
-    """The state that `folder/last` points at, verified against its manifest; None if there is no checkpoint yet.
+    """Return the state of the checkpoint that `folder/last` names, verified by its manifest; None if there is none yet.
 
     Raises:
         DataError: the checkpoint is damaged or incomplete.
@@ -78,18 +80,19 @@ def _write_state(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 def _last_name(folder: Path) -> str | None:
     pointer = folder / "last"
-    return pointer.read_text().strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    return pointer.read_text().strip()
 
 
 def _unused_path(folder: Path, name: str) -> Path:
-    """`folder/name`, or `folder/name.1`, ... if that step was saved before: a whole checkpoint is never overwritten."""
-    return next(path for path in _candidate_paths(folder, name) if not path.exists())
-
-
-def _candidate_paths(folder: Path, name: str) -> Iterator[Path]:
-    yield folder / name
-    for number in count(1):
-        yield folder / f"{name}.{number}"
+    """Return `folder/name`, or `folder/name.1`, ... if that step was saved before; a checkpoint is never overwritten."""
+    path = folder / name
+    number = 0
+    while path.exists():
+        number += 1
+        path = folder / f"{name}.{number}"
+    return path
 
 
 def _hint_at_older(folder: Path, damaged: Path) -> str:

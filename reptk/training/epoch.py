@@ -1,4 +1,4 @@
-"""What happens after every epoch: due evaluations, diagnostics of the embeddings, a checkpoint, a line."""
+"""The end of an epoch: the evaluations that are due, diagnostics of the embeddings, a checkpoint, and a line of output."""
 
 from pathlib import Path
 
@@ -28,10 +28,10 @@ class EpochEnd:
         self.folder = folder
         self.logger = logger
         self._reported: set[str] = set()
-        """Kinds of warnings already printed: each is printed once a run."""
+        """Kinds of warnings that were printed; each is printed once in a run."""
 
     def announce(self) -> None:
-        """Print where the run starts: the step it resumes from, and the baselines."""
+        """Print the step from which a run is resumed, and its baselines."""
         if self.state.step:
             self.logger.line(f"resumed after step {self.state.step}")
         baselines = self.state.baselines
@@ -50,6 +50,7 @@ class EpochEnd:
             waited_seconds: time of this epoch that the device spent waiting for images.
         """
         state, settings = self.state, self.parts.settings
+        # Seconds and views per second are those of training alone.
         state.clock.stop()
         epoch = state.step // settings.steps_per_epoch
         waiting_share = state.clock.share_of_epoch(waited_seconds)
@@ -67,7 +68,7 @@ class EpochEnd:
         state.clock.start()
 
     def warn_of_steps_without_positives(self) -> None:
-        """Print, at the end of the run, how many steps had nothing to learn from."""
+        """Print how many steps of the run had no positives, and so no gradient."""
         count = self.state.meter.steps_without_positives
         if count:
             self.logger.line(
@@ -76,37 +77,40 @@ class EpochEnd:
             )
 
     def _evaluate_due(self, epoch: int) -> dict[str, float]:
-        """The metrics of the evaluators that are due after this epoch; after the last one, the final evaluation follows."""
-        every_epochs = self.parts.every_epochs
-        due = [
-            evaluator
-            for key, evaluator in self.parts.evaluators.items()
-            if every_epochs[key] and epoch % every_epochs[key] == 0
-        ]
-        if not due or epoch == self.parts.settings.epochs:
+        """Return the metrics of the evaluators that are due after this epoch."""
+        if epoch == self.parts.settings.epochs:
+            return {}  # the final evaluation follows
+        due = []
+        for key, evaluator in self.parts.evaluators.items():
+            every_epochs = self.parts.every_epochs[key]
+            if every_epochs and epoch % every_epochs == 0:
+                due.append(evaluator)
+        if not due:
             return {}
         return evaluate_now(self.parts, due, during_training=True).metrics
 
     def _diagnose(
         self, epoch: int, metrics: dict[str, float], waiting_share: float, progress: EpochProgress
     ) -> dict[str, str]:
-        """Log the state of the embeddings and the metrics; returns warnings by kind."""
+        """Log the metrics and the diagnostics of the last step's embeddings; return warnings by kind."""
         meter = self.state.meter
         row = {"step": self.state.step, "epoch": epoch, "waiting": round(waiting_share, 3)}
         suffix = []
-        name = headline(metrics) if metrics else ""
+        name = ""
         if metrics:
+            name = headline(metrics)
             suffix.append(f"{display_name(name)} {100 * metrics[name]:.1f} %")
         warnings: dict[str, str] = {}
         if meter.z is not None:
             untrained = self.state.baselines.get("untrained")
+            untrained_metrics = {} if untrained is None else untrained.metrics
             health, warnings = concerns(
                 meter.z,
                 meter.ids,
                 meter.loss,
                 temperature=meter.scalars.get("temperature"),
                 accuracy=metrics.get(name),
-                untrained=untrained.metrics.get(name) if untrained else None,
+                untrained=untrained_metrics.get(name),
             )
             if meter.ids is None:
                 # "Shortcut" compares the loss with that of random embeddings, which only a contrastive loss has.

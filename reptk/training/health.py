@@ -1,4 +1,4 @@
-"""What stops a run or is worth a line: losses that are not finite, weights that are not, waiting for images."""
+"""Checks of a run while it trains: losses and weights that are not finite, and time spent waiting for images."""
 
 import math
 import os
@@ -19,7 +19,7 @@ DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epo
 
 
 def non_finite_loss(step: int, lr: float, loss: float = math.nan) -> str:
-    """The beginning of a message about the loss of step `step` (from 0)."""
+    """Return the beginning of a message about the loss of step `step`, counted from 0."""
     return f"the loss is {loss} at step {step + 1} (lr {lr:g})"
 
 
@@ -29,15 +29,18 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:
     Raises:
         NumericalError: some are NaN or infinite.
     """
-    broken = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
+    non_finite = []
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            non_finite.append(name)
+    if non_finite:
         raise NumericalError(
-            f"after step {step}, {len(broken)} weights hold NaN or infinity, {broken[0]} first; nothing is saved"
+            f"after step {step}, {len(non_finite)} weights hold NaN or infinity, {non_finite[0]} first; nothing is saved"
         )
 
 
 def input_bound_advice(images: Images, data_part: Mapping[str, Any], workers: int, device: torch.device) -> str:
-    """What may be done about waiting for images, as the end of a sentence; empty if nothing applies.
+    """Return how the wait for images can be shortened, as the end of a sentence; empty if nothing applies.
 
     Args:
         images: of the training split.
@@ -45,8 +48,8 @@ def input_bound_advice(images: Images, data_part: Mapping[str, Any], workers: in
         workers: decoding threads of each rank.
         device: of the training.
     """
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cpus_per_rank = max(1, num_cpus() // ranks_here)
+    ranks_on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    cpus_per_rank = max(1, num_cpus() // ranks_on_machine)
     is_uncached = data_part.get("cache") is False
     advice = []
     if not isinstance(images, InMemory) and workers < cpus_per_rank:
@@ -55,14 +58,17 @@ def input_bound_advice(images: Images, data_part: Mapping[str, Any], workers: in
         advice.append("set data.cache=true")
     if is_uncached and data_part.get("jpeg") == "auto" and find_spec("simplejpeg") is None:
         advice.append('pip install "reptk[jpeg]" if they are JPEG')
-    where = ", which are decoded on the cores that train" if device.type == "cpu" and is_uncached else ""
+    reason = ""
+    if device.type == "cpu" and is_uncached:
+        reason = ", which are decoded on the cores that train"
     if not advice:
-        return where
-    *others, last = advice
-    alternatives = f"{', '.join(others)} or {last}" if others else last
-    return f"{where}; {alternatives}"
+        return reason
+    alternatives = advice[-1]
+    if len(advice) > 1:
+        alternatives = f"{', '.join(advice[:-1])} or {advice[-1]}"
+    return f"{reason}; {alternatives}"
 
 
 def input_bound_message(waiting_share: float, advice: str) -> str:
-    """The line about an epoch of which this share was spent waiting for images."""
+    """Return the line about an epoch of which this share was spent waiting for images."""
     return f"input-bound: {100 * waiting_share:.0f} % of the time went into waiting for images{advice}"

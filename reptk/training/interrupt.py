@@ -18,6 +18,7 @@ class InterruptHandler:
         self._is_active = False
 
     def __enter__(self) -> "InterruptHandler":
+        # Python allows signal handlers to be set in the main thread only.
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._is_active = distributed.world_size() == 1 and in_main_thread
         if self._is_active:

@@ -1,4 +1,4 @@
-"""What is measured while training: losses, logged scalars, time, throughput."""
+"""Measurements during training: losses, logged scalars, time and throughput."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from reptk.training.health import DIVERGED, non_finite_loss
 
 
 class StepRecord(NamedTuple):
-    """One step as device tensors, so that recording it does not wait for a GPU.
+    """The outcome of one step as tensors on the device, so that recording it does not wait for a GPU.
 
     loss: scalar.
     rows: number of embeddings that the method returned, 0 if it returned none.
@@ -49,7 +49,7 @@ class StepMeter:
 
     def add(self, outputs: Mapping[str, Tensor]) -> None:
         """Record the outputs of `Method.forward` for one step."""
-        loss = outputs["loss"].detach()
+        loss = outputs["loss"].detach()  # attached, it would hold the activations of the step in memory
         self.z = outputs.get("z")
         self.ids = outputs.get("ids")
         rows = 0
@@ -108,7 +108,7 @@ def _check_finite(
 
 
 def _scalars(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """The outputs to log: every scalar but the loss."""
+    """Return the outputs to log: every scalar but the loss."""
     return {name: value.item() for name, value in outputs.items() if name != "loss" and value.ndim == 0}
 
 
@@ -128,18 +128,20 @@ class StepClock:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """Seconds of the whole run."""
         return self._seconds_before + self._seconds
 
     @property
     def views_per_second(self) -> float:
-        """Of this process."""
+        """Views per second of this process; those of the run's earlier processes are not known."""
         return self._views / max(self._seconds, 1e-9)
 
     def start(self) -> None:
+        """Count the time from now on."""
         self._started = time.monotonic()
 
     def stop(self) -> None:
+        """Count the time until now; the time until the next `start` is not counted."""
         self._add_elapsed()
 
     def add(self, views: int) -> None:
@@ -148,11 +150,11 @@ class StepClock:
         self._add_elapsed()
 
     def seconds_for(self, views: int) -> float:
-        """How long so many views will take at the rate so far."""
+        """Return how long so many views take at the rate so far."""
         return views / max(self.views_per_second, 1e-9)
 
     def share_of_epoch(self, seconds: float) -> float:
-        """What share of the time since the last call these seconds are, at most 1."""
+        """Return what share of the time since the last call these seconds are, at most 1."""
         epoch_seconds = self._seconds - self._seconds_at_last_epoch
         self._seconds_at_last_epoch = self._seconds
         return min(1.0, seconds / max(epoch_seconds, 1e-9))

@@ -12,10 +12,10 @@ from reptk.config.registry import unknown
 from reptk.core.errors import UsageError
 
 _TIMM_NAMES = {"sgd": "momentum", "nesterov": "sgd"}
-"""timm calls SGD with Nesterov momentum "sgd", and plain SGD with momentum "momentum"; papers mean the latter by SGD."""
+"""Our names of timm's optimizers that differ: timm's "sgd" has Nesterov momentum, which papers do not mean by SGD."""
 
 _WITH_FUSED_KERNEL = ("adam", "adamw", "nesterov", "sgd")
-"""torch's own optimizers that update all weights in one pass."""
+"""Optimizers of torch that can update all weights in one kernel."""
 
 
 def create_optimizer(
@@ -43,15 +43,18 @@ def create_optimizer(
     groups = []
     for group in parameter_groups:
         groups += _split_by_decay(group, weight_decay, decay_all)
-    options = {"fused": True} if name in _WITH_FUSED_KERNEL else {}
+    options = {}
+    if name in _WITH_FUSED_KERNEL:
+        options["fused"] = True
     try:
         return create_optimizer_v2(groups, opt=_TIMM_NAMES.get(name, name), lr=lr, momentum=momentum, **options)
-    except Exception as cause:
-        raise UsageError(f"optimizer {name!r} cannot be built here: {cause or type(cause).__name__}") from cause
+    except Exception as cause:  # timm's optimizers raise various types for options that they refuse
+        raise UsageError(f"optimizer {name!r} cannot be built: {cause or type(cause).__name__}") from cause
 
 
 def _split_by_decay(group: Mapping[str, Any], weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
     if "weight_decay" in group:
+        # The method has decided.
         return [dict(group)]
     decayed, not_decayed = [], []
     for parameter in group["params"]:
@@ -75,23 +78,31 @@ def create_scheduler(
     warmup_lr: float,
     final_lr: float,
 ) -> Scheduler:
-    """The learning rate as a function of the step: call `.step_update(step)` before each one.
+    """Create the schedule of the learning rate; call `.step_update(step)` before each step.
 
     Args:
+        optimizer: whose learning rate is scheduled.
         kind: "cosine": from lr to `final_lr` over the steps after the warm-up; "constant": lr. The warm-up is linear.
+        steps: number of steps, with the warm-up.
+        warmup_steps: number of steps of the warm-up.
+        warmup_lr: learning rate of the first step of the warm-up.
+        final_lr: learning rate at the end of the cosine.
     """
     lr = optimizer.param_groups[0]["lr"]
+    lr_min = final_lr
+    if kind == "constant":
+        lr_min = lr  # a cosine from lr to lr
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(2, steps - warmup_steps),
-        lr_min=final_lr if kind == "cosine" else lr,
+        t_initial=max(2, steps - warmup_steps),  # timm warns of a cosine over a single step
+        lr_min=lr_min,
         warmup_t=warmup_steps,
         warmup_lr_init=warmup_lr,
-        warmup_prefix=True,
+        warmup_prefix=True,  # the cosine begins after the warm-up, at lr
         t_in_epochs=False,
     )
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the optimizer's first group, as it is now."""
+    """Return the present learning rate of the optimizer's first group."""
     return optimizer.param_groups[0]["lr"]

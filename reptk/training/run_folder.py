@@ -1,14 +1,13 @@
-"""A run's folder: created for one run, described completely, never overwritten.
+"""The folder of a run, which is created for one run and never overwritten.
 
-recipe.toml (complete, itself a recipe), plugins/ (copies of the plugin files), status.json, metrics.jsonl,
-checkpoints/, model/, results.json, report.html
+It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the plugin files), status.json, metrics.jsonl,
+checkpoints/, model/, results.json and report.html.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ MAY_CHANGE_ON_RESUME = (
     "expect",
     "plugins",
 )
-"""Keys, or tables of keys, that change how a run is computed but not what."""
+"""Keys, or tables of keys, that do not change the results of a run."""
 
 
 def create(recipe: Recipe, out: str | Path | None) -> Path:
@@ -39,7 +38,10 @@ def create(recipe: Recipe, out: str | Path | None) -> Path:
         EnvironmentProblem: it cannot be written.
     """
     try:
-        folder = Path(out) if out is not None else _next_numbered(Path("runs") / recipe.name)
+        if out is None:
+            folder = _create_next_numbered(Path("runs") / recipe.name)
+        else:
+            folder = Path(out)
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(_not_empty(folder))
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,20 +56,22 @@ def reopen(recipe: Recipe, folder: Path) -> Path:
     """Open the folder of a run that is to be resumed.
 
     Raises:
-        UsageError: `folder` is no run, or one of another recipe (the keys that differ are listed).
+        UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
         EnvironmentProblem: it cannot be written.
     """
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
+    # Validated, so that defaults of a later version of reptk are compared, too.
     recorded = _flatten(validate(read(folder / "recipe.toml")))
     current = _flatten(recipe)
-    changed = [
-        key for key in sorted({*recorded, *current}) if recorded.get(key) != current.get(key) and not _may_change(key)
-    ]
-    if changed:
-        lines = [f"{folder} was started with another recipe; resume it with its own:"]
-        lines += [f"  {key:<24} {recorded.get(key)!r} in the run, {current.get(key)!r} now" for key in changed]
-        raise UsageError("\n".join(lines))
+    differences = []
+    for key in sorted({*recorded, *current}):
+        if recorded.get(key) != current.get(key) and not _may_change(key):
+            differences.append(f"  {key:<24} {recorded.get(key)!r} in the run, {current.get(key)!r} now")
+    if differences:
+        raise UsageError(
+            "\n".join([f"{folder} was started with another recipe; resume it with its own:", *differences])
+        )
     try:
         set_status(folder, "running")
     except OSError as cause:
@@ -76,7 +80,7 @@ def reopen(recipe: Recipe, folder: Path) -> Path:
 
 
 def newest(name: str) -> Path:
-    """The last run of a recipe under `runs/`.
+    """Return the folder of the last run of a recipe under `runs/`.
 
     Raises:
         UsageError: there is none.
@@ -88,11 +92,17 @@ def newest(name: str) -> Path:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of status.json: `status` (running, finished, interrupted, failed) and, if it failed, `reason`."""
+    """Return the content of status.json: `status` (running, finished, interrupted, failed) and, if it failed, `reason`.
+
+    The status is "unknown" if there is no such file, or if it is damaged.
+    """
     try:
-        return json.loads((folder / "status.json").read_text())
+        content = json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or "status" not in content:
         return {"status": "unknown"}
+    return content
 
 
 def set_status(folder: Path, status: str, **details: Any) -> None:
@@ -116,7 +126,7 @@ def recorded_status(folder: Path, logger: Logger, resume_command: str) -> Iterat
 
 
 def resume_command(folder: Path, plugins: Sequence[str]) -> str:
-    """The command that resumes a run. Plugin modules must be named again: a run folder holds copies of files alone."""
+    """Return the command that resumes a run. It names plugin modules, of which a run folder has no copy."""
     command = f"python -m reptk.recipe {folder} --resume"
     for spec in plugins:
         is_copied = spec.endswith(".py")
@@ -126,7 +136,7 @@ def resume_command(folder: Path, plugins: Sequence[str]) -> str:
 
 
 def _set_final_status(folder: Path, logger: Logger, status: str, **details: Any) -> None:
-    # Any rank may be the one that fails; everything else is rank 0's to report.
+    # Rank 0 writes the status, except for failures, which may happen on a single other rank.
     if not distributed.is_main() and status != "failed":
         return
     try:
@@ -136,7 +146,7 @@ def _set_final_status(folder: Path, logger: Logger, status: str, **details: Any)
 
 
 def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its plugin files copied into the folder and named relative to it."""
+    """Copy the recipe's plugin files into the folder, and return the recipe with their new relative paths."""
     plugins = []
     for spec in recipe.plugins:
         if spec.endswith(".py"):
@@ -147,19 +157,20 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"plugins": tuple(plugins)})
 
 
-def _next_numbered(runs: Path) -> Path:
-    """Create `runs/N` for the first N after all present ones. Two processes never get the same."""
+def _create_next_numbered(runs: Path) -> Path:
+    """Create and return `runs/N`, where N follows the largest present number."""
     runs.mkdir(parents=True, exist_ok=True)
+    number = 1
     present = _numbered_folders(runs)
-    first = int(present[-1].name) + 1 if present else 1
-    for number in count(first):
+    if present:
+        number = int(present[-1].name) + 1
+    while True:
         folder = runs / str(number)
         try:
             folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("count() never ends")
+            return folder
+        except FileExistsError:  # another process was faster
+            number += 1
 
 
 def _numbered_folders(runs: Path) -> list[Path]:
@@ -179,7 +190,7 @@ def _not_empty(folder: Path) -> str:
 
 
 def _flatten(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as dotted keys; keys without a value are left out."""
+    """Return the values of a recipe by dotted keys; keys without a value are left out."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:

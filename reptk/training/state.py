@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, saved and restored."""
+"""The state of a run, saved into a checkpoint and restored from it."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +16,15 @@ from reptk.training.meters import StepClock, StepMeter
 
 @dataclass
 class RunState:
-    """What changes while a run trains, besides the parts themselves.
+    """The state of a run, apart from that of its method and optimizer.
 
-    Order, views and dropout are functions of the seed and the step (`reptk.core.rng`), so no random state is part of it.
+    There is no random state in it, since order, views and dropout are functions of the seed and the step
+    (`reptk.core.rng`), and none of the scheduler, which is a function of the step, too.
 
     Args:
-        step: optimizer steps done.
-        clock: seconds and views so far.
-        meter: losses so far.
+        step: number of optimizer steps that are done.
+        clock: counts seconds and views.
+        meter: records losses and embeddings.
         baselines: the evaluations before training, by row of the results ("raw pixels", "untrained").
     """
 
@@ -33,13 +34,13 @@ class RunState:
     baselines: dict[str, Evaluation] = field(default_factory=dict)
 
     def seconds_left(self, settings: Settings) -> float:
-        """Estimated seconds until the last step, from the rate so far."""
+        """Estimate the seconds until the last step, from the rate so far."""
         steps_left = settings.total_steps - self.step
         return steps_left * self.clock.seconds_for(settings.views_per_step)
 
 
 def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
-    """Load a checkpoint into the parts and return its state; a fresh state if there is no checkpoint."""
+    """Load a checkpoint into the parts and return its state; if there is none, return the initial state."""
     if saved is None:
         return RunState()
     parts.method.load_state_dict(saved["method"])
