@@ -68,16 +68,17 @@ def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False) -> 
 
 
 def _smoke(recipe: config.Recipe) -> int:
-    """Train in a temporary folder."""
+    """Train in a temporary folder, which is removed."""
     with tempfile.TemporaryDirectory(prefix="reptk-smoke-") as folder:
         exit_code = _train(recipe, Path(folder) / recipe.name)
+    # The process group is closed already, so the rank is read from torchrun's environment.
     if int(os.environ.get("RANK", 0)) == 0:
         print("smoke passed: two steps and the evaluation ran on generated images; nothing was kept")
     return exit_code
 
 
 def _resume(args: argparse.Namespace) -> int:
-    """Continue the run in the folder that is named, in --out, or the newest one of the recipe."""
+    """Continue a run: that of the named folder, else that in --out, else the newest run of the named recipe."""
     from reptk.training import run_folder
 
     if (Path(args.name) / "recipe.toml").is_file():
@@ -94,7 +95,10 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _check(recipe: config.Recipe) -> int:
-    """Build everything and train nothing. If the data is missing, the rest is checked first, then its error raised."""
+    """Build everything, and train nothing.
+
+    If the data is missing, everything else is checked with generated images before the error is raised.
+    """
     from reptk.core import distributed
     from reptk.core.console import Logger
     from reptk.training.build import build, describe, load_data
@@ -121,25 +125,30 @@ def _check(recipe: config.Recipe) -> int:
 
 
 def smoke_version(recipe: config.Recipe) -> config.Recipe:
-    """The recipe on generated images of its own size and number of classes, for two steps; in fp32 without a GPU."""
+    """Return the recipe on generated images, for two steps.
+
+    The images have the size and the number of classes of the recipe's data set. Without a GPU, training is in fp32.
+    """
     import torch
 
     from reptk.config.registry import DATASETS
 
-    classes = DATASETS.hint(recipe.data["name"], "classes") or 10
-    size = recipe.data.get("size") or DATASETS.hint(recipe.data["name"], "size_px") or recipe.views.get("size", 32)
+    dataset = recipe.data["name"]
+    classes = DATASETS.hint(dataset, "classes") or 10
+    size = recipe.data.get("size") or DATASETS.hint(dataset, "size_px") or recipe.views.get("size", 32)
+    # The process group does not exist yet.
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     images_per_rank = 4 if size > 64 else 8
     batch_size = min(recipe.train.batch_size, images_per_rank * world_size)
     images = {"size": size, "classes": classes, "train": 2 * batch_size, "bank": 16, "query": 8}
-    train = {
-        "epochs": 1,
-        "batch_size": batch_size,
-        "workers": 0,
-        "precision": recipe.train.precision if torch.cuda.is_available() else "fp32",
-        "report": False,
-    }
-    evaluators = {key: {**part, "k": [1]} if "k" in part else part for key, part in recipe.eval.items()}
+    train = {"epochs": 1, "batch_size": batch_size, "workers": 0, "report": False}
+    if not torch.cuda.is_available():
+        train["precision"] = "fp32"  # bf16 is emulated, and slow, on many CPUs
+    evaluators = dict(recipe.eval)
+    for key, part in recipe.eval.items():
+        if "k" in part:
+            # The recipe's k may be larger than the bank.
+            evaluators[key] = {**part, "k": [1]}
     changes = {
         "data": config.complete("data", {"name": "generated", **images}),
         "train": recipe.train.model_copy(update=train),
@@ -160,6 +169,7 @@ def _list() -> int:
         except UsageError as error:
             table.add_row(name, str(error))
     console = Console(highlight=False)
+    # A file or a pipe has no width, for which rich assumes 80 characters.
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, LIST_WIDTH))
     console.print(table)
@@ -167,23 +177,29 @@ def _list() -> int:
 
 
 def _summary(table: dict[str, Any]) -> list[str]:
-    """A recipe's row in the list, from its file; "?" where a key is missing."""
-    cells = [
-        _text(table, "data", "name"),
-        _text(table, "method", "name"),
-        _text(table, "loss", "name") if "loss" in table else "",
-        _text(table, "method", "positives", missing=""),
-        _text(table, "encoder", "backbone"),
-        _text(table, "train", "epochs"),
-    ]
+    """Return a recipe's cells in the list, with "?" where a key is missing.
+
+    The table is that of the file as it is: to validate it would import all parts, which takes seconds.
+    """
+    loss = ""
+    if "loss" in table:
+        loss = _cell(table, "loss", "name")
     expect = table.get("expect")
     measured = ""
     if isinstance(expect, dict) and isinstance(expect.get("value"), float):
         measured = f"{expect.get('metric', '')} {100 * expect['value']:.1f} %"
-    return [*cells, measured]
+    return [
+        _cell(table, "data", "name"),
+        _cell(table, "method", "name"),
+        loss,
+        _cell(table, "method", "positives", missing=""),
+        _cell(table, "encoder", "backbone"),
+        _cell(table, "train", "epochs"),
+        measured,
+    ]
 
 
-def _text(table: dict[str, Any], section: str, key: str, missing: str = "?") -> str:
+def _cell(table: dict[str, Any], section: str, key: str, missing: str = "?") -> str:
     part = table.get(section, {})
     if not isinstance(part, dict):
         return "?"
@@ -213,12 +229,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )
     parser.add_argument("--out", type=Path, help="folder of the run; default: the next runs/NAME/N")
-    parser.add_argument("--resume", action="store_true", help="continue a run: of this folder, or the recipe's newest")
-    parser.add_argument("--list", action="store_true", help="all recipes")
-    parser.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")
-    parser.add_argument("--check", action="store_true", help="validate and build everything, train nothing")
+    # Each of these decides what the command does. With --check ignored, for example, --resume would train.
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--resume", action="store_true", help="continue a run: of this folder, or the recipe's newest")
+    action.add_argument("--list", action="store_true", help="all recipes")
+    action.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")
+    action.add_argument("--check", action="store_true", help="validate and build everything, train nothing")
+    action.add_argument("--copy", action="store_true", help="copy the recipe's file here, to be changed")
     parser.add_argument("--smoke", action="store_true", help="two steps on generated images, offline")
-    parser.add_argument("--copy", action="store_true", help="copy the recipe's file here, to be changed")
     args = parser.parse_intermixed_args(argv)
     if args.name is not None and "=" in args.name:
         raise UsageError(f"the recipe's name comes first, before {args.name!r}")

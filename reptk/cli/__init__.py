@@ -1,4 +1,4 @@
-"""The `reptk` command: one verb, one file. `reptk recipe NAME` is `python -m reptk.recipe NAME`."""
+"""The command `reptk VERB ...`, with a module for each verb. `reptk recipe NAME` is `python -m reptk.recipe NAME`."""
 
 import importlib
 import sys
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reptk {reptk.__version__}")
         return 0
     if arguments[0] not in VERBS:
-        from reptk.config.registry import unknown
+        from reptk.config.registry import unknown  # imported where it is needed, as the verbs are
 
         print(f"error: {unknown('verb', arguments[0], VERBS)}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""A contact sheet: a row for each label and a column for each kind of image, under a title, as a Pillow image."""
+"""Contact sheets: images in a grid with a label for each row, a heading for each column, and a title."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -84,7 +84,9 @@ def draw(
     for row, label in enumerate(labels):
         top = first_row + row * row_px - style.px(2)
         pen.text((style.margin_px, top), _shorten(label.name, style.text, cell_px), BLACK, style.text)
-        note_top = top + style.px(17) if label.name else top
+        note_top = top
+        if label.name:
+            note_top += style.px(17)
         pen.text((style.margin_px, note_top), label.note, GREY, style.small)
     return sheet
 
@@ -92,7 +94,9 @@ def draw(
 def describe_size(images: "Tensor") -> str:
     """Return the size of images (n, 3, H, W) in words."""
     height, width = images.shape[-2:]
-    return f"{width} px" if width == height else f"{width} x {height} px"
+    if width == height:
+        return f"{width} px"
+    return f"{width} x {height} px"
 
 
 def drawable(text: str) -> str:

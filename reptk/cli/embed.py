@@ -61,6 +61,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _is_override(text: str) -> bool:
+    # A folder may have such a name.
     return text.startswith("data.") and "=" in text and not Path(text).exists()
 
 
@@ -111,6 +112,7 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
         line += f", {len(embeddings) / seconds:,.0f} images/s"
     print(line)
 
+    # Images that could not be read, unless --strict was set.
     skipped = embeddings.about.get("skipped")
     if skipped:
         print(f"  skipped: {skipped['count']:,}, because")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reptk import config
 from reptk.cli.subject import Subject, data_table, open_subject
 from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, integer_from, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Tables = dict[str, config.Table]
 
 
 class Evaluated(NamedTuple):
-    """Evaluations by row (the last one is that of the encoder), the data set, and how they were measured."""
+    """The evaluations by row of the results ("encoder" among them), the data set, and how they were measured."""
 
     rows: "dict[str, Evaluation]"
     data: "Data"
@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"{', '.join(unknown)}: what can be set here is data.*, eval.NAME.* and size")
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
     # Before hours of work, not after them.
-    _check_out(args.out)
+    _check_out(args.out)  # before the evaluation, which may take hours
     logger = Logger()
     if Path(args.source).suffix in EMBEDDING_SUFFIXES:
         evaluated = _evaluate_file(args, overrides, tables, logger)
@@ -78,7 +78,9 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
             "a file of embeddings is evaluated as it is: data.*, size, --weights, --pretrained and --limit are not for it"
         )
     bank = Embeddings.load(args.source)
-    queries = None if args.queries is None else Embeddings.load(args.queries)
+    queries = None
+    if args.queries is not None:
+        queries = Embeddings.load(args.queries)
     evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
     evaluation, data = evaluate_embeddings(bank, queries, evaluators)
     logger.line(f"{args.source}: {data.protocol}")
@@ -120,7 +122,9 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
         raise DataError(f"{', '.join(args.only)} need labels, and {data.protocol} has none; leave out --only")
     logger.line(f"{subject.name}  on  {table['name']}: {data.protocol}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = num_cpus() if args.workers is None else args.workers
+    workers = args.workers
+    if workers is None:
+        workers = num_cpus()
     rows = _evaluate_rows(subject, data, list(evaluators.values()), device, workers, args.baselines, logger)
     return Evaluated(
         rows,
@@ -157,7 +161,9 @@ def _evaluate_rows(
         if subject.untrained is not None:
             encoders = {"untrained": subject.untrained, **encoders}
     for row, encoder in encoders.items():
-        title = "untrained encoder" if row == "untrained" else "encoder"
+        title = "encoder"
+        if row == "untrained":
+            title = "untrained encoder"
         with logger.count(title, _num_images(data)) as progress:
             rows[row] = evaluate_encoder(
                 encoder,
@@ -173,7 +179,7 @@ def _evaluate_rows(
 
 
 def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
-    """Print the metrics; write them, and a page, to `out`."""
+    """Print the metrics, and write them to the file `out`, or with a report into the folder `out`."""
     from reptk import report
     from reptk.evaluate.results import build_results, remarks, table_columns, write_results
 
@@ -197,7 +203,7 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
 
 
 def _evaluator_tables(overrides: Tables, only: Sequence[str] | None) -> Tables:
-    """Complete tables of evaluators by name: those of `only`, else the default ones and those with an override."""
+    """Return the complete tables of evaluators by name: those of `only`, else the default ones and those with an override."""
     if any(not isinstance(table, dict) for table in overrides.values()):
         raise UsageError("evaluators are set by name, e.g. eval.knn.k=[1,20]")
     if only is None:
@@ -211,8 +217,8 @@ def _evaluator_tables(overrides: Tables, only: Sequence[str] | None) -> Tables:
 
 
 def _tables_of(evaluators: "dict[str, Evaluator]", tables: Tables) -> Tables:
-    """The tables of the evaluators that ran; the one that stands in for those that need labels has default arguments."""
-    return {name: tables[name] if name in tables else _complete(name, {}) for name in evaluators}
+    """Return the tables of the evaluators that ran. Without labels, `build_evaluators` may have added one with its defaults."""
+    return {name: tables.get(name) or _complete(name, {}) for name in evaluators}
 
 
 def _complete(name: str, overrides: config.Table) -> config.Table:
@@ -220,7 +226,7 @@ def _complete(name: str, overrides: config.Table) -> config.Table:
 
 
 def _num_images(data: "Data") -> int:
-    """Number of images that an encoder has to encode."""
+    """Return how many images an evaluation encodes, for the progress bar."""
     if data.query is None:
         return len(data.train)
     if data.query is data.bank:
@@ -236,12 +242,6 @@ def _check_out(out: Path | None) -> None:
             raise EnvironmentProblem(f"cannot write {out}: there is no folder {out.parent}")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already; choose another --out")
-
-
-def _at_least_2(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 2, got {text}")
-    return int(text)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -269,9 +269,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--no-baselines", dest="baselines", action="store_false", help="leave out raw pixels and the untrained encoder"
     )
     parser.add_argument(
-        "--limit", type=_at_least_2, metavar="N", help="a quick look: at most N images of the bank, and N queries"
+        "--limit", type=integer_from(2), metavar="N", help="a quick look: at most N images of the bank, and N queries"
     )
-    parser.add_argument("--workers", type=int, help="threads that decode images; default: as many as processor cores")
+    parser.add_argument(
+        "--workers", type=integer_from(0), help="threads that decode images; default: as many as processor cores"
+    )
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )

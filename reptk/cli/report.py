@@ -27,8 +27,8 @@ def _run(args: argparse.Namespace) -> int:
     is_in_run_folder = len(args.run) == 1 and args.out is None
     if is_in_run_folder and png_folder is None:
         png_folder = args.run[0]
-    log = Logger()
-    with log.status("reading images, drawing the page"):
+    logger = Logger()
+    with logger.status("reading images, drawing the page"):
         path = write(args.run, args.out, map=args.map or "pca", png=png_folder)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0
@@ -37,7 +37,7 @@ def _run(args: argparse.Namespace) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="reptk report",
-        description="A run, or several beside each other, as one HTML page that needs nothing else.",
+        description="A run, or several next to each other, as one HTML page that needs nothing else.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,6 +49,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--png",
         type=Path,
-        help="a folder for the plots as PNG; default: beside the page, if that is in the run's folder",
+        help="a folder for the plots as PNG; default: next to the page, if that is in the run's folder",
     )
     return parser.parse_args(arguments)

@@ -22,14 +22,20 @@ EXAMPLES = """examples:
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DEFAULT_K = 10
 DEFAULT_THRESHOLD = 0.95
+# How many near duplicates are printed. The table that --out writes has all of them.
 MAX_GROUPS = 10
 MAX_IMAGES_PER_GROUP = 6
 MAX_LEAKS = 20
-"""What is printed of near duplicates; the table that --out writes holds all of them."""
 
 
 class Positionals(NamedTuple):
-    """What the command line names: the index, the query files, and whether to find duplicates, with which other set."""
+    """The positional arguments.
+
+    index: the index, file of embeddings or run to search in.
+    queries: image files.
+    find_duplicates: whether to find near duplicates instead.
+    other: the second set to find them in, if there is one.
+    """
 
     index: str
     queries: list[str]
@@ -44,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     named = _positionals(args)
-    html = None if args.no_html else _html_path(args.html, named.find_duplicates)
+    html = None
+    if not args.no_html:
+        html = _html_path(args.html, named.find_duplicates)
     if named.find_duplicates:
         return _find_duplicates(args, named, html)
     if args.out is not None or args.threshold is not None:
@@ -55,10 +63,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _positionals(args: argparse.Namespace) -> Positionals:
-    """Tell the index from the queries: with --index all that is named are queries, otherwise the index comes first."""
+    """Tell the index from the queries: with --index all names are queries, otherwise the first is the index."""
     names = list(args.named)
     find_duplicates = args.duplicates is not None
-    other = args.duplicates if isinstance(args.duplicates, str) else None
+    other = None
+    if isinstance(args.duplicates, str):  # True if the option has no value
+        other = args.duplicates
     if args.index is not None:
         return Positionals(args.index, names, find_duplicates, other)
     if not names and other is not None:
@@ -122,7 +132,9 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         )
     if args.out is not None:
         check_output_file(args.out, force=args.force)
-    threshold = DEFAULT_THRESHOLD if args.threshold is None else args.threshold
+    threshold = args.threshold
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLD
     index = _open(named.index)
     if named.other is None:
         duplicates = near_duplicates(index.embeddings, threshold=threshold)
@@ -197,7 +209,9 @@ def _conflicts(duplicates: "Duplicates", description: str) -> str:
 
 
 def _same_bytes(duplicate: "Duplicate") -> str:
-    return "  (the same bytes)" if duplicate.is_identical else ""
+    if not duplicate.is_identical:
+        return ""
+    return "  (the same bytes)"
 
 
 def _open(path: str) -> "Index":
@@ -228,7 +242,9 @@ def _summary(index: "Index", path: str) -> str:
     encoder = index.embeddings.about.get("encoder", {})
     if "backbone" in encoder:  # embeddings of other programs do not name theirs
         line += f", by {encoder['backbone']}"
-    quality = "exact" if index.approximate is None else f"recall@10 {100 * index.recall:.1f} %"
+    quality = "exact"
+    if index.approximate is not None:
+        quality = f"recall@10 {100 * index.recall:.1f} %"
     return f"{line}, {index.kind} ({quality})"
 
 
@@ -248,12 +264,13 @@ def _short_path(path: Path | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return text as one line that any terminal can print: other letters are escaped."""
+    """Return text as one line that any terminal can print: other characters are escaped."""
+    # File names that are not UTF-8 hold surrogates, which cannot be printed.
     plain = text.encode("utf-8", "backslashreplace").decode()
     printable = ""
-    for letter in plain:
+    for character in plain:
         # File names may hold line breaks and terminal control sequences.
-        printable += letter if letter.isprintable() else repr(letter)[1:-1]
+        printable += character if character.isprintable() else repr(character)[1:-1]
     return printable
 
 

@@ -56,6 +56,7 @@ def open_subject(
     recipe = recipe_of(source) if "run" in embedder.origin else {}
     untrained = None
     if baselines and not embedder.is_untrained:
+        # As in training: if nothing was pretrained, these are the weights with which the run began.
         with rng.seeded(recipe.get("seed", 0), "initial weights"):
             untrained = Encoder(**embedder.encoder.config)
     return Subject(source, embedder.encoder, untrained, recipe, embedder.bf16)
@@ -77,5 +78,5 @@ def data_table(source: str, overrides: config.Table) -> config.Table:
 
 
 def _is_folder(source: str) -> bool:
-    """Whether a source is a folder, there or not, rather than a timm model."""
+    """Return whether a source is meant to be a folder rather than a timm model, whether it exists or not."""
     return Path(source).exists() or len(Path(source).parts) > 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reptk import config
 from reptk.cli.contact_sheet import Column, RowLabel, describe_size, draw, drawable
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, integer_from, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _load_data(recipe: config.Recipe) -> "Data":
         return load_data(recipe)
     except DataError as error:
         if "add --smoke" in str(error):
-            raise
+            raise  # the data sets of reptk say so themselves
         raise DataError(f"{error}\n  the views of generated images: add --smoke") from error
 
 
@@ -77,7 +77,9 @@ def _count_images(requested: int | None, batch_size: int) -> int:
 
 def _facts(recipe: config.Recipe, data: "Data", shown: "DisplayedViews", step: int) -> list[tuple[str, str]]:
     """Return what is written above the images: the data, the views and the step."""
-    classes = f"{len(data.classes)} classes" if data.classes else "no labels"
+    classes = "no labels"
+    if data.classes:
+        classes = f"{len(data.classes)} classes"
     size = describe_size(shown.images)
     views = recipe.views["name"]
     arguments = []
@@ -114,12 +116,16 @@ def _labels(data: "Data", shown: "DisplayedViews") -> list[RowLabel]:
 
 def _class_name(classes: Sequence[str], label: int) -> str:
     if label < 0:
+        # In a data set without labels, this need not be said of every image.
         return "no label" if classes else ""
-    name = drawable(classes[label]) if label < len(classes) else ""
-    return name or f"class {label}"
+    name = ""
+    if label < len(classes):
+        name = drawable(classes[label])
+    return name or f"class {label}"  # nothing may be left of a name in another script
 
 
 def _write(sheet: "Image.Image", out: Path) -> None:
+    # In memory first, so that a failure of Pillow leaves no broken file.
     png = io.BytesIO()
     sheet.save(png, "PNG", optimize=True)
     try:
@@ -142,7 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture; default: views.png")
     parser.add_argument("--images", type=int, help=f"how many images of the step's batch; default: {DEFAULT_IMAGES}")
-    parser.add_argument("--step", type=int, default=0, help="which step of training, counted from 0")
+    parser.add_argument("--step", type=integer_from(0), default=0, help="which step of training, counted from 0")
     parser.add_argument("--smoke", action="store_true", help="generated images of the recipe's size, offline")
     args = parser.parse_intermixed_args(arguments)
     if args.name is not None and "=" in args.name:

@@ -23,6 +23,17 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(f"{message}. Help: {self.prog} --help")
 
 
+def integer_from(minimum: int) -> Callable[[str], int]:
+    """Return an argument type for argparse: an integer of at least `minimum`."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {minimum}, got {text}")
+        return int(text)
+
+    return convert
+
+
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a `ReptkError` is printed to standard error without a traceback."""
     with warnings.catch_warnings():

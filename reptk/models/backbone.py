@@ -84,7 +84,9 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not tag:
         return
-    known_tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{architecture}.*")]
+    known_tags = []
+    for full_name in timm.list_pretrained(f"{architecture}.*"):
+        known_tags.append(full_name.partition(".")[2])
     if tag not in known_tags:
         raise UsageError(
             f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(known_tags) or 'none'}"
@@ -99,9 +101,11 @@ def _check_patch_size(backbone: nn.Module, name: str, size: int) -> None:
         patch_px = patch_px[0]
     if patch_px and size % patch_px:
         smaller = size // patch_px * patch_px
-        multiples = [str(multiple) for multiple in (smaller, smaller + patch_px) if multiple]
+        alternatives = str(smaller + patch_px)
+        if smaller:
+            alternatives = f"{smaller} or {alternatives}"
         raise UsageError(
-            f"views.size: {name} has patches of {patch_px} px, and {size} is no multiple; use {' or '.join(multiples)}"
+            f"views.size: {name} has patches of {patch_px} px, and {size} is no multiple; use {alternatives}"
         )
 
 

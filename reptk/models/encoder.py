@@ -78,7 +78,7 @@ class Encoder(nn.Module):
             raise UsageError(f"encoder.stem must be 'timm' or 'small', got {stem!r}")
         if pretrained and weights is not None:
             raise UsageError(
-                "pretrained weights are timm's, and others are read from a file of weights; ask for one of them"
+                "pretrained weights are timm's, and others are read from a file of weights; set only one of the two"
             )
         self.config = {
             "backbone": backbone,
@@ -169,13 +169,14 @@ class Encoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors stores contiguous tensors only, and weights may be in channels-last memory.
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
-        for_readers = {
+        # Not needed to load the encoder, but to use its weights without reptk.
+        for_other_programs = {
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "num_features": self.num_features,
         }
         files.write_bytes(folder / WEIGHTS_FILE, save(state))
-        files.write_text(folder / CONFIG_FILE, json.dumps(self.config | for_readers, indent=2) + "\n")
+        files.write_text(folder / CONFIG_FILE, json.dumps(self.config | for_other_programs, indent=2) + "\n")
 
     @classmethod
     def from_run(cls, run: str | Path) -> "Encoder":

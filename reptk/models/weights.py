@@ -45,15 +45,16 @@ def load_weights(backbone: nn.Module, path: Path, new_weight: str | None = None)
     if new_weight in state and state[new_weight].shape != expected[new_weight].shape:
         warnings.warn(f"the weights were made for another stem; {new_weight} starts afresh", stacklevel=3)
         state = state | {new_weight: expected[new_weight]}
-    problems = []
+    misfits = []
     for name, value in expected.items():
         if name not in state or state[name].shape != value.shape:
-            problems.append(name)
-    if problems:
+            misfits.append(name)
+    if misfits:
         raise DataError(
-            f"the weights in {path} do not fit this backbone: {len(problems)} of {len(expected)} tensors are missing or of "
-            f"another shape ({', '.join(problems[:3])} ...)"
+            f"the weights in {path} do not fit this backbone: {len(misfits)} of {len(expected)} tensors are missing or of "
+            f"another shape ({', '.join(misfits[:3])} ...)"
         )
+    # Without a classifier and the like, which the file may hold as well.
     backbone.load_state_dict({name: state[name] for name in expected})
 
 
@@ -84,7 +85,9 @@ def check_downloadable(name: str) -> None:
 def download_failed(name: str, why: str) -> str:
     """Return the message for pretrained weights that cannot be downloaded, with the ways out."""
     repository = timm.get_pretrained_cfg(name).hf_hub_id
-    source = f" ({repository}/{HUB_FILES[0]})" if repository else ""
+    source = ""
+    if repository:
+        source = f" ({repository}/{HUB_FILES[0]})"
     return (
         f"the pretrained weights of {name} cannot be fetched: {why}. Download them elsewhere{source} and name the file, in a "
         f"recipe by encoder.pretrained=false encoder.weights=FILE, to commands by --weights FILE; or bring the cache: "

@@ -200,7 +200,7 @@ def _create(faiss: ModuleType, width: int, factory: str) -> Any:
 
 
 def _layers(faiss: ModuleType, index: Any) -> Iterator[Any]:
-    """The index and the indexes inside it: after a transform, before a refinement, and the quantizer of the lists."""
+    """Yield the index and the indexes inside it: after a transform, before a refinement, and the quantizer of the lists."""
     index = faiss.downcast_index(index)
     yield index
     if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
@@ -271,6 +271,7 @@ def _train(faiss: ModuleType, index: Any, factory: str, bank: Tensor, seed: int)
 def _in_order(similarities: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """FAISS's results (q, k) by similarity, equal ones by row; -inf and -1 at the end for neighbors it did not find."""
     similarities = np.where(rows < 0, -np.inf, similarities).astype(np.float32)
+    # Neighbors that FAISS did not find have row -1, which would sort before row 0.
     last_if_absent = np.where(rows < 0, np.iinfo(np.int64).max, rows)
     order = np.lexsort((last_if_absent, -similarities), axis=1)
     columns = torch.from_numpy(order)
@@ -282,7 +283,7 @@ def _as_array(rows: Tensor) -> np.ndarray:
 
 
 def _reason(cause: Exception) -> str:
-    """FAISS's message without the C++ function that raised it."""
+    """Return FAISS's message without the C++ function and line that raised it."""
     lines = str(cause).strip().splitlines()
     if not lines:
         return type(cause).__name__

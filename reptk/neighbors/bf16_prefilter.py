@@ -98,9 +98,9 @@ class Bf16Bank:
         return query_count >= MIN_QUERIES and k <= max_neighbors
 
     def candidates(self, queries: Tensor, k: int) -> Candidates:
-        """All rows that may be among the k nearest; none, and an infinite bound, for a query that bfloat16 cannot decide.
+        """Return all rows that may be among the k nearest of each query. Autocast must be off.
 
-        Autocast must be off.
+        A query that bfloat16 cannot decide has no candidates, and an infinite bound.
         """
         queries = queries.float()
         rounded = queries.bfloat16()
@@ -119,9 +119,10 @@ class Bf16Bank:
         offsets = queries.double() @ self.mean.double()
         error = self._error(queries, rounded, max_norm, max_error, scores.amax(1).clamp_min(0).double(), offsets)
         limits = _kth_greatest(scores, k).double() - 2.02 * error
-        is_open = (limits < floors) | matches.overflowed
-        rows.masked_fill_((scores < limits[:, None]) | is_open[:, None], -1)
-        bound = (limits + offsets).masked_fill_(is_open, torch.inf)
+        # Below the floor rows were not collected, so one that is missing might be a neighbor.
+        is_undecided = (limits < floors) | matches.overflowed
+        rows.masked_fill_((scores < limits[:, None]) | is_undecided[:, None], -1)
+        bound = (limits + offsets).masked_fill_(is_undecided, torch.inf)
         return Candidates((scores + offsets[:, None]).float(), rows, bound, error)
 
     def _error(
@@ -137,7 +138,7 @@ class Bf16Bank:
         return error + underflow_error(width) * (1 + query_norm + max_norm)
 
     def round(self, rows: Tensor) -> "RoundedRows":
-        """Rows less the mean, in bfloat16."""
+        """Subtract the mean from rows (n, F), and round them to bfloat16."""
         kernels = load_kernels("reptk.neighbors.neighbor_kernels")
         bits = torch.empty(rows.shape, dtype=torch.int16)
         norms2, errors2 = torch.empty(len(rows)), torch.empty(len(rows))
@@ -145,7 +146,9 @@ class Bf16Bank:
         parallel_for(lambda *bounds: kernels.round_to_bf16(*arrays, *bounds), len(rows))
         # Squares of values below 2^-63 underflow in float32; each is less than the smallest normal number.
         underflow = rows.shape[1] * 2.0**-126
-        max_norm, max_error = (1.001 * math.sqrt(float(squares.max()) + underflow) for squares in (norms2, errors2))
+        # The factor covers the rounding of the sums in float32.
+        max_norm = 1.001 * math.sqrt(float(norms2.max()) + underflow)
+        max_error = 1.001 * math.sqrt(float(errors2.max()) + underflow)
         return RoundedRows(bits.view(torch.bfloat16), max_norm, max_error)
 
 

@@ -59,7 +59,7 @@ def load_faiss() -> ModuleType | None:
         return None
     try:
         faiss = _import_with_passive_threads()
-        faiss.IndexFlatIP  # noqa: B018 - an empty module has none
+        faiss.IndexFlatIP  # noqa: B018 - an empty module does not have it
     except (ImportError, RuntimeError, AttributeError):
         return None
     return faiss
@@ -139,7 +139,8 @@ def _top_by_faiss(rows: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Te
 
 @contextmanager
 def _blas_from_few_queries(faiss: ModuleType, width: int) -> Iterator[None]:
-    # Since FAISS 1.13 the threshold counts values, not queries, and its default is many times too late.
+    # Since FAISS 1.13 the threshold counts values, not queries, and its default is many times too late. It is a global of
+    # FAISS: threads that search at the same time may restore each other's value, which changes the speed alone.
     threshold = faiss.cvar.distance_compute_blas_threshold
     if threshold > 1000:
         faiss.cvar.distance_compute_blas_threshold = min(threshold, BLAS_QUERIES * width)

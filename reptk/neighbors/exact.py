@@ -157,13 +157,15 @@ def nearest_keys(bank: SearchableBank, queries: Tensor, exclude: Tensor, k: int)
         is_certain = torch.zeros(len(queries), dtype=torch.bool, device=bank.device)
         if bank.prefilter is not None:
             _search_by_bf16(bank, queries, exclude, keys, is_certain)
-        left = (~is_certain).nonzero()[:, 0]
-        if len(left):
-            candidates = _float32_candidates(bank, queries[left], count)
-            keys[left], is_certain[left] = _ranked(bank, queries[left], exclude[left], k, candidates)
-            left = (~is_certain).nonzero()[:, 0]
-        if len(left):
-            keys[left] = _nearest_by_float64(bank.exact_rows, queries[left], exclude[left], k)
+        uncertain = (~is_certain).nonzero()[:, 0]
+        if len(uncertain):
+            candidates = _float32_candidates(bank, queries[uncertain], count)
+            keys[uncertain], is_certain[uncertain] = _ranked(
+                bank, queries[uncertain], exclude[uncertain], k, candidates
+            )
+            uncertain = (~is_certain).nonzero()[:, 0]
+        if len(uncertain):
+            keys[uncertain] = _nearest_by_float64(bank.exact_rows, queries[uncertain], exclude[uncertain], k)
     return keys
 
 
@@ -177,7 +179,7 @@ def _search_by_bf16(bank: SearchableBank, queries: Tensor, exclude: Tensor, keys
         candidates = bank.prefilter.candidates(queries[part], k + 1)  # one more: the query itself may be among them
         keys[part], is_certain[part] = _ranked(bank, queries[part], exclude[part], k, candidates)
         if is_certain[part].double().mean() < MIN_CERTAIN:
-            bank.prefilter = None
+            bank.prefilter = None  # for later blocks and later calls, too
 
 
 def _float32_candidates(bank: SearchableBank, queries: Tensor, count: int) -> Candidates:
@@ -257,7 +259,7 @@ def _differing(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact: Tensor | None) -> float:
-    """The largest norm of a row of the bank; ValueError if the arguments do not fit together."""
+    """Return the largest norm of a row of the bank; raise ValueError if the arguments do not agree."""
     bank_stats, query_stats = check_vectors("bank", bank), check_vectors("queries", queries)
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank rows have {bank.shape[1]} values, query rows {queries.shape[1]}")
@@ -277,10 +279,12 @@ def _check(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact:
 
 
 def _on_device(bank: Tensor, device: torch.device) -> Tensor:
-    """The bank on the CPU, or on the GPU if it needs less than half of the memory that is free there."""
+    """Return the bank on the CPU, or on the GPU if it needs less than half of the free memory there."""
     if device.type == "cpu":
         return bank.cpu()
     if bank.device.type == "cuda":
         return bank
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return bank.to(device) if 2 * bank.nbytes < free_bytes else bank
+    if 2 * bank.nbytes >= free_bytes:
+        return bank  # copied chunk by chunk in every pass
+    return bank.to(device)

@@ -40,11 +40,15 @@ def search_sharded(
         ValueError: as `search`; on every rank, even if only one has invalid rows.
     """
     device = search_device(engine_name())
-    exclude = torch.full((len(queries),), -1) if exclude is None else exclude.cpu()
+    if exclude is None:
+        exclude = torch.full((len(queries),), -1)
+    exclude = exclude.cpu()
     ranks = _check_all_ranks(part, queries, k, exclude, device)
     rank = distributed.rank()
     first_row = sum(ranks.row_counts[:rank])
-    bank = SearchableBank.prepare(part, ranks.max_norm) if len(part) else None
+    bank = None
+    if len(part):
+        bank = SearchableBank.prepare(part, ranks.max_norm)
     size = block_size(k, len(ranks.row_counts))
     for first in range(0, max(ranks.query_counts), size):
         counts = [min(size, max(0, count - first)) for count in ranks.query_counts]
@@ -92,13 +96,16 @@ def _check_all_ranks(part: Tensor, queries: Tensor, k: int, exclude: Tensor, dev
         if part.shape[1] != queries.shape[1]:
             raise ValueError(f"bank rows have {part.shape[1]} values, query rows {queries.shape[1]}")
     except ValueError as error:
+        # Raised below: the other ranks wait for this one in the collective.
         problem = error
     last_excluded = int(exclude.max()) if len(exclude) else -1
     counts = [problem is None, len(part), len(queries), part.shape[-1], k, last_excluded]
     facts = torch.tensor([[*counts, bank_stats.max_norm, query_stats.max_norm]], dtype=torch.float64, device=device)
     columns = distributed.all_gather(facts).T.tolist()
-    is_valid, row_counts, query_counts, widths, ks, excluded = ([int(value) for value in line] for line in columns[:6])
     bank_norms, query_norms = columns[6:]
+    # float64 holds these integers exactly.
+    integers = [list(map(int, column)) for column in columns[:6]]
+    is_valid, row_counts, query_counts, widths, ks, excluded = integers
     if problem is not None:
         raise problem
     if not all(is_valid):
