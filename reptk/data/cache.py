@@ -57,9 +57,13 @@ class DecodedCache(WritableImages):
                     f"cannot store the decoded images in {folder}: {cause}. Name another folder (data.cache=/path), or "
                     "data.cache=false"
                 ) from cause
-        self._checksums = np.fromfile(self._files.records, RECORD)["checksum"]
-        # The pages of the file are in memory once, for all processes on this machine.
-        self._pixels = self._files.map_pixels(self._files.pixels, len(keys))
+        try:
+            self._checksums = np.fromfile(self._files.records, RECORD)["checksum"]
+            # The pages of the file are in memory once, for all processes on this machine.
+            self._pixels = self._files.map_pixels(self._files.pixels, len(keys))
+        except OSError as cause:
+            # Another process with other images in the same folder may have replaced the files a moment ago.
+            raise EnvironmentProblem(f"cannot read the decoded images in {folder}: {cause}; start again") from cause
         self._is_verified = np.zeros(len(keys), dtype=bool)
 
     def __len__(self) -> int:
@@ -70,7 +74,7 @@ class DecodedCache(WritableImages):
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, row in zip(numbers.tolist(), out, strict=True):
-            # The copy is verified, which is in the processor's cache now.
+            # The copy is verified, not the mapped file: it is in the processor's cache now.
             np.copyto(row, self._pixels[number])
             if not self._is_verified[number]:
                 if zlib.crc32(row) != self._checksums[number]:

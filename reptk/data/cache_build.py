@@ -123,6 +123,7 @@ def _write_images(cache: CacheFiles, images: WritableImages, workers: int) -> No
     if not sys.stderr.isatty():
         print(f"decoding {num_to_decode:,} of {num_images:,} images once, into {cache.folder}", file=sys.stderr)
 
+    # Blocks of consecutive images, so that the records written so far are those of a prefix.
     blocks = []
     for first in range(num_done, num_images, BLOCK_IMAGES):
         blocks.append(torch.arange(first, min(first + BLOCK_IMAGES, num_images)))

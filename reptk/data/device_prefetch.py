@@ -1,4 +1,4 @@
-"""Batches copied to the training device while the step before is computed, and how long the device waits for them."""
+"""Copies batches to the training device during the step before, and measures how long the device waits for them."""
 
 import time
 from collections.abc import Iterable, Iterator

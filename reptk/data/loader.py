@@ -73,8 +73,8 @@ class Loader:
         for step in range(first_step, last_step):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                # Every rank draws the order of all images, so that no communication is needed. It depends on the epoch alone: a
-                # resumed run needs no state of the loader.
+                # Every rank draws the order of all images, so that no communication is needed. It depends on the epoch alone:
+                # a resumed run needs no state of the loader.
                 order = torch.randperm(len(self.split), generator=rng.generator(self.seed, "order", epoch))
                 order_epoch = epoch
             first = step_of_epoch * self.batch_size + self.rank * rank_batch_size

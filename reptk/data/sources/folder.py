@@ -194,7 +194,7 @@ def _hold_out(files: list[LabeledFile], every: int) -> tuple[list[LabeledFile], 
 
 
 def _find_labeled_files(base: Path, labels: Labels, min_classes: int = 2) -> list[LabeledFile]:
-    """Return the image files below `base`, with the first folder on their way as their class.
+    """Return the image files below `base`, whose class is the first folder of their path.
 
     Args:
         base: the folder.
@@ -207,13 +207,13 @@ def _find_labeled_files(base: Path, labels: Labels, min_classes: int = 2) -> lis
     paths = list(find_images(base))
     if not paths:
         raise DataError(f"no images in {base.resolve()} (data.root); {_describe_content(base)}")
-    first_folders = [_first_folder(path, base) for path in paths]
-    classes = {name for name in first_folders if name is not None}
-    if labels == "none" or (labels == "auto" and len(classes) < min_classes):
+    files = [LabeledFile(path, _first_folder(path, base)) for path in paths]
+    num_classes = len(_class_names(files))
+    if labels == "none" or (labels == "auto" and num_classes < min_classes):
         return [LabeledFile(path, None) for path in paths]
-    if not classes:
+    if num_classes == 0:
         raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")
-    return [LabeledFile(path, name) for path, name in zip(paths, first_folders, strict=True)]
+    return files
 
 
 def _first_folder(path: Path, base: Path) -> str | None:
@@ -239,6 +239,7 @@ def _existing_folder(root: str) -> Path:
     if base.exists():
         raise DataError(f"{root} (data.root) is a file; name the folder that holds the images")
     parent = next(folder for folder in base.resolve().parents if folder.is_dir())
+    # `parent` is the nearest folder that exists; most often the last part of the path is misspelled.
     siblings = [path.name for path in parent.iterdir() if path.is_dir()]
     nearest = difflib.get_close_matches(base.name, siblings, n=1)
     if nearest:

@@ -61,7 +61,10 @@ def _list_part(part_folder: Path, synsets: tuple[str, ...]) -> list[LabeledFile]
 
 def _check_complete(base: Path, missing: dict[str, list[str]]) -> None:
     """Raise DataError if any synset is missing in `train` or `val`."""
-    lacking = [f"{part}/ lacks {len(names)} of the 100 classes" for part, names in missing.items() if names]
+    lacking = []
+    for part, names in missing.items():
+        if names:
+            lacking.append(f"{part}/ lacks {len(names)} of the 100 classes")
     if not lacking:
         return
     if base.is_dir():
