@@ -31,7 +31,8 @@ def _run(args: argparse.Namespace) -> int:
     for plugin in args.plugin:
         load_plugin(plugin)
     # `--data data.name=digits`: argparse gives the pair to --data, and it is an override like the others.
-    data_name, pairs = args.data, list(args.overrides)
+    data_name = args.data
+    pairs = list(args.overrides)
     if data_name and _is_override(data_name):
         pairs.append(data_name)
         data_name = None

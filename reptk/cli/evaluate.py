@@ -118,6 +118,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     if args.limit is not None:
         data = subsample(data, args.limit)
     evaluators, _ = build_evaluators(tables, data)
+    # `build_evaluators` drops those that need labels if there are none.
     if args.only is not None and not set(evaluators) & set(args.only):
         raise DataError(f"{', '.join(args.only)} need labels, and {data.protocol} has none; leave out --only")
     logger.line(f"{subject.name}  on  {table['name']}: {data.protocol}")
@@ -151,6 +152,7 @@ def _evaluate_rows(
     from reptk.config.registry import VIEWS
     from reptk.evaluate import evaluate_encoder, evaluate_pixels
 
+    # Used by evaluators that compare views of images. A timm backbone does not say which views it was trained with.
     default_views = {"name": DEFAULT_VIEWS, "size": subject.encoder.config["size"]}
     views = config.build(VIEWS, subject.recipe.get("views", default_views))
     rows = {}

@@ -219,6 +219,7 @@ def _open(path: str) -> "Index":
     from reptk.embeddings import Index, embed
     from reptk.embeddings.embedder import recipe_of
 
+    # Both are folders, and told apart by their files.
     folder = Path(path)
     is_index = (folder / "manifest.json").is_file()
     is_run = (folder / "model" / "encoder.safetensors").is_file()

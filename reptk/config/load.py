@@ -190,7 +190,7 @@ def build(registry: Registry, part: Table, **supplied: Any) -> Any:
     Raises:
         UsageError: the factory refuses the arguments.
     """
-    arguments = {key: value for key, value in part.items() if key != "name"}
+    arguments = _arguments(part)
     try:
         return registry.build(part["name"], arguments, supplied)
     except (ValueError, TypeError) as cause:
@@ -221,13 +221,16 @@ def _complete_part(key: str, registry: Registry, part: Any, problems: list[Probl
     except UsageError as error:
         problems.append((f"{key}.name", str(error)))
         return part
-    arguments = {argument: value for argument, value in part.items() if argument != "name"}
-    checked = signature.check(factory, arguments, registry.supplied)
+    checked = signature.check(factory, _arguments(part), registry.supplied)
     for argument in checked.unknown:
         problems.append((f"{key}.{argument}", _unknown_argument(registry, name, argument)))
     for inner_key, message in checked.problems:
         problems.append((f"{key}.{inner_key}", message))
     return {"name": name, **checked.complete}
+
+
+def _arguments(part: Table) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "name"}
 
 
 def _complete_evaluator(key: str, part: Any, problems: list[Problem]) -> Table:

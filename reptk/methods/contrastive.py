@@ -47,6 +47,7 @@ class Contrastive(Method):
         ids = all_gather(ids.repeat(len(z) // len(ids)))
         first_row = rank() * len(z)
         row_count = len(z)
+        # Every image is compared with those of all ranks: the loss is that of the global batch.
         z = all_gather(z, replicated_loss=self.loss.computes_local_rows)
         rows_of_this_rank = nullcontext()
         if self.loss.computes_local_rows:

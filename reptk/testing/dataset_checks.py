@@ -131,6 +131,7 @@ def _depends_on_order(factory: Any, data: Data) -> str | None:
         one_by_one = torch.cat([split.images.fetch(number) for number in numbers.split(1)])
         if not torch.equal(images, backwards) or not torch.equal(images, one_by_one):
             return f"an image of {name} is another in another call"
+        # A collection that sorts the numbers, or makes them unique, would return another batch.
         twice = split.images.fetch(numbers[:1].repeat(2))
         if not torch.equal(twice[0], twice[1]):
             return f"one number of {name}, twice in a call, gave two images"

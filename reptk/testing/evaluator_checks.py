@@ -28,12 +28,14 @@ def check_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> No
         >>> from reptk.evaluate import Knn
         >>> check_evaluator(Knn())
     """
+    # Enough images of each class for the defaults of reptk's evaluators, e.g. k = 20.
     data = generated(classes=10, size=SIZE_PX, train=250, bank=250, query=50)
     with rng.seeded("check_evaluator"):
         check_requirements(with_defaults(evaluator, Evaluator), "an evaluator", EVALUATOR_REQUIREMENTS, data)
 
 
 def _feature_store() -> FeatureStore:
+    # A new one each time: features are computed once per store.
     return ImageFeatures(lambda images: images.flatten(1), size_px=SIZE_PX, views=crop_flip(count=1, size=SIZE_PX))
 
 

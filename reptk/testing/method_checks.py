@@ -157,6 +157,7 @@ def _untrained_parameters(factory: Any, builder: _MethodBuilder) -> str | None:
         if not parameter.requires_grad:
             continue
         if parameter.grad is None:
+            # DDP would wait for this gradient.
             return f"{name} requires a gradient and gets none"
         if id(parameter) not in in_groups:
             return f"{name} requires a gradient and is in no group"
@@ -172,6 +173,7 @@ def _depends_on_more(factory: Any, builder: _MethodBuilder) -> str | None:
 
 
 def _ignores_key(factory: Any, builder: _MethodBuilder) -> str | None:
+    # The same global seed for both, so that only the key can make a difference.
     method = builder.build()
     torch.manual_seed(0)
     first = method(_batch(0), _step(0))["loss"]
@@ -184,7 +186,7 @@ def _ignores_key(factory: Any, builder: _MethodBuilder) -> str | None:
 
 
 def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
-    batch, before = _batch(0), _batch(0)
+    batch, before = _batch(0), _batch(0)  # equal: the images are generated
     _forward(builder.build(), 0, batch)
     for name, value, expected in zip(Batch._fields, batch, before, strict=True):
         if not torch.equal(value, expected):

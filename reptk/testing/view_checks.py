@@ -116,7 +116,7 @@ def _shards_differ(views: Views, images: Tensor, size: int) -> str | None:
 
 def _ignores_key(views: Views, images: Tensor, size: int) -> str | None:
     first = _draw(views, images, 1)
-    for key in (0, 2**62):
+    for key in (0, 2**62):  # the smallest and a large one: keys have 63 bits
         if torch.equal(_draw(views, images, key), first):
             return f"keys 1 and {key} gave the same"
     return None

@@ -185,11 +185,13 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     """
     train = recipe.train
     views = build_part(VIEWS, recipe.views)
+    # A rank must draw what a single process would draw for its images, so views must know which part of the batch they get.
     if views.shard is not None:
         views.shard(distributed.rank(), distributed.world_size())
     elif distributed.world_size() > 1:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
     sizes_px = _view_sizes_px(views, recipe)
+    # Vision transformers are built for one size: the first, which is the largest of the shipped views.
     encoder = Encoder(**recipe.encoder.model_dump(), size=sizes_px[0])
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
@@ -308,7 +310,7 @@ def _check_other_sizes(encoder: Encoder, sizes_px: tuple[int, ...]) -> None:
         for size in sorted(set(sizes_px) - {encoder.config["size"]}):
             try:
                 encoder(torch.zeros(1, 3, size, size))
-            except Exception as cause:
+            except Exception as cause:  # timm's models raise various types for sizes that they do not support
                 raise UsageError(
                     f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
                     "others; use a convolutional backbone, or views of one size"

@@ -53,6 +53,7 @@ class EpochEnd:
         # Seconds and views per second are those of training alone.
         state.clock.stop()
         epoch = state.step // settings.steps_per_epoch
+        # Before evaluation and checkpoint, which are no part of the epoch's time.
         waiting_share = state.clock.share_of_epoch(waited_seconds)
         metrics = self._evaluate_due(epoch)
         warnings = self._diagnose(epoch, metrics, waiting_share, progress)
@@ -115,6 +116,7 @@ class EpochEnd:
             if meter.ids is None:
                 # "Shortcut" compares the loss with that of random embeddings, which only a contrastive loss has.
                 warnings.pop("shortcut", None)
+            # The number of dimensions is the same in every row.
             row |= {key: round(value, 4) for key, value in health.items() if key != "dimensions"}
             suffix.append(f"rank {row['rank']:.0f}/{meter.z.shape[1]}")
         self.logger.metrics(**row, **metrics)

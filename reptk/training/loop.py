@@ -47,15 +47,17 @@ def train(
     logger = logger or Logger(prints=distributed.is_main())
     # Everything that may be wrong with the recipe or the data is found before there is a folder.
     parts = build(recipe, load_data(recipe), device)
-    folder = distributed.run_on_main(
-        lambda: run_folder.reopen(recipe, Path(out)) if resume else run_folder.create(recipe, out)
-    )
+    # On rank 0 alone, since every call of `create` takes another number.
+    if resume:
+        folder = distributed.run_on_main(lambda: run_folder.reopen(recipe, Path(out)))
+    else:
+        folder = distributed.run_on_main(lambda: run_folder.create(recipe, out))
     with run_folder.recorded_status(folder, logger, run_folder.resume_command(folder, recipe.plugins)):
         commit = environment.git_commit()  # of the code as it was when the run began
         logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
         logger.facts(describe(recipe, parts))
         state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
-        if state.step == 0:
+        if state.step == 0:  # later, the checkpoint holds the baselines
             with logger.status("evaluating raw pixels and the untrained encoder"):
                 state.baselines = evaluate_baselines(parts)
         train_loop(parts, state, folder, logger)
@@ -94,6 +96,7 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
                 _read_meter(parts, state, logger, progress)
             if state.step % settings.steps_per_epoch == 0:
                 end_of_epoch(progress, batches.waited())
+            # Between two steps, where the state is consistent.
             if ctrl_c.requested:
                 state.clock.stop()
                 save(parts, state, folder)

@@ -52,6 +52,7 @@ class StepMeter:
         loss = outputs["loss"].detach()  # attached, it would hold the activations of the step in memory
         self.z = outputs.get("z")
         self.ids = outputs.get("ids")
+        # Tensors even where nothing is to be counted, so that all records can be stacked.
         rows = 0
         non_finite_rows = torch.zeros_like(loss, dtype=torch.long)
         if self.z is not None:
@@ -78,6 +79,7 @@ class StepMeter:
         """
         records = self._records
         self._records = []
+        # One transfer for all steps, which waits for the last of them.
         losses = torch.stack([record.loss.float() for record in records]).tolist()
         _check_finite(records, losses, last_step, lr=lr, loss_name=loss_name)
         with_positives = torch.stack([record.has_positives for record in records])
@@ -99,6 +101,7 @@ def _check_finite(
     for offset, (record, loss) in enumerate(zip(records, losses, strict=True)):
         if math.isfinite(loss):
             continue
+        # The first step decides: what follows it is a consequence.
         non_finite_rows = int(record.non_finite_rows)
         if non_finite_rows:
             cause = f"{non_finite_rows} of {record.rows} embeddings hold NaN or infinity: {DIVERGED}"

@@ -46,6 +46,7 @@ def create(recipe: Recipe, out: str | Path | None) -> Path:
             raise UsageError(_not_empty(folder))
         folder.mkdir(parents=True, exist_ok=True)
         set_status(folder, "running")
+        # Last, since a folder without a recipe cannot be resumed.
         write_text(folder / "recipe.toml", _with_copied_plugins(recipe, folder).dump())
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write the run to {out or 'runs/'}: {cause}") from cause
@@ -115,7 +116,7 @@ def recorded_status(folder: Path, logger: Logger, resume_command: str) -> Iterat
     """Write how the block ended to status.json: finished, interrupted (and print how to resume), or failed and why."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # not an Exception
         _set_final_status(folder, logger, "interrupted")
         logger.line(f"interrupted. To go on: {resume_command}")
         raise

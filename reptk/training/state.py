@@ -43,6 +43,7 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     """Load a checkpoint into the parts and return its state; if there is none, return the initial state."""
     if saved is None:
         return RunState()
+    # The evaluators, views and the loader have no state.
     parts.method.load_state_dict(saved["method"])
     parts.optimizer.load_state_dict(saved["optimizer"])
     return RunState(
@@ -68,6 +69,7 @@ def save(parts: Parts, state: RunState, folder: Path) -> None:
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
     }
+    # Every rank raises if rank 0 cannot write, so that none goes on alone.
     distributed.run_on_main(partial(_write, folder, content))
 
 
