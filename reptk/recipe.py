@@ -136,7 +136,7 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     dataset = recipe.data["name"]
     classes = DATASETS.hint(dataset, "classes") or 10
     size = recipe.data.get("size") or DATASETS.hint(dataset, "size_px") or recipe.views.get("size", 32)
-    # The process group does not exist yet.
+    # From torchrun's environment, since there may be no process group yet.
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     images_per_rank = 4 if size > 64 else 8
     batch_size = min(recipe.train.batch_size, images_per_rank * world_size)
