@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -161,17 +162,18 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
 def _create_next_numbered(runs: Path) -> Path:
     """Create and return `runs/N`, where N follows the largest present number."""
     runs.mkdir(parents=True, exist_ok=True)
-    number = 1
+    first = 1
     present = _numbered_folders(runs)
     if present:
-        number = int(present[-1].name) + 1
-    while True:
+        first = int(present[-1].name) + 1
+    for number in count(first):
         folder = runs / str(number)
         try:
             folder.mkdir()
-            return folder
         except FileExistsError:  # another process was faster
-            number += 1
+            continue
+        return folder
+    raise AssertionError("unreachable: the numbers do not end")
 
 
 def _numbered_folders(runs: Path) -> list[Path]:
