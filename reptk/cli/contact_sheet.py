@@ -15,7 +15,7 @@ MIN_CELL_PX, MAX_CELL_PX = 128, 256
 """Side of a cell. Smaller images are enlarged to fill it, larger ones reduced to fit, by whole factors."""
 
 BACKGROUND = 247
-GREY, BLACK = "#73736f", "#1f1f1d"
+GRAY, BLACK = "#73736f", "#1f1f1d"
 
 
 class RowLabel(NamedTuple):
@@ -74,11 +74,11 @@ def draw(
     pen.text((style.margin_px, style.margin_px), drawable(title), BLACK, style.large, anchor="lt")
     for number, (key, text) in enumerate(lines):
         top = facts_top + number * style.line_px
-        pen.text((style.margin_px, top), key, GREY, style.text)
+        pen.text((style.margin_px, top), key, GRAY, style.text)
         pen.text((lefts[0], top), text, BLACK, style.text)
     for left, column, strip in zip(lefts, columns, strips, strict=True):
         pen.text((left, headings_top), column.heading, BLACK, style.text)
-        pen.text((left, headings_top + style.px(17)), _size_and_scale(column, cell_px), GREY, style.small)
+        pen.text((left, headings_top + style.px(17)), _size_and_scale(column, cell_px), GRAY, style.small)
         sheet.paste(strip, (left, first_row))
     row_px = (strips[0].height + style.gap_px) // len(labels)
     for row, label in enumerate(labels):
@@ -87,7 +87,7 @@ def draw(
         note_top = top
         if label.name:
             note_top += style.px(17)
-        pen.text((style.margin_px, note_top), label.note, GREY, style.small)
+        pen.text((style.margin_px, note_top), label.note, GRAY, style.small)
     return sheet
 
 

@@ -42,7 +42,7 @@ class DecodedCache(WritableImages):
         self, images: WritableImages, keys: Sequence[str], folder: Path, *, workers: int | None = None
     ) -> None:
         self.size = images.size
-        self.is_grey = images.is_grey
+        self.is_gray = images.is_gray
         self.decoded_by = images.decoded_by
         self.folder = folder
         self._images = images

@@ -222,8 +222,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels are floats of unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion would clip to 255 instead of scaling.
-        grey = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        gray = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
     # Converting to RGB directly would show whatever color transparent pixels happen to have.
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

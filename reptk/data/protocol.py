@@ -23,7 +23,7 @@ class Images(Protocol):
     any state that the threads share.
     """
 
-    is_grey: bool = False
+    is_gray: bool = False
     """The three channels of every image are equal; the raw-pixel baseline then uses one of them."""
 
     decoded_by: str | None = None
@@ -116,7 +116,7 @@ class InMemory(Images):
     def __init__(self, pixels: Tensor) -> None:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise ValueError(f"images must be uint8 (n, 1 or 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
-        self.is_grey = pixels.shape[1] == 1
+        self.is_gray = pixels.shape[1] == 1
         self._pixels = rearrange(pixels, "n c h w -> n h w c").contiguous()
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class InMemory(Images):
         # Without non_blocking, the host would wait until the GPU has done everything before.
         numbers = numbers.to(self._pixels.device, non_blocking=True)
         images = rearrange(self._pixels.index_select(0, numbers), "n h w c -> n c h w")
-        if self.is_grey:
+        if self.is_gray:
             # A view: the channels are not copied.
             images = images.expand(-1, 3, -1, -1)
         return images
@@ -154,7 +154,7 @@ class ImageSubset(Images):
     def __init__(self, images: Images, numbers: Tensor) -> None:
         self._images = images
         self._numbers = numbers
-        self.is_grey = images.is_grey
+        self.is_gray = images.is_gray
         self.decoded_by = images.decoded_by
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ class WritableSubset(WritableImages):
         self._images = images
         self._numbers = numbers
         self.size = images.size
-        self.is_grey = images.is_grey
+        self.is_gray = images.is_gray
         self.decoded_by = images.decoded_by
 
     def __len__(self) -> int:

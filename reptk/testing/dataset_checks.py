@@ -154,8 +154,8 @@ def _wrong_optional_members(factory: Any, data: Data) -> str | None:
     for name, split in _splits(data):
         images = split.images
         fetched = images.fetch(_sample(split))
-        if images.is_grey and not (fetched == fetched[:, :1]).all():
-            return f"{name} says is_grey, and its channels differ"
+        if images.is_gray and not (fetched == fetched[:, :1]).all():
+            return f"{name} says is_gray, and its channels differ"
         if isinstance(images, WritableImages) and not torch.equal(fetch_batch(images, _sample(split)), fetched):
             return f"fetch_into of {name} gave other images than fetch"
     return None
@@ -174,7 +174,7 @@ DATASET_REQUIREMENTS = (
     Requirement("fetch(numbers (n,)) gives (n, 3, H, W) uint8, of one size in all splits", _wrong_shape),
     Requirement("an image depends on its number alone", _depends_on_order),
     Requirement("several threads may fetch at once", _not_thread_safe),
-    Requirement("is_grey and fetch_into agree with fetch", _wrong_optional_members),
+    Requirement("is_gray and fetch_into agree with fetch", _wrong_optional_members),
     Requirement("torch's random state is left as it was", _moves_global_rng),
 )
 """What a data set must do."""

@@ -76,8 +76,8 @@ def _fails_leave_one_out(evaluator: Evaluator, data: Data) -> str | None:
 def _fails_without_labels(evaluator: Evaluator, data: Data) -> str | None:
     if evaluator.needs_labels:
         return None
-    unlabelled = Split(data.train.images, torch.full_like(data.train.labels, -1))
-    return _not_a_result(evaluator, Data(unlabelled, None, None, (), data.protocol))
+    unlabeled = Split(data.train.images, torch.full_like(data.train.labels, -1))
+    return _not_a_result(evaluator, Data(unlabeled, None, None, (), data.protocol))
 
 
 def _fails_during_training(evaluator: Evaluator, data: Data) -> str | None:

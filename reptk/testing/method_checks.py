@@ -67,11 +67,11 @@ class _MethodBuilder:
             return self.factory(**supplied, **self.arguments).train()
 
 
-def _batch(number: int, *, labelled: bool = True) -> Batch:
+def _batch(number: int, *, labeled: bool = True) -> Batch:
     data = generated(classes=3, size=SIZE_PX, train=BATCH_SIZE * TOTAL_STEPS).train
     index = torch.arange(number * BATCH_SIZE, (number + 1) * BATCH_SIZE)
     labels = data.labels[index]
-    if not labelled:
+    if not labeled:
         labels = torch.full_like(labels, -1)
     return Batch(data.images.fetch(index).contiguous(), labels, index)
 
@@ -195,7 +195,7 @@ def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
 
 
 def _fails_without_labels(factory: Any, builder: _MethodBuilder) -> str | None:
-    loss = _forward(builder.build(), 0, _batch(0, labelled=False))["loss"]
+    loss = _forward(builder.build(), 0, _batch(0, labeled=False))["loss"]
     if not loss.isfinite():
         return f"the loss is {loss.item()}"
     return None

@@ -42,7 +42,7 @@ class Wrapped(Images):
 
 
 class NoBase:
-    is_grey = False
+    is_gray = False
 
     def __len__(self) -> int:
         return len(PIXELS)
@@ -86,7 +86,7 @@ class SharedBuffer(Wrapped):
 
 
 class SaysGrey(Wrapped):
-    is_grey = True
+    is_gray = True
 
 
 class Augments(Wrapped):
@@ -114,7 +114,7 @@ BROKEN_DATASETS = {
     "another size": (with_train(Larger()), ["fetch(numbers"]),
     "first is darker": (with_train(FirstIsDarker()), ["an image depends", ...]),
     "shared buffer": (with_train(SharedBuffer()), ["several threads"]),
-    "says grey": (with_train(SaysGrey()), ["is_grey"]),
+    "says grey": (with_train(SaysGrey()), ["is_gray"]),
     "augments": (with_train(Augments()), ["torch's random state"]),
 }
 

@@ -7,7 +7,7 @@ from reptk.config.registry import DATASETS
 from reptk.data.protocol import Data, InMemory, Split, with_shape
 
 NUM_CLASSES = 10
-MAX_GREY = 16
+MAX_GRAY = 16
 """The value of white in scikit-learn's images."""
 
 
@@ -25,8 +25,8 @@ def digits(train: int = 1000) -> Data:
     num_images = len(dataset.target)
     if not NUM_CLASSES <= train < num_images:
         raise ValueError(f"train must be {NUM_CLASSES} to {num_images - 1}, got {train}")
-    grey = (torch.from_numpy(dataset.images * (255 / MAX_GREY))).round().to(torch.uint8)
-    pixels = rearrange(grey, "n h w -> n 1 h w")
+    gray = torch.from_numpy(dataset.images * (255 / MAX_GRAY)).round().to(torch.uint8)
+    pixels = rearrange(gray, "n h w -> n 1 h w")
     labels = torch.from_numpy(dataset.target).long()
     bank = Split(InMemory(pixels[:train]), labels[:train])
     query = Split(InMemory(pixels[train:]), labels[train:])
