@@ -15,12 +15,12 @@ class Verb(NamedTuple):
 
 VERBS = {
     "recipe": Verb("reptk.recipe", "train and evaluate a recipe"),
-    "evaluate": Verb("reptk.cli.evaluate", "every number of a run or any timm backbone on a data set"),
+    "evaluate": Verb("reptk.cli.evaluate", "evaluate a run, or any timm backbone, on a data set"),
     "embed": Verb("reptk.cli.embed", "write the embeddings of images to a file"),
     "index": Verb("reptk.cli.index", "build an index of embeddings to search in"),
     "search": Verb("reptk.cli.search", "find similar images, or near duplicates"),
     "report": Verb("reptk.cli.report", "a run, or several, as one HTML page"),
-    "views": Verb("reptk.cli.views", "draw what the network sees, as a picture"),
+    "views": Verb("reptk.cli.views", "draw the augmented views of a batch as a picture"),
 }
 
 

@@ -31,6 +31,7 @@ from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
 from reptk.evaluate.metrics.knn import headline_k
 from reptk.evaluate.run import Evaluation
 from reptk.evaluate.verdict import verdict
+from reptk.evaluate.voting import WEIGHTING
 from reptk.models.encoder import Encoder
 from reptk.neighbors import engine_name
 
@@ -95,7 +96,7 @@ def protocol(
         "leave_one_out": data.bank is not None and data.bank is data.query,
         "evaluators": dict(evaluators),
         "features": "backbone output, evaluation mode, L2-normalised; similarity: cosine",
-        "votes": "knn: weighted by exp(similarity / temperature); knn_majority: one vote each, ties to the larger weight",
+        "votes": f"knn: weighted by {WEIGHTING}; knn_majority: one vote each, ties to the larger weight",
         "intervals": f"95 %, percentile bootstrap over queries, {NUM_DRAWS} draws",
         "evaluation_image": {"size_px": encoder.config["size"], "crop": data.crop},
         "threads": torch.get_num_threads(),

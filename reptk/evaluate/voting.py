@@ -24,6 +24,10 @@ class Vote(NamedTuple):
     """(b,) the class with the most votes."""
 
 
+WEIGHTING = "exp(similarity / temperature)"
+"""What `vote_weights` computes, for the description of results."""
+
+
 def vote_weights(similarities: Tensor, temperature: float) -> Tensor:
     """Return exp(similarity / temperature) of (b, k) neighbors in float64, relative to the nearest one's.
 
@@ -41,7 +45,7 @@ def predict(neighbor_labels: Tensor, weights: Tensor, ks: Sequence[int], num_cla
 
     Args:
         neighbor_labels: (b, depth) classes of the neighbors, nearest first; `num_classes` for a neighbor that does not vote.
-        weights: (b, depth) float64.
+        weights: (b, depth) float64, at least 0 (the compiled loop relies on sums that only rise); 0 for a missing neighbor.
         ks: rising numbers of neighbors, at most `depth`.
         num_classes: C.
 

@@ -7,8 +7,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
 
 
 def check_positive(name: str, value: float) -> float:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.arguments import Positive, Temperature, logit_scale_of
+from reptk.losses.arguments import PositiveFloat, Temperature, logit_scale_of
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -60,7 +60,7 @@ class SimCLR(nn.Module):
 
     computes_local_rows = True
 
-    def __init__(self, temperature: Positive = 0.5, learn_temperature: bool = False) -> None:
+    def __init__(self, temperature: PositiveFloat = 0.5, learn_temperature: bool = False) -> None:
         super().__init__()
         self.temperature = Temperature(temperature, learn_temperature)
 

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.arguments import Positive, Temperature, logit_scale_of
+from reptk.losses.arguments import PositiveFloat, Temperature, logit_scale_of
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -83,7 +83,7 @@ class SupCon(nn.Module):
     computes_local_rows = True
 
     def __init__(
-        self, temperature: Positive = 0.1, form: Literal["out", "in"] = "out", learn_temperature: bool = False
+        self, temperature: PositiveFloat = 0.1, form: Literal["out", "in"] = "out", learn_temperature: bool = False
     ) -> None:
         super().__init__()
         self.temperature = Temperature(temperature, learn_temperature)

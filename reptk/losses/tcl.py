@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.arguments import NotNegative, Positive, Temperature, check_not_negative, logit_scale_of
+from reptk.losses.arguments import NonNegativeFloat, PositiveFloat, Temperature, check_not_negative, logit_scale_of
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -55,12 +55,12 @@ def tcl(
     logit_scale = logit_scale_of(temperature)
     check_not_negative("k1", k1)
     check_not_negative("k2", k2)
-    denominator = [Term("positives", logit_scale)]
+    denominator = [Term("positives", logit_scale)]  # exp(s_ip / t)
     # A weight of 0 has no logarithm; its term is left out.
     if k1 > 0:
-        denominator.append(Term("positives", -1.0, math.log(k1)))  # -1: this term has no temperature
+        denominator.append(Term("positives", -1.0, math.log(k1)))  # k1 exp(-s_ip), without a temperature
     if k2 > 0:
-        denominator.append(Term("negatives", logit_scale, math.log(k2)))
+        denominator.append(Term("negatives", logit_scale, math.log(k2)))  # k2 exp(s_in / t)
     rows = RowStatistics(z, ids, keys, key_ids)
     mean_similarity, log_denominator = rows.measure(denominator)
     return mean_over_anchors(log_denominator - logit_scale * mean_similarity, rows.positives())
@@ -81,9 +81,9 @@ class TCL(nn.Module):
 
     def __init__(
         self,
-        temperature: Positive = 0.1,
-        k1: NotNegative = 5000.0,
-        k2: NotNegative = 1.0,
+        temperature: PositiveFloat = 0.1,
+        k1: NonNegativeFloat = 5000.0,
+        k2: NonNegativeFloat = 1.0,
         learn_temperature: bool = False,
     ) -> None:
         super().__init__()

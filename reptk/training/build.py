@@ -202,6 +202,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     if recipe.loss is not None:
         supplied["loss"] = build_part(LOSSES, recipe.loss)
     method = build_part(METHODS, recipe.method, **supplied)
+    _check_method(method, recipe.method["name"])
     if train.sync_batchnorm:
         if device.type != "cuda":
             raise UsageError("train.sync_batchnorm needs CUDA devices")
@@ -282,6 +283,14 @@ def _view_sizes_px(views: Views, recipe: Recipe) -> tuple[int, ...]:
 
 def _view_count(views: Views, recipe: Recipe) -> int:
     return views.count or recipe.views.get("count", DEFAULT_VIEW_COUNT)
+
+
+def _check_method(method: object, name: str) -> None:
+    if not isinstance(method, Method):
+        raise UsageError(f"method {name!r} is a {type(method).__qualname__}, which must subclass reptk.Method")
+    # nn.Module is not an abstract base class, so a missing forward is not noticed before the first step.
+    if type(method).forward is Method.forward:
+        raise UsageError(f"method {name!r}: {type(method).__qualname__} must define forward(batch, step)")
 
 
 def _check_batch_size(batch_size: int, world_size: int) -> None:

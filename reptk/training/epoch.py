@@ -13,7 +13,7 @@ from reptk.training.state import RunState, save
 
 
 class EpochEnd:
-    """Called by the loop after the last step of every epoch; its time is not counted as training.
+    """The loop calls `run` after the last step of every epoch; its time is not counted as training.
 
     Args:
         parts: the run's.
@@ -42,7 +42,7 @@ class EpochEnd:
             name = display_name(metric)
             self.logger.line(f"before training  {name}: raw pixels {pixels:.1f} %, untrained encoder {untrained:.1f} %")
 
-    def __call__(self, progress: EpochProgress, waited_seconds: float) -> None:
+    def run(self, progress: EpochProgress, waited_seconds: float) -> None:
         """Evaluate, save and report.
 
         Args:

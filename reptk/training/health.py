@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.core.errors import NumericalError
+from reptk.core.errors import NumericalError, UsageError
 from reptk.data import Images, InMemory, num_cpus
+from reptk.methods import Method
 
 INPUT_BOUND_SHARE = 0.15
 """Share of an epoch spent waiting for images above which a run says so."""
@@ -21,6 +22,22 @@ DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epo
 def non_finite_loss(step: int, lr: float, loss: float = math.nan) -> str:
     """Return the beginning of a message about the loss of step `step`, counted from 0."""
     return f"the loss is {loss} at step {step + 1} (lr {lr:g})"
+
+
+def check_outputs(outputs: object, method: Method) -> None:
+    """Check what a method's `forward` returned.
+
+    Raises:
+        UsageError: it is no dictionary with a scalar tensor "loss".
+    """
+    name = type(method).__qualname__
+    if not isinstance(outputs, dict) or "loss" not in outputs:
+        returned = f"a dictionary of {sorted(outputs)}" if isinstance(outputs, dict) else type(outputs).__name__
+        raise UsageError(f"{name}.forward must return a dictionary with 'loss', and returned {returned}")
+    loss = outputs["loss"]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"{name}.forward must return a scalar tensor as 'loss', and returned {shape}")
 
 
 def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:

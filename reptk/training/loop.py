@@ -18,7 +18,7 @@ from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, describe, load_data
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, write_report
-from reptk.training.health import DIVERGED, non_finite_loss
+from reptk.training.health import DIVERGED, check_outputs, non_finite_loss
 from reptk.training.interrupt import InterruptHandler
 from reptk.training.optim import learning_rate
 from reptk.training.state import RunState, restore, save
@@ -92,12 +92,14 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
             outputs = train_step(parts, model, batch, parts.step(number))
             state.step = number + 1
             state.meter.add(outputs)
-            if _reads_meter(parts, state.step):
-                _read_meter(parts, state, logger, progress)
+            if _is_reading_due(parts, state.step):
+                _report_steps(parts, state, logger, progress)
             if state.step % settings.steps_per_epoch == 0:
-                end_of_epoch(progress, batches.waited())
+                end_of_epoch.run(progress, batches.waited())
             # Between two steps, where the state is consistent.
             if ctrl_c.requested:
+                if state.meter.unread_steps:
+                    _report_steps(parts, state, logger, progress)
                 state.clock.stop()
                 save(parts, state, folder)
                 raise KeyboardInterrupt
@@ -121,6 +123,7 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
             outputs = model(batch, step)
         except NumericalError as cause:
             raise NumericalError(f"{non_finite_loss(step.number, settings.lr)}; {cause}; {DIVERGED}") from cause
+    check_outputs(outputs, parts.method)
     # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
     outputs["loss"].backward()
     if settings.clip_norm:
@@ -132,7 +135,7 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
     return outputs
 
 
-def _reads_meter(parts: Parts, steps_done: int) -> bool:
+def _is_reading_due(parts: Parts, steps_done: int) -> bool:
     """Whether to read the losses after this step. On a GPU this waits for the device, so it is not done after every step."""
     settings = parts.settings
     is_logged = steps_done % settings.log_every_steps == 0
@@ -140,7 +143,7 @@ def _reads_meter(parts: Parts, steps_done: int) -> bool:
     return parts.device.type == "cpu" or is_logged or is_end_of_epoch
 
 
-def _read_meter(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:
+def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:
     """Check and report the steps since the last reading, and log the last of them if it is due."""
     settings, meter, clock = parts.settings, state.meter, state.clock
     steps = meter.read(state.step - 1, lr=settings.lr, loss_name=settings.loss_name)

@@ -47,6 +47,11 @@ class StepMeter:
         self._records: list[StepRecord] = []
         self._last_outputs: Mapping[str, Tensor] = {}
 
+    @property
+    def unread_steps(self) -> int:
+        """Steps recorded since the last reading."""
+        return len(self._records)
+
     def add(self, outputs: Mapping[str, Tensor]) -> None:
         """Record the outputs of `Method.forward` for one step."""
         loss = outputs["loss"].detach()  # attached, it would hold the activations of the step in memory

@@ -104,5 +104,6 @@ def create_scheduler(
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the present learning rate of the optimizer's first group."""
-    return optimizer.param_groups[0]["lr"]
+    """The scheduled learning rate as it is now, without the factor `lr_scale` that a parameter group may have."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)
