@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reptk import config
 from reptk.cli.contact_sheet import Column, RowLabel, describe_size, draw, drawable
-from reptk.core.command_line import ArgumentParser, integer_from, run_command
+from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture; default: views.png")
     parser.add_argument("--images", type=int, help=f"how many images of the step's batch; default: {DEFAULT_IMAGES}")
-    parser.add_argument("--step", type=integer_from(0), default=0, help="which step of training, counted from 0")
+    parser.add_argument("--step", type=int, default=0, help="which step of training, counted from 0")
     parser.add_argument("--smoke", action="store_true", help="generated images of the recipe's size, offline")
     args = parser.parse_intermixed_args(arguments)
     if args.name is not None and "=" in args.name:
