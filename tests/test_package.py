@@ -22,11 +22,9 @@ DUPLICATE_FILE_NAMES = ["protocol.py"]
 
 MAY_USE_GETATTR = {
     "__init__.py",  # lazy imports
-    "config/plugins.py",
     "config/registry.py",
     "config/signature.py",
     "models/backbone.py",  # timm: some backbones have a patch size
-    "testing/loss_checks.py",  # any callable may be checked as a loss
     "views/backends/kornia_backend.py",  # kornia: operations by name
 }
 
