@@ -55,7 +55,6 @@ def _run(args: argparse.Namespace) -> int:
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: what can be set here is data.*, eval.NAME.* and size")
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
-    # Before hours of work, not after them.
     _check_out(args.out)  # before the evaluation, which may take hours
     logger = Logger()
     if Path(args.source).suffix in EMBEDDING_SUFFIXES:
@@ -82,7 +81,8 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
     if args.queries is not None:
         queries = Embeddings.load(args.queries)
     evaluators = [config.build(EVALUATORS, table) for table in tables.values()]
-    evaluation, data = evaluate_embeddings(bank, queries, evaluators)
+    with logger.stages("embeddings") as progress:
+        evaluation, data = evaluate_embeddings(bank, queries, evaluators, progress=progress)
     logger.line(f"{args.source}: {data.protocol}")
     protocol = {
         "of": args.source,
@@ -158,15 +158,15 @@ def _evaluate_rows(
     rows = {}
     encoders = {"encoder": subject.encoder}
     if baselines:
-        with logger.status("raw pixels"):
-            rows["raw pixels"] = evaluate_pixels(data, evaluators, views=views, workers=workers)
+        with logger.stages("raw pixels") as progress:
+            rows["raw pixels"] = evaluate_pixels(data, evaluators, views=views, workers=workers, progress=progress)
         if subject.untrained is not None:
             encoders = {"untrained": subject.untrained, **encoders}
     for row, encoder in encoders.items():
         title = "encoder"
         if row == "untrained":
             title = "untrained encoder"
-        with logger.count(title, _num_images(data)) as progress:
+        with logger.stages(title) as progress:
             rows[row] = evaluate_encoder(
                 encoder,
                 data,
@@ -225,15 +225,6 @@ def _tables_of(evaluators: "dict[str, Evaluator]", tables: Tables) -> Tables:
 
 def _complete(name: str, overrides: config.Table) -> config.Table:
     return config.complete(f"eval.{name}", {"name": name, **overrides})
-
-
-def _num_images(data: "Data") -> int:
-    """Return how many images an evaluation encodes, for the progress bar."""
-    if data.query is None:
-        return len(data.train)
-    if data.query is data.bank:
-        return len(data.bank)
-    return len(data.bank) + len(data.query)
 
 
 def _check_out(out: Path | None) -> None:

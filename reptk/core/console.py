@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -112,6 +120,29 @@ class Logger:
         with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
             task = bar.add_task(text, total=total)
             yield lambda count: bar.advance(task, count)
+
+    @contextmanager
+    def stages(self, text: str) -> Iterator[Callable[[str, int, int], None]]:
+        """Show a progress bar on a terminal; yield a function to call with a stage, how much of it is done, and of how much.
+
+        A bar begins anew with every stage; until the first there is a spinner.
+        """
+        if not (self.prints and self.console.is_terminal):
+            yield lambda stage, done, total: None
+            return
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
+        with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
+            task = bar.add_task(text, total=None)
+            last_stage = None
+
+            def show(stage: str, done: int, total: int) -> None:
+                nonlocal last_stage
+                if (stage, total) != last_stage:
+                    bar.reset(task, total=total, description=f"{text}: {stage}")
+                    last_stage = stage, total
+                bar.update(task, completed=done)
+
+            yield show
 
     @contextmanager
     def progress(self, epochs: int, steps_per_epoch: int, first_step: int) -> Iterator["EpochProgress"]:

@@ -10,7 +10,7 @@ from reptk.core.errors import DataError
 from reptk.data import Data, Split
 from reptk.embeddings.store import Embeddings
 from reptk.evaluate import Evaluation, Evaluator, FeatureStore, run_evaluators
-from reptk.evaluate.features import NormalizedFeatures
+from reptk.evaluate.features import NormalizedFeatures, Progress
 
 CHUNK = 1 << 16
 """Rows whose norm is computed at a time: vectors may be a memory-mapped file."""
@@ -22,7 +22,8 @@ class EmbeddingFeatures(FeatureStore):
     Vectors of unit length are used unchanged, also from a memory-mapped file, in the precision that they have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress
         self._cache: list[tuple[Split, NormalizedFeatures]] = []
 
     def features(self, split: Split) -> Tensor:
@@ -38,9 +39,19 @@ class EmbeddingFeatures(FeatureStore):
 
 
 def evaluate_embeddings(
-    bank: Embeddings, queries: Embeddings | None, evaluators: Iterable[Evaluator]
+    bank: Embeddings,
+    queries: Embeddings | None,
+    evaluators: Iterable[Evaluator],
+    *,
+    progress: Progress | None = None,
 ) -> tuple[Evaluation, Data]:
     """Evaluate embeddings: `queries` in `bank`, or the bank's own rows, each left out of the bank when it is the query.
+
+    Args:
+        bank: rows that are searched.
+        queries: rows that are searched for; None for those of the bank.
+        evaluators: called one after the other.
+        progress: called with the stage ("searching"), how many queries are done, and of how many.
 
     Returns:
         The evaluation, and the data set whose splits its indices refer to.
@@ -51,7 +62,7 @@ def evaluate_embeddings(
     """
     data = as_data(bank, queries)
     try:
-        return run_evaluators(EmbeddingFeatures(), data, evaluators), data
+        return run_evaluators(EmbeddingFeatures(progress), data, evaluators), data
     except ValueError as cause:
         raise DataError(f"the embeddings cannot be evaluated: {cause}") from cause
 

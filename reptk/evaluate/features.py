@@ -27,6 +27,8 @@ Embed = Callable[[Tensor], Tensor]
 """(b, 3, H, W) floats in 0..1 -> (b, F)."""
 DrawViews = Callable[[Tensor, int], Tensor]
 """(images (b, 3, H, W) uint8, key) -> (V, b, 3, h, w); see `reptk.views.Views`."""
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total), after every block: of images where the stage is "encoding", of queries where "searching"."""
 
 
 class NormalizedFeatures(NamedTuple):
@@ -51,6 +53,9 @@ class FeatureStore(ABC):
 
     size_px: int | None = None
     """Side of the images that `embed` expects."""
+
+    progress: Progress | None = None
+    """Where evaluators report how far they are, by `report_progress`."""
 
     @abstractmethod
     def features(self, split: Split) -> Tensor:
@@ -77,6 +82,11 @@ class FeatureStore(ABC):
         """Return features of prepared images: (b, 3, size_px, size_px) floats in 0..1 -> (b, F)."""
         raise UsageError("there is no encoder for a file of embeddings")
 
+    def report_progress(self, stage: str, done: int, total: int) -> None:
+        """Call `progress`, if there is one."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
 
 class ImageFeatures(FeatureStore):
     """Features of images, encoded when they are first requested and then kept.
@@ -88,7 +98,7 @@ class ImageFeatures(FeatureStore):
         views: draws random views, for `view`.
         device: where images are prepared.
         workers: threads that decode images ahead of their use.
-        progress: called with the number of images in every encoded block.
+        progress: called after every block of images, and by evaluators.
     """
 
     can_read_images = True
@@ -102,7 +112,7 @@ class ImageFeatures(FeatureStore):
         views: DrawViews | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._embed = embed
         self.size_px = size_px
@@ -168,6 +178,7 @@ class ImageFeatures(FeatureStore):
             blocks = DevicePrefetcher(host_blocks, self.device)
             for indices, (images,) in zip(ranges, blocks, strict=True):
                 encoded.append(self._encode_block(images, indices.start, prepare))
+                self.report_progress("encoding", indices.stop - first, last - first)
         if not encoded:
             # More ranks than blocks: no rows for this rank, but of the same width as the others'.
             example = split.images.fetch(torch.tensor([0]))
@@ -178,10 +189,7 @@ class ImageFeatures(FeatureStore):
 
     def _encode_block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
         # On the CPU: the features of a whole split may not fit on a GPU.
-        h = self._embed(prepare(images.to(self.device), first)).float().cpu()
-        if self.progress is not None:
-            self.progress(len(images))
-        return h
+        return self._embed(prepare(images.to(self.device), first)).float().cpu()
 
 
 class _ShardedRows:

@@ -1,6 +1,6 @@
 """From an encoder and data to an `Evaluation`: the one place where evaluators are built, chosen and called."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from reptk.config.registry import EVALUATORS
 from reptk.core.errors import UsageError
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
-from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, pixels
+from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, Progress, pixels
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.metrics.view_retrieval import ViewRetrieval
 from reptk.evaluate.predictions import Predictions
@@ -69,7 +69,7 @@ def evaluate_encoder(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     workers: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     during_training: bool = False,
 ) -> Evaluation:
     """Evaluate an encoder, which is in evaluation mode meanwhile.
@@ -82,7 +82,7 @@ def evaluate_encoder(
         device: where to encode.
         bf16: whether to encode in bfloat16 (autocast).
         workers: threads that decode images.
-        progress: called with the number of images in every encoded block.
+        progress: called with the stage ("encoding", "searching"), how many images or queries are done, and of how many.
         during_training: see `run_evaluators`.
     """
 
@@ -105,12 +105,19 @@ def evaluate_encoder(
 
 
 def evaluate_pixels(
-    data: Data, evaluators: Iterable[Evaluator], *, views: DrawViews | None = None, workers: int = 0
+    data: Data,
+    evaluators: Iterable[Evaluator],
+    *,
+    views: DrawViews | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate the raw pixels, of images of at most 32 x 32."""
+    """Evaluate the raw pixels, of images of at most 32 x 32; arguments as of `evaluate_encoder`."""
     first_image = data.train.images.fetch(torch.tensor([0]))
     size_px = min(first_image.shape[-1], PIXELS_PX)
-    features = ImageFeatures(pixels(data.train), size_px=size_px, crop=data.crop, views=views, workers=workers)
+    features = ImageFeatures(
+        pixels(data.train), size_px=size_px, crop=data.crop, views=views, workers=workers, progress=progress
+    )
     return run_evaluators(features, data, evaluators)
 
 

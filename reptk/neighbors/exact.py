@@ -50,7 +50,6 @@ def search(
     k: int,
     exclude: Tensor | None = None,
     *,
-    exact: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the k rows of `bank` most similar to each query, best first, equal similarities in row order.
@@ -62,8 +61,6 @@ def search(
         queries: (q, F).
         k: neighbors.
         exclude: (q,) the row of the bank that is the query itself and is left out; -1 for none.
-        exact: (n, F) the rows that `bank` holds in lower precision. The neighbors are those among `exact`, of which only
-            the candidates of each query are read.
         progress: called after every block with the number of queries that are done.
 
     Yields:
@@ -71,10 +68,10 @@ def search(
 
     Raises:
         ValueError: widths that differ, values that are not finite or whose products overflow, a k that the bank cannot
-            satisfy, an `exact` that does not match the bank.
+            satisfy.
     """
-    bank_norm = _check(bank, queries, k, exclude, exact)
-    searchable = SearchableBank.prepare(bank, bank_norm, exact)
+    bank_norm = _check(bank, queries, k, exclude)
+    searchable = SearchableBank.prepare(bank, bank_norm)
     size = block_size(k)
     queries_per_pass = size
     if not searchable.is_read_in_place:
@@ -102,8 +99,7 @@ class SearchableBank:
     """A checked bank, and how it is searched.
 
     Args:
-        rows: (n, F) in which candidates are searched.
-        exact_rows: (n, F) by which they are ranked; `rows` itself unless those are of lower precision.
+        rows: (n, F).
         engine: "faiss" or "torch".
         device: the device of the queries.
         relative_error: bound of the error of a candidate's similarity, over the norm of the query.
@@ -111,28 +107,21 @@ class SearchableBank:
     """
 
     rows: Tensor
-    exact_rows: Tensor
     engine: str
     device: torch.device
     relative_error: float
     prefilter: Bf16Bank | None = None
 
     @classmethod
-    def prepare(cls, bank: Tensor, max_norm: float, exact: Tensor | None = None) -> "SearchableBank":
+    def prepare(cls, bank: Tensor, max_norm: float) -> "SearchableBank":
         """Choose how to search a bank that `check_vectors` has accepted, whose longest row has this norm."""
         engine = engine_name()
         device = search_device(engine)
         rows = _on_device(bank.detach(), device)
-        error = float32_error(bank.shape[1], device) * max_norm
-        if exact is not None:
-            # Half a unit in the last place, or in that of the smallest normal number.
-            precision = torch.finfo(bank.dtype)
-            error += 0.51 * precision.eps * max_norm + precision.eps * precision.tiny * bank.shape[1] ** 0.5
-            return cls(rows, exact.detach(), engine, device, error)
         prefilter = None
         if device.type == "cpu" and Bf16Bank.applies(rows, max_norm):
             prefilter = Bf16Bank(rows)
-        return cls(rows, rows, engine, device, error, prefilter)
+        return cls(rows, engine, device, float32_error(bank.shape[1], device) * max_norm, prefilter)
 
     @property
     def is_read_in_place(self) -> bool:
@@ -141,18 +130,14 @@ class SearchableBank:
 
 
 def nearest_keys(bank: SearchableBank, queries: Tensor, exclude: Tensor, k: int) -> Tensor:
-    """Keys (q, k) of the nearest rows (`ranking`), greatest first; rows `exclude` (q,) are left out, -1 for none.
-
-    Raises:
-        ValueError: similarities to `exact_rows` and `rows` differ by more than rounding can explain.
-    """
+    """Keys (q, k) of the nearest rows (`ranking`), greatest first; rows `exclude` (q,) are left out, -1 for none."""
     queries = queries.detach().to(bank.device)
     exclude = exclude.to(bank.device)
     count = min(k + MARGIN, len(bank.rows))
     # Autocast would take the products to a precision that the bounds of their errors do not cover.
     with torch.autocast(bank.device.type, enabled=False):
         if k * DEEP_SHARE >= len(bank.rows):
-            return _nearest_by_float64(bank.exact_rows, queries, exclude, k)
+            return _nearest_by_float64(bank.rows, queries, exclude, k)
         keys = torch.full((len(queries), k), NO_NEIGHBOR, device=bank.device)
         is_certain = torch.zeros(len(queries), dtype=torch.bool, device=bank.device)
         if bank.prefilter is not None:
@@ -165,7 +150,7 @@ def nearest_keys(bank: SearchableBank, queries: Tensor, exclude: Tensor, k: int)
             )
             uncertain = (~is_certain).nonzero()[:, 0]
         if len(uncertain):
-            keys[uncertain] = _nearest_by_float64(bank.exact_rows, queries[uncertain], exclude[uncertain], k)
+            keys[uncertain] = _nearest_by_float64(bank.rows, queries[uncertain], exclude[uncertain], k)
     return keys
 
 
@@ -195,12 +180,11 @@ def _ranked(
     bank: SearchableBank, queries: Tensor, exclude: Tensor, k: int, candidates: Candidates
 ) -> tuple[Tensor, Tensor]:
     """Keys (q, k) of the best candidates, and whether (q,) they are certainly the nearest of all rows."""
-    similarities = candidate_similarities(bank.exact_rows, queries, candidates.rows)
+    similarities = candidate_similarities(bank.rows, queries, candidates.rows)
     is_absent = candidates.rows < 0
+    # A library whose products are less precise than float32 would break the bounds; this notices it.
     is_off = (similarities - candidates.similarities).abs() > candidates.error[:, None]
     is_off = (is_off & ~is_absent).any(1)
-    if bank.exact_rows is not bank.rows and is_off.any():
-        raise ValueError("exact holds other rows than bank: similarities differ by more than rounding can explain")
     keys = pack(similarities, candidates.rows)
     keys = greatest(keys.masked_fill_(is_absent | (candidates.rows == exclude[:, None]), NO_NEIGHBOR), k)
     kth_similarity = unpack(keys[:, -1])[0].double()
@@ -258,7 +242,7 @@ def _differing(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(lines), torch.from_numpy(columns)
 
 
-def _check(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact: Tensor | None) -> float:
+def _check(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None) -> float:
     """Return the largest norm of a row of the bank; raise ValueError if the arguments do not agree."""
     bank_stats, query_stats = check_vectors("bank", bank), check_vectors("queries", queries)
     if bank.shape[1] != queries.shape[1]:
@@ -270,8 +254,6 @@ def _check(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None, exact:
         raise ValueError(f"k must be 1 to {available} (rows in the bank{besides}), got {k}")
     if exclude is not None and (exclude.shape != (len(queries),) or bool((exclude >= len(bank)).any())):
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")
-    if exact is not None and (exact.shape != bank.shape or not exact.is_floating_point()):
-        raise ValueError(f"exact must be {tuple(bank.shape)} like bank, got {exact.dtype} {tuple(exact.shape)}")
     check_products(bank_stats.max_norm, query_stats.max_norm)
     warn_of_zeros("bank", len(bank), bank_stats)
     warn_of_zeros("queries", len(queries), query_stats)

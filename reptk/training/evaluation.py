@@ -12,13 +12,18 @@ from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import ReptkError
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
+from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
 from reptk.training.build import Parts
 from reptk.training.state import RunState
 
 
 def evaluate_now(
-    parts: Parts, evaluators: Iterable[Evaluator] | None = None, *, during_training: bool = False
+    parts: Parts,
+    evaluators: Iterable[Evaluator] | None = None,
+    *,
+    during_training: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate the method's encoder as it is now.
 
@@ -26,6 +31,7 @@ def evaluate_now(
         parts: the run's.
         evaluators: those to run; None for all.
         during_training: call `Evaluator.during_training`, which may measure less.
+        progress: see `evaluate_encoder`.
     """
     # Each rank updates BatchNorm's running statistics from its own images; evaluation is shared among the ranks.
     distributed.broadcast_buffers(parts.method)
@@ -39,18 +45,26 @@ def evaluate_now(
         device=parts.device,
         bf16=parts.settings.bf16,
         workers=parts.settings.workers,
+        progress=progress,
         during_training=during_training,
     )
 
 
-def evaluate_baselines(parts: Parts) -> dict[str, Evaluation]:
+def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
     """Evaluate raw pixels and the untrained encoder, by row of the results; none if the recipe switches baselines off."""
     if not parts.settings.measures_baselines:
         return {}
-    pixels = evaluate_pixels(
-        parts.data, parts.evaluators.values(), views=parts.evaluation_views, workers=parts.settings.workers
-    )
-    return {"raw pixels": pixels, "untrained": evaluate_now(parts)}
+    with logger.stages("raw pixels") as progress:
+        pixels = evaluate_pixels(
+            parts.data,
+            parts.evaluators.values(),
+            views=parts.evaluation_views,
+            workers=parts.settings.workers,
+            progress=progress,
+        )
+    with logger.stages("untrained encoder") as progress:
+        untrained = evaluate_now(parts, progress=progress)
+    return {"raw pixels": pixels, "untrained": untrained}
 
 
 def report_results(

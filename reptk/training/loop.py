@@ -58,11 +58,10 @@ def train(
         logger.facts(describe(recipe, parts))
         state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
         if state.step == 0:  # later, the checkpoint holds the baselines
-            with logger.status("evaluating raw pixels and the untrained encoder"):
-                state.baselines = evaluate_baselines(parts)
+            state.baselines = evaluate_baselines(parts, logger)
         train_loop(parts, state, folder, logger)
-        with logger.status("evaluating the trained encoder"):
-            trained = evaluate_now(parts)
+        with logger.stages("trained encoder") as progress:
+            trained = evaluate_now(parts, progress=progress)
         report_results(parts, state, trained, folder, logger, commit)
     # After the status is "finished": the report is not part of what a run has to achieve.
     if parts.settings.writes_report:

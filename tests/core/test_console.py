@@ -131,3 +131,19 @@ def test_epoch_is_a_bar_on_a_terminal() -> None:
     printed = terminal.file.getvalue()
     assert "epoch 2/2" in printed
     assert "epoch 1/2" not in printed
+
+
+def test_stages_are_one_bar_after_the_other_on_a_terminal() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Logger(console=terminal).stages("untrained encoder") as progress:
+        progress("encoding", 300, 300)
+        progress("searching", 20, 40)
+    printed = terminal.file.getvalue()
+    assert "untrained encoder: searching" in printed
+    assert "20/40" in printed
+
+
+def test_stages_print_nothing_off_a_terminal(no_terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with Logger().stages("untrained encoder") as progress:
+        progress("encoding", 300, 300)
+    assert capsys.readouterr().out == ""

@@ -1,5 +1,7 @@
 """The assembly: evaluators built and chosen for a data set, called, and joined to one evaluation."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -15,7 +17,12 @@ from reptk.evaluate import (
     evaluate_pixels,
     run_evaluators,
 )
+from reptk.views.sets import crop_flip
 from small_features import few_pixels, small_data, unlabeled_data
+
+# The packages export functions of these names.
+features_module = importlib.import_module("reptk.evaluate.features")
+exact_search = importlib.import_module("reptk.neighbors.exact")
 
 
 def test_results_of_evaluators_are_joined() -> None:
@@ -38,6 +45,24 @@ def test_during_training_there_are_metrics_alone() -> None:
     assert list(evaluation.metrics) == ["knn@1", "knn_majority@1"]
     assert evaluation.predictions is None
     assert evaluation.health == {}
+
+
+def test_progress_is_reported_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "BLOCK", 16)
+    monkeypatch.setattr(exact_search, "BLOCK", 15)
+    reports = []
+    data = small_data()
+    evaluate_pixels(data, [Knn(k=(1,))], progress=lambda *report: reports.append(report))
+    encoded_bank = [("encoding", 16, 40), ("encoding", 32, 40), ("encoding", 40, 40)]
+    encoded_queries = [("encoding", 16, 21), ("encoding", 21, 21)]
+    searched = [("searching", 15, 21), ("searching", 21, 21)]
+    assert reports == encoded_bank + encoded_queries + searched
+    reports.clear()
+    evaluate_pixels(
+        unlabeled_data(20), [ViewRetrieval()], views=crop_flip(size=8), progress=lambda *report: reports.append(report)
+    )
+    assert {stage for stage, _, _ in reports} == {"encoding", "searching"}
+    assert reports[-1] == ("searching", 20, 20)
 
 
 def test_an_evaluator_that_returns_something_else_is_named() -> None:

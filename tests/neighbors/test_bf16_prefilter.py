@@ -225,15 +225,6 @@ def test_part_of_a_bank_whose_other_rows_are_long() -> None:
 # When it applies
 
 
-@pytest.mark.usefixtures("always_bf16", "by_faiss")
-def test_not_for_rows_that_stand_for_exact_ones() -> None:
-    bank = draw(2000, 48, 45)
-    half = bank.half().float()
-    norm = check_vectors("bank", half).max_norm
-    assert exact.SearchableBank.prepare(half, norm, bank).prefilter is None
-    assert exact.SearchableBank.prepare(half, norm).prefilter is not None
-
-
 @pytest.mark.parametrize("avx512", [False, True])
 @pytest.mark.parametrize("amx", [False, True])
 def test_cpu_needs_instructions_that_torch_uses(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:

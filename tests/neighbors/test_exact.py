@@ -105,23 +105,6 @@ def test_bank_of_another_precision(
     assert same(search_all(bank, queries, 20), brute_force(bank.float(), queries, 20))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("width", [3, 48])
-def test_half_precision_is_reranked_by_the_exact_rows(width: int, dtype: torch.dtype, any_engine: str) -> None:
-    bank, queries = torch.nn.functional.normalize(draw(2500, width, 11), dim=1), draw(40, width, 12)
-    half = bank.to(dtype)
-    assert same(search_all(half, queries, 30, exact=bank), search_all(bank, queries, 30))
-    assert not same(search_all(half, queries, 30), search_all(bank, queries, 30))
-
-
-def test_exact_rows_must_match_the_bank() -> None:
-    bank = torch.nn.functional.normalize(draw(200, 8, 13), dim=1)
-    with pytest.raises(ValueError, match="exact holds other rows than bank"):
-        search_all(bank.half(), bank[:3], 2, exact=bank.flip(0))
-    with pytest.raises(ValueError, match=r"exact must be \(200, 8\) like bank, got torch.float32 \(199, 8\)"):
-        search_all(bank.half(), bank[:3], 2, exact=bank[1:])
-
-
 @pytest.mark.usefixtures("by_faiss")
 def test_float32_bank_is_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = pytest.importorskip("faiss")

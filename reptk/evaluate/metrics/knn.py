@@ -166,7 +166,12 @@ class Knn(Evaluator):
             stream_metrics.append(self._ranking_metrics(task, max_k))
         # The recall of an approximate index is measured at the headline's k.
         search_fn, note = build_search(self.index, task.bank, task.queries, collector.k)
-        return accumulate(task, stream_metrics, search_fn), note, collector
+
+        def report_progress(done: int) -> None:
+            features.report_progress("searching", done, len(task.queries))
+
+        metrics = accumulate(task, stream_metrics, search_fn, report_progress)
+        return metrics, note, collector
 
     def _task(self, features: FeatureStore, data: Data) -> RetrievalTask:
         # Ranks search in each other's parts of the bank, but an approximate index needs all of it.

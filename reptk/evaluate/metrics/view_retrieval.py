@@ -36,7 +36,7 @@ class ViewRetrieval(Evaluator):
     def __call__(self, features: FeatureStore, data: Data) -> EvalResult:
         index, split = _sample(data.train, self.limit)
         metrics = self._view_recall(features, split)
-        predictions = _nearest_images(features.features(split), index, data.classes)
+        predictions = _nearest_images(features, split, index, data.classes)
         return EvalResult(metrics, predictions=predictions)
 
     def during_training(self, features: FeatureStore, data: Data) -> EvalResult:
@@ -47,7 +47,7 @@ class ViewRetrieval(Evaluator):
     def _view_recall(self, features: FeatureStore, split: Split) -> dict[str, QueryMean]:
         recall = clamp_k(self.recall, len(split))
         bank, queries = features.view(split, 0), features.view(split, 1)
-        rows = torch.cat([rows for _, rows in search(bank, queries, max(recall))])
+        _, rows = _search(features, bank, queries, max(recall))
         # Row i of one view and row i of the other are of one image.
         hits = rows == torch.arange(len(split))[:, None]
         metrics = {}
@@ -65,19 +65,34 @@ def _sample(split: Split, limit: int) -> tuple[Tensor, Split]:
     return index, subset(split, index)
 
 
-def _nearest_images(features: Tensor, index: Tensor, classes: tuple[str, ...]) -> Predictions:
+def _search(
+    features: FeatureStore, bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Similarities and rows (q, k) of the neighbors of all queries."""
+    similarities, rows = [], []
+
+    def report_progress(done: int) -> None:
+        features.report_progress("searching", done, len(queries))
+
+    for block_similarities, block_rows in search(bank, queries, k, exclude, progress=report_progress):
+        similarities.append(block_similarities)
+        rows.append(block_rows)
+    return torch.cat(similarities), torch.cat(rows)
+
+
+def _nearest_images(features: FeatureStore, split: Split, index: Tensor, classes: tuple[str, ...]) -> Predictions:
     """Each image's nearest neighbors among the others; no class is predicted.
 
     Args:
-        features: (n, F) unit rows.
+        features: of all splits.
+        split: n images.
         index: (n,) of the images in the training split.
         classes: class names of the data set.
     """
-    count = len(features)
+    count = len(split)
     num_neighbors = min(MAX_NEIGHBORS, count - 1)  # an image is not its own neighbor
-    blocks = list(search(features, features, num_neighbors, torch.arange(count)))
-    similarities = torch.cat([block for block, _ in blocks])
-    rows = torch.cat([block for _, block in blocks])
+    h = features.features(split)
+    similarities, rows = _search(features, h, h, num_neighbors, torch.arange(count))
     no_label = torch.full((count,), -1)
     return Predictions(
         vote="",
@@ -91,5 +106,5 @@ def _nearest_images(features: Tensor, index: Tensor, classes: tuple[str, ...]) -
         neighbors=index[rows],
         similarities=similarities.float(),
         neighbor_labels=torch.full_like(rows, -1),
-        features=features,
+        features=h,
     )
