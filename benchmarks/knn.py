@@ -31,6 +31,8 @@ from reptk.neighbors.engine import load_faiss
 BANK, QUERIES, WIDTH, K = 100_000, 1_000, 256, (1, 10, 20, 100, 200)
 DEEP, DEEP_CLASSES = 50_000, 100
 SMALLER = 10_000
+FEW_CLASSES, FEW_CLASSES_ROWS = 3, 30_000
+"""Classes so large that every query ranks a third of the bank."""
 INTRINSIC = 24
 KINDS = ("Flat", "IVF1024,Flat", "HNSW32", "IVF1024,PQ32")
 PACKAGES = ("torch", "faiss-cpu", "lightly", "pytorch-metric-learning")
@@ -90,6 +92,8 @@ def _ranks(rounds: int) -> None:
         f"\nmAP@R and R-precision, leave-one-out, {DEEP:,} x {WIDTH}, {DEEP_CLASSES} classes: memory and seconds of one call"
     )
     _print_peaks(["deep reptk"])
+    print(f"\nthe same, {FEW_CLASSES_ROWS:,} x {WIDTH}, {FEW_CLASSES} classes")
+    _print_peaks(["deep few classes reptk"])
     print(f"\nthe same, {SMALLER:,} x {WIDTH}: seconds")
     bank, labels, *_ = _problem(SMALLER, 1, DEEP_CLASSES)
     exclude = torch.arange(SMALLER)
@@ -204,6 +208,11 @@ def _deep_call(count: int, queries: int) -> Call:
     return lambda: retrieval(bank, labels, bank, labels, exclude=torch.arange(count))
 
 
+def _few_classes_call(count: int, queries: int) -> Call:
+    bank, labels, *_ = _problem(count, 1, FEW_CLASSES)
+    return lambda: retrieval(bank, labels, bank, labels, exclude=torch.arange(count))
+
+
 def _deep_peer_call(count: int, queries: int) -> Call:
     bank, labels, *_ = _problem(count, 1, DEEP_CLASSES)
     return _accuracy_calculator(bank, labels)
@@ -213,6 +222,7 @@ PEAKS: dict[str, tuple[str | None, Callable[[int, int], Call], int]] = {
     "reptk": (None, _knn_call, BANK),
     "lightly": ("lightly", _lightly_call, BANK),
     "deep reptk": (None, _deep_call, DEEP),
+    "deep few classes reptk": (None, _few_classes_call, FEW_CLASSES_ROWS),
     "deep smaller reptk": (None, _deep_call, SMALLER),
     "deep smaller pytorch-metric-learning": ("pytorch_metric_learning", _deep_peer_call, SMALLER),
 }

@@ -39,6 +39,30 @@ class StreamMetric(Protocol):
         """Return the metrics of all queries so far, by name. On several ranks all of them have to be `QueryMean`s."""
 
 
+class QueryTable:
+    """Columns with a row per query, filled block by block.
+
+    They are allocated as a whole: small tensors that stay between large ones that are freed fragment the heap, so that memory
+    grows with every block, and a slice of a block would keep all of it.
+
+    Args:
+        num_queries: rows.
+    """
+
+    def __init__(self, num_queries: int) -> None:
+        self.columns: dict[str, Tensor] = {}
+        self._num_queries = num_queries
+        self._num_filled = 0
+
+    def append(self, block: Mapping[str, Tensor]) -> None:
+        """Copy a block's columns (b, ...) into the next b rows."""
+        for name, values in block.items():
+            if name not in self.columns:
+                self.columns[name] = values.new_empty(self._num_queries, *values.shape[1:])
+            self.columns[name][self._num_filled : self._num_filled + len(values)] = values
+        self._num_filled += len(values)
+
+
 @dataclass(frozen=True)
 class RetrievalTask:
     """A bank and queries, all of them labeled. If `is_sharded`, rows are those of this rank.

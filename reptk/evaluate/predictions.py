@@ -16,7 +16,7 @@ from torch import Tensor
 from reptk.core import rng
 from reptk.core.errors import DataError
 from reptk.core.files import write_bytes
-from reptk.evaluate.neighbor_stream import RetrievalTask, append_sentinel
+from reptk.evaluate.neighbor_stream import QueryTable, RetrievalTask, append_sentinel
 from reptk.evaluate.voting import predict, vote_weights
 
 FILE = "evaluation.safetensors"
@@ -148,14 +148,14 @@ class PredictionCollector:
         self._bank_labels = append_sentinel(task.bank_labels, -1)
         self._vote_labels = append_sentinel(task.bank_labels, self._num_classes)
         self._bank_index = append_sentinel(task.bank_index, -1)
-        self._blocks: list[dict[str, Tensor]] = []
+        self._table = QueryTable(len(task.queries))
 
     def update(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """Add a block: the queries' classes (b,), the similarities and rows (b, depth or more) of their neighbors."""
         weights = vote_weights(similarities[:, : self.k], self.temperature)
         (vote,) = predict(self._vote_labels[rows[:, : self.k]], weights, [self.k], self._num_classes)
         nearest = rows[:, : self.num_neighbors]
-        self._blocks.append(
+        self._table.append(
             {
                 "labels": labels,
                 "predicted": vote.weighted,
@@ -172,9 +172,7 @@ class PredictionCollector:
 
     def predictions(self, query_split: str, bank_split: str, classes: tuple[str, ...]) -> Predictions:
         """Return what was collected, by all ranks."""
-        tensors = {}
-        for name in self._blocks[0]:
-            tensors[name] = self.task.all_gather(torch.cat([block[name] for block in self._blocks]))
+        tensors = {name: self.task.all_gather(column) for name, column in self._table.columns.items()}
         return Predictions(
             vote=f"knn@{self.k}",
             query_split=query_split,

@@ -1,14 +1,20 @@
 """What kNN and retrieval share: excluded rows, engines, blocks of queries, labels, and what is refused."""
 
 import importlib
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from reptk.evaluate import knn, retrieval, search
+from reptk.evaluate.metrics.knn import KNNAccuracy
+from reptk.evaluate.metrics.retrieval import RankingMetrics
+from reptk.evaluate.neighbor_stream import QueryTable, accumulate, labeled_task
+from reptk.evaluate.predictions import PredictionCollector
 from retrieval_problems import NUM_CLASSES, PROBLEMS, Metrics, separate_queries, unit_rows, with_nan
 
 exact_search = importlib.import_module("reptk.neighbors.exact")
@@ -98,6 +104,44 @@ def test_progress_counts_the_queries(function: Callable[..., Metrics], monkeypat
     reports = []
     function(*separate_queries().tensors, progress=reports.append)
     assert reports == [15, 30, 40]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_metrics_do_not_keep_the_blocks_of_a_deep_search() -> None:
+    task = labeled_task(*separate_queries().tensors)
+    count = len(task.queries)
+    depth = 1 << 20
+    similarities = torch.zeros(1, depth)
+    rows = torch.zeros(1, depth, dtype=torch.long)
+    resident_mb = []
+
+    def deep_search(*_: object) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(count):
+            resident_mb.append(_resident_mb())
+            yield similarities.clone(), rows
+
+    metrics = [
+        PredictionCollector(task, 20, 0.07, 10),
+        KNNAccuracy(task.bank_labels, count, [1, 20], [0.07]),
+        RankingMetrics(task.bank_labels, task.relevant_counts(), [1, 5]),
+    ]
+    accumulate(task, metrics, deep_search)
+    # A block has 4 MB, and there are 40 of them.
+    assert resident_mb[-1] - resident_mb[5] < 40
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * mmap.PAGESIZE / 1e6
+
+
+def test_table_of_queries_joins_blocks() -> None:
+    table = QueryTable(5)
+    values, rows = torch.rand(5), torch.arange(10).view(5, 2)
+    for first, last in ((0, 0), (0, 2), (2, 5)):
+        table.append({"value": values[first:last], "rows": rows[first:last]})
+    assert torch.equal(table.columns["value"], values)
+    assert torch.equal(table.columns["rows"], rows)
 
 
 # Labels

@@ -1,10 +1,8 @@
 """kNN classification: the share of queries whose neighbors vote for the query's own class."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-import torch
 from annotated_types import Gt, MinLen
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from reptk.evaluate.index_search import EXACT, build_search
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.metrics.retrieval import RankingMetrics
 from reptk.evaluate.neighbor_stream import (
+    QueryTable,
     RetrievalTask,
     StreamMetric,
     accumulate,
@@ -65,7 +64,7 @@ def knn(
         ValueError: shapes that do not fit, values that are not finite, k outside 1 to the bank's size, no labels.
     """
     task = labeled_task(bank, bank_labels, queries, query_labels, exclude)
-    metric = KNNAccuracy(task.bank_labels, k, _as_list(temperature))
+    metric = KNNAccuracy(task.bank_labels, len(task.queries), k, _as_list(temperature))
     return accumulate(task, [metric], progress=progress)
 
 
@@ -74,11 +73,12 @@ class KNNAccuracy:
 
     Args:
         bank_labels: (n,) classes of the bank.
+        num_queries: queries.
         k: numbers of neighbors that vote.
         temperatures: of the weights exp(similarity / temperature); the metrics of the first have no suffix.
     """
 
-    def __init__(self, bank_labels: Tensor, k: Sequence[int], temperatures: Sequence[float]) -> None:
+    def __init__(self, bank_labels: Tensor, num_queries: int, k: Sequence[int], temperatures: Sequence[float]) -> None:
         if not k or min(k) < 1:
             raise ValueError(f"k must be at least 1, got {list(k)}")
         if not temperatures or not min(temperatures) > 0:
@@ -88,27 +88,29 @@ class KNNAccuracy:
         self.depth = self.k[-1]
         self._num_classes = int(bank_labels.max()) + 1
         self._labels = append_sentinel(bank_labels, self._num_classes)
-        self._correct: dict[str, list[Tensor]] = defaultdict(list)
+        self._correct = QueryTable(num_queries)
 
     def update(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """Add a block: the queries' classes (b,), the similarities and rows (b, depth or more) of their neighbors."""
         neighbor_labels = self._labels[rows[:, : self.depth]]
+        correct = {}
         for i, temperature in enumerate(self.temperatures):
             weights = vote_weights(similarities[:, : self.depth], temperature)
             votes = predict(neighbor_labels, weights, self.k, self._num_classes)
             for k, vote in zip(self.k, votes, strict=True):
                 # Majority votes use the weights for ties alone, so one temperature is enough for them.
                 if i == 0:
-                    self._correct[f"knn@{k}"].append(vote.weighted == labels)
-                    self._correct[f"knn_majority@{k}"].append(vote.majority == labels)
+                    correct[f"knn@{k}"] = vote.weighted == labels
+                    correct[f"knn_majority@{k}"] = vote.majority == labels
                 else:
-                    self._correct[f"knn@{k},t={temperature:g}"].append(vote.weighted == labels)
+                    correct[f"knn@{k},t={temperature:g}"] = vote.weighted == labels
+        self._correct.append(correct)
 
     def compute(self) -> dict[str, QueryMean]:
         """Return `knn@K` (weighted), `knn@K,t=T` of further temperatures, and `knn_majority@K`."""
         metrics = {}
-        for name in sorted(self._correct, key=_vote_temperature_k):
-            metrics[name] = QueryMean(torch.cat(self._correct[name]).float())
+        for name in sorted(self._correct.columns, key=_vote_temperature_k):
+            metrics[name] = QueryMean(self._correct.columns[name].float())
         return metrics
 
 
@@ -161,7 +163,8 @@ class Knn(Evaluator):
         max_k = task.max_k()
         k = clamp_k(self.k, max_k)
         collector = PredictionCollector(task, headline_k(k), self.temperatures[0], min(MAX_NEIGHBORS, max_k))
-        stream_metrics: list[StreamMetric] = [collector, KNNAccuracy(task.bank_labels, k, self.temperatures)]
+        accuracy = KNNAccuracy(task.bank_labels, len(task.queries), k, self.temperatures)
+        stream_metrics: list[StreamMetric] = [collector, accuracy]
         if ranking:
             stream_metrics.append(self._ranking_metrics(task, max_k))
         # The recall of an approximate index is measured at the headline's k.

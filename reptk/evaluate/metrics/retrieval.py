@@ -1,13 +1,12 @@
 """Retrieval: how early in the ranking the images of the query's class come."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from reptk.evaluate.intervals import QueryMean
-from reptk.evaluate.neighbor_stream import accumulate, append_sentinel, labeled_task
+from reptk.evaluate.neighbor_stream import QueryTable, accumulate, append_sentinel, labeled_task
 
 MAX_RANKED = 1 << 23
 """Neighbors that are ranked at a time: few large classes make deep rankings, and every neighbor takes about 30 bytes."""
@@ -78,7 +77,7 @@ class RankingMetrics:
         self._labels = append_sentinel(bank_labels, -1)
         self._relevant = relevant
         self._num_queries = 0
-        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._values = QueryTable(len(relevant))
 
     def update(self, labels: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """Add a block: the queries' classes (b,), the similarities and rows (b, depth or more) of their neighbors."""
@@ -87,12 +86,12 @@ class RankingMetrics:
             hits = self._labels[part[:, : self.depth]] == part_labels[:, None]
             relevant = self._relevant[self._num_queries : self._num_queries + len(part)]
             self._num_queries += len(part)
-            for name, values in self._metrics(hits, relevant).items():
-                self._values[name].append(torch.where(relevant > 0, values, torch.nan))
+            values = self._metrics(hits, relevant)
+            self._values.append({name: torch.where(relevant > 0, value, torch.nan) for name, value in values.items()})
 
     def compute(self) -> dict[str, QueryMean]:
         """Return `recall@K`, `precision@K`, `mrr`, `map@r`, `r_precision`, means over the queries that can be answered."""
-        return {name: QueryMean(torch.cat(values)) for name, values in self._values.items()}
+        return {name: QueryMean(values) for name, values in self._values.columns.items()}
 
     def _metrics(self, hits: Tensor, relevant: Tensor) -> dict[str, Tensor]:
         """(b,) values by name, from (b, depth) whether each neighbor is of the query's class and (b,) R."""
