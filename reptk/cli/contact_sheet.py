@@ -19,7 +19,7 @@ GRAY, BLACK = "#73736f", "#1f1f1d"
 
 
 class RowLabel(NamedTuple):
-    """The text to the left of a row: a name, and a note below it in grey."""
+    """The text to the left of a row: a name, and a note below it in gray."""
 
     name: str
     note: str

@@ -51,12 +51,15 @@ class Registry:
         name is an error.
 
         Raises:
-            UsageError: `name` is registered already, or is not a lower-case identifier.
+            UsageError: `name` is registered already, or is not a lower-case identifier; or what is registered is neither a
+                class nor a function.
         """
         if not (name.isidentifier() and name == name.lower()):
             raise UsageError(f"{self.kind} name {name!r}: use lower-case letters, digits and underscores")
 
         def add(factory: Any) -> Any:
+            if not hasattr(factory, "__qualname__"):  # functools.partial, an instance
+                raise UsageError(f"{self.kind} {name!r}: register a class or a function, not {factory!r}")
             new = Registration(factory, _describe(factory))
             old = self._registrations.get(name)
             if old is not None and not _same_definition(old.factory, factory):

@@ -34,7 +34,7 @@ Square = NDArray[np.uint8]
 def decode(source: Path | bytes, size: int, jpeg: Jpeg = "pillow") -> Tensor:
     """Return the center square of an image, (3, size, size) uint8, in channels-last memory.
 
-    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparent pixels are blended with white, and of an
+    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparent pixels are blended with white, and of an
     animation the first frame is decoded. The shorter side is resized to `size` with antialiasing, up or down.
 
     Args:

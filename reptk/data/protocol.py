@@ -86,7 +86,7 @@ class Data:
 
     Args:
         train: the images to train on.
-        bank: the labelled images that evaluation searches; None if there are no labels to evaluate with.
+        bank: the labeled images that evaluation searches; None if there are no labels to evaluate with.
         query: the images that evaluation searches for. If it is the same object as `bank`, evaluation leaves each query
             out of its own search.
         classes: class names, in the order of their labels.
@@ -110,7 +110,7 @@ class Data:
 class InMemory(Images):
     """Images in one uint8 tensor (n, C, H, W), stored channels last.
 
-    Grey images (C = 1) are fetched with three channels that share their memory.
+    Gray images (C = 1) are fetched with three channels that share their memory.
     """
 
     def __init__(self, pixels: Tensor) -> None:

@@ -128,7 +128,7 @@ def concerns(
     if is_solved and accuracy is not None and untrained is not None and accuracy <= untrained:
         messages["shortcut"] = (
             f"leak: the loss is {loss:.3g} of {chance_loss:.3g} for random embeddings, so the task is solved, yet the "
-            "evaluation is no better than before training. Something gives the answer away: stronger colour changes and "
+            "evaluation is no better than before training. Something gives the answer away: stronger color changes and "
             "smaller crops (views.strength, views.scale), images that are in the data more than once (reptk search "
             "--duplicates), or on several GPUs BatchNorm statistics of each rank's own (train.sync_batchnorm=true)"
         )

@@ -211,7 +211,7 @@ class _ShardedRows:
 
 
 def pixels(split: Split) -> Embed:
-    """Return the embedding of the raw-pixel baseline: every value of the image, one channel if the images are grey."""
+    """Return the embedding of the raw-pixel baseline: every value of the image, one channel if the images are gray."""
     channels = 1 if split.images.is_gray else 3
 
     def flatten(images: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def protocol(
         "classes": len(data.classes),
         "leave_one_out": data.bank is not None and data.bank is data.query,
         "evaluators": dict(evaluators),
-        "features": "backbone output, evaluation mode, L2-normalised; similarity: cosine",
+        "features": "backbone output, evaluation mode, L2-normalized; similarity: cosine",
         "votes": f"knn: weighted by {WEIGHTING}; knn_majority: one vote each, ties to the larger weight",
         "intervals": f"95 %, percentile bootstrap over queries, {NUM_DRAWS} draws",
         "evaluation_image": {"size_px": encoder.config["size"], "crop": data.crop},

@@ -68,9 +68,9 @@ function setUpMap() {
 
   function palette(count, isDark) {
     const style = getComputedStyle(document.documentElement);
-    const grey = style.getPropertyValue("--quiet");
+    const gray = style.getPropertyValue("--quiet");
     if (coloring === "none") return [style.getPropertyValue("--accent")];
-    if (coloring === "right") return [style.getPropertyValue("--accent"), style.getPropertyValue("--wrong"), grey];
+    if (coloring === "right") return [style.getPropertyValue("--accent"), style.getPropertyValue("--wrong"), gray];
     const fewColors = isDark
       ? ["#6fb7ff", "#ffb45e", "#63d69b", "#ff8b82", "#b9a2ff", "#d8a97c", "#ff9fd6", "#c9d162", "#5fd6dd", "#b4b8bf"]
       : ["#2f6db5", "#d9770f", "#2a8f57", "#c8403a", "#7a57c2", "#84563a", "#c64d94", "#858a12", "#1791a0", "#6c7178"];
@@ -78,7 +78,7 @@ function setUpMap() {
     let stride = Math.max(1, Math.round((count - 1) * 0.382));
     while (!areCoprime(stride, count - 1)) stride += 1;
     return Array.from({ length: count }, (_, index) => {
-      if (index === count - 1) return grey;
+      if (index === count - 1) return gray;
       if (count - 1 <= fewColors.length) return fewColors[index];
       const hueSlot = (index * stride) % (count - 1); // neighbors in the list are far apart in hue
       const lightness = (isDark ? [66, 80, 56] : [40, 56, 28])[hueSlot % 3];

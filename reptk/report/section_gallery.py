@@ -123,7 +123,7 @@ def select_queries(predictions: Predictions) -> list[Selection]:
     labeled = format_count(int(is_labeled.sum()), "query", "queries")
     return [
         Selection(
-            "Surest failures",
+            "Most confident failures",
             f"Wrong answers with the largest share of the votes, at most {MAX_PER_CONFUSION} of one confusion.",
             _most_confident(predictions, is_wrong),
         ),

@@ -42,7 +42,7 @@ class ThumbnailAtlas:
 
 @dataclass(frozen=True)
 class _Thumbnails:
-    """`images` (n, 3, h, w) uint8, grey where `missing` says so."""
+    """`images` (n, 3, h, w) uint8, gray where `missing` says so."""
 
     images: Tensor
     missing: tuple[int, ...]

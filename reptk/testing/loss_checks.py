@@ -182,7 +182,7 @@ def _changed_by_row_order(loss: LossFunction, z: Tensor, ids: Tensor) -> str | N
 
 def _changed_by_values_of_ids(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     expected = loss(z, ids)
-    # -1 - ids are the ids of unlabelled images; near 2^62 consecutive integers are one number to a float.
+    # -1 - ids are the ids of unlabeled images; near 2^62 consecutive integers are one number to a float.
     for other in (-1 - ids, 2**62 - ids, ids.int()):
         observed = _difference(loss(z, other), expected)
         if observed:

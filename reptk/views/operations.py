@@ -2,7 +2,7 @@
 
 An operation turns uniform numbers u in [0, 1) into a table of parameters, one row for each image. Everything that follows
 from the parameters without looking at pixels is defined here as well: which part of the image is resized, the weights of
-the resize, the colour matrix, the weights of the blur. The backends only execute it, so they all make the same views.
+the resize, the color matrix, the weights of the blur. The backends only execute it, so they all make the same views.
 """
 
 import functools
@@ -55,7 +55,7 @@ class ViewOperation(Protocol):
 
 
 class ColorGains(NamedTuple):
-    """A colour operation where nothing is cut to 0..1, (n,) each.
+    """A color operation where nothing is cut to 0..1, (n,) each.
 
     The luma of every pixel is multiplied by `luma`, its chroma by `chroma` and turned by `turns`, the image's mean luma
     multiplied by `mean`. Such operations commute.
@@ -287,7 +287,7 @@ class ColorJitter(ColorOperation):
 
 @dataclass(frozen=True)
 class RandomGrayscale(ColorOperation):
-    """The luma in all three channels. Parameters: (n, 1), 1 for grey."""
+    """The luma in all three channels. Parameters: (n, 1), 1 for gray."""
 
     num_uniforms: ClassVar[int] = 1
     p: float = 0.1
@@ -337,7 +337,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def source_centers(start: Tensor, length: Tensor, size: int, is_flipped: Tensor) -> Tensor:
-    """Return where in the input the centres of the output pixels lie, (n, axes, size).
+    """Return where in the input the centers of the output pixels lie, (n, axes, size).
 
     Args:
         start, length: (n, axes), the part of the input that is resized to `size` pixels.
@@ -384,11 +384,11 @@ def gaussian(offsets: Tensor, sigma: Tensor) -> Tensor:
     return (-0.5 * (offsets / sigma.clamp_min(1e-3)[:, None]) ** 2).exp()
 
 
-# Colour
+# Color
 
 
 def color_matrices(gains: Sequence[ColorGains]) -> tuple[Tensor, Tensor]:
-    """Return colour operations as a linear map: out = M x + weights . mean(x), the same in all channels of out.
+    """Return color operations as a linear map: out = M x + weights . mean(x), the same in all channels of out.
 
     Values are cut to 0..1 once, after the last operation, and the hue is shifted by a rotation of the chroma plane of YIQ,
     which keeps the luma. As the weights of the luma add up to 1, the operations commute.
@@ -402,7 +402,7 @@ def color_matrices(gains: Sequence[ColorGains]) -> tuple[Tensor, Tensor]:
     angle = turns * (2 * math.pi)
     # A rotation by the angle: cos times the chroma plus sin times the chroma a quarter turn further.
     in_phase, in_quadrature = chroma * angle.cos(), chroma * angle.sin()
-    # M = in_phase * identity + (luma - in_phase) * grey + in_quadrature * quarter turn of the chroma
+    # M = in_phase * identity + (luma - in_phase) * gray + in_quadrature * quarter turn of the chroma
     shares = torch.stack([in_phase, luma - in_phase, in_quadrature], dim=1)
     basis = constant(IDENTITY + LUMA * 3 + CHROMA_TURN, (3, 9), shares.dtype, shares.device)
     matrix = (shares @ basis).view(-1, 3, 3)

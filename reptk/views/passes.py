@@ -1,6 +1,6 @@
 """Neighboring operations that are executed as one pass over the pixels.
 
-A crop or resize and the flips behind it are one linear map of the rows and one of the columns. Colour operations are one
+A crop or resize and the flips behind it are one linear map of the rows and one of the columns. Color operations are one
 matrix for each image. The order of the operations is kept.
 """
 
@@ -57,7 +57,7 @@ class SpatialPass:
 
 @dataclass(frozen=True)
 class ColorPass:
-    """Colour operations. `is_exact`: values are cut to 0..1 after each, and the hue is shifted in HSV."""
+    """Color operations. `is_exact`: values are cut to 0..1 after each, and the hue is shifted in HSV."""
 
     operations: list[ColorOperation]
     is_exact: bool
@@ -68,7 +68,7 @@ class ColorPass:
         return color_matrices([operation.gains(table.double()) for operation, table in operations])
 
     def steps(self, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Return the colour steps (n, S, 4) of each operation, computed in this dtype."""
+        """Return the color steps (n, S, 4) of each operation, computed in this dtype."""
         operations = zip(self.operations, params, strict=True)
         return [operation.color_steps(table.to(dtype)) for operation, table in operations]
 

@@ -39,8 +39,8 @@ class ViewPipeline:
         size: side in pixels of what the operations return; or one for each list, with views of one size next to each other.
         backend: "auto": operations that reptk has are fused, the others executed by kornia; "fused": an operation that
             reptk does not have is an error; "kornia": kornia executes all, with the same parameters.
-        exact_hue: colour as in torchvision and kornia: values are cut to 0..1 after each operation, and the hue is shifted in
-            HSV. Fused colour is otherwise one matrix, and a cut at the end. kornia is always exact.
+        exact_hue: color as in torchvision and kornia: values are cut to 0..1 after each operation, and the hue is shifted in
+            HSV. Fused color is otherwise one matrix, and a cut at the end. kornia is always exact.
 
     Raises:
         ValueError: no list, or another number of sizes; an operation kornia does not have, arguments it refuses, another

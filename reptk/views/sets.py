@@ -115,7 +115,7 @@ def simclr_small(
     backend: BackendName = "auto",
     exact_hue: bool = False,
 ) -> ViewPipeline:
-    """SimCLR's augmentations without blur and at half the colour strength, as is usual for images of 28 to 64 px."""
+    """SimCLR's augmentations without blur and at half the color strength, as is usual for images of 28 to 64 px."""
     return _pipeline(simclr_small_operations(size, scale, strength), count, size, third, backend, exact_hue)
 
 
@@ -149,7 +149,7 @@ def multi_crop(
 def digits(
     count: Count = 2, size: Size = 32, strength: Strength = 1.0, third: ThirdView = None, backend: BackendName = "auto"
 ) -> ViewPipeline:
-    """Small shifts, rotations, shears and zooms, for written digits; no flips, no colour."""
+    """Small shifts, rotations, shears and zooms, for written digits; no flips, no color."""
     return _pipeline(digits_operations(size, strength), count, size, third, backend)
 
 

@@ -239,8 +239,8 @@ def test_a_plugin(tiny: Path) -> None:
         "from reptk import VIEWS\n\n\n"
         '@VIEWS.register("red")\n'
         "def red(size: int = 16):\n"
-        "    colour = torch.tensor([1.0, 0.0, 0.0]).view(1, 1, 3, 1, 1)\n"
-        "    return lambda images, key: colour.expand(1, len(images), 3, size, size)\n"
+        "    color = torch.tensor([1.0, 0.0, 0.0]).view(1, 1, 3, 1, 1)\n"
+        "    return lambda images, key: color.expand(1, len(images), 3, size, size)\n"
     )
     sheet = drawn("tiny.toml", "views.name=red", "--plugin", "red.py", "--images", "2")
     assert ((sheet == [255, 0, 0]).all(-1).sum()) == 2 * 128 * 128

@@ -1,5 +1,6 @@
 """Names of parts: one owner each, sources, suggestions; and how a part is built."""
 
+import functools
 import importlib
 import linecache
 import sys
@@ -49,6 +50,12 @@ def test_names_are_lower_case_identifiers(toys, name):
     with pytest.raises(UsageError) as error:
         toys.register(name)
     assert str(error.value) == f"toy name {name!r}: use lower-case letters, digits and underscores"
+    assert toys.names() == []
+
+
+def test_only_classes_and_functions_can_be_registered(toys):
+    with pytest.raises(UsageError, match=r"toy 'ball': register a class or a function, not functools\.partial"):
+        toys.register("ball")(functools.partial(dict, size=3))
     assert toys.names() == []
 
 

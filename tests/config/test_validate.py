@@ -1,5 +1,6 @@
 """What is wrong with a recipe: the key, the value, what is allowed and the nearest valid spelling, all at once."""
 
+import copy
 import tomllib
 
 import pytest
@@ -111,6 +112,16 @@ def test_problems_are_listed_for_scripts():
     with pytest.raises(RecipeError) as error:
         load(write("tiny.toml"), ["train.epochs=0", "loss.k1=-1"])
     assert [key for key, _ in error.value.problems] == ["train.epochs", "loss.k1"]
+
+
+def test_error_can_be_copied():
+    """As when rank 0 sends it to the other ranks."""
+    with pytest.raises(RecipeError) as error:
+        load(write("tiny.toml"), ["train.epochs=0"])
+    copied = copy.copy(error.value)
+    assert type(copied) is RecipeError
+    assert str(copied) == str(error.value)
+    assert copied.problems == error.value.problems
 
 
 def test_empty_recipe_lists_what_it_needs():

@@ -1,4 +1,4 @@
-"""Images as the encoder receives them: the resize and centre crop of evaluation, and which images are refused."""
+"""Images as the encoder receives them: the resize and center crop of evaluation, and which images are refused."""
 
 from collections.abc import Callable
 
@@ -45,7 +45,7 @@ def test_image_of_the_requested_size_is_unchanged():
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "floats in 0..255": (lambda images: images.float(), r"must lie in 0\.\.1, got \d"),
-    "centred floats": (lambda images: images / 255 - 0.5, r"must lie in 0\.\.1, got -0\.\d"),
+    "centered floats": (lambda images: images / 255 - 0.5, r"must lie in 0\.\.1, got -0\.\d"),
     "int64": (lambda images: images.long(), "got torch.int64"),
     "bool": (lambda images: images > 128, "got torch.bool"),
     "int8": (lambda images: images.to(torch.int8), "got torch.int8"),

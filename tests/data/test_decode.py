@@ -37,21 +37,21 @@ def palette() -> Image.Image:
     return image
 
 
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 KINDS = {
     # file name, image, options of saving, expected colors of the left and right half
     "RGB": ("a.png", halves("RGB", RED, BLUE), {}, RED, BLUE),
-    "16-bit grey": ("a.png", sixteen_bit(0x8080, 0xFFFF), {}, GREY, WHITE),
-    "16-bit grey in TIFF": ("a.tif", sixteen_bit(0, 0x8080), {}, (0, 0, 0), GREY),
+    "16-bit gray": ("a.png", sixteen_bit(0x8080, 0xFFFF), {}, GRAY, WHITE),
+    "16-bit gray in TIFF": ("a.tif", sixteen_bit(0, 0x8080), {}, (0, 0, 0), GRAY),
     "CMYK": ("a.jpg", halves("CMYK", (0, 255, 255, 0), (255, 0, 255, 0)), {}, RED, GREEN),
-    "grey": ("a.png", halves("L", 128, 255), {}, GREY, WHITE),
+    "gray": ("a.png", halves("L", 128, 255), {}, GRAY, WHITE),
     "1 bit": ("a.png", halves("1", 0, 1), {}, (0, 0, 0), WHITE),
     "palette": ("a.png", palette(), {}, RED, BLUE),
     "palette, transparent bytes": ("a.png", palette(), {"transparency": bytes([0, 255])}, WHITE, BLUE),
     "palette, transparent color": ("a.gif", palette(), {"transparency": 1}, RED, WHITE),
     "RGBA": ("a.png", halves("RGBA", (*RED, 0), (*BLUE, 255)), {}, WHITE, BLUE),
-    "RGBA, half": ("a.webp", halves("RGBA", (0, 0, 0, 127), (*BLUE, 255)), {"lossless": True}, GREY, BLUE),
-    "grey with alpha": ("a.png", halves("LA", (7, 0), (128, 255)), {}, WHITE, GREY),
+    "RGBA, half": ("a.webp", halves("RGBA", (0, 0, 0, 127), (*BLUE, 255)), {"lossless": True}, GRAY, BLUE),
+    "gray with alpha": ("a.png", halves("LA", (7, 0), (128, 255)), {}, WHITE, GRAY),
     "animation": (
         "a.gif",
         halves("RGB", RED, BLUE),

@@ -80,8 +80,8 @@ def test_workers_do_not_change_batches(tmp_path):
     for number in range(12):
         write_image(tmp_path / "ab"[number % 2] / f"{number:02}.png", (20 * number, 0, 255))
     from_files = folder(str(tmp_path), size=8).train
-    grey = digits().train
-    for split, size in ((from_files, 4), (grey, 300)):
+    gray = digits().train
+    for split, size in ((from_files, 4), (gray, 300)):
         without, with_workers = (Loader(split, batch_size=size, seed=1, workers=workers) for workers in (0, 2))
         assert same_batches(without, with_workers, 1, 7)
         assert not same_batches(without, Loader(split, batch_size=size, seed=2), 1, 7)

@@ -59,14 +59,14 @@ def test_image_files_have_paths_and_decoders(tmp_path):
 # Images in memory
 
 
-def test_grey_images_are_fetched_with_three_equal_channels():
+def test_gray_images_are_fetched_with_three_equal_channels():
     pixels = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
     images = InMemory(pixels)
     assert images.is_gray
     assert torch.equal(images.fetch(torch.tensor([4, 0])), torch.cat([pixels[[4, 0]]] * 3, dim=1))
 
 
-def test_channels_of_grey_images_share_their_memory():
+def test_channels_of_gray_images_share_their_memory():
     images = InMemory(torch.zeros(9, 1, 4, 4, dtype=torch.uint8)).fetch(torch.tensor([1, 2]))
     assert images.shape == (2, 3, 4, 4)
     assert images.stride(1) == 0

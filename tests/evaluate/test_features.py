@@ -70,10 +70,10 @@ def test_random_views_differ_by_number_and_repeat() -> None:
         assert (store.view(data.bank, 0) != other).any(1).float().mean() > 0.8
 
 
-def test_raw_pixels_of_grey_images_count_once() -> None:
-    grey = Split(InMemory(torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4)), torch.zeros(4))
+def test_raw_pixels_of_gray_images_count_once() -> None:
+    gray = Split(InMemory(torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4)), torch.zeros(4))
     colored = small_data().train
-    assert ImageFeatures(pixels(grey), size_px=4).features(grey).shape == (4, 16)
+    assert ImageFeatures(pixels(gray), size_px=4).features(gray).shape == (4, 16)
     assert ImageFeatures(pixels(colored), size_px=4).features(colored).shape == (60, 48)
 
 

@@ -10,7 +10,7 @@ def test_image_without_a_label_has_only_its_own_views_as_positives() -> None:
     ids = class_ids(labels, index)
     assert ids[0] == ids[2] == 3
     assert len(set(ids.tolist())) == 3
-    # An id of an unlabelled image is no label of another image.
+    # An id of an unlabeled image is no label of another image.
     assert not set(ids[[1, 3]].tolist()) & {0, 1, 2, 3}
 
 

@@ -30,7 +30,7 @@ SMALL = [
 """Overrides that make a shipped recipe take a second or two."""
 
 WITHOUT_BATCHNORM = ["encoder.backbone=test_vit", "encoder.head_norm=false"]
-"""BatchNorm normalises over the images of a rank, so that two ranks differ from one."""
+"""BatchNorm normalizes over the images of a rank, so that two ranks differ from one."""
 
 
 def small(name: str, *overrides: str) -> Recipe:

@@ -76,7 +76,7 @@ def write_faulty_inputs(folder: Path) -> None:
         "weights.safetensors": "not weights\n",
         "only_text/notes.txt": "no image",
         "occupied/thesis.txt": "years of work",
-        "useless.py": "x = 1\n",
+        "useless.py": "import reptk.losses\n",  # registers the built-in losses, which are not the plugin's
         "crashing.py": "import no_such_dependency\n",
         "my-loss.py": LOSS.format(name="my_loss", body="return z.sum()"),
     }

@@ -226,6 +226,7 @@ MISTAKES = {
     ),
     "nothing to resume": (["tcl_selfsup_photos", "--resume"], 2, ["nothing to resume", "runs/tcl_selfsup_photos"]),
     "nothing to resume in the folder": (["tiny.toml", "--resume", "--out", "empty"], 2, ["empty"]),
+    "two things to do": (["tiny.toml", "--resume", "--check"], 2, ["--check: not allowed with argument --resume"]),
     "copy over a file": (["./tiny.toml", "--copy"], 2, ["tiny.toml exists already", "another folder"]),
 }
 

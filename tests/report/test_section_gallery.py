@@ -34,30 +34,30 @@ def test_most_confident_failures_come_first(other: Path) -> None:
     predictions = read_run(other, "b").predictions
     rows = {selection.title: selection.rows for selection in select_queries(predictions)}
     is_wrong = predictions.predicted != predictions.labels
-    assert list(rows) == ["Surest failures", "Failures", "Right", "Random"]
-    assert bool(is_wrong[rows["Surest failures"]].all())
+    assert list(rows) == ["Most confident failures", "Failures", "Right", "Random"]
+    assert bool(is_wrong[rows["Most confident failures"]].all())
     assert bool(is_wrong[rows["Failures"]].all())
     assert not bool(is_wrong[rows["Right"]].any())
     assert len(predictions.confidence[is_wrong].unique()) > 1
-    confidence = predictions.confidence[rows["Surest failures"]].tolist()
+    confidence = predictions.confidence[rows["Most confident failures"]].tolist()
     assert confidence == sorted(confidence, reverse=True)
     assert confidence[0] == predictions.confidence[is_wrong].max()
 
 
 def test_without_labels_there_are_neighbors_only(run: Path, tmp_path: Path) -> None:
     folder = copy_files(run, tmp_path / "part", "results.json", "recipe.toml")
-    labelled = Predictions.load(run)
-    no_labels = torch.full_like(labelled.labels, -1)
+    labeled = Predictions.load(run)
+    no_labels = torch.full_like(labeled.labels, -1)
     changes = {
         "vote": "",
         "classes": (),
         "labels": no_labels,
         "predicted": no_labels,
-        "neighbor_labels": torch.full_like(labelled.neighbor_labels, -1),
+        "neighbor_labels": torch.full_like(labeled.neighbor_labels, -1),
         "query_split": "bank",
-        "confidence": torch.zeros_like(labelled.confidence),
+        "confidence": torch.zeros_like(labeled.confidence),
     }
-    Predictions(**{**vars(labelled), **changes}).save(folder)
+    Predictions(**{**vars(labeled), **changes}).save(folder)
     page = Page(write(folder))
     assert "classes" not in page.ids("section")
     assert page.data["maps"][0]["labels"] is None

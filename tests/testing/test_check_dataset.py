@@ -85,7 +85,7 @@ class SharedBuffer(Wrapped):
         return self.buffer[: len(numbers)].clone()
 
 
-class SaysGrey(Wrapped):
+class SaysGray(Wrapped):
     is_gray = True
 
 
@@ -114,7 +114,7 @@ BROKEN_DATASETS = {
     "another size": (with_train(Larger()), ["fetch(numbers"]),
     "first is darker": (with_train(FirstIsDarker()), ["an image depends", ...]),
     "shared buffer": (with_train(SharedBuffer()), ["several threads"]),
-    "says grey": (with_train(SaysGrey()), ["is_gray"]),
+    "says gray": (with_train(SaysGray()), ["is_gray"]),
     "augments": (with_train(Augments()), ["torch's random state"]),
 }
 

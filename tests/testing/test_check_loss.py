@@ -58,7 +58,7 @@ def widened(z):
 
 
 def plain_ntxent(rows, ids):
-    """NT-Xent at temperature 1 that neither normalises nor widens the precision."""
+    """NT-Xent at temperature 1 that neither normalizes nor widens the precision."""
     similarity = rows @ rows.T
     diagonal = torch.eye(len(ids), dtype=torch.bool)
     positive = (ids[:, None] == ids[None, :]) & ~diagonal
@@ -67,7 +67,7 @@ def plain_ntxent(rows, ids):
     return per_anchor.sum() / positive.any(1).sum().clamp_min(1)
 
 
-def not_normalised(z, ids):
+def not_normalized(z, ids):
     with torch.autocast("cpu", enabled=False):
         return plain_ntxent(widened(z), ids)
 
@@ -79,7 +79,7 @@ def doubled_gradient(z, ids):
 
 def radial_gradient_of_one_hot_rows(z, ids):
     z = widened(z) / z.detach().float().abs().amax(1, keepdim=True).clamp_min(1e-6)
-    return not_normalised(z / z.norm(dim=1, keepdim=True).clamp_min(1.0), ids)
+    return not_normalized(z / z.norm(dim=1, keepdim=True).clamp_min(1.0), ids)
 
 
 def needs_equal_groups(z, ids):
@@ -141,7 +141,7 @@ class ChangesWithEveryCall(nn.Module):
 
 
 def no_guard_for_zero(z, ids):
-    return not_normalised(widened(z) / widened(z).norm(dim=1, keepdim=True), ids)
+    return not_normalized(widened(z) / widened(z).norm(dim=1, keepdim=True), ids)
 
 
 def constant_without_positives(z, ids):
@@ -174,7 +174,7 @@ BROKEN_LOSSES = {
     "ids as numbers": (lambda z, ids: good(z, ids) * ids.abs().max(), ["only which ids"]),
     "ids as columns": (lambda z, ids: good(z, functional.one_hot(ids.long()).argmax(1)), ["only which ids"]),
     "negative ids ignored": (ignores_negative_ids, ["only which ids"]),
-    "not normalised": (not_normalised, ["the length of a row"]),
+    "not normalized": (not_normalized, ["the length of a row"]),
     "writes to z": (writes_to_z, ["the input is not written"]),
     "writes to ids": (writes_to_ids, ["the input is not written"]),
     "random": (lambda z, ids: good(functional.dropout(z, 0.1), ids), ["the same input gives", ...]),

@@ -99,9 +99,9 @@ def save_gradients(file: Path, loss: dict, dtype: torch.dtype = torch.float64, *
     parts.method.views = lambda images, key: views(images, key).to(dtype)
     model = _wrap_in_ddp(parts)
     images, labels, index = next(parts.loader.batches(1, 2))
-    partly_labelled = torch.where(index % 5 == 0, -1, labels)
+    partly_labeled = torch.where(index % 5 == 0, -1, labels)
     with RecordedCollectives() as forward:
-        outputs = model(Batch(images, partly_labelled, index), Step(number=1, total=12, key=77))
+        outputs = model(Batch(images, partly_labeled, index), Step(number=1, total=12, key=77))
     # DDP averages the gradients from its own C++ threads; these are the collectives of the loss alone.
     with RecordedCollectives() as backward:
         outputs["loss"].backward()

@@ -95,7 +95,7 @@ def test_failing_report_does_not_fail_the_run(
 
 
 def test_training_improves_the_encoder(tmp_path: Path) -> None:
-    """On colour patterns with noise, SupCon must improve on the untrained encoder."""
+    """On color patterns with noise, SupCon must improve on the untrained encoder."""
     overrides = ["method.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96"]
     trained = run_silently(tiny(*overrides, "eval.knn.every_epochs=0"), tmp_path / "run")
     assert trained["map@r"] > result_metrics(tmp_path / "run")["untrained"]["map@r"] + 0.05

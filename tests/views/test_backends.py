@@ -109,7 +109,7 @@ def test_each_color_operation_is_torchvisions():
         torch.testing.assert_close(run(step, images, params), by_torchvision(images, [operation], params), **NEAR)
 
 
-def test_the_luma_of_reptk_and_of_torchvision_differ_by_a_twentieth_of_a_grey_level():
+def test_the_luma_of_reptk_and_of_torchvision_differ_by_a_twentieth_of_a_gray_level():
     images, step = float64_patches(24), step_of(CHAIN, exact_hue=True)
     params = step.sample(11, torch.arange(24), SHAPE)
     distance = (run(step, images, params) - by_torchvision(images, CHAIN, params)).abs().max()
@@ -162,7 +162,7 @@ def test_batches_chunks_and_numba_agree(operations, exact_hue):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("exact_hue", [False, True])
-def test_numba_in_single_precision_is_within_a_thousandth_of_a_grey_level(dtype, layout, exact_hue):
+def test_numba_in_single_precision_is_within_a_thousandth_of_a_gray_level(dtype, layout, exact_hue):
     images = (255 * float64_patches(16)).round()
     images = images.to(dtype) if dtype == torch.uint8 else (images / 255).to(dtype)
     step = step_of(CHAIN, exact_hue)
@@ -269,12 +269,12 @@ def test_images_of_any_shape(shape, name, exact_hue):
         assert ((views >= 0) & (views <= 1)).all()
 
 
-def test_a_grey_image_stays_grey_and_black_stays_black():
-    grey = patches(16, 96)[:, :1].expand(-1, 3, -1, -1)
+def test_a_gray_image_stays_gray_and_black_stays_black():
+    gray = patches(16, 96)[:, :1].expand(-1, 3, -1, -1)
     for exact in (False, True):
-        views = VIEWS.get("simclr")(size=96, exact_hue=exact)(grey, 3)
+        views = VIEWS.get("simclr")(size=96, exact_hue=exact)(gray, 3)
         assert (views.amax(2) - views.amin(2)).max() < 1e-6
-        assert VIEWS.get("simclr")(size=96, exact_hue=exact)(torch.zeros_like(grey), 3).max() == 0
+        assert VIEWS.get("simclr")(size=96, exact_hue=exact)(torch.zeros_like(gray), 3).max() == 0
 
 
 def test_no_images_give_no_views():

@@ -130,7 +130,7 @@ def test_sigma_is_uniform_where_an_image_is_blurred():
     assert same_distribution(sigma, torch.linspace(0.1, 2.0, 8000))
 
 
-# Colour as one matrix
+# Color as one matrix
 
 
 def hue_matrices(turns: Tensor) -> Tensor:
@@ -141,13 +141,13 @@ def hue_matrices(turns: Tensor) -> Tensor:
     return matrix
 
 
-def test_linear_hue_keeps_luma_and_greys_and_is_a_rotation():
+def test_linear_hue_keeps_luma_and_grays_and_is_a_rotation():
     images = float64_patches(6) * 0.2 + 0.4
     turns = torch.linspace(-0.4, 0.5, 6, dtype=torch.float64)
     turned = (hue_matrices(turns) @ images.flatten(2)).view_as(images)
     torch.testing.assert_close(luma(turned), luma(images), **NEAR)
-    greys = images[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close((hue_matrices(turns) @ greys.flatten(2)).view_as(greys), greys, **NEAR)
+    grays = images[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close((hue_matrices(turns) @ grays.flatten(2)).view_as(grays), grays, **NEAR)
     torch.testing.assert_close(
         hue_matrices(turns) @ hue_matrices(-turns), torch.eye(3).double().expand(6, 3, 3), **NEAR
     )
@@ -158,7 +158,7 @@ def test_color_matrices_are_the_product_of_the_steps_in_any_order():
     jitter, gray = sample(JITTER, 3, 40).double(), sample(RandomGrayscale(0.3), 4, 40).double()
     gains = [JITTER.gains(jitter), RandomGrayscale().gains(gray), JITTER.gains(jitter.flip(0))]
     steps = [JITTER.color_steps(jitter), RandomGrayscale().color_steps(gray), JITTER.color_steps(jitter.flip(0))]
-    grey = operations.gray_matrix(torch.float64, jitter.device)
+    gray = operations.gray_matrix(torch.float64, jitter.device)
     for order in ([0, 1, 2], [2, 0, 1]):
         matrix = torch.eye(3, dtype=torch.float64).expand(40, 3, 3)
         mean_matrix = torch.zeros_like(matrix)
@@ -166,7 +166,7 @@ def test_color_matrices_are_the_product_of_the_steps_in_any_order():
             color, luma_share, mean_share, turns = step.unbind(1)
             step_matrix = hue_matrices(turns) @ operations.mix_with_gray(color, luma_share)
             # The mean of the image so far is (M + K) mean(x).
-            mean_matrix = step_matrix @ mean_matrix + mean_share[:, None, None] * (grey @ (matrix + mean_matrix))
+            mean_matrix = step_matrix @ mean_matrix + mean_share[:, None, None] * (gray @ (matrix + mean_matrix))
             matrix = step_matrix @ matrix
         expected, mean_weights = color_matrices([gains[number] for number in order])
         torch.testing.assert_close(matrix, expected, atol=1e-13, rtol=0)
@@ -183,7 +183,7 @@ def test_neutral_operations_are_exactly_the_identity():
 
 
 def test_how_far_linear_color_is_from_exact_on_photographs():
-    """In grey levels of 255, on colourful patches: SimCLR's jitter at full and at half strength."""
+    """In gray levels of 255, on colorful patches: SimCLR's jitter at full and at half strength."""
     images = torch.cat([patches(120, 64).double(), float64_patches(40, 64, 64) * 255]) / 255
     mean_distance = {}
     for strength, jitter in ((1.0, JITTER), (0.5, ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), 0.8))):

@@ -133,9 +133,9 @@ def test_global_generators_are_unchanged_and_do_not_matter(label):
 
 def test_what_one_operation_draws_does_not_shift_the_next():
     never, always = ({"name": "RandomGrayscale", "p": p} for p in (0.0, 1.0))
-    grey_then_flip = custom(always, FLIP)(patches(16), 3)
-    flip_then_grey = custom(always)(custom(never, FLIP, count=1)(patches(16), 3)[0], 3)
-    assert torch.equal(grey_then_flip[0], flip_then_grey[0])
+    gray_then_flip = custom(always, FLIP)(patches(16), 3)
+    flip_then_gray = custom(always)(custom(never, FLIP, count=1)(patches(16), 3)[0], 3)
+    assert torch.equal(gray_then_flip[0], flip_then_gray[0])
 
 
 # One global batch, for any number of ranks
@@ -280,7 +280,7 @@ def test_bytes_and_floats_give_the_same_views(label):
 IMAGES: dict[str, Callable[[], Tensor]] = {
     "one image": lambda: patches(1),
     "black": lambda: torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8),
-    "grey, expanded": lambda: patches(3)[:, :1].expand(-1, 3, -1, -1),
+    "gray, expanded": lambda: patches(3)[:, :1].expand(-1, 3, -1, -1),
     "oblong": lambda: photo()[..., :40, :56],
     "larger": lambda: patches(2, 48),
     "smaller": lambda: patches(2, 24),
@@ -297,7 +297,7 @@ def test_images_of_any_kind_are_accepted(label, kind):
 
 
 @pytest.mark.parametrize("label", ["simclr", "simclr_small", "digits", "crop_flip"])
-def test_grey_stays_grey(label):
+def test_gray_stays_gray(label):
     red, green, blue = build(label)(patches(6)[:, :1].expand(-1, 3, -1, -1), 5).unbind(2)
     torch.testing.assert_close(red, green, atol=1e-3, rtol=0)
     torch.testing.assert_close(red, blue, atol=1e-3, rtol=0)
@@ -393,7 +393,7 @@ def test_bad_third_views_are_refused(arguments, message):
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "floats in 0..255": (lambda images: images.float(), r"must lie in 0\.\.1, got \d"),
-    "centred floats": (lambda images: images / 255 - 0.5, r"must lie in 0\.\.1, got -0\.5"),
+    "centered floats": (lambda images: images / 255 - 0.5, r"must lie in 0\.\.1, got -0\.5"),
     "int64": (lambda images: images.long(), "got torch.int64"),
     "bool": (lambda images: images > 128, "got torch.bool"),
     "int8": (lambda images: images.to(torch.int8), "got torch.int8"),

@@ -14,7 +14,7 @@ MAX_GRAY = 16
 @DATASETS.register("digits")
 @with_shape(classes=NUM_CLASSES, size_px=8)
 def digits(train: int = 1000) -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 px, grey.
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 px, gray.
 
     The first `train` are the training images and the bank, the others the queries.
     """

@@ -22,7 +22,7 @@ IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k
 @DATASETS.register("fashion_mnist")
 @with_shape(classes=len(CLASSES), size_px=28)
 def fashion_mnist(root: str = "data/fashion_mnist", download: bool = True) -> Data:
-    """Fashion-MNIST: 60,000 training images, which are the bank as well, and 10,000 queries; 28 x 28 px, grey.
+    """Fashion-MNIST: 60,000 training images, which are the bank as well, and 10,000 queries; 28 x 28 px, gray.
 
     The four IDX files, gzipped or not, are read from `root` or the folder below it that torchvision uses, else from where
     Debian's package dataset-fashion-mnist installs them; else torchvision downloads them into `root`.

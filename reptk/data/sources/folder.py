@@ -217,7 +217,7 @@ def _find_labeled_files(base: Path, labels: Labels, min_classes: int = 2) -> lis
 
 
 def _first_folder(path: Path, base: Path) -> str | None:
-    """Return the name of the class folder of a file; None directly below `base` and in a folder of unlabelled images."""
+    """Return the name of the class folder of a file; None directly below `base` and in a folder of unlabeled images."""
     parts = path.relative_to(base).parts
     if len(parts) == 1 or parts[0] in UNLABELED_FOLDERS:
         return None

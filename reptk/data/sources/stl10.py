@@ -12,12 +12,12 @@ CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "
 @DATASETS.register("stl10")
 @with_shape(classes=len(CLASSES), size_px=96)
 def stl10(root: str = "data/stl10", download: bool = True, unlabeled: bool = True) -> Data:
-    """STL-10: 5,000 labelled images (bank), 8,000 queries, 96 x 96 px; 100,000 more without labels train as well.
+    """STL-10: 5,000 labeled images (bank), 8,000 queries, 96 x 96 px; 100,000 more without labels train as well.
 
     Args:
         root: holds `stl10_binary`.
         download: let torchvision download the files if they are missing.
-        unlabeled: train on the unlabelled images too; they carry label -1.
+        unlabeled: train on the unlabeled images too; they carry label -1.
 
     Raises:
         DataError: the files are missing, and were not downloaded.
@@ -39,4 +39,4 @@ def stl10(root: str = "data/stl10", download: bool = True, unlabeled: bool = Tru
     train = bank
     if unlabeled:
         train = open_split("train+unlabeled")
-    return Data(train, bank, query, CLASSES, "STL-10: bank the 5,000 labelled training images, queries the 8,000 test")
+    return Data(train, bank, query, CLASSES, "STL-10: bank the 5,000 labeled training images, queries the 8,000 test")

@@ -8,7 +8,7 @@ This module imports numba, so it is loaded by `reptk.core.numba_jit.load_kernels
 this file changes: it must not use constants of other modules, which are passed as arguments instead.
 
 A kernel processes the images `first` to `last`, from `source` to `target` or in place. Images are (n, 3, H, W), or
-(n, 3, pixels) for colour, of floats in 0..1.
+(n, 3, pixels) for color, of floats in 0..1.
 """
 
 from collections.abc import Callable, Sequence
@@ -306,7 +306,7 @@ def _add_both(out, weight, first_line, second_line):
         out[x] += weight * (first_line[x] + second_line[x])
 
 
-# Colour
+# Color
 
 
 @njit
@@ -344,7 +344,7 @@ def _is_identity(matrix, mean_weights):
 
 @njit
 def apply_color_steps(target, steps, luma, first, last):
-    """Colour steps (n, S, 4) of `ColorOperation.color_steps` one after the other, each cut to 0..1, in place; luma: (3,)."""
+    """Color steps (n, S, 4) of `ColorOperation.color_steps` one after the other, each cut to 0..1, in place; luma: (3,)."""
     for number in range(first, last):
         image = target[number]
         for step in range(steps.shape[1]):

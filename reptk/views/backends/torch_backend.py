@@ -100,7 +100,7 @@ class _TorchSpatial:
 
     def prepare(self, params: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Prepared:
         """Return which images are flipped, if no pixel is resampled; otherwise, for each group of axes (`_axis_groups`), the
-        centres of the output pixels, and the start and length of the part."""
+        centers of the output pixels, and the start and length of the part."""
         flips = tuple(self.spatial.is_flipped(params, vertical=vertical) for vertical in (True, False))
         crop = self.spatial.crop
         if crop is None:
@@ -141,7 +141,7 @@ class _TorchSpatial:
 
 
 class _TorchColor:
-    """Colour operations as one matrix and an offset for each image, and a cut to 0..1 at the end."""
+    """Color operations as one matrix and an offset for each image, and a cut to 0..1 at the end."""
 
     def __init__(self, colors: ColorPass) -> None:
         self.colors = colors
@@ -153,7 +153,7 @@ class _TorchColor:
 
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
         matrix, mean_weights = prepared
-        # The offset is grey: (n, 1, 1), added to all channels.
+        # The offset is gray: (n, 1, 1), added to all channels.
         offset = mean_weights[:, None] @ images.mean((2, 3))[:, :, None]
         pixels = images.flatten(2)
         out = torch.baddbmm(offset, matrix, pixels, out=scratch("colors", tuple(pixels.shape), images))
@@ -161,7 +161,7 @@ class _TorchColor:
 
 
 class _TorchExactColor:
-    """Colour operations one after the other, each cut to 0..1, hue in HSV, as in torchvision and kornia."""
+    """Color operations one after the other, each cut to 0..1, hue in HSV, as in torchvision and kornia."""
 
     def __init__(self, colors: ColorPass) -> None:
         self.colors = colors
@@ -171,7 +171,7 @@ class _TorchExactColor:
 
     def run(self, images: Tensor, prepared: Prepared, scratch: Scratch) -> Tensor:
         for steps in prepared:
-            if steps.shape[1] == 1:  # to grey, which has no mean and no hue, and stays within 0..1
+            if steps.shape[1] == 1:  # to gray, which has no mean and no hue, and stays within 0..1
                 matrices = mix_with_gray(steps[:, 0, 0], steps[:, 0, 1])
                 images = torch.bmm(matrices, images.flatten(2)).view_as(images)
             else:
