@@ -92,6 +92,8 @@ class Data:
         classes: class names, in the order of their labels.
         protocol: one sentence on how the images were split; it is reported with every result.
         crop: share of the shorter side that the evaluation view retains.
+        summary: lines that say what of the user's files was read and what was skipped, for the user to see before work
+            starts.
     """
 
     train: Split
@@ -100,6 +102,7 @@ class Data:
     classes: tuple[str, ...]
     protocol: str
     crop: float = 1.0
+    summary: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split | None]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from reptk.config.registry import DATASETS, unknown
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import Jpeg
+from reptk.data.folder_layout import class_names, read_layout
+from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
+from reptk.data.sources.folder import EVALUATION_CROP, existing_folder
 from reptk.embeddings.image_table import read_image_table
 from reptk.embeddings.string_array import StringArray
 
@@ -53,6 +56,7 @@ class ImageSource:
         crop: share of the shorter side that preprocessing keeps.
         jpeg: which library decodes JPEG.
         about: a record of where they come from; `root` is the folder that paths are relative to.
+        summary: lines that say what was read and what was skipped, for the user to see before work starts.
     """
 
     groups: list[ImageGroup]
@@ -60,6 +64,7 @@ class ImageSource:
     crop: float
     jpeg: Jpeg
     about: dict[str, Any]
+    summary: Sequence[str] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -127,9 +132,12 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
         DataError: the data set is missing or empty, or has no such split.
     """
     table = config.complete("data", table)
+    if table["name"] == "folder" and split is None:
+        return _from_folder(table, jpeg)
     with warnings.catch_warnings():
         # Nothing is evaluated, so it does not matter that no image is held out.
         warnings.filterwarnings("ignore", message=".*none is held out as a query")
+        warnings.simplefilter("ignore", SkippedFiles)  # part of the summary
         data = config.build(DATASETS, table)
     if split is None:
         splits = distinct_splits(data)
@@ -138,12 +146,13 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
     about = {**table, "split": split or "all"}
     # The same file may be in several splits, under different indices; paths tell which are the same.
     if all(isinstance(part.images, ImageFiles) for part in splits.values()):
-        return _from_files(list(splits.values()), data, about, jpeg)
+        source = _from_files(list(splits.values()), data, about, jpeg)
+        return replace(source, summary=data.summary)
     groups = []
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, data.crop, jpeg, about)
+    return ImageSource(groups, data.classes, data.crop, jpeg, about, data.summary)
 
 
 def data_table(text: str) -> config.Table:
@@ -180,6 +189,22 @@ def _single_split(data: Data, name: str, data_set: str) -> Split:
         present = [other for other in SPLITS if data.splits[other] is not None]
         raise DataError(f"{data_set} has no {name} split, only {', '.join(present)}")
     return split
+
+
+def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
+    """Return every image of a folder, whether training would use it or not."""
+    base = existing_folder(table["root"])
+    layout = read_layout(base, table["labels"])
+    files = sorted(layout.files)
+    classes = class_names(files)
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
+    root = base.absolute()
+    paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
+    images = ImageFiles([file.path for file in files], table["size"], table["jpeg"])
+    group = ImageGroup(images, labels, ids=paths, paths=paths)
+    about = {**table, "split": "all", "root": str(root)}
+    return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe())
 
 
 def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:

@@ -9,6 +9,7 @@ import torch
 from image_files import BLUE, RED, fetch_all, relative_paths, write_image, write_images
 from reptk.core.errors import DataError
 from reptk.data import folder
+from reptk.data.folder_scan import SkippedFiles
 
 # The small folders of these tests cause these warnings; the tests of the warnings check them.
 pytestmark = [
@@ -160,8 +161,8 @@ def test_junk_is_skipped(tmp_path):
 def test_skipped_files_are_counted(tmp_path):
     write_images(tmp_path, cat=1, dog=1)
     (tmp_path / "cat" / "empty.jpg").touch()
-    (tmp_path / "dog" / "phone.HEIC").write_bytes(b"x")
-    skipped = "skipped 1 .heic files, which Pillow does not read, 1 empty files or broken links"
+    (tmp_path / "dog" / "page.psd").write_bytes(b"x")
+    skipped = "skipped 1 .psd files, which are not read: convert them to PNG; 1 empty files"
     with pytest.warns(UserWarning, match=skipped), pytest.warns(UserWarning, match="so none is held out"):
         folder(str(tmp_path))
 
@@ -242,3 +243,54 @@ def test_a_file_instead_of_a_folder_is_named(tmp_path):
     path = write_image(tmp_path / "one.png")
     with pytest.raises(DataError, match=re.escape(str(path)) + ".*is a file"):
         folder(str(path))
+
+
+# Links and unreadable folders
+
+
+def test_a_class_folder_that_is_a_link_to_another_counts(tmp_path):
+    write_images(tmp_path, cat=2)
+    (tmp_path / "kitten").symlink_to(tmp_path / "cat")
+    assert relative_paths(folder(str(tmp_path)).train, tmp_path) == [
+        "cat/00.png",
+        "cat/01.png",
+        "kitten/00.png",
+        "kitten/01.png",
+    ]
+
+
+def test_class_folders_of_splits_may_be_links(tmp_path):
+    pool = write_images(tmp_path / "pool", a=1, b=1, c=1)
+    root = tmp_path / "root"
+    for split, names in (("train", "abc"), ("val", "ab")):
+        (root / split).mkdir(parents=True)
+        for name in names:
+            (root / split / name).symlink_to(pool / name)
+    data = folder(str(root))
+    assert data.classes == ("a", "b", "c")
+    assert relative_paths(data.query, root) == ["val/a/00.png", "val/b/00.png"]
+
+
+def test_folders_that_link_to_each_other_come_to_an_end(tmp_path):
+    names = [f"class_{number}" for number in range(12)]
+    write_images(tmp_path, **dict.fromkeys(names, 1))
+    for name in names:
+        for other in names:
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    assert len(folder(str(tmp_path), holdout=1000).train) == 12 * 12
+
+
+def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
+    write_images(tmp_path, cat=1, dog=1, locked=1)
+    scandir = os.scandir
+
+    def refuse_locked(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_locked)
+    with pytest.warns(SkippedFiles, match="1 folders that cannot be opened: .*locked"):
+        data = folder(str(tmp_path))
+    assert data.classes == ("cat", "dog")
+    assert any("locked" in line for line in data.summary)

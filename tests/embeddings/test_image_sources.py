@@ -86,3 +86,45 @@ def test_a_wrong_table_is_refused(text: str, message: str, encoder_run: Path, tm
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
+
+
+def write_drawings(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(number).save(root / name)
+    return root
+
+
+def test_every_image_of_a_folder_with_splits_is_embedded(encoder_run: Path, tmp_path: Path) -> None:
+    names = [f"{split}/{number}.png" for split in ("train", "val") for number in range(4)]
+    embeddings = reptk.embed(write_drawings(tmp_path, *names), encoder=encoder_run)
+    assert list(embeddings.paths) == names
+    assert embeddings.classes == ()
+
+
+@pytest.mark.parametrize("splits", [("Train", "Test"), ("training", "testing"), ("TRAIN", "VAL")])
+def test_split_folders_are_not_classes(splits: tuple[str, str], encoder_run: Path, tmp_path: Path) -> None:
+    names = [f"{split}/{name}/0.png" for split in splits for name in "ab"]
+    embeddings = reptk.embed(write_drawings(tmp_path, *names), encoder=encoder_run)
+    assert embeddings.classes == ("a", "b")
+    assert dict(zip(embeddings.paths, embeddings.labels.tolist(), strict=True)) == dict(
+        zip(names, [0, 1, 0, 1], strict=True)
+    )
+
+
+def test_a_class_of_the_test_images_alone_is_embedded(encoder_run: Path, tmp_path: Path) -> None:
+    write_drawings(tmp_path, "train/a/0.png", "train/b/0.png", "test/c/0.png")
+    assert reptk.embed(tmp_path, encoder=encoder_run).classes == ("a", "b", "c")
+
+
+def test_a_class_named_train_is_embedded_as_a_class(encoder_run: Path, tmp_path: Path) -> None:
+    write_drawings(tmp_path, *(f"{name}/{number}.png" for name in ("bus", "train", "test") for number in range(2)))
+    embeddings = reptk.embed(tmp_path, encoder=encoder_run)
+    assert embeddings.classes == ("bus", "test", "train")
+    assert len(embeddings) == 6
+
+
+def test_a_split_of_a_folder_can_be_embedded_alone(encoder_run: Path, tmp_path: Path) -> None:
+    write_drawings(tmp_path, *(f"{split}/{name}/0.png" for split in ("Train", "Test") for name in "ab"))
+    embeddings = reptk.embed({"name": "folder", "root": str(tmp_path)}, encoder=encoder_run, split="query")
+    assert list(embeddings.paths) == ["Test/a/0.png", "Test/b/0.png"]

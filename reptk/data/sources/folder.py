@@ -1,39 +1,26 @@
-"""A folder of the user's own images: which files are images, what their classes are, and how they are split."""
+"""A folder of the user's own images: which of them are trained on, and which are queries."""
 
 import difflib
-import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
-from reptk.data.decode import EXTENSIONS, Jpeg
+from reptk.data.decode import Jpeg
+from reptk.data.folder_layout import FolderLayout, LabeledFile, Labels, class_names, read_layout, without_labels
+from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import FileReader, ImageSize, cache_folder
 from reptk.data.protocol import Data, Split, with_shape
-
-JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
-UNLABELED_FOLDERS = frozenset({"unlabeled", "unlabelled"})
-EVALUATION_FOLDERS = ("val", "valid", "validation", "test", "query")
-UNSUPPORTED_EXTENSIONS = frozenset({".heic", ".heif", ".cr2", ".nef", ".arw", ".dng", ".svg", ".jxl"})
-"""Images that Pillow does not read: the user is told that they are skipped."""
+from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
 
 EVALUATION_CROP = 0.875
 """Share of the shorter side that the evaluation view of a photograph retains, as is usual for ImageNet."""
-
-Labels = Literal["auto", "folders", "none"]
-
-
-class LabeledFile(NamedTuple):
-    """An image file and the name of its class; None if it has no label."""
-
-    path: Path
-    class_name: str | None
 
 
 @DATASETS.register("folder")
@@ -48,16 +35,18 @@ def folder(
 ) -> Data:
     """Your own images: any depth, with or without class folders; hidden and junk folders are skipped.
 
-    If there are `train` and `val` (or `valid`, `validation`, `test`, `query`) folders below `root`, these are the splits.
-    Otherwise every `holdout`-th image of each class, in the order of their paths, is a query and not a training image;
-    a `train` folder without an evaluation folder is used in place of the root.
+    If all folders directly below `root` have names of splits, in any case (`train`, `Training`; `val`, `VALID`, `dev`,
+    `test`, `testing`, `query`, ...), these are the splits: the queries are those of `val` if it is there and has labels,
+    else of `test`, else of `query`. If another folder is next to them, all are classes. Without splits, every `holdout`-th
+    image of each class, in the order of their paths, is a query and not a training image; a single split folder is used
+    in place of the root.
 
     Args:
         root: the folder.
         size: side in pixels of the center square that every image is decoded to.
-        labels: "folders": the first folder below the root names the class; images next to the class folders and those
-            below `unlabeled` have no label; "none": no labels at all; "auto": "folders" if there are at least two class
-            folders with images, else "none".
+        labels: "folders": the first folder below the root, or below the split's, names the class; images next to the class
+            folders and those below `unlabeled` have no label; "none": no labels at all; "auto": "folders" if there are at
+            least two class folders with images, else "none".
         holdout: every how many-th image of a class is a query.
         cache: store the decoded images (size * size * 3 bytes each) and map them into memory: true for `~/.cache/reptk`
             (or `$XDG_CACHE_HOME/reptk`), or a folder. Built on first use, and again for files that have changed.
@@ -68,60 +57,44 @@ def folder(
         DataError: there is no such folder, it holds no images, or evaluation has a class that training lacks.
         EnvironmentProblem: no space for the cache, or simplejpeg is requested and not installed.
     """
-    base = _existing_folder(root)
+    base = existing_folder(root)
     reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size))
-    if (base / "train").is_dir():
-        for name in EVALUATION_FOLDERS:
-            if (base / name).is_dir():
-                return _from_two_folders(base / "train", base / name, labels, reader)
-        base = base / "train"
-
-    files = _find_labeled_files(base, labels)
-    classes = _class_names(files)
-    # Without labels nothing can be evaluated, so all images are for training.
-    if not classes:
-        return build_data(files, None, None, (), reader, f"{base}: nothing held out")
-    train, query = _hold_out(files, holdout)
-    if not query:
-        warnings.warn(f"no class of {base} has {holdout} images, so none is held out as a query", stacklevel=2)
-        return build_data(train, None, None, classes, reader, f"{base}: nothing held out")
-    bank = _labeled(train)
-    protocol = f"{base}: bank the training images, queries every {holdout}th image of each class, in path order"
-    return build_data(train, bank, query, classes, reader, protocol)
-
-
-def find_images(base: Path) -> Iterator[Path]:
-    """Yield the image files below `base`, sorted within each folder.
-
-    Hidden and junk folders, hidden and empty files, and broken links are skipped; a folder that is linked into itself is
-    read once. A warning counts skipped files that the user may have expected to be read.
-    """
-    visited: set[tuple[int, int]] = set()
-    skipped: Counter[str] = Counter()
-    for folder_name, subfolders, names in os.walk(base, followlinks=True):
-        parent = Path(folder_name)
-        stat = parent.stat()
-        # Device and inode identify a folder, whatever link leads to it.
-        if (stat.st_dev, stat.st_ino) in visited:
-            subfolders.clear()  # os.walk does not descend into what is removed from its list
-            continue
-        visited.add((stat.st_dev, stat.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in JUNK_FOLDERS)
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
-            path = parent / name
-            extension = path.suffix.lower()
-            if extension in UNSUPPORTED_EXTENSIONS:
-                skipped[f"{extension} files, which Pillow does not read"] += 1
-            elif extension in EXTENSIONS:
-                if path.exists() and path.stat().st_size:
-                    yield path
-                else:
-                    skipped["empty files or broken links"] += 1
+    layout = read_layout(base, labels)
+    skipped = layout.scan.describe_skipped()
     if skipped:
-        counts = ", ".join(f"{count} {what}" for what, count in sorted(skipped.items()))
-        warnings.warn(f"{base}: skipped {counts}", stacklevel=2)
+        warnings.warn(f"{base}: skipped {'; '.join(skipped)}", SkippedFiles, stacklevel=2)
+    train_names = layout.folders_of(TRAIN)
+    evaluation_names = layout.folders_of(*EVALUATION_ROLES, GALLERY)
+    if train_names and evaluation_names:
+        return _from_split_folders(layout, labels, reader)
+    if len(evaluation_names) > 1 or (evaluation_names and _has_empty_train_folder(layout)):
+        raise DataError(
+            f"{base} has the splits {', '.join(evaluation_names)}, and no images to train on in a folder such as "
+            f"{base / 'train'}; to train on one of these, name it: data.root={base / evaluation_names[0]}"
+        )
+    return _with_held_out_queries(layout, holdout, reader)
+
+
+def existing_folder(root: str) -> Path:
+    """Return the path of a folder of images.
+
+    Raises:
+        DataError: there is no such folder, with the nearest that exists.
+    """
+    base = Path(root).expanduser()
+    if base.is_dir():
+        return base
+    if base.exists():
+        raise DataError(f"{root} (data.root) is a file; name the folder that holds the images")
+    parent = next(folder for folder in base.resolve().parents if folder.is_dir())
+    # `parent` is the nearest folder that exists; most often the last part of the path is misspelled.
+    siblings = [path.name for path in parent.iterdir() if path.is_dir()]
+    nearest = difflib.get_close_matches(base.name, siblings, n=1)
+    if nearest:
+        hint = f"did you mean {parent / nearest[0]}?"
+    else:
+        hint = f"the nearest folder that exists is {parent}"
+    raise DataError(f"no folder {root} (data.root, {base.resolve()}); {hint}")
 
 
 def build_data(
@@ -131,20 +104,23 @@ def build_data(
     classes: tuple[str, ...],
     reader: FileReader,
     protocol: str,
+    *,
+    summary: Sequence[str] = (),
 ) -> Data:
     """Return the data set of these files.
 
     If all training images are in the bank, the two are one split. Without `bank` and `query`, there is no evaluation.
     """
+    lines = tuple(summary)
     if bank is None or query is None:
         [train_split] = _splits([train], classes, reader)
-        return Data(train_split, None, None, classes, protocol, crop=EVALUATION_CROP)
+        return Data(train_split, None, None, classes, protocol, crop=EVALUATION_CROP, summary=lines)
     if len(bank) == len(train):
         train_split, query_split = _splits([train, query], classes, reader)
         bank_split = train_split
     else:
         train_split, query_split, bank_split = _splits([train, query, bank], classes, reader)
-    return Data(train_split, bank_split, query_split, classes, protocol, crop=EVALUATION_CROP)
+    return Data(train_split, bank_split, query_split, classes, protocol, crop=EVALUATION_CROP, summary=lines)
 
 
 def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: FileReader) -> list[Split]:
@@ -158,22 +134,86 @@ def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: Fi
     return splits
 
 
-def _from_two_folders(train_folder: Path, evaluation_folder: Path, labels: Labels, reader: FileReader) -> Data:
-    train = _find_labeled_files(train_folder, labels)
-    classes = _class_names(train)
-    protocol = f"bank {train_folder}, queries {evaluation_folder}"
-    # One class folder is enough here if training has some: it has to be one of theirs.
-    query = _find_labeled_files(evaluation_folder, labels, min_classes=1 if classes else 2)
+def _has_empty_train_folder(layout: FolderLayout) -> bool:
+    return any(split_role(name) == TRAIN and name not in layout.parts for name in layout.scan.subfolders)
+
+
+def _with_held_out_queries(layout: FolderLayout, holdout: int, reader: FileReader) -> Data:
+    """Return the data set of a folder without splits, or with one."""
+    split_names = layout.folders_of(TRAIN, *EVALUATION_ROLES, GALLERY, UNLABELED)
+    base = layout.base
+    if split_names:
+        # A single split folder is used in place of the root.
+        base = base / split_names[0]
+        files = [file for name in split_names for file in layout.parts[name]]
+    else:
+        files = layout.files
+    summary = [*layout.describe(), *_describe_unused(layout, split_names)]
+    classes = class_names(files)
+    # Without labels nothing can be evaluated, so all images are for training.
     if not classes:
-        return build_data(train, None, None, (), reader, protocol)
-    unknown = sorted(set(_class_names(query)) - set(classes))
+        return build_data(files, None, None, (), reader, f"{base}: nothing held out", summary=summary)
+    train, query = _hold_out(files, holdout)
+    if not query:
+        warnings.warn(f"no class of {base} has {holdout} images, so none is held out as a query", stacklevel=3)
+        return build_data(train, None, None, classes, reader, f"{base}: nothing held out", summary=summary)
+    protocol = f"{base}: bank the training images, queries every {holdout}th image of each class, in path order"
+    return build_data(train, _labeled(train), query, classes, reader, protocol, summary=summary)
+
+
+def _from_split_folders(layout: FolderLayout, labels: Labels, reader: FileReader) -> Data:
+    """Return the data set of a folder with train and evaluation folders."""
+    base = layout.base
+    train_names = layout.folders_of(TRAIN)
+    train = [file for name in train_names for file in layout.parts[name]]
+    train_text = " and ".join(str(base / name) for name in train_names)
+    query_name = _query_folder(layout)
+    query_folder = base / query_name
+    query = layout.parts[query_name]
+    classes = class_names(train)
+    if labels == "auto" and len(classes) < 2:
+        train = without_labels(train)
+        classes = ()
+    used = [*train_names, *layout.folders_of(UNLABELED)]
+    # Images without labels are trained on, and cannot be in the bank.
+    unlabeled = [file for name in layout.folders_of(UNLABELED) for file in layout.parts[name]]
+    protocol = f"bank {train_text}, queries {query_folder}"
+    if not classes:
+        summary = [*layout.describe(), *_describe_unused(layout, used)]
+        return build_data(train + unlabeled, None, None, (), reader, protocol, summary=summary)
+    # One class folder is enough for the queries: it has to be one of the training images'.
+    unknown = sorted(set(class_names(query)) - set(classes))
     if unknown:
-        raise DataError(f"{evaluation_folder} has classes that {train_folder} lacks: {', '.join(unknown[:5])}")
-    if not _class_names(query):
+        raise DataError(f"{query_folder} has classes that {train_text} lacks: {', '.join(unknown[:5])}")
+    if not class_names(query):
         raise DataError(
-            f"{train_folder} has class folders and {evaluation_folder} has none; give both the same, or data.labels=none"
+            f"{train_text} has class folders and {query_folder} has none; give both the same, or data.labels=none"
         )
-    return build_data(train, _labeled(train), _labeled(query), classes, reader, protocol)
+    summary = [*layout.describe(), *_describe_unused(layout, [*used, query_name])]
+    return build_data(train + unlabeled, _labeled(train), _labeled(query), classes, reader, protocol, summary=summary)
+
+
+def _query_folder(layout: FolderLayout) -> str:
+    """Return the evaluation folder whose images are the queries."""
+    names = layout.folders_of(*EVALUATION_ROLES, GALLERY)
+    for name in names:
+        # The labels of a test folder are often secret.
+        if class_names(layout.parts[name]):
+            return name
+    return names[0]
+
+
+def _describe_unused(layout: FolderLayout, used: Sequence[str]) -> list[str]:
+    """Return a line that counts the images of split folders that training does not read."""
+    if not layout.has_splits:
+        return []
+    unused = []
+    for name, files in layout.parts.items():
+        if name not in used:
+            unused.append(f"{len(files):,} in {name or 'no split'}")
+    if not unused:
+        return []
+    return [f"  not used in training: {', '.join(unused)}"]
 
 
 def _hold_out(files: list[LabeledFile], every: int) -> tuple[list[LabeledFile], list[LabeledFile]]:
@@ -193,66 +233,5 @@ def _hold_out(files: list[LabeledFile], every: int) -> tuple[list[LabeledFile], 
     return train, query
 
 
-def _find_labeled_files(base: Path, labels: Labels, min_classes: int = 2) -> list[LabeledFile]:
-    """Return the image files below `base`, whose class is the first folder of their path.
-
-    Args:
-        base: the folder.
-        labels: as in `folder`.
-        min_classes: how many class folders "auto" needs in order to use them.
-
-    Raises:
-        DataError: no images, or `labels` is "folders" and there is no class folder.
-    """
-    paths = list(find_images(base))
-    if not paths:
-        raise DataError(f"no images in {base.resolve()} (data.root); {_describe_content(base)}")
-    files = [LabeledFile(path, _first_folder(path, base)) for path in paths]
-    num_classes = len(_class_names(files))
-    if labels == "none" or (labels == "auto" and num_classes < min_classes):
-        return [LabeledFile(path, None) for path in paths]
-    if num_classes == 0:
-        raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")
-    return files
-
-
-def _first_folder(path: Path, base: Path) -> str | None:
-    """Return the name of the class folder of a file; None directly below `base` and in a folder of unlabeled images."""
-    parts = path.relative_to(base).parts
-    if len(parts) == 1 or parts[0] in UNLABELED_FOLDERS:
-        return None
-    return parts[0]
-
-
-def _class_names(files: list[LabeledFile]) -> tuple[str, ...]:
-    return tuple(sorted({file.class_name for file in files if file.class_name is not None}))
-
-
 def _labeled(files: list[LabeledFile]) -> list[LabeledFile]:
     return [file for file in files if file.class_name is not None]
-
-
-def _existing_folder(root: str) -> Path:
-    base = Path(root).expanduser()
-    if base.is_dir():
-        return base
-    if base.exists():
-        raise DataError(f"{root} (data.root) is a file; name the folder that holds the images")
-    parent = next(folder for folder in base.resolve().parents if folder.is_dir())
-    # `parent` is the nearest folder that exists; most often the last part of the path is misspelled.
-    siblings = [path.name for path in parent.iterdir() if path.is_dir()]
-    nearest = difflib.get_close_matches(base.name, siblings, n=1)
-    if nearest:
-        hint = f"did you mean {parent / nearest[0]}?"
-    else:
-        hint = f"the nearest folder that exists is {parent}"
-    raise DataError(f"no folder {root} (data.root, {base.resolve()}); {hint}")
-
-
-def _describe_content(base: Path) -> str:
-    extensions = sorted({path.suffix.lower() or path.name for path in base.rglob("*") if path.is_file()})
-    if extensions:
-        content = f"there are files of {', '.join(extensions[:6])}"
-    else:
-        content = "it is empty"
-    return f"{content}; images are {' '.join(sorted(EXTENSIONS))}"

@@ -6,9 +6,11 @@ from pathlib import Path
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
+from reptk.data.folder_layout import LabeledFile
+from reptk.data.folder_scan import find_images
 from reptk.data.image_files import FileReader, ImageSize, cache_folder
 from reptk.data.protocol import Data, with_shape
-from reptk.data.sources.folder import LabeledFile, build_data, find_images
+from reptk.data.sources.folder import build_data
 
 
 @DATASETS.register("imagenet100")

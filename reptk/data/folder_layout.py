@@ -1,0 +1,178 @@
+"""What the folders below a folder of images mean, for training and for embedding: splits, classes, or neither.
+
+The folders directly below the root are splits only if all that hold images have the names of splits; otherwise they are
+classes, whatever they are called.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal, NamedTuple
+
+from reptk.core.errors import DataError
+from reptk.data.folder_scan import FolderScan, scan_folder
+from reptk.data.split_names import UNLABELED, split_role
+
+Labels = Literal["auto", "folders", "none"]
+
+LOOSE = ""
+"""Name of the part of files that lie directly in the root."""
+
+
+class LabeledFile(NamedTuple):
+    """An image file and the name of its class; None if it has no label."""
+
+    path: Path
+    class_name: str | None
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """The images of a folder, and what its subfolders mean.
+
+    Args:
+        scan: everything below the folder.
+        parts: the files of each split folder, by its name, and of the root itself (`LOOSE`), sorted by path. If the
+            folders are no splits, all files are in the one part `LOOSE`.
+        has_splits: whether the folders directly below the root are splits.
+    """
+
+    scan: FolderScan
+    parts: dict[str, list[LabeledFile]]
+    has_splits: bool
+
+    @property
+    def base(self) -> Path:
+        return self.scan.base
+
+    @property
+    def files(self) -> list[LabeledFile]:
+        """All images, of all parts."""
+        return [file for part in self.parts.values() for file in part]
+
+    def folders_of(self, *roles: str) -> list[str]:
+        """Return the names of the folders that are splits of these roles, in the order of the roles."""
+        if not self.has_splits:
+            return []
+        return [name for role in roles for name in self.parts if name != LOOSE and split_role(name) == role]
+
+    def describe(self) -> list[str]:
+        """Return a table, in a few lines, of what is read and what is skipped."""
+        files = self.files
+        classes = class_names(files)
+        line = f"{self.base}: {len(files):,} images"
+        if classes:
+            line += f", {len(classes):,} classes{describe_class_sizes(files)}"
+        else:
+            line += ", no class folders"
+        lines = [line]
+        if self.has_splits:
+            counts = [f"{name or 'next to them'} {len(part):,}" for name, part in self.parts.items() if part]
+            lines.append(f"  splits: {', '.join(counts)}")
+        for phrase in self.scan.describe_skipped():
+            lines.append(f"  skipped: {phrase}")
+        lines += [f"  note: {note}" for note in self._notes()]
+        return lines
+
+    def _notes(self) -> list[str]:
+        """Return what may not be as the user expects."""
+        if self.has_splits:
+            return []
+        names = sorted({file.path.relative_to(self.base).parts[0] for file in self.files if _depth(file, self.base)})
+        # One folder in the name of a split among others is more likely a class.
+        named_as_splits = [name for name in names if split_role(name) not in (None, UNLABELED)]
+        if len(named_as_splits) > 1 and len(names) > 2:
+            others = ", ".join(name for name in names if split_role(name) is None)
+            shortened = others if len(others) < 60 else f"{others[:60]}..."
+            return [f"{', '.join(named_as_splits)} count as classes, because of the folders next to them: {shortened}"]
+        if len(names) == 1 and not class_names(self.files):
+            inner = {file.path.relative_to(self.base).parts[1] for file in self.files if _depth(file, self.base) > 1}
+            if len(inner) > 1:
+                return [f"everything is in {names[0]}; its folders are splits or classes for {self.base / names[0]}"]
+        return []
+
+
+def read_layout(base: Path, labels: Labels) -> FolderLayout:
+    """Read the images below a folder and decide what its folders mean.
+
+    Args:
+        base: the folder, which has to exist.
+        labels: "folders": the first folder (below the split's) names the class; "none": there are no labels; "auto":
+            "folders" if at least two folders of one split hold images, else "none".
+
+    Raises:
+        DataError: no images, or `labels` is "folders" and there is no class folder.
+    """
+    scan = scan_folder(base)
+    if not scan.images:
+        raise DataError(f"no images in {base.resolve()} (data.root); {scan.describe_content()}")
+    by_folder: dict[str, list[Path]] = {}
+    for path in scan.images:
+        by_folder.setdefault(_first_folder(path, base), []).append(path)
+    has_splits = _are_splits([name for name in by_folder if name != LOOSE])
+    parts: dict[str, list[LabeledFile]] = {}
+    if has_splits:
+        for name, paths in by_folder.items():
+            parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
+            if name == LOOSE or split_role(name) == UNLABELED:
+                parts[name] = without_labels(parts[name])
+    else:
+        parts[LOOSE] = [LabeledFile(path, _class_name(path, base)) for path in scan.images]
+    num_classes = max(len(class_names(part)) for part in parts.values())
+    if labels == "none" or (labels == "auto" and num_classes < 2):
+        parts = {name: without_labels(part) for name, part in parts.items()}
+    elif num_classes == 0:
+        raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")
+    return FolderLayout(scan, parts, has_splits)
+
+
+def class_names(files: Sequence[LabeledFile]) -> tuple[str, ...]:
+    """Return the names of the classes of these files, sorted."""
+    return tuple(sorted({file.class_name for file in files if file.class_name is not None}))
+
+
+def without_labels(files: Sequence[LabeledFile]) -> list[LabeledFile]:
+    """Return the files without the names of their classes."""
+    return [LabeledFile(file.path, None) for file in files]
+
+
+def describe_class_sizes(files: Sequence[LabeledFile]) -> str:
+    """Return ` of 3 (eel) to 90 (cat) images, median 12`; nothing if there are no labels."""
+    sizes = Counter(file.class_name for file in files if file.class_name is not None)
+    if not sizes:
+        return ""
+    [(largest, most), *_] = sizes.most_common()
+    smallest = min(sizes, key=lambda name: (sizes[name], name))
+    if sizes[smallest] == most:
+        text = f" of {most:,} images each"
+    else:
+        text = f" of {sizes[smallest]:,} ({smallest}) to {most:,} ({largest}) images, median {median(sizes.values()):g}"
+    num_unlabeled = len(files) - sizes.total()
+    if num_unlabeled:
+        text += f"; {num_unlabeled:,} images without a class"
+    return text
+
+
+def _are_splits(names: Sequence[str]) -> bool:
+    """Return whether folders of these names, which are all folders with images of one level, are splits."""
+    roles = {split_role(name) for name in names}
+    return None not in roles and bool(roles - {UNLABELED})
+
+
+def _first_folder(path: Path, base: Path) -> str:
+    parts = path.relative_to(base).parts
+    return parts[0] if len(parts) > 1 else LOOSE
+
+
+def _class_name(path: Path, part_folder: Path) -> str | None:
+    """Return the name of the class folder of a file; None directly in the part, and in a folder of unlabeled images."""
+    name = _first_folder(path, part_folder)
+    if name == LOOSE or split_role(name) == UNLABELED:
+        return None
+    return name
+
+
+def _depth(file: LabeledFile, base: Path) -> int:
+    return len(file.path.relative_to(base).parts) - 1

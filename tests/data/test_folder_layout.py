@@ -1,0 +1,117 @@
+"""What the folders below a folder of images mean: splits, classes, or neither."""
+
+import pytest
+
+from image_files import relative_paths, write_images
+from reptk.core.errors import DataError
+from reptk.data import folder
+from reptk.data.folder_layout import class_names, read_layout
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:no class of .* is held out"),
+    pytest.mark.filterwarnings("ignore:.*skipped"),
+]
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation"),
+    [
+        ("train", "val"),
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("TRAIN", "VAL"),
+        ("Training", "Validation"),
+        ("train", "dev"),
+        ("train2017", "val2017"),
+        ("train_set", "test_set"),
+    ],
+)
+def test_split_folders_in_any_spelling_are_splits(tmp_path, train, evaluation):
+    write_images(tmp_path, **{f"{train}/a": 3, f"{train}/b": 3, f"{evaluation}/a": 1, f"{evaluation}/b": 2})
+    layout = read_layout(tmp_path, "auto")
+    assert layout.has_splits
+    assert class_names(layout.files) == ("a", "b")
+    data = folder(str(tmp_path))
+    assert data.classes == ("a", "b")
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert relative_paths(data.query, tmp_path) == [f"{evaluation}/{name}.png" for name in ("a/00", "b/00", "b/01")]
+
+
+def test_a_class_named_train_is_a_class(tmp_path):
+    write_images(tmp_path, bus=10, car=10, train=10, test=10)
+    layout = read_layout(tmp_path, "auto")
+    assert not layout.has_splits
+    assert class_names(layout.files) == ("bus", "car", "test", "train")
+    assert len(layout.files) == 40
+    data = folder(str(tmp_path))
+    assert data.classes == ("bus", "car", "test", "train")
+    assert len(data.train) + len(data.query) == 40
+    assert any("test, train count as classes" in line for line in data.summary)
+
+
+def test_folders_without_images_do_not_make_a_split_a_class(tmp_path):
+    write_images(tmp_path, train__a=1, train__b=1, val__a=1)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances.json").write_text("{}")
+    assert read_layout(tmp_path, "auto").has_splits
+
+
+def test_the_evaluation_folder_with_labels_is_preferred(tmp_path):
+    write_images(tmp_path, train__a=1, train__b=1, val=3, test__a=1, test__b=1)
+    data = folder(str(tmp_path))
+    assert relative_paths(data.query, tmp_path) == ["test/a/00.png", "test/b/00.png"]
+    assert "  not used in training: 3 in val" in data.summary
+
+
+def test_a_validation_folder_is_preferred_to_a_test_folder(tmp_path):
+    write_images(tmp_path, train__a=1, train__b=1, VAL__a=1, VAL__b=1, Test__a=1, Test__b=1)
+    assert relative_paths(folder(str(tmp_path)).query, tmp_path) == ["VAL/a/00.png", "VAL/b/00.png"]
+
+
+def test_unlabeled_images_next_to_the_splits_are_trained_on(tmp_path):
+    write_images(tmp_path, train__a=2, train__b=2, test__a=1, test__b=1, unlabeled=5)
+    data = folder(str(tmp_path))
+    assert data.train.labels.tolist() == [0, 0, 1, 1] + [-1] * 5
+    assert data.bank.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_several_train_folders_are_one_split(tmp_path):
+    write_images(tmp_path, train__a=2, Training__b=2, val__a=1, val__b=1)
+    data = folder(str(tmp_path))
+    assert data.train.labels.sort().values.tolist() == [0, 0, 1, 1]
+    assert len(data.query) == 2
+
+
+@pytest.mark.parametrize("name", ["Train", "training", "test", "VAL"])
+def test_a_single_split_folder_is_used_in_place_of_the_root(tmp_path, name):
+    data = folder(str(write_images(tmp_path, **{f"{name}/a": 5, f"{name}/b": 5})))
+    assert data.classes == ("a", "b")
+    assert (len(data.train), len(data.query)) == (8, 2)
+
+
+@pytest.mark.parametrize("empty_folder", [None, "Train"])
+def test_splits_without_training_images_are_refused(tmp_path, empty_folder):
+    write_images(tmp_path, val__a=1, val__b=1)
+    if empty_folder is None:
+        write_images(tmp_path, test__a=1)
+    else:
+        (tmp_path / empty_folder).mkdir()
+    with pytest.raises(DataError, match=r"no images to train on .* data\.root=.*/val"):
+        folder(str(tmp_path))
+
+
+def test_the_summary_counts_what_was_read(tmp_path):
+    write_images(tmp_path, train__cat=6, train__dog=2, val__cat=1)
+    assert list(folder(str(tmp_path)).summary) == [
+        f"{tmp_path}: 9 images, 2 classes of 2 (dog) to 7 (cat) images, median 4.5",
+        "  splits: train 8, val 1",
+    ]
+
+
+def test_a_single_folder_that_holds_the_classes_is_named(tmp_path):
+    data = folder(str(write_images(tmp_path, flowers__rose=2, flowers__tulip=2)))
+    assert data.classes == ()
+    assert (
+        f"  note: everything is in flowers; its folders are splits or classes for {tmp_path / 'flowers'}"
+        in data.summary
+    )
