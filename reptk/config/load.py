@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -31,7 +31,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Se
 
     Args:
         name_or_path: a recipe's name, a TOML file, or a run folder (which holds its `recipe.toml`).
-        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text if it is not valid TOML.
+        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text if it is not valid TOML or
+            if the key takes text alone.
             Changing a part's name drops the previous part's arguments, and a method without a loss drops `[loss]`.
         plugins: `.py` files or modules that register further parts.
 
@@ -93,14 +94,15 @@ def override(table: Table, pairs: Sequence[str]) -> Table:
     """
     table = dict(table)
     # False sorts before True, and a sort keeps the order of equal items, so that of two values of a key the last one counts.
-    parsed = sorted(map(_parse_pair, pairs), key=lambda pair: not _is_part_name(pair[0]))
-    for keys, value in parsed:
-        _set(table, keys, value)
+    parsed = sorted(map(_parse_pair, pairs), key=lambda pair: not _is_part_name(pair.keys))
+    for pair in parsed:
+        _set(table, pair)
     return table
 
 
-def _set(table: Table, keys: Sequence[str], value: Any) -> None:
+def _set(table: Table, pair: "_Pair") -> None:
     """Set a dotted key. Inner tables are copied before they are changed, since the caller's table shares them."""
+    keys = pair.keys
     inner = table
     for key in keys[:-1]:
         child = inner.get(key, {})
@@ -108,6 +110,7 @@ def _set(table: Table, keys: Sequence[str], value: Any) -> None:
             raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a table")
         inner[key] = dict(child)
         inner = inner[key]
+    value = _suitable_value(pair, inner)
     if _is_part_name(keys):
         # An evaluator without a name is called by its key: [eval.knn].
         implied_name = keys[-2] if keys[0] == "eval" else None
@@ -123,8 +126,9 @@ def read(path: Path) -> Table:
         UsageError: unreadable, or not TOML (with line and column).
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as cause:
+        # Names of files may hold bytes that are not UTF-8.
+        return tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except OSError as cause:
         raise UsageError(f"cannot read {path}: {cause}") from cause
     except tomllib.TOMLDecodeError as cause:
         raise UsageError(f"{path} is not valid TOML: {cause}") from cause
@@ -294,15 +298,64 @@ def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
     return f"{name!r} has no argument {argument!r}{hint} It takes {parameters}"
 
 
-def _parse_pair(text: str) -> tuple[list[str], Any]:
+class _Pair(NamedTuple):
+    """A dotted key, its value read as TOML, and the text of the value as it was typed."""
+
+    keys: list[str]
+    value: Any
+    text: str
+
+
+def _parse_pair(text: str) -> _Pair:
     key, equals, value = text.partition("=")
     keys = key.split(".")
     if not equals or not all(keys):
         raise UsageError(f"{text!r} is not key=value (e.g. train.epochs=5, loss.name=supcon)")
     try:
-        return keys, tomllib.loads(f"value = {value}")["value"]
+        return _Pair(keys, tomllib.loads(f"value = {value}")["value"], value)
     except tomllib.TOMLDecodeError:
-        return keys, value  # text without quotes, which a shell would have removed anyway
+        return _Pair(keys, value, value)  # text without quotes, which a shell would have removed anyway
+
+
+def _suitable_value(pair: _Pair, part: Table) -> Any:
+    """Return the value of a pair, or what was typed where the key takes text: a folder may have the name 2024 or true.
+
+    Args:
+        pair: the pair.
+        part: the table that holds the last key.
+    """
+    if isinstance(pair.value, str):
+        return pair.value
+    types = _types_of_key(pair.keys, part)
+    takes_text_alone = []
+    for expected in types:
+        takes_text_alone.append(not signature.accepts(expected, pair.value) and signature.accepts(expected, pair.text))
+    if takes_text_alone and all(takes_text_alone):
+        return pair.text
+    return pair.value
+
+
+def _types_of_key(keys: Sequence[str], part: Table) -> list[Any]:
+    """Return the type of a key's value. If it depends on a part that is not known yet, those of all parts with the key."""
+    if _is_part_name(keys):
+        return [str]
+    registry = None
+    name = part.get("name")
+    if len(keys) == 2:
+        registry = PARTS.get(keys[0])
+    elif len(keys) == 3 and keys[0] == "eval":
+        registry = EVALUATORS
+        name = part.get("name", keys[1])
+    if registry is None:
+        return signature.types_of_field(Recipe, keys)
+    if name in registry.names():
+        factories = [registry.get(name)]
+    else:
+        factories = list(registry.loaded().values())
+    types = []
+    for factory in factories:
+        types += signature.types_of_parameter(factory, keys[-1])
+    return types
 
 
 def _is_part_name(keys: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import to_jsonable_python
 
 from reptk.config.registry import nearest
@@ -55,6 +55,39 @@ def names(factory: Callable[..., Any], supplied: Sequence[str] = ()) -> list[str
     """Return the names of a factory's parameters, without those in `supplied`."""
     parameters = _signature(factory).parameters
     return [name for name, parameter in parameters.items() if parameter.kind in _NAMED_KINDS and name not in supplied]
+
+
+def types_of_parameter(factory: Callable[..., Any], name: str) -> list[Any]:
+    """Return the type of a factory's parameter, in a list that is empty if there is no such parameter or no type."""
+    parameter = _signature(factory).parameters.get(name)
+    if parameter is None or parameter.annotation is inspect.Parameter.empty:
+        return []
+    return [_checkable_type(parameter.annotation)]
+
+
+def types_of_field(model: type[BaseModel], keys: Sequence[str]) -> list[Any]:
+    """Return the type of a model's field at a dotted key, in a list that is empty if there is no such field."""
+    for key in keys[:-1]:
+        if key not in model.model_fields:
+            return []
+        inner = _models_in(model.model_fields[key].annotation)
+        if not inner:
+            return []
+        model = inner[0]
+    if keys[-1] not in model.model_fields:
+        return []
+    return [model.model_fields[keys[-1]].annotation]
+
+
+def accepts(expected: Any, value: Any) -> bool:
+    """Return whether pydantic accepts a value for a type."""
+    try:
+        TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError:
+        return False
+    except Exception:  # pydantic may raise anything about a type that it does not know; the value is checked later
+        return True
+    return True
 
 
 def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:
@@ -176,8 +209,11 @@ def _unknown_key(location: tuple[int | str, ...], model: type[BaseModel] | None)
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """Return the model of the table at a dotted key."""
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        # An optional table is annotated as a union with None.
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+        model = _models_in(model.model_fields[str(part)].annotation)[0]
     return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models among a type and, since an optional table is annotated as a union with None, its members."""
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]

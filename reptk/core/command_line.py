@@ -1,6 +1,8 @@
 """The frame of all commands: errors are printed as one message with an exit code, and warnings as one line."""
 
 import argparse
+import codecs
+import io
 import os
 import sys
 import warnings
@@ -14,6 +16,9 @@ INTERRUPTED = 130
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
+
+ESCAPED_BYTES = "reptk-escaped-bytes"
+"""Name under which Python's codecs know `_escape`."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,6 +41,7 @@ def integer_from(minimum: int) -> Callable[[str], int]:
 
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a `ReptkError` is printed to standard error without a traceback."""
+    _escape_unprintable_names()
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning  # restored by catch_warnings
         try:
@@ -49,6 +55,28 @@ def run_command(command: Callable[[], int]) -> int:
             # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+
+
+def _escape_unprintable_names() -> None:
+    """Make standard output and standard error print bytes of file names that are not UTF-8 as `\\xe9`, not raise."""
+    codecs.register_error(ESCAPED_BYTES, _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPED_BYTES)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Return what is printed in place of characters that the output cannot encode, and where to continue; see `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escaped = ""
+    for letter in error.object[error.start : error.end]:
+        if "\udc80" <= letter <= "\udcff":
+            # Python's stand-in for a byte that is not UTF-8.
+            escaped += f"\\x{ord(letter) - 0xDC00:02x}"
+        else:
+            escaped += letter.encode("ascii", "backslashreplace").decode("ascii")
+    return escaped, error.end
 
 
 def _print_error(error: ReptkError) -> None:

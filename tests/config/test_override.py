@@ -1,10 +1,15 @@
 """key=value pairs: dotted keys, values read as TOML, and what a part's new name does to its arguments."""
 
+import datetime
+import os
+from pathlib import Path
+
 import pytest
 
 from recipe_files import TINY, write
 from reptk.config import load, override
 from reptk.core.errors import UsageError
+from reptk.core.files import write_text
 
 TCL = {"name": "tcl", "temperature": 0.2, "k1": 100.0}
 
@@ -46,6 +51,45 @@ def test_value_is_toml_or_else_text(text, value):
     parsed = override({}, [f"a.b={text}"])["a"]["b"]
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", ["2024", "2024-05-01", "1e3", "true", "inf", "[1, 2]", "12:30:00", "0x1F"])
+@pytest.mark.parametrize("data", [{}, {"name": "folder"}, {"name": "imagenet100"}, {"name": "of a plugin"}], ids=str)
+def test_a_folder_may_be_called_like_a_number(data, text):
+    assert override({"data": data}, [f"data.root={text}"])["data"]["root"] == text
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("encoder.weights=2024", "2024"),
+        ("encoder.backbone=1e3", "1e3"),
+        ("name=2024", "2024"),
+        ("loss.name=2024", "2024"),
+        ("data.root='2024'", "2024"),
+        ("data.size=64", 64),
+        ("data.cache=true", True),
+        ("data.cache=2024", "2024"),
+        ("train.epochs=5", 5),
+        ("train.epochs=2024-05-01", datetime.date(2024, 5, 1)),
+        ("encoder.pretrained=true", True),
+        ("unknown.key=5", 5),
+    ],
+)
+def test_what_was_typed_counts_where_a_key_takes_text(pair, value):
+    table = override({"data": {"name": "folder"}}, [pair])
+    for key in pair.partition("=")[0].split("."):
+        table = table[key]
+    assert table == value
+    assert type(table) is type(value)
+
+
+def test_a_recipe_with_a_folder_that_is_no_utf8_is_read_again():
+    root = os.fsdecode(b"caf\xe9")
+    recipe = load(write("tiny.toml"), ["data.name=folder", f"data.root={root}"])
+    write_text(Path("again.toml"), recipe.dump())
+    assert load("again.toml").data == recipe.data
+    assert recipe.data["root"] == root
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,6 @@ MISTAKES = {
         ["train.epochs=2.5"],
         "  train.epochs  must be a valid integer, got a number with a fractional part, got 2.5",
     ),
-    "number for text": (["encoder.backbone=50"], "  encoder.backbone  must be a valid string, got 50"),
     "out of range": (["train.batch_size=0"], "  train.batch_size  must be greater than or equal to 2, got 0"),
     "out of a part's range": (["loss.temperature=0"], "  loss.temperature  must be greater than 0, got 0"),
     "out of a list's range": (["eval.knn.k=[1, 0]"], "  eval.knn.k.1  must be greater than or equal to 1, got 0"),
@@ -64,7 +63,7 @@ MISTAKES = {
     ),
     "an argument that has no default": (["data.name=folder"], "  data.root  is missing"),
     "a value for a part": (["loss=tcl"], "  loss.name  say which loss: {loss}"),
-    "a name that is no text": (["loss.name=3"], "  loss.name  say which loss: {loss}"),
+    "a name that is a number": (["loss.name=3"], "  loss.name  no loss '3'. There are: {loss}"),
     "unknown loss": (["loss.name=supkon"], "  loss.name  no loss 'supkon'. Nearest: supcon. There are: {loss}"),
     "unknown data set": (
         ["data.name=cifar101"],
