@@ -56,6 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         workers=args.workers,
         strict=args.strict,
         force=args.force,
+        report=print,
     )
     _print_summary(embeddings, args.out)
     return 0
@@ -67,7 +68,7 @@ def _is_override(text: str) -> bool:
 
 
 def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespace) -> str | config.Table:
-    """Return what to embed: a CSV file's path or a data set's table, by default that of the run.
+    """Return what to embed: a table's path or a data set's table, by default that of the run.
 
     Args:
         data_name: what --data names, if it was given.
@@ -136,7 +137,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("encoder", help="a run's folder, its model folder, or any timm name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=..., data.labels=none, size=96")
     parser.add_argument(
-        "--data", help="a folder, a CSV file of path[,label[,id]], or a data set's name; the run's own by default"
+        "--data",
+        help="a folder, a table of paths and labels (CSV, JSON lines, Parquet), or a data set's name; the run's own by default",
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors or .parquet")
     parser.add_argument("--split", help="train, bank or query of a data set; every distinct image by default")

@@ -1,73 +1,276 @@
-"""CSV tables of images: lines of path[,label[,id]], with or without a header line."""
+"""Tables of images, as people write them: CSV with any usual separator and encoding, JSON lines, or Parquet.
 
-import csv
+A table has a column of paths, which are relative to its folder, and may have columns of labels (names of classes), ids and
+splits. Headings are recognized by their usual names; a CSV file without headings has the columns path, label and id.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import DataError
+from reptk.data.decode import EXTENSIONS
+from reptk.data.table_files import TableRow, heading_key, read_cells
 
 COLUMNS = ("path", "label", "id")
+"""Columns of a table without headings, in this order."""
+
+HEADINGS = {
+    "path": (
+        *("path", "filepath", "imagepath", "imgpath", "file", "filename", "filenames", "imagefile", "imagefilename"),
+        *(
+            "imagefilepath",
+            "imagename",
+            "imgname",
+            "imgfile",
+            "image",
+            "img",
+            "images",
+            "photo",
+            "picture",
+            "relativepath",
+        ),
+    ),
+    "label": (
+        *(
+            "classname",
+            "categoryname",
+            "labelname",
+            "class",
+            "category",
+            "label",
+            "labels",
+            "target",
+            "targets",
+            "classlabel",
+        ),
+        *("species", "y", "classid", "categoryid", "labelid", "classidx", "classindex"),
+    ),
+    "id": ("id", "imageid", "imgid", "uid", "uuid", "key"),
+    "split": ("split", "subset", "partition", "set"),
+}
+"""Headings of each column without spaces, `_` and `-`, the preferred one first."""
+
+MAX_LISTED = 6
+
+WAY_OUT = "A table has a line of headings such as path,label,id, or lines of path[,label[,id]]"
 
 
 class ImageRow(NamedTuple):
-    """One image of a table; the label and the id are empty if the table has none."""
+    """One image of a table; what the table does not say is empty."""
 
     path: str
     label: str = ""
     id: str = ""
+    split: str = ""
 
 
-def read_image_table(table: Path) -> list[ImageRow]:
-    """Return the rows of a CSV file.
+@dataclass(frozen=True)
+class ImageTable:
+    """The images of a table.
 
-    With a header line, that is one with a cell `path`, columns may be in any order, and others are ignored. Without one
-    they are path, label and id. Empty lines are ignored.
+    Args:
+        file: the table.
+        rows: the images, in order.
+        unread_columns: headings of columns that are not used.
+    """
+
+    file: Path
+    rows: list[ImageRow]
+    unread_columns: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Return a few lines that say what is read and what is not."""
+        classes = {row.label for row in self.rows if row.label}
+        line = f"{self.file}: {len(self.rows):,} images"
+        if classes:
+            num_unlabeled = sum(not row.label for row in self.rows)
+            line += f", {len(classes):,} classes"
+            if num_unlabeled:
+                line += f"; {num_unlabeled:,} images without a class"
+        else:
+            line += ", no labels"
+        lines = [line]
+        if self.unread_columns:
+            names = ", ".join(self.unread_columns[:MAX_LISTED])
+            if len(self.unread_columns) > MAX_LISTED:
+                names += ", ..."
+            lines.append(f"  columns not read: {names}")
+        root = self.file.absolute().parent
+        missing = [row.path for row in self.rows if not _exists(root, row.path)]
+        if missing:
+            lines.append(f"  {len(missing):,} files are missing, the first: {root / missing[0]}")
+        return lines
+
+
+def read_image_table(table: Path) -> ImageTable:
+    """Return the images that a file of type CSV (`,`, `;`, tab or `|`), JSON lines or Parquet lists.
 
     Raises:
-        DataError: the file cannot be read as CSV, lists no images, or has a row without a path.
+        DataError: the file cannot be read or understood, with the number of the line and the way out.
+        EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
-    lines = _read_csv(table)
-    has_header = bool(lines) and "path" in _column_names(lines[0])
-    if has_header:
-        names = _column_names(lines[0])
-        lines = lines[1:]
-    else:
-        names = list(COLUMNS)
-        if any(len(cells) > len(COLUMNS) for cells in lines):
-            raise DataError(f"{table} has more than 3 columns and no line of headings (path,label,id)")
+    if table.suffix.lower() in EXTENSIONS:
+        raise DataError(f"{table} is an image, not a table of images; name the folder that it is in")
+    cells = read_cells(table, _known_headings())
+    lines = cells.rows
     if not lines:
-        raise DataError(f"{table} lists no images; it must have lines of path[,label[,id]]")
+        raise DataError(f"{table} lists no images. {WAY_OUT}")
+    if cells.has_headings or is_header(lines[0].cells):
+        headings = [cell.strip() for cell in lines[0].cells]
+        columns = _columns(table, lines[0].number, headings)
+        lines = lines[1:]
+        _check_widths(table, lines, headings)
+    else:
+        headings = list(COLUMNS)
+        columns = {name: index for index, name in enumerate(COLUMNS)}
+        _check_first_line(table, lines)
+    if not lines:
+        raise DataError(f"{table} lists no images, only headings. {WAY_OUT}")
+    rows = [_image_row(line, columns) for line in lines]
+    _check_paths(table, rows, lines)
+    root = table.absolute().parent
+    rows = [row._replace(path=_existing_spelling(root, row.path), label=_readable(row.label)) for row in rows]
+    used = set(columns.values())
+    unread = tuple(name or f"column {index + 1}" for index, name in enumerate(headings) if index not in used)
+    return ImageTable(table, rows, unread)
 
-    rows = [_image_row(cells, names) for cells in lines]
-    # Numbers as a spreadsheet shows them, from 1.
-    first_number = 2 if has_header else 1
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Return whether the cells of a line are headings: one is that of a column of paths, and none is an image file."""
+    if any(_looks_like_image(cell) for cell in cells):
+        return False
+    names = {heading_key(cell) for cell in cells}
+    return bool(names & {*HEADINGS["path"], "imageid", "imgid"})
+
+
+def _known_headings() -> frozenset[str]:
+    return frozenset(name for names in HEADINGS.values() for name in names)
+
+
+def _columns(table: Path, line_number: int, headings: Sequence[str]) -> dict[str, int]:
+    """Return the index of each column by its meaning. Of several columns with one meaning, the preferred one counts."""
+    index_of: dict[str, int] = {}
+    for index, heading in enumerate(headings):
+        index_of.setdefault(heading_key(heading), index)
+    columns = {}
+    for meaning, names in HEADINGS.items():
+        for name in names:
+            if name in index_of:
+                columns[meaning] = index_of[name]
+                break
+    if "path" not in columns:
+        # An image's id is often the name of its file.
+        for name in ("imageid", "imgid"):
+            if name in index_of:
+                columns["path"] = index_of[name]
+                columns.pop("id", None)
+                break
+    if "path" not in columns:
+        listed = ", ".join(headings[:MAX_LISTED]) or "none"
+        raise DataError(f"{table}, line {line_number}: no column of paths among {listed}; name it path")
+    return columns
+
+
+def _check_first_line(table: Path, lines: Sequence[TableRow]) -> None:
+    """Raise DataError if a table without known headings does not begin with an image."""
+    first = lines[0]
+    if any(len(_without_empty_end(line.cells)) > len(COLUMNS) for line in lines):
+        wide = next(line for line in lines if len(_without_empty_end(line.cells)) > len(COLUMNS))
+        raise DataError(
+            f"{table}, line {wide.number}: more than 3 columns and no line of headings (path,label,id). {WAY_OUT}"
+        )
+    path = first.cells[0].strip()
+    if not path or _looks_like_image(path) or _exists(table.absolute().parent, path):
+        return
+    shown = ascii(",".join(first.cells)[:80])
+    hint = ""
+    if any(_looks_like_image(word) for word in path.split()):
+        hint = "Its columns must be separated by a comma, semicolon, tab or |. "
+    raise DataError(
+        f"{table}, line {first.number}: {shown} is neither an image file nor a line of headings with a name such as path, "
+        f"file or image. {hint}{WAY_OUT}"
+    )
+
+
+def _check_widths(table: Path, lines: Sequence[TableRow], headings: Sequence[str]) -> None:
+    """Raise DataError if a line has more cells than there are headings, since it is unknown which belong where."""
+    for line in lines:
+        num_cells = len(_without_empty_end(line.cells))
+        if num_cells > len(headings):
+            raise DataError(
+                f"{table}, line {line.number}: {num_cells} cells for {len(headings)} headings; a cell that holds the separator "
+                "has to be in double quotes"
+            )
+
+
+def _check_paths(table: Path, rows: Sequence[ImageRow], lines: Sequence[TableRow]) -> None:
     without_path = []
-    for number, row in enumerate(rows, first_number):
+    for row, line in zip(rows, lines, strict=True):
         if not row.path or "\0" in row.path:  # no file name holds a zero byte
-            without_path.append(number)
+            without_path.append(line.number)
     if without_path:
-        raise DataError(f"{table} has {len(without_path)} rows without a path, first row {without_path[0]}")
-    return rows
+        count = f"{len(without_path):,} rows without a path"
+        raise DataError(
+            f"{table} has {count}, the first on line {without_path[0]}; fill them in, or take the lines out"
+        )
 
 
-def _read_csv(table: Path) -> list[list[str]]:
-    """Return the cells of every line that is not empty."""
+def _image_row(line: TableRow, columns: dict[str, int]) -> ImageRow:
+    values = {}
+    for name, index in columns.items():
+        if index < len(line.cells):
+            values[name] = line.cells[index].strip()
+    return ImageRow(values.get("path", ""), values.get("label", ""), values.get("id", ""), values.get("split", ""))
+
+
+def _existing_spelling(root: Path, path: str) -> str:
+    """Return the path as the file system spells it, if the table spells it otherwise, else as it is in the table."""
+    candidates = [path]
+    if _has_undecoded_bytes(path):
+        # Either a file whose name is not UTF-8, or a table in the encoding of Windows.
+        candidates.append(_readable(path))
+    if path.startswith("'"):
+        candidates.append(path[1:])  # as written in front of what a spreadsheet would take for a formula
+    candidates += [candidate.replace("\\", "/") for candidate in candidates if "\\" in candidate]
+    if len(candidates) == 1:
+        return path
+    for candidate in candidates:
+        if _exists(root, candidate):
+            return candidate
+    return _readable(path)
+
+
+def _readable(text: str) -> str:
+    """Return text with bytes that are not UTF-8 read as Windows-1252, or if that has no such letter, as Latin-1."""
+    if not _has_undecoded_bytes(text):
+        return text
+    content = text.encode("utf-8", "surrogateescape")
     try:
-        # utf-8-sig skips the byte order mark that spreadsheets write.
-        with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return [cells for cells in csv.reader(file, strict=True) if any(cells)]
-    except (OSError, csv.Error) as cause:
-        raise DataError(f"cannot read {table} as CSV: {cause}. It must have lines of path[,label[,id]]") from cause
+        return content.decode("cp1252")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
-def _column_names(cells: list[str]) -> list[str]:
-    return [cell.strip().casefold() for cell in cells]
+def _has_undecoded_bytes(text: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def _image_row(cells: list[str], names: list[str]) -> ImageRow:
-    """Return one row; `names` are the columns' names, and a row may have fewer or more cells than there are names."""
-    values: dict[str, str] = {}
-    for name, cell in zip(names, cells, strict=False):
-        if name in COLUMNS:
-            values.setdefault(name, cell)  # of two columns of one name, the first
-    return ImageRow(values.get("path", ""), values.get("label", ""), values.get("id", ""))
+def _exists(root: Path, path: str) -> bool:
+    try:
+        return (root / path).exists()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
+
+
+def _looks_like_image(cell: str) -> bool:
+    return Path(cell.strip()).suffix.lower() in EXTENSIONS
+
+
+def _without_empty_end(cells: Iterable[str]) -> list[str]:
+    """Return the cells without the empty ones at the end, which spreadsheets write."""
+    trimmed = list(cells)
+    while trimmed and not trimmed[-1].strip():
+        trimmed.pop()
+    return trimmed

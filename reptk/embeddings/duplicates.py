@@ -33,6 +33,8 @@ MAX_PENDING_PAIRS = 1 << 20
 
 NO_ROW = -1
 CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "identical")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet runs text that begins with one of these, even if it is a file's name."""
 
 
 class Duplicate(NamedTuple):
@@ -113,7 +115,7 @@ class Duplicates:
         table.writerow(CSV_COLUMNS)
         for number, group in enumerate(self._all_groups(), 1):
             for duplicate in group:
-                table.writerow([number, *self._csv_cells(duplicate)])
+                table.writerow([number, *map(_escape_formula, self._csv_cells(duplicate))])
         with explain_write_errors(path):
             write_text(path, text.getvalue())
 
@@ -333,3 +335,15 @@ def _readable_size(file: Path | None) -> int | None:
         return file.stat().st_size
     except OSError:
         return None
+
+
+def _escape_formula(cell: object) -> object:
+    """Return a cell with an apostrophe in front if a spreadsheet would run it as a formula; numbers stay as they are."""
+    text = str(cell)
+    if not text.startswith(FORMULA_STARTS):
+        return cell
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return cell

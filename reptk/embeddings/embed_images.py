@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ def embed(
     workers: int | None = None,
     strict: bool = False,
     force: bool = False,
+    report: Callable[[str], None] | None = None,
 ) -> Embeddings:
     """Compute vectors of unit length of images, preprocessed as evaluation does it.
 
     Args:
-        data: a folder; a CSV file of path[,label[,id]]; a data set's name or its table of a recipe
-            (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
+        data: a folder; a table of paths, labels and ids as CSV, JSON lines or Parquet (see `reptk.data.image_table`); a
+            data set's name or its table of a recipe (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
         encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
         out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
         split: train, bank or query of a data set; by default every distinct image.
@@ -73,6 +74,7 @@ def embed(
         strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
             number of skipped images and the first reasons.
         force: replace `out` if it exists.
+        report: called before work starts, with each line of a summary of what is read and what is skipped.
 
     Raises:
         UsageError, EnvironmentProblem: an argument, the encoder, or the place to write to is wrong.
@@ -91,6 +93,9 @@ def embed(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
     source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg)
+    if report is not None:
+        for line in source.summary:
+            report(line)
     # The preprocessing of the images is recorded with the vectors, so that queries get the same.
     embedder.jpeg = source.jpeg
     embedder.crop = source.crop
@@ -163,7 +168,7 @@ def _open_source(
     decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
     if isinstance(data, str | Path):
         if Path(data).is_file():
-            return image_sources.from_csv(Path(data), size_px=decode_px, jpeg=jpeg, crop=CROP)
+            return image_sources.from_table(Path(data), size_px=decode_px, jpeg=jpeg, crop=CROP)
         data = image_sources.data_table(str(data))
     table = dict(data)
     if table.get("name") in ("folder", "imagenet100"):

@@ -1,4 +1,4 @@
-"""Where images to embed come from: memory, a CSV table of paths, a folder, or a data set; every image once."""
+"""Where images to embed come from: memory, a table of paths, a folder, or a data set; every image once."""
 
 import hashlib
 import os
@@ -19,8 +19,8 @@ from reptk.data.decode import Jpeg
 from reptk.data.folder_layout import class_names, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
+from reptk.data.image_table import read_image_table
 from reptk.data.sources.folder import EVALUATION_CROP, existing_folder
-from reptk.embeddings.image_table import read_image_table
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -88,21 +88,23 @@ def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     return ImageSource([group], classes=(), crop=1.0, jpeg=jpeg, about={"name": "tensor"})
 
 
-def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSource:
-    """Return the images that a CSV file lists: path[,label[,id]], with or without a header line.
+def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSource:
+    """Return the images that a CSV, JSON lines or Parquet file lists; see `reptk.data.image_table`.
 
     Paths are relative to the table's folder. Labels are class names, or empty; without ids, paths are the ids.
 
     Args:
-        table: the CSV file.
+        table: the file.
         size_px: side to which images are decoded.
         jpeg: which library decodes JPEG.
         crop: share of the shorter side that preprocessing keeps.
 
     Raises:
         DataError: the table cannot be read, is empty, or has an id twice.
+        EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
-    rows = read_image_table(table)
+    listed = read_image_table(table)
+    rows = listed.rows
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
     files = ImageFiles([root / path for path in paths], size_px, jpeg)
@@ -115,8 +117,8 @@ def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSour
     if any(row.id for row in rows):
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
-    about = {"name": "csv", "table": str(table), "root": str(root)}
-    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about)
+    about = {"name": "table", "table": str(table), "root": str(root)}
+    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about, listed.describe())
 
 
 def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg = "auto") -> ImageSource:

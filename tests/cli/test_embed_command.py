@@ -1,5 +1,6 @@
 """reptk embed, as a command."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import reptk
-from embedding_inputs import run_command
+from embedding_inputs import draw_image, run_command
 from reptk.embeddings import Embeddings
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -61,3 +62,53 @@ def test_unreadable_images_are_skipped(
     assert embeddings.about["skipped"]["count"] == 7
     assert "05-0.jpg" in run_command([*arguments, "--strict", "--force"], capsys, exit_code=3)
     assert len(Embeddings.load(out)) == 12, "the old file is still complete"
+
+
+def test_the_command_says_what_is_read_before_it_starts(
+    encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(["Train/a/0.png", "Train/b/0.png", "Test/a/0.png"]):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(number).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "Test" / "page.psd").write_bytes(b"x")
+    printed = run_command(
+        ["embed", encoder_run, "--data", tmp_path / "photos", "--out", tmp_path / "e.safetensors"], capsys
+    )
+    assert printed.splitlines()[:3] == [
+        f"{tmp_path / 'photos'}: 3 images, 2 classes of 1 (b) to 2 (a) images, median 1.5",
+        "  splits: Test 1, Train 2",
+        "  skipped: 1 .psd files, which are not read: convert them to PNG",
+    ]
+
+
+def test_a_table_with_unknown_columns(encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    draw_image(0).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("File;Target;width\na.png;cat;3\n")
+    out = tmp_path / "e.safetensors"
+    printed = run_command(["embed", encoder_run, "--data", tmp_path / "t.csv", "--out", out], capsys)
+    assert "columns not read: width" in printed
+    assert Embeddings.load(out).classes == ("cat",)
+
+
+def test_a_folder_that_is_called_like_a_number(
+    encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("2024").mkdir()
+    draw_image(0).save("2024/a.png")
+    run_command(["embed", encoder_run, "data.name=folder", "data.root=2024", "--out", "e.safetensors"], capsys)
+    assert list(Embeddings.load("e.safetensors").ids) == ["a.png"]
+
+
+def test_names_that_are_not_utf8_are_embedded(encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        root.mkdir()
+    except OSError as cause:
+        pytest.skip(f"this file system refuses the name: {cause}")
+    draw_image(0).save(root / "a.png")
+    (root / os.fsdecode(b"br\xfbl\xe9.jpg")).write_bytes(b"no image")
+    out = tmp_path / "e.safetensors"
+    printed = run_command(["embed", encoder_run, "--data", root, "--out", out], capsys)
+    assert "br\\xfbl\\xe9.jpg" in printed
+    assert Embeddings.load(out).about["root"] == str(root)

@@ -1,5 +1,8 @@
 """Near duplicates within a set and between two sets."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +81,15 @@ def test_components_do_not_depend_on_when_edges_are_reduced(monkeypatch: pytest.
         components.connect(np.array(nodes), np.array(others))
     assert [nodes.tolist() for nodes in components.groups()] == [[2, 6, 7, 8], [0, 3]]
     assert ConnectedComponents(3).groups() == []
+
+
+def test_names_that_a_spreadsheet_would_run_are_escaped(tmp_path: Path) -> None:
+    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "a-b.png"]
+    vectors = torch.ones(5, 3) / 3**0.5
+    embeddings = Embeddings(vectors, names, names, torch.zeros(5, dtype=torch.long), ("-1",))
+    near_duplicates(embeddings).save(tmp_path / "d.csv")
+    with (tmp_path / "d.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["'=1+1.png", "'+a.png", "'-b.png", "'@c.png", "a-b.png"]
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
+    assert {row["label"] for row in rows} == {"-1"}, "a number is no formula"

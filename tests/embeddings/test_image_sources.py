@@ -1,5 +1,7 @@
 """Where images come from: memory, tables, folders, data sets."""
 
+import random
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,9 @@ import reptk
 from embedding_inputs import draw_image
 from reptk import Encoder
 from reptk.core import rng
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, ReptkError
 from reptk.data import Data, InMemory, Split
-from reptk.embeddings.image_sources import distinct_splits
+from reptk.embeddings.image_sources import distinct_splits, from_table
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -75,8 +77,8 @@ def test_classes_that_are_numbers_are_ordered_by_value(encoder_run: Path, tmp_pa
     [
         ("", "lists no images"),
         ("path,label\n", "lists no images"),
-        ("a,b,c,d\n", "more than 3 columns"),
-        (",cat\n", "without a path, first row 1"),
+        ("a.png,b,c,d\n", "more than 3 columns"),
+        (",cat\n", "without a path, the first on line 1"),
         ("a.png,c,x\nb.png,c,x\n", "the id 'x' twice"),
         ('a.png,"open\n', "as CSV"),
         ("a.png\nb.png\n", "none of 2 images can be embedded"),
@@ -128,3 +130,20 @@ def test_a_split_of_a_folder_can_be_embedded_alone(encoder_run: Path, tmp_path: 
     write_drawings(tmp_path, *(f"{split}/{name}/0.png" for split in ("Train", "Test") for name in "ab"))
     embeddings = reptk.embed({"name": "folder", "root": str(tmp_path)}, encoder=encoder_run, split="query")
     assert list(embeddings.paths) == ["Test/a/0.png", "Test/b/0.png"]
+
+
+def test_a_damaged_table_never_ends_in_a_traceback(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    good = "path;label;id\na.png;cät;1\nb.png;dög;2\n".encode("cp1252")
+    num_read = 0
+    for seed in range(100):
+        draw = random.Random(seed)
+        content = bytearray(good)
+        for _ in range(draw.randint(1, 6)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        table.write_bytes(content)
+        with suppress(ReptkError):
+            source = from_table(table, size_px=8, jpeg="pillow", crop=1.0)
+            assert len(source) == len(source.groups[0].ids)
+            num_read += 1
+    assert 10 < num_read < 90
