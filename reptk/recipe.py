@@ -104,15 +104,15 @@ def _check(recipe: config.Recipe) -> int:
     from reptk.training.build import build, describe, load_data
 
     device = distributed.setup(recipe.train.device)
+    logger = Logger(prints=distributed.is_main())
     data_error = None
     try:
-        data = load_data(recipe)
+        data = load_data(recipe, logger)
     except DataError as error:
         data_error = error
         recipe = smoke_version(recipe)
         data = load_data(recipe)
     parts = build(recipe, data, device)
-    logger = Logger(prints=distributed.is_main())
     if data_error is None:
         logger.line(f"{recipe.name}: valid, everything could be built")
     else:

@@ -16,6 +16,9 @@ class Verb(NamedTuple):
 VERBS = {
     "recipe": Verb("reptk.recipe", "train and evaluate a recipe"),
     "evaluate": Verb("reptk.cli.evaluate", "evaluate a run, or any timm backbone, on a data set"),
+    "check-data": Verb(
+        "reptk.cli.check_data", "what is read of a folder or table of images, and what is wrong with it"
+    ),
     "embed": Verb("reptk.cli.embed", "write the embeddings of images to a file"),
     "index": Verb("reptk.cli.index", "build an index of embeddings to search in"),
     "search": Verb("reptk.cli.search", "find similar images, or near duplicates"),
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     lines = ["usage: reptk VERB ...", ""]
-    lines += [f"  {name:<8} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
     lines += ["", "Help on one: reptk VERB --help"]
     return "\n".join(lines)
 

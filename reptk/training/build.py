@@ -14,8 +14,10 @@ from reptk.config import Recipe, Table
 from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
+from reptk.core.console import Logger
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
+from reptk.data.folder_scan import SkippedFiles
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step
 from reptk.models.encoder import Encoder, eval_mode
@@ -86,16 +88,26 @@ class Parts:
         return Step(number, self.settings.total_steps, rng.key(self.settings.seed, "views", number))
 
 
-def load_data(recipe: Recipe) -> Data:
+def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
     """Load the recipe's data set, and check that there are labels if the positives are classes.
+
+    Args:
+        recipe: of the run.
+        logger: where to say which of the user's files are read and which are skipped; None to warn of skipped files alone.
 
     Raises:
         DataError: the images are missing or cannot be read, or there are no labels.
     """
-    try:
-        data = build_part(DATASETS, recipe.data)
-    except OSError as cause:
-        raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    with warnings.catch_warnings():
+        if logger is not None:
+            warnings.simplefilter("ignore", SkippedFiles)  # the summary counts them
+        try:
+            data = build_part(DATASETS, recipe.data)
+        except OSError as cause:
+            raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    if logger is not None:
+        for line in data.summary:
+            logger.line(line)
     if recipe.method.get("positives") == "class":
         _check_labels(recipe, data)
     return data

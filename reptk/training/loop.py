@@ -46,7 +46,7 @@ def train(
     device = distributed.setup(recipe.train.device)
     logger = logger or Logger(prints=distributed.is_main())
     # Everything that may be wrong with the recipe or the data is found before there is a folder.
-    parts = build(recipe, load_data(recipe), device)
+    parts = build(recipe, load_data(recipe, logger), device)
     # On rank 0 alone, since every call of `create` takes another number.
     if resume:
         folder = distributed.run_on_main(lambda: run_folder.reopen(recipe, Path(out)))

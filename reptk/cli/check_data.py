@@ -1,0 +1,241 @@
+"""Check images before work starts: reptk check-data my_photos"""
+
+import argparse
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from reptk import config
+from reptk.config.plugins import load_plugin
+from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from reptk.data import Data
+    from reptk.data.file_check import FileCheck
+
+EXAMPLES = """examples:
+  reptk check-data my_photos
+  reptk check-data my_photos data.labels=none
+  reptk check-data images.csv
+  reptk check-data data.name=imagenet100 data.root=/data/imagenet
+
+exit codes: 0 usable, 3 not usable
+"""
+MAX_LISTED = 10
+MAX_LISTED_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class CheckedImages:
+    """The image files to check.
+
+    Args:
+        paths: the files.
+        class_names: the name of each file's class; None without one.
+        splits: the name of each file's split; empty without one.
+        summary: lines that say what is read and what is skipped.
+    """
+
+    paths: list[Path]
+    class_names: list[str | None]
+    splits: list[str]
+    summary: Sequence[str]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    return run_command(lambda: _run(_parse(arguments)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    pairs = list(args.overrides)
+    source = args.source
+    # A folder may have such a name.
+    if "=" in source and not Path(source).exists():
+        pairs.insert(0, source)
+        source = None
+    overrides = config.override({}, pairs)
+    unknown_keys = sorted(set(overrides) - {"data"})
+    if unknown_keys:
+        raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.*")
+    if source is not None and Path(source).expanduser().is_file():
+        if overrides:
+            raise UsageError(f"data.* is for data sets, and {source} is a table of images")
+        images = _images_of_table(Path(source).expanduser())
+        table = None
+    else:
+        table = _data_table(source, overrides.get("data", {}))
+        images = _images_of_data_set(table)
+    _print_check(images, args.workers)
+    if table is not None:
+        data = _open(table)  # raises DataError if training cannot use it
+        num_queries = 0 if data.query is None else len(data.query)
+        print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
+    print("  usable")
+    return 0
+
+
+def _data_table(source: str | None, overrides: config.Table) -> config.Table:
+    from reptk.embeddings import image_sources
+
+    table = dict(overrides)
+    if source is not None:
+        table = {**image_sources.data_table(source), **table}
+    elif "name" not in table and "root" in table:
+        table["name"] = "folder"
+    if "name" not in table:
+        raise UsageError(
+            "which images? e.g. reptk check-data my_photos, or data.name=imagenet100 data.root=/data/imagenet"
+        )
+    table = config.complete("data", table)
+    if "cache" in table:
+        table["cache"] = False  # nothing is written
+    return table
+
+
+def _open(table: config.Table) -> "Data":
+    from reptk.config.registry import DATASETS
+    from reptk.data.folder_scan import SkippedFiles
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedFiles)  # part of the summary
+        return config.build(DATASETS, table)
+
+
+def _images_of_table(table: Path) -> CheckedImages:
+    from reptk.data.image_table import read_image_table
+
+    listed = read_image_table(table)
+    root = table.absolute().parent
+    paths = [root / row.path for row in listed.rows]
+    names = [row.label or None for row in listed.rows]
+    return CheckedImages(paths, names, [row.split for row in listed.rows], listed.describe())
+
+
+def _images_of_data_set(table: config.Table) -> CheckedImages:
+    from reptk.data.folder_layout import read_layout
+    from reptk.data.sources.folder import existing_folder
+    from reptk.embeddings.image_sources import distinct_splits
+
+    if table["name"] == "folder":
+        layout = read_layout(existing_folder(table["root"]), table["labels"])
+        paths, names, split_names = [], [], []
+        for split, files in layout.parts.items():
+            paths += [file.path for file in files]
+            names += [file.class_name for file in files]
+            split_names += [split] * len(files)
+        return CheckedImages(paths, names, split_names, layout.describe())
+    data = _open(table)
+    summary = list(data.summary) or [f"{table['name']}: {data.protocol}"]
+    paths, names, split_names = [], [], []
+    for split_name, split in distinct_splits(data).items():
+        labels = split.labels.tolist()
+        for number, label in enumerate(labels):
+            path = split.images.path(number)
+            if path is None:
+                summary.append(f"  {split_name}: {len(labels):,} images that are not in files of their own")
+                break
+            paths.append(path)
+            names.append(data.classes[label] if label >= 0 else None)
+            split_names.append(split_name)
+    return CheckedImages(paths, names, split_names, summary)
+
+
+def _print_check(images: CheckedImages, workers: int | None) -> None:
+    """Print all that is known of the images.
+
+    Raises:
+        DataError: none of the files can be read.
+    """
+    from reptk.data import num_cpus
+    from reptk.data.file_check import check_files
+    from reptk.embeddings.progress import progress
+
+    for line in images.summary:
+        print(line)
+    if not images.paths:
+        return
+    if workers is None:
+        workers = num_cpus()
+    with progress("checking", len(images.paths)) as advance:
+        check = check_files(images.paths, workers=workers, advance=advance)
+    if not check.sizes_px:
+        path, reason = check.unreadable[0]
+        raise DataError(f"none of {len(images.paths):,} files can be read; the first is {path}: {reason}")
+    _print_sizes(check)
+    _print_classes(images)
+    _print_duplicates(images, check)
+    if check.unreadable:
+        print(f"  unreadable: {len(check.unreadable):,} files")
+        for _, reason in check.unreadable[:MAX_LISTED]:
+            print(f"    {reason}")
+        if len(check.unreadable) > MAX_LISTED:
+            print(f"    and {len(check.unreadable) - MAX_LISTED:,} more")
+
+
+def _print_sizes(check: "FileCheck") -> None:
+    for side, values in (
+        ("width", [size[0] for size in check.sizes_px]),
+        ("height", [size[1] for size in check.sizes_px]),
+    ):
+        print(f"  {side}: {min(values):,} to {max(values):,} px, median {median(values):,g}")
+    modes = ", ".join(f"{mode} {count:,}" for mode, count in check.modes.most_common())
+    print(f"  modes: {modes}")
+
+
+def _print_classes(images: CheckedImages) -> None:
+    sizes = Counter(name for name in images.class_names if name is not None)
+    if not sizes:
+        return
+    listed = [f"{name} {count:,}" for name, count in sorted(sizes.items())[:MAX_LISTED_CLASSES]]
+    if len(sizes) > MAX_LISTED_CLASSES:
+        listed.append(f"and {len(sizes) - MAX_LISTED_CLASSES:,} more")
+    print(f"  classes: {', '.join(listed)}")
+    too_small = sorted(name for name, count in sizes.items() if count < 2)
+    if too_small:
+        names = ", ".join(too_small[:MAX_LISTED])
+        if len(too_small) > MAX_LISTED:
+            names += ", ..."
+        print(f"  classes of a single image, which have no positives: {len(too_small):,} ({names})")
+
+
+def _print_duplicates(images: CheckedImages, check: "FileCheck") -> None:
+    if not check.duplicates:
+        print("  exact duplicates: none")
+        return
+    class_of = dict(zip(images.paths, images.class_names, strict=True))
+    split_of = dict(zip(images.paths, images.splits, strict=True))
+    num_copies = sum(len(group) - 1 for group in check.duplicates)
+    num_of_classes = sum(len({class_of[path] for path in group}) > 1 for group in check.duplicates)
+    num_of_splits = sum(len({split_of[path] for path in group}) > 1 for group in check.duplicates)
+    line = f"  exact duplicates: {num_copies:,} copies of {len(check.duplicates):,} images"
+    if num_of_classes:
+        line += f"; {num_of_classes:,} images are in several classes"
+    if num_of_splits:
+        line += f"; {num_of_splits:,} images are in several splits"
+    print(line)
+    for group in check.duplicates[:MAX_LISTED]:
+        print(f"    {group[0]} = {', '.join(str(path) for path in group[1:MAX_LISTED])}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="reptk check-data",
+        description="Print what would be read of a data set, what is skipped, and what is wrong with it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="a folder, a table of images, a data set's name, or data.KEY=VALUE")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=..., data.labels=none")
+    parser.add_argument("--workers", type=int, help="threads that read files; default: one per core")
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    return parser.parse_intermixed_args(arguments)

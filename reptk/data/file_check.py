@@ -1,0 +1,99 @@
+"""Read every image file once: its size and mode, whether it can be decoded, and which files hold the same bytes."""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from reptk.core.errors import DataError
+from reptk.data.decode import FORMATS, decode_into
+
+DECODE_PX = 32
+"""Small, since JPEG files are decoded faster at a fraction of their size, and damage is found at any."""
+
+BATCH_FILES = 256
+
+
+class CheckedFile(NamedTuple):
+    """What is known of one file; `error` says why it cannot be read as an image, and is empty if it can."""
+
+    digest: bytes
+    size_px: tuple[int, int] = (0, 0)
+    mode: str = ""
+    error: str = ""
+
+
+@dataclass
+class FileCheck:
+    """What is known of many files.
+
+    Args:
+        sizes_px: width and height of each image that can be read.
+        modes: how many images have each of Pillow's modes.
+        unreadable: files that cannot be read as images, and why.
+        duplicates: groups of files that hold the same bytes, in the order of the files.
+    """
+
+    sizes_px: list[tuple[int, int]] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    duplicates: list[list[Path]] = field(default_factory=list)
+
+
+def check_files(paths: Sequence[Path], *, workers: int, advance: Callable[[int], None]) -> FileCheck:
+    """Read all files.
+
+    Args:
+        paths: the files.
+        workers: threads that read them.
+        advance: called with the number of further files that are done.
+    """
+    check = FileCheck()
+    first_of: dict[bytes, int] = {}
+    copies: dict[int, list[Path]] = {}
+    for number, (path, checked) in enumerate(zip(paths, _read_all(paths, workers), strict=True)):
+        if checked.error:
+            check.unreadable.append((path, checked.error))
+        else:
+            check.sizes_px.append(checked.size_px)
+            check.modes[checked.mode] += 1
+        if checked.digest:
+            first = first_of.setdefault(checked.digest, number)
+            if first != number:
+                copies.setdefault(first, [paths[first]]).append(path)
+        advance(1)
+    check.duplicates = [copies[first] for first in sorted(copies)]
+    return check
+
+
+def _read_all(paths: Sequence[Path], workers: int) -> Iterator[CheckedFile]:
+    """Yield what is known of each file, in order; a few batches are read ahead."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        pending: list[Future[list[CheckedFile]]] = []
+        for start in range(0, len(paths), BATCH_FILES):
+            pending.append(pool.submit(lambda batch: list(map(_read, batch)), paths[start : start + BATCH_FILES]))
+            if len(pending) > 2 * workers:
+                yield from pending.pop(0).result()
+        for future in pending:
+            yield from future.result()
+
+
+def _read(path: Path) -> CheckedFile:
+    try:
+        content = path.read_bytes()
+    except OSError as cause:
+        return CheckedFile(b"", error=str(cause))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        decode_into(content, np.empty((DECODE_PX, DECODE_PX, 3), np.uint8), "pillow", name=str(path))
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return CheckedFile(digest, image.size, image.mode)
+    except DataError as error:
+        return CheckedFile(digest, error=str(error))

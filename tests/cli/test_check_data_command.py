@@ -1,0 +1,129 @@
+"""reptk check-data: what is read of a folder, a table or a data set, and what is wrong with it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from embedding_inputs import draw_image, run_command
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:no class of .* is held out")]
+
+
+def write_drawings(root: Path, **counts: int) -> Path:
+    """Write so many different images, 00.png onwards, into folders with these names; `__` stands for a slash."""
+    number = 0
+    for name, count in counts.items():
+        folder = root / name.replace("__", "/")
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            number += 1
+            draw_image(number).save(folder / f"{index:02}.png")
+    return root
+
+
+def test_a_good_folder_is_usable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_drawings(tmp_path, cat=6, dog=5)
+    draw_image(99, side_px=80).convert("L").save(root / "dog" / "gray.jpg")
+    assert run_command(["check-data", root], capsys).splitlines() == [
+        f"{root}: 12 images, 2 classes of 6 images each",
+        "  width: 50 to 90 px, median 50",
+        "  height: 40 to 80 px, median 40",
+        "  modes: RGB 11, L 1",
+        "  classes: cat 6, dog 6",
+        "  exact duplicates: none",
+        f"  training: 10 images, 2 queries ({root}: bank the training images, queries every 5th image of each class, "
+        "in path order)",
+        "  usable",
+    ]
+
+
+def test_what_is_wrong_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_drawings(tmp_path, train__cat=3, train__dog=3, train__eel=1, val__cat=1)
+    shutil.copy(root / "train" / "cat" / "00.png", root / "val" / "cat" / "copy.png")
+    shutil.copy(root / "train" / "cat" / "01.png", root / "train" / "dog" / "copy.png")
+    (root / "train" / "dog" / "bad.jpg").write_bytes(b"no image")
+    cut = (root / "train" / "dog" / "00.png").read_bytes()
+    (root / "train" / "dog" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    (root / "train" / "dog" / "page.psd").write_bytes(b"x")
+    (root / "train" / "dog" / "empty.jpg").touch()
+    printed = run_command(["check-data", root], capsys)
+    assert "  splits: train 10, val 2" in printed
+    assert "  skipped: 1 .psd files" in printed
+    assert "  skipped: 1 empty files" in printed
+    assert (
+        "  exact duplicates: 2 copies of 2 images; 1 images are in several classes; 1 images are in several splits"
+        in printed
+    )
+    assert f"    {root / 'train/cat/00.png'} = {root / 'val/cat/copy.png'}" in printed
+    assert "  unreadable: 2 files" in printed
+    assert "bad.jpg" in printed
+    assert "cut.png" in printed
+    assert "no positives: 1 (eel)" in printed
+
+
+def test_a_folder_without_readable_images_is_not_usable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    assert "none of 1 files can be read" in run_command(["check-data", tmp_path], capsys, exit_code=3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"empty": 0}, "no images in"),
+        ({"val__a": 2, "test__a": 2}, "no images to train on"),
+        ({"train__a": 2, "train__b": 2, "val__c": 2}, "has classes that"),
+    ],
+)
+def test_what_training_refuses_is_not_usable(
+    counts: dict[str, int], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert message in run_command(["check-data", write_drawings(tmp_path, **counts)], capsys, exit_code=3)
+
+
+def test_a_folder_as_key_and_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_drawings(tmp_path / "2024", cat=2, dog=2)
+    printed = run_command(["check-data", "data.root=2024", "data.labels=none"], capsys)
+    assert "2024: 4 images, no class folders" in printed
+    assert "usable" in run_command(["check-data", "data.name=folder", "data.root=2024"], capsys)
+
+
+def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_drawings(tmp_path, a=2)
+    (tmp_path / "t.csv").write_text("file;class;width\na/00.png;cat;3\na/01.png;cat;3\na/gone.png;dog;1\n")
+    printed = run_command(["check-data", tmp_path / "t.csv"], capsys)
+    assert "3 images, 2 classes" in printed
+    assert "columns not read: width" in printed
+    assert "1 files are missing, the first" in printed
+    assert "unreadable: 1 files" in printed
+
+
+def test_a_data_set_in_memory(capsys: pytest.CaptureFixture) -> None:
+    assert "usable" in run_command(["check-data", "digits"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["check-data", "gone"], 3, "there is no folder or file gone"),
+        (["check-data", "train.epochs=3"], 2, "what can be set here is data.*"),
+        (["check-data", "data.labels=none"], 2, "which images?"),
+        (["check-data"], 2, "source"),
+    ],
+)
+def test_mistakes(arguments: list[str], exit_code: int, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert message in run_command(arguments, capsys, exit_code=exit_code)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    try:
+        Image.new("RGB", (9, 9)).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    except OSError as cause:
+        pytest.skip(f"this file system refuses the name: {cause}")
+    shutil.copy(tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "a.png")
+    assert "caf\\xe9.png" in run_command(["check-data", tmp_path], capsys)
