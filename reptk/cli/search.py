@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ESCAPED_BYTES, ArgumentParser, run_command
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _short_path(path: Path | None) -> str:
 def _printable(text: str) -> str:
     """Return text as one line that any terminal can print: other characters are escaped."""
     # File names that are not UTF-8 hold surrogates, which cannot be printed.
-    plain = text.encode("utf-8", "backslashreplace").decode()
+    plain = text.encode("utf-8", ESCAPED_BYTES).decode()
     printable = ""
     for character in plain:
         # File names may hold line breaks and terminal control sequences.

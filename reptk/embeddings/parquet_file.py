@@ -15,6 +15,7 @@ from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import atomic_write
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
 from reptk.embeddings.output_path import check_free_space, explain_write_errors
+from reptk.embeddings.string_array import are_utf8
 
 COLUMNS = ("id", "path", "label", "class", "vector")
 METADATA_KEY = b"reptk"
@@ -154,7 +155,7 @@ class ParquetBlockWriter:
             _encode_strings(block.ids, string_type),
             paths,
             pyarrow.array(block.labels.numpy().astype(np.int64)),
-            pyarrow.array(class_names, pyarrow.string()),
+            _encode_strings(class_names, schema.field("class").type),
             pyarrow.FixedSizeListArray.from_arrays(values, self.header.width),
         ]
         self.file.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
@@ -165,13 +166,14 @@ def _schema(header: Header) -> Any:
 
     # Parquet's strings are UTF-8, so file names that are not are stored as bytes.
     string_type = pyarrow.binary() if header.has_non_utf8_names else pyarrow.string()
+    class_type = pyarrow.string() if are_utf8(header.classes) else pyarrow.binary()
     value_type = pyarrow.float16() if header.half else pyarrow.float32()
     return pyarrow.schema(
         [
             ("id", string_type),
             ("path", string_type),
             ("label", pyarrow.int64()),
-            ("class", pyarrow.string()),
+            ("class", class_type),
             ("vector", pyarrow.list_(value_type, header.width)),
         ]
     )
@@ -223,7 +225,7 @@ def _encode_strings(strings: Any, string_type: Any) -> Any:
 
     values = list(strings)
     if pyarrow.types.is_binary(string_type):
-        values = [string.encode("utf-8", "surrogateescape") for string in values]
+        values = [None if string is None else string.encode("utf-8", "surrogateescape") for string in values]
     return pyarrow.array(values, string_type)
 
 

@@ -33,6 +33,12 @@ def test_tables_of_other_programs_can_be_read(tmp_path: Path) -> None:
     assert loaded.labels.tolist() == [1, -1, 0]
 
 
+def test_class_names_that_are_not_utf8_are_read_back(tmp_path: Path) -> None:
+    embeddings = Embeddings(unit_vectors(2), ["a", "b"], labels=torch.tensor([0, -1]), classes=("caf\udce9",))
+    assert Embeddings.load(embeddings.save(tmp_path / "e.parquet")).classes == ("caf\udce9",)
+    assert parquet.read_table(tmp_path / "e.parquet")["class"].to_pylist() == [b"caf\xe9", None]
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1 nothing", b"\x89PNG" * 9])
 def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "e.parquet").write_bytes(content)

@@ -1,12 +1,15 @@
 """Runs that exist already: not overwritten, resumed, refused if they are damaged."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from faulty_inputs import TINY, error_message, folder_content
+from faulty_inputs import FOLDER, IMAGE_COUNT, TINY, error_message, folder_content
+from reptk.config import load
 from reptk.recipe import main
 from reptk.training import run_folder
 
@@ -101,3 +104,22 @@ def test_damaged_checkpoint_is_refused(interrupted, capsys, file, overwritten):
     path.write_bytes(content)
     assert main(["runs/tiny/1", "--resume"]) == 3
     assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged" in error_message(capsys.readouterr().err)
+
+
+def test_a_run_on_a_folder_whose_name_is_not_utf8_is_opened_again(faulty_folder, capsys):
+    root = os.fsdecode(b"caf\xe9")
+    try:
+        for number in range(IMAGE_COUNT):
+            path = Path(root, os.fsdecode(b"class\xff"), f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
+    except OSError as cause:
+        pytest.skip(f"this file system refuses the name: {cause}")
+    overrides = [*FOLDER, f"data.root={root}", "data.labels=folders"]
+    assert main(["tiny.toml", *overrides, "--out", "run"]) == 0
+    assert f"caf\\xe9: {IMAGE_COUNT} images, 1 classes" in capsys.readouterr().out
+    assert main(["run", "--resume"]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert main(["run", "--show"]) == 0
+    assert 'root = "caf\\xe9"' in capsys.readouterr().out
+    assert load("run").data["root"] == root
