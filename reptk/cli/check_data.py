@@ -29,6 +29,10 @@ exit codes: 0 usable, 3 not usable
 MAX_LISTED = 10
 MAX_LISTED_CLASSES = 40
 
+MAX_UNREADABLE_SHARE = 0.01
+MAX_UNREADABLE_OF_FEW = 10
+"""More unreadable images than this share, and than this number, are too many. Of few images at most a fifth."""
+
 
 @dataclass(frozen=True)
 class CheckedImages:
@@ -73,11 +77,17 @@ def _run(args: argparse.Namespace) -> int:
     else:
         table = _data_table(source, overrides.get("data", {}))
         images = _images_of_data_set(table)
-    _print_check(images, args.workers)
+    num_unreadable = _print_check(images, args.workers)
     if table is not None:
         data = _open(table)  # raises DataError if training cannot use it
         num_queries = 0 if data.query is None else len(data.query)
         print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
+    share = MAX_UNREADABLE_SHARE * len(images.paths)
+    if num_unreadable > max(share, min(MAX_UNREADABLE_OF_FEW, len(images.paths) / 5)):
+        raise DataError(
+            f"{num_unreadable:,} of {len(images.paths):,} files cannot be read, too many to skip them; repair them, or take "
+            "them out"
+        )
     print("  usable")
     return 0
 
@@ -148,8 +158,8 @@ def _images_of_data_set(table: config.Table) -> CheckedImages:
     return CheckedImages(paths, names, split_names, summary)
 
 
-def _print_check(images: CheckedImages, workers: int | None) -> None:
-    """Print all that is known of the images.
+def _print_check(images: CheckedImages, workers: int | None) -> int:
+    """Print all that is known of the images; return how many cannot be read.
 
     Raises:
         DataError: none of the files can be read.
@@ -161,7 +171,7 @@ def _print_check(images: CheckedImages, workers: int | None) -> None:
     for line in images.summary:
         print(line)
     if not images.paths:
-        return
+        return 0
     if workers is None:
         workers = num_cpus()
     with progress("checking", len(images.paths)) as advance:
@@ -174,10 +184,9 @@ def _print_check(images: CheckedImages, workers: int | None) -> None:
     _print_duplicates(images, check)
     if check.unreadable:
         print(f"  unreadable: {len(check.unreadable):,} files")
-        for _, reason in check.unreadable[:MAX_LISTED]:
+        for _, reason in check.unreadable:
             print(f"    {reason}")
-        if len(check.unreadable) > MAX_LISTED:
-            print(f"    and {len(check.unreadable) - MAX_LISTED:,} more")
+    return len(check.unreadable)
 
 
 def _print_sizes(check: "FileCheck") -> None:

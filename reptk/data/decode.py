@@ -16,10 +16,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.data.heif import HEIF_EXTENSIONS, HEIF_FORMAT, register_heif
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+EXTENSIONS = frozenset(
+    {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png"}
+    | {".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+# Pillow opens MPO as JPEG. Files of TGA have no signature, so it comes last.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
 """The formats that Pillow may open. Its rarer decoders are not used, whatever format a file claims to be."""
+
+# On import, since several threads decode at the same time.
+HAS_HEIF = register_heif()
+if HAS_HEIF:
+    EXTENSIONS |= HEIF_EXTENSIONS
+    FORMATS = (HEIF_FORMAT, *FORMATS)
 
 DECODE_VERSION = 1
 """Must be increased whenever the same file would give other pixels: it invalidates the caches on disk."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,10 +56,16 @@ def check_files(paths: Sequence[Path], *, workers: int, advance: Callable[[int],
         workers: threads that read them.
         advance: called with the number of further files that are done.
     """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual files, which are read nevertheless
+        return _collect(paths, _read_all(paths, workers), advance)
+
+
+def _collect(paths: Sequence[Path], files: Iterator[CheckedFile], advance: Callable[[int], None]) -> FileCheck:
     check = FileCheck()
     first_of: dict[bytes, int] = {}
     copies: dict[int, list[Path]] = {}
-    for number, (path, checked) in enumerate(zip(paths, _read_all(paths, workers), strict=True)):
+    for number, (path, checked) in enumerate(zip(paths, files, strict=True)):
         if checked.error:
             check.unreadable.append((path, checked.error))
         else:

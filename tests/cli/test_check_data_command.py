@@ -69,6 +69,13 @@ def test_a_folder_without_readable_images_is_not_usable(tmp_path: Path, capsys: 
     assert "none of 1 files can be read" in run_command(["check-data", tmp_path], capsys, exit_code=3)
 
 
+def test_too_many_unreadable_images_are_not_usable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_drawings(tmp_path, cat=8)
+    for number in range(3):
+        (tmp_path / "cat" / f"bad{number}.jpg").write_bytes(b"no image")
+    assert "3 of 11 files cannot be read" in run_command(["check-data", tmp_path], capsys, exit_code=3)
+
+
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
@@ -94,10 +101,11 @@ def test_a_folder_as_key_and_value(
 
 
 def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    write_drawings(tmp_path, a=2)
-    (tmp_path / "t.csv").write_text("file;class;width\na/00.png;cat;3\na/01.png;cat;3\na/gone.png;dog;1\n")
+    write_drawings(tmp_path, a=5)
+    lines = [f"a/{number:02}.png;cat;3\n" for number in range(5)]
+    (tmp_path / "t.csv").write_text("".join(["file;class;width\n", *lines, "a/gone.png;dog;1\n"]))
     printed = run_command(["check-data", tmp_path / "t.csv"], capsys)
-    assert "3 images, 2 classes" in printed
+    assert "6 images, 2 classes" in printed
     assert "columns not read: width" in printed
     assert "1 files are missing, the first" in printed
     assert "unreadable: 1 files" in printed

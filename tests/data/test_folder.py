@@ -9,6 +9,7 @@ import torch
 from image_files import BLUE, RED, fetch_all, relative_paths, write_image, write_images
 from reptk.core.errors import DataError
 from reptk.data import folder
+from reptk.data.decode import HAS_HEIF
 from reptk.data.folder_scan import SkippedFiles
 
 # The small folders of these tests cause these warnings; the tests of the warnings check them.
@@ -185,12 +186,34 @@ def test_links_to_files_and_folders_elsewhere_are_followed(tmp_path):
 
 
 def test_extensions_in_capitals_are_images(tmp_path):
-    names = ["0.PNG", "1.JPG", "2.JpEg", "3.WebP", "4.TIF", "5.bmp", "6.GIF", "7.ppm"]
+    names = ["0.PNG", "1.JPG", "2.JpEg", "3.WebP", "4.TIF", "5.bmp", "6.GIF", "7.ppm", "8.JFIF", "9.avif"]
+    names += ["a.TGA", "b.jp2", "c.apng", "d.mpo", "e.jpe", "f.j2k", "g.pnm"]
     for name in names:
         write_image(tmp_path / name)
     data = folder(str(tmp_path), size=8)
     assert relative_paths(data.train, tmp_path) == names
     assert (fetch_all(data.train)[:, 0] > 240).all()
+
+
+def test_photographs_of_phones_are_read_or_counted(tmp_path):
+    write_images(tmp_path, cat=1)
+    if HAS_HEIF:
+        write_image(tmp_path / "cat" / "phone.HEIC")
+        data = folder(str(tmp_path), size=8)
+        assert (fetch_all(data.train)[:, 0] > 240).all()
+        assert len(data.train) == 2
+    else:
+        (tmp_path / "cat" / "phone.HEIC").write_bytes(b"x")
+        with pytest.warns(SkippedFiles, match=r"1 \.heic files, which need pip install 'reptk\[heif\]'"):
+            folder(str(tmp_path))
+
+
+def test_raw_photographs_are_counted(tmp_path):
+    write_images(tmp_path, cat=1)
+    for name in ("a.CR2", "b.nef", "c.NEF"):
+        (tmp_path / "cat" / name).write_bytes(b"x")
+    with pytest.warns(SkippedFiles, match=r"1 \.cr2 files, which are raw .*; 2 \.nef files, .* convert them to JPEG"):
+        folder(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +242,7 @@ def test_any_name_that_the_file_system_accepts_is_read(tmp_path, name):
 
 
 def test_an_empty_folder_lists_the_extensions(tmp_path):
-    with pytest.raises(DataError, match=re.escape(str(tmp_path)) + r" .*it is empty; images are \.bmp .*\.webp"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path)) + r" .*it is empty; images are \.apng .*\.webp"):
         folder(str(tmp_path))
 
 
