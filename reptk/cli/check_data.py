@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   reptk check-data my_photos
   reptk check-data my_photos data.labels=none
   reptk check-data images.csv
-  reptk check-data data.name=imagenet100 data.root=/data/imagenet
+  reptk check-data data.name=imagenet data.root=/data/imagenet
 
 exit codes: 0 usable, 3 not usable
 """
@@ -102,7 +102,7 @@ def _data_table(source: str | None, overrides: config.Table) -> config.Table:
         table["name"] = "folder"
     if "name" not in table:
         raise UsageError(
-            "which images? e.g. reptk check-data my_photos, or data.name=imagenet100 data.root=/data/imagenet"
+            "which images? e.g. reptk check-data my_photos, or data.name=imagenet data.root=/data/imagenet"
         )
     table = config.complete("data", table)
     if "cache" in table:

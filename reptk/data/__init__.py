@@ -9,6 +9,7 @@ from reptk.data.sources.digits import digits
 from reptk.data.sources.fashion_mnist import fashion_mnist
 from reptk.data.sources.folder import folder
 from reptk.data.sources.generated import generated
+from reptk.data.sources.imagenet import imagenet
 from reptk.data.sources.imagenet100 import imagenet100
 from reptk.data.sources.photos import photos
 from reptk.data.sources.stl10 import stl10
@@ -27,6 +28,7 @@ __all__ = [
     "fashion_mnist",
     "folder",
     "generated",
+    "imagenet",
     "imagenet100",
     "num_cpus",
     "photos",

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,11 +118,6 @@ def scan_folder(base: Path) -> FolderScan:
             else:
                 pending.append((folder / name, visited))
     return scan
-
-
-def find_images(base: Path) -> Iterator[Path]:
-    """Yield the image files below `base`, sorted within each folder."""
-    yield from scan_folder(base).images
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -39,10 +39,13 @@ _ROLE_OF_WORD = {
 _SUFFIX = re.compile(r"(?<=.)(set|split|data|images|imgs)?((19|20)\d\d)?$")
 """What is often attached to the name of a split: train_set, val-images, test2017."""
 
+_PART = re.compile(r"\.x\d*$")
+"""As in ImageNet-100 of Kaggle, which comes as train.X1 to train.X4 and val.X."""
+
 
 def split_role(name: str) -> str | None:
     """Return which split a name means (`train`, `val`, `test`, `query`, `gallery`, `unlabeled`); None for another name."""
-    word = re.sub(r"[\W_]", "", name.casefold())
+    word = re.sub(r"[\W_]", "", _PART.sub("", name.casefold()))
     if word in _ROLE_OF_WORD:
         return _ROLE_OF_WORD[word]
     return _ROLE_OF_WORD.get(_SUFFIX.sub("", word))

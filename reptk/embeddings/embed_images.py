@@ -171,7 +171,7 @@ def _open_source(
             return image_sources.from_table(Path(data), size_px=decode_px, jpeg=jpeg, crop=CROP)
         data = image_sources.data_table(str(data))
     table = dict(data)
-    if table.get("name") in ("folder", "imagenet100"):
+    if table.get("name") in ("folder", "imagenet", "imagenet100"):
         # A run's own images are decoded at the size that it was trained on.
         trained_on = {}
         if isinstance(encoder, str | Path):

@@ -8,8 +8,8 @@ from reptk.data.split_names import split_role
 @pytest.mark.parametrize(
     ("names", "role"),
     [
-        ("train Train TRAIN training Training train_set train-images trainset train2017 trn", "train"),
-        ("val VAL Valid valid validation Validation dev eval val2017 val_images", "val"),
+        ("train Train TRAIN training Training train_set train-images trainset train2017 trn train.X1", "train"),
+        ("val VAL Valid valid validation Validation dev eval val2017 val_images val.X", "val"),
         ("test TEST testing Testing test_set test2017 test1", "test"),
         ("query queries", "query"),
         ("gallery", "gallery"),

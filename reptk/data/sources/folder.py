@@ -1,6 +1,7 @@
 """A folder of the user's own images: which of them are trained on, and which are queries."""
 
 import difflib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -184,13 +185,22 @@ def _from_split_folders(layout: FolderLayout, labels: Labels, reader: FileReader
     # One class folder is enough for the queries: it has to be one of the training images'.
     unknown = sorted(set(class_names(query)) - set(classes))
     if unknown:
-        raise DataError(f"{query_folder} has classes that {train_text} lacks: {', '.join(unknown[:5])}")
+        raise DataError(
+            f"{query_folder} has classes that {train_text} lacks: {', '.join(unknown[:5])}{_imagenet_hint(classes)}"
+        )
     if not class_names(query):
         raise DataError(
             f"{train_text} has class folders and {query_folder} has none; give both the same, or data.labels=none"
+            f"{_imagenet_hint(classes)}"
         )
     summary = [*layout.describe(), *_describe_unused(layout, [*used, query_name])]
     return build_data(train + unlabeled, _labeled(train), _labeled(query), classes, reader, protocol, summary=summary)
+
+
+def _imagenet_hint(classes: Sequence[str]) -> str:
+    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return ". For ImageNet as it is distributed: data.name=imagenet"
+    return ""
 
 
 def _query_folder(layout: FolderLayout) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
-from reptk.data.folder_layout import LabeledFile
-from reptk.data.folder_scan import find_images
 from reptk.data.image_files import FileReader, ImageSize, cache_folder
 from reptk.data.protocol import Data, with_shape
 from reptk.data.sources.folder import build_data
+from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
 
 
 @DATASETS.register("imagenet100")
@@ -21,8 +20,8 @@ def imagenet100(
     """ImageNet-100 (the 100 classes of the CMC list): `train` is trained on and is the bank, `val` are the queries.
 
     Args:
-        root: an ImageNet-1k folder (`train` and `val` with synset folders), of which the 100 classes are selected, or a
-            ready ImageNet-100 folder with the same structure.
+        root: an ImageNet-1k folder, of which the 100 classes are selected, or a ready ImageNet-100 folder, in any of the
+            structures of `imagenet`.
         size: side in pixels of the center square that every image is decoded to.
         cache, jpeg: as for `folder`.
 
@@ -33,12 +32,13 @@ def imagenet100(
     synsets = read_synsets()
     base = Path(root).expanduser()
     # All folders are checked before the images of any are listed, which takes minutes on a network file system.
-    missing = {}
-    for part in ("train", "val"):
-        missing[part] = [name for name in synsets if not (base / part / name).is_dir()]
+    folders = find_imagenet(base)
+    missing = {"train": [name for name in synsets if name not in folders.train], "val": []}
+    if not folders.unsorted_val:
+        missing["val"] = [name for name in synsets if name not in folders.val]
     _check_complete(base, missing)
-    train = _list_part(base / "train", synsets)
-    val = _list_part(base / "val", synsets)
+    train = list_train(folders, synsets)
+    val = list_val(folders, synsets)
     for part, part_files in (("train", train), ("val", val)):
         with_images = {file.class_name for file in part_files}
         missing[part] = sorted(set(synsets) - with_images)
@@ -51,14 +51,6 @@ def imagenet100(
 def read_synsets() -> tuple[str, ...]:
     """Return the 100 WordNet ids, in the order of their labels."""
     return tuple((files("reptk.data.sources") / "imagenet100.txt").read_text().split())
-
-
-def _list_part(part_folder: Path, synsets: tuple[str, ...]) -> list[LabeledFile]:
-    part_files = []
-    for name in synsets:
-        for path in find_images(part_folder / name):
-            part_files.append(LabeledFile(path, name))
-    return part_files
 
 
 def _check_complete(base: Path, missing: dict[str, list[str]]) -> None:
