@@ -1,6 +1,7 @@
 """Names of folders and of table entries that mean a split: train, Training, val, VALID, dev, test2017, ..."""
 
 import re
+from functools import lru_cache
 
 TRAIN = "train"
 VALIDATION = "val"
@@ -43,6 +44,7 @@ _PART = re.compile(r"\.x\d*$")
 """As in ImageNet-100 of Kaggle, which comes as train.X1 to train.X4 and val.X."""
 
 
+@lru_cache(maxsize=4096)
 def split_role(name: str) -> str | None:
     """Return which split a name means (`train`, `val`, `test`, `query`, `gallery`, `unlabeled`); None for another name."""
     word = re.sub(r"[\W_]", "", _PART.sub("", name.casefold()))
