@@ -126,11 +126,17 @@ def read(path: Path) -> Table:
         UsageError: unreadable, or not TOML (with line and column).
     """
     try:
-        # Names of files may hold bytes that are not UTF-8.
-        return tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        content = path.read_bytes()
     except OSError as cause:
         raise UsageError(f"cannot read {path}: {cause}") from cause
+    try:
+        # Names of files in a run's recipe may hold bytes that are not UTF-8.
+        return tomllib.loads(content.decode("utf-8", "surrogateescape"))
     except tomllib.TOMLDecodeError as cause:
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as encoding:
+            raise UsageError(f"cannot read {path}: {encoding}") from cause
         raise UsageError(f"{path} is not valid TOML: {cause}") from cause
 
 

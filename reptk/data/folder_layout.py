@@ -72,7 +72,7 @@ class FolderLayout:
         if classes:
             line += f", {len(classes):,} classes{describe_class_sizes(files)}"
         else:
-            line += ", no class folders"
+            line += ", no labels"
         lines = [line]
         if self.has_splits:
             counts = [f"{name or 'next to them'} {len(part):,}" for name, part in self.parts.items() if part]

@@ -105,11 +105,11 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             data = build_part(DATASETS, recipe.data)
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    if recipe.method.get("positives") == "class":
+        _check_labels(recipe, data)
     if logger is not None:
         for line in data.summary:
             logger.line(line)
-    if recipe.method.get("positives") == "class":
-        _check_labels(recipe, data)
     return data
 
 

@@ -96,7 +96,7 @@ def test_a_folder_as_key_and_value(
     monkeypatch.chdir(tmp_path)
     write_drawings(tmp_path / "2024", cat=2, dog=2)
     printed = run_command(["check-data", "data.root=2024", "data.labels=none"], capsys)
-    assert "2024: 4 images, no class folders" in printed
+    assert "2024: 4 images, no labels" in printed
     assert "usable" in run_command(["check-data", "data.name=folder", "data.root=2024"], capsys)
 
 

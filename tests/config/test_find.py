@@ -80,7 +80,7 @@ def test_missing_recipe_is_explained(tmp_path, name, message):
         (b"[data\n", "tiny.toml is not valid TOML: "),
         (b"seed = 1\nseed = 2\n", "tiny.toml is not valid TOML: Cannot overwrite a value (at line 2, column 9)"),
         (b"lr = .5\n", "tiny.toml is not valid TOML: Invalid value (at line 1, column 6)"),
-        (b"\xff\xfe", "tiny.toml is not valid TOML: Invalid statement (at line 1, column 1)"),
+        (b"\xff\xfe", "cannot read tiny.toml: 'utf-8' codec can't decode"),
     ],
 )
 def test_file_that_is_not_toml_is_reported_with_its_place(content, message):
