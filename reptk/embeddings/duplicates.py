@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from reptk.core.csv_cells import escape_formula
 from reptk.core.errors import UsageError
 from reptk.core.files import sha256_of, write_text
 from reptk.embeddings.output_path import explain_write_errors
@@ -33,8 +34,6 @@ MAX_PENDING_PAIRS = 1 << 20
 
 NO_ROW = -1
 CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "identical")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet runs text that begins with one of these, even if it is a file's name."""
 
 
 class Duplicate(NamedTuple):
@@ -115,7 +114,7 @@ class Duplicates:
         table.writerow(CSV_COLUMNS)
         for number, group in enumerate(self._all_groups(), 1):
             for duplicate in group:
-                table.writerow([number, *map(_escape_formula, self._csv_cells(duplicate))])
+                table.writerow([number, *map(escape_formula, self._csv_cells(duplicate))])
         with explain_write_errors(path):
             write_text(path, text.getvalue())
 
@@ -335,15 +334,3 @@ def _readable_size(file: Path | None) -> int | None:
         return file.stat().st_size
     except OSError:
         return None
-
-
-def _escape_formula(cell: object) -> object:
-    """Return a cell with an apostrophe in front if a spreadsheet would run it as a formula; numbers stay as they are."""
-    text = str(cell)
-    if not text.startswith(FORMULA_STARTS):
-        return cell
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return cell
