@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from reptk import config
 from reptk.core.metric_names import display_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
+from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import difference
 from reptk.report.run_files import Run
+
+MAX_DIFFERENCES = 8
+"""Keys in the list of what differs between runs; all of them are in the section on the recipe."""
 
 LEVELS = ("good", "fair", "poor")
 ROW_NAMES = {"untrained": "the untrained encoder"}
@@ -54,6 +59,7 @@ class VerdictSection:
         status: of a run that is not finished, else empty.
         advice: what to do next; None without a verdict.
         headline: None if there are no numbers yet.
+        differences: of several runs: (name, what distinguishes its recipe) each; empty for one run.
     """
 
     level: str
@@ -62,6 +68,7 @@ class VerdictSection:
     sentence: str
     advice: list[str] | None
     headline: Headline | None
+    differences: list[tuple[str, str]]
 
 
 def verdict_section(runs: Sequence[Run]) -> VerdictSection:
@@ -91,7 +98,27 @@ def verdict_section(runs: Sequence[Run]) -> VerdictSection:
         sentence=sentence,
         advice=advice,
         headline=_headline(runs),
+        differences=_differences(runs),
     )
+
+
+def _differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return for each of several runs the values in which their recipes differ."""
+    if len(runs) == 1 or not any(run.recipe for run in runs):
+        return []
+    all_values = [recipe_values(run) for run in runs]
+    keys = differing_keys(all_values)
+    # Which parts were used says more than their arguments. Sorting is stable.
+    keys.sort(key=lambda key: key not in config.PART_NAMES)
+    rows = []
+    for run, values in zip(runs, all_values, strict=True):
+        texts = [f"{key} {format_value(values[key])}" for key in keys[:MAX_DIFFERENCES] if key in values]
+        if len(keys) > MAX_DIFFERENCES:
+            texts.append(f"and {len(keys) - MAX_DIFFERENCES} more, see Recipe")
+        if not run.recipe:
+            texts = ["no recipe"]
+        rows.append((run.name, ", ".join(texts) or "the same recipe"))
+    return rows
 
 
 def _about(runs: Sequence[Run]) -> str:

@@ -32,6 +32,7 @@ class Settings(NamedTuple):
 
     total_steps: optimizer steps of the whole run.
     views_per_step: views of the global batch, over all ranks.
+    name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
     data_table, evaluator_tables: the recipe's `[data]` and `[eval]`, which results.json records.
@@ -144,7 +145,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     settings = Settings(
-        name=recipe.name,
+        name=recipe.title,
         seed=recipe.seed,
         epochs=train.epochs,
         steps_per_epoch=loader.steps_per_epoch,
@@ -218,8 +219,17 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     return method
 
 
-def describe(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
-    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`."""
+def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tuple[str, str, str]]:
+    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`.
+
+    Args:
+        recipe: whose numbers are stated.
+        parts: what was built from it.
+        has_data: False if the parts were built with other images, since those of the recipe are missing.
+    """
+    data = "not here"
+    if has_data:
+        data = _describe_data(parts.data)
     train, optim = recipe.train, recipe.optim
     view_count = _view_count(parts.evaluation_views, recipe)
     ranks = distributed.world_size()
@@ -228,7 +238,7 @@ def describe(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
         batch = f"batch {train.batch_size} ({ranks} ranks)"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
     return [
-        ("data", recipe.data["name"], _describe_data(parts.data)),
+        ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
         ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
         _describe_loss(recipe),
