@@ -133,6 +133,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
         {
             "of": subject.name,
             "encoder": subject.encoder.config,
+            "untrained": "the same architecture with random weights",
             **protocol(table, data, _tables_of(evaluators, tables), subject.encoder),
             "limit": args.limit,
             "device": str(device),

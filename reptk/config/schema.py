@@ -86,7 +86,7 @@ class TrainSection(Section):
     sync_batchnorm: bool = False
     log_every_steps: int = Field(10, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
-    baselines: bool = Field(True, description="evaluate raw pixels and the untrained encoder as well")
+    baselines: bool = Field(True, description="evaluate raw pixels and the encoder before training as well")
     report: bool = Field(True, description="end in report.html, one page to look at and to send")
 
 

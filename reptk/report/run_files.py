@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reptk import config
 from reptk.core.errors import DataError, UsageError
 from reptk.evaluate.predictions import Predictions
+from reptk.evaluate.verdict import UNTRAINED
 
 Table = dict[str, Any]
 
@@ -65,6 +66,12 @@ class SavedResults(BaseModel):
     def baseline_rows(self) -> list[str]:
         """The rows that the main row is compared with."""
         return [row for row in self.metrics if row != self.main_row]
+
+    def label_of(self, row: str) -> str:
+        """What a row is called in a table or a plot. The row "untrained" of a run may have begun with pretrained weights."""
+        if row == UNTRAINED and "recipe" in self.protocol:
+            return "before training"
+        return row
 
     @property
     def main_metrics(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from reptk import config
 from reptk.core.metric_names import display_name
+from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
 from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import difference
@@ -16,8 +17,6 @@ MAX_DIFFERENCES = 8
 """Keys in the list of what differs between runs; all of them are in the section on the recipe."""
 
 LEVELS = ("good", "fair", "poor")
-ROW_NAMES = {"untrained": "the untrained encoder"}
-"""What rows of the metrics are called in a sentence; others by their own names."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,9 @@ def _sentence_from_numbers(run: Run) -> str:
         if baseline is None:
             continue
         relation = "above" if value >= baseline else "below"
-        comparisons.append(f"{_unsigned_points(value - baseline)} points {relation} {ROW_NAMES.get(row, row)}")
+        comparisons.append(
+            f"{_unsigned_points(value - baseline)} points {relation} {baseline_name(row, run.results.protocol)}"
+        )
     sentence = f"{display_name(metric)} is {format_percent(value)} %"
     if comparisons:
         sentence += f", {' and '.join(comparisons)}"
@@ -227,7 +228,9 @@ def _ruler_rows(run: Run, *, is_comparison: bool) -> list[_RulerRow]:
         if value is None or not math.isfinite(value):
             continue
         is_main = name == run.results.main_row
-        label = run.name if is_comparison and is_main else name
+        label = run.results.label_of(name)
+        if is_comparison and is_main:
+            label = run.name
         rows.append(_RulerRow(label, value, run.results.intervals.get(name, {}).get(metric), is_main))
     return rows
 

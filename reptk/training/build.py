@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
+    initial_weights: "pretrained" or "random", those of the backbone before training.
     data_table, evaluator_tables: the recipe's `[data]` and `[eval]`, which results.json records.
     """
 
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     measures_baselines: bool
     writes_report: bool
     input_advice: str
+    initial_weights: str
     data_table: Table
     evaluator_tables: dict[str, Table]
 
@@ -161,6 +163,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         measures_baselines=train.baselines,
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
+        initial_weights=_initial_weights(recipe),
         data_table=recipe.data,
         evaluator_tables=recipe.eval,
     )
@@ -244,6 +247,12 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
         _describe_loss(recipe),
         ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {train.precision}, seed {recipe.seed}"),
     ]
+
+
+def _initial_weights(recipe: Recipe) -> str:
+    if recipe.encoder.pretrained or recipe.encoder.weights is not None:
+        return "pretrained"
+    return "random"
 
 
 def _describe_data(data: Data) -> str:

@@ -179,7 +179,7 @@ def test_steps_with_positives_are_not_counted(reference_run: Path) -> None:
 def test_warning_is_printed_once_and_diagnostics_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = tiny("train.baselines=false", "train.report=false", "loss.temperature=50.0", "train.epochs=3")
     train(recipe, tmp_path / "run", logger=Logger(prints=True))
-    assert capsys.readouterr().out.count("dead temperature: at 50") == 1
+    assert capsys.readouterr().out.count("dead temperature: 50 is too high for embeddings this close together") == 1
     diagnostics = [row for row in metric_rows(tmp_path / "run") if "rank" in row]
     assert len(diagnostics) == 3
     assert all({"alignment", "uniformity", "std"} <= row.keys() for row in diagnostics)
