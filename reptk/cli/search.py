@@ -169,7 +169,7 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
     lines = [
         f"{len(groups):,} {noun} of near duplicates (similarity {threshold:g} and above): {sizes}",
         f"{num_removable:,} {candidates} for removal among {len(duplicates.first):,} images: check before deleting",
-        _exact_copies(duplicates) + _conflicts(duplicates, "groups hold images of different labels"),
+        _exact_copies(duplicates) + _conflicts(duplicates, "groups with images of different labels"),
     ]
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
         lines.append(f"group {number}: {len(group):,} images")
@@ -192,7 +192,7 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
     lines = [
         f"{len(leaks):,} of {total:,} images of {other} have a near duplicate in {index} (similarity {threshold:g} and "
         "above)",
-        _exact_copies(duplicates) + _conflicts(duplicates, f"have another label in {index}"),
+        _exact_copies(duplicates) + _conflicts(duplicates, f"images whose label in {index} is another"),
     ]
     for leak in leaks[:MAX_LEAKS]:
         nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
@@ -206,7 +206,7 @@ def _conflicts(duplicates: "Duplicates", description: str) -> str:
     count = duplicates.count_label_conflicts()
     if not count:
         return ""
-    return f"; {count:,} {description}"
+    return f"; {description}: {count:,}"
 
 
 def _exact_copies(duplicates: "Duplicates") -> str:

@@ -73,7 +73,7 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     assert "1 group of near duplicates" in printed
     assert "1 candidate for removal among 13 images: check before deleting" in printed
     assert (
-        "2 hold the same bytes as another, 0 the same pixels, 0 are only similar; 1 groups hold images of different labels"
+        "2 hold the same bytes as another, 0 the same pixels, 0 are only similar; groups with images of different labels: 1"
     ) in printed
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
