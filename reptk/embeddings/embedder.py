@@ -13,7 +13,9 @@ from reptk import config
 from reptk.core import rng
 from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import Jpeg, decode, decoder, versions_of
-from reptk.models.encoder import Encoder, native_size
+from reptk.models.backbone import full_name, is_external, native_size
+from reptk.models.encoder import Encoder
+from reptk.models.weight_source import absolute_source, find_weights
 
 MIN_SIZE_PX = 4
 
@@ -57,7 +59,7 @@ class Embedder:
             encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
             size: input size in pixels of a timm backbone; by default the size that its weights were trained at.
             pretrained: whether a timm backbone gets timm's weights.
-            weights: a local file of weights for a timm backbone. Without either, its weights are random, the same at every
+            weights: a checkpoint for a timm backbone, see `Encoder`. Without either, its weights are random, the same at every
                 call.
 
         Raises:
@@ -66,7 +68,8 @@ class Embedder:
         if isinstance(encoder, Encoder):
             origin = {"encoder": "built in Python"}
             return cls(encoder, origin, fingerprint(encoder), device=encoder.mean.device)
-        if Path(encoder).is_dir():
+        if Path(encoder).expanduser().is_dir():
+            encoder = Path(encoder).expanduser()
             if size is not None or weights is not None or pretrained:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
             opened = Encoder.from_run(encoder)
@@ -76,7 +79,7 @@ class Embedder:
             opened = _timm_encoder(str(encoder), size, pretrained, weights)
             origin = {"backbone": str(encoder), "weights": None, "pretrained": pretrained}
             if weights is not None:
-                origin["weights"] = str(Path(weights).resolve())
+                origin["weights"] = absolute_source(weights)
             bf16 = False
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(opened.to(device), origin, fingerprint(opened), bf16=bf16, device=device)
@@ -120,12 +123,12 @@ class Embedder:
     @classmethod
     def _open_recorded(cls, encoder_record: dict[str, Any], path: str | None) -> "Embedder":
         """Open the encoder that the embeddings name, at `path` if it has moved there."""
-        if path is not None and Path(path).is_dir():
+        if path is not None and Path(path).expanduser().is_dir():
             return cls.open(path)
         origin = encoder_record.get("origin", {})
         if "backbone" in origin:
             weights = origin.get("weights") if path is None else path
-            if weights is not None and not Path(weights).is_file():
+            if weights is not None and not find_weights(weights)[0].is_file():
                 raise DataError(_moved(weights))
             pretrained = bool(origin.get("pretrained")) and weights is None
             return cls.open(origin["backbone"], size=encoder_record.get("size"), pretrained=pretrained, weights=weights)
@@ -203,15 +206,17 @@ def fingerprint(encoder: Encoder) -> str:
 def recipe_of(path: str | Path) -> config.Table:
     """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
     # The model folder is inside the run's folder; resolved, because the parent of "." is ".".
-    for folder in (Path(path), Path(path).resolve().parent):
+    path = Path(path).expanduser()
+    for folder in (path, path.resolve().parent):
         if (folder / "recipe.toml").is_file():
             return config.read(folder / "recipe.toml")
     return {}
 
 
 def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | None) -> Encoder:
+    name = full_name(name)
     # Not a timm name but a path with a mistake in it.
-    if "/" in name or Path(name).exists():
+    if not is_external(name) and ("/" in name or Path(name).exists()):
         raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors")
     if size is None:
         size = native_size(name)

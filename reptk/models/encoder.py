@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
 from reptk.core.images import resize_center_crop, to_float
-from reptk.models.backbone import count_features, create_backbone, native_size
+from reptk.models.backbone import count_features, create_backbone, full_name, native_size
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
@@ -33,10 +33,12 @@ class Encoder(nn.Module):
     begin with `backbone.` are timm's.
 
     Args:
-        backbone: name of a timm model, with or without a tag (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`).
+        backbone: name of a timm model, with or without a tag (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`); or
+            `hf-hub:REPOSITORY` or `local-dir:FOLDER` of a timm model saved by `timm.models.save_for_hf`.
         size: side of the images in pixels; vision transformers are built for it.
         pretrained: load timm's weights for that name (downloaded on first use).
-        weights: a file with the backbone's weights to load instead: safetensors, or a plain state dict.
+        weights: the backbone's weights to load instead: a checkpoint of any project, the folder of a model or a run,
+            `hf-hub:NAME` or `timm/NAME`, each with `:PART` if it holds several encoders; see `load_weights`.
         stem: "small" replaces the first convolution by one of 3 x 3 with stride 1 and padding 1 and removes the pooling
             after it, as is usual for images of 28 to 64 px. This convolution keeps its initial weights if the file of
             weights has another shape for it.
@@ -74,6 +76,7 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        backbone = full_name(backbone)
         if stem not in STEMS:
             raise UsageError(f"encoder.stem must be 'timm' or 'small', got {stem!r}")
         if pretrained and weights is not None:
@@ -99,7 +102,7 @@ class Encoder(nn.Module):
         if stem == "small":
             new_weight = use_small_stem(self.backbone, backbone)
         if weights is not None:
-            load_weights(self.backbone, Path(weights), new_weight)
+            load_weights(self.backbone, weights, new_weight)
         self.num_features = count_features(self.backbone, size, backbone)
         self.head = projection_head(
             self.num_features, layers=head_layers, width=head_width, out_features=head_out, norm=head_norm
@@ -188,7 +191,7 @@ class Encoder(nn.Module):
         Raises:
             DataError: there is no model, or it is damaged.
         """
-        folder = Path(run)
+        folder = Path(run).expanduser()
         if (folder / "model").is_dir():
             folder = folder / "model"
         if not (folder / WEIGHTS_FILE).is_file():
