@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -250,11 +251,8 @@ def test_layers_that_numbers_tell_apart_are_matched_by_order(prefix: str, tmp_pa
 
 def swap_norms(state: StateDict) -> StateDict:
     """Return a state dict in which norm2 of every block precedes norm1, as where it is declared first."""
-    names = list(state)
-    for number, name in enumerate(names):
-        if ".norm1." in name:
-            other = names.index(name.replace("norm1", "norm2"))
-            names[number], names[other] = names[other], name
+    exchanged = {"norm1": "norm2", "norm2": "norm1"}
+    names = [re.sub("norm[12]", lambda match: exchanged[match[0]], name) for name in state]
     return {name: state[name] for name in names}
 
 
