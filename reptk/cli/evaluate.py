@@ -257,7 +257,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="with a file of embeddings as the bank: the queries; default: every embedding of the bank",
     )
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
-    parser.add_argument("--weights", help="with a timm name: a local file of weights")
+    parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
     parser.add_argument(
         "--no-baselines", dest="baselines", action="store_false", help="leave out raw pixels and the untrained encoder"
     )

@@ -23,7 +23,9 @@ class EncoderSection(Section):
 
     backbone: str
     pretrained: bool = False
-    weights: str | None = Field(None, description="local file of backbone weights: .safetensors, or a state dict")
+    weights: str | None = Field(
+        None, description="checkpoint with the backbone's weights: FILE or FILE:PART, a folder or hf-hub:NAME"
+    )
     stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
     head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
     head_width: int | None = Field(None, ge=1, description="hidden layers; unset: as wide as the features")

@@ -77,7 +77,7 @@ class Embedder:
             bf16 = recipe_of(encoder).get("train", {}).get("precision") == "bf16"
         else:
             opened = _timm_encoder(str(encoder), size, pretrained, weights)
-            origin = {"backbone": str(encoder), "weights": None, "pretrained": pretrained}
+            origin = {"backbone": opened.config["backbone"], "weights": None, "pretrained": pretrained}
             if weights is not None:
                 origin["weights"] = absolute_source(weights)
             bf16 = False

@@ -127,7 +127,7 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
     else:
         chosen = _match_by_order(tensors, prefixes, backbone, path)
     if chosen is None:
-        closest = min(candidates, key=lambda candidate: candidate.num_problems)
+        closest = min(candidates, key=lambda candidate: (candidate.num_problems, len(candidate.extra)))
         raise DataError(_does_not_fit(closest, path, backbone, tensors))
     _check_finite(chosen, path)
     if chosen.initial is not None:

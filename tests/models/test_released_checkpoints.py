@@ -240,10 +240,10 @@ def test_the_same_layouts_are_read_as_safetensors(layout: Callable[[StateDict], 
 
 @torch.no_grad()
 def test_dinov2_with_registers_is_converted(tmp_path: Path) -> None:
-    source = timm.create_model(
-        "vit_small_patch14_reg4_dinov2", num_classes=0, img_size=28, embed_dim=32, depth=2
-    ).eval()
+    options = {"num_classes": 0, "img_size": 28, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    source = timm.create_model("vit_small_patch14_reg4_dinov2", **options).eval()
     torch.nn.init.normal_(source.reg_token)
+    torch.nn.init.normal_(source.cls_token)
     state = source.state_dict()
     # DINOv2 adds an embedding of its position to the class token; timm has the sum.
     position = torch.rand(1, 1, 32)
@@ -252,9 +252,7 @@ def test_dinov2_with_registers_is_converted(tmp_path: Path) -> None:
     state["register_tokens"] = state.pop("reg_token")
     state["mask_token"] = torch.zeros(1, 32)
     torch.save(state, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
-    backbone = timm.create_model(
-        "vit_small_patch14_reg4_dinov2", num_classes=0, img_size=28, embed_dim=32, depth=2
-    ).eval()
+    backbone = timm.create_model("vit_small_patch14_reg4_dinov2", **options).eval()
     load_weights(backbone, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
     images = torch.rand(2, 3, 28, 28)
     assert torch.allclose(backbone(images), source(images), atol=1e-5)

@@ -374,11 +374,11 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "one renamed": (
         lambda: {
             "model": {
-                name.replace("conv1.0.weight", "stem.weight"): v
+                name.replace("layer1.0.conv2", "layer1.0.second"): v
                 for name, v in build_encoder().backbone.state_dict().items()
             }
         },
-        r"1 of 75 tensors .*\(conv1.0.weight is missing\).* under 'model'\. In the file only: stem.weight.*encoder.backbone",
+        r"1 of 75 tensors .*\(layer1.0.conv2.weight is missing\).* under 'model'\. In the file only: layer1.0.second.weight.*encoder.backbone",
     ),
     "another shape": (
         lambda: {**build_encoder().backbone.state_dict(), "conv1.0.weight": torch.zeros(3, 3)},
