@@ -24,7 +24,8 @@ PREFERRED = (
     ("encoder_q", "encoder_k"),  # MoCo v1 and v2: the encoder of the queries
     ("base_encoder", "momentum_encoder"),  # MoCo v3
     ("backbone", "momentum_backbone"),  # solo-learn
-    ("encoder", "momentum_encoder"),  # solo-learn before 1.0.5
+    ("encoder", "momentum_encoder"),  # solo-learn before 1.0.5, and the MoCo of reptk's plugins
+    ("encoder", "target"),  # the BYOL of reptk's plugins
     ("backbone", "backbone_momentum"),  # lightly: MoCo, BYOL
     ("teacher_backbone", "student_backbone"),  # lightly: DINO
     ("teacher", "student"),  # DINO, DINOv2 and iBOT evaluate the teacher
@@ -81,6 +82,7 @@ class Candidate:
         misfits: what does not fit, one description a tensor.
         extra: names that the backbone does not have.
         initial: name of the weight that keeps its initial values, if there is one.
+        adapted: first convolutions that were resampled or converted to other channels, one description each.
     """
 
     prefix: str
@@ -89,6 +91,7 @@ class Candidate:
     misfits: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     initial: str | None = None
+    adapted: list[str] = field(default_factory=list)
 
     @property
     def num_problems(self) -> int:
@@ -132,6 +135,11 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
     _check_finite(chosen, path)
     if chosen.initial is not None:
         warnings.warn(f"the weights were made for another stem; {chosen.initial} starts afresh", stacklevel=3)
+    if chosen.adapted:
+        warnings.warn(
+            f"{path.name} was trained with other patches or channels: {', '.join(chosen.adapted)}. The features may be worse",
+            stacklevel=3,
+        )
     backbone.load_state_dict(chosen.state)
 
 
@@ -252,6 +260,10 @@ def _fit(prefix: str, state: StateDict, backbone: nn.Module, new_weight: str | N
     if candidate.num_problems:
         adapted = _adapt_input_channels(_filtered(state, backbone), backbone)
         candidate = _compare(prefix, adapted, expected)
+        for name in _first_convolutions(backbone):
+            if name in state and name in candidate.state and state[name].shape != candidate.state[name].shape:
+                shapes = f"{tuple(state[name].shape)} to {tuple(candidate.state[name].shape)}"
+                candidate.adapted.append(f"{name} is converted from {shapes}")
     if new_weight in candidate.state and candidate.state[new_weight].shape != expected[new_weight].shape:
         candidate = _compare(prefix, candidate.state | {new_weight: expected[new_weight]}, expected)
         candidate.initial = new_weight
@@ -304,14 +316,20 @@ def _filtered(state: StateDict, backbone: nn.Module) -> StateDict:
     return {name: value for name, value in converted.items() if isinstance(value, Tensor)}
 
 
+def _first_convolutions(backbone: nn.Module) -> list[str]:
+    """Return the names of the weights that images are convolved with first."""
+    paths = backbone.pretrained_cfg.get("first_conv") or ()
+    if isinstance(paths, str):
+        paths = (paths,)
+    return [f"{path}.weight" for path in paths]
+
+
 def _adapt_input_channels(state: StateDict, backbone: nn.Module) -> StateDict:
     """Convert the first convolutions to the backbone's number of input channels."""
-    first = backbone.pretrained_cfg.get("first_conv") or ()
-    paths = (first,) if isinstance(first, str) else first
+    required = _required(backbone)
     adapted = dict(state)
-    for path in paths:
-        name = f"{path}.weight"
-        expected = backbone.state_dict().get(name)
+    for name in _first_convolutions(backbone):
+        expected = required.get(name)
         value = state.get(name)
         if expected is None or value is None or expected.ndim != 4 or value.ndim != 4:
             continue
@@ -431,11 +449,10 @@ def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: 
 
 
 def _way_out(closest: Candidate, backbone: nn.Module) -> str:
-    first = backbone.pretrained_cfg.get("first_conv")
-    if isinstance(first, str) and len(closest.misfits) == 1 and not closest.missing:
-        name = f"{first}.weight"
-        if name in closest.state and closest.state[name].shape[2:] == (3, 3):
-            return "The first convolution of the file is that of small images: use encoder.stem=small"
+    if len(closest.misfits) == 1 and not closest.missing:
+        for name in _first_convolutions(backbone):
+            if closest.misfits[0].startswith(name) and closest.state[name].shape[2:] == (3, 3):
+                return "The first convolution of the file is that of small images: use encoder.stem=small"
     return "Check encoder.backbone and encoder.stem, or name the part of the file that holds the encoder: FILE:PART"
 
 

@@ -189,9 +189,24 @@ def timm_training(state: StateDict) -> Any:
     }
 
 
-def reptk_run(state: StateDict) -> Any:
-    """A checkpoint with everything around the encoder."""
-    return {"module": under("_orig_mod.encoder.backbone.", state), "step": 3}
+def reptk_moco(state: StateDict) -> Any:
+    """The checkpoint of a run with reptk's own MoCo, or BYOL with `target` for the copy."""
+    model = under("encoder.backbone.", state) | linear("encoder.head.0") | {"queue": torch.ones(4, 8)}
+    return {
+        "method": model | under("momentum_encoder.backbone.", randomized(state)),
+        "optimizer": optimizer(),
+        "step": 3,
+    }
+
+
+def reptk_byol(state: StateDict) -> Any:
+    model = under("encoder.backbone.", state) | under("target.backbone.", randomized(state))
+    return {"method": model | linear("predictor.0"), "optimizer": optimizer(), "step": 3}
+
+
+def compiled_and_parallel(state: StateDict) -> Any:
+    """torch.compile around DistributedDataParallel."""
+    return {"module": under("_orig_mod.module.", state), "step": 3}
 
 
 ANY = (
@@ -204,7 +219,9 @@ ANY = (
     solo_learn_before_1_0_5,
     vissl,
     timm_training,
-    reptk_run,
+    reptk_moco,
+    reptk_byol,
+    compiled_and_parallel,
 )
 CASES = [("test_resnet", layout) for layout in (*ANY, supcontrast, supcontrast_one_gpu, lightly)]
 CASES += [
