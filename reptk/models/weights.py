@@ -225,25 +225,27 @@ def _choose(fitting: list[Candidate], path: Path, part: str | None) -> Candidate
     for candidate in fitting:
         if not any(_equal(candidate.state, other.state) for other in different):
             different.append(candidate)
-    left = different
+    remaining = different
     for preferred, other in PREFERRED:
-        first = [candidate for candidate in left if preferred in candidate.prefix.split(".")]
+        first = [candidate for candidate in remaining if preferred in candidate.prefix.split(".")]
         if first:
-            left = [candidate for candidate in left if candidate in first or other not in candidate.prefix.split(".")]
+            remaining = [
+                candidate for candidate in remaining if candidate in first or other not in candidate.prefix.split(".")
+            ]
     names = [candidate.prefix or "the names without a prefix" for candidate in different]
-    if len(left) != 1:
+    if len(remaining) != 1:
         raise DataError(
             f"{path} holds {len(different)} encoders that fit this backbone: {', '.join(names)}. Name the one to use: "
             f"{path.name}:{different[-1].prefix}"
         )
     if len(different) > 1 and part is None:
-        others = [candidate.prefix for candidate in different if candidate is not left[0]]
+        others = [candidate.prefix for candidate in different if candidate is not remaining[0]]
         warnings.warn(
-            f"{path.name} holds {len(different)} encoders; {left[0].prefix} is used, as its project does. "
+            f"{path.name} holds {len(different)} encoders; {remaining[0].prefix} is used, as its project does. "
             f"For another one: {path.name}:{others[0]}",
             stacklevel=4,
         )
-    return left[0]
+    return remaining[0]
 
 
 def _equal(state: StateDict, other: StateDict) -> bool:
