@@ -101,6 +101,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
 
     from reptk.config.registry import DATASETS
     from reptk.data import num_cpus, subsample
+    from reptk.data.bad_samples import BadSamples
     from reptk.evaluate import build_evaluators
     from reptk.evaluate.results import protocol
 
@@ -127,6 +128,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     if workers is None:
         workers = num_cpus()
     rows = _evaluate_rows(subject, data, list(evaluators.values()), device, workers, args.baselines, logger)
+    BadSamples(data, logger).update()
     return Evaluated(
         rows,
         data,
