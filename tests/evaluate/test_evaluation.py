@@ -14,6 +14,7 @@ from reptk.evaluate import (
     QueryMean,
     ViewRetrieval,
     build_evaluators,
+    engine_name,
     evaluate_pixels,
     run_evaluators,
 )
@@ -33,7 +34,7 @@ def test_results_of_evaluators_are_joined() -> None:
         features, data, [knn, lambda features, data: EvalResult({"answer": 42.0}, {"other": {"seed": 1}})]
     )
     assert list(evaluation.metrics) == ["knn@1", "knn_majority@1", "answer"]
-    assert evaluation.notes == {"knn": {"index": "Flat"}, "other": {"seed": 1}}
+    assert evaluation.notes == {"knn": {"index": "Flat", "engine": engine_name()}, "other": {"seed": 1}}
     assert len(evaluation.predictions) == 21
     assert set(evaluation.health) == {"alignment", "uniformity", "rank", "dimensions", "std"}
 
