@@ -1,6 +1,7 @@
 """timm backbones: checked names, options and sizes, with messages that say what to do."""
 
 import difflib
+import fnmatch
 from typing import Any
 
 import timm
@@ -53,6 +54,19 @@ def native_size(backbone: str) -> int:
     if not timm.is_model(backbone):
         raise UsageError(_unknown_name(backbone))
     return timm.get_pretrained_cfg(backbone).input_size[-1]
+
+
+def undecayed_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that timm says not to decay: class tokens, position embeddings, tables of relative positions."""
+    if not hasattr(backbone, "no_weight_decay"):
+        return []
+    # timm names parameters, or patterns of names.
+    patterns = backbone.no_weight_decay()
+    parameters = []
+    for name, parameter in backbone.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            parameters.append(parameter)
+    return parameters
 
 
 def count_features(backbone: nn.Module, size: int, name: str) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
 from reptk.core.images import resize_center_crop, to_float
-from reptk.models.backbone import count_features, create_backbone, native_size
+from reptk.models.backbone import count_features, create_backbone, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
@@ -115,6 +115,10 @@ class Encoder(nn.Module):
         if self.config["head_layers"] == 0:
             return self.num_features
         return self.config["head_out"]
+
+    def undecayed_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters, besides norms and biases, that get no weight decay: timm's list for the backbone."""
+        return undecayed_parameters(self.backbone)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the backbone's features (B, F) of images (B, 3, H, W), which evaluation and search use."""

@@ -131,6 +131,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
+        undecayed=method.encoder.undecayed_parameters(),
     )
     scheduler = create_scheduler(
         optimizer,
