@@ -97,9 +97,8 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
 
 def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables: Tables, logger: "Logger") -> Evaluated:
     """Evaluate the encoder of a run or a timm backbone, and its baselines."""
-    import torch
-
     from reptk.config.registry import DATASETS
+    from reptk.core.device import choose_device
     from reptk.data import num_cpus, subsample
     from reptk.data.bad_samples import BadSamples
     from reptk.evaluate import build_evaluators
@@ -123,7 +122,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     if args.only is not None and not set(evaluators) & set(args.only):
         raise DataError(f"{', '.join(args.only)} need labels, and {data.protocol} has none; leave out --only")
     logger.line(f"{subject.name}  on  {table['name']}: {data.protocol}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     workers = args.workers
     if workers is None:
         workers = num_cpus()
@@ -257,6 +256,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--queries",
         metavar="FILE",
         help="with a file of embeddings as the bank: the queries; default: every embedding of the bank",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
     )
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a local file of weights")

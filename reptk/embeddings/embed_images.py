@@ -48,6 +48,7 @@ def embed(
     pretrained: bool = False,
     weights: str | None = None,
     jpeg: Jpeg = "auto",
+    device: str = "auto",
     batch_size: int = 128,
     workers: int | None = None,
     strict: bool = False,
@@ -65,6 +66,7 @@ def embed(
         size: input size in pixels of a timm backbone.
         pretrained, weights: of a timm backbone; see `Encoder`.
         jpeg: which library decodes JPEG, for these images and for queries later.
+        device: where to encode: auto, cpu, cuda, cuda:N or mps.
         batch_size: images that are encoded at once.
         workers: threads that decode images ahead; by default as many as there are processor cores.
         strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
@@ -81,7 +83,7 @@ def embed(
         out = check_output(out, force=force)
     if workers is None:
         workers = num_cpus()
-    embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights)
+    embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights, device=device)
     # Similarities by random weights say little.
     if embedder.is_untrained:
         warnings.warn(
