@@ -186,7 +186,7 @@ def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions)
         if profile is not None and image.mode in ("CMYK", "L"):
             upright = _to_srgb(upright, profile)
             profile = None
-        square = ImageOps.fit(_to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR)
+        square = ImageOps.fit(to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR)
         if profile is not None:
             square = _to_srgb(square, profile)
         np.copyto(out, square)
@@ -349,7 +349,12 @@ def _message(cause: Exception) -> str:
     return str(cause)
 
 
-def _to_rgb(image: Image.Image, options: PixelOptions) -> Image.Image:
+def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image.Image:
+    """Convert an image of any mode to RGB, as described for `decode`.
+
+    Raises:
+        ValueError: its pixels are floats, whose range is not known.
+    """
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
