@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core.errors import DataError
@@ -65,7 +67,7 @@ class SearchResult(NamedTuple):
 
 def search(
     index: str | Path | Index | Embeddings,
-    queries: str | Path | Sequence[str | Path] | Tensor = (),
+    queries: str | Path | Sequence[str | Path] | Tensor | NDArray = (),
     *,
     ids: Sequence[str] = (),
     k: int = 10,
@@ -88,6 +90,8 @@ def search(
     """
     index = _open(index)
     rows_of_ids = [index.embeddings.row_of(image_id) for image_id in ids]
+    if isinstance(queries, np.ndarray):
+        queries = torch.from_numpy(queries)
     if isinstance(queries, Tensor):
         vectors = _normalize_queries(queries)
         names = [f"query {number}" for number in range(len(queries))]

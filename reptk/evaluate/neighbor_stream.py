@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import distributed
+from reptk.core.arrays import as_tensor
 from reptk.data import Data
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
@@ -120,11 +121,16 @@ class RetrievalTask:
 def labeled_task(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, exclude: Tensor | None = None
 ) -> RetrievalTask:
-    """Check shapes and drop rows and queries without a class (-1).
+    """Check shapes and drop rows and queries without a class (-1). NumPy arrays are as good as tensors.
 
     Raises:
         ValueError: numbers of rows and labels that differ, or no labels.
+        TypeError: something that is no array of numbers.
     """
+    bank, bank_labels = as_tensor("bank", bank), as_tensor("bank_labels", bank_labels)
+    queries, query_labels = as_tensor("queries", queries), as_tensor("query_labels", query_labels)
+    if exclude is not None:
+        exclude = as_tensor("exclude", exclude)
     _check_labels("bank", bank, bank_labels)
     _check_labels("query", queries, query_labels)
     if exclude is not None:

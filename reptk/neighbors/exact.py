@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptk.core.arrays import as_tensor
 from reptk.neighbors.bf16_prefilter import Bf16Bank, Candidates, underflow_error
 from reptk.neighbors.engine import Engine, float32_error, resolve_engine, search_device, top_by_float32
 from reptk.neighbors.ranking import NO_NEIGHBOR, candidate_similarities, greatest, pack, pair_similarities, unpack
@@ -74,6 +75,9 @@ def search(
             satisfy.
         EnvironmentProblem: "faiss" is requested and not installed.
     """
+    bank, queries = as_tensor("bank", bank), as_tensor("queries", queries)
+    if exclude is not None:
+        exclude = as_tensor("exclude", exclude)
     bank_norm = _check(bank, queries, k, exclude)
     searchable = SearchableBank.prepare(bank, bank_norm, engine)
     size = block_size(k)

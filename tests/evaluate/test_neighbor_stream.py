@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reptk.evaluate import knn, retrieval, search
+from reptk.evaluate import few_shot, knn, linear, retrieval, search
 from reptk.evaluate.metrics.knn import KNNAccuracy
 from reptk.evaluate.metrics.retrieval import RankingMetrics
 from reptk.evaluate.neighbor_stream import QueryTable, accumulate, labeled_task
@@ -224,3 +224,12 @@ def test_bad_rows_are_numbered_as_in_the_input() -> None:
 def test_an_exclude_that_does_not_fit_is_refused(exclude: Tensor) -> None:
     with pytest.raises(ValueError, match="exclude"):
         knn(*separate_queries().tensors, k=[1], exclude=exclude)
+
+
+# NumPy
+
+
+@pytest.mark.parametrize("function", [partial(knn, k=[1, 5]), retrieval, few_shot, linear])
+def test_arrays_are_as_good_as_tensors(function: Callable[..., Metrics]) -> None:
+    tensors = separate_queries().tensors
+    assert function(*[tensor.numpy() for tensor in tensors]) == function(*tensors)
