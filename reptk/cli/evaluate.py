@@ -1,7 +1,6 @@
 """All metrics of an encoder on a data set: reptk evaluate runs/tcl_sup_photos/1 data.name=digits"""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -184,6 +183,7 @@ def _evaluate_rows(
 def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
     """Print the metrics, and write them to the file `out`, or with a report into the folder `out`."""
     from reptk import report
+    from reptk.core.files import json_text, write_text
     from reptk.evaluate.results import build_results, remarks, table_columns, write_results
 
     evaluation = evaluated.rows["encoder"]
@@ -194,7 +194,7 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
         return
     try:
         if out.suffix == ".json":
-            out.write_text(json.dumps(results, indent=2) + "\n")
+            write_text(out, json_text(results, indent=2) + "\n")
         else:
             out.mkdir(parents=True, exist_ok=True)
             write_results(out, results, evaluation)

@@ -56,7 +56,8 @@ class BadSamples:
             where = f", listed in {self.folder / FILE}"
             if distributed.is_main():
                 write_text(self.folder / FILE, self._table())
-        self.logger.line(f"{num_new:,} images cannot be read and are skipped{where}:")
+        count = "1 image" if num_new == 1 else f"{num_new:,} images"
+        self.logger.line(f"skipped {count} that cannot be read{where}:")
         for reason in new[:MAX_PRINTED]:
             self.logger.line(f"  {reason}")
         if len(new) > MAX_PRINTED:

@@ -63,6 +63,8 @@ def train(
         bad_samples = BadSamples(parts.data, logger, folder, parts.device)
         bad_samples.update()
         train_loop(parts, state, folder, logger, bad_samples)
+        # Before the evaluation, which may fail: what was trained is not lost.
+        distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
         bad_samples.update()

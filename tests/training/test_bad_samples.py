@@ -47,7 +47,7 @@ def test_a_run_skips_and_lists_them(
     assert [row["path"] for row in rows] == [str(photos / "a" / "00.png"), str(photos / "b" / "13.png")]
     assert all("cannot read" in row["reason"] for row in rows)
     printed = capsys.readouterr().out
-    assert printed.count("2 images cannot be read and are skipped, listed in") == 1
+    assert printed.count("skipped 2 images that cannot be read, listed in") == 1
     assert str(photos / "a" / "00.png") in printed
 
 
