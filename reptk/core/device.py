@@ -30,3 +30,17 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise EnvironmentProblem("the device is 'mps', but this is no Mac whose GPU torch can use; use cpu or auto")
     return device
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether an encoder runs in bfloat16 (autocast) on a device.
+
+    Args:
+        precision: "fp32", "bf16", or "auto": bfloat16 where the device has instructions for its products. A GPU before
+            Ampere, and a CPU without AMX, compute them no faster than in float32.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()

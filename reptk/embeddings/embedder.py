@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reptk import config
 from reptk.core import rng
-from reptk.core.device import choose_device
+from reptk.core.device import choose_device, uses_bf16
 from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import Jpeg, decode, decoder, versions_of
 from reptk.models.encoder import Encoder, native_size
@@ -74,14 +74,15 @@ class Embedder:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
             opened = Encoder.from_run(encoder)
             origin = {"run": str(Path(encoder).resolve())}
-            bf16 = recipe_of(encoder).get("train", {}).get("precision") == "bf16"
+            precision = recipe_of(encoder).get("train", {}).get("precision", "fp32")
         else:
             opened = _timm_encoder(str(encoder), size, pretrained, weights)
             origin = {"backbone": str(encoder), "weights": None, "pretrained": pretrained}
             if weights is not None:
                 origin["weights"] = str(Path(weights).resolve())
-            bf16 = False
+            precision = "fp32"
         torch_device = choose_device(device)
+        bf16 = uses_bf16(precision, torch_device)
         return cls(opened.to(torch_device), origin, fingerprint(opened), bf16=bf16, device=torch_device)
 
     @classmethod

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reptk.core.device import choose_device
+from reptk.core.device import choose_device, uses_bf16
 from reptk.core.errors import EnvironmentProblem, UsageError
 
 
@@ -38,3 +38,15 @@ def test_missing_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(EnvironmentProblem, match="torch finds 2 CUDA devices"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(("has_tiles", "expected"), [(False, False), (True, True)])
+def test_automatic_precision_follows_the_instructions_of_the_cpu(
+    has_tiles: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
+    cpu = torch.device("cpu")
+    assert uses_bf16("auto", cpu) is expected
+    assert not uses_bf16("auto", torch.device("mps"))
+    for precision in ("fp32", "bf16"):
+        assert uses_bf16(precision, cpu) is (precision == "bf16")
