@@ -1,6 +1,7 @@
 """timm backbones: checked names, options and sizes, with messages that say what to do."""
 
 import difflib
+import fnmatch
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,19 @@ def native_size(backbone: str) -> int:
 def is_external(name: str) -> bool:
     """Whether a backbone is described outside of timm, on the hub or in a folder."""
     return name.startswith((HUB, LOCAL_FOLDER))
+
+
+def undecayed_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that timm says not to decay: class tokens, position embeddings, tables of relative positions."""
+    if not hasattr(backbone, "no_weight_decay"):
+        return []
+    # timm names parameters, or patterns of names.
+    patterns = backbone.no_weight_decay()
+    parameters = []
+    for name, parameter in backbone.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            parameters.append(parameter)
+    return parameters
 
 
 def count_features(backbone: nn.Module, size: int, name: str) -> int:

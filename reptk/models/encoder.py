@@ -1,7 +1,7 @@
 """The encoder: a timm backbone, features(x) -> (B, F), and a projection head, forward(x) -> (B, D)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
 from reptk.core.images import resize_center_crop, to_float
-from reptk.models.backbone import count_features, create_backbone, full_name, native_size
+from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
+from reptk.models.image_inputs import ImageInput, image_tensors
 from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
 from reptk.models.weights import load_weights
@@ -119,6 +120,10 @@ class Encoder(nn.Module):
             return self.num_features
         return self.config["head_out"]
 
+    def undecayed_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters, besides norms and biases, that get no weight decay: timm's list for the backbone."""
+        return undecayed_parameters(self.backbone)
+
     def features(self, images: Tensor) -> Tensor:
         """Return the backbone's features (B, F) of images (B, 3, H, W), which evaluation and search use."""
         if images.dtype == torch.uint8:
@@ -150,21 +155,35 @@ class Encoder(nn.Module):
         self._chunk_norm = norm
 
     @torch.no_grad()
-    def embed(self, images: Tensor, crop: float = 1.0) -> Tensor:
-        """Return the normalized features (B, F) of images (B, 3, H, W) of any size.
+    def embed(self, images: ImageInput | Sequence[ImageInput], crop: float = 1.0) -> Tensor:
+        """Return the normalized features (B, F) of images of any size.
 
         The images are resized, center-cropped and encoded in evaluation mode. Afterwards all modules are in their former
         modes.
 
         Args:
-            images: uint8, or floats in 0..1.
+            images: a batch (B, 3, H, W), uint8 or floats in 0..1; or paths, PIL images, arrays, see `image_tensors`.
             crop: share of the shorter side that is retained.
+
+        Raises:
+            DataError: a file that cannot be read as an image.
+            ValueError, TypeError: something that is no image, or values outside of the range.
         """
+        size = self.config["size"]
+        prepared = []
+        for batch in image_tensors(images, decode_px=round(size / crop)):
+            prepared.append(resize_center_crop(batch.to(self.mean.device), size, crop))
         with eval_mode(self):
-            images = resize_center_crop(images.to(self.mean.device), self.config["size"], crop)
             # Under autocast, features may be in half precision; the result is float32 in any case.
-            h = self.features(images).float()
+            h = self.features(torch.cat(prepared)).float()
         return nn.functional.normalize(h, dim=1)
+
+    def __repr__(self) -> str:
+        num_weights = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"Encoder({self.config['backbone']}, {self.config['size']} px, {self.num_features} features, "
+            f"{num_weights / 1e6:.1f} M weights)"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write `encoder.safetensors` and `config.json` into `folder`, each of them atomically."""
