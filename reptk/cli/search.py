@@ -95,7 +95,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     from reptk.embeddings import search
 
     index = _open(named.index)
-    results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder)
+    results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=args.device)
     summary = _summary(index, named.index)
     print(summary)
     for result in results:
@@ -316,4 +316,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
+    )
     return parser.parse_intermixed_args(arguments)

@@ -43,7 +43,9 @@ class EncoderSection(Section):
 
     backbone: str
     pretrained: bool = False
-    weights: str | None = Field(None, description="local file of backbone weights: .safetensors, or a state dict")
+    weights: str | None = Field(
+        None, description="checkpoint with the backbone's weights: FILE or FILE:PART, a folder or hf-hub:NAME"
+    )
     stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
     head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
     head_width: int | None = Field(None, ge=1, description="hidden layers; unset: as wide as the features")
@@ -77,8 +79,10 @@ class TrainSection(Section):
     micro_batch_norm: Literal["refuse", "freeze", "approximate"] = Field(
         "refuse", description="BatchNorm in micro-batches: an error; running statistics; each its own statistics"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="of the encoder; auto: bf16 where the device multiplies it, else fp32"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")
     channels_last: bool = True
     compile: bool = False

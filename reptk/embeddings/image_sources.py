@@ -15,7 +15,7 @@ from reptk import config
 from reptk.config.registry import DATASETS, unknown
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Images, InMemory, Split
-from reptk.data.decode import Jpeg
+from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.image_files import ImageFiles
 from reptk.embeddings.image_table import read_image_table
 from reptk.embeddings.string_array import StringArray
@@ -100,7 +100,7 @@ def from_csv(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSour
     rows = read_image_table(table)
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
-    files = ImageFiles([root / path for path in paths], size_px, jpeg)
+    files = _skipping_files([root / path for path in paths], size_px, jpeg)
     class_names = {row.label for row in rows if row.label}
     # In a fixed order, so that the same table always gives the same labels.
     classes = tuple(sorted(class_names, key=_numbers_first))
@@ -192,9 +192,14 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
     root = Path(about.get("root", ".")).expanduser().absolute()
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    images = ImageFiles(files, splits[0].images.size, jpeg)
+    images = _skipping_files(files, splits[0].images.size, jpeg, splits[0].images.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     return ImageSource([group], data.classes, data.crop, jpeg, about={**about, "root": str(root)})
+
+
+def _skipping_files(paths: list[Path], size_px: int, jpeg: Jpeg, options: PixelOptions = DEFAULT_OPTIONS) -> ImageFiles:
+    """Image files of which any number may be unreadable: `embed` counts them."""
+    return ImageFiles(paths, size_px, jpeg, options=options, on_error="skip", max_unreadable=len(paths))
 
 
 def _is_subset(split: Split, other: Split) -> bool:

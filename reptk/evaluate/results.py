@@ -17,7 +17,6 @@ verdict     {"level": "good" | "fair" | "poor" | "", "sentence", "advice": [...]
 protocol    how all of it was measured: data, splits, evaluators, image size, seed, device, versions, commit
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from reptk.core import environment
 from reptk.core.errors import UsageError
-from reptk.core.files import write_text
+from reptk.core.files import json_text, write_text
 from reptk.data import Data
 from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
 from reptk.evaluate.metrics.knn import headline_k
@@ -128,7 +127,7 @@ def write_results(folder: Path, results: Table, evaluation: Evaluation) -> None:
     if evaluation.predictions is not None:
         last_row = list(results["metrics"])[-1]
         evaluation.predictions.sampled(row=last_row).save(folder)
-    write_text(folder / FILE, json.dumps(results, indent=2) + "\n")
+    write_text(folder / FILE, json_text(results, indent=2) + "\n")
 
 
 def headline(metrics: Mapping[str, float]) -> str:

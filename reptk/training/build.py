@@ -14,6 +14,7 @@ from reptk.config import Recipe, Table
 from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
+from reptk.core.device import uses_bf16
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
 from reptk.evaluate import Evaluator, build_evaluators
@@ -134,6 +135,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
+        undecayed=method.encoder.undecayed_parameters(),
     )
     scheduler = create_scheduler(
         optimizer,
@@ -153,7 +155,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=total_steps,
         views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
-        bf16=train.precision == "bf16",
+        bf16=uses_bf16(train.precision, device),
         clip_norm=train.clip_norm,
         lr=optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
@@ -240,12 +242,15 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     if ranks > 1:
         batch = f"batch {train.batch_size} ({ranks} ranks)"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16 (auto)" if parts.settings.bf16 else "fp32 (auto)"
     return [
         ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
         ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
         _describe_loss(recipe),
-        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {train.precision}, seed {recipe.seed}"),
+        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
 
 

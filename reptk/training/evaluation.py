@@ -71,7 +71,7 @@ def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
 def report_results(
     parts: Parts, state: RunState, trained: Evaluation, folder: Path, logger: Logger, commit: str | None
 ) -> None:
-    """Print the results, and write the model and results.json into the run's folder.
+    """Print the results, and write results.json into the run's folder.
 
     Args:
         parts: the run's.
@@ -87,7 +87,7 @@ def report_results(
     logger.line()
     logger.results(table_columns(trained.metrics), {_row_label(row): results["metrics"][row] for row in rows})
     logger.verdict(results["verdict"], remarks(trained))
-    distributed.run_on_main(lambda: _write_model_and_results(parts, folder, results, trained))
+    distributed.run_on_main(lambda: write_results(folder, results, trained))
     logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
 
 
@@ -102,11 +102,6 @@ def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
     with logger.status("drawing the report"):
         message = distributed.run_on_main(lambda: _try_to_write_report(parts, folder))
     logger.line(f"  {message}")
-
-
-def _write_model_and_results(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluation) -> None:
-    parts.encoder.save(folder / "model")
-    write_results(folder, results, trained)
 
 
 def _try_to_write_report(parts: Parts, folder: Path) -> str:

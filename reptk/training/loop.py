@@ -14,6 +14,7 @@ from reptk.core import distributed, environment, rng
 from reptk.core.console import EpochProgress, Logger
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import DevicePrefetcher
+from reptk.data.bad_samples import BadSamples
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, describe, load_data
@@ -73,9 +74,14 @@ def train(
             state.baselines = evaluate_baselines(parts, logger)
         elif parts.settings.epochs != recorded_epochs:
             logger.line(_new_length_message(parts, state, recorded_epochs, recipe.optim.schedule))
-        train_loop(parts, state, folder, logger)
+        bad_samples = BadSamples(parts.data, logger, folder, parts.device)
+        bad_samples.update()
+        train_loop(parts, state, folder, logger, bad_samples)
+        # Before the evaluation, which may fail: what was trained is not lost.
+        distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
+        bad_samples.update()
         report_results(parts, state, trained, folder, logger, commit)
     # After the status is "finished": the report is not part of what a run has to achieve.
     if parts.settings.writes_report:
@@ -83,7 +89,7 @@ def train(
     return trained.metrics
 
 
-def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> None:
+def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger, bad_samples: BadSamples) -> None:
     """Train from `state.step` to the last step, with a checkpoint and the due evaluations after every epoch."""
     settings = parts.settings
     model = _wrap_in_ddp(parts)
@@ -109,6 +115,7 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
                 _report_steps(parts, state, logger, progress)
             if state.step % settings.steps_per_epoch == 0:
                 end_of_epoch.run(progress, batches.waited())
+                bad_samples.update()
             # Between two steps, where the state is consistent.
             if ctrl_c.requested:
                 if state.meter.unread_steps:

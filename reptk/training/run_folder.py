@@ -16,7 +16,7 @@ from reptk.config import Recipe, read, validate
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.files import write_text
+from reptk.core.files import json_text, write_text
 from reptk.training import checkpoint
 
 MAY_CHANGE_ON_RESUME = (
@@ -157,7 +157,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def set_status(folder: Path, status: str, **details: Any) -> None:
     """Write status.json."""
-    write_text(folder / "status.json", json.dumps({"status": status, **details}, indent=2) + "\n")
+    write_text(folder / "status.json", json_text({"status": status, **details}, indent=2) + "\n")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ MISTAKES = {
     "typo in an evaluator's argument": (
         ["eval.knn.temprature=1"],
         "  eval.knn.temprature  'knn' has no argument 'temprature'; did you mean 'temperature'? "
-        "It takes k, temperature, recall, precision, retrieval, index",
+        "It takes k, temperature, recall, precision, retrieval, index, engine",
     ),
     "text for a number": (
         ["loss.temperature=warm"],

@@ -263,7 +263,7 @@ def test_missing_cuda_device_is_reported(faulty_folder, capsys, device):
     before = folder_content(faulty_folder)
     assert main(["tiny.toml", f"train.device={device}"]) == 4
     message = error_message(capsys.readouterr().err)
-    assert message.startswith(f"train.device is '{device}', but torch finds no CUDA device")
+    assert message.startswith(f"the device is '{device}', but torch finds no CUDA device")
     assert folder_content(faulty_folder) == before
 
 

@@ -10,8 +10,11 @@ from PIL import Image
 from reptk import LOSSES, load
 from reptk.config.plugins import load_plugin
 from reptk.core.console import Logger
-from reptk.core.errors import NumericalError, UsageError
-from reptk.training import run_folder
+from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.evaluate import Evaluation
+from reptk.models.encoder import Encoder
+from reptk.training import loop, run_folder
+from reptk.training.build import Parts
 from reptk.training.loop import train
 from tiny_runs import (
     are_equal,
@@ -92,6 +95,21 @@ def test_failing_report_does_not_fail_the_run(
 
 
 # Training
+
+
+def test_a_failing_evaluation_does_not_lose_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate_now = loop.evaluate_now
+
+    def fail_at_the_end(parts: Parts, *arguments: object, **options: object) -> Evaluation:
+        if parts.optimizer.state:  # after training
+            raise DataError("nothing to evaluate")
+        return evaluate_now(parts, *arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate_now", fail_at_the_end)
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        run_silently(tiny(), tmp_path / "run")
+    assert Encoder.from_run(tmp_path / "run").config["backbone"] == "test_resnet"
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_training_improves_the_encoder(tmp_path: Path) -> None:
