@@ -89,6 +89,7 @@ def _recipe(temperature: float, seed: int) -> Recipe:
         "encoder.stem=timm",
         "optim.lr=0.001",
         "train.epochs=1",
+        "optim.warmup_epochs=0.2",
         "train.device=cpu",
         f"loss.temperature={temperature}",
         f"seed={seed}",

@@ -49,28 +49,29 @@ def _run(args: argparse.Namespace) -> int:
     if args.show:
         print(recipe.dump(), end="")
         return 0
+    notes = config.override_notes(args.name, args.overrides, recipe)
     if args.smoke:
         recipe = smoke_version(recipe)
     if args.check:
-        return _check(recipe)
+        return _check(recipe, notes)
     if args.smoke and args.out is None:
-        return _smoke(recipe)
-    return _train(recipe, args.out)
+        return _smoke(recipe, notes)
+    return _train(recipe, args.out, notes=notes)
 
 
-def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False) -> int:
+def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False, notes: Sequence[str] = ()) -> int:
     from reptk.core import distributed
     from reptk.training.loop import train
 
-    train(recipe, out, resume=resume)
+    train(recipe, out, resume=resume, notes=notes)
     distributed.cleanup()
     return 0
 
 
-def _smoke(recipe: config.Recipe) -> int:
+def _smoke(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """Train in a temporary folder, which is removed."""
     with tempfile.TemporaryDirectory(prefix="reptk-smoke-") as folder:
-        exit_code = _train(recipe, Path(folder) / recipe.name)
+        exit_code = _train(recipe, Path(folder) / recipe.name, notes=notes)
     # The process group is closed already, so the rank is read from torchrun's environment.
     if int(os.environ.get("RANK", 0)) == 0:
         print("smoke passed: two steps and the evaluation ran on generated images; nothing was kept")
@@ -87,14 +88,15 @@ def _resume(args: argparse.Namespace) -> int:
         folder = args.out
     else:
         folder = run_folder.newest(Path(args.name).stem)
-    recipe = config.load(folder, args.overrides, plugins=args.plugin)
-    if run_folder.read_status(folder)["status"] == "finished":
-        print(f"already complete: {folder / 'results.json'}")
+    recipe = config.load(folder, args.overrides, plugins=args.plugin, shorten_warmup=False)
+    run_folder.check_same_recipe(recipe, folder)
+    if run_folder.is_complete(recipe, folder):
+        print(f"already complete: {folder / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
         return 0
     return _train(recipe, folder, resume=True)
 
 
-def _check(recipe: config.Recipe) -> int:
+def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """Build everything, and train nothing.
 
     If the data is missing, everything else is checked with generated images before the error is raised.
@@ -110,14 +112,18 @@ def _check(recipe: config.Recipe) -> int:
         data = load_data(recipe, logger)
     except DataError as error:
         data_error = error
-        recipe = smoke_version(recipe)
-        data = load_data(recipe)
-    parts = build(recipe, data, device)
-    if data_error is None:
-        logger.line(f"{recipe.name}: valid, everything could be built")
+        generated = smoke_version(recipe)
+        parts = build(generated, load_data(generated), device)
     else:
-        logger.line(f"{recipe.name}: valid, but its data is not here")
-    logger.facts(describe(recipe, parts))
+        parts = build(recipe, data, device)
+    if data_error is None:
+        logger.line(f"{recipe.title}: valid, everything could be built")
+    else:
+        logger.line(f"{recipe.title}: valid, but its data is not here; everything else could be built")
+    # The recipe's numbers, not those of the generated images.
+    logger.facts(describe(recipe, parts, has_data=data_error is None))
+    for note in notes:
+        logger.line(f"note: {note}")
     distributed.cleanup()
     if data_error is not None:
         raise data_error

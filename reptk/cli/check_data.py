@@ -29,10 +29,6 @@ exit codes: 0 usable, 3 not usable
 MAX_LISTED = 10
 MAX_LISTED_CLASSES = 40
 
-MAX_UNREADABLE_SHARE = 0.01
-MAX_UNREADABLE_OF_FEW = 10
-"""More unreadable images than this share, and than this number, are too many. Of few images at most a fifth."""
-
 
 @dataclass(frozen=True)
 class CheckedImages:
@@ -57,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from reptk.data.image_files import tolerated_unreadable
+
     for plugin in args.plugin:
         load_plugin(plugin)
     pairs = list(args.overrides)
@@ -82,8 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         data = _open(table)  # raises DataError if training cannot use it
         num_queries = 0 if data.query is None else len(data.query)
         print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
-    share = MAX_UNREADABLE_SHARE * len(images.paths)
-    if num_unreadable > max(share, min(MAX_UNREADABLE_OF_FEW, len(images.paths) / 5)):
+    if num_unreadable > tolerated_unreadable(len(images.paths)):
         raise DataError(
             f"{num_unreadable:,} of {len(images.paths):,} files cannot be read, too many to skip them; repair them, or take "
             "them out"

@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace) -> int:
         size=overrides.get("size"),
         pretrained=args.pretrained,
         weights=args.weights,
+        device=args.device,
         batch_size=args.batch_size,
         workers=args.workers,
         strict=args.strict,
@@ -144,7 +145,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="train, bank or query of a data set; every distinct image by default")
     parser.add_argument("--half", action="store_true", help="store half precision: half the size")
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
-    parser.add_argument("--weights", help="with a timm name: a local file of weights")
+    parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="stop at an image that cannot be read, instead of skipping it"
     )

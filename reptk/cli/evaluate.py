@@ -1,7 +1,6 @@
 """All metrics of an encoder on a data set: reptk evaluate runs/tcl_sup_photos/1 data.name=digits"""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,10 +96,10 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
 
 def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables: Tables, logger: "Logger") -> Evaluated:
     """Evaluate the encoder of a run or a timm backbone, and its baselines."""
-    import torch
-
     from reptk.config.registry import DATASETS
+    from reptk.core.device import choose_device
     from reptk.data import num_cpus, subsample
+    from reptk.data.bad_samples import BadSamples
     from reptk.evaluate import build_evaluators
     from reptk.evaluate.results import protocol
 
@@ -122,17 +121,19 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     if args.only is not None and not set(evaluators) & set(args.only):
         raise DataError(f"{', '.join(args.only)} need labels, and {data.protocol} has none; leave out --only")
     logger.line(f"{subject.name}  on  {table['name']}: {data.protocol}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     workers = args.workers
     if workers is None:
         workers = num_cpus()
     rows = _evaluate_rows(subject, data, list(evaluators.values()), device, workers, args.baselines, logger)
+    BadSamples(data, logger).update()
     return Evaluated(
         rows,
         data,
         {
             "of": subject.name,
             "encoder": subject.encoder.config,
+            "untrained": "the same architecture with random weights",
             **protocol(table, data, _tables_of(evaluators, tables), subject.encoder),
             "limit": args.limit,
             "device": str(device),
@@ -183,6 +184,7 @@ def _evaluate_rows(
 def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
     """Print the metrics, and write them to the file `out`, or with a report into the folder `out`."""
     from reptk import report
+    from reptk.core.files import json_text, write_text
     from reptk.evaluate.results import build_results, remarks, table_columns, write_results
 
     evaluation = evaluated.rows["encoder"]
@@ -193,7 +195,7 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
         return
     try:
         if out.suffix == ".json":
-            out.write_text(json.dumps(results, indent=2) + "\n")
+            write_text(out, json_text(results, indent=2) + "\n")
         else:
             out.mkdir(parents=True, exist_ok=True)
             write_results(out, results, evaluation)
@@ -256,8 +258,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="with a file of embeddings as the bank: the queries; default: every embedding of the bank",
     )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
+    )
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
-    parser.add_argument("--weights", help="with a timm name: a local file of weights")
+    parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
     parser.add_argument(
         "--no-baselines", dest="baselines", action="store_false", help="leave out raw pixels and the untrained encoder"
     )

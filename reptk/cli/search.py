@@ -95,7 +95,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     from reptk.embeddings import search
 
     index = _open(named.index)
-    results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder)
+    results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=args.device)
     summary = _summary(index, named.index)
     print(summary)
     for result in results:
@@ -165,16 +165,17 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
     noun = "group" if len(groups) == 1 else "groups"
     sizes = ", ".join(f"{count:,} of {size:,} images" for size, count in duplicates.count_by_size().items())
     num_removable = duplicates.count - len(groups)  # all but one of each group
+    candidates = "candidate" if num_removable == 1 else "candidates"
     lines = [
         f"{len(groups):,} {noun} of near duplicates (similarity {threshold:g} and above): {sizes}",
-        f"{num_removable:,} of {len(duplicates.first):,} images could go; {duplicates.count_identical():,} hold the same "
-        "bytes as another" + _conflicts(duplicates, "in whose images the labels differ"),
+        f"{num_removable:,} {candidates} for removal among {len(duplicates.first):,} images: check before deleting",
+        _exact_copies(duplicates) + _conflicts(duplicates, "groups with images of different labels"),
     ]
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
         lines.append(f"group {number}: {len(group):,} images")
         for duplicate in group[:MAX_IMAGES_PER_GROUP]:
             label = _printable(duplicate.label)
-            lines.append(f"  {duplicate.similarity:.3f}  {label}  {_location(duplicate)}{_same_bytes(duplicate)}")
+            lines.append(f"  {duplicate.similarity:.3f}  {label}  {_location(duplicate)}{_copy_note(duplicate)}")
         if len(group) > MAX_IMAGES_PER_GROUP:
             lines.append(f"  and {len(group) - MAX_IMAGES_PER_GROUP:,} more")
     if len(groups) > MAX_GROUPS:
@@ -190,12 +191,12 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
         return [f"none of {total:,} images of {other} has a near duplicate in {index} ({threshold:g} and above)"]
     lines = [
         f"{len(leaks):,} of {total:,} images of {other} have a near duplicate in {index} (similarity {threshold:g} and "
-        f"above); {duplicates.count_identical():,} hold the same bytes"
-        + _conflicts(duplicates, f"whose label in {index} is another")
+        "above)",
+        _exact_copies(duplicates) + _conflicts(duplicates, f"images whose label in {index} is another"),
     ]
     for leak in leaks[:MAX_LEAKS]:
         nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
-        lines.append(f"  {leak.similarity:.3f}  {_location(leak)}  ~  {_printable(nearest)}{_same_bytes(leak)}")
+        lines.append(f"  {leak.similarity:.3f}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak)}")
     if len(leaks) > MAX_LEAKS:
         lines.append(f"and {len(leaks) - MAX_LEAKS:,} more")
     return lines
@@ -205,13 +206,23 @@ def _conflicts(duplicates: "Duplicates", description: str) -> str:
     count = duplicates.count_label_conflicts()
     if not count:
         return ""
-    return f"; {count:,} {description}"
+    return f"; {description}: {count:,}"
 
 
-def _same_bytes(duplicate: "Duplicate") -> str:
-    if not duplicate.is_identical:
+def _exact_copies(duplicates: "Duplicates") -> str:
+    """Tell exact copies from images that are only similar."""
+    same_bytes = duplicates.count_copies("bytes")
+    same_pixels = duplicates.count_copies("pixels")
+    similar = duplicates.count - same_bytes - same_pixels
+    return (
+        f"{same_bytes:,} hold the same bytes as another, {same_pixels:,} the same pixels, {similar:,} are only similar"
+    )
+
+
+def _copy_note(duplicate: "Duplicate") -> str:
+    if not duplicate.copy:
         return ""
-    return "  (the same bytes)"
+    return f"  (the same {duplicate.copy})"
 
 
 def _open(path: str) -> "Index":
@@ -305,4 +316,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
+    )
     return parser.parse_intermixed_args(arguments)

@@ -1,9 +1,23 @@
 """Recipes: read from TOML, overridden, validated against the signatures of what they name, written back."""
 
 from reptk.config.load import available, build, complete, find, load, override, read, validate
-from reptk.config.schema import EncoderSection, Expect, OptimSection, Recipe, RecipeError, Section, Table, TrainSection
+from reptk.config.override_notes import override_notes
+from reptk.config.schema import (
+    PART_NAMES,
+    EncoderSection,
+    Expect,
+    OptimSection,
+    Recipe,
+    RecipeError,
+    Section,
+    Table,
+    TrainSection,
+    part_replacements,
+    title_of,
+)
 
 __all__ = [
+    "PART_NAMES",
     "EncoderSection",
     "Expect",
     "OptimSection",
@@ -18,6 +32,9 @@ __all__ = [
     "find",
     "load",
     "override",
+    "override_notes",
+    "part_replacements",
     "read",
+    "title_of",
     "validate",
 ]

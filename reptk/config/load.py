@@ -26,15 +26,23 @@ PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "method": METHOD
 """The tables of a recipe that name a registered part."""
 
 
-def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()) -> Recipe:
+def load(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    plugins: Sequence[str] = (),
+    shorten_warmup: bool = True,
+) -> Recipe:
     """Find, override and validate a recipe.
 
     Args:
         name_or_path: a recipe's name, a TOML file, or a run folder (which holds its `recipe.toml`).
-        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text if it is not valid TOML or
-            if the key takes text alone.
-            Changing a part's name drops the previous part's arguments, and a method without a loss drops `[loss]`.
+        overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text if it is not valid TOML or if the
+            key takes text alone. Changing a part's name drops the previous part's arguments, and a method without a loss
+            drops `[loss]`; `reptk.config.override_notes` says what that was.
         plugins: `.py` files or modules that register further parts.
+        shorten_warmup: if the overrides shorten the run and do not set its warm-up, shorten that in proportion. A run that is
+            resumed keeps its warm-up.
 
     Raises:
         UsageError: no such recipe, broken TOML, or (as `RecipeError`, with all problems at once) invalid content.
@@ -44,12 +52,19 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, plugins: Se
     keys = [pair.partition("=")[0].strip() for pair in overrides]
     if "plugins" in keys:
         raise UsageError("plugins are named with --plugin, not with key=value")
+    if "overrides" in keys:
+        raise UsageError("overrides lists the key=value pairs of the command, and is not set by one of them")
     # First of all, since everything below looks parts up by their names.
     table["plugins"] = load_recipe_plugins(path, table.get("plugins", []), plugins)
     if overrides:
         # The result that was measured holds for exactly the recipe in the file.
         table.pop("expect", None)
-    table = override(table, overrides)
+    original = table
+    table = override(original, overrides)
+    table["overrides"] = _merge_overrides(original.get("overrides", []), overrides)
+    sets_warmup = "optim" in keys or "optim.warmup_epochs" in keys
+    if shorten_warmup and not sets_warmup:
+        table = _with_proportional_warmup(table, original)
     changes_loss = any(key.startswith("loss.") for key in keys)
     if "method.name" in keys and not changes_loss and not _takes_loss(table["method"]):
         table.pop("loss", None)
@@ -98,6 +113,43 @@ def override(table: Table, pairs: Sequence[str]) -> Table:
     for pair in parsed:
         _set(table, pair)
     return table
+
+
+def _merge_overrides(earlier: Any, pairs: Sequence[str]) -> Any:
+    """Return the overrides of a recipe that is overridden once more. A later value of a key replaces the earlier one."""
+    if not isinstance(earlier, list) or not all(isinstance(pair, str) for pair in earlier):
+        return earlier  # reported by the validation
+    merged = list(earlier)
+    for pair in sorted(pairs, key=lambda pair: not _is_part_name(pair.partition("=")[0].split("."))):
+        key = pair.partition("=")[0]
+        if _is_part_name(key.split(".")):
+            # A new part takes none of the arguments of the one before.
+            prefix = key.removesuffix("name")
+            merged = [other for other in merged if not other.startswith(prefix)]
+        merged = [other for other in merged if other.partition("=")[0] != key]
+        merged.append(pair)
+    return merged
+
+
+def _with_proportional_warmup(table: Table, original: Table) -> Table:
+    """Return the table with the original's warm-up shortened as the run is; unchanged if the run is not shorter."""
+    epochs = _number(table, "train", "epochs")
+    original_epochs = _number(original, "train", "epochs")
+    warmup = _number(original, "optim", "warmup_epochs")
+    is_shorter = 0 < epochs < original_epochs
+    if not is_shorter or not 0 < warmup < original_epochs:
+        return table
+    shortened = round(warmup * epochs / original_epochs, 6)
+    return {**table, "optim": {**table["optim"], "warmup_epochs": shortened}}
+
+
+def _number(table: Table, section: str, key: str) -> float:
+    """Return a number of a table that is not validated yet; 0 if it is missing or no number."""
+    part = table.get(section)
+    value = part.get(key, 0) if isinstance(part, dict) else 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return value
 
 
 def _set(table: Table, pair: "_Pair") -> None:

@@ -11,6 +11,26 @@ from reptk.core.errors import UsageError
 
 Table = dict[str, Any]
 
+PART_NAMES = ("data.name", "views.name", "encoder.backbone", "method.name", "loss.name")
+"""Keys that say which part is used."""
+
+UNTITLED_KEYS = (
+    "name",
+    "data.root",
+    "data.cache",
+    "data.download",
+    "data.jpeg",
+    "train.workers",
+    "train.device",
+    "train.log_every_steps",
+    "train.report",
+    "train.checkpoint_every_epochs",
+)
+"""Keys that say where and how a run is executed, not what is trained."""
+
+MAX_TITLE_OVERRIDES = 4
+"""Overrides in a title, which has to fit into a line."""
+
 
 class Section(BaseModel):
     """Base class of a recipe's tables: without unknown keys, immutable, and with finite numbers only."""
@@ -23,7 +43,9 @@ class EncoderSection(Section):
 
     backbone: str
     pretrained: bool = False
-    weights: str | None = Field(None, description="local file of backbone weights: .safetensors, or a state dict")
+    weights: str | None = Field(
+        None, description="checkpoint with the backbone's weights: FILE or FILE:PART, a folder or hf-hub:NAME"
+    )
     stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
     head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
     head_width: int | None = Field(None, ge=1, description="hidden layers; unset: as wide as the features")
@@ -57,8 +79,10 @@ class TrainSection(Section):
     micro_batch_norm: Literal["refuse", "freeze", "approximate"] = Field(
         "refuse", description="BatchNorm in micro-batches: an error; running statistics; each its own statistics"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="of the encoder; auto: bf16 where the device multiplies it, else fp32"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")
     channels_last: bool = True
     compile: bool = False
@@ -66,7 +90,7 @@ class TrainSection(Section):
     sync_batchnorm: bool = False
     log_every_steps: int = Field(10, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
-    baselines: bool = Field(True, description="evaluate raw pixels and the untrained encoder as well")
+    baselines: bool = Field(True, description="evaluate raw pixels and the encoder before training as well")
     report: bool = Field(True, description="end in report.html, one page to look at and to send")
 
 
@@ -90,6 +114,9 @@ class Recipe(Section):
     name: str = Field("recipe", pattern=r"^[\w.+-]+$", description="unset in a file: the file's name")
     seed: int = Field(0, ge=0)
     plugins: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = Field(
+        (), description="key=value pairs that changed the named recipe; load() writes them"
+    )
     data: Table
     views: Table
     encoder: EncoderSection
@@ -100,9 +127,37 @@ class Recipe(Section):
     eval: dict[str, Table] = Field({}, description="evaluators by key; none named: kNN")
     expect: Expect | None = None
 
+    @property
+    def title(self) -> str:
+        """The recipe's name and what overrides changed; see `title_of`."""
+        return title_of(self.name, self.overrides)
+
     def dump(self) -> str:
         """Return the recipe as TOML, with every default written out; reading it back gives the same recipe."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def title_of(name: str, overrides: Sequence[str]) -> str:
+    """Return what a run is called in messages and reports, e.g. `supcon_digits loss.name=tcl`.
+
+    Overrides that replace a part come first. Those that do not change the results are left out, and so are those beyond
+    `MAX_TITLE_OVERRIDES`, whose number is stated.
+    """
+    replacements = part_replacements(overrides)
+    changes = []
+    for pair in overrides:
+        if pair.partition("=")[0] not in UNTITLED_KEYS and pair not in replacements:
+            changes.append(pair)
+    words = [name, *replacements, *changes]
+    more = len(words) - 1 - MAX_TITLE_OVERRIDES
+    if more > 0:
+        words = [*words[: MAX_TITLE_OVERRIDES + 1], f"and {more} more"]
+    return " ".join(words)
+
+
+def part_replacements(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that replace a part or the backbone, e.g. `loss.name=tcl`."""
+    return [pair for pair in overrides if pair.partition("=")[0] in PART_NAMES]
 
 
 class RecipeError(UsageError):

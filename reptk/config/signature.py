@@ -188,7 +188,7 @@ def _message(item: Any, model: type[BaseModel] | None) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(item["loc"], model)
     if kind == "string_pattern_mismatch" and item["loc"][-1] == "device":
-        return f"must be auto, cpu, cuda or cuda:N, got {value!r}"
+        return f"must be auto, cpu, cuda, cuda:N or mps, got {value!r}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"must be a table, got {value!r}"
     text = item["msg"].removeprefix("Value error, ")

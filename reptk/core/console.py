@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from reptk.core.files import write_text
+from reptk.core.files import json_text, write_text
 from reptk.core.metric_names import display_name
 
 UNKNOWN_STEP = 1 << 62
@@ -58,7 +58,7 @@ class Logger:
         if self.writes and self._metrics_file is not None:
             # Opened and closed for every row, so that no row is lost if the process is killed.
             with self._metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json_text(values) + "\n")
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Print a line; nothing in it is interpreted as markup."""

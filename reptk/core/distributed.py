@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reptk.core.device import choose_device
 from reptk.core.errors import EnvironmentProblem
 
 T = TypeVar("T")
@@ -17,16 +18,12 @@ def setup(device: str = "auto") -> torch.device:
     """Join the process group if torchrun started this process, and return the device of this rank.
 
     Args:
-        device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
+        device: see `choose_device`.
 
     Raises:
-        EnvironmentProblem: CUDA is requested and not available, or there are fewer GPUs than ranks on this machine.
+        EnvironmentProblem: the device is not available, or there are fewer GPUs than ranks on this machine.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentProblem(f"train.device is {device!r}, but torch finds no CUDA device; use cpu or auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch_device = torch.device(device)
+    torch_device = choose_device(device)
     if torch_device.type == "cuda":
         torch_device = _cuda_device(torch_device)
         # Before the process group: NCCL uses the current device.

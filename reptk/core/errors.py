@@ -26,6 +26,10 @@ class EnvironmentProblem(ReptkError):  # noqa: N818 - EnvironmentError is a buil
 
 
 class NumericalError(ReptkError):
-    """Training produced a value that is not finite (exit code 5)."""
+    """Training or an encoder produced a value that is not finite (exit code 5)."""
 
     exit_code = 5
+
+
+class NonFiniteValues(ValueError):  # noqa: N818 - it is a ValueError
+    """Vectors that were passed to a function hold NaN or infinity."""

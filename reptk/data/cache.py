@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data.cache_build import RECORD, CacheFiles, build_cache
+from reptk.data.cache_build import RECORD, UNREADABLE, CacheFiles, build_cache
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
 
@@ -58,7 +59,9 @@ class DecodedCache(WritableImages):
                     "data.cache=false"
                 ) from cause
         try:
-            self._checksums = np.fromfile(self._files.records, RECORD)["checksum"]
+            records = np.fromfile(self._files.records, RECORD)
+            self._checksums = records["checksum"]
+            self._is_unreadable = records["key"] == UNREADABLE
             # The pages of the file are in memory once, for all processes on this machine.
             self._pixels = self._files.map_pixels(self._files.pixels, len(keys))
         except OSError as cause:
@@ -71,6 +74,13 @@ class DecodedCache(WritableImages):
 
     def path(self, number: int) -> Path | None:
         return self._images.path(number)
+
+    def unreadable(self, numbers: Tensor) -> dict[int, str]:
+        candidates = numbers[torch.from_numpy(self._is_unreadable[numbers.numpy()])]
+        if len(candidates):
+            # The files, which were not opened since the cache was built, say why.
+            self._images.fetch(candidates)
+        return self._images.unreadable(candidates)
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, row in zip(numbers.tolist(), out, strict=True):

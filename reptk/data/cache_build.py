@@ -41,6 +41,9 @@ BLOCK_IMAGES = 64
 
 RECORD = np.dtype([("key", "S32"), ("checksum", "<u4")])
 
+UNREADABLE = b""
+"""In place of the key of an image that could not be read, so that its black pixels are never taken for the image."""
+
 
 class CacheFiles:
     """The files of one cache, and what they have to hold.
@@ -95,7 +98,8 @@ def build_cache(cache: CacheFiles, images: WritableImages, workers: int) -> None
     Raises:
         EnvironmentProblem: there is not enough free space.
         OSError: the folder cannot be written, or its file system has no locks.
-        DataError: an image cannot be read. What was decoded before it is used by the next build.
+        DataError: an image cannot be read, and `images` does not skip it. What was decoded before it is used by the next
+            build.
     """
     _check_free_space(cache.folder, cache.total_bytes - _allocated_bytes(_part(cache.pixels)))
     cache.folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +146,8 @@ def _write_images(cache: CacheFiles, images: WritableImages, workers: int) -> No
             _flush_to_disk(pixel_file)
             records = np.empty(len(pixels), RECORD)
             records["key"] = cache.keys[numbers.numpy()]
+            for number in images.unreadable(numbers):
+                records["key"][number - int(numbers[0])] = UNREADABLE
             records["checksum"] = [zlib.crc32(image) for image in pixels]
             record_file.write(records.tobytes())
             _flush_to_disk(record_file)

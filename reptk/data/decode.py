@@ -1,6 +1,11 @@
 """One encoded image to one uint8 square: JPEG by simplejpeg where it is installed, everything else by Pillow."""
 
+import functools
 import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +16,7 @@ import PIL
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,21 +37,57 @@ if HAS_HEIF:
     EXTENSIONS |= HEIF_EXTENSIONS
     FORMATS = (HEIF_FORMAT, *FORMATS)
 
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 """Must be increased whenever the same file would give other pixels: it invalidates the caches on disk."""
 
 EXIF_ORIENTATION = 0x0112
+
+MAX_PIXELS = 250_000_000
+"""Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded."""
+
+MAX_TEXT_BYTES = 1 << 20
+"""Length of a text in a PNG file from which on Pillow refuses the image."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Jpeg = Literal["auto", "pillow", "simplejpeg"]
 Square = NDArray[np.uint8]
 """(size, size, 3)."""
 
 
-def decode(source: Path | bytes, size: int, jpeg: Jpeg = "pillow") -> Tensor:
+@dataclass(frozen=True)
+class PixelOptions:
+    """What the pixels of unusual files become.
+
+    Args:
+        max_pixels: an image with more is refused.
+        range: values of 16-bit images that become black and white, e.g. (0, 4095) for cameras with 12 bits.
+        background: the color behind transparent pixels, as a name or `#rrggbb`.
+
+    Raises:
+        ValueError: `range` is empty, or `background` is no color.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    range: tuple[int, int] = (0, 65535)
+    background: str = "white"
+
+    def __post_init__(self) -> None:
+        low, high = self.range
+        if not 0 <= low < high <= 65535:
+            raise ValueError(f"range must be two values from 0 to 65535, the lower first, got {list(self.range)}")
+        ImageColor.getrgb(self.background)
+
+
+DEFAULT_OPTIONS = PixelOptions()
+
+
+def decode(source: Path | bytes, size: int, jpeg: Jpeg = "pillow", options: PixelOptions = DEFAULT_OPTIONS) -> Tensor:
     """Return the center square of an image, (3, size, size) uint8, in channels-last memory.
 
-    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparent pixels are blended with white, and of an
-    animation the first frame is decoded. The shorter side is resized to `size` with antialiasing, up or down.
+    The EXIF orientation is applied, colors are converted to sRGB by the file's ICC profile, 16-bit gray is scaled to 8 bits,
+    transparent pixels are blended with a background, and of an animation the first frame is decoded. The shorter side is
+    resized to `size` with antialiasing, up or down. A file is decoded as a whole or not at all.
 
     Args:
         source: a file, or the bytes of one.
@@ -54,17 +95,25 @@ def decode(source: Path | bytes, size: int, jpeg: Jpeg = "pillow") -> Tensor:
         jpeg: the JPEG decoder. simplejpeg with torch's resize differs from Pillow by at most two levels, except for the
             outermost pixels, and is shifted by half a pixel if a margin is odd. JPEG files that simplejpeg does not
             decode (CMYK, damaged ones) are decoded by Pillow.
+        options: see `PixelOptions`.
 
     Raises:
         DataError: the source cannot be read as an image.
         EnvironmentProblem: `jpeg` is simplejpeg, and it is not installed.
     """
     square = np.empty((size, size, 3), dtype=np.uint8)
-    decode_into(source, square, decoder(jpeg))
+    decode_into(source, square, decoder(jpeg), options=options)
     return rearrange(torch.from_numpy(square), "h w c -> c h w")
 
 
-def decode_into(source: Path | bytes, out: Square, jpeg: str, *, name: str | None = None) -> None:
+def decode_into(
+    source: Path | bytes,
+    out: Square,
+    jpeg: str,
+    *,
+    options: PixelOptions = DEFAULT_OPTIONS,
+    name: str | None = None,
+) -> None:
     """Decode an image into `out`, (size, size, 3) uint8, as described for `decode`.
 
     Several threads may decode at the same time; most of the work does not hold the interpreter lock.
@@ -73,6 +122,7 @@ def decode_into(source: Path | bytes, out: Square, jpeg: str, *, name: str | Non
         source: a file, or the bytes of one, e.g. of a member of a tar archive.
         out: the pixels are written here.
         jpeg: `pillow` or `simplejpeg`; see `decoder`.
+        options: see `PixelOptions`.
         name: what errors call the image; by default its path, or the number of its bytes.
 
     Raises:
@@ -81,7 +131,7 @@ def decode_into(source: Path | bytes, out: Square, jpeg: str, *, name: str | Non
     content = b""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        _decode_bytes(content, out, jpeg)
+        _decode_bytes(content, out, jpeg, options)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
@@ -116,28 +166,110 @@ def to_tensor(image: Image.Image) -> Tensor:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
 
 
-def _decode_bytes(content: bytes, out: Square, jpeg: str) -> None:
+def allow_large_images(max_pixels: int) -> None:
+    """Raise Pillow's limit of pixels, which is one for the whole process, so that it does not refuse images below ours."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+
+
+def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions) -> None:
     size = len(out)
+    if content.startswith(PNG_SIGNATURE):
+        content = _checked_png(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        _check_num_pixels(image)
+        _check_num_pixels(image, options.max_pixels)
+        profile = image.info.get("icc_profile")
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             pixels = _decode_with_simplejpeg(content, image, size)
             if pixels is not None:
                 _fit(pixels, out)
+                if profile is not None:
+                    np.copyto(out, _to_srgb(Image.fromarray(out), profile))
                 return
         image.draft("RGB", (size, size))  # JPEG alone: decode at a fraction of the size if that is large enough
+        # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
+        image.load()
         upright = image
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
-        np.copyto(out, ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.BILINEAR))
+        # A profile is for the channels of the file. RGB is converted when it is small.
+        if profile is not None and image.mode in ("CMYK", "L"):
+            upright = _to_srgb(upright, profile)
+            profile = None
+        square = ImageOps.fit(to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR)
+        if profile is not None:
+            square = _to_srgb(square, profile)
+        np.copyto(out, square)
 
 
-def _check_num_pixels(image: Image.Image) -> None:
-    """Refuse what Pillow considers a decompression bomb; up to twice its limit, Pillow itself only warns."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than the {limit:,} that are safe to open")
+def _check_num_pixels(image: Image.Image, limit: int) -> None:
+    """Refuse what may be a decompression bomb."""
+    if image.width * image.height > limit:
+        raise ValueError(
+            f"{image.width:,} x {image.height:,} pixels are more than {limit:,}, the limit (data.max_pixels)"
+        )
+
+
+def _checked_png(content: bytes) -> bytes:
+    """Return a PNG file without the texts that may be too long for Pillow.
+
+    Raises:
+        ValueError: the checksum of the pixels is wrong. Pillow does not check it.
+    """
+    parts = [PNG_SIGNATURE]
+    for kind, chunk in _png_chunks(content):
+        stored_checksum = chunk[-4:]
+        if kind == b"IDAT" and struct.pack(">I", zlib.crc32(chunk[4:-4])) != stored_checksum:
+            raise ValueError("its pixels are damaged (CRC)")
+        if not _may_be_long_text(kind, chunk):
+            parts.append(chunk)
+    checked_bytes = sum(len(part) for part in parts)
+    if checked_bytes == len(content):
+        return content
+    return b"".join(parts)
+
+
+def _may_be_long_text(kind: bytes, chunk: memoryview) -> bool:
+    if kind == b"zTXt":
+        return True  # compressed, so its length is not known
+    if kind == b"iTXt":
+        _, _, after_keyword = bytes(chunk[8:-4]).partition(b"\0")
+        is_compressed = after_keyword[:1] == b"\1"
+        return is_compressed or len(chunk) > MAX_TEXT_BYTES
+    return kind == b"tEXt" and len(chunk) > MAX_TEXT_BYTES
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the kind of every chunk, and the chunk with its length and checksum; the last one may be cut off."""
+    view = memoryview(content)
+    position = len(PNG_SIGNATURE)
+    while position < len(content):
+        length = int.from_bytes(view[position : position + 4], "big")
+        # 4 bytes each of length, kind and checksum.
+        chunk = view[position : position + length + 12]
+        yield bytes(chunk[4:8]), chunk
+        position += length + 12
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert an image in CMYK, L or RGB to sRGB. A profile that is damaged, or for other channels, is ignored."""
+    transform = _srgb_transform(profile, image.mode)
+    if transform is None:
+        return image
+    return ImageCms.applyTransform(image, transform)
+
+
+@functools.lru_cache(maxsize=64)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion; None if there is nothing to convert, or if the profile cannot be used."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -228,18 +360,24 @@ def _message(cause: Exception) -> str:
     return str(cause)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image.Image:
+    """Convert an image of any mode to RGB, as described for `decode`.
+
+    Raises:
+        ValueError: its pixels are floats, whose range is not known.
+    """
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion would clip to 255 instead of scaling.
-        gray = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
+        low, high = options.range
+        gray = (np.asarray(image).clip(low, high) - low) / ((high - low) / 255)
+        return Image.fromarray(gray.round().astype(np.uint8)).convert("RGB")
     # Converting to RGB directly would show whatever color transparent pixels happen to have.
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        background = Image.new("RGBA", image.size, options.background)
+        return Image.alpha_composite(background, image).convert("RGB")
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image

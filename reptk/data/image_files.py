@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,12 +14,34 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.core.errors import DataError
 from reptk.data.cache import DecodedCache, default_folder, file_key
-from reptk.data.decode import DECODE_VERSION, Jpeg, decode_into, decoder, versions_of
+from reptk.data.decode import (
+    DECODE_VERSION,
+    DEFAULT_OPTIONS,
+    Jpeg,
+    PixelOptions,
+    allow_large_images,
+    decode_into,
+    decoder,
+    versions_of,
+)
 from reptk.data.protocol import Images, WritableImages, WritableSubset
 
 ImageSize = Annotated[int, Ge(8)]
 """Side in pixels of the square that every image is decoded to."""
+
+OnError = Literal["skip", "stop"]
+"""What happens if an image cannot be read: it is skipped, or the run stops."""
+
+MAX_UNREADABLE_SHARE = 0.01
+MAX_UNREADABLE_OF_FEW = 10
+"""More unreadable images than this share, and than this number, stop a run that skips them. Of few images at most a fifth."""
+
+
+def tolerated_unreadable(count: int) -> int:
+    """Return how many of `count` images may be unreadable without stopping a run that skips them."""
+    return int(max(MAX_UNREADABLE_SHARE * count, min(MAX_UNREADABLE_OF_FEW, count / 5)))
 
 
 class ImageFiles(WritableImages):
@@ -29,19 +51,37 @@ class ImageFiles(WritableImages):
     and would be copied into every forked process.
 
     Pillow's warnings about unusual files are ignored from then on, in the whole process: warning filters are global, and
-    the decoding threads cannot have their own.
+    the decoding threads cannot have their own. So is Pillow's limit of pixels, which is raised to `options.max_pixels`.
 
     Args:
         paths: the files, in order.
         size: side in pixels of the square that every image is decoded to.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
+        options: what the pixels of unusual files become.
+        on_error: "skip": an image that cannot be read is black, and `unreadable` says why; "stop": it raises a DataError.
+        max_unreadable: how many images may be skipped; by default the larger of 1 % and 10, of few images a fifth.
 
     Raises:
         EnvironmentProblem: `jpeg` is simplejpeg, and it is not installed.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, jpeg: Jpeg = "auto") -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: int,
+        jpeg: Jpeg = "auto",
+        *,
+        options: PixelOptions = DEFAULT_OPTIONS,
+        on_error: OnError = "stop",
+        max_unreadable: int | None = None,
+    ) -> None:
+        if max_unreadable is None:
+            max_unreadable = tolerated_unreadable(len(paths))
         self.size = size
+        self.options = options
+        self.on_error = on_error
+        self.max_unreadable = max_unreadable
+        self._reasons: dict[int, str] = {}
         self.jpeg = decoder(jpeg)
         self.decoded_by = versions_of(self.jpeg)
         encoded = [os.fsencode(path) for path in paths]
@@ -49,6 +89,7 @@ class ImageFiles(WritableImages):
         self._ends = torch.tensor([0, *lengths]).cumsum(0)
         self._path_bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        allow_large_images(options.max_pixels)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -59,7 +100,35 @@ class ImageFiles(WritableImages):
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, square in zip(numbers.tolist(), out, strict=True):
-            decode_into(self.path(number), square, self.jpeg)
+            if number not in self._reasons:
+                self._decode(number, square)
+            if number in self._reasons:
+                square[:] = 0
+
+    def unreadable(self, numbers: Tensor) -> dict[int, str]:
+        if not self._reasons:
+            return {}
+        return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
+
+    def _decode(self, number: int, square: NDArray[np.uint8]) -> None:
+        """Decode an image, or note why it cannot be read."""
+        try:
+            decode_into(self.path(number), square, self.jpeg, options=self.options)
+        except DataError as error:
+            if self.on_error == "stop":
+                raise
+            self._reasons[number] = str(error)
+            self._check_count()
+
+    def _check_count(self) -> None:
+        if len(self._reasons) <= self.max_unreadable:
+            return
+        # Sorted, since threads note them in any order.
+        first = "\n  ".join(self._reasons[number] for number in sorted(self._reasons)[:5])
+        raise DataError(
+            f"more than {self.max_unreadable:,} of {len(self):,} images cannot be read; too many to skip them. "
+            f"reptk check-data lists all of them. The first:\n  {first}"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,11 +139,15 @@ class FileReader:
         size: side in pixels.
         jpeg: the JPEG decoder.
         cache_folder: the folder of the decoded images; None to decode whenever an image is fetched.
+        options: what the pixels of unusual files become.
+        on_error: whether images that cannot be read are skipped.
     """
 
     size: int
     jpeg: Jpeg
     cache_folder: Path | None = None
+    options: PixelOptions = DEFAULT_OPTIONS
+    on_error: OnError = "stop"
 
     def read(self, splits: Sequence[Sequence[Path]]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
@@ -84,11 +157,13 @@ class FileReader:
             EnvironmentProblem: the cache cannot be written, or simplejpeg is requested and not installed.
         """
         if self.cache_folder is None:
-            return [ImageFiles(paths, self.size, self.jpeg) for paths in splits]
+            return [self._files(paths) for paths in splits]
         # Sorted, so that the fingerprint of the cache does not depend on how the files are split.
         distinct = sorted({path for paths in splits for path in paths})
-        files = ImageFiles(distinct, self.size, self.jpeg)
+        files = self._files(distinct)
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
+        if self.options != DEFAULT_OPTIONS:
+            decoding += f", {self.options}"
         keys = [file_key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
@@ -97,6 +172,9 @@ class FileReader:
             numbers = torch.tensor([number_of[path] for path in paths], dtype=torch.long)
             cached.append(WritableSubset(cache, numbers))
         return cached
+
+    def _files(self, paths: Sequence[Path]) -> ImageFiles:
+        return ImageFiles(paths, self.size, self.jpeg, options=self.options, on_error=self.on_error)
 
 
 def cache_folder(cache: bool | str, name: str, root: Path, size: int) -> Path | None:

@@ -64,7 +64,31 @@ class Loader:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
         numbers_by_step = self._numbers(first_step, last_step)
         for images, numbers in prefetch(self.split.images, numbers_by_step, workers=self.workers, device=self.device):
+            numbers = self._replace_unreadable(images, numbers)
             yield images, self.split.labels[numbers], numbers
+
+    def _replace_unreadable(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Write other images over those that could not be read; return the numbers of the images in the batch.
+
+        The substitute is the next image in the order of numbers that can be read: which one depends on the data alone.
+        """
+        unreadable = self.split.images.unreadable(numbers)
+        if not unreadable:
+            return numbers
+        numbers = numbers.clone()
+        for position, number in enumerate(numbers.tolist()):
+            if number in unreadable:
+                images[position], numbers[position] = self._next_readable(number)
+        return numbers
+
+    def _next_readable(self, number: int) -> tuple[Tensor, int]:
+        """Return the first image behind `number` that can be read, and its number."""
+        for offset in range(1, len(self.split)):
+            substitute = torch.tensor([(number + offset) % len(self.split)])
+            image = self.split.images.fetch(substitute)[0]
+            if not self.split.images.unreadable(substitute):
+                return image, int(substitute)
+        raise DataError("no training image can be read")
 
     def _numbers(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Yield the numbers of this rank's images for each step."""

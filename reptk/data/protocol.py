@@ -40,6 +40,13 @@ class Images(Protocol):
         """Return the file that holds image `number`; None if the images are not in files of their own."""
         return None
 
+    def unreadable(self, numbers: Tensor) -> dict[int, str]:
+        """Return which of these images were fetched and could not be read, and why. They are black.
+
+        A collection that raises an error instead has none.
+        """
+        return {}
+
 
 @runtime_checkable
 class WritableImages(Images, Protocol):
@@ -169,6 +176,9 @@ class ImageSubset(Images):
     def path(self, number: int) -> Path | None:
         return self._images.path(int(self._numbers[number]))
 
+    def unreadable(self, numbers: Tensor) -> dict[int, str]:
+        return _unreadable_of_subset(self._images, self._numbers, numbers)
+
 
 class WritableSubset(WritableImages):
     """Some images of another collection that can be written straight into a batch, numbered from 0."""
@@ -188,6 +198,22 @@ class WritableSubset(WritableImages):
 
     def path(self, number: int) -> Path | None:
         return self._images.path(int(self._numbers[number]))
+
+    def unreadable(self, numbers: Tensor) -> dict[int, str]:
+        return _unreadable_of_subset(self._images, self._numbers, numbers)
+
+
+def _unreadable_of_subset(images: Images, subset_numbers: Tensor, numbers: Tensor) -> dict[int, str]:
+    """`Images.unreadable` of a subset: `numbers` count in the subset, `subset_numbers` says which images those are."""
+    image_numbers = subset_numbers[numbers]
+    reasons = images.unreadable(image_numbers)
+    if not reasons:
+        return {}
+    unreadable = {}
+    for number, image_number in zip(numbers.tolist(), image_numbers.tolist(), strict=True):
+        if image_number in reasons:
+            unreadable[number] = reasons[image_number]
+    return unreadable
 
 
 def subset(split: Split, numbers: Tensor) -> Split:

@@ -5,7 +5,6 @@ All pairs are compared, a block of them at a time, so that memory grows with the
 
 import csv
 import io
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from torch import Tensor
 
 from reptk.core.csv_cells import escape_formula
 from reptk.core.errors import UsageError
-from reptk.core.files import sha256_of, write_text
+from reptk.core.files import write_text
+from reptk.embeddings.complete_linkage import complete_linkage
+from reptk.embeddings.exact_copies import Copy, exact_copies
 from reptk.embeddings.output_path import explain_write_errors
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -31,6 +32,9 @@ BLOCK = 2048
 
 MAX_PENDING_PAIRS = 1 << 20
 """Pairs of near duplicates that are collected before they are reduced to connected components."""
+
+MIN_SIMILARITY_OF_COPIES = 0.999
+"""Equal pixels have equal embeddings, up to the rounding of half precision."""
 
 NO_ROW = -1
 CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "identical")
@@ -45,8 +49,9 @@ class Duplicate(NamedTuple):
         label: class name, empty if the image has none.
         path: of its file, None if it is not a file.
         similarity: cosine similarity to its nearest image.
-        nearest: row of that image; within a set it is in the same group, between two sets it is in the first.
-        is_identical: whether its file holds the same bytes as another of the group, or as its nearest image's.
+        nearest: row of that image; within a set it may be in another group, between two sets it is in the first.
+        copy: whether another image of its group, or its nearest image, is a copy: "bytes" for the same file, "pixels" for
+            another file that decodes to the same pixels, empty for an image that is only similar.
     """
 
     row: int
@@ -55,7 +60,7 @@ class Duplicate(NamedTuple):
     path: Path | None
     similarity: float
     nearest: int
-    is_identical: bool
+    copy: Copy
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Duplicates:
         first: the set.
         second: the other set, None for duplicates within one.
         threshold: the cosine similarity from which two images are near duplicates.
-        groups: within a set: images that are connected by chains of near duplicates, largest group first.
+        groups: within a set: images that are all near duplicates of each other, largest group first.
         leaks: between sets: the images of `second` that have a near duplicate in `first`, most similar first.
     """
 
@@ -81,11 +86,11 @@ class Duplicates:
         """Number of images in groups, or of leaks."""
         return len(self.leaks) + sum(map(len, self.groups))
 
-    def count_identical(self) -> int:
-        """Return how many of them hold the same bytes as another."""
+    def count_copies(self, kind: Copy) -> int:
+        """Return how many of them are copies of another of this kind: "bytes" or "pixels"."""
         count = 0
         for group in self._all_groups():
-            count += sum(duplicate.is_identical for duplicate in group)
+            count += sum(duplicate.copy == kind for duplicate in group)
         return count
 
     def count_label_conflicts(self) -> int:
@@ -132,7 +137,7 @@ class Duplicates:
             self.first.ids[nearest],
             self.first.class_of(nearest),
             self.first.file(nearest) or "",
-            "yes" if duplicate.is_identical else "no",
+            duplicate.copy or "no",
         ]
 
 
@@ -164,8 +169,7 @@ def near_duplicates(first: Embeddings, second: Embeddings | None = None, *, thre
     order = best[leaked_rows].argsort(descending=True, stable=True)
     leaks = []
     for row in leaked_rows[order].tolist():
-        is_identical = _are_identical(second.file(row), first.file(int(nearest[row])))
-        leaks.append(_duplicate(second, row, best, nearest, is_identical))
+        leaks.append(_duplicate(second, row, best, nearest, _copy_between(second, row, first, best, nearest)))
     return Duplicates(first, second, threshold, groups=[], leaks=leaks)
 
 
@@ -197,7 +201,14 @@ def _compare_within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, 
                 components.connect(pairs[:, 0] + top, pairs[:, 1] + left)
             advance(1)
     nearest[best < limit] = NO_ROW
-    return best, nearest, components.groups()
+    groups = []
+    for rows in components.groups():
+        for members in complete_linkage(vectors[rows], limit):
+            # The rest of a chain is like some image of a group, but not like all of them.
+            if len(members) > 1:
+                groups.append(rows[members])
+    groups.sort(key=lambda rows: (-len(rows), rows[0]))
+    return best, nearest, groups
 
 
 def _compare_between(queries: Tensor, bank: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -294,22 +305,21 @@ class ConnectedComponents:
 
 
 def _group(embeddings: Embeddings, rows: list[int], best: Tensor, nearest: Tensor) -> list[Duplicate]:
-    """Return the images of a group. Files are read only if several have the same size, as identical ones must."""
-    sizes = {row: _readable_size(embeddings.file(row)) for row in rows}
-    rows_per_size = Counter(sizes.values())
-    hashes = {}
-    for row, size in sizes.items():
-        if size is not None and rows_per_size[size] > 1:
-            hashes[row] = sha256_of(embeddings.file(row))
-    rows_per_hash = Counter(hashes.values())
-    group = []
-    for row in rows:
-        is_identical = row in hashes and rows_per_hash[hashes[row]] > 1
-        group.append(_duplicate(embeddings, row, best, nearest, is_identical))
-    return group
+    """Return the images of a group."""
+    files = {row: embeddings.file(row) for row in rows}
+    similar_rows = [row for row in rows if best[row] >= MIN_SIMILARITY_OF_COPIES]
+    copies = exact_copies(files, similar_rows)
+    return [_duplicate(embeddings, row, best, nearest, copies[row]) for row in rows]
 
 
-def _duplicate(embeddings: Embeddings, row: int, best: Tensor, nearest: Tensor, is_identical: bool) -> Duplicate:
+def _copy_between(second: Embeddings, row: int, first: Embeddings, best: Tensor, nearest: Tensor) -> Copy:
+    """Return whether an image of the second set is a copy of its nearest in the first."""
+    files = {0: second.file(row), 1: first.file(int(nearest[row]))}
+    similar_rows = files if best[row] >= MIN_SIMILARITY_OF_COPIES else ()
+    return exact_copies(files, similar_rows)[0]
+
+
+def _duplicate(embeddings: Embeddings, row: int, best: Tensor, nearest: Tensor, copy: Copy) -> Duplicate:
     return Duplicate(
         row=row,
         id=embeddings.ids[row],
@@ -317,20 +327,5 @@ def _duplicate(embeddings: Embeddings, row: int, best: Tensor, nearest: Tensor, 
         path=embeddings.file(row),
         similarity=min(1.0, float(best[row])),  # rounding may give a little more
         nearest=int(nearest[row]),
-        is_identical=is_identical,
+        copy=copy,
     )
-
-
-def _are_identical(file: Path | None, other: Path | None) -> bool:
-    size = _readable_size(file)
-    return size is not None and size == _readable_size(other) and sha256_of(file) == sha256_of(other)
-
-
-def _readable_size(file: Path | None) -> int | None:
-    """Return the size of a file in bytes, None if it cannot be read."""
-    if file is None or not os.access(file, os.R_OK):
-        return None
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None

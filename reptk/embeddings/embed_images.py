@@ -7,9 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import environment
@@ -18,7 +16,6 @@ from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
-from reptk.data.protocol import WritableImages
 from reptk.embeddings import image_sources
 from reptk.embeddings.embedder import Embedder, recipe_of
 from reptk.embeddings.embeddings_file import check_output, embeddings_file
@@ -51,6 +48,7 @@ def embed(
     pretrained: bool = False,
     weights: str | None = None,
     jpeg: Jpeg = "auto",
+    device: str = "auto",
     batch_size: int = 128,
     workers: int | None = None,
     strict: bool = False,
@@ -69,6 +67,7 @@ def embed(
         size: input size in pixels of a timm backbone.
         pretrained, weights: of a timm backbone; see `Encoder`.
         jpeg: which library decodes JPEG, for these images and for queries later.
+        device: where to encode: auto, cpu, cuda, cuda:N or mps.
         batch_size: images that are encoded at once.
         workers: threads that decode images ahead; by default as many as there are processor cores.
         strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
@@ -86,7 +85,7 @@ def embed(
         out = check_output(out, force=force)
     if workers is None:
         workers = num_cpus()
-    embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights)
+    embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights, device=device)
     # Similarities by random weights say little.
     if embedder.is_untrained:
         warnings.warn(
@@ -131,27 +130,6 @@ class SkippedImages:
         self.count += 1
         if len(self.reasons) < MAX_LISTED_REASONS:
             self.reasons.append(reason[:MAX_REASON_LETTERS])
-
-
-class TolerantFiles(WritableImages):
-    """Image files of which some may be unreadable: those become black, and `errors` says why, by index."""
-
-    def __init__(self, files: ImageFiles) -> None:
-        self.files = files
-        self.size = files.size
-        self.errors: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        """Decode images one by one, so that an error is known to be of one image; see `WritableImages`."""
-        for number, square in zip(numbers, out, strict=True):
-            try:
-                self.files.fetch_into(number[None], square[None])
-            except DataError as error:
-                square[:] = 0
-                self.errors[int(number)] = str(error)
 
 
 def _open_source(
@@ -228,16 +206,13 @@ def _embed_blocks(
     start = time.perf_counter()
     with progress("embedding", len(source)) as advance:
         for group in source.groups:
-            images = group.images
-            errors: dict[int, str] = {}
-            if isinstance(images, ImageFiles):
-                images = TolerantFiles(images)
-                errors = images.errors
             index_batches = _index_batches(len(group), batch_size)
             # Closed, so that the threads end even if a batch cannot be embedded or written.
-            with closing(prefetch(images, index_batches, workers=workers, device=embedder.device)) as host_batches:
+            with closing(
+                prefetch(group.images, index_batches, workers=workers, device=embedder.device)
+            ) as host_batches:
                 for pixels, indices in DevicePrefetcher(host_batches, embedder.device):
-                    block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), errors, skipped)
+                    block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), skipped)
                     count += len(block.vectors)
                     advance(len(indices))
                     if len(block.vectors):
@@ -256,23 +231,21 @@ def _index_batches(count: int, batch_size: int) -> Iterator[Tensor]:
         yield torch.arange(start, min(start + batch_size, count))
 
 
-def _valid_rows(
-    group: ImageGroup, indices: Tensor, vectors: Tensor, errors: dict[int, str], skipped: SkippedImages
-) -> RowBlock:
+def _valid_rows(group: ImageGroup, indices: Tensor, vectors: Tensor, skipped: SkippedImages) -> RowBlock:
     """Return the rows of a batch whose images were read and whose vectors have a direction; skip the others.
 
     Args:
         group: the images that the batch belongs to.
         indices: (b,) of the batch's images in the group.
         vectors: (b, F).
-        errors: why images could not be read, by index; entries of this batch are removed.
         skipped: counts what is left out.
     """
+    unreadable = group.images.unreadable(indices)
     norms = vectors.norm(dim=1)
     is_valid = torch.ones(len(indices), dtype=torch.bool)
     for position, index in enumerate(indices.tolist()):
-        if index in errors:
-            skipped.add(errors.pop(index))
+        if index in unreadable:
+            skipped.add(unreadable[index])
             is_valid[position] = False
         # A zero or infinite vector has no direction, so no similarity.
         elif not norms[position].isfinite():

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from reptk import config
 from reptk.core import rng
+from reptk.core.device import choose_device, uses_bf16
 from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import Jpeg, decode, decoder, versions_of
-from reptk.models.encoder import Encoder, native_size
+from reptk.models.backbone import full_name, is_external, native_size
+from reptk.models.encoder import Encoder
+from reptk.models.weight_source import absolute_source, find_weights
 
 MIN_SIZE_PX = 4
 
@@ -50,15 +53,17 @@ class Embedder:
         size: int | None = None,
         pretrained: bool = False,
         weights: str | None = None,
+        device: str = "auto",
     ) -> "Embedder":
-        """Open the encoder of a run, or a timm backbone, on the GPU if there is one. An `Encoder` stays where it is.
+        """Open the encoder of a run, or a timm backbone. An `Encoder` stays where it is.
 
         Args:
             encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
             size: input size in pixels of a timm backbone; by default the size that its weights were trained at.
             pretrained: whether a timm backbone gets timm's weights.
-            weights: a local file of weights for a timm backbone. Without either, its weights are random, the same at every
+            weights: a checkpoint for a timm backbone, see `Encoder`. Without either, its weights are random, the same at every
                 call.
+            device: see `choose_device`.
 
         Raises:
             UsageError, DataError, EnvironmentProblem: there is no such encoder, or its weights are not available.
@@ -66,28 +71,33 @@ class Embedder:
         if isinstance(encoder, Encoder):
             origin = {"encoder": "built in Python"}
             return cls(encoder, origin, fingerprint(encoder), device=encoder.mean.device)
-        if Path(encoder).is_dir():
+        if Path(encoder).expanduser().is_dir():
+            encoder = Path(encoder).expanduser()
             if size is not None or weights is not None or pretrained:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
             opened = Encoder.from_run(encoder)
             origin = {"run": str(Path(encoder).resolve())}
-            bf16 = recipe_of(encoder).get("train", {}).get("precision") == "bf16"
+            precision = recipe_of(encoder).get("train", {}).get("precision", "fp32")
         else:
             opened = _timm_encoder(str(encoder), size, pretrained, weights)
-            origin = {"backbone": str(encoder), "weights": None, "pretrained": pretrained}
+            origin = {"backbone": opened.config["backbone"], "weights": None, "pretrained": pretrained}
             if weights is not None:
-                origin["weights"] = str(Path(weights).resolve())
-            bf16 = False
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(opened.to(device), origin, fingerprint(opened), bf16=bf16, device=device)
+                origin["weights"] = absolute_source(weights)
+            precision = "fp32"
+        torch_device = choose_device(device)
+        bf16 = uses_bf16(precision, torch_device)
+        return cls(opened.to(torch_device), origin, fingerprint(opened), bf16=bf16, device=torch_device)
 
     @classmethod
-    def reopen(cls, about: dict[str, Any], path: str | None = None) -> "Embedder":
+    def reopen(
+        cls, about: dict[str, Any], encoder: str | Path | Encoder | None = None, *, device: str = "auto"
+    ) -> "Embedder":
         """Open the embedder that computed a set of embeddings again, and check that it is the same one.
 
         Args:
             about: `Embeddings.about`.
-            path: the present place of the encoder, a run or a file of weights; by default where it was then.
+            encoder: the encoder itself, or its present place, a run or a file of weights; by default where it was then.
+            device: see `choose_device`.
 
         Raises:
             DataError: the embeddings do not name their encoder, it has moved, or its weights have changed.
@@ -99,7 +109,10 @@ class Embedder:
             raise DataError(
                 "these embeddings do not say which encoder made them, so images cannot be searched for; ids can: --id ID"
             )
-        embedder = cls._open_recorded(encoder_record, path)
+        if isinstance(encoder, Encoder):
+            embedder = cls.open(encoder)
+        else:
+            embedder = cls._open_recorded(encoder_record, encoder, device)
         # The path may hold another encoder by now; the hash of the weights tells.
         same_weights = embedder.weights_sha256 == encoder_record["sha256"]
         if not same_weights or embedder.encoder.config["size"] != encoder_record.get("size"):
@@ -118,23 +131,27 @@ class Embedder:
         return embedder
 
     @classmethod
-    def _open_recorded(cls, encoder_record: dict[str, Any], path: str | None) -> "Embedder":
+    def _open_recorded(cls, encoder_record: dict[str, Any], path: str | Path | None, device: str) -> "Embedder":
         """Open the encoder that the embeddings name, at `path` if it has moved there."""
-        if path is not None and Path(path).is_dir():
-            return cls.open(path)
+        if path is not None and Path(path).expanduser().is_dir():
+            return cls.open(path, device=device)
         origin = encoder_record.get("origin", {})
         if "backbone" in origin:
-            weights = origin.get("weights") if path is None else path
-            if weights is not None and not Path(weights).is_file():
+            weights = origin.get("weights") if path is None else str(path)
+            if weights is not None and not find_weights(weights)[0].is_file():
                 raise DataError(_moved(weights))
             pretrained = bool(origin.get("pretrained")) and weights is None
-            return cls.open(origin["backbone"], size=encoder_record.get("size"), pretrained=pretrained, weights=weights)
+            size = encoder_record.get("size")
+            return cls.open(origin["backbone"], size=size, pretrained=pretrained, weights=weights, device=device)
         run = path or origin.get("run")
         if run is None:
-            raise DataError("these embeddings were made by an encoder built in Python. Name a run of it: --encoder RUN")
+            raise DataError(
+                "these embeddings were made by an encoder built in Python; pass it again (encoder=...), or name a run of it "
+                "(--encoder RUN)"
+            )
         if not Path(run).is_dir():
             raise DataError(_moved(run))
-        return cls.open(run)
+        return cls.open(run, device=device)
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
@@ -203,15 +220,17 @@ def fingerprint(encoder: Encoder) -> str:
 def recipe_of(path: str | Path) -> config.Table:
     """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
     # The model folder is inside the run's folder; resolved, because the parent of "." is ".".
-    for folder in (Path(path), Path(path).resolve().parent):
+    path = Path(path).expanduser()
+    for folder in (path, path.resolve().parent):
         if (folder / "recipe.toml").is_file():
             return config.read(folder / "recipe.toml")
     return {}
 
 
 def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | None) -> Encoder:
+    name = full_name(name)
     # Not a timm name but a path with a mistake in it.
-    if "/" in name or Path(name).exists():
+    if not is_external(name) and ("/" in name or Path(name).exists()):
         raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors")
     if size is None:
         size = native_size(name)

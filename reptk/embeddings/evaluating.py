@@ -57,14 +57,12 @@ def evaluate_embeddings(
         The evaluation, and the data set whose splits its indices refer to.
 
     Raises:
-        DataError: no labels, vectors that are not finite or all zeros, or files that do not fit together.
+        DataError: no labels, vectors that are all zeros, or files that do not fit together.
+        NumericalError: vectors that are not finite.
         UsageError: an evaluator needs images.
     """
     data = as_data(bank, queries)
-    try:
-        return run_evaluators(EmbeddingFeatures(progress), data, evaluators), data
-    except ValueError as cause:
-        raise DataError(f"the embeddings cannot be evaluated: {cause}") from cause
+    return run_evaluators(EmbeddingFeatures(progress), data, evaluators), data
 
 
 def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:

@@ -142,7 +142,7 @@ def _neighbor_card(neighbor: Neighbor, picture: str) -> Card:
 
 
 def _member_card(member: Duplicate, picture: str) -> Card:
-    note = "the same bytes" if member.is_identical else ""
+    note = f"the same {member.copy}" if member.copy else ""
     title = f"{member.similarity:.3f}"
     return Card(picture, member.id or title, title, _lines(member.label, member.id), note)
 

@@ -15,7 +15,7 @@ from reptk import config
 from reptk.config.registry import DATASETS, unknown
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Images, InMemory, Split
-from reptk.data.decode import Jpeg
+from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.folder_layout import class_names, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
@@ -107,7 +107,7 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
     rows = listed.rows
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
-    files = ImageFiles([root / path for path in paths], size_px, jpeg)
+    files = _skipping_files([root / path for path in paths], size_px, jpeg)
     class_names = {row.label for row in rows if row.label}
     # In a fixed order, so that the same table always gives the same labels.
     classes = tuple(sorted(class_names, key=_numbers_first))
@@ -203,7 +203,8 @@ def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
     labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
     root = base.absolute()
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
-    images = ImageFiles([file.path for file in files], table["size"], table["jpeg"])
+    options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
+    images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     about = {**table, "split": "all", "root": str(root)}
     return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe())
@@ -219,9 +220,14 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
     root = Path(about.get("root", ".")).expanduser().absolute()
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    images = ImageFiles(files, splits[0].images.size, jpeg)
+    images = _skipping_files(files, splits[0].images.size, jpeg, splits[0].images.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     return ImageSource([group], data.classes, data.crop, jpeg, about={**about, "root": str(root)})
+
+
+def _skipping_files(paths: list[Path], size_px: int, jpeg: Jpeg, options: PixelOptions = DEFAULT_OPTIONS) -> ImageFiles:
+    """Image files of which any number may be unreadable: `embed` counts them."""
+    return ImageFiles(paths, size_px, jpeg, options=options, on_error="skip", max_unreadable=len(paths))
 
 
 def _is_subset(split: Split, other: Split) -> bool:

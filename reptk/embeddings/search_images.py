@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core.errors import DataError
@@ -14,6 +16,7 @@ from reptk.embeddings.embedder import Embedder
 from reptk.embeddings.similarity_index import Index
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import with_unit_length
+from reptk.models.encoder import Encoder
 
 NO_ROW = -1
 
@@ -64,11 +67,12 @@ class SearchResult(NamedTuple):
 
 def search(
     index: str | Path | Index | Embeddings,
-    queries: str | Path | Sequence[str | Path] | Tensor = (),
+    queries: str | Path | Sequence[str | Path] | Tensor | NDArray = (),
     *,
     ids: Sequence[str] = (),
     k: int = 10,
-    encoder: str | None = None,
+    encoder: str | Path | Encoder | None = None,
+    device: str = "auto",
 ) -> list[SearchResult]:
     """Return the k most similar images of each query, by cosine similarity.
 
@@ -77,7 +81,8 @@ def search(
         queries: one or several image files, which are encoded as the index was; or vectors (q, F).
         ids: images of the index that are queries, too; they are not among their own neighbors.
         k: how many neighbors; lowered, with a warning, to how many images there are.
-        encoder: the present place of the encoder, if it has moved.
+        encoder: the encoder itself, or its present place if it has moved.
+        device: where to encode: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         DataError: a query that is no image, an index that is damaged, an encoder that has moved or changed.
@@ -85,13 +90,15 @@ def search(
     """
     index = _open(index)
     rows_of_ids = [index.embeddings.row_of(image_id) for image_id in ids]
+    if isinstance(queries, np.ndarray):
+        queries = torch.from_numpy(queries)
     if isinstance(queries, Tensor):
         vectors = _normalize_queries(queries)
         names = [f"query {number}" for number in range(len(queries))]
         paths: list[Path | None] = [None] * len(queries)
     else:
         paths = _existing_images(queries)
-        vectors = _embed_files(index, paths, encoder)
+        vectors = _embed_files(index, paths, encoder, device)
         names = [str(path) for path in paths]
     if rows_of_ids:
         vectors = torch.cat([vectors, index.embeddings.vectors[rows_of_ids].float()])
@@ -153,11 +160,11 @@ def _existing_images(queries: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _embed_files(index: Index, paths: Sequence[Path], encoder: str | None) -> Tensor:
+def _embed_files(index: Index, paths: Sequence[Path], encoder: str | Path | Encoder | None, device: str) -> Tensor:
     """Return the vectors (q, F) of image files, by the encoder of the index, which may have moved to `encoder`."""
     if not paths:
         return torch.empty(0, index.embeddings.width)
-    embedder = Embedder.reopen(index.embeddings.about, encoder)
+    embedder = Embedder.reopen(index.embeddings.about, encoder, device=device)
     return torch.stack([embedder.embed_file(path) for path in paths])
 
 

@@ -22,12 +22,15 @@ COLLAPSED_RANK_SHARE = 0.02
 FLAT_SOFTMAX = 0.98
 """Share of the other rows with equal weight in the softmax above which the temperature does not discriminate."""
 
+USUAL_TEMPERATURE = 0.5
+"""The largest temperature in use; with a lower one, embeddings that are too close together may still spread by training."""
+
 SOLVED_LOSS = 0.02
 """Share of the loss of random embeddings, log(N - 1), below which the task is solved."""
 
 COLLAPSE_ADVICE = (
-    "Lower optim.lr, lengthen optim.warmup_epochs, raise train.batch_size or loss.temperature, and see whether the views of "
-    "one image differ (reptk views)"
+    "Lower optim.lr, lengthen optim.warmup_epochs, raise train.batch_size, and see whether the views of one image differ "
+    "(reptk views)"
 )
 
 
@@ -118,10 +121,7 @@ def concerns(
     if temperature is not None:
         flatness = softmax_flatness(z, temperature)
         if flatness > FLAT_SOFTMAX:
-            messages["temperature"] = (
-                f"dead temperature: at {temperature:g}, {100 * flatness:.0f} % of a batch weighs alike whatever its "
-                "similarity, so near and far images push with the same force. Lower loss.temperature (0.05 to 0.5 is usual)"
-            )
+            messages["temperature"] = _dead_temperature(temperature, flatness)
     # NT-Xent and SupCon of random embeddings: all other rows have about the same probability.
     chance_loss = math.log(max(len(z) - 1, 2))
     is_solved = loss < SOLVED_LOSS * chance_loss
@@ -129,10 +129,24 @@ def concerns(
         messages["shortcut"] = (
             f"leak: the loss is {loss:.3g} of {chance_loss:.3g} for random embeddings, so the task is solved, yet the "
             "evaluation is no better than before training. Something gives the answer away: stronger color changes and "
-            "smaller crops (views.strength, views.scale), images that are in the data more than once (reptk search "
-            "--duplicates), or on several GPUs BatchNorm statistics of each rank's own (train.sync_batchnorm=true)"
+            "smaller crops (views.strength, views.scale), or on several GPUs BatchNorm statistics of each rank's own "
+            "(train.sync_batchnorm=true)"
         )
     return state, messages
+
+
+def _dead_temperature(temperature: float, flatness: float) -> str:
+    """Return the message about a temperature that weighs all negatives alike.
+
+    It never contradicts `COLLAPSE_ADVICE`: a higher temperature helps neither.
+    """
+    message = (
+        f"dead temperature: {temperature:g} is too high for embeddings this close together: all negatives get the same weight "
+        f"(in effect {100 * flatness:.0f} % of a batch)"
+    )
+    if temperature > USUAL_TEMPERATURE:
+        return f"{message}. Lower loss.temperature (0.05 to 0.5 is usual)"
+    return f"{message}. Lower loss.temperature if the rank does not rise within the next epochs"
 
 
 def softmax_flatness(z: Tensor, temperature: float) -> float:

@@ -65,6 +65,10 @@ class FeatureStore(ABC):
     def raw(self, split: Split) -> Tensor:
         """Return the same rows before normalization."""
 
+    def unreadable(self, split: Split) -> Tensor:
+        """Return the sorted indices of the images, encoded so far, that could not be read; their rows mean nothing."""
+        return torch.empty(0, dtype=torch.long)
+
     def local_part(self, split: Split) -> tuple[Tensor, int]:
         """Return the rows of `features(split)` that belong to this rank, and the index of the first."""
         first, last = _shard(len(split), 1)
@@ -122,6 +126,13 @@ class ImageFeatures(FeatureStore):
         self.workers = workers
         self.progress = progress
         self._cache: list[tuple[Split, str | int, _ShardedRows]] = []
+        self._unreadable: list[tuple[Split, Tensor]] = []
+
+    def unreadable(self, split: Split) -> Tensor:
+        for encoded_split, numbers in self._unreadable:
+            if encoded_split is split:
+                return numbers
+        return super().unreadable(split)
 
     def features(self, split: Split) -> Tensor:
         return self._plain(split).gathered().unit
@@ -165,7 +176,18 @@ class ImageFeatures(FeatureStore):
                 return rows
         rows = self._encode_shard(split, prepare)
         self._cache.append((split, kind, rows))
+        self._leave_out_unreadable(split)
         return rows
+
+    def _leave_out_unreadable(self, split: Split) -> None:
+        """Take the labels from images that could not be read, so that they neither vote nor are queries."""
+        first, last = _shard(len(split), BLOCK)
+        numbers = torch.tensor(sorted(split.images.unreadable(torch.arange(first, last))), dtype=torch.long)
+        # The other ranks use the labels of this rank's images.
+        numbers = distributed.all_gather_uneven(numbers.to(self.device)).cpu()
+        if len(numbers):
+            split.labels[numbers] = -1
+            self._unreadable.append((split, numbers))
 
     @torch.no_grad()
     def _encode_shard(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "_ShardedRows":

@@ -3,16 +3,18 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from reptk.core import distributed
+from reptk.core.arrays import as_tensor
 from reptk.data import Data
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
-from reptk.neighbors import check_vectors, search, search_sharded
+from reptk.neighbors import Engine, check_vectors, search, search_sharded
 
 
 class Search(Protocol):
@@ -119,11 +121,16 @@ class RetrievalTask:
 def labeled_task(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, exclude: Tensor | None = None
 ) -> RetrievalTask:
-    """Check shapes and drop rows and queries without a class (-1).
+    """Check shapes and drop rows and queries without a class (-1). NumPy arrays are as good as tensors.
 
     Raises:
         ValueError: numbers of rows and labels that differ, or no labels.
+        TypeError: something that is no array of numbers.
     """
+    bank, bank_labels = as_tensor("bank", bank), as_tensor("bank_labels", bank_labels)
+    queries, query_labels = as_tensor("queries", queries), as_tensor("query_labels", query_labels)
+    if exclude is not None:
+        exclude = as_tensor("exclude", exclude)
     _check_labels("bank", bank, bank_labels)
     _check_labels("query", queries, query_labels)
     if exclude is not None:
@@ -186,6 +193,12 @@ def gathered_task(features: FeatureStore, data: Data) -> RetrievalTask:
     )
 
 
+def exact_search(task: RetrievalTask, engine: Engine = "auto") -> Search:
+    """Return the exact search of a task, which is spread over the ranks if its rows are."""
+    function = search_sharded if task.is_sharded else search
+    return partial(function, engine=engine)
+
+
 def accumulate(
     task: RetrievalTask,
     metrics: Sequence[StreamMetric],
@@ -197,11 +210,11 @@ def accumulate(
     Args:
         task: what is searched.
         metrics: updated with every block of neighbors, in the order of the queries.
-        search_fn: replaces exact search.
+        search_fn: replaces `exact_search(task)`.
         progress: called after every block with the number of queries that are done.
     """
     if search_fn is None:
-        search_fn = search_sharded if task.is_sharded else search
+        search_fn = exact_search(task)
     depth = max(metric.depth for metric in metrics)
     # A rank may have no queries; from an empty block its metrics have the names and types of the other ranks' ones.
     for metric in metrics:

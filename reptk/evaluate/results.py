@@ -3,7 +3,8 @@
 schema      1; raised when a reader of the previous schema would be wrong
 headline    the main metric, e.g. "knn@20"
 metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that is evaluated ("trained" in a run,
-            "encoder" elsewhere), the others are its baselines
+            "encoder" elsewhere), the others are its baselines; "untrained" is the encoder before training, and
+            protocol["untrained"] says with which weights
 intervals   {row: {name: [low, high]}}: 95 % bootstrap over queries, for every metric that is a mean over queries
 gains       {row: {name: [value, low, high]}}: the last row minus this one, by paired bootstrap
 classes     [{"name", "bank", "queries", name: value, ...}] of the last row: images of the class, and its own metrics
@@ -11,11 +12,11 @@ confusions  [{"class", "taken_for", "count", "of"}], the most frequent first
 health      {row: {"alignment", "uniformity", "rank", "dimensions", "std"}}, see `reptk.evaluate.health`
 copies      share of the queries that have a copy of themselves in the bank (by raw pixels, if they were evaluated)
 notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization
-verdict     {"level": "good" | "fair" | "poor", "sentence", "advice": [...]}, see `reptk.evaluate.verdict`
+verdict     {"level": "good" | "fair" | "poor" | "", "sentence", "advice": [...]}, see `reptk.evaluate.verdict`; "": nothing to
+            compare with
 protocol    how all of it was measured: data, splits, evaluators, image size, seed, device, versions, commit
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,18 @@ from torch import Tensor
 
 from reptk.core import environment
 from reptk.core.errors import UsageError
-from reptk.core.files import write_text
+from reptk.core.files import json_text, write_text
 from reptk.data import Data
 from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
 from reptk.evaluate.metrics.knn import headline_k
 from reptk.evaluate.run import Evaluation
-from reptk.evaluate.verdict import verdict
+from reptk.evaluate.verdict import RAW_PIXELS, verdict
 from reptk.evaluate.voting import WEIGHTING
 from reptk.models.encoder import Encoder
 from reptk.neighbors import engine_name
 
 SCHEMA = 1
 FILE = "results.json"
-RAW_PIXELS = "raw pixels"
-"""The row of the raw-pixel baseline."""
-
 MAX_CONFUSIONS = 50
 
 COPY_TOLERANCE = 1e-6
@@ -70,7 +68,8 @@ def build_results(rows: Mapping[str, Evaluation], data: Data, protocol: Table) -
         "copies": share_of_copies(rows),
         "notes": {row: rows[row].notes for row in rows if rows[row].notes},
     }
-    results["verdict"] = verdict(results)
+    # The verdict names the baselines by the protocol; in the file it stands above it.
+    results["verdict"] = verdict({**results, "protocol": protocol})
     results["protocol"] = protocol
     return results
 
@@ -128,7 +127,7 @@ def write_results(folder: Path, results: Table, evaluation: Evaluation) -> None:
     if evaluation.predictions is not None:
         last_row = list(results["metrics"])[-1]
         evaluation.predictions.sampled(row=last_row).save(folder)
-    write_text(folder / FILE, json.dumps(results, indent=2) + "\n")
+    write_text(folder / FILE, json_text(results, indent=2) + "\n")
 
 
 def headline(metrics: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reptk import config
 from reptk.config.registry import EVALUATORS
-from reptk.core.errors import UsageError
+from reptk.core.errors import DataError, NonFiniteValues, NumericalError, UsageError
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
 from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, Progress, pixels
@@ -134,13 +134,14 @@ def run_evaluators(
 
     Raises:
         UsageError: an evaluator does not return an `EvalResult`.
+        DataError: an evaluator cannot use this data, e.g. because all images are of one class.
+        NumericalError: the features hold NaN or infinity.
     """
     metrics: dict[str, float] = {}
     notes: dict[str, Any] = {}
     predictions = None
     for evaluator in evaluators:
-        call = evaluator.during_training if during_training else evaluator
-        result = call(features, data)
+        result = _call(evaluator, features, data, during_training)
         if not isinstance(result, EvalResult):
             name = type(evaluator).__name__
             raise UsageError(f"evaluator {name} must return an EvalResult(metrics), got {type(result).__name__}")
@@ -152,6 +153,19 @@ def run_evaluators(
     if predictions is not None:
         health_metrics = _health_of(predictions)
     return Evaluation(metrics, health_metrics, notes, predictions)
+
+
+def _call(evaluator: Evaluator, features: FeatureStore, data: Data, during_training: bool) -> EvalResult:
+    call = evaluator.during_training if during_training else evaluator
+    try:
+        return call(features, data)
+    except NonFiniteValues as cause:
+        raise NumericalError(
+            f"{type(evaluator).__name__}: {cause}. The encoder gives no usable features: its weights may hold NaN"
+        ) from cause
+    # What the functions of this package raise for data that they cannot use.
+    except ValueError as cause:
+        raise DataError(f"{type(evaluator).__name__} cannot evaluate this data: {cause}") from cause
 
 
 def build_evaluators(tables: Mapping[str, config.Table], data: Data) -> tuple[dict[str, Evaluator], dict[str, int]]:

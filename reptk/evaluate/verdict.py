@@ -1,13 +1,20 @@
 """The verdict: what the metrics and their intervals mean, in a sentence, and what to change."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from reptk.core.metric_names import display_name
 from reptk.evaluate.diagnostics import COLLAPSE_ADVICE, COLLAPSED_FEATURES_STD, is_collapsed
 
 MAX_COPIES = 0.01
-"""Share of queries with a pixel-identical image in the bank from which on the metrics mean little."""
+"""Share of queries with a pixel-identical image in the bank from which on the verdict remarks on it."""
+
+RAW_PIXELS = "raw pixels"
+UNTRAINED = "untrained"
+"""The rows of the baselines."""
+
+BEFORE_TRAINING = "the encoder before training"
+"""What the row "untrained" is called in a sentence; `protocol["untrained"]` says with which weights."""
 
 Side = Literal["better", "worse", "even"]
 
@@ -17,56 +24,188 @@ PHRASES: dict[Side, str] = {
     "even": "no different from {}, {}",
 }
 ADVICE_IF_WORSE = {
-    "raw pixels": (
+    RAW_PIXELS: (
         "Raw pixels do better: the images may be so much alike that pixels suffice. Train longer, use a stem or a size that "
         "keeps more of small images (encoder.stem=small, views.size), or milder views (views.scale, views.strength)"
     ),
-    "untrained": (
-        "Training made it worse than the untrained encoder: lower optim.lr, look at the views (reptk views), and see whether "
-        "they take away what tells the classes apart"
+    UNTRAINED: (
+        "It was better before training: lower optim.lr, look at the views (reptk views), and see whether they take away what "
+        "tells the classes apart"
     ),
 }
 ADVICE_IF_EVEN = "The difference is within the error of this many queries: train longer, or evaluate on more queries"
+ADVICE_IF_MIXED = (
+    "The metrics disagree: decide by the one whose use is yours (neighbors: kNN, Recall, mAP@R; a classifier on the features: "
+    "Linear, Few-shot)"
+)
+ADVICE_WITHOUT_BASELINE = (
+    "There is no baseline to compare with, and the number alone does not tell whether it is a good one"
+)
+
+
+class Move(NamedTuple):
+    """A metric that differs from a baseline's beyond the paired interval."""
+
+    metric: str
+    side: Side
+    before: float
+    after: float
+
+
+class Comparison(NamedTuple):
+    """The last row against one baseline.
+
+    side: of the headline metric; None if it has no interval.
+    moves: of the other families that differ beyond chance.
+    """
+
+    row: str
+    side: Side | None
+    moves: list[Move]
+
+    @property
+    def is_worse(self) -> bool:
+        """The headline is worse; or it is no better, and another family is worse while none is better."""
+        if self.side == "worse":
+            return True
+        sides = {move.side for move in self.moves}
+        return self.side != "better" and sides == {"worse"}
+
+    @property
+    def is_better(self) -> bool:
+        """The headline is better, and no family is worse."""
+        return self.side == "better" and all(move.side == "better" for move in self.moves)
+
+    @property
+    def is_mixed(self) -> bool:
+        """One family is better and another one is worse."""
+        sides = {self.side, *(move.side for move in self.moves)}
+        return {"better", "worse"} <= sides
 
 
 def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `level`, `sentence` and `advice` from the rest of results.json; see `reptk.evaluate.results`."""
+    """Return `level`, `sentence` and `advice` from the rest of results.json; see `reptk.evaluate.results`.
+
+    The level is empty if there is nothing to compare with.
+    """
     *baselines, last = results["metrics"]
-    sides: dict[str, Side] = {}
-    for row in baselines:
-        gain = results["gains"].get(row, {}).get(results["headline"])
-        if gain is not None:
-            sides[row] = _side(gain)
-    sentence = _sentence(results, last, sides)
-    # A collapse or copies make every comparison meaningless, so they are reported alone.
-    problems = [*_collapse(results["health"].get(last, {})), *_copies(results)]
-    if problems:
-        return {"level": "poor", "sentence": sentence, "advice": problems}
-    worse_than = [row for row, side in sides.items() if side == "worse"]
-    if worse_than:
-        # Baselines of other names have no advice of their own.
-        advice = [ADVICE_IF_WORSE[row] for row in worse_than if row in ADVICE_IF_WORSE]
-        return {"level": "poor", "sentence": sentence, "advice": advice}
-    if all(sides.get(row) == "better" for row in baselines):
-        return {"level": "good", "sentence": sentence, "advice": []}
-    return {"level": "fair", "sentence": sentence, "advice": [ADVICE_IF_EVEN]}
+    comparisons = [_compare(results, row) for row in baselines]
+    comparisons = [comparison for comparison in comparisons if comparison.side is not None or comparison.moves]
+    sentence = _sentence(results, last, comparisons)
+    collapse = _collapse(results["health"].get(last, {}))
+    if collapse:
+        # It makes every comparison meaningless. Collapsed features are all alike, so copies cannot be told from others.
+        return {"level": "poor", "sentence": sentence, "advice": collapse}
+    level, advice = _judge(comparisons, num_baselines=len(baselines))
+    return {"level": level, "sentence": sentence, "advice": [*advice, *_copies(results)]}
 
 
-def _sentence(results: Mapping[str, Any], last: str, sides: Mapping[str, Side]) -> str:
-    """The headline metric with its interval, and on which side of the baselines it is."""
+def baseline_name(row: str, protocol: Mapping[str, Any]) -> str:
+    """Return what a row of the results is called in a sentence.
+
+    Args:
+        row: e.g. "untrained".
+        protocol: of results.json; older ones do not say with which weights training began.
+    """
+    if row != UNTRAINED:
+        return row
+    return str(protocol.get(UNTRAINED, BEFORE_TRAINING))
+
+
+def _judge(comparisons: Sequence[Comparison], num_baselines: int) -> tuple[str, list[str]]:
+    """Return level and advice."""
+    if not comparisons:
+        if num_baselines:
+            return "", []  # its metrics have no intervals, so nothing can be said of them
+        return "", [ADVICE_WITHOUT_BASELINE]
+    advice = []
+    # Baselines of other names have no advice of their own.
+    for comparison in comparisons:
+        if comparison.is_worse and comparison.row in ADVICE_IF_WORSE:
+            advice.append(ADVICE_IF_WORSE[comparison.row])
+    if any(comparison.is_mixed for comparison in comparisons):
+        advice.append(ADVICE_IF_MIXED)
+    if any(comparison.is_worse for comparison in comparisons):
+        return "poor", advice
+    if any(comparison.side == "even" and not comparison.moves for comparison in comparisons):
+        advice.append(ADVICE_IF_EVEN)
+    if len(comparisons) == num_baselines and all(comparison.is_better for comparison in comparisons):
+        return "good", advice
+    return "fair", advice
+
+
+def _compare(results: Mapping[str, Any], row: str) -> Comparison:
+    """Compare the last row with a baseline in the headline and in one metric of every other family."""
+    last = list(results["metrics"])[-1]
+    gains = results["gains"].get(row, {})
+    headline = results["headline"]
+    side = None
+    if headline in gains:
+        side = _side(gains[headline])
+    moves = []
+    for metric in _family_metrics(gains, headline):
+        metric_side = _side(gains[metric])
+        if metric_side != "even":
+            before = results["metrics"][row][metric]
+            after = results["metrics"][last][metric]
+            moves.append(Move(metric, metric_side, before, after))
+    return Comparison(row, side, moves)
+
+
+def _family_metrics(metrics: Iterable[str], headline: str) -> list[str]:
+    """Return one metric of every family, apart from the headline: the usual one, or that of the fewest labels."""
+    names = list(metrics)
+    few_shot = [name for name in names if name.startswith("few_shot@")]
+    usual = ["recall@1", "map@r", "linear", "linear_stage", *few_shot[:1], "view_recall@1"]
+    return [name for name in usual if name in names and name != headline]
+
+
+def _sentence(results: Mapping[str, Any], last: str, comparisons: Sequence[Comparison]) -> str:
+    """The headline metric with its interval, and what is above and below the baselines."""
     name = results["headline"]
     sentence = f"{display_name(name)} {100 * results['metrics'][last][name]:.1f} %"
+    if any(comparison.row == UNTRAINED and comparison.is_worse for comparison in comparisons):
+        sentence = f"Training made it worse: {sentence}"
     interval = results["intervals"][last].get(name)
     if interval is not None:
         low, high = interval
         sentence += f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-    comparisons = []
-    for row, side in sides.items():
-        value = f"{100 * results['metrics'][row][name]:.1f} %"
-        comparisons.append(PHRASES[side].format(row, value))
-    if comparisons:
-        sentence += ": " + "; ".join(comparisons)
+    phrases = [_comparison_phrase(results, comparison) for comparison in comparisons]
+    if phrases:
+        sentence += ": " + "; ".join(phrases)
     return sentence
+
+
+def _comparison_phrase(results: Mapping[str, Any], comparison: Comparison) -> str:
+    """Say on which side of a baseline the headline is, and name every other family that moved."""
+    row, side, moves = comparison
+    baseline = baseline_name(row, results.get("protocol", {}))
+    if side is None:
+        return f"against {baseline}, {_listed_moves(moves)}"
+    value = f"{100 * results['metrics'][row][results['headline']]:.1f} %"
+    phrase = PHRASES[side].format(baseline, value)
+    alike = [display_name(move.metric) for move in moves if move.side == side]
+    other = [move for move in moves if move.side != side]
+    if alike:
+        phrase += f" ({_enumerate(alike)} too)"
+    if other:
+        phrase += f", but {_listed_moves(other)}"
+    return phrase
+
+
+def _listed_moves(moves: Sequence[Move]) -> str:
+    phrases = []
+    for move in moves:
+        direction = "up" if move.side == "better" else "down"
+        name = display_name(move.metric)
+        phrases.append(f"{name} is {direction} from {100 * move.before:.1f} to {100 * move.after:.1f} %")
+    return _enumerate(phrases)
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    if len(words) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _side(gain: tuple[float, float, float]) -> Side:
@@ -87,10 +226,11 @@ def _collapse(state: Mapping[str, float]) -> list[str]:
 
 
 def _copies(results: Mapping[str, Any]) -> list[str]:
+    """Remark on copies: they raise every row alike, so the comparisons hold."""
     share = results.get("copies", 0.0)
     if share < MAX_COPIES:
         return []
     return [
-        f"{100 * share:.1f} % of the queries have a copy of themselves in the bank, so they are found whatever the encoder: "
-        "remove them from one of the two (reptk search --duplicates lists them)"
+        f"{100 * share:.1f} % of the queries have a copy of themselves in the bank, which any encoder finds: all rows are that "
+        "much too high. Remove them from one of the two (reptk search --duplicates lists them)"
     ]

@@ -1,14 +1,43 @@
 """timm backbones: checked names, options and sizes, with messages that say what to do."""
 
 import difflib
+import fnmatch
+import json
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg
 from torch import nn
 
-from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.models.weights import check_downloadable, download_failed, first_line
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.models.weight_source import (
+    HUB,
+    LOCAL_FOLDER,
+    TIMM_ORGANIZATION,
+    absolute_source,
+    check_downloadable,
+    download_failed,
+    fetch,
+    first_line,
+)
+
+
+def full_name(name: str) -> str:
+    """Return the name of a backbone as timm understands it, independent of the working directory.
+
+    `timm/NAME` and `hf-hub:timm/NAME` are `NAME` if timm has it, otherwise a repository of the hub.
+    """
+    if name.startswith(LOCAL_FOLDER):
+        return LOCAL_FOLDER + absolute_source(name)
+    repository = name.removeprefix(HUB)
+    if not repository.startswith(TIMM_ORGANIZATION):
+        return name
+    model = repository.removeprefix(TIMM_ORGANIZATION)
+    if timm.is_model(model):
+        return model
+    return HUB + repository
 
 
 def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float) -> nn.Module:
@@ -22,21 +51,24 @@ def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float)
 
     Raises:
         UsageError: an unknown name, or a model that cannot be built with this size or option.
-        EnvironmentProblem: the pretrained weights cannot be downloaded.
+        EnvironmentProblem: the pretrained weights, or the description of a model of the hub, cannot be downloaded.
+        DataError: the folder does not hold a model of timm.
     """
-    _check_name(name)
-    if pretrained:
+    pretrained_cfg = _pretrained_cfg(name)
+    if pretrained and not is_external(name):
         check_downloadable(name)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     # Not every model has these options, so they are passed only where they are needed.
     if drop_path:
         options["drop_path_rate"] = drop_path
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    if pretrained_cfg.fixed_input_size:
         options["img_size"] = size
     try:
         backbone = timm.create_model(name, **options)
     # timm raises all of these for sizes and options that a model does not support.
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as cause:
+        if is_external(name):
+            raise DataError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
         if pretrained and isinstance(cause, OSError | RuntimeError):
             raise EnvironmentProblem(download_failed(name, first_line(cause))) from cause
         raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
@@ -49,10 +81,27 @@ def native_size(backbone: str) -> int:
 
     Raises:
         UsageError: unknown backbone.
+        DataError, EnvironmentProblem: see `create_backbone`.
     """
-    if not timm.is_model(backbone):
-        raise UsageError(_unknown_name(backbone))
-    return timm.get_pretrained_cfg(backbone).input_size[-1]
+    return _pretrained_cfg(full_name(backbone)).input_size[-1]
+
+
+def is_external(name: str) -> bool:
+    """Whether a backbone is described outside of timm, on the hub or in a folder."""
+    return name.startswith((HUB, LOCAL_FOLDER))
+
+
+def undecayed_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that timm says not to decay: class tokens, position embeddings, tables of relative positions."""
+    if not hasattr(backbone, "no_weight_decay"):
+        return []
+    # timm names parameters, or patterns of names.
+    patterns = backbone.no_weight_decay()
+    parameters = []
+    for name, parameter in backbone.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            parameters.append(parameter)
+    return parameters
 
 
 def count_features(backbone: nn.Module, size: int, name: str) -> int:
@@ -76,6 +125,30 @@ def count_features(backbone: nn.Module, size: int, name: str) -> int:
             f"encoder.backbone: {name} gives features of shape {tuple(h.shape[1:])}, not one vector an image"
         )
     return h.shape[1]
+
+
+def _pretrained_cfg(name: str) -> PretrainedCfg:
+    """Return timm's description of a backbone's weights; `name` is a full name."""
+    if not is_external(name):
+        _check_name(name)
+        return timm.get_pretrained_cfg(name)
+    if name.startswith(LOCAL_FOLDER):
+        file = Path(name.removeprefix(LOCAL_FOLDER)) / "config.json"
+    else:
+        file = fetch(name.removeprefix(HUB), ("config.json",))
+    try:
+        table = json.loads(file.read_text())
+        architecture = table["architecture"]
+        # Older files have everything in one table.
+        described = dict(table.get("pretrained_cfg", table))
+        defaults = timm.get_pretrained_cfg(architecture).to_dict()
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as cause:
+        raise DataError(
+            f"encoder.backbone: {name} is no model of timm ({first_line(cause)}). Such a folder has a config.json and "
+            "model.safetensors, as timm.models.save_for_hf writes them"
+        ) from cause
+    known = {field: value for field, value in described.items() if field in defaults}
+    return PretrainedCfg(**{**defaults, **known})
 
 
 def _check_name(name: str) -> None:

@@ -1,7 +1,7 @@
 """The encoder: a timm backbone, features(x) -> (B, F), and a projection head, forward(x) -> (B, D)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
 from reptk.core.images import resize_center_crop, to_float
-from reptk.models.backbone import count_features, create_backbone, native_size
+from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
+from reptk.models.image_inputs import ImageInput, image_tensors
 from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
 from reptk.models.weights import load_weights
@@ -33,10 +34,12 @@ class Encoder(nn.Module):
     begin with `backbone.` are timm's.
 
     Args:
-        backbone: name of a timm model, with or without a tag (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`).
+        backbone: name of a timm model, with or without a tag (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`); or
+            `hf-hub:REPOSITORY` or `local-dir:FOLDER` of a timm model saved by `timm.models.save_for_hf`.
         size: side of the images in pixels; vision transformers are built for it.
         pretrained: load timm's weights for that name (downloaded on first use).
-        weights: a file with the backbone's weights to load instead: safetensors, or a plain state dict.
+        weights: the backbone's weights to load instead: a checkpoint of any project, the folder of a model or a run,
+            `hf-hub:NAME` or `timm/NAME`, each with `:PART` if it holds several encoders; see `load_weights`.
         stem: "small" replaces the first convolution by one of 3 x 3 with stride 1 and padding 1 and removes the pooling
             after it, as is usual for images of 28 to 64 px. This convolution keeps its initial weights if the file of
             weights has another shape for it.
@@ -74,6 +77,7 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        backbone = full_name(backbone)
         if stem not in STEMS:
             raise UsageError(f"encoder.stem must be 'timm' or 'small', got {stem!r}")
         if pretrained and weights is not None:
@@ -99,7 +103,7 @@ class Encoder(nn.Module):
         if stem == "small":
             new_weight = use_small_stem(self.backbone, backbone)
         if weights is not None:
-            load_weights(self.backbone, Path(weights), new_weight)
+            load_weights(self.backbone, weights, new_weight)
         self.num_features = count_features(self.backbone, size, backbone)
         self.head = projection_head(
             self.num_features, layers=head_layers, width=head_width, out_features=head_out, norm=head_norm
@@ -115,6 +119,10 @@ class Encoder(nn.Module):
         if self.config["head_layers"] == 0:
             return self.num_features
         return self.config["head_out"]
+
+    def undecayed_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters, besides norms and biases, that get no weight decay: timm's list for the backbone."""
+        return undecayed_parameters(self.backbone)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the backbone's features (B, F) of images (B, 3, H, W), which evaluation and search use."""
@@ -147,21 +155,35 @@ class Encoder(nn.Module):
         self._chunk_norm = norm
 
     @torch.no_grad()
-    def embed(self, images: Tensor, crop: float = 1.0) -> Tensor:
-        """Return the normalized features (B, F) of images (B, 3, H, W) of any size.
+    def embed(self, images: ImageInput | Sequence[ImageInput], crop: float = 1.0) -> Tensor:
+        """Return the normalized features (B, F) of images of any size.
 
         The images are resized, center-cropped and encoded in evaluation mode. Afterwards all modules are in their former
         modes.
 
         Args:
-            images: uint8, or floats in 0..1.
+            images: a batch (B, 3, H, W), uint8 or floats in 0..1; or paths, PIL images, arrays, see `image_tensors`.
             crop: share of the shorter side that is retained.
+
+        Raises:
+            DataError: a file that cannot be read as an image.
+            ValueError, TypeError: something that is no image, or values outside of the range.
         """
+        size = self.config["size"]
+        prepared = []
+        for batch in image_tensors(images, decode_px=round(size / crop)):
+            prepared.append(resize_center_crop(batch.to(self.mean.device), size, crop))
         with eval_mode(self):
-            images = resize_center_crop(images.to(self.mean.device), self.config["size"], crop)
             # Under autocast, features may be in half precision; the result is float32 in any case.
-            h = self.features(images).float()
+            h = self.features(torch.cat(prepared)).float()
         return nn.functional.normalize(h, dim=1)
+
+    def __repr__(self) -> str:
+        num_weights = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"Encoder({self.config['backbone']}, {self.config['size']} px, {self.num_features} features, "
+            f"{num_weights / 1e6:.1f} M weights)"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write `encoder.safetensors` and `config.json` into `folder`, each of them atomically."""
@@ -188,7 +210,7 @@ class Encoder(nn.Module):
         Raises:
             DataError: there is no model, or it is damaged.
         """
-        folder = Path(run)
+        folder = Path(run).expanduser()
         if (folder / "model").is_dir():
             folder = folder / "model"
         if not (folder / WEIGHTS_FILE).is_file():

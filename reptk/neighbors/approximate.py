@@ -99,11 +99,13 @@ class ApproximateIndex:
         return self.index.d
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return up to k neighbors of each query (q, F), best first, equal similarities in row order.
+        """Return k neighbors of each query (q, F), best first, equal similarities in row order.
+
+        Where the visited lists hold fewer than k rows, more lists are visited.
 
         Returns:
             similarities (q, k), as the index computes them (those of a product quantizer are approximate), and rows (q, k);
-            -inf and -1 where fewer were found.
+            -inf and -1 where the index has, or a graph finds, fewer.
 
         Raises:
             ValueError: another width, values that are not finite, k below 1.
@@ -118,7 +120,28 @@ class ApproximateIndex:
         for first, block in chunks(queries):
             part = slice(first, first + len(block))
             similarities[part], rows[part] = _in_order(*self.index.search(_as_array(block), k))
+        self._complete(queries, similarities, rows)
         return similarities, rows
+
+    def _complete(self, queries: Tensor, similarities: Tensor, rows: Tensor) -> None:
+        """Search again, in more lists, for the queries (q, F) with fewer than k neighbors (q, k), in place."""
+        num_findable = min(rows.shape[1], len(self))
+        if not (rows[:, num_findable - 1] < 0).any():
+            return
+        lists = _inverted_lists(require_faiss("an approximate index"), self.index)
+        if lists is None:
+            return
+        usual_probes = lists.nprobe
+        try:
+            while lists.nprobe < lists.nlist:
+                lists.nprobe = min(lists.nlist, 4 * lists.nprobe)
+                incomplete = (rows[:, num_findable - 1] < 0).nonzero()[:, 0]
+                if len(incomplete) == 0:
+                    return
+                results = self.index.search(_as_array(queries[incomplete]), rows.shape[1])
+                similarities[incomplete], rows[incomplete] = _in_order(*results)
+        finally:
+            lists.nprobe = usual_probes
 
     def recall(self, bank: Tensor, queries: Tensor, k: int, sample: int = 1000) -> float:
         """Return the share of the exact k neighbors that this index finds; a row as similar as the k-th counts as found.
@@ -209,6 +232,14 @@ def _layers(faiss: ModuleType, index: Any) -> Iterator[Any]:
         yield from _layers(faiss, index.base_index)
     elif isinstance(index, faiss.IndexIVF):
         yield from _layers(faiss, index.quantizer)
+
+
+def _inverted_lists(faiss: ModuleType, index: Any) -> Any | None:
+    """Return the layer of an index that has inverted lists; None if there is none."""
+    for layer in _layers(faiss, index):
+        if isinstance(layer, faiss.IndexIVF):
+            return layer
+    return None
 
 
 def _product_quantizers(faiss: ModuleType, index: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from reptk.core.errors import EnvironmentProblem
 from reptk.neighbors.vectors import chunks
 
 INSTALL = "pip install 'reptk[cpu]' (or 'reptk[gpu]'; never both: they overwrite each other's files)"
+
+Engine = Literal["auto", "faiss", "torch"]
+"""The library that finds candidates; "auto" is the fastest."""
 
 TORCH_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Similarities that torch computes at a time."""
@@ -40,6 +44,19 @@ def engine_name() -> str:
             stacklevel=2,
         )
     return "torch"
+
+
+def resolve_engine(engine: Engine) -> str:
+    """Return "faiss" or "torch".
+
+    Raises:
+        EnvironmentProblem: "faiss" is requested and not installed.
+    """
+    if engine == "auto":
+        return engine_name()
+    if engine == "faiss":
+        require_faiss("engine 'faiss'")
+    return engine
 
 
 def search_device(engine: str) -> torch.device:

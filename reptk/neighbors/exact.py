@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptk.core.arrays import as_tensor
 from reptk.neighbors.bf16_prefilter import Bf16Bank, Candidates, underflow_error
-from reptk.neighbors.engine import engine_name, float32_error, search_device, top_by_float32
+from reptk.neighbors.engine import Engine, float32_error, resolve_engine, search_device, top_by_float32
 from reptk.neighbors.ranking import NO_NEIGHBOR, candidate_similarities, greatest, pack, pair_similarities, unpack
 from reptk.neighbors.vectors import check_products, check_vectors, chunks, row_norms, warn_of_zeros
 
@@ -50,6 +51,7 @@ def search(
     k: int,
     exclude: Tensor | None = None,
     *,
+    engine: Engine = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the k rows of `bank` most similar to each query, best first, equal similarities in row order.
@@ -61,6 +63,8 @@ def search(
         queries: (q, F).
         k: neighbors.
         exclude: (q,) the row of the bank that is the query itself and is left out; -1 for none.
+        engine: "faiss" on the CPU, "torch" on the GPU if there is one, or "auto": torch with a GPU, else products in bfloat16
+            where the CPU has instructions for them, else FAISS.
         progress: called after every block with the number of queries that are done.
 
     Yields:
@@ -69,9 +73,13 @@ def search(
     Raises:
         ValueError: widths that differ, values that are not finite or whose products overflow, a k that the bank cannot
             satisfy.
+        EnvironmentProblem: "faiss" is requested and not installed.
     """
+    bank, queries = as_tensor("bank", bank), as_tensor("queries", queries)
+    if exclude is not None:
+        exclude = as_tensor("exclude", exclude)
     bank_norm = _check(bank, queries, k, exclude)
-    searchable = SearchableBank.prepare(bank, bank_norm)
+    searchable = SearchableBank.prepare(bank, bank_norm, engine)
     size = block_size(k)
     queries_per_pass = size
     if not searchable.is_read_in_place:
@@ -113,15 +121,15 @@ class SearchableBank:
     prefilter: Bf16Bank | None = None
 
     @classmethod
-    def prepare(cls, bank: Tensor, max_norm: float) -> "SearchableBank":
+    def prepare(cls, bank: Tensor, max_norm: float, engine: Engine = "auto") -> "SearchableBank":
         """Choose how to search a bank that `check_vectors` has accepted, whose longest row has this norm."""
-        engine = engine_name()
-        device = search_device(engine)
+        resolved = resolve_engine(engine)
+        device = search_device(resolved)
         rows = _on_device(bank.detach(), device)
         prefilter = None
-        if device.type == "cpu" and Bf16Bank.applies(rows, max_norm):
+        if engine == "auto" and device.type == "cpu" and Bf16Bank.applies(rows, max_norm):
             prefilter = Bf16Bank(rows)
-        return cls(rows, engine, device, float32_error(bank.shape[1], device) * max_norm, prefilter)
+        return cls(rows, resolved, device, float32_error(bank.shape[1], device) * max_norm, prefilter)
 
     @property
     def is_read_in_place(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import distributed
-from reptk.neighbors.engine import engine_name, search_device
+from reptk.neighbors.engine import Engine, resolve_engine, search_device
 from reptk.neighbors.exact import SearchableBank, block_size, nearest_keys
 from reptk.neighbors.ranking import NO_NEIGHBOR, greatest, unpack
 from reptk.neighbors.vectors import VectorStats, check_products, check_vectors, warn_of_zeros
@@ -19,6 +19,7 @@ def search_sharded(
     k: int,
     exclude: Tensor | None = None,
     *,
+    engine: Engine = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what `search` finds for this rank's queries in the rows of all ranks, bit for bit, however rows are spread.
@@ -31,6 +32,7 @@ def search_sharded(
         queries: (q_rank, F) this rank's queries; there may be none.
         k: neighbors.
         exclude: (q_rank,) the row, numbered over all ranks, that is the query itself and is left out; -1 for none.
+        engine: as for `search`; the same on all ranks.
         progress: called after every block with the number of this rank's queries that are done.
 
     Yields:
@@ -39,7 +41,7 @@ def search_sharded(
     Raises:
         ValueError: as `search`; on every rank, even if only one has invalid rows.
     """
-    device = search_device(engine_name())
+    device = search_device(resolve_engine(engine))
     if exclude is None:
         exclude = torch.full((len(queries),), -1)
     exclude = exclude.cpu()
@@ -48,7 +50,7 @@ def search_sharded(
     first_row = sum(ranks.row_counts[:rank])
     bank = None
     if len(part):
-        bank = SearchableBank.prepare(part, ranks.max_norm)
+        bank = SearchableBank.prepare(part, ranks.max_norm, engine)
     size = block_size(k, len(ranks.row_counts))
     for first in range(0, max(ranks.query_counts), size):
         counts = [min(size, max(0, count - first)) for count in ranks.query_counts]

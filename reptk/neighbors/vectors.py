@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reptk.core.errors import NonFiniteValues
 from reptk.core.numba_jit import load_kernels
 from reptk.core.threads import parallel_for
 
@@ -26,7 +27,8 @@ def check_vectors(name: str, rows: Tensor) -> VectorStats:
     """Read all rows (n, F) once.
 
     Raises:
-        ValueError: `rows` is not two-dimensional floating point, or rows hold NaN or infinity: how many, and the first five.
+        ValueError: `rows` is not two-dimensional floating point.
+        NonFiniteValues: a ValueError: rows hold NaN or infinity; how many, and the first five.
     """
     if rows.ndim != 2 or rows.shape[1] == 0 or not rows.is_floating_point():
         raise ValueError(f"{name} must be (n, F) floating point, got {rows.dtype} {tuple(rows.shape)}")
@@ -34,7 +36,7 @@ def check_vectors(name: str, rows: Tensor) -> VectorStats:
     not_finite = (~norms.isfinite()).nonzero()[:, 0]
     if len(not_finite):
         first = not_finite[:5].tolist()
-        raise ValueError(f"{len(not_finite)} of {len(rows)} rows of {name} hold NaN or infinity, first {first}")
+        raise NonFiniteValues(f"{len(not_finite)} of {len(rows)} rows of {name} hold NaN or infinity, first {first}")
     zeros = (norms == 0).nonzero()[:, 0]
     max_norm = float(norms.max()) if len(norms) else 0.0
     return VectorStats(max_norm, len(zeros), zeros[:5].tolist())

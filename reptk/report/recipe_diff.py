@@ -12,7 +12,7 @@ from reptk import config
 from reptk.core.errors import ReptkError
 from reptk.report.run_files import Run
 
-IGNORED_TABLES = ("name", "expect", "plugins")
+IGNORED_TABLES = ("name", "expect", "plugins", "overrides")
 """Tables and keys that do not change a training, or are reported elsewhere."""
 
 FlatRecipe = dict[str, Any]

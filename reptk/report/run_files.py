@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reptk import config
 from reptk.core.errors import DataError, UsageError
 from reptk.evaluate.predictions import Predictions
+from reptk.evaluate.verdict import UNTRAINED
 
 Table = dict[str, Any]
 
@@ -66,6 +67,12 @@ class SavedResults(BaseModel):
         """The rows that the main row is compared with."""
         return [row for row in self.metrics if row != self.main_row]
 
+    def label_of(self, row: str) -> str:
+        """What a row is called in a table or a plot. The row "untrained" of a run may have begun with pretrained weights."""
+        if row == UNTRAINED and "recipe" in self.protocol:
+            return "before training"
+        return row
+
     @property
     def main_metrics(self) -> dict[str, float]:
         """The metrics of the main row."""
@@ -82,7 +89,7 @@ class Run:
     """What was read from a run's folder.
 
     Args:
-        name: what distinguishes the run from the others on the page.
+        name: what distinguishes the run from the others on the page, with the parts that overrides replaced.
         recipe: recipe.toml, empty if there is none.
         log: the rows of metrics.jsonl.
         status: the status in status.json, empty if there is none.
@@ -99,8 +106,10 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The name of the recipe that the run was trained by, else the run's own name."""
-        return str(self.results.protocol.get("recipe") or self.recipe.get("name") or self.name)
+        """The name of the recipe that the run was trained by with what overrides changed, else the run's own name."""
+        if self.recipe.get("name"):
+            return config.title_of(str(self.recipe["name"]), overrides_of(self.recipe))
+        return str(self.results.protocol.get("recipe") or self.name)
 
     @property
     def data_part(self) -> Table:
@@ -151,6 +160,8 @@ def read_run(folder: Path, name: str) -> Run:
     log = _read_log(log_path)
     if not results.metrics and not log:
         raise UsageError(f"no number in {folder} yet; ask again after the first steps of the run")
+    # A folder is named by its recipe, whatever part of it was replaced: supcon_digits/2 may be a run of another loss.
+    name = " ".join([name, *config.part_replacements(overrides_of(recipe))])
     return Run(
         folder=folder,
         name=name,
@@ -160,6 +171,14 @@ def read_run(folder: Path, name: str) -> Run:
         status=_read_status(folder / "status.json"),
         predictions=Predictions.load(folder),
     )
+
+
+def overrides_of(recipe: Table) -> list[str]:
+    """Return the overrides that recipe.toml records; those written by earlier versions have none."""
+    overrides = recipe.get("overrides")
+    if not isinstance(overrides, list):
+        return []
+    return [str(pair) for pair in overrides]
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

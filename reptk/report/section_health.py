@@ -59,7 +59,8 @@ def health_section(runs: Sequence[Run]) -> HealthSection | None:
     tables = []
     for run in runs:
         for row, table in run.results.health.items():
-            encoders.append(row if len(runs) == 1 else f"{run.name}: {row}")
+            label = run.results.label_of(row)
+            encoders.append(label if len(runs) == 1 else f"{run.name}: {label}")
             tables.append(table)
     if not tables:
         return None

@@ -86,10 +86,11 @@ def shown_metrics(results: Sequence[SavedResults]) -> list[str]:
 def _single_run(results: SavedResults) -> NumbersSection:
     baselines = results.baseline_rows
     has_intervals = results.main_row in results.intervals
-    heads = ["%", *baselines, results.main_row]
+    labels = [results.label_of(row) for row in baselines]
+    heads = ["%", *labels, results.main_row]
     if has_intervals:
         heads.append("95 % interval")
-    heads += [f"over {row}" for row in baselines]
+    heads += [f"over {label}" for label in labels]
     rows = []
     for metric in shown_metrics([results]):
         cells = [Cell(format_share(results.metrics[row].get(metric))) for row in baselines]

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from reptk import config
 from reptk.core.metric_names import display_name
+from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
+from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import difference
 from reptk.report.run_files import Run
 
+MAX_DIFFERENCES = 8
+"""Keys in the list of what differs between runs; all of them are in the section on the recipe."""
+
 LEVELS = ("good", "fair", "poor")
-ROW_NAMES = {"untrained": "the untrained encoder"}
-"""What rows of the metrics are called in a sentence; others by their own names."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class VerdictSection:
         status: of a run that is not finished, else empty.
         advice: what to do next; None without a verdict.
         headline: None if there are no numbers yet.
+        differences: of several runs: (name, what distinguishes its recipe) each; empty for one run.
     """
 
     level: str
@@ -62,6 +67,7 @@ class VerdictSection:
     sentence: str
     advice: list[str] | None
     headline: Headline | None
+    differences: list[tuple[str, str]]
 
 
 def verdict_section(runs: Sequence[Run]) -> VerdictSection:
@@ -91,7 +97,27 @@ def verdict_section(runs: Sequence[Run]) -> VerdictSection:
         sentence=sentence,
         advice=advice,
         headline=_headline(runs),
+        differences=_differences(runs),
     )
+
+
+def _differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return for each of several runs the values in which their recipes differ."""
+    if len(runs) == 1 or not any(run.recipe for run in runs):
+        return []
+    all_values = [recipe_values(run) for run in runs]
+    keys = differing_keys(all_values)
+    # Which parts were used says more than their arguments. Sorting is stable.
+    keys.sort(key=lambda key: key not in config.PART_NAMES)
+    rows = []
+    for run, values in zip(runs, all_values, strict=True):
+        texts = [f"{key} {format_value(values[key])}" for key in keys[:MAX_DIFFERENCES] if key in values]
+        if len(keys) > MAX_DIFFERENCES:
+            texts.append(f"and {len(keys) - MAX_DIFFERENCES} more, see Recipe")
+        if not run.recipe:
+            texts = ["no recipe"]
+        rows.append((run.name, ", ".join(texts) or "the same recipe"))
+    return rows
 
 
 def _about(runs: Sequence[Run]) -> str:
@@ -118,7 +144,9 @@ def _sentence_from_numbers(run: Run) -> str:
         if baseline is None:
             continue
         relation = "above" if value >= baseline else "below"
-        comparisons.append(f"{_unsigned_points(value - baseline)} points {relation} {ROW_NAMES.get(row, row)}")
+        comparisons.append(
+            f"{_unsigned_points(value - baseline)} points {relation} {baseline_name(row, run.results.protocol)}"
+        )
     sentence = f"{display_name(metric)} is {format_percent(value)} %"
     if comparisons:
         sentence += f", {' and '.join(comparisons)}"
@@ -200,7 +228,9 @@ def _ruler_rows(run: Run, *, is_comparison: bool) -> list[_RulerRow]:
         if value is None or not math.isfinite(value):
             continue
         is_main = name == run.results.main_row
-        label = run.name if is_comparison and is_main else name
+        label = run.results.label_of(name)
+        if is_comparison and is_main:
+            label = run.name
         rows.append(_RulerRow(label, value, run.results.intervals.get(name, {}).get(metric), is_main))
     return rows
 

@@ -166,7 +166,7 @@ def _baseline_levels(run: Run, metric: str) -> list[Level]:
     for row in run.results.baseline_rows:
         value = run.results.metrics[row].get(metric)
         if is_finite_number(value):
-            levels.append(Level(row, value))
+            levels.append(Level(run.results.label_of(row), value))
     return levels
 
 

@@ -15,6 +15,7 @@ from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
+from reptk.core.device import uses_bf16
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
 from reptk.data.folder_scan import SkippedFiles
@@ -34,8 +35,10 @@ class Settings(NamedTuple):
 
     total_steps: optimizer steps of the whole run.
     views_per_step: views of the global batch, over all ranks.
+    name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
+    initial_weights: "pretrained" or "random", those of the backbone before training.
     data_table, evaluator_tables: the recipe's `[data]` and `[eval]`, which results.json records.
     """
 
@@ -55,6 +58,7 @@ class Settings(NamedTuple):
     measures_baselines: bool
     writes_report: bool
     input_advice: str
+    initial_weights: str
     data_table: Table
     evaluator_tables: dict[str, Table]
 
@@ -143,6 +147,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
+        undecayed=method.encoder.undecayed_parameters(),
     )
     scheduler = create_scheduler(
         optimizer,
@@ -156,13 +161,13 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     settings = Settings(
-        name=recipe.name,
+        name=recipe.title,
         seed=recipe.seed,
         epochs=train.epochs,
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=total_steps,
         views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
-        bf16=train.precision == "bf16",
+        bf16=uses_bf16(train.precision, device),
         clip_norm=train.clip_norm,
         lr=optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
@@ -172,6 +177,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         measures_baselines=train.baselines,
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
+        initial_weights=_initial_weights(recipe),
         data_table=recipe.data,
         evaluator_tables=recipe.eval,
     )
@@ -230,8 +236,17 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     return method
 
 
-def describe(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
-    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`."""
+def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tuple[str, str, str]]:
+    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`.
+
+    Args:
+        recipe: whose numbers are stated.
+        parts: what was built from it.
+        has_data: False if the parts were built with other images, since those of the recipe are missing.
+    """
+    data = "not here"
+    if has_data:
+        data = _describe_data(parts.data)
     train, optim = recipe.train, recipe.optim
     view_count = _view_count(parts.evaluation_views, recipe)
     ranks = distributed.world_size()
@@ -239,13 +254,22 @@ def describe(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
     if ranks > 1:
         batch = f"batch {train.batch_size} ({ranks} ranks)"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16 (auto)" if parts.settings.bf16 else "fp32 (auto)"
     return [
-        ("data", recipe.data["name"], _describe_data(parts.data)),
+        ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
         ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
         _describe_loss(recipe),
-        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {train.precision}, seed {recipe.seed}"),
+        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
+
+
+def _initial_weights(recipe: Recipe) -> str:
+    if recipe.encoder.pretrained or recipe.encoder.weights is not None:
+        return "pretrained"
+    return "random"
 
 
 def _describe_data(data: Data) -> str:

@@ -68,6 +68,17 @@ def load_last(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"checkpoint {checkpoint} is damaged: {cause}.{_hint_at_older(folder, checkpoint)}") from cause
 
 
+def last_step(folder: Path) -> int:
+    """Return the number of steps done at the checkpoint that `folder/last` names; 0 if there is none, or it is damaged."""
+    name = _last_name(folder)
+    if name is None:
+        return 0
+    try:
+        return int(json.loads((folder / name / "manifest.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # `load_last` raises, and says what to do
+
+
 def _write_state(folder: Path, step: int, state: dict[str, Any]) -> None:
     state_file = folder / "state.pt"
     with state_file.open("wb") as file:

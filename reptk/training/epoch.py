@@ -40,7 +40,8 @@ class EpochEnd:
             pixels = 100 * baselines["raw pixels"].metrics[metric]
             untrained = 100 * baselines["untrained"].metrics[metric]
             name = display_name(metric)
-            self.logger.line(f"before training  {name}: raw pixels {pixels:.1f} %, untrained encoder {untrained:.1f} %")
+            weights = self.parts.settings.initial_weights
+            self.logger.line(f"before training  {name}: raw pixels {pixels:.1f} %, {weights} weights {untrained:.1f} %")
 
     def run(self, progress: EpochProgress, waited_seconds: float) -> None:
         """Evaluate, save and report.

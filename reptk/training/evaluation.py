@@ -14,6 +14,7 @@ from reptk.core.errors import ReptkError
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
+from reptk.evaluate.verdict import BEFORE_TRAINING, RAW_PIXELS, UNTRAINED
 from reptk.training.build import Parts
 from reptk.training.state import RunState
 
@@ -51,7 +52,7 @@ def evaluate_now(
 
 
 def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
-    """Evaluate raw pixels and the untrained encoder, by row of the results; none if the recipe switches baselines off."""
+    """Evaluate raw pixels and the encoder before training, by row of the results; none if the recipe switches baselines off."""
     if not parts.settings.measures_baselines:
         return {}
     with logger.stages("raw pixels") as progress:
@@ -62,15 +63,15 @@ def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
             workers=parts.settings.workers,
             progress=progress,
         )
-    with logger.stages("untrained encoder") as progress:
+    with logger.stages("encoder before training") as progress:
         untrained = evaluate_now(parts, progress=progress)
-    return {"raw pixels": pixels, "untrained": untrained}
+    return {RAW_PIXELS: pixels, UNTRAINED: untrained}
 
 
 def report_results(
     parts: Parts, state: RunState, trained: Evaluation, folder: Path, logger: Logger, commit: str | None
 ) -> None:
-    """Print the results, and write the model and results.json into the run's folder.
+    """Print the results, and write results.json into the run's folder.
 
     Args:
         parts: the run's.
@@ -84,10 +85,16 @@ def report_results(
     rows = {**state.baselines, "trained": trained}
     results = build_results(rows, parts.data, _protocol(parts, seconds, commit))
     logger.line()
-    logger.results(table_columns(trained.metrics), results["metrics"])
+    logger.results(table_columns(trained.metrics), {_row_label(row): results["metrics"][row] for row in rows})
     logger.verdict(results["verdict"], remarks(trained))
-    distributed.run_on_main(lambda: _write_model_and_results(parts, folder, results, trained))
+    distributed.run_on_main(lambda: write_results(folder, results, trained))
     logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+
+
+def _row_label(row: str) -> str:
+    if row == UNTRAINED:
+        return "before training"
+    return row
 
 
 def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
@@ -95,11 +102,6 @@ def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
     with logger.status("drawing the report"):
         message = distributed.run_on_main(lambda: _try_to_write_report(parts, folder))
     logger.line(f"  {message}")
-
-
-def _write_model_and_results(parts: Parts, folder: Path, results: dict[str, Any], trained: Evaluation) -> None:
-    parts.encoder.save(folder / "model")
-    write_results(folder, results, trained)
 
 
 def _try_to_write_report(parts: Parts, folder: Path) -> str:
@@ -120,6 +122,7 @@ def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any
         device_name = torch.cuda.get_device_name(parts.device)
     return {
         "recipe": settings.name,
+        UNTRAINED: f"{BEFORE_TRAINING} ({settings.initial_weights} weights)",
         **protocol(settings.data_table, parts.data, settings.evaluator_tables, parts.encoder, commit=commit),
         "epochs": settings.epochs,
         "seed": settings.seed,

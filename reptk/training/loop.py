@@ -1,5 +1,6 @@
 """The training loop, in the order in which it runs: `train` evaluates two baselines, trains, evaluates and reports."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from reptk.core import distributed, environment, rng
 from reptk.core.console import EpochProgress, Logger
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import DevicePrefetcher
+from reptk.data.bad_samples import BadSamples
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, describe, load_data
@@ -25,7 +27,12 @@ from reptk.training.state import RunState, restore, save
 
 
 def train(
-    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, logger: Logger | None = None
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    logger: Logger | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, float]:
     """Train a recipe and evaluate it.
 
@@ -34,6 +41,7 @@ def train(
         out: the run's folder, new or empty; None for the next unused `runs/NAME/N`. To resume, the folder of the run.
         resume: continue from the folder's last checkpoint.
         logger: where to print and log; standard output by default.
+        notes: lines to print below the description of the run, e.g. `reptk.config.override_notes`.
 
     Returns:
         The trained encoder's metrics, e.g. `{"knn@20": 0.75, ...}`, as shares between 0 and 1.
@@ -48,7 +56,10 @@ def train(
     # Everything that may be wrong with the recipe or the data is found before there is a folder.
     parts = build(recipe, load_data(recipe, logger), device)
     # On rank 0 alone, since every call of `create` takes another number.
+    recorded_epochs = parts.settings.epochs
     if resume:
+        recorded_epochs = run_folder.check_same_recipe(recipe, Path(out)).train.epochs
+        run_folder.check_epochs(Path(out), epochs=parts.settings.epochs, steps_per_epoch=parts.settings.steps_per_epoch)
         folder = distributed.run_on_main(lambda: run_folder.reopen(recipe, Path(out)))
     else:
         folder = distributed.run_on_main(lambda: run_folder.create(recipe, out))
@@ -56,12 +67,21 @@ def train(
         commit = environment.git_commit()  # of the code as it was when the run began
         logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
         logger.facts(describe(recipe, parts))
+        for note in notes:
+            logger.line(f"note: {note}")
         state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
         if state.step == 0:  # later, the checkpoint holds the baselines
             state.baselines = evaluate_baselines(parts, logger)
-        train_loop(parts, state, folder, logger)
+        elif parts.settings.epochs != recorded_epochs:
+            logger.line(_new_length_message(parts, state, recorded_epochs, recipe.optim.schedule))
+        bad_samples = BadSamples(parts.data, logger, folder, parts.device)
+        bad_samples.update()
+        train_loop(parts, state, folder, logger, bad_samples)
+        # Before the evaluation, which may fail: what was trained is not lost.
+        distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
+        bad_samples.update()
         report_results(parts, state, trained, folder, logger, commit)
     # After the status is "finished": the report is not part of what a run has to achieve.
     if parts.settings.writes_report:
@@ -69,7 +89,7 @@ def train(
     return trained.metrics
 
 
-def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> None:
+def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger, bad_samples: BadSamples) -> None:
     """Train from `state.step` to the last step, with a checkpoint and the due evaluations after every epoch."""
     settings = parts.settings
     model = _wrap_in_ddp(parts)
@@ -95,6 +115,7 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger) -> N
                 _report_steps(parts, state, logger, progress)
             if state.step % settings.steps_per_epoch == 0:
                 end_of_epoch.run(progress, batches.waited())
+                bad_samples.update()
             # Between two steps, where the state is consistent.
             if ctrl_c.requested:
                 if state.meter.unread_steps:
@@ -132,6 +153,22 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
     with torch.no_grad():
         parts.method.after_step(step)
     return outputs
+
+
+def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:
+    """Return how the learning rate goes on if a resumed run has another number of epochs than it had."""
+    settings = parts.settings
+    before = learning_rate(parts.optimizer)  # of the last step, restored from the checkpoint
+    parts.scheduler.step_update(state.step)
+    after = learning_rate(parts.optimizer)
+    message = f"train.epochs={settings.epochs} instead of {recorded_epochs}"
+    if schedule == "constant":
+        return f"{message}: the learning rate stays {after:g}"
+    done = state.step / settings.steps_per_epoch
+    return (
+        f"{message}: the learning rate follows the {schedule} of {settings.epochs} epochs from here, epoch {done:g}: it goes "
+        f"from {before:.3g} to {after:.3g}. The result is not that of {settings.epochs} epochs in one run"
+    )
 
 
 def _is_reading_due(parts: Parts, steps_done: int) -> bool:

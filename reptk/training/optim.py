@@ -26,13 +26,15 @@ def create_optimizer(
     weight_decay: float,
     momentum: float = 0.9,
     decay_all: bool = False,
+    undecayed: Iterable[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Create an optimizer by timm's name; "sgd" is SGD with momentum, "nesterov" its Nesterov form.
 
     Args:
         parameter_groups: `Method.parameter_groups()`. A group without `weight_decay` is split: norms and biases (tensors of
-            at most one dimension) get none, the others `weight_decay`.
-        decay_all: decay norms and biases as well.
+            at most one dimension) and `undecayed` get none, the others `weight_decay`.
+        decay_all: decay all parameters.
+        undecayed: further parameters without weight decay; see `Encoder.undecayed_parameters`.
 
     Raises:
         UsageError: unknown name, or timm refuses the options.
@@ -40,9 +42,10 @@ def create_optimizer(
     known = ["nesterov", *list_optimizers()]
     if name not in known:
         raise UsageError(unknown("optimizer", name, known))
+    undecayed_ids = set() if decay_all else {id(parameter) for parameter in undecayed}
     groups = []
     for group in parameter_groups:
-        groups += _split_by_decay(group, weight_decay, decay_all)
+        groups += _split_by_decay(group, weight_decay, decay_all, undecayed_ids)
     options = {}
     if name in _WITH_FUSED_KERNEL:
         options["fused"] = True
@@ -52,13 +55,15 @@ def create_optimizer(
         raise UsageError(f"optimizer {name!r} cannot be built: {cause or type(cause).__name__}") from cause
 
 
-def _split_by_decay(group: Mapping[str, Any], weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+def _split_by_decay(
+    group: Mapping[str, Any], weight_decay: float, decay_all: bool, undecayed_ids: set[int]
+) -> list[dict[str, Any]]:
     if "weight_decay" in group:
         # The method has decided.
         return [dict(group)]
     decayed, not_decayed = [], []
     for parameter in group["params"]:
-        if decay_all or parameter.ndim > 1:
+        if decay_all or (parameter.ndim > 1 and id(parameter) not in undecayed_ids):
             decayed.append(parameter)
         else:
             not_decayed.append(parameter)

@@ -16,7 +16,8 @@ from reptk.config import Recipe, read, validate
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.files import write_text
+from reptk.core.files import json_text, write_text
+from reptk.training import checkpoint
 
 MAY_CHANGE_ON_RESUME = (
     "data.cache",
@@ -27,8 +28,10 @@ MAY_CHANGE_ON_RESUME = (
     "train.checkpoint_every_epochs",
     "expect",
     "plugins",
+    "overrides",
+    "train.epochs",
 )
-"""Keys, or tables of keys, that do not change the results of a run."""
+"""Keys, or tables of keys, that a resumed run may change: they do not change its results, except for its length."""
 
 
 def create(recipe: Recipe, out: str | Path | None) -> Path:
@@ -55,17 +58,36 @@ def create(recipe: Recipe, out: str | Path | None) -> Path:
 
 
 def reopen(recipe: Recipe, folder: Path) -> Path:
-    """Open the folder of a run that is to be resumed.
+    """Open the folder of a run that is to be resumed; if it is to train for another number of epochs, record that.
 
     Raises:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
         EnvironmentProblem: it cannot be written.
     """
+    recorded = check_same_recipe(recipe, folder)
+    try:
+        if recorded.train.epochs != recipe.train.epochs:
+            # Everything else stays as recorded, such as the relative paths of plugins.
+            train = recorded.train.model_copy(update={"epochs": recipe.train.epochs})
+            changes = {"train": train, "overrides": recipe.overrides, "expect": None}
+            write_text(folder / "recipe.toml", recorded.model_copy(update=changes).dump())
+        set_status(folder, "running")
+    except OSError as cause:
+        raise EnvironmentProblem(f"cannot write to {folder}: {cause}") from cause
+    return folder
+
+
+def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
+    """Check that a run can go on with this recipe, and return the recipe in its folder.
+
+    Raises:
+        UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
+    """
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
     # Validated, so that defaults of a later version of reptk are compared, too.
-    recorded = _flatten(validate(read(folder / "recipe.toml")))
-    current = _flatten(recipe)
+    recorded_recipe = validate(read(folder / "recipe.toml"))
+    recorded, current = _flatten(recorded_recipe), _flatten(recipe)
     differences = []
     for key in sorted({*recorded, *current}):
         if recorded.get(key) != current.get(key) and not _may_change(key):
@@ -74,11 +96,37 @@ def reopen(recipe: Recipe, folder: Path) -> Path:
         raise UsageError(
             "\n".join([f"{folder} was started with another recipe; resume it with its own:", *differences])
         )
-    try:
-        set_status(folder, "running")
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write to {folder}: {cause}") from cause
-    return folder
+    return recorded_recipe
+
+
+def is_complete(recipe: Recipe, folder: Path) -> bool:
+    """Return whether a run has finished all epochs of the recipe it is to be resumed with.
+
+    Raises:
+        UsageError: it has finished, and the recipe has fewer epochs; or it has more, and there is no checkpoint to go on from.
+    """
+    if read_status(folder)["status"] != "finished":
+        return False
+    epochs_done = validate(read(folder / "recipe.toml")).train.epochs
+    if recipe.train.epochs < epochs_done:
+        raise UsageError(_fewer_epochs(folder, epochs_done, recipe.train.epochs))
+    if recipe.train.epochs > epochs_done and checkpoint.last_step(folder / "checkpoints") == 0:
+        raise UsageError(
+            f"{folder} has finished and holds no checkpoint to go on from; train anew, without --resume: "
+            f"python -m reptk.recipe {folder} train.epochs={recipe.train.epochs}"
+        )
+    return recipe.train.epochs == epochs_done
+
+
+def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
+    """Check that a run that is to be resumed has not been trained for more than `epochs` epochs already.
+
+    Raises:
+        UsageError: it has.
+    """
+    steps_done = checkpoint.last_step(folder / "checkpoints")
+    if steps_done > epochs * steps_per_epoch:
+        raise UsageError(_fewer_epochs(folder, steps_done / steps_per_epoch, epochs))
 
 
 def newest(name: str) -> Path:
@@ -109,7 +157,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def set_status(folder: Path, status: str, **details: Any) -> None:
     """Write status.json."""
-    write_text(folder / "status.json", json.dumps({"status": status, **details}, indent=2) + "\n")
+    write_text(folder / "status.json", json_text({"status": status, **details}, indent=2) + "\n")
 
 
 @contextmanager
@@ -180,6 +228,13 @@ def _numbered_folders(runs: Path) -> list[Path]:
     if not runs.is_dir():
         return []
     return sorted((path for path in runs.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:
+    return (
+        f"{folder} has trained for {epochs_done:g} epochs, and train.epochs={epochs} is fewer: training cannot be undone. For "
+        f"a shorter run, start another one: python -m reptk.recipe {folder} train.epochs={epochs}"
+    )
 
 
 def _not_empty(folder: Path) -> str:

@@ -185,7 +185,7 @@ def imagenet_weights() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.* matched by their order")
+@pytest.mark.filterwarnings("ignore:.* matched by order")
 def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_path: Path) -> None:
     if not DEBIAN_FOLDER.is_dir():
         pytest.skip("dataset-fashion-mnist is not installed (Debian)")
@@ -207,7 +207,7 @@ def test_a_frozen_imagenet_encoder_on_fashion_mnist(imagenet_weights: str, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.* matched by their order", "ignore:k = ")
+@pytest.mark.filterwarnings("ignore:.* matched by order", "ignore:k = ")
 def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: str, tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     data = photos()

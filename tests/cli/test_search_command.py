@@ -71,12 +71,15 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     options = ["--duplicates", "--threshold", "0.99999", "--out", table, "--html", html]
     printed = run_command(["search", folder_with_copy, *options], capsys)
     assert "1 group of near duplicates" in printed
-    assert "1 of 13 images could go; 2 hold the same bytes as another; 1 in whose images the labels differ" in printed
+    assert "1 candidate for removal among 13 images: check before deleting" in printed
+    assert (
+        "2 hold the same bytes as another, 0 the same pixels, 0 are only similar; groups with images of different labels: 1"
+    ) in printed
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["id"], row["nearest"], row["identical"]) for row in rows] == [
-        ("cats/00.png", "ünï/copy.png", "yes"),
-        ("ünï/copy.png", "cats/00.png", "yes"),
+        ("cats/00.png", "ünï/copy.png", "bytes"),
+        ("ünï/copy.png", "cats/00.png", "bytes"),
     ]
     assert [(row["group"], row["label"], row["nearest_label"]) for row in rows] == [
         ("1", "cats", "ünï"),
@@ -101,4 +104,4 @@ def test_duplicates_between_sets(
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == [str(number) for number in range(1, 13)]
-    assert {row["identical"] for row in rows} == {"yes"}
+    assert {row["identical"] for row in rows} == {"bytes"}

@@ -13,7 +13,9 @@ def test_run_folder_is_a_recipe():
     recipe = load(write("tiny.toml"), ["seed=9"])
     write("runs/tiny/1/recipe.toml", recipe.dump())
     assert load("runs/tiny/1") == recipe
-    assert load(Path("runs/tiny/1"), ["seed=3"]) == load("tiny.toml")
+    again = load(Path("runs/tiny/1"), ["seed=3"])
+    assert again.overrides == ("seed=3",)
+    assert again.model_copy(update={"overrides": ()}) == load("tiny.toml")
 
 
 def test_recipe_in_the_current_folder_has_a_name():

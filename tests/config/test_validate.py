@@ -19,7 +19,7 @@ MISTAKES = {
     ),
     "unknown section": (
         ["optimizer.lr=3"],
-        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, data, views, encoder, method, "
+        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, data, views, encoder, method, "
         "loss, optim, train, eval, expect)",
     ),
     "typo in a part's argument": (
@@ -38,7 +38,7 @@ MISTAKES = {
     "typo in an evaluator's argument": (
         ["eval.knn.temprature=1"],
         "  eval.knn.temprature  'knn' has no argument 'temprature'; did you mean 'temperature'? "
-        "It takes k, temperature, recall, precision, retrieval, index",
+        "It takes k, temperature, recall, precision, retrieval, index, engine",
     ),
     "text for a number": (
         ["loss.temperature=warm"],
@@ -133,6 +133,20 @@ def test_empty_recipe_lists_what_it_needs():
 def test_warmup_is_shorter_than_the_run():
     message = load_error("train.epochs=20", "optim.warmup_epochs=20")
     assert message.splitlines()[1:] == ["  optim.warmup_epochs  must be below train.epochs (20), got 20; e.g. 2"]
+
+
+def test_warmup_of_a_shorter_run_is_shortened_in_proportion():
+    path = write(
+        "warm.toml", TINY.replace("epochs = 1", "epochs = 20").replace("lr = 0.05", "lr = 0.05\nwarmup_epochs = 2")
+    )
+    assert load(path, ["train.epochs=1"]).optim.warmup_epochs == 0.1
+    assert load(path, ["train.epochs=5"]).optim.warmup_epochs == 0.5
+    assert load(path, ["train.epochs=40"]).optim.warmup_epochs == 2
+    # A warm-up that is set in the same command counts as it is.
+    assert load(path, ["train.epochs=5", "optim.warmup_epochs=2"]).optim.warmup_epochs == 2
+    with pytest.raises(RecipeError, match=r"must be below train\.epochs \(1\), got 2"):
+        load(path, ["train.epochs=1", "optim.warmup_epochs=2"])
+    assert load(path, ["train.epochs=5"], shorten_warmup=False).optim.warmup_epochs == 2
 
 
 def test_complete_fills_in_the_defaults_of_one_part():

@@ -136,5 +136,5 @@ def test_rank_is_read_from_the_environment_of_torchrun(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_available_is_an_environment_problem():
     assert distributed.setup("auto") == torch.device("cpu")
-    with pytest.raises(EnvironmentProblem, match=r"train\.device is 'cuda:1', but torch finds no CUDA device"):
+    with pytest.raises(EnvironmentProblem, match="the device is 'cuda:1', but torch finds no CUDA device"):
         distributed.setup("cuda:1")

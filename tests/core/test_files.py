@@ -1,11 +1,13 @@
 """Files are replaced as a whole or not at all."""
 
 import hashlib
+import json
+import math
 from pathlib import Path
 
 import pytest
 
-from reptk.core.files import atomic_write, sha256_of, write_bytes, write_text
+from reptk.core.files import atomic_write, json_text, sha256_of, write_bytes, write_text
 
 
 def file_names(folder: Path) -> list[str]:
@@ -79,3 +81,8 @@ def test_sha256_of_a_file(tmp_path):
     content = bytes(range(256)) * 1000
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    value = {"a": math.nan, "b": [1.5, math.inf, {"c": (-math.inf, "NaN")}], "d": True}
+    assert json.loads(json_text(value)) == {"a": None, "b": [1.5, None, {"c": [None, "NaN"]}], "d": True}

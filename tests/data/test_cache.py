@@ -46,9 +46,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     decode_into = image_files.decode_into
 
-    def record(path: Path, out: np.ndarray, jpeg: str) -> None:
+    def record(path: Path, out: np.ndarray, jpeg: str, **options: object) -> None:
         paths.append(path)
-        decode_into(path, out, jpeg)
+        decode_into(path, out, jpeg, **options)
 
     monkeypatch.setattr(image_files, "decode_into", record)
     return paths
@@ -200,11 +200,29 @@ def test_an_unreadable_image_is_named_and_what_was_decoded_is_used(photos: Path,
     content = bad.read_bytes()
     bad.write_bytes(content[:50])
     with pytest.raises(DataError, match=f"^cannot read {re.escape(str(bad))} as an image"):
-        cached_folder(photos)
+        cached_folder(photos, on_error="stop")
     bad.write_bytes(content)
     decoded.clear()
     repaired = cached_folder(photos)
     assert len(decoded) == COUNT - 5 * BLOCK  # five blocks precede the one with this image
+    assert same_data(repaired, folder(str(photos), size=SIZE))
+
+
+def test_a_skipped_image_is_known_when_the_cache_is_opened_again(photos: Path, decoded: list[Path]) -> None:
+    bad = photos / "b" / "15.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:50])
+    first, second = cached_folder(photos), cached_folder(photos)
+    for data in (first, second):
+        [(number, reason)] = data.train.images.unreadable(torch.arange(len(data.train))).items()
+        assert data.train.images.path(number) == bad
+        assert str(bad) in reason
+        assert data.train.images.fetch(torch.tensor([number])).max() == 0
+    bad.write_bytes(content)
+    decoded.clear()
+    repaired = cached_folder(photos)
+    assert decoded == [bad]
+    assert repaired.train.images.unreadable(torch.arange(len(repaired.train))) == {}
     assert same_data(repaired, folder(str(photos), size=SIZE))
 
 

@@ -121,9 +121,43 @@ def test_images_have_to_derive_from_the_base_class():
 def test_an_unreadable_image_is_named_in_any_batch(tmp_path, workers):
     write_images(tmp_path, **{"": 5})
     (tmp_path / "bad.jpg").write_text("<!doctype html>")
-    loader = Loader(folder(str(tmp_path), size=8).train, batch_size=2, seed=0, workers=workers)
+    split = folder(str(tmp_path), size=8, on_error="stop").train
+    loader = Loader(split, batch_size=2, seed=0, workers=workers)
     with pytest.raises(DataError, match=f"^cannot read {re.escape(str(tmp_path / 'bad.jpg'))} as an image"):
         list(loader.batches(0, 3))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_an_unreadable_image_is_replaced_by_the_next_with_its_label(tmp_path, cache):
+    write_images(tmp_path / "data", a=6, b=6)
+    for name in ("a/02.png", "b/05.png"):
+        (tmp_path / "data" / name).write_text("no image")
+    options = {"size": 8, "holdout": 100, "cache": str(tmp_path / "cache") if cache else False}
+    batches = {}
+    for workers in (0, 2):
+        data = folder(str(tmp_path / "data"), **options)
+        loader = Loader(data.train, batch_size=4, seed=0, workers=workers)
+        batches[workers] = list(loader.batches(0, 6))
+    for images, labels, numbers in batches[0]:
+        # Numbers 2 and 11; the image behind the last one is the first.
+        assert not {2, 11} & set(numbers.tolist())
+        assert torch.equal(labels, data.train.labels[numbers])
+        assert torch.equal(images, data.train.images.fetch(numbers))
+        assert images.amin(dim=(1, 2, 3)).eq(0).all()  # red, not black
+        assert images.amax(dim=(1, 2, 3)).eq(255).all()
+    assert len([number for _, _, numbers in batches[0] for number in numbers.tolist() if number in (0, 3)]) == 8
+    for first, second in zip(batches[0], batches[2], strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_too_many_unreadable_images_stop_the_run(tmp_path):
+    write_images(tmp_path, **{"": 20})
+    for number in range(5):
+        (tmp_path / f"{number:02}.png").write_text("no image")
+    loader = Loader(folder(str(tmp_path), size=8).train, batch_size=4, seed=0)
+    with pytest.raises(DataError, match="more than 4 of 20 images cannot be read; too many to skip them") as error:
+        list(loader.batches(0, 5))
+    assert str(tmp_path / "00.png") in str(error.value)
 
 
 # Blocks

@@ -1,33 +1,33 @@
 """Near duplicates within a set and between two sets."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from reptk.embeddings import Embeddings, duplicates, near_duplicates
+from reptk.embeddings import Embeddings, complete_linkage, duplicates, near_duplicates
 from reptk.embeddings.duplicates import ConnectedComponents
+from reptk.embeddings.exact_copies import exact_copies
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 
 def brute_force_groups(vectors: Tensor, threshold: float) -> list[list[int]]:
-    """Groups by walking from image to image."""
-    is_near = (vectors @ vectors.T >= threshold - 1e-6).tolist()
-    unvisited = set(range(len(vectors)))
-    groups = []
-    while unvisited:
-        group: set[int] = set()
-        stack = [min(unvisited)]
-        while stack:
-            row = stack.pop()
-            group.add(row)
-            stack += [other for other in unvisited - group if is_near[row][other]]
-        unvisited -= group
-        groups.append(sorted(group))
+    """Groups by complete linkage, row by row: each joins the group of the most similar row that it may join."""
+    similarities = vectors @ vectors.T
+    limit = threshold - 1e-6
+    groups: list[list[int]] = []
+    for row in range(len(vectors)):
+        open_groups = [group for group in groups if (similarities[row, group] >= limit).all()]
+        if open_groups:
+            max(open_groups, key=lambda group: float(similarities[row, group].max())).append(row)
+        else:
+            groups.append([row])
     return sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group))
 
 
@@ -65,6 +65,40 @@ def test_leaks_equal_brute_force(block: int, clustered: Embeddings, monkeypatch:
     assert [leak.nearest for leak in leaks] == [int(best.indices[leak.row]) for leak in leaks]
     similarities = [leak.similarity for leak in leaks]
     assert similarities == sorted(similarities, reverse=True)
+
+
+@pytest.mark.parametrize("block", [2, 256])
+def test_a_chain_is_not_one_group(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames of a zoom: each is like the next one, and the first is not like the last."""
+    monkeypatch.setattr(complete_linkage, "BLOCK", block)
+    angles = torch.arange(60) * 0.1
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    frames = Embeddings(vectors, [str(row) for row in range(60)])
+    groups = near_duplicates(frames, threshold=0.95).groups
+    rows = [[duplicate.row for duplicate in group] for group in groups]
+    for group in rows:
+        assert (vectors[group] @ vectors[group].T >= 0.95 - 1e-6).all()
+    # Each frame is in a group, and none of them is longer than the threshold allows: 0.318 radians.
+    assert sorted(row for group in rows for row in group) == list(range(60))
+    assert max(map(len, rows)) == 4
+
+
+def test_exact_copies_are_told_from_similar_images(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    other = picture.copy()
+    other.putpixel((0, 0), (0, 0, 0))
+    picture.save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    picture.save(tmp_path / "c.bmp")
+    other.save(tmp_path / "d.png")
+    (tmp_path / "e.png").write_bytes(b"no image")
+    names = ["a.png", "b.png", "c.bmp", "d.png", "e.png"]
+    files = {row: tmp_path / name for row, name in enumerate(names)}
+    expected = {0: "bytes", 1: "bytes", 2: "pixels", 3: "", 4: ""}
+    assert exact_copies(files, range(5)) == expected
+    # Images that are not similar enough are not decoded.
+    assert exact_copies(files, [3]) == {**expected, 2: ""}
+    assert exact_copies({0: None, 1: files[0], 2: tmp_path / "gone.png"}, range(3)) == {0: "", 1: "", 2: ""}
 
 
 def test_many_copies_of_one_image_are_one_group() -> None:

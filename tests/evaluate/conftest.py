@@ -4,8 +4,7 @@ import importlib
 
 import pytest
 
-# `reptk.neighbors` has a function of that name, so the module is asked for by its full name.
-exact_search = importlib.import_module("reptk.neighbors.exact")
+engine_module = importlib.import_module("reptk.neighbors.engine")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,5 +17,5 @@ def either_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Search with FAISS, and again with torch."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(exact_search, "engine_name", lambda: request.param)
+    monkeypatch.setattr(engine_module, "engine_name", lambda: request.param)
     return request.param

@@ -5,15 +5,17 @@ import importlib
 import pytest
 import torch
 
-from reptk.core.errors import UsageError
+from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.evaluate import (
     EvalResult,
     Evaluation,
     ImageFeatures,
     Knn,
+    LinearProbe,
     QueryMean,
     ViewRetrieval,
     build_evaluators,
+    engine_name,
     evaluate_pixels,
     run_evaluators,
 )
@@ -33,7 +35,7 @@ def test_results_of_evaluators_are_joined() -> None:
         features, data, [knn, lambda features, data: EvalResult({"answer": 42.0}, {"other": {"seed": 1}})]
     )
     assert list(evaluation.metrics) == ["knn@1", "knn_majority@1", "answer"]
-    assert evaluation.notes == {"knn": {"index": "Flat"}, "other": {"seed": 1}}
+    assert evaluation.notes == {"knn": {"index": "Flat", "engine": engine_name()}, "other": {"seed": 1}}
     assert len(evaluation.predictions) == 21
     assert set(evaluation.health) == {"alignment", "uniformity", "rank", "dimensions", "std"}
 
@@ -74,6 +76,18 @@ def test_an_evaluator_that_returns_something_else_is_named() -> None:
 
     with pytest.raises(UsageError, match=r"evaluator Careless must return an EvalResult\(metrics\), got dict"):
         run_evaluators(features, small_data(), [Careless()])
+
+
+def test_what_an_evaluator_cannot_use_is_an_error_that_names_it() -> None:
+    data = small_data(classes=1)
+    with pytest.raises(DataError, match="LinearProbe cannot evaluate this data: "):
+        run_evaluators(ImageFeatures(few_pixels, size_px=8), data, [LinearProbe()])
+
+
+def test_features_that_are_not_finite_are_a_numerical_error() -> None:
+    features = ImageFeatures(lambda images: few_pixels(images) * torch.nan, size_px=8)
+    with pytest.raises(NumericalError, match="Knn: 40 of 40 rows of bank hold NaN or infinity"):
+        run_evaluators(features, small_data(), [Knn(k=(1,))])
 
 
 def test_evaluators_are_built_from_tables() -> None:

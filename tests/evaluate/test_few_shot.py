@@ -58,3 +58,11 @@ def test_exclude_has_one_row_for_each_query() -> None:
     labels = torch.arange(4)
     with pytest.raises(ValueError, match="exclude must hold 4 row numbers"):
         few_shot(bank, labels, bank, labels, shots=[1], exclude=torch.arange(3))
+
+
+def test_more_shots_than_any_class_has_are_lowered_with_a_warning() -> None:
+    bank, labels = clusters(12, 6)
+    largest = int(torch.bincount(labels).max())
+    with pytest.warns(UserWarning, match=f"no class has 500 images; .* with {largest} instead"):
+        metrics = few_shot(bank, labels, bank, labels, shots=[1, 500])
+    assert [name for name in metrics if "std" not in name] == ["few_shot@1", f"few_shot@{largest}"]

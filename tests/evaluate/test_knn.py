@@ -106,7 +106,7 @@ def test_the_evaluator_equals_the_two_functions() -> None:
     result = Knn(k=(1, 10), temperature=0.5, recall=(1, 3), precision=(2,))(features, data)
     votes = knn(*tensors, k=[1, 10], temperature=0.5)
     assert result.metrics == votes | retrieval(*tensors, k=[1, 3], precision=[2])
-    assert result.notes == {"knn": {"index": "Flat"}}
+    assert result.notes == {"knn": {"index": "Flat", "engine": engine_name()}}
     during_training = Knn(k=(1, 10), temperature=0.5).during_training(features, data)
     assert during_training.metrics == votes
     assert during_training.predictions is None

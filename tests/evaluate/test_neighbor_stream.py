@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from reptk.evaluate import knn, retrieval, search
+from reptk.evaluate import few_shot, knn, linear, retrieval, search
 from reptk.evaluate.metrics.knn import KNNAccuracy
 from reptk.evaluate.metrics.retrieval import RankingMetrics
 from reptk.evaluate.neighbor_stream import QueryTable, accumulate, labeled_task
 from reptk.evaluate.predictions import PredictionCollector
 from retrieval_problems import NUM_CLASSES, PROBLEMS, Metrics, separate_queries, unit_rows, with_nan
 
+engine_module = importlib.import_module("reptk.neighbors.engine")
 exact_search = importlib.import_module("reptk.neighbors.exact")
 
 # Excluded rows
@@ -65,7 +66,7 @@ def test_both_engines_give_the_same_metrics(name: str, monkeypatch: pytest.Monke
     problem = PROBLEMS[name]()
     metrics = {}
     for engine in ("faiss", "torch"):
-        monkeypatch.setattr(exact_search, "engine_name", lambda engine=engine: engine)
+        monkeypatch.setattr(engine_module, "engine_name", lambda engine=engine: engine)
         votes = knn(*problem.tensors, k=[1, 5, 20], exclude=problem.exclude)
         metrics[engine] = votes | retrieval(*problem.tensors, exclude=problem.exclude)
     assert metrics["faiss"] == pytest.approx(metrics["torch"])
@@ -223,3 +224,12 @@ def test_bad_rows_are_numbered_as_in_the_input() -> None:
 def test_an_exclude_that_does_not_fit_is_refused(exclude: Tensor) -> None:
     with pytest.raises(ValueError, match="exclude"):
         knn(*separate_queries().tensors, k=[1], exclude=exclude)
+
+
+# NumPy
+
+
+@pytest.mark.parametrize("function", [partial(knn, k=[1, 5]), retrieval, few_shot, linear])
+def test_arrays_are_as_good_as_tensors(function: Callable[..., Metrics]) -> None:
+    tensors = separate_queries().tensors
+    assert function(*[tensor.numpy() for tensor in tensors]) == function(*tensors)

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -103,3 +104,9 @@ def test_module_is_its_function(module, function):
 def test_registered_names():
     built_in = {name: LOSSES.get(name) for name in LOSSES.names() if LOSSES.source(name).startswith("reptk.losses")}
     assert built_in == {"supcon": SupCon, "tcl": TCL, "simclr": SimCLR}
+
+
+@pytest.mark.parametrize(("z", "ids"), [(np.ones((4, 2)), torch.arange(4)), (torch.ones(4, 2), [0, 1, 0, 1])])
+def test_what_is_no_tensor_is_named(z: object, ids: object) -> None:
+    with pytest.raises(TypeError, match=r"must be a tensor, not (ndarray|list); torch\.as_tensor"):
+        simclr(z, ids, temperature=0.5)

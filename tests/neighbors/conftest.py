@@ -2,7 +2,7 @@
 
 import pytest
 
-from reptk.neighbors import bf16_prefilter, exact
+from reptk.neighbors import bf16_prefilter, engine
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,4 +24,4 @@ def always_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 def by_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Search by FAISS, whatever the machine."""
     pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
+    monkeypatch.setattr(engine, "engine_name", lambda: "faiss")

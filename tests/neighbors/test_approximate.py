@@ -97,6 +97,17 @@ def test_missing_neighbors_are_minus_one(bank: Tensor) -> None:
     assert similarities[:, :100].isfinite().all()
 
 
+def test_more_lists_are_visited_for_as_many_neighbors_as_requested(bank: Tensor, queries: Tensor) -> None:
+    index = ApproximateIndex.build(bank, "IVF64,Flat", effort=1)
+    _, first = index.search(queries, 3)
+    similarities, rows = index.search(queries, 200)
+    assert (rows >= 0).all()
+    assert all(len(set(neighbors)) == 200 for neighbors in rows.tolist())
+    assert (similarities[:, :-1] >= similarities[:, 1:]).all()
+    # Afterwards the effort is what it was.
+    assert torch.equal(index.search(queries, 3)[1], first)
+
+
 def test_equal_similarities_are_in_row_order() -> None:
     bank = torch.eye(4).repeat(30, 1)
     _, rows = ApproximateIndex.build(bank, "Flat").search(torch.eye(4)[:1], 30)

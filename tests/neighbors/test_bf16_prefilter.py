@@ -6,6 +6,7 @@ from torch import Tensor
 
 from neighbor_searches import brute_force, draw, same, search_all
 from reptk.neighbors import bf16_prefilter, check_vectors, exact, ranking
+from reptk.neighbors import engine as engine_module
 from reptk.neighbors.bf16_prefilter import Bf16Bank
 
 
@@ -205,7 +206,7 @@ def test_rows_that_require_gradients(which: str, request: pytest.FixtureRequest)
 def test_autocast_changes_nothing(
     dtype: torch.dtype, engine: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(exact, "engine_name", lambda: engine)
+    monkeypatch.setattr(engine_module, "engine_name", lambda: engine)
     bank, queries = draw(900, 48, 43) * 30, draw(150, 48, 44) * 100
     with torch.autocast("cpu", dtype=dtype):
         assert same(search_all(bank, queries, 10), brute_force(bank, queries, 10))

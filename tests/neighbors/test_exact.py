@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neighbor_searches import BANKS, brute_force, draw, same, search_all
+from reptk.core.errors import EnvironmentProblem
 from reptk.neighbors import bf16_prefilter, engine, exact, ranking, rerank, search, vectors
 
 
@@ -14,7 +15,7 @@ from reptk.neighbors import bf16_prefilter, engine, exact, ranking, rerank, sear
 def any_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "torch":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "engine_name", lambda: "torch" if request.param == "torch" else "faiss")
+    monkeypatch.setattr(engine, "engine_name", lambda: "torch" if request.param == "torch" else "faiss")
     monkeypatch.setattr(bf16_prefilter, "cpu_multiplies_bf16", lambda: False)
     if request.param == "bf16":
         request.getfixturevalue("always_bf16")
@@ -140,7 +141,7 @@ def test_gpu_equals_cpu(bank_device: str, dtype: torch.dtype, tf32: bool, monkey
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
     depths = (20, 1000)
     by_gpu = [search_all(bank.to(bank_device), queries.to(bank_device), k, exclude.to(bank_device)) for k in depths]
-    monkeypatch.setattr(exact, "engine_name", lambda: "faiss")
+    monkeypatch.setattr(engine, "engine_name", lambda: "faiss")
     for k, result in zip(depths, by_gpu, strict=True):
         assert same(result, search_all(bank, queries, k, exclude))
 
@@ -235,3 +236,25 @@ def test_products_beyond_float32_are_refused() -> None:
 def test_invalid_arguments_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search_all(**({"bank": draw(20, 6, 20), "queries": draw(4, 6, 21), "k": 2} | change))
+
+
+@pytest.mark.parametrize("name", ["faiss", "torch"])
+def test_a_requested_engine_is_used_and_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    used = []
+    top_by_float32 = exact.top_by_float32
+
+    def record(bank: torch.Tensor, queries: torch.Tensor, count: int, engine_name: str) -> object:
+        used.append(engine_name)
+        return top_by_float32(bank, queries, count, engine_name)
+
+    monkeypatch.setattr(exact, "top_by_float32", record)
+    bank, queries = draw(500, 8, 61), draw(20, 8, 62)
+    assert same(search_all(bank, queries, 3, engine=name), brute_force(bank, queries, 3))
+    assert used == [name]
+
+
+def test_a_requested_engine_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "load_faiss", lambda: None)
+    with pytest.raises(EnvironmentProblem, match="engine 'faiss' needs FAISS"):
+        search_all(draw(500, 8, 61), draw(20, 8, 62), 3, engine="faiss")

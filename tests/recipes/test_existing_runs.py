@@ -64,9 +64,44 @@ def test_finished_run_is_not_resumed(faulty_folder, finished, capsys, arguments)
     before = folder_content(faulty_folder)
     assert main([*arguments, "--resume"]) == 0
     output = capsys.readouterr()
-    assert output.out == "already complete: runs/tiny/1/results.json\n"
+    assert output.out == "already complete: runs/tiny/1/results.json. To train on: train.epochs=2\n"
     assert output.err == ""
     assert folder_content(faulty_folder) == before
+
+
+def test_finished_run_is_trained_on_for_more_epochs(finished, capsys):
+    assert main(["runs/tiny/1", "--resume", "train.epochs=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "train.epochs=3 instead of 1: the learning rate follows the cosine of 3 epochs from here, epoch 1" in printed
+    assert "resumed after step 2" in printed
+    assert read_status() == {"status": "finished"}
+    assert json.loads((finished / "results.json").read_text())["protocol"]["epochs"] == 3
+    # The run is now one of three epochs.
+    assert main(["runs/tiny/1", "--resume"]) == 0
+    assert capsys.readouterr().out.startswith("already complete")
+
+
+def test_epochs_that_are_trained_cannot_be_taken_back(faulty_folder, finished, capsys):
+    assert main(["runs/tiny/1", "--resume", "train.epochs=2"]) == 0
+    before = folder_content(faulty_folder)
+    for status in ("finished", "interrupted"):
+        run_folder.set_status(finished, status)
+        assert main(["runs/tiny/1", "--resume", "train.epochs=1"]) == 2
+        assert "runs/tiny/1 has trained for 2 epochs, and train.epochs=1 is fewer" in capsys.readouterr().err
+    run_folder.set_status(finished, "finished")
+    assert folder_content(faulty_folder) == before
+
+
+def test_finished_run_without_a_checkpoint_cannot_be_trained_on(finished, capsys):
+    shutil.rmtree(finished / "checkpoints")
+    assert main(["runs/tiny/1", "--resume", "train.epochs=3"]) == 2
+    assert "holds no checkpoint to go on from" in capsys.readouterr().err
+    assert read_status() == {"status": "finished"}
+
+
+def test_finished_run_with_another_recipe_is_refused(finished, capsys):
+    assert main(["runs/tiny/1", "--resume", "loss.temperature=0.7"]) == 2
+    assert "loss.temperature" in capsys.readouterr().err
 
 
 def test_run_is_resumed_by_the_file_of_its_recipe(interrupted):

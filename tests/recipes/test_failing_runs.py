@@ -16,7 +16,7 @@ def read_status(folder: str = "runs/tiny/1") -> dict[str, str]:
 
 
 def test_corrupt_image_is_named(capsys):
-    assert main(["tiny.toml", *FOLDER, "data.root=corrupt"]) == 3
+    assert main(["tiny.toml", *FOLDER, "data.root=corrupt", "data.on_error=stop"]) == 3
     message = error_message(capsys.readouterr().err)
     assert message.startswith("cannot read corrupt/07.png as an image: ")
     assert message.endswith("Repair it, or take it out of the folder")

@@ -1,6 +1,7 @@
 """A user's mistake costs one clear message and an exit code; nothing is written or changed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -262,7 +263,7 @@ def test_missing_cuda_device_is_reported(faulty_folder, capsys, device):
     before = folder_content(faulty_folder)
     assert main(["tiny.toml", f"train.device={device}"]) == 4
     message = error_message(capsys.readouterr().err)
-    assert message.startswith(f"train.device is '{device}', but torch finds no CUDA device")
+    assert message.startswith(f"the device is '{device}', but torch finds no CUDA device")
     assert folder_content(faulty_folder) == before
 
 
@@ -275,7 +276,11 @@ def test_check_without_data_checks_everything_else(faulty_folder, capsys):
     before = folder_content(faulty_folder)
     assert main(["tiny.toml", "--check", "data.name=imagenet100"]) == 3
     output = capsys.readouterr()
-    assert "tiny: valid, but its data is not here" in output.out
+    assert "tiny data.name=imagenet100: valid, but its data is not here" in output.out
+    # The numbers are those of the recipe, not those of the generated images that stood in.
+    assert re.search(r"data +imagenet100 +not here", output.out)
+    assert "batch 16 (1 rank)" in output.out
+    assert "images," not in output.out
     assert "imagenet100: no images" in error_message(output.err)
     assert main(["tiny.toml", "--check", "data.name=imagenet100", "encoder.backbone=resnet51"]) == 2
     assert "no model 'resnet51'" in error_message(capsys.readouterr().err)

@@ -87,6 +87,25 @@ def test_several_runs_are_on_one_page(run: Path, other: Path, tmp_path: Path) ->
     assert "less, beyond the interval" in text
 
 
+def test_what_differs_between_runs_is_above_their_numbers(run: Path, other: Path, tmp_path: Path) -> None:
+    text = Page(write([run, other], tmp_path / "both.html")).text()
+    difference = text.index("loss.temperature 0.3")
+    assert text.index("a leads in") < difference < text.index("raw pixels")
+    same = Page(write([run, make_run(tmp_path / "c", seed=2)], tmp_path / "same.html")).text()
+    assert "the same recipe" in same
+
+
+def test_runs_are_called_by_the_parts_that_replaced_those_of_their_recipe(run: Path, tmp_path: Path) -> None:
+    changes = {"overrides": ("loss.name=tcl", "train.workers=1", "optim.lr=0.1"), "loss": {"name": "tcl"}}
+    changed = make_run(tmp_path / "b", **changes)
+    title = "tiny loss.name=tcl optim.lr=0.1"
+    assert title in Page(write(changed)).text()
+    text = Page(write([run, changed], tmp_path / "both.html")).text()
+    assert "b loss.name=tcl" in text
+    # The parts come first, then their arguments.
+    assert "loss.name tcl, loss." in text
+
+
 def test_curves_of_several_runs_are_in_one_plot(run: Path, other: Path, tmp_path: Path) -> None:
 
     page = Page(write([run, other], tmp_path / "both.html"))

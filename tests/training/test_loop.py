@@ -10,8 +10,11 @@ from PIL import Image
 from reptk import LOSSES, load
 from reptk.config.plugins import load_plugin
 from reptk.core.console import Logger
-from reptk.core.errors import NumericalError, UsageError
-from reptk.training import run_folder
+from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.evaluate import Evaluation
+from reptk.models.encoder import Encoder
+from reptk.training import loop, run_folder
+from reptk.training.build import Parts
 from reptk.training.loop import train
 from tiny_runs import (
     are_equal,
@@ -94,6 +97,21 @@ def test_failing_report_does_not_fail_the_run(
 # Training
 
 
+def test_a_failing_evaluation_does_not_lose_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate_now = loop.evaluate_now
+
+    def fail_at_the_end(parts: Parts, *arguments: object, **options: object) -> Evaluation:
+        if parts.optimizer.state:  # after training
+            raise DataError("nothing to evaluate")
+        return evaluate_now(parts, *arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate_now", fail_at_the_end)
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        run_silently(tiny(), tmp_path / "run")
+    assert Encoder.from_run(tmp_path / "run").config["backbone"] == "test_resnet"
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_training_improves_the_encoder(tmp_path: Path) -> None:
     """On color patterns with noise, SupCon must improve on the untrained encoder."""
     overrides = ["method.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96"]
@@ -104,7 +122,9 @@ def test_training_improves_the_encoder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_tcl_with_labels_separates_digits(tmp_path: Path) -> None:
     """Six of the recipe's twenty epochs reach 96.5 % on the last 797 digits, which raw pixels do not."""
-    trained = run_silently(load("tcl_sup_digits", ["train.epochs=6", "train.report=false"]), tmp_path / "run")
+    trained = run_silently(
+        load("tcl_sup_digits", ["train.epochs=6", "optim.warmup_epochs=1", "train.report=false"]), tmp_path / "run"
+    )
     rows = result_metrics(tmp_path / "run")
     assert trained["knn@20"] >= 0.965 > rows["raw pixels"]["knn@20"] > rows["untrained"]["knn@20"]
 
@@ -179,7 +199,7 @@ def test_steps_with_positives_are_not_counted(reference_run: Path) -> None:
 def test_warning_is_printed_once_and_diagnostics_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = tiny("train.baselines=false", "train.report=false", "loss.temperature=50.0", "train.epochs=3")
     train(recipe, tmp_path / "run", logger=Logger(prints=True))
-    assert capsys.readouterr().out.count("dead temperature: at 50") == 1
+    assert capsys.readouterr().out.count("dead temperature: 50 is too high for embeddings this close together") == 1
     diagnostics = [row for row in metric_rows(tmp_path / "run") if "rank" in row]
     assert len(diagnostics) == 3
     assert all({"alignment", "uniformity", "std"} <= row.keys() for row in diagnostics)

@@ -53,6 +53,27 @@ def test_norms_and_biases_decay_only_with_decay_all(name: str, decay_all: bool) 
     assert changed == (all_trained if decay_all else {"linear.weight"})
 
 
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ("test_vit", {"cls_token", "pos_embed"}),
+        ("swin_tiny_patch4_window7_224", {"layers.0.blocks.0.attn.relative_position_bias_table"}),
+        ("test_resnet", set()),
+    ],
+)
+def test_tokens_and_positions_do_not_decay(backbone: str, expected: set[str]) -> None:
+    encoder = Encoder(backbone, size=224 if "swin" in backbone else 160)
+    undecayed = encoder.undecayed_parameters()
+    options = {"name": "sgd", "lr": 0.1, "weight_decay": 0.5, "undecayed": undecayed}
+    groups = create_optimizer(groups_of(encoder), **options).param_groups
+    not_decayed = {id(parameter) for group in groups if group["weight_decay"] == 0 for parameter in group["params"]}
+    names = {name for name, parameter in encoder.backbone.named_parameters() if id(parameter) in not_decayed}
+    assert expected <= names
+    assert {name for name, parameter in encoder.backbone.named_parameters() if parameter.ndim <= 1} <= names
+    [group] = create_optimizer(groups_of(encoder), **options, decay_all=True).param_groups
+    assert group["weight_decay"] == 0.5
+
+
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_every_trainable_parameter_of_an_encoder_is_in_one_group(backbone: str) -> None:
     encoder = Encoder(backbone, size=32, head_norm=True)

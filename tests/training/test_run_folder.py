@@ -10,7 +10,7 @@ import pytest
 
 from reptk.config import Recipe, load, override, validate
 from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.training import run_folder
+from reptk.training import checkpoint, run_folder
 
 
 def file_names(folder: Path) -> list[str]:
@@ -127,7 +127,7 @@ def test_run_is_reopened_with_the_recipe_it_was_started_with(tmp_path: Path) -> 
 def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
     folder = run_folder.create(recipe("encoder.drop_path=0.1"), tmp_path / "run")
     run_folder.set_status(folder, "interrupted")
-    other = recipe("loss.k1=7.0", "train.epochs=3", "encoder.head_width=12", "train.workers=3", "encoder.drop_path=0.1")
+    other = recipe("loss.k1=7.0", "encoder.head_width=12", "train.workers=3", "encoder.drop_path=0.1")
     with pytest.raises(UsageError) as error:
         run_folder.reopen(other, folder)
     first, *lines = str(error.value).splitlines()
@@ -136,9 +136,37 @@ def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
     assert [line.split(maxsplit=1) for line in lines] == [
         ["encoder.head_width", "None in the run, 12 now"],
         ["loss.k1", f"{k1!r} in the run, 7.0 now"],
-        ["train.epochs", "2 in the run, 3 now"],
     ]
     assert run_folder.read_status(folder) == {"status": "interrupted"}
+
+
+def test_another_length_is_recorded_and_nothing_else(tmp_path: Path) -> None:
+    folder = run_folder.create(recipe(plugins=()), tmp_path / "run")
+    before = (folder / "recipe.toml").read_text()
+    run_folder.reopen(recipe("train.epochs=5", "train.workers=3"), folder)
+    assert (folder / "recipe.toml").read_text() == before.replace("epochs = 2", "epochs = 5", 1)
+
+
+def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) -> None:
+    folder = run_folder.create(recipe(), tmp_path / "run")
+    assert not run_folder.is_complete(recipe(), folder)
+    run_folder.set_status(folder, "finished")
+    assert run_folder.is_complete(recipe(), folder)
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        run_folder.is_complete(recipe("train.epochs=3"), folder)
+    with pytest.raises(UsageError, match="has trained for 2 epochs, and"):
+        run_folder.is_complete(recipe("train.epochs=1"), folder)
+    checkpoint.save(folder / "checkpoints", 6, {"step": 6})
+    assert not run_folder.is_complete(recipe("train.epochs=3"), folder)
+
+
+def test_steps_of_the_checkpoint_limit_the_epochs_from_below(tmp_path: Path) -> None:
+    folder = run_folder.create(recipe(), tmp_path / "run")
+    run_folder.check_epochs(folder, epochs=1, steps_per_epoch=3)
+    checkpoint.save(folder / "checkpoints", 5, {"step": 5})
+    run_folder.check_epochs(folder, epochs=2, steps_per_epoch=3)
+    with pytest.raises(UsageError, match=r"has trained for 1\.66667 epochs, and train\.epochs=1 is fewer"):
+        run_folder.check_epochs(folder, epochs=1, steps_per_epoch=3)
 
 
 def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:

@@ -13,10 +13,10 @@ from annotated_types import Ge
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
-from reptk.data.decode import Jpeg
+from reptk.data.decode import MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import FolderLayout, LabeledFile, Labels, class_names, read_layout, without_labels
 from reptk.data.folder_scan import SkippedFiles
-from reptk.data.image_files import FileReader, ImageSize, cache_folder
+from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, Split, with_shape
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
 
@@ -33,6 +33,10 @@ def folder(
     holdout: Annotated[int, Ge(2)] = 5,
     cache: bool | str = False,
     jpeg: Jpeg = "auto",
+    on_error: OnError = "skip",
+    max_pixels: Annotated[int, Ge(1)] = MAX_PIXELS,
+    range: tuple[int, int] = (0, 65535),
+    background: str = "white",
 ) -> Data:
     """Your own images: any depth, with or without class folders; hidden and junk folders are skipped.
 
@@ -53,13 +57,19 @@ def folder(
             (or `$XDG_CACHE_HOME/reptk`), or a folder. Built on first use, and again for files that have changed.
         jpeg: the JPEG decoder; "auto" is simplejpeg if it is installed, about twice as fast. The two differ by a level or
             two, so name one if runs on several machines have to agree.
+        on_error: "skip": images that cannot be read are replaced by others in training, left out in evaluation, and listed in
+            `bad_samples.csv`, as long as they are few (1 %, or 10); "stop": the first one ends the run.
+        max_pixels: larger images cannot be read.
+        range: values of 16-bit images that become black and white, e.g. [0,4095] for cameras with 12 bits.
+        background: the color behind transparent pixels, as a name or `#rrggbb`.
 
     Raises:
         DataError: there is no such folder, it holds no images, or evaluation has a class that training lacks.
         EnvironmentProblem: no space for the cache, or simplejpeg is requested and not installed.
     """
     base = existing_folder(root)
-    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size))
+    options = PixelOptions(max_pixels, range, background)
+    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error)
     layout = read_layout(base, labels)
     skipped = layout.scan.describe_skipped()
     if skipped:

@@ -4,7 +4,7 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
 from reptk.data.folder_layout import class_names
-from reptk.data.image_files import FileReader, ImageSize, cache_folder
+from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, with_shape
 from reptk.data.sources.folder import build_data, existing_folder
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
@@ -13,7 +13,11 @@ from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_
 @DATASETS.register("imagenet")
 @with_shape()
 def imagenet(
-    root: str = "data/imagenet", size: ImageSize = 256, cache: bool | str = False, jpeg: Jpeg = "auto"
+    root: str = "data/imagenet",
+    size: ImageSize = 256,
+    cache: bool | str = False,
+    jpeg: Jpeg = "auto",
+    on_error: OnError = "skip",
 ) -> Data:
     """ImageNet as it is distributed: the training images are trained on and are the bank, the validation images are queries.
 
@@ -21,7 +25,7 @@ def imagenet(
         root: the unpacked folder of Kaggle's ImageNet, of the original with its devkit, of Kaggle's ImageNet-100, of Tiny
             ImageNet, or one of `train` and `val` with synset folders. The classes are the synsets of the training images.
         size: side in pixels of the center square that every image is decoded to; 64 for Tiny ImageNet.
-        cache, jpeg: as for `folder`.
+        cache, jpeg, on_error: as for `folder`.
 
     Raises:
         DataError: there is no such folder, or images or labels are missing in it.
@@ -47,7 +51,7 @@ def imagenet(
             raise DataError(
                 f"no {part} images in {folders.base} (data.root); reptk check-data {base} lists what there is"
             )
-    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet", base, size))
+    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet", base, size), on_error=on_error)
     summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {len(classes):,} synsets"]
     protocol = f"{folders.base}: bank the training images, queries the validation images"
     return build_data(train, train, val, classes, reader, protocol, summary=summary)

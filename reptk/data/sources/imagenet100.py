@@ -6,7 +6,7 @@ from pathlib import Path
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
-from reptk.data.image_files import FileReader, ImageSize, cache_folder
+from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, with_shape
 from reptk.data.sources.folder import build_data
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
@@ -15,7 +15,11 @@ from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_
 @DATASETS.register("imagenet100")
 @with_shape(classes=100)
 def imagenet100(
-    root: str = "data/imagenet100", size: ImageSize = 256, cache: bool | str = False, jpeg: Jpeg = "auto"
+    root: str = "data/imagenet100",
+    size: ImageSize = 256,
+    cache: bool | str = False,
+    jpeg: Jpeg = "auto",
+    on_error: OnError = "skip",
 ) -> Data:
     """ImageNet-100 (the 100 classes of the CMC list): `train` is trained on and is the bank, `val` are the queries.
 
@@ -23,7 +27,7 @@ def imagenet100(
         root: an ImageNet-1k folder, of which the 100 classes are selected, or a ready ImageNet-100 folder, in any of the
             structures of `imagenet`.
         size: side in pixels of the center square that every image is decoded to.
-        cache, jpeg: as for `folder`.
+        cache, jpeg, on_error: as for `folder`.
 
     Raises:
         DataError: there is no such folder, or classes are missing in it.
@@ -43,7 +47,7 @@ def imagenet100(
         with_images = {file.class_name for file in part_files}
         missing[part] = sorted(set(synsets) - with_images)
     _check_complete(base, missing)
-    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet100", base, size))
+    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet100", base, size), on_error=on_error)
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
     return build_data(train, train, val, synsets, reader, protocol)
 

@@ -1,5 +1,6 @@
 """Few-shot classification: with n labeled images per class, the class with the nearest mean feature is predicted."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from reptk.config.registry import EVALUATORS
 from reptk.core import rng
+from reptk.core.arrays import as_tensor
 from reptk.data import Data
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
@@ -35,7 +37,8 @@ def few_shot(
 
     Args:
         bank: (n, F) features to draw the images from; rows with label -1 are left out.
-        bank_labels: (n,) classes. A class with fewer images than requested gives all it has.
+        bank_labels: (n,) classes. A class with fewer images than requested gives all it has; more than any class has are
+            lowered to the largest class, with a warning.
         queries: (q, F) features; those with label -1 are skipped.
         query_labels: (q,) classes.
         shots: images per class.
@@ -52,6 +55,8 @@ def few_shot(
     """
     if not shots or min(shots) < 1 or draws < 1:
         raise ValueError(f"shots and draws must be at least 1, got {list(shots)} and {draws}")
+    bank, bank_labels = as_tensor("bank", bank), as_tensor("bank_labels", bank_labels)
+    queries, query_labels = as_tensor("queries", queries), as_tensor("query_labels", query_labels)
     check_vectors("bank", bank)
     check_vectors("queries", queries)
     is_labeled = query_labels >= 0
@@ -61,11 +66,12 @@ def few_shot(
     if exclude is None:
         exclude = torch.full((len(queries),), NO_SELF)
     else:
+        exclude = as_tensor("exclude", exclude)
         check_exclude(exclude, len(bank), len(is_labeled))
         exclude = exclude[is_labeled]
     bank = functional.normalize(bank.float(), dim=1)
     metrics: dict[str, float] = {}
-    for n in sorted(set(shots)):
+    for n in _available_shots(shots, bank_labels):
         # (draws, q): 1 correct, 0 wrong, NaN for a query that is one of the examples
         correct = torch.full((draws, len(queries)), torch.nan)
         for draw in range(draws):
@@ -77,6 +83,17 @@ def few_shot(
         if draws > 1:
             metrics[f"few_shot_std@{n}"] = correct.nanmean(1).std().item()
     return metrics
+
+
+def _available_shots(shots: Sequence[int], bank_labels: Tensor) -> list[int]:
+    """Return the different numbers of shots, sorted, none above the size of the largest class."""
+    largest_class = int(torch.bincount(bank_labels[bank_labels >= 0]).max())
+    if max(shots) > largest_class:
+        warnings.warn(
+            f"no class has {max(shots)} images; few-shot accuracy is measured with {largest_class} instead",
+            stacklevel=3,
+        )
+    return sorted({min(n, largest_class) for n in shots})
 
 
 def draw_examples(labels: Tensor, n: int, draw: int) -> Tensor:

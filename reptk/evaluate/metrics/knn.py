@@ -20,12 +20,14 @@ from reptk.evaluate.neighbor_stream import (
     append_sentinel,
     clamp_k,
     dataset_task,
+    exact_search,
     gathered_task,
     labeled_task,
 )
 from reptk.evaluate.predictions import MAX_NEIGHBORS, PredictionCollector
 from reptk.evaluate.protocol import EvalResult, Evaluator, PositiveInts
 from reptk.evaluate.voting import predict, vote_weights
+from reptk.neighbors import Engine, resolve_engine
 
 HEADLINE_K = 20
 
@@ -128,6 +130,7 @@ class Knn(Evaluator):
         index: "Flat": exact. A FAISS factory string ("IVF1024,Flat", "HNSW32", "IVF1024,PQ32") is for banks that exact
             search cannot hold or takes too long for, "auto" the one recommended for so many rows. The recall of an
             approximate index, measured against exact search on a sample, is reported with the metrics.
+        engine: of exact search; all give the same metrics. See `reptk.evaluate.search`.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Knn(Evaluator):
         precision: PositiveInts = (5, 10),
         retrieval: bool = True,
         index: str = EXACT,
+        engine: Engine = "auto",
     ) -> None:
         self.k = list(k)
         self.temperatures = _as_list(temperature)
@@ -145,6 +149,7 @@ class Knn(Evaluator):
         self.precision = list(precision)
         self.retrieval = retrieval
         self.index = index
+        self.engine = engine
 
     def __call__(self, features: FeatureStore, data: Data) -> EvalResult:
         metrics, note, collector = self._search(features, data, ranking=self.retrieval)
@@ -169,6 +174,9 @@ class Knn(Evaluator):
             stream_metrics.append(self._ranking_metrics(task, max_k))
         # The recall of an approximate index is measured at the headline's k.
         search_fn, note = build_search(self.index, task.bank, task.queries, collector.k)
+        if search_fn is None:
+            search_fn = exact_search(task, self.engine)
+            note["engine"] = resolve_engine(self.engine)
 
         def report_progress(done: int) -> None:
             features.report_progress("searching", done, len(task.queries))

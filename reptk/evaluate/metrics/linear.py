@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from reptk.config.registry import EVALUATORS
 from reptk.core import rng
+from reptk.core.arrays import as_tensor
 from reptk.data import Data
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
@@ -54,6 +55,8 @@ def linear(
     Raises:
         ValueError: no labels, or values that are not finite.
     """
+    bank, bank_labels = as_tensor("bank", bank), as_tensor("bank_labels", bank_labels)
+    queries, query_labels = as_tensor("queries", queries), as_tensor("query_labels", query_labels)
     check_vectors("queries", queries)
     in_bank, in_queries = bank_labels >= 0, query_labels >= 0
     if not in_queries.any():

@@ -45,15 +45,24 @@ class ViewRetrieval(Evaluator):
         return EvalResult(self._view_recall(features, split))
 
     def _view_recall(self, features: FeatureStore, split: Split) -> dict[str, QueryMean]:
-        recall = clamp_k(self.recall, len(split))
         bank, queries = features.view(split, 0), features.view(split, 1)
+        is_readable = _readable(features, split)
+        bank, queries = bank[is_readable], queries[is_readable]
+        recall = clamp_k(self.recall, len(bank))
         _, rows = _search(features, bank, queries, max(recall))
         # Row i of one view and row i of the other are of one image.
-        hits = rows == torch.arange(len(split))[:, None]
+        hits = rows == torch.arange(len(bank))[:, None]
         metrics = {}
         for k in recall:
             metrics[f"view_recall@{k}"] = QueryMean(hits[:, :k].any(1).float())
         return metrics
+
+
+def _readable(features: FeatureStore, split: Split) -> Tensor:
+    """(n,) whether each image, all of which are encoded, could be read."""
+    is_readable = torch.ones(len(split), dtype=torch.bool)
+    is_readable[features.unreadable(split)] = False
+    return is_readable
 
 
 def _sample(split: Split, limit: int) -> tuple[Tensor, Split]:
@@ -89,9 +98,11 @@ def _nearest_images(features: FeatureStore, split: Split, index: Tensor, classes
         index: (n,) of the images in the training split.
         classes: class names of the data set.
     """
-    count = len(split)
-    num_neighbors = min(MAX_NEIGHBORS, count - 1)  # an image is not its own neighbor
     h = features.features(split)
+    is_readable = _readable(features, split)
+    h, index = h[is_readable], index[is_readable]
+    count = len(h)
+    num_neighbors = min(MAX_NEIGHBORS, count - 1)  # an image is not its own neighbor
     similarities, rows = _search(features, h, h, num_neighbors, torch.arange(count))
     no_label = torch.full((count,), -1)
     return Predictions(

@@ -190,6 +190,9 @@ def _log_sum_exp(log_sums: list[Tensor]) -> Tensor:
 
 
 def _check_batch(rows_name: str, ids_name: str, rows: Tensor, ids: Tensor) -> None:
+    for name, values in ((rows_name, rows), (ids_name, ids)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(values).__name__}; torch.as_tensor({name}) makes one")
     if rows.ndim != 2 or ids.ndim != 1 or len(rows) != len(ids):
         raise ValueError(
             f"a loss takes {rows_name} (N, D) and {ids_name} (N,), got {tuple(rows.shape)} and {tuple(ids.shape)}"

@@ -1,0 +1,27 @@
+"""Arrays of NumPy, and sequences of numbers, where tensors are expected."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+
+def as_tensor(name: str, values: ArrayLike | Tensor) -> Tensor:
+    """Return a tensor itself, and an array or a sequence of numbers as a tensor, without a copy if possible.
+
+    Args:
+        name: what an error calls the values.
+
+    Raises:
+        TypeError: something else, or an array of another type than numbers.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray | Sequence) and not isinstance(values, str):
+        try:
+            return torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as cause:
+            raise TypeError(f"{name} cannot be converted to a tensor: {cause}") from cause
+    raise TypeError(f"{name} must be a tensor, an array or a sequence of numbers, not {type(values).__name__}")

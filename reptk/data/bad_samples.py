@@ -1,0 +1,94 @@
+"""Images of a data set that could not be read: counted, printed, and listed in bad_samples.csv."""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import torch
+
+from reptk.core import distributed
+from reptk.core.console import Logger
+from reptk.core.csv_cells import escape_formula
+from reptk.core.files import write_text
+from reptk.data.protocol import Data, Split
+
+FILE = "bad_samples.csv"
+
+MAX_PRINTED = 3
+
+
+class BadSamples:
+    """The images of a data set that could not be read so far, on any rank.
+
+    Args:
+        data: the data set.
+        logger: where to print.
+        folder: where to write `bad_samples.csv`; None for nowhere.
+        device: for collectives between the ranks.
+    """
+
+    def __init__(
+        self, data: Data, logger: Logger, folder: Path | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.logger = logger
+        self.folder = folder
+        self.device = device
+        self.reasons: dict[str, str] = {}
+        """By path, or by split and index for images that are not in files of their own."""
+        self._splits: list[tuple[str, Split]] = []
+        for name, split in data.splits.items():
+            if split is not None and all(split is not other for _, other in self._splits):
+                self._splits.append((name, split))
+
+    def update(self) -> None:
+        """Print and list the images that could not be read since the last call. All ranks have to call it."""
+        reasons: dict[str, str] = {}
+        for name, split in self._splits:
+            for number, reason in self._unreadable(split).items():
+                reasons[_name_of(name, split, number)] = reason
+        num_new = len(reasons) - len(self.reasons)
+        if num_new == 0:
+            return
+        new = [reason for name, reason in sorted(reasons.items()) if name not in self.reasons]
+        self.reasons = reasons
+        where = ""
+        if self.folder is not None:
+            where = f", listed in {self.folder / FILE}"
+            if distributed.is_main():
+                write_text(self.folder / FILE, self._table())
+        count = "1 image" if num_new == 1 else f"{num_new:,} images"
+        self.logger.line(f"skipped {count} that cannot be read{where}:")
+        for reason in new[:MAX_PRINTED]:
+            self.logger.line(f"  {reason}")
+        if len(new) > MAX_PRINTED:
+            self.logger.line(f"  and {len(new) - MAX_PRINTED:,} more")
+
+    def _unreadable(self, split: Split) -> dict[int, str]:
+        unreadable = split.images.unreadable(torch.arange(len(split)))
+        numbers = torch.tensor(sorted(unreadable), dtype=torch.long, device=self.device)
+        from_all_ranks = distributed.all_gather_uneven(numbers).cpu().unique()
+        others = torch.tensor(
+            [number for number in from_all_ranks.tolist() if number not in unreadable], dtype=torch.long
+        )
+        if len(others):
+            # Another rank could not read them; this one learns why.
+            split.images.fetch(others)
+            unreadable |= split.images.unreadable(others)
+        return unreadable
+
+    def _table(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        for name, reason in sorted(self.reasons.items()):
+            writer.writerow([escape_formula(name), reason])
+        return text.getvalue()
+
+
+def _name_of(split_name: str, split: Split, number: int) -> str:
+    path = split.images.path(number)
+    if path is None:
+        return f"{split_name}/{number}"
+    # Names of files may be no valid text.
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

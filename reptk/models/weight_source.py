@@ -1,0 +1,158 @@
+"""Where weights come from: files, folders of models and the Hugging Face hub."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import timm
+from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+from reptk.core.errors import DataError, EnvironmentProblem
+
+HUB = "hf-hub:"
+LOCAL_FOLDER = "local-dir:"
+TIMM_ORGANIZATION = "timm/"
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_TIMEOUT_SECONDS = 4
+
+FOLDER_FILES = ("encoder.safetensors", "model/encoder.safetensors", *HUB_FILES)
+"""Files of weights in the model folder of a run, in a run's folder, and in folders as timm and the hub write them."""
+
+
+def find_weights(source: str | Path) -> tuple[Path, str | None]:
+    """Return the file of weights that a source names, and the part of it to use, if one is named.
+
+    Args:
+        source: a file, a folder of a model or a run, `local-dir:FOLDER`, `hf-hub:REPOSITORY` or `timm/NAME`; each may be
+            followed by `:PART`. `~` is the home folder. What comes from the hub is downloaded on first use.
+
+    Raises:
+        DataError: there is no such file, or no file of weights in the folder.
+        EnvironmentProblem: the weights cannot be downloaded.
+    """
+    text = str(source)
+    repository = _hub_repository(text)
+    if repository is not None:
+        name, _, part = repository.partition(":")
+        return fetch(name, HUB_FILES), part or None
+    path, part = _split_part(text.removeprefix(LOCAL_FOLDER))
+    if not path.is_dir():
+        return path, part
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name, part
+    raise DataError(f"there are no weights in the folder {path}, which needs one of: {', '.join(FOLDER_FILES)}")
+
+
+def absolute_source(source: str) -> str:
+    """Return a source that means the same in every working directory."""
+    if _hub_repository(source) is not None:
+        return source
+    return str(Path(source.removeprefix(LOCAL_FOLDER)).expanduser().resolve())
+
+
+def _hub_repository(source: str) -> str | None:
+    """Return the repository on the hub that a source names; None if it names a file or a folder."""
+    if source.startswith(HUB):
+        return source.removeprefix(HUB)
+    if source.startswith(TIMM_ORGANIZATION) and not _split_part(source)[0].exists():
+        return source
+    return None
+
+
+def _split_part(text: str) -> tuple[Path, str | None]:
+    """Split `FILE:PART`; names of files may contain colons as well."""
+    whole = Path(text).expanduser()
+    file, colon, part = text.rpartition(":")
+    if colon and not whole.exists() and Path(file).expanduser().exists():
+        return Path(file).expanduser(), part
+    return whole, None
+
+
+def fetch(repository: str, files: tuple[str, ...]) -> Path:
+    """Return the first of some files that a repository of the hub has, from the cache or downloaded.
+
+    Args:
+        repository: `NAME` or `NAME@REVISION`.
+        files: names of files, the best first.
+
+    Raises:
+        EnvironmentProblem: the hub does not respond, or has no such repository or file.
+    """
+    name, _, revision = repository.partition("@")
+    try:
+        for file in files:
+            cached = try_to_load_from_cache(name, file, revision=revision or None)
+            if isinstance(cached, str):
+                return Path(cached)
+        if not hub.HF_HUB_OFFLINE:
+            _check_host()
+    except (OSError, ValueError) as cause:  # no answer, or a name that the hub does not allow
+        raise EnvironmentProblem(_not_fetched(repository, files, cause)) from cause
+    problems = []
+    for file in files:
+        try:
+            return Path(hf_hub_download(name, file, revision=revision or None))
+        # Besides the hub's errors, those of the library that it sends its requests by.
+        except Exception as cause:
+            problems.append(cause)
+    raise EnvironmentProblem(_not_fetched(repository, files, problems[0])) from problems[0]
+
+
+def _not_fetched(repository: str, files: tuple[str, ...], cause: Exception) -> str:
+    return (
+        f"{files[0]} of {HUB}{repository} cannot be fetched: {first_line(cause)}. Check the name, or download "
+        f"{' or '.join(files)} elsewhere and name the file or its folder (local-dir:FOLDER)"
+    )
+
+
+def _check_host() -> None:
+    """Raise OSError if the hub does not respond within seconds; its client would retry for most of a minute."""
+    try:
+        urllib.request.urlopen(hub.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # the host responds, even if it refuses this page
+    except (OSError, ValueError) as cause:
+        raise OSError(f"{hub.ENDPOINT} does not answer: {first_line(cause)}") from cause
+
+
+def check_downloadable(name: str) -> None:
+    """Check that timm's weights of a backbone are in the cache or that their host responds.
+
+    Without this check, an unreachable hub would be retried for most of a minute.
+
+    Raises:
+        EnvironmentProblem: the weights are not in the cache, and their host does not respond.
+    """
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    if not repository or hub.HF_HUB_OFFLINE:
+        return
+    for file in HUB_FILES:
+        # The path of the cached file; otherwise None, or a marker that the repository has no such file.
+        if isinstance(try_to_load_from_cache(repository, file), str):
+            return
+    try:
+        _check_host()
+    except OSError as cause:
+        raise EnvironmentProblem(download_failed(name, str(cause))) from cause
+
+
+def download_failed(name: str, why: str) -> str:
+    """Return the message for pretrained weights that cannot be downloaded, with the ways out."""
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    source = ""
+    if repository:
+        source = f" ({repository}/{HUB_FILES[0]})"
+    return (
+        f"the pretrained weights of {name} cannot be fetched: {why}. Download them elsewhere{source} and name the file, in a "
+        f"recipe by encoder.pretrained=false encoder.weights=FILE, to commands by --weights FILE; or bring the cache: "
+        f"{hub.HF_HUB_CACHE}"
+    )
+
+
+def first_line(cause: BaseException) -> str:
+    """Return the first line of an exception's message, or its type if there is none."""
+    message = str(cause).strip() or type(cause).__name__
+    return message.splitlines()[0]

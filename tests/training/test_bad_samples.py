@@ -1,0 +1,91 @@
+"""Runs on folders of which a few images cannot be read."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reptk.core.console import Logger
+from reptk.core.errors import DataError
+from reptk.training.loop import train
+from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Noise in four classes of 16 images; every fourth is a query. One training image and one query are cut in half."""
+    root = tmp_path / "photos"
+    generator = torch.Generator().manual_seed(0)
+    for number in range(64):
+        path = root / "abcd"[number % 4] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+    for name in ("a/00.png", "b/13.png"):
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) // 2])
+    return root
+
+
+def recipe(photos: Path, *overrides: str, **data: object):
+    table = {"name": "folder", "root": str(photos), "size": 16, "holdout": 4, **data}
+    return tiny(*overrides, data=table)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_run_skips_and_lists_them(
+    photos: Path, tmp_path: Path, cache: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = {"cache": str(tmp_path / "cache")} if cache else {}
+    train(recipe(photos, **options), folder, logger=Logger())
+    with (folder / "bad_samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(photos / "a" / "00.png"), str(photos / "b" / "13.png")]
+    assert all("cannot read" in row["reason"] for row in rows)
+    printed = capsys.readouterr().out
+    assert printed.count("skipped 2 images that cannot be read, listed in") == 1
+    assert str(photos / "a" / "00.png") in printed
+
+
+def test_evaluation_is_that_of_a_folder_without_them(photos: Path, tmp_path: Path) -> None:
+    run_silently(recipe(photos), tmp_path / "with")
+    labels = [str(path) for path in (photos / "a" / "00.png", photos / "b" / "13.png")]
+    assert all(Path(label).exists() for label in labels)
+    metrics = result_metrics(tmp_path / "with")["raw pixels"]
+    # Removed, the other files would become queries; a split in folders keeps them apart.
+    clean = tmp_path / "clean"
+    for part in ("train", "val"):
+        for name in "abcd":
+            (clean / part / name).mkdir(parents=True)
+    for name in "abcd":
+        for position, path in enumerate(sorted((photos / name).iterdir()), start=1):
+            if str(path) not in labels:
+                part = "val" if position % 4 == 0 else "train"
+                shutil.copy(path, clean / part / name / path.name)
+    run_silently(recipe(clean), tmp_path / "without")
+    assert metrics == result_metrics(tmp_path / "without")["raw pixels"]
+
+
+def test_a_run_without_labels_skips_them_too(photos: Path, tmp_path: Path) -> None:
+    metrics = run_silently(recipe(photos, labels="none"), tmp_path / "run")
+    assert 0 <= metrics["view_recall@1"] <= 1
+    assert len(metrics["view_recall@1"].values) == 62
+    assert (tmp_path / "run" / "bad_samples.csv").read_text().count("cannot read") == 2
+
+
+def test_workers_and_a_cache_do_not_change_the_weights(photos: Path, tmp_path: Path) -> None:
+    run_silently(recipe(photos, "train.workers=0"), tmp_path / "alone")
+    run_silently(recipe(photos, "train.workers=2"), tmp_path / "threads")
+    run_silently(recipe(photos, cache=str(tmp_path / "cache")), tmp_path / "cached")
+    weights = exported_weights(tmp_path / "alone")
+    assert are_equal(weights, exported_weights(tmp_path / "threads"))
+    assert are_equal(weights, exported_weights(tmp_path / "cached"))
+
+
+def test_a_run_that_is_told_to_stop_names_the_first(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*00\.png"):
+        run_silently(recipe(photos, on_error="stop"), tmp_path / "run")
