@@ -108,7 +108,7 @@ def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photo_embeddings(photo_folder: Path, encoder_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photos, embedded by the run."""
     out = tmp_path_factory.mktemp("embedded") / "photos.safetensors"
-    reptk.embed(photo_folder, encoder=encoder_run, out=out)
+    reptk.embed(encoder_run, photo_folder, out=out)
     return out
 
 

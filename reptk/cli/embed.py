@@ -44,8 +44,8 @@ def _run(args: argparse.Namespace) -> int:
     from reptk.embeddings import embed  # imports torch: only once the arguments are known to be right
 
     embeddings = embed(
+        args.encoder,
         _data(data_name, overrides.get("data", {}), args),
-        encoder=args.encoder,
         out=args.out,
         split=args.split,
         half=args.half,

@@ -245,7 +245,7 @@ def _open(path: str) -> "Index":
         f"embedding what {folder} was trained on ({table['name']}); to keep that: reptk embed {folder} --out FILE",
         flush=True,
     )
-    return Index(embed(table, encoder=folder), path=folder)
+    return Index(embed(folder, table), path=folder)
 
 
 def _summary(index: "Index", path: str) -> str:

@@ -38,9 +38,9 @@ MAX_REASON_LETTERS = 300
 
 
 def embed(
+    encoder: str | Path | Encoder,
     data: str | Path | Tensor | dict[str, Any],
     *,
-    encoder: str | Path | Encoder,
     out: str | Path | None = None,
     split: str | None = None,
     half: bool = False,
@@ -58,9 +58,9 @@ def embed(
     """Compute vectors of unit length of images, preprocessed as evaluation does it.
 
     Args:
+        encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
         data: a folder; a table of paths, labels and ids as CSV, JSON lines or Parquet (see `reptk.data.image_table`); a
             data set's name or its table of a recipe (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
-        encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
         out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
         split: train, bank or query of a data set; by default every distinct image.
         half: store float16: half the size, similarities within 1e-3.

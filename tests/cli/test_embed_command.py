@@ -21,7 +21,7 @@ def test_the_command_equals_the_function(
     printed = run_command(["embed", encoder_run, "--data", photo_folder, "--out", out, "--half"], capsys)
     assert "12 embeddings of" in printed
     by_command = Embeddings.load(out)
-    by_function = reptk.embed(photo_folder, encoder=encoder_run, half=True)
+    by_function = reptk.embed(encoder_run, photo_folder, half=True)
     assert torch.equal(by_command.vectors, by_function.vectors)
     for about in (by_command.about, by_function.about):
         del about["created"], about["seconds"]
@@ -55,7 +55,7 @@ def test_unreadable_images_are_skipped(
     assert "and 2 more" in printed
     assert "05-0.jpg" in printed
     embeddings = Embeddings.load(out)
-    expected = reptk.embed(photo_folder, encoder=encoder_run)
+    expected = reptk.embed(encoder_run, photo_folder)
     assert torch.allclose(embeddings.vectors, expected.vectors, atol=1e-5)
     assert list(embeddings.ids) == list(expected.ids)
     assert embeddings.labels.tolist() == expected.labels.tolist()

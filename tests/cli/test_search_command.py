@@ -50,7 +50,7 @@ def test_images_that_are_gone_are_marked(
 ) -> None:
     shutil.copytree(photo_folder, tmp_path / "photos")
     embeddings, html = tmp_path / "e.safetensors", tmp_path / "found.html"
-    reptk.embed(tmp_path / "photos", encoder=encoder_run, out=embeddings)
+    reptk.embed(encoder_run, tmp_path / "photos", out=embeddings)
     shutil.rmtree(tmp_path / "photos")
     run_command(["search", embeddings, photo_folder / "cats" / "00.png", "--k", "3", "--html", html], capsys)
     assert html.read_text().count("no image") == 3
@@ -62,7 +62,7 @@ def folder_with_copy(photo_folder: Path, encoder_run: Path, tmp_path: Path) -> P
     shutil.copytree(photo_folder, tmp_path / "photos")
     shutil.copy(photo_folder / "cats" / "00.png", tmp_path / "photos" / "ünï" / "copy.png")
     out = tmp_path / "e.safetensors"
-    reptk.embed(tmp_path / "photos", encoder=encoder_run, out=out)
+    reptk.embed(encoder_run, tmp_path / "photos", out=out)
     return out
 
 
@@ -96,7 +96,7 @@ def test_duplicates_between_sets(
     photo_folder: Path, encoder_run: Path, folder_with_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     test_set, html, table = tmp_path / "test.safetensors", tmp_path / "d.html", tmp_path / "d.csv"
-    reptk.embed(photo_folder, encoder=encoder_run, out=test_set)
+    reptk.embed(encoder_run, photo_folder, out=test_set)
     options = ["--threshold", "0.99999", "--html", html, "--out", table]
     printed = run_command(["search", folder_with_copy, "--duplicates", test_set, *options], capsys)
     assert "12 of 12 images" in printed

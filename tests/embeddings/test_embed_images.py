@@ -34,17 +34,17 @@ def test_a_run_and_its_model_folder_are_one_encoder(
     photo_folder: Path, encoder_run: Path, photo_embeddings: Path
 ) -> None:
     by_run = Embeddings.load(photo_embeddings)
-    by_model = reptk.embed(photo_folder, encoder=encoder_run / "model")
+    by_model = reptk.embed(encoder_run / "model", photo_folder)
     assert torch.equal(by_model.vectors, by_run.vectors)
     assert by_model.about["encoder"]["sha256"] == by_run.about["encoder"]["sha256"]
-    by_timm_name = reptk.embed(photo_folder, **TIMM_BACKBONE)
+    by_timm_name = reptk.embed(data=photo_folder, **TIMM_BACKBONE)
     assert by_timm_name.about["encoder"]["sha256"] != by_run.about["encoder"]["sha256"]
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 5, "workers": 0}, {"workers": 3}])
 def test_batches_and_workers_change_nothing(changes: dict, photo_folder: Path) -> None:
-    expected = reptk.embed(photo_folder, **TIMM_BACKBONE)
-    actual = reptk.embed(photo_folder, **(TIMM_BACKBONE | changes))
+    expected = reptk.embed(data=photo_folder, **TIMM_BACKBONE)
+    actual = reptk.embed(data=photo_folder, **(TIMM_BACKBONE | changes))
     assert torch.allclose(actual.vectors, expected.vectors, atol=1e-5)
     assert list(actual.ids) == list(expected.ids)
 
@@ -53,8 +53,8 @@ def test_batches_and_workers_change_nothing(changes: dict, photo_folder: Path) -
 @pytest.mark.parametrize("half", [False, True])
 def test_streamed_to_a_file_equals_in_memory(suffix: str, half: bool, photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / f"e.{suffix}"
-    streamed = reptk.embed(photo_folder, out=out, half=half, batch_size=5, **TIMM_BACKBONE)
-    in_memory = reptk.embed(photo_folder, half=half, **TIMM_BACKBONE)
+    streamed = reptk.embed(data=photo_folder, out=out, half=half, batch_size=5, **TIMM_BACKBONE)
+    in_memory = reptk.embed(data=photo_folder, half=half, **TIMM_BACKBONE)
     assert torch.allclose(streamed.vectors.float(), in_memory.vectors.float(), atol=1e-3 if half else 1e-6)
     assert list(streamed.ids) == list(in_memory.ids)
     assert streamed.labels.tolist() == in_memory.labels.tolist()
@@ -62,16 +62,16 @@ def test_streamed_to_a_file_equals_in_memory(suffix: str, half: bool, photo_fold
 
 
 def test_half_precision_keeps_similarities_to_a_thousandth(photo_folder: Path) -> None:
-    full = reptk.embed(photo_folder, **TIMM_BACKBONE)
-    half = reptk.embed(photo_folder, half=True, **TIMM_BACKBONE)
+    full = reptk.embed(data=photo_folder, **TIMM_BACKBONE)
+    half = reptk.embed(data=photo_folder, half=True, **TIMM_BACKBONE)
     assert half.vectors.dtype == torch.float16
     difference = half.vectors.float() @ half.vectors.float().T - full.vectors @ full.vectors.T
     assert difference.abs().max() < 1e-3
 
 
 def test_a_data_set_and_its_splits(encoder_run: Path) -> None:
-    everything = reptk.embed("digits", encoder=encoder_run)
-    query = reptk.embed("digits", encoder=encoder_run, split="query")
+    everything = reptk.embed(encoder_run, "digits")
+    query = reptk.embed(encoder_run, "digits", split="query")
     assert len(everything) == 1797
     assert [everything.ids[0], everything.ids[-1], query.ids[0]] == ["train/0", "query/796", "query/0"]
     assert everything.paths is None
@@ -85,7 +85,7 @@ def test_a_data_set_and_its_splits(encoder_run: Path) -> None:
 def test_a_bank_within_the_training_images_is_not_embedded_twice(photo_folder: Path, encoder_run: Path) -> None:
     draw_image(99).save(photo_folder / "loose.png")
     try:
-        embeddings = reptk.embed(photo_folder, encoder=encoder_run)
+        embeddings = reptk.embed(encoder_run, photo_folder)
     finally:
         (photo_folder / "loose.png").unlink()
     assert len(embeddings) == 13
@@ -94,7 +94,7 @@ def test_a_bank_within_the_training_images_is_not_embedded_twice(photo_folder: P
 
 @pytest.mark.parametrize("size", [48, 200])
 def test_a_query_is_preprocessed_as_the_images_were(size: int, photo_folder: Path, encoder_run: Path) -> None:
-    embeddings = reptk.embed({"name": "folder", "root": str(photo_folder), "size": size}, encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, {"name": "folder", "root": str(photo_folder), "size": size})
     results = reptk.search(embeddings, [photo_folder / name for name in embeddings.ids], k=1)
     assert [result.neighbors[0].similarity for result in results] == pytest.approx([1] * 12, abs=1e-6)
 
@@ -111,11 +111,11 @@ def test_vectors_without_a_direction_are_skipped(
         return vectors
 
     monkeypatch.setattr(Embedder, "embed_images", with_a_bad_row)
-    embeddings = reptk.embed(photo_folder, encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, photo_folder)
     assert (len(embeddings), embeddings.about["skipped"]["count"]) == (11, 1)
     assert reason in embeddings.about["skipped"]["first"][0]
     with pytest.raises(NumericalError, match=reason):
-        reptk.embed(photo_folder, encoder=encoder_run, strict=True)
+        reptk.embed(encoder_run, photo_folder, strict=True)
 
 
 def test_an_interruption_leaves_no_file(
@@ -140,7 +140,7 @@ def test_an_interruption_leaves_no_file(
 
 def test_random_weights_are_warned_of(photo_folder: Path) -> None:
     with pytest.warns(UserWarning, match="random weights"):
-        reptk.embed(photo_folder, **TIMM_BACKBONE)
+        reptk.embed(data=photo_folder, **TIMM_BACKBONE)
 
 
 def test_a_folder_that_cannot_be_written(
@@ -150,4 +150,4 @@ def test_a_folder_that_cannot_be_written(
     folder.mkdir(mode=0o500)
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(EnvironmentProblem, match="no right to write"):
-        reptk.embed(photo_folder, encoder=encoder_run, out=folder / "e.safetensors")
+        reptk.embed(encoder_run, photo_folder, out=folder / "e.safetensors")

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 def test_a_moved_run_is_named_and_verified(photo_folder: Path, encoder_run: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder_run, tmp_path / "run")
     query = photo_folder / "cats" / "00.png"
-    embeddings = reptk.embed(photo_folder, encoder=tmp_path / "run")
+    embeddings = reptk.embed(tmp_path / "run", photo_folder)
     moved = tmp_path / "moved"
     (tmp_path / "run").rename(moved)
     with pytest.raises(DataError, match=r"no longer at .*run\. Name its place: --encoder"):
@@ -38,7 +38,7 @@ def test_a_timm_backbone_is_opened_again_with_its_weights(photo_folder: Path, tm
     weights = tmp_path / "weights.pth"
     torch.save(Encoder("test_resnet", size=32).backbone.state_dict(), weights)
     query = photo_folder / "cats" / "00.png"
-    embeddings = reptk.embed(photo_folder, encoder="test_resnet", size=32, weights=str(weights))
+    embeddings = reptk.embed("test_resnet", photo_folder, size=32, weights=str(weights))
     assert reptk.search(embeddings, query)[0].neighbors[0].similarity == pytest.approx(1, abs=1e-5)
     moved = weights.rename(tmp_path / "moved.pth")
     with pytest.raises(DataError, match="no longer at"):
@@ -47,6 +47,6 @@ def test_a_timm_backbone_is_opened_again_with_its_weights(photo_folder: Path, tm
 
 
 def test_random_weights_are_drawn_alike_again(photo_folder: Path) -> None:
-    embeddings = reptk.embed(photo_folder, encoder="test_resnet", size=32)
+    embeddings = reptk.embed("test_resnet", photo_folder, size=32)
     [result] = reptk.search(embeddings, photo_folder / "cats" / "00.png")
     assert result.neighbors[0].similarity == pytest.approx(1, abs=1e-5)

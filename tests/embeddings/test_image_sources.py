@@ -36,10 +36,10 @@ def test_images_that_splits_share_are_embedded_once() -> None:
 
 def test_images_in_memory(encoder_run: Path) -> None:
     images = torch.stack([torch.from_numpy(np.array(draw_image(number))).permute(2, 0, 1) for number in range(3)])
-    embeddings = reptk.embed(images, encoder=Encoder.from_run(encoder_run))
+    embeddings = reptk.embed(Encoder.from_run(encoder_run), images)
     assert torch.allclose(embeddings.vectors, Encoder.from_run(encoder_run).embed(images), atol=1e-6)
     with pytest.raises(DataError, match="uint8"):
-        reptk.embed(images.float(), encoder=encoder_run)
+        reptk.embed(encoder_run, images.float())
 
 
 TABLES = {
@@ -54,7 +54,7 @@ def test_a_table_of_images(text: str, encoder_run: Path, tmp_path: Path) -> None
     for name in ("b.png", "c,ü.png"):
         draw_image(len(name)).save(tmp_path / name)
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
-    embeddings = reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, tmp_path / "t.csv")
     assert list(embeddings.ids) == ["x", "y"]
     assert list(embeddings.paths) == ["b.png", "c,ü.png"]
     assert embeddings.classes == ("cat", "dog")
@@ -65,7 +65,7 @@ def test_classes_that_are_numbers_are_ordered_by_value(encoder_run: Path, tmp_pa
     for number in range(3):
         draw_image(number).save(tmp_path / f"{number}.png")
     (tmp_path / "t.csv").write_text(f"0.png,10\n{tmp_path}/1.png,\n2.png,9\n")
-    embeddings = reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, tmp_path / "t.csv")
     assert embeddings.classes == ("9", "10")
     assert embeddings.labels.tolist() == [1, -1, 0]
     assert list(embeddings.ids) == ["0.png", f"{tmp_path}/1.png", "2.png"]
@@ -87,7 +87,7 @@ def test_classes_that_are_numbers_are_ordered_by_value(encoder_run: Path, tmp_pa
 def test_a_wrong_table_is_refused(text: str, message: str, encoder_run: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        reptk.embed(tmp_path / "t.csv", encoder=encoder_run)
+        reptk.embed(encoder_run, tmp_path / "t.csv")
 
 
 def write_drawings(root: Path, *names: str) -> Path:
@@ -99,7 +99,7 @@ def write_drawings(root: Path, *names: str) -> Path:
 
 def test_every_image_of_a_folder_with_splits_is_embedded(encoder_run: Path, tmp_path: Path) -> None:
     names = [f"{split}/{number}.png" for split in ("train", "val") for number in range(4)]
-    embeddings = reptk.embed(write_drawings(tmp_path, *names), encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, write_drawings(tmp_path, *names))
     assert list(embeddings.paths) == names
     assert embeddings.classes == ()
 
@@ -107,7 +107,7 @@ def test_every_image_of_a_folder_with_splits_is_embedded(encoder_run: Path, tmp_
 @pytest.mark.parametrize("splits", [("Train", "Test"), ("training", "testing"), ("TRAIN", "VAL")])
 def test_split_folders_are_not_classes(splits: tuple[str, str], encoder_run: Path, tmp_path: Path) -> None:
     names = [f"{split}/{name}/0.png" for split in splits for name in "ab"]
-    embeddings = reptk.embed(write_drawings(tmp_path, *names), encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, write_drawings(tmp_path, *names))
     assert embeddings.classes == ("a", "b")
     assert dict(zip(embeddings.paths, embeddings.labels.tolist(), strict=True)) == dict(
         zip(names, [0, 1, 0, 1], strict=True)
@@ -116,19 +116,19 @@ def test_split_folders_are_not_classes(splits: tuple[str, str], encoder_run: Pat
 
 def test_a_class_of_the_test_images_alone_is_embedded(encoder_run: Path, tmp_path: Path) -> None:
     write_drawings(tmp_path, "train/a/0.png", "train/b/0.png", "test/c/0.png")
-    assert reptk.embed(tmp_path, encoder=encoder_run).classes == ("a", "b", "c")
+    assert reptk.embed(encoder_run, tmp_path).classes == ("a", "b", "c")
 
 
 def test_a_class_named_train_is_embedded_as_a_class(encoder_run: Path, tmp_path: Path) -> None:
     write_drawings(tmp_path, *(f"{name}/{number}.png" for name in ("bus", "train", "test") for number in range(2)))
-    embeddings = reptk.embed(tmp_path, encoder=encoder_run)
+    embeddings = reptk.embed(encoder_run, tmp_path)
     assert embeddings.classes == ("bus", "test", "train")
     assert len(embeddings) == 6
 
 
 def test_a_split_of_a_folder_can_be_embedded_alone(encoder_run: Path, tmp_path: Path) -> None:
     write_drawings(tmp_path, *(f"{split}/{name}/0.png" for split in ("Train", "Test") for name in "ab"))
-    embeddings = reptk.embed({"name": "folder", "root": str(tmp_path)}, encoder=encoder_run, split="query")
+    embeddings = reptk.embed(encoder_run, {"name": "folder", "root": str(tmp_path)}, split="query")
     assert list(embeddings.paths) == ["Test/a/0.png", "Test/b/0.png"]
 
 
