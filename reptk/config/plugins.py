@@ -116,10 +116,28 @@ def _import_file(path: Path) -> ModuleType:
         sys.path.append(str(path.parent))
         importlib.invalidate_caches()
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
-        origin = None if spec is None else spec.origin
+    origin = None if spec is None else spec.origin
+    # In the folder in which a plugin was written, the copy of a run is the one that counts.
+    is_draft = origin is not None and Path(origin).resolve().parent == Path.cwd()
+    if origin is None or (Path(origin).resolve() != path and not is_draft):
         raise UsageError(f"plugin {path.name}: an installed module is called {name!r} ({origin}); rename the file")
-    return _import_module(name)
+    return _import_from(name, path)
+
+
+def _import_from(name: str, path: Path) -> ModuleType:
+    """Import a file under a name, whatever `sys.path` has under that name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    # Before it is executed, as `import` does it: its classes are looked up there.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as cause:
+        del sys.modules[name]
+        if isinstance(cause, UsageError) or not isinstance(cause, Exception):
+            raise
+        raise UsageError(_import_failed(name, cause)) from cause
+    return module
 
 
 def _check_same_plugin(loaded: ModuleType, path: Path) -> ModuleType:
@@ -147,4 +165,8 @@ def _import_module(name: str) -> ModuleType:
     except UsageError:
         raise
     except Exception as cause:  # the plugin's code may raise anything
-        raise UsageError(f"plugin {name} cannot be imported: {type(cause).__name__}: {cause}") from cause
+        raise UsageError(_import_failed(name, cause)) from cause
+
+
+def _import_failed(name: str, cause: Exception) -> str:
+    return f"plugin {name} cannot be imported: {type(cause).__name__}: {cause}"

@@ -4,6 +4,7 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 checkpoints/, model/, results.json and report.html.
 """
 
+import difflib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ MAY_CHANGE_ON_RESUME = (
     "train.epochs",
 )
 """Keys, or tables of keys, that a resumed run may change: they do not change its results, except for its length."""
+
+MAX_DIFFERENCE_LINES = 30
+"""Lines of the difference between a plugin and the run's copy that a message shows."""
 
 
 def create(recipe: Recipe, out: str | Path | None) -> Path:
@@ -81,7 +85,7 @@ def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
     """Check that a run can go on with this recipe, and return the recipe in its folder.
 
     Raises:
-        UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
+        UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists), or a plugin.
     """
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
@@ -96,7 +100,33 @@ def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
         raise UsageError(
             "\n".join([f"{folder} was started with another recipe; resume it with its own:", *differences])
         )
+    _check_same_plugins(recipe, folder)
     return recorded_recipe
+
+
+def _check_same_plugins(recipe: Recipe, folder: Path) -> None:
+    """Check that the recipe's plugin files hold what the run's copies hold."""
+    for spec in recipe.plugins:
+        copy = folder / "plugins" / Path(spec).name
+        if not spec.endswith(".py") or not copy.is_file() or copy.read_bytes() == Path(spec).read_bytes():
+            continue
+        before, now = _lines(copy), _lines(Path(spec))
+        difference = list(difflib.unified_diff(before, now, str(copy), spec, n=1, lineterm=""))
+        if len(difference) > MAX_DIFFERENCE_LINES:
+            difference = [*difference[:MAX_DIFFERENCE_LINES], "..."]
+        raise UsageError(
+            "\n  ".join(
+                [
+                    f"{spec} was changed since {folder} was started. To resume with the run's own copy, leave out --plugin; to "
+                    "train with the changed file, start another run:",
+                    *difference,
+                ]
+            )
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="backslashreplace").splitlines()
 
 
 def is_complete(recipe: Recipe, folder: Path) -> bool:

@@ -240,6 +240,34 @@ def test_plugin_file_is_copied_into_the_run(capsys):
     assert Path("out/plugins/my_loss.py").read_text() == MARGIN_LOSS
 
 
+@allows_plugins_of_recipes
+@pytest.mark.slow
+def test_a_run_is_checked_in_the_folder_of_its_plugin(working_folder):
+    """`python -m` puts that folder first on the path."""
+    (working_folder / "my_loss.py").write_text(MARGIN_LOSS)
+    run_python("-m", "reptk.recipe", "tiny.toml", "--plugin", "my_loss.py", *WITH_MARGIN_LOSS, "--out", "out")
+    command = [sys.executable, "-m", "reptk.recipe", "out", "--check"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "brings a plugin, which is run" in process.stderr
+
+
+@allows_plugins_of_recipes
+def test_a_changed_plugin_is_refused_on_resume_with_the_difference(working_folder, capsys):
+    plugin = working_folder / "parts" / "my_loss.py"
+    assert main(["tiny.toml", "--plugin", str(plugin), "loss.name=my_loss", "--out", "out"]) == 0
+    del sys.modules["my_loss"]
+    del LOSSES._registrations["my_loss"]
+    plugin.write_text(MARGIN_LOSS.replace("push - pull", "2 * push - pull"))
+    capsys.readouterr()
+    assert main(["out", "--resume", "train.epochs=9", "--plugin", str(plugin)]) == 2
+    message = capsys.readouterr().err
+    assert f"{plugin} was changed since out was started" in message
+    assert "leave out --plugin" in message
+    assert "-        return torch.relu(self.margin + push - pull).mean()" in message
+    assert "+        return torch.relu(self.margin + 2 * push - pull).mean()" in message
+
+
 def test_smoke_uses_the_plugins(capsys):
     assert main(["tiny.toml", "--smoke", "--plugin", "parts/my_loss.py", "loss.name=my_loss"]) == 0
     assert "my_loss" in capsys.readouterr().out
