@@ -122,7 +122,7 @@ def _merge_overrides(earlier: Any, pairs: Sequence[str]) -> Any:
     merged = list(earlier)
     for pair in sorted(pairs, key=lambda pair: not _is_part_name(pair.partition("=")[0].split("."))):
         key = pair.partition("=")[0]
-        if _is_part_name(key.split(".")):
+        if _is_part_name(key.split(".")) and pair not in merged:
             # A new part takes none of the arguments of the one before.
             prefix = key.removesuffix("name")
             merged = [other for other in merged if not other.startswith(prefix)]

@@ -15,6 +15,8 @@ from reptk.data.protocol import Data, Split
 
 FILE = "bad_samples.csv"
 
+HEADINGS = ["path", "reason"]
+
 MAX_PRINTED = 3
 
 
@@ -34,7 +36,7 @@ class BadSamples:
         self.logger = logger
         self.folder = folder
         self.device = device
-        self.reasons: dict[str, str] = {}
+        self.reasons = _listed_before(folder)
         """By path, or by split and index for images that are not in files of their own."""
         self._splits: list[tuple[str, Split]] = []
         for name, split in data.splits.items():
@@ -47,17 +49,16 @@ class BadSamples:
         for name, split in self._splits:
             for number, reason in self._unreadable(split).items():
                 reasons[_name_of(name, split, number)] = reason
-        num_new = len(reasons) - len(self.reasons)
-        if num_new == 0:
-            return
         new = [reason for name, reason in sorted(reasons.items()) if name not in self.reasons]
-        self.reasons = reasons
+        if not new:
+            return
+        self.reasons |= reasons
         where = ""
         if self.folder is not None:
             where = f", listed in {self.folder / FILE}"
             if distributed.is_main():
                 write_text(self.folder / FILE, self._table())
-        count = "1 image" if num_new == 1 else f"{num_new:,} images"
+        count = "1 image" if len(new) == 1 else f"{len(new):,} images"
         self.logger.line(f"skipped {count} that cannot be read{where}:")
         for reason in new[:MAX_PRINTED]:
             self.logger.line(f"  {reason}")
@@ -80,10 +81,18 @@ class BadSamples:
     def _table(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "reason"])
+        writer.writerow(HEADINGS)
         for name, reason in sorted(self.reasons.items()):
             writer.writerow([escape_formula(name), reason])
         return text.getvalue()
+
+
+def _listed_before(folder: Path | None) -> dict[str, str]:
+    """Return what the file of a run that is resumed lists."""
+    if folder is None or not (folder / FILE).is_file():
+        return {}
+    with (folder / FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != HEADINGS}
 
 
 def _name_of(split_name: str, split: Split, number: int) -> str:

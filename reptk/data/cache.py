@@ -77,13 +77,17 @@ class DecodedCache(WritableImages):
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         candidates = numbers[torch.from_numpy(self._is_unreadable[numbers.numpy()])]
-        if len(candidates):
-            # The files, which were not opened since the cache was built, say why.
-            self._images.fetch(candidates)
+        # The files, which may not have been opened since the cache was built, say why.
+        for number in candidates.split(1):
+            self._images.fetch(number)
         return self._images.unreadable(candidates)
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, row in zip(numbers.tolist(), out, strict=True):
+            if self._is_unreadable[number]:
+                # Perhaps it can be read by now.
+                self._images.fetch_into(torch.tensor([number]), row[None])
+                continue
             # The copy is verified, not the mapped file: it is in the processor's cache now.
             np.copyto(row, self._pixels[number])
             if not self._is_verified[number]:

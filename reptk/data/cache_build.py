@@ -160,7 +160,8 @@ def _num_resumable(cache: CacheFiles) -> int:
     records = read_records(_part(cache.records))
     pixels = cache.map_pixels(_part(cache.pixels), len(cache.keys))
     for number, record in enumerate(records):
-        if record["key"] != cache.keys[number] or record["checksum"] != zlib.crc32(pixels[number]):
+        is_expected = record["key"] in (cache.keys[number], UNREADABLE)
+        if not is_expected or record["checksum"] != zlib.crc32(pixels[number]):
             return number
     return len(records)
 

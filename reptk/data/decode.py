@@ -174,10 +174,7 @@ def allow_large_images(max_pixels: int) -> None:
 
 def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions) -> None:
     size = len(out)
-    if content.startswith(PNG_SIGNATURE):
-        content = _checked_png(content)
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        _check_num_pixels(image, options.max_pixels)
+    with _open_image(content, options.max_pixels) as image:
         profile = image.info.get("icc_profile")
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
@@ -185,7 +182,9 @@ def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions)
             if pixels is not None:
                 _fit(pixels, out)
                 if profile is not None:
-                    np.copyto(out, _to_srgb(Image.fromarray(out), profile))
+                    # A profile of gray images is for a single channel.
+                    square = Image.fromarray(out).convert(image.mode)
+                    np.copyto(out, _to_srgb(square, profile).convert("RGB"))
                 return
         image.draft("RGB", (size, size))  # JPEG alone: decode at a fraction of the size if that is large enough
         # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
@@ -197,10 +196,34 @@ def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions)
         if profile is not None and image.mode in ("CMYK", "L"):
             upright = _to_srgb(upright, profile)
             profile = None
+        if profile is not None and _has_alpha(image):
+            # Before transparent pixels are blended with a background, whose color is sRGB's.
+            upright = _to_srgb_with_alpha(upright.convert("RGBA"), profile)
+            profile = None
         square = ImageOps.fit(to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR)
         if profile is not None:
             square = _to_srgb(square, profile)
         np.copyto(out, square)
+
+
+def _open_image(content: bytes, max_pixels: int) -> Image.Image:
+    """Open an image by its header, without decoding it.
+
+    Raises:
+        Exception: of any type: it is no image, or damaged, or has too many pixels.
+    """
+    allow_large_images(max_pixels)
+    if content.startswith(PNG_SIGNATURE):
+        content = _checked_png(content)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    _check_num_pixels(image, max_pixels)
+    return image
+
+
+def image_size_and_mode(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], str]:
+    """Return width and height, and Pillow's mode, of an image that `decode` reads."""
+    with _open_image(content, max_pixels) as image:
+        return image.size, image.mode
 
 
 def _check_num_pixels(image: Image.Image, limit: int) -> None:
@@ -212,7 +235,7 @@ def _check_num_pixels(image: Image.Image, limit: int) -> None:
 
 
 def _checked_png(content: bytes) -> bytes:
-    """Return a PNG file without the texts that may be too long for Pillow.
+    """Return a PNG file without the texts that are too long for Pillow.
 
     Raises:
         ValueError: the checksum of the pixels is wrong. Pillow does not check it.
@@ -222,7 +245,7 @@ def _checked_png(content: bytes) -> bytes:
         stored_checksum = chunk[-4:]
         if kind == b"IDAT" and struct.pack(">I", zlib.crc32(chunk[4:-4])) != stored_checksum:
             raise ValueError("its pixels are damaged (CRC)")
-        if not _may_be_long_text(kind, chunk):
+        if not _is_long_text(kind, chunk):
             parts.append(chunk)
     checked_bytes = sum(len(part) for part in parts)
     if checked_bytes == len(content):
@@ -230,14 +253,26 @@ def _checked_png(content: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _may_be_long_text(kind: bytes, chunk: memoryview) -> bool:
-    if kind == b"zTXt":
-        return True  # compressed, so its length is not known
+def _is_long_text(kind: bytes, chunk: memoryview) -> bool:
+    if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+        return False
+    if len(chunk) > MAX_TEXT_BYTES:
+        return True
+    # keyword \0 method text, or keyword \0 is_compressed method language \0 keyword \0 text
+    _, _, text = bytes(chunk[8:-4]).partition(b"\0")
+    if kind == b"tEXt" or (kind == b"iTXt" and text[:1] != b"\1"):
+        return False
     if kind == b"iTXt":
-        _, _, after_keyword = bytes(chunk[8:-4]).partition(b"\0")
-        is_compressed = after_keyword[:1] == b"\1"
-        return is_compressed or len(chunk) > MAX_TEXT_BYTES
-    return kind == b"tEXt" and len(chunk) > MAX_TEXT_BYTES
+        _, _, text = text[2:].partition(b"\0")
+        _, _, text = text.partition(b"\0")
+    else:
+        text = text[1:]
+    decompressor = zlib.decompressobj()
+    try:
+        decompressor.decompress(text, MAX_TEXT_BYTES)
+    except zlib.error:
+        return True  # Pillow would refuse the image
+    return bool(decompressor.unconsumed_tail)
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -248,7 +283,10 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         length = int.from_bytes(view[position : position + 4], "big")
         # 4 bytes each of length, kind and checksum.
         chunk = view[position : position + length + 12]
-        yield bytes(chunk[4:8]), chunk
+        kind = bytes(chunk[4:8])
+        yield kind, chunk
+        if kind == b"IEND":
+            return  # what follows is no part of the image
         position += length + 12
 
 
@@ -258,6 +296,29 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     if transform is None:
         return image
     return ImageCms.applyTransform(image, transform)
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, with the colors of its ICC profile.
+
+    Raises:
+        ValueError: its pixels are floats, whose range is not known.
+    """
+    profile = image.info.get("icc_profile")
+    if profile is None:
+        return to_rgb(image)
+    if _has_alpha(image):
+        return to_rgb(_to_srgb_with_alpha(image.convert("RGBA"), profile))
+    if image.mode not in ("CMYK", "L"):
+        image = to_rgb(image)
+    return to_rgb(_to_srgb(image, profile))
+
+
+def _to_srgb_with_alpha(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert the colors of an image in RGBA to sRGB."""
+    converted = _to_srgb(image.convert("RGB"), profile)
+    converted.putalpha(image.getchannel("A"))
+    return converted
 
 
 @functools.lru_cache(maxsize=64)
@@ -360,6 +421,10 @@ def _message(cause: Exception) -> str:
     return str(cause)
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image.Image:
     """Convert an image of any mode to RGB, as described for `decode`.
 
@@ -374,7 +439,7 @@ def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image
         gray = (np.asarray(image).clip(low, high) - low) / ((high - low) / 255)
         return Image.fromarray(gray.round().astype(np.uint8)).convert("RGB")
     # Converting to RGB directly would show whatever color transparent pixels happen to have.
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, options.background)
         return Image.alpha_composite(background, image).convert("RGB")

@@ -1,7 +1,6 @@
 """Read every image file once: its size and mode, whether it can be decoded, and which files hold the same bytes."""
 
 import hashlib
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from reptk.core.errors import DataError
-from reptk.data.decode import FORMATS, decode_into
+from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_into, image_size_and_mode
 
 DECODE_PX = 32
 """Small, since JPEG files are decoded faster at a fraction of their size, and damage is found at any."""
@@ -48,17 +46,24 @@ class FileCheck:
     duplicates: list[list[Path]] = field(default_factory=list)
 
 
-def check_files(paths: Sequence[Path], *, workers: int, advance: Callable[[int], None]) -> FileCheck:
+def check_files(
+    paths: Sequence[Path],
+    *,
+    workers: int,
+    advance: Callable[[int], None],
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> FileCheck:
     """Read all files.
 
     Args:
         paths: the files.
         workers: threads that read them.
         advance: called with the number of further files that are done.
+        options: as for `decode`.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual files, which are read nevertheless
-        return _collect(paths, _read_all(paths, workers), advance)
+        return _collect(paths, _read_all(paths, workers, options), advance)
 
 
 def _collect(paths: Sequence[Path], files: Iterator[CheckedFile], advance: Callable[[int], None]) -> FileCheck:
@@ -80,27 +85,32 @@ def _collect(paths: Sequence[Path], files: Iterator[CheckedFile], advance: Calla
     return check
 
 
-def _read_all(paths: Sequence[Path], workers: int) -> Iterator[CheckedFile]:
+def _read_all(paths: Sequence[Path], workers: int, options: PixelOptions) -> Iterator[CheckedFile]:
     """Yield what is known of each file, in order; a few batches are read ahead."""
+
+    def read_batch(batch: Sequence[Path]) -> list[CheckedFile]:
+        return [_read(path, options) for path in batch]
+
     with ThreadPoolExecutor(max(1, workers)) as pool:
         pending: list[Future[list[CheckedFile]]] = []
         for start in range(0, len(paths), BATCH_FILES):
-            pending.append(pool.submit(lambda batch: list(map(_read, batch)), paths[start : start + BATCH_FILES]))
+            pending.append(pool.submit(read_batch, paths[start : start + BATCH_FILES]))
             if len(pending) > 2 * workers:
                 yield from pending.pop(0).result()
         for future in pending:
             yield from future.result()
 
 
-def _read(path: Path) -> CheckedFile:
+def _read(path: Path, options: PixelOptions) -> CheckedFile:
     try:
         content = path.read_bytes()
     except OSError as cause:
         return CheckedFile(b"", error=str(cause))
     digest = hashlib.blake2b(content, digest_size=16).digest()
+    square = np.empty((DECODE_PX, DECODE_PX, 3), np.uint8)
     try:
-        decode_into(content, np.empty((DECODE_PX, DECODE_PX, 3), np.uint8), "pillow", name=str(path))
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return CheckedFile(digest, image.size, image.mode)
+        decode_into(content, square, "pillow", options=options, name=str(path))
+        size_px, mode = image_size_and_mode(content, options.max_pixels)
+        return CheckedFile(digest, size_px, mode)
     except DataError as error:
         return CheckedFile(digest, error=str(error))

@@ -14,6 +14,10 @@ Batch = tuple[Tensor, Tensor, Tensor]
 """Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,)."""
 
 
+MAX_SUBSTITUTES = 100
+"""How many images are tried in place of one that cannot be read."""
+
+
 class Loader:
     """The training batches of one rank, from any step on.
 
@@ -70,7 +74,7 @@ class Loader:
     def _replace_unreadable(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Write other images over those that could not be read; return the numbers of the images in the batch.
 
-        The substitute is the next image in the order of numbers that can be read: which one depends on the data alone.
+        Which image is the substitute depends on the data alone.
         """
         unreadable = self.split.images.unreadable(numbers)
         if not unreadable:
@@ -78,17 +82,19 @@ class Loader:
         numbers = numbers.clone()
         for position, number in enumerate(numbers.tolist()):
             if number in unreadable:
-                images[position], numbers[position] = self._next_readable(number)
+                images[position], numbers[position] = self._substitute(number)
         return numbers
 
-    def _next_readable(self, number: int) -> tuple[Tensor, int]:
-        """Return the first image behind `number` that can be read, and its number."""
-        for offset in range(1, len(self.split)):
-            substitute = torch.tensor([(number + offset) % len(self.split)])
+    def _substitute(self, number: int) -> tuple[Tensor, int]:
+        """Return an image that can be read in place of `number`, and its number; the same one every time."""
+        # Drawn at random, so that the images of a folder that is damaged as a whole have different substitutes.
+        stream = rng.generator("substitute", number, len(self.split))
+        for _ in range(MAX_SUBSTITUTES):
+            substitute = torch.randint(len(self.split), (1,), generator=stream)
             image = self.split.images.fetch(substitute)[0]
             if not self.split.images.unreadable(substitute):
                 return image, int(substitute)
-        raise DataError("no training image can be read")
+        raise DataError(f"{MAX_SUBSTITUTES} training images in turn cannot be read")
 
     def _numbers(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Yield the numbers of this rank's images for each step."""

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -229,6 +230,8 @@ def _cell_text(table: Path, number: int, key: str, value: Any) -> str:
     """Return a value as text; lists and objects of columns that are not read are of no interest, so they are empty."""
     if value is None or isinstance(value, list | dict):
         return ""
+    if isinstance(value, float) and math.isnan(value):
+        return ""  # how pandas writes that there is nothing
     if isinstance(value, float) and value.is_integer():
         return str(int(value))  # integers of a column with gaps
     text = str(value)

@@ -99,6 +99,9 @@ def embed(
     embedder.jpeg = source.jpeg
     embedder.crop = source.crop
     embedder.decode_px = _side_px(source)
+    images = source.groups[0].images
+    if isinstance(images, ImageFiles):
+        embedder.options = images.options
 
     header = _header(source, embedder, half)
     blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers)

@@ -13,7 +13,7 @@ from reptk import config
 from reptk.core import rng
 from reptk.core.device import choose_device, uses_bf16
 from reptk.core.errors import DataError, UsageError
-from reptk.data.decode import Jpeg, decode, decoder, versions_of
+from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.weight_source import absolute_source, find_weights
@@ -44,6 +44,7 @@ class Embedder:
     jpeg: Jpeg = "auto"
     bf16: bool = False
     device: torch.device | str = "cpu"
+    options: PixelOptions = DEFAULT_OPTIONS
 
     @classmethod
     def open(
@@ -123,6 +124,7 @@ class Embedder:
         embedder.decode_px = preprocessing.get("decoded_px")
         embedder.crop = preprocessing.get("crop", 1.0)
         embedder.bf16 = bool(preprocessing.get("bf16"))
+        embedder.options = _recorded_options(preprocessing)
         if str(preprocessing.get("decoded_by")).startswith("simplejpeg"):
             embedder.jpeg = "auto"
             _warn_without_simplejpeg()
@@ -168,7 +170,7 @@ class Embedder:
         if not path.is_file():
             raise DataError(f"no image {path}")
         decode_px = self.decode_px or round(self.encoder.config["size"] / self.crop)
-        image = decode(path, decode_px, self.jpeg)
+        image = decode(path, decode_px, self.jpeg, self.options)
         vector = self.embed_images(image[None])[0]
         if not vector.isfinite().all():
             raise DataError(f"{path} gets an embedding that is not finite")
@@ -197,6 +199,8 @@ class Embedder:
         preprocessing = {
             "decoded_px": self.decode_px,
             "decoded_by": versions_of(decoder(self.jpeg)),
+            "range": list(self.options.range),
+            "background": self.options.background,
             "crop": self.crop,
             "size_px": self.encoder.config["size"],
             "resize": "shorter side to size / crop, bilinear with antialiasing; centre cut out",
@@ -205,6 +209,19 @@ class Embedder:
             "bf16": self.bf16,
         }
         return {"encoder": encoder_record, "preprocessing": preprocessing}
+
+
+def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
+    """Return how the pixels of unusual files were decoded; embeddings of earlier versions have the defaults."""
+    try:
+        return PixelOptions(
+            range=tuple(preprocessing.get("range", DEFAULT_OPTIONS.range)),
+            background=str(preprocessing.get("background", DEFAULT_OPTIONS.background)),
+        )
+    except (TypeError, ValueError) as cause:
+        raise DataError(
+            f"the record of the embeddings' preprocessing is damaged: {cause}; embed the images again"
+        ) from cause
 
 
 def fingerprint(encoder: Encoder) -> str:

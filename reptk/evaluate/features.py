@@ -129,7 +129,8 @@ class ImageFeatures(FeatureStore):
         self._unreadable: list[tuple[Split, Tensor]] = []
 
     def unreadable(self, split: Split) -> Tensor:
-        for encoded_split, numbers in self._unreadable:
+        # The last one first: every further encoding of a split may meet more of them.
+        for encoded_split, numbers in reversed(self._unreadable):
             if encoded_split is split:
                 return numbers
         return super().unreadable(split)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from reptk.data.decode import decode, to_rgb, to_tensor
+from reptk.data.decode import decode, to_srgb, to_tensor
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)
@@ -48,7 +48,7 @@ def _from_one(image: ImageInput, decode_px: int) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return decode(Path(image).expanduser(), decode_px)[None]
     if isinstance(image, Image.Image):
-        return to_tensor(to_rgb(ImageOps.exif_transpose(image)))[None]
+        return to_tensor(to_srgb(ImageOps.exif_transpose(image)))[None]
     if isinstance(image, np.ndarray | Tensor):
         batch = _from_array(image)
         if len(batch) != 1:
@@ -61,7 +61,8 @@ def _from_array(array: NDArray | Tensor) -> Tensor:
     """Return images (b, 3, H, W) of an array or tensor of one image or of a batch."""
     images = array
     if isinstance(array, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(array))
+        # A copy where torch would warn, of what can be read but not written.
+        images = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     # Where both are possible, tensors have their channels first and arrays last.
     images = _channels_first(images, is_likely=isinstance(array, Tensor))
     if images.ndim == 3:
@@ -90,6 +91,8 @@ def _as_bytes_or_floats(images: Tensor) -> Tensor:
         return images
     if images.dtype == torch.bool:
         return images.to(torch.uint8) * 255
+    if not images.is_floating_point():
+        images = images.long()  # torch has no minimum of some unsigned integers
     low, high = float(images.min()), float(images.max())
     if images.is_floating_point():
         # Compared so that NaN is refused, too. The tolerance is for rounding, e.g. of images that were resized.

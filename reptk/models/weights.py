@@ -134,7 +134,7 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
         raise DataError(_does_not_fit(closest, path, backbone, tensors))
     _check_finite(chosen, path)
     if chosen.initial is not None:
-        warnings.warn(f"the weights were made for another stem; {chosen.initial} starts afresh", stacklevel=3)
+        warnings.warn(f"{path.name} has another stem; {chosen.initial} keeps its initial values", stacklevel=3)
     if chosen.adapted:
         warnings.warn(
             f"{path.name} was trained with other patches or channels: {', '.join(chosen.adapted)}. The features may be worse",
@@ -236,13 +236,13 @@ def _choose(fitting: list[Candidate], path: Path, part: str | None) -> Candidate
     if len(remaining) != 1:
         raise DataError(
             f"{path} holds {len(different)} encoders that fit this backbone: {', '.join(names)}. Name the one to use: "
-            f"{path.name}:{different[-1].prefix}"
+            f"{path}:{different[-1].prefix}"
         )
     if len(different) > 1 and part is None:
         others = [candidate.prefix for candidate in different if candidate is not remaining[0]]
         warnings.warn(
             f"{path.name} holds {len(different)} encoders; {remaining[0].prefix} is used, as its project does. "
-            f"For another one: {path.name}:{others[0]}",
+            f"For another one: {path}:{others[0]}",
             stacklevel=4,
         )
     return remaining[0]

@@ -126,7 +126,7 @@ class ApproximateIndex:
     def _complete(self, queries: Tensor, similarities: Tensor, rows: Tensor) -> None:
         """Search again, in more lists, for the queries (q, F) with fewer than k neighbors (q, k), in place."""
         num_findable = min(rows.shape[1], len(self))
-        if not (rows[:, num_findable - 1] < 0).any():
+        if num_findable == 0 or not (rows[:, num_findable - 1] < 0).any():
             return
         lists = _inverted_lists(require_faiss("an approximate index"), self.index)
         if lists is None:

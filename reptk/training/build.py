@@ -147,7 +147,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
-        undecayed=method.encoder.undecayed_parameters(),
+        undecayed=_undecayed_parameters(method),
     )
     scheduler = create_scheduler(
         optimizer,
@@ -264,6 +264,15 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
         _describe_loss(recipe),
         ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
+
+
+def _undecayed_parameters(method: Method) -> list[nn.Parameter]:
+    # Of all encoders: the one that is evaluated may be a moving average, which is not trained.
+    parameters = []
+    for module in method.modules():
+        if isinstance(module, Encoder):
+            parameters += module.undecayed_parameters()
+    return parameters
 
 
 def _initial_weights(recipe: Recipe) -> str:

@@ -157,7 +157,12 @@ def test_another_decoder_decodes_all_again(photos: Path, decoded: list[Path], mo
 # Interrupted builds
 
 
-def test_an_interrupted_build_is_resumed(photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_unreadable", [False, True])
+def test_an_interrupted_build_is_resumed(
+    has_unreadable: bool, photos: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_unreadable:
+        (photos / "a" / "00.png").write_bytes(b"no image")
     flush_to_disk, calls = cache_build._flush_to_disk, []
 
     def interrupt(file: object) -> None:
@@ -224,6 +229,20 @@ def test_a_skipped_image_is_known_when_the_cache_is_opened_again(photos: Path, d
     assert decoded == [bad]
     assert repaired.train.images.unreadable(torch.arange(len(repaired.train))) == {}
     assert same_data(repaired, folder(str(photos), size=SIZE))
+
+
+def test_an_image_that_can_be_read_again_is_not_black(photos: Path) -> None:
+    bad = photos / "b" / "15.png"
+    content, stat = bad.read_bytes(), bad.stat()
+    bad.write_bytes(bytes(len(content)))
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    cached_folder(photos)
+    # The same size and time, as after an error of the file system that has passed.
+    bad.write_bytes(content)
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    data = cached_folder(photos)
+    assert data.train.images.unreadable(torch.arange(len(data.train))) == {}
+    assert same_data(data, folder(str(photos), size=SIZE))
 
 
 # Where it cannot be written

@@ -17,9 +17,7 @@ from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Loader, folder
 from reptk.data.decode import (
     FORMATS,
-    MAX_PIXELS,
     PixelOptions,
-    allow_large_images,
     decode,
     decode_into,
     decoder,
@@ -191,9 +189,8 @@ def test_an_image_with_too_many_pixels_is_refused(tmp_path, extension, jpeg):
 def test_images_of_more_pixels_than_pillow_allows_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     write_image(tmp_path / "a.png", size=(80, 80))
-    with pytest.raises(DataError, match="decompression bomb"):
-        decode(tmp_path / "a.png", 8)
-    allow_large_images(MAX_PIXELS)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decode(tmp_path / "a.png", 8)
@@ -456,3 +453,48 @@ def test_decoding_threads_do_not_change_warning_filters(tmp_path):
     for _ in range(5):
         list(Loader(split, batch_size=12, seed=0, workers=4).batches(0, 1))
     assert warnings.filters == filters
+
+
+# Profiles of gray images, and of images with transparent pixels
+
+
+def gray_profile() -> bytes:
+    """A profile of gray images with linear light: sRGB's of three channels would not do."""
+    tags = {
+        b"desc": b"desc" + bytes(4) + (5).to_bytes(4, "big") + b"gray\0" + bytes(78),
+        b"wtpt": b"XYZ " + bytes(4) + bytes.fromhex("0000f6d6000100000000d32d"),
+        b"kTRC": b"curv" + bytes(4) + bytes(4),
+    }
+    table, data = len(tags).to_bytes(4, "big"), b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + (128 + 4 + 12 * len(tags) + len(data)).to_bytes(4, "big") + len(content).to_bytes(4, "big")
+        data += content
+    body = table + data
+    head = (128 + len(body)).to_bytes(4, "big") + bytes(4) + bytes.fromhex("02400000") + b"mntrGRAYXYZ "
+    head += bytes(12) + b"acsp" + bytes(28) + bytes.fromhex("0000f6d6000100000000d32d")
+    return head + bytes(128 - len(head)) + body
+
+
+@every_decoder
+def test_a_gray_profile_is_used_by_every_decoder(tmp_path, jpeg):
+    Image.new("L", (40, 40), 64).save(tmp_path / "a.jpg", icc_profile=gray_profile(), quality=95)
+    square = decode(tmp_path / "a.jpg", 8, jpeg)
+    # Linear light of a quarter is 137 in sRGB.
+    assert abs(int(square[0, 4, 4]) - 137) <= 3
+    assert square.amax() - square.amin() <= 2
+
+
+def test_a_background_is_not_changed_by_a_profile(tmp_path):
+    image = halves("RGBA", (*RED, 0), (*BLUE, 255))
+    image.save(tmp_path / "a.png", icc_profile=wide_profile())
+    square = decode(tmp_path / "a.png", 8, options=PixelOptions(background="#ff8000"))
+    assert_column(square[:, :, 0], (255, 128, 0), 0)
+
+
+@pytest.mark.parametrize("extra", [bytes(100_000), b"text behind the end"])
+def test_what_follows_the_end_of_a_png_is_ignored(tmp_path, extra):
+    photograph().save(tmp_path / "a.png")
+    expected = decode(tmp_path / "a.png", 8)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes() + extra)
+    assert torch.equal(decode(tmp_path / "a.png", 8), expected)

@@ -128,7 +128,7 @@ def test_an_unreadable_image_is_named_in_any_batch(tmp_path, workers):
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_an_unreadable_image_is_replaced_by_the_next_with_its_label(tmp_path, cache):
+def test_an_unreadable_image_is_replaced_by_another_with_its_label(tmp_path, cache):
     write_images(tmp_path / "data", a=6, b=6)
     for name in ("a/02.png", "b/05.png"):
         (tmp_path / "data" / name).write_text("no image")
@@ -139,13 +139,11 @@ def test_an_unreadable_image_is_replaced_by_the_next_with_its_label(tmp_path, ca
         loader = Loader(data.train, batch_size=4, seed=0, workers=workers)
         batches[workers] = list(loader.batches(0, 6))
     for images, labels, numbers in batches[0]:
-        # Numbers 2 and 11; the image behind the last one is the first.
         assert not {2, 11} & set(numbers.tolist())
         assert torch.equal(labels, data.train.labels[numbers])
         assert torch.equal(images, data.train.images.fetch(numbers))
         assert images.amin(dim=(1, 2, 3)).eq(0).all()  # red, not black
         assert images.amax(dim=(1, 2, 3)).eq(255).all()
-    assert len([number for _, _, numbers in batches[0] for number in numbers.tolist() if number in (0, 3)]) == 8
     for first, second in zip(batches[0], batches[2], strict=True):
         assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 

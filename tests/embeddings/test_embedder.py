@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import reptk
 from reptk import Encoder
@@ -50,3 +52,17 @@ def test_random_weights_are_drawn_alike_again(photo_folder: Path) -> None:
     embeddings = reptk.embed("test_resnet", photo_folder, size=32)
     [result] = reptk.search(embeddings, photo_folder / "cats" / "00.png")
     assert result.neighbors[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_queries_are_decoded_as_the_index_was(tmp_path: Path) -> None:
+    """12 bits in 16-bit files: read with the full range, the query would be nearly black."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        pixels = generator.integers(0, 4096, (32, 32)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    table = {"name": "folder", "root": str(tmp_path / "photos"), "range": (0, 4095)}
+    embeddings = reptk.embed("test_resnet", table, size=32)
+    [result] = reptk.search(embeddings, tmp_path / "photos" / "2.png", k=1)
+    assert result.neighbors[0].row == 2
+    assert result.neighbors[0].similarity > 0.9999

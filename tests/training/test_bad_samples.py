@@ -8,9 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from reptk.config.registry import EVALUATORS
 from reptk.core.console import Logger
 from reptk.core.errors import DataError
+from reptk.data import folder
+from reptk.data.bad_samples import BadSamples
+from reptk.evaluate import QueryMean, evaluate_pixels
 from reptk.training.loop import train
+from reptk.views.sets import crop_flip
 from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
 
 
@@ -39,10 +44,10 @@ def recipe(photos: Path, *overrides: str, **data: object):
 def test_a_run_skips_and_lists_them(
     photos: Path, tmp_path: Path, cache: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
+    run = tmp_path / "run"
     options = {"cache": str(tmp_path / "cache")} if cache else {}
-    train(recipe(photos, **options), folder, logger=Logger())
-    with (folder / "bad_samples.csv").open() as file:
+    train(recipe(photos, **options), run, logger=Logger())
+    with (run / "bad_samples.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [str(photos / "a" / "00.png"), str(photos / "b" / "13.png")]
     assert all("cannot read" in row["reason"] for row in rows)
@@ -75,6 +80,25 @@ def test_a_run_without_labels_skips_them_too(photos: Path, tmp_path: Path) -> No
     assert 0 <= metrics["view_recall@1"] <= 1
     assert len(metrics["view_recall@1"].values) == 62
     assert (tmp_path / "run" / "bad_samples.csv").read_text().count("cannot read") == 2
+
+
+@pytest.mark.parametrize("evaluator", ["linear", "linear_stage", "few_shot", "knn"])
+def test_every_evaluator_leaves_them_out(photos: Path, evaluator: str) -> None:
+    data = folder(str(photos), size=16, holdout=4)
+    arguments = {"linear_stage": {"epochs": 1, "lr": (0.1,)}, "knn": {"k": (1,)}}
+    part = EVALUATORS.build(evaluator, arguments.get(evaluator, {}), {})
+    metrics = evaluate_pixels(data, [part], views=crop_flip(size=16)).metrics
+    assert data.query.labels.tolist().count(-1) == 1
+    assert all(len(value.values) == 15 for value in metrics.values() if isinstance(value, QueryMean))
+
+
+def test_a_resumed_run_keeps_its_list(photos: Path, tmp_path: Path) -> None:
+    run_silently(recipe(photos, "train.epochs=1"), tmp_path / "run")
+    listed = (tmp_path / "run" / "bad_samples.csv").read_text()
+    samples = BadSamples(folder(str(photos), size=16), Logger(prints=False), tmp_path / "run")
+    samples.update()
+    assert len(samples.reasons) == 2
+    assert (tmp_path / "run" / "bad_samples.csv").read_text() == listed
 
 
 def test_workers_and_a_cache_do_not_change_the_weights(photos: Path, tmp_path: Path) -> None:
