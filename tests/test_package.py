@@ -25,6 +25,7 @@ MAY_USE_GETATTR = {
     "config/registry.py",
     "config/signature.py",
     "models/backbone.py",  # timm: some backbones have a patch size
+    "models/weights.py",  # timm: some families convert checkpoints
     "views/backends/kornia_backend.py",  # kornia: operations by name
 }
 

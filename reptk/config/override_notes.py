@@ -71,14 +71,14 @@ def _replacement_note(part: str, original: Table, recipe: Recipe, keys: set[str]
 
 def _backbone_note(original: Table, recipe: Recipe, keys: set[str]) -> str:
     encoder = recipe.encoder.model_dump()
-    kept = {}
+    unchanged = {}
     for key in ENCODER_KEYS:
         if f"encoder.{key}" not in keys and key in _section(original, "encoder"):
-            kept[key] = encoder[key]
-    kept_text = f"{_listed(kept)} and " if kept else ""
+            unchanged[key] = encoder[key]
+    encoder_text = f"{_listed(unchanged)} and " if unchanged else ""
     before = _section(original, "encoder").get("backbone")
     return (
-        f"encoder.backbone={recipe.encoder.backbone}: {kept_text}optim.{recipe.optim.name} with lr {recipe.optim.lr:g} stay "
+        f"encoder.backbone={recipe.encoder.backbone}: {encoder_text}optim.{recipe.optim.name} with lr {recipe.optim.lr:g} stay "
         f"as chosen for {before}"
     )
 

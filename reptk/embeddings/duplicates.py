@@ -37,7 +37,7 @@ MIN_SIMILARITY_OF_COPIES = 0.999
 """Equal pixels have equal embeddings, up to the rounding of half precision."""
 
 NO_ROW = -1
-CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "identical")
+CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "copy")
 
 
 class Duplicate(NamedTuple):

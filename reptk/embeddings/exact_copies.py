@@ -30,11 +30,18 @@ def exact_copies(files: Mapping[int, Path | None], similar_rows: Iterable[int]) 
     """
     # Files are read only if several have the same size, as identical ones must.
     by_size = _shared({row: readable_size(file) for row, file in files.items()})
-    same_bytes = _shared({row: sha256_of(files[row]) for row in by_size})
+    hashes = {row: sha256_of(files[row]) for row in by_size}
+    same_bytes = {row: hashes[row] for row in _shared(hashes)}
     copies: dict[int, Copy] = dict.fromkeys(files, "")
     candidates = set(similar_rows)
     if not candidates <= set(same_bytes):
-        by_pixels = {row: _pixels_sha256(files[row]) for row in candidates}
+        # Of files with the same bytes one is decoded.
+        by_bytes = {row: same_bytes.get(row, str(row)) for row in candidates}
+        pixels_of = {}
+        for row, content in by_bytes.items():
+            if content not in pixels_of:
+                pixels_of[content] = _pixels_sha256(files[row])
+        by_pixels = {row: pixels_of[content] for row, content in by_bytes.items()}
         copies |= dict.fromkeys(_shared(by_pixels), "pixels")
     copies |= dict.fromkeys(same_bytes, "bytes")
     return copies

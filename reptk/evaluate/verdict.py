@@ -43,7 +43,7 @@ ADVICE_WITHOUT_BASELINE = (
 )
 
 
-class Move(NamedTuple):
+class Difference(NamedTuple):
     """A metric that differs from a baseline's beyond the paired interval."""
 
     metric: str
@@ -56,30 +56,30 @@ class Comparison(NamedTuple):
     """The last row against one baseline.
 
     side: of the headline metric; None if it has no interval.
-    moves: of the other families that differ beyond chance.
+    differences: of the other families that differ beyond chance.
     """
 
     row: str
     side: Side | None
-    moves: list[Move]
+    differences: list[Difference]
 
     @property
     def is_worse(self) -> bool:
         """The headline is worse; or it is no better, and another family is worse while none is better."""
         if self.side == "worse":
             return True
-        sides = {move.side for move in self.moves}
+        sides = {difference.side for difference in self.differences}
         return self.side != "better" and sides == {"worse"}
 
     @property
     def is_better(self) -> bool:
         """The headline is better, and no family is worse."""
-        return self.side == "better" and all(move.side == "better" for move in self.moves)
+        return self.side == "better" and all(difference.side == "better" for difference in self.differences)
 
     @property
     def is_mixed(self) -> bool:
         """One family is better and another one is worse."""
-        sides = {self.side, *(move.side for move in self.moves)}
+        sides = {self.side, *(difference.side for difference in self.differences)}
         return {"better", "worse"} <= sides
 
 
@@ -90,7 +90,7 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
     """
     *baselines, last = results["metrics"]
     comparisons = [_compare(results, row) for row in baselines]
-    comparisons = [comparison for comparison in comparisons if comparison.side is not None or comparison.moves]
+    comparisons = [comparison for comparison in comparisons if comparison.side is not None or comparison.differences]
     sentence = _sentence(results, last, comparisons)
     collapse = _collapse(results["health"].get(last, {}))
     if collapse:
@@ -127,7 +127,7 @@ def _judge(comparisons: Sequence[Comparison], num_baselines: int) -> tuple[str, 
         advice.append(ADVICE_IF_MIXED)
     if any(comparison.is_worse for comparison in comparisons):
         return "poor", advice
-    if any(comparison.side == "even" and not comparison.moves for comparison in comparisons):
+    if any(comparison.side == "even" and not comparison.differences for comparison in comparisons):
         advice.append(ADVICE_IF_EVEN)
     if len(comparisons) == num_baselines and all(comparison.is_better for comparison in comparisons):
         return "good", advice
@@ -142,14 +142,14 @@ def _compare(results: Mapping[str, Any], row: str) -> Comparison:
     side = None
     if headline in gains:
         side = _side(gains[headline])
-    moves = []
+    differences = []
     for metric in _family_metrics(gains, headline):
         metric_side = _side(gains[metric])
         if metric_side != "even":
             before = results["metrics"][row][metric]
             after = results["metrics"][last][metric]
-            moves.append(Move(metric, metric_side, before, after))
-    return Comparison(row, side, moves)
+            differences.append(Difference(metric, metric_side, before, after))
+    return Comparison(row, side, differences)
 
 
 def _family_metrics(metrics: Iterable[str], headline: str) -> list[str]:
@@ -178,27 +178,27 @@ def _sentence(results: Mapping[str, Any], last: str, comparisons: Sequence[Compa
 
 def _comparison_phrase(results: Mapping[str, Any], comparison: Comparison) -> str:
     """Say on which side of a baseline the headline is, and name every other family that moved."""
-    row, side, moves = comparison
+    row, side, differences = comparison
     baseline = baseline_name(row, results.get("protocol", {}))
     if side is None:
-        return f"against {baseline}, {_listed_moves(moves)}"
+        return f"against {baseline}, {_list_differences(differences)}"
     value = f"{100 * results['metrics'][row][results['headline']]:.1f} %"
     phrase = PHRASES[side].format(baseline, value)
-    alike = [display_name(move.metric) for move in moves if move.side == side]
-    other = [move for move in moves if move.side != side]
+    alike = [display_name(difference.metric) for difference in differences if difference.side == side]
+    other = [difference for difference in differences if difference.side != side]
     if alike:
         phrase += f" ({_enumerate(alike)} too)"
     if other:
-        phrase += f", but {_listed_moves(other)}"
+        phrase += f", but {_list_differences(other)}"
     return phrase
 
 
-def _listed_moves(moves: Sequence[Move]) -> str:
+def _list_differences(differences: Sequence[Difference]) -> str:
     phrases = []
-    for move in moves:
-        direction = "up" if move.side == "better" else "down"
-        name = display_name(move.metric)
-        phrases.append(f"{name} is {direction} from {100 * move.before:.1f} to {100 * move.after:.1f} %")
+    for difference in differences:
+        direction = "up" if difference.side == "better" else "down"
+        name = display_name(difference.metric)
+        phrases.append(f"{name} is {direction} from {100 * difference.before:.1f} to {100 * difference.after:.1f} %")
     return _enumerate(phrases)
 
 

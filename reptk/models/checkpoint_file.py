@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch._weights_only_unpickler import get_globals_in_pkl
 
 from reptk.core.errors import DataError
 
@@ -100,6 +99,9 @@ def _foreign_globals(path: Path) -> list[str]:
     """Return the full names of classes and functions in a checkpoint that torch does not permit by itself."""
     if zipfile.is_zipfile(path):
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    # Private, since the public function reads zip files only. Imported here, so that only old files depend on it.
+    from torch._weights_only_unpickler import get_globals_in_pkl
+
     names: set[str] = set()
     with path.open("rb") as file:
         for _ in range(LEGACY_PICKLES):

@@ -305,7 +305,7 @@ def _filtered(state: StateDict, backbone: nn.Module) -> StateDict:
     position embeddings, relative position biases and patch embeddings.
     """
     module = sys.modules[type(backbone).__module__]
-    convert = vars(module).get("checkpoint_filter_fn")
+    convert = getattr(module, "checkpoint_filter_fn", None)  # not every family has one
     if convert is None:
         return state
     try:

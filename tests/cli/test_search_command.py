@@ -77,7 +77,7 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     ) in printed
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["id"], row["nearest"], row["identical"]) for row in rows] == [
+    assert [(row["id"], row["nearest"], row["copy"]) for row in rows] == [
         ("cats/00.png", "ünï/copy.png", "bytes"),
         ("ünï/copy.png", "cats/00.png", "bytes"),
     ]
@@ -104,4 +104,4 @@ def test_duplicates_between_sets(
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == [str(number) for number in range(1, 13)]
-    assert {row["identical"] for row in rows} == {"bytes"}
+    assert {row["copy"] for row in rows} == {"bytes"}
