@@ -43,7 +43,7 @@ ADVICE_WITHOUT_BASELINE = (
 )
 
 
-class Difference(NamedTuple):
+class MetricDifference(NamedTuple):
     """A metric that differs from a baseline's beyond the paired interval."""
 
     metric: str
@@ -61,7 +61,7 @@ class Comparison(NamedTuple):
 
     row: str
     side: Side | None
-    differences: list[Difference]
+    differences: list[MetricDifference]
 
     @property
     def is_worse(self) -> bool:
@@ -148,7 +148,7 @@ def _compare(results: Mapping[str, Any], row: str) -> Comparison:
         if metric_side != "even":
             before = results["metrics"][row][metric]
             after = results["metrics"][last][metric]
-            differences.append(Difference(metric, metric_side, before, after))
+            differences.append(MetricDifference(metric, metric_side, before, after))
     return Comparison(row, side, differences)
 
 
@@ -193,7 +193,7 @@ def _comparison_phrase(results: Mapping[str, Any], comparison: Comparison) -> st
     return phrase
 
 
-def _list_differences(differences: Sequence[Difference]) -> str:
+def _list_differences(differences: Sequence[MetricDifference]) -> str:
     phrases = []
     for difference in differences:
         direction = "up" if difference.side == "better" else "down"
