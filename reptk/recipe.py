@@ -119,7 +119,7 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     if data_error is None:
         logger.line(f"{recipe.title}: valid, everything could be built")
     else:
-        logger.line(f"{recipe.title}: valid, but its data is not here; everything else could be built")
+        logger.line(f"{recipe.title}: valid, but its data cannot be used; everything else could be built")
     # The recipe's numbers, not those of the generated images.
     logger.facts(describe(recipe, parts, has_data=data_error is None))
     for note in notes:

@@ -80,7 +80,10 @@ def _run(args: argparse.Namespace) -> int:
         data = _open(table)  # raises DataError if training cannot use it
         num_queries = 0 if data.query is None else len(data.query)
         print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
-    if num_unreadable > tolerated_unreadable(len(images.paths)):
+    max_unreadable = tolerated_unreadable(len(images.paths))
+    if table is not None and table.get("on_error") == "stop":
+        max_unreadable = 0
+    if num_unreadable > max_unreadable:
         raise DataError(
             f"{num_unreadable:,} of {len(images.paths):,} files cannot be read, too many to skip them; repair them, or take "
             "them out"

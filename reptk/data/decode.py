@@ -3,6 +3,7 @@
 import functools
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,11 +43,17 @@ DECODE_VERSION = 2
 
 EXIF_ORIENTATION = 0x0112
 
+MAX_CAMERA_BITS = 14
+"""Cameras and scanners have up to so many bits, which are stored as 16."""
+
 MAX_PIXELS = 250_000_000
 """Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded."""
 
 MAX_TEXT_BYTES = 1 << 20
 """Length of a text in a PNG file from which on Pillow refuses the image."""
+
+HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
+"""Bytes 4 to 12 of photographs by iPhones and other phones."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -135,6 +142,10 @@ def decode_into(
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
+        if isinstance(cause, FileNotFoundError):
+            raise DataError(f"cannot read {name}: there is no such file") from cause
+        if isinstance(cause, IsADirectoryError):
+            raise DataError(f"cannot read {name}: it is a folder") from cause
         why = _non_image_content(content) or _message(cause)
         raise DataError(f"cannot read {name} as an image: {why}. Repair it, or take it out of the folder") from cause
 
@@ -412,6 +423,8 @@ def _non_image_content(content: bytes) -> str | None:
         return "it is a Git LFS pointer; fetch the file itself (git lfs pull)"
     if head.startswith((b"<!doctype", b"<html")):
         return "it holds a web page"
+    if content[4:12] in HEIC_STARTS and not HAS_HEIF:
+        return "it is a HEIC photograph, whatever its name; to read these: pip install 'reptk[heif]'"
     return None
 
 
@@ -419,6 +432,19 @@ def _message(cause: Exception) -> str:
     if isinstance(cause, UnidentifiedImageError):  # Pillow's message shows only the address of the buffer
         return f"it is in none of the formats {', '.join(FORMATS)}"
     return str(cause)
+
+
+def _warn_of_fewer_bits(largest: int) -> None:
+    """Warn if the values of a 16-bit image end where those of a camera with fewer bits do, which makes it nearly black."""
+    bits = max(8, largest.bit_length())
+    if largest > 0 and bits <= MAX_CAMERA_BITS:
+        largest_of_camera = (1 << bits) - 1
+        # The same text for all such images, so that it is shown once.
+        warnings.warn(
+            f"16-bit images whose values end at {largest_of_camera:,} or below are nearly black; if their camera has {bits} "
+            f"bits: data.range=[0,{largest_of_camera}]",
+            stacklevel=2,
+        )
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -436,7 +462,10 @@ def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion would clip to 255 instead of scaling.
         low, high = options.range
-        gray = (np.asarray(image).clip(low, high) - low) / ((high - low) / 255)
+        values = np.asarray(image)
+        if options.range == DEFAULT_OPTIONS.range:
+            _warn_of_fewer_bits(int(values.max()))
+        gray = (values.clip(low, high) - low) / ((high - low) / 255)
         return Image.fromarray(gray.round().astype(np.uint8)).convert("RGB")
     # Converting to RGB directly would show whatever color transparent pixels happen to have.
     if _has_alpha(image):

@@ -126,8 +126,8 @@ class ImageFiles(WritableImages):
         # Sorted, since threads note them in any order.
         first = "\n  ".join(self._reasons[number] for number in sorted(self._reasons)[:5])
         raise DataError(
-            f"more than {self.max_unreadable:,} of {len(self):,} images cannot be read; too many to skip them. "
-            f"reptk check-data lists all of them. The first:\n  {first}"
+            f"more than {self.max_unreadable:,} images cannot be read, too many to skip them: repair them, or take them out. "
+            f"reptk check-data lists all. The first:\n  {first}"
         )
 
 
@@ -156,11 +156,13 @@ class FileReader:
             DataError: a file is gone, or cannot be decoded into the cache.
             EnvironmentProblem: the cache cannot be written, or simplejpeg is requested and not installed.
         """
-        if self.cache_folder is None:
-            return [self._files(paths) for paths in splits]
         # Sorted, so that the fingerprint of the cache does not depend on how the files are split.
         distinct = sorted({path for paths in splits for path in paths})
-        files = self._files(distinct)
+        # Of all splits together: a small split must not be stopped by one file.
+        max_unreadable = tolerated_unreadable(len(distinct))
+        if self.cache_folder is None:
+            return [self._files(paths, max_unreadable) for paths in splits]
+        files = self._files(distinct, max_unreadable)
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
         if self.options != DEFAULT_OPTIONS:
             decoding += f", {self.options}"
@@ -173,8 +175,15 @@ class FileReader:
             cached.append(WritableSubset(cache, numbers))
         return cached
 
-    def _files(self, paths: Sequence[Path]) -> ImageFiles:
-        return ImageFiles(paths, self.size, self.jpeg, options=self.options, on_error=self.on_error)
+    def _files(self, paths: Sequence[Path], max_unreadable: int) -> ImageFiles:
+        return ImageFiles(
+            paths,
+            self.size,
+            self.jpeg,
+            options=self.options,
+            on_error=self.on_error,
+            max_unreadable=max_unreadable,
+        )
 
 
 def cache_folder(cache: bool | str, name: str, root: Path, size: int) -> Path | None:

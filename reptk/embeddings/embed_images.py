@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ def _open_source(
     """Open the `data` of `embed`, of any of its types."""
     if isinstance(data, Tensor):
         return image_sources.from_images(data, jpeg=jpeg)
+    if not isinstance(data, str | Path | Mapping):
+        raise UsageError(
+            f"data must be a folder, a table, a data set or a tensor (n, 3, H, W) uint8, not {type(data).__name__}; for images "
+            "in Python: Encoder.embed"
+        )
     # Large enough that the crop has the encoder's size without being enlarged.
     decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
     if isinstance(data, str | Path):

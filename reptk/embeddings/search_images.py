@@ -152,6 +152,10 @@ def _existing_images(queries: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     if isinstance(queries, str | Path):
         queries = [queries]
+    if not isinstance(queries, Sequence) or not all(isinstance(query, str | Path) for query in queries):
+        raise DataError(
+            "queries must be files or vectors (q, F); for other images: search(index, encoder.embed(images))"
+        )
     paths = [Path(query) for query in queries]
     for path in paths:
         if not path.is_file():

@@ -263,6 +263,8 @@ def check_exclude(exclude: Tensor, num_rows: int, num_queries: int) -> None:
 
 
 def _check_labels(name: str, rows: Tensor, labels: Tensor) -> None:
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{name} labels must be integers, got {labels.dtype}")
     if len(rows) != len(labels) or labels.ndim != 1:
         raise ValueError(f"{len(rows)} {name} rows but labels of shape {tuple(labels.shape)}")
     if not (labels >= 0).any():

@@ -169,6 +169,8 @@ class Encoder(nn.Module):
             DataError: a file that cannot be read as an image.
             ValueError, TypeError: something that is no image, or values outside of the range.
         """
+        if not 0 < crop <= 1:
+            raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
         size = self.config["size"]
         prepared = []
         for batch in image_tensors(images, decode_px=round(size / crop)):

@@ -11,7 +11,7 @@ from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.predictions import Predictions
 from reptk.report.run_files import Run
 
-ACCESS_ARGUMENTS = ("cache", "download", "jpeg")
+ACCESS_ARGUMENTS = ("cache", "download", "jpeg", "on_error")
 """Arguments of a data set that change how its images are read, not which images they are."""
 
 Bounds = tuple[float, float]

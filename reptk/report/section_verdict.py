@@ -10,7 +10,7 @@ from reptk.core.metric_names import display_name
 from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
 from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
-from reptk.report.run_comparison import difference
+from reptk.report.run_comparison import data_identity, difference
 from reptk.report.run_files import Run
 
 MAX_DIFFERENCES = 8
@@ -155,6 +155,9 @@ def _sentence_from_numbers(run: Run) -> str:
 
 def _comparison_sentence(runs: Sequence[Run]) -> str:
     """Return which of several runs leads, and whether by more than chance explains."""
+    data = data_identity(runs[0].data_part)
+    if any(data_identity(run.data_part) != data for run in runs):
+        return f"{len(runs)} runs measured on different images: their numbers cannot be compared."
     metric = runs[0].results.headline
     scored = [run for run in runs if metric and metric in run.results.main_metrics]
     if len(scored) < 2:

@@ -244,7 +244,7 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
         parts: what was built from it.
         has_data: False if the parts were built with other images, since those of the recipe are missing.
     """
-    data = "not here"
+    data = "cannot be used"
     if has_data:
         data = _describe_data(parts.data)
     train, optim = recipe.train, recipe.optim

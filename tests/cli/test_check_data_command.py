@@ -135,3 +135,12 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture) 
         pytest.skip(f"this file system refuses the name: {cause}")
     shutil.copy(tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "a.png")
     assert "caf\\xe9.png" in run_command(["check-data", tmp_path], capsys)
+
+
+def test_one_unreadable_image_is_too_many_for_a_run_that_stops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for number in range(20):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_text("no image")
+    assert "usable" in run_command(["check-data", tmp_path], capsys)
+    printed = run_command(["check-data", tmp_path, "data.on_error=stop"], capsys, exit_code=3)
+    assert "1 of 20 files cannot be read" in printed

@@ -317,3 +317,16 @@ def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
         data = folder(str(tmp_path))
     assert data.classes == ("cat", "dog")
     assert any("locked" in line for line in data.summary)
+
+
+def test_a_test_folder_without_classes_leaves_queries_to_be_held_out(tmp_path):
+    """As in many competitions, whose test labels are secret."""
+    write_images(tmp_path, train__cats=5, train__dogs=5, test=7)
+    data = folder(str(tmp_path), size=8)
+    assert relative_paths(data.query, tmp_path / "train") == ["cats/04.png", "dogs/04.png"]
+    assert len(data.train) == 8
+    assert any(
+        "test has no class folders, so every 5th image of each class is a query" in line for line in data.summary
+    )
+    with pytest.raises(DataError, match=r"no class of .* has the 9 images"):
+        folder(str(tmp_path), size=8, holdout=9)

@@ -10,7 +10,7 @@ import reptk
 from embedding_inputs import TIMM_BACKBONE, draw_image, needs_pyarrow
 from reptk import Encoder
 from reptk.cli import main
-from reptk.core.errors import EnvironmentProblem, NumericalError
+from reptk.core.errors import EnvironmentProblem, NumericalError, UsageError
 from reptk.data import digits
 from reptk.data.decode import decode
 from reptk.embeddings import Embedder, Embeddings
@@ -151,3 +151,8 @@ def test_a_folder_that_cannot_be_written(
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(EnvironmentProblem, match="no right to write"):
         reptk.embed(encoder_run, photo_folder, out=folder / "e.safetensors")
+
+
+def test_other_data_is_refused_with_what_there_is_for_it(encoder_run: Path) -> None:
+    with pytest.raises(UsageError, match=r"data must be a folder, .* not list; for images in Python: Encoder.embed"):
+        reptk.embed(encoder_run, ["a.png", "b.png"])

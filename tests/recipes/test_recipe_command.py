@@ -76,7 +76,7 @@ def test_check_without_data_checks_the_rest(
     monkeypatch.chdir(tmp_path)
     assert main(["tcl_selfsup_imagenet100", "--check", "train.batch_size=8"]) == 3
     output = capsys.readouterr()
-    assert "its data is not here" in output.out
+    assert "its data cannot be used" in output.out
     assert "resnet50" in output.out
     for remedy in ("data.root=/path/to/imagenet ", "data.root=/path/to/imagenet100 ", "--smoke"):
         assert remedy in output.err

@@ -276,9 +276,9 @@ def test_check_without_data_checks_everything_else(faulty_folder, capsys):
     before = folder_content(faulty_folder)
     assert main(["tiny.toml", "--check", "data.name=imagenet100"]) == 3
     output = capsys.readouterr()
-    assert "tiny data.name=imagenet100: valid, but its data is not here" in output.out
+    assert "tiny data.name=imagenet100: valid, but its data cannot be used" in output.out
     # The numbers are those of the recipe, not those of the generated images that stood in.
-    assert re.search(r"data +imagenet100 +not here", output.out)
+    assert re.search(r"data +imagenet100 +cannot be used", output.out)
     assert "batch 16 (1 rank)" in output.out
     assert "images," not in output.out
     assert "imagenet100: no images" in error_message(output.err)

@@ -87,6 +87,16 @@ def test_several_runs_are_on_one_page(run: Path, other: Path, tmp_path: Path) ->
     assert "less, beyond the interval" in text
 
 
+def test_runs_on_different_images_are_not_compared(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "elsewhere", seed=2)
+    results = json.loads((other / "results.json").read_text())
+    results["protocol"]["data"] = {"name": "folder", "root": "elsewhere"}
+    (other / "results.json").write_text(json.dumps(results))
+    text = Page(write([run, other], tmp_path / "both.html")).text()
+    assert "2 runs measured on different images: their numbers cannot be compared." in text
+    assert "leads in" not in text
+
+
 def test_what_differs_between_runs_is_above_their_numbers(run: Path, other: Path, tmp_path: Path) -> None:
     text = Page(write([run, other], tmp_path / "both.html")).text()
     difference = text.index("loss.temperature 0.3")

@@ -20,6 +20,9 @@ from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, Split, with_shape
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
 
+SYNSET = r"n\d{8}"
+"""What the class folders of ImageNet are called."""
+
 EVALUATION_CROP = 0.875
 """Share of the shorter side that the evaluation view of a photograph retains, as is usual for ImageNet."""
 
@@ -77,7 +80,7 @@ def folder(
     train_names = layout.folders_of(TRAIN)
     evaluation_names = layout.folders_of(*EVALUATION_ROLES, GALLERY)
     if train_names and evaluation_names:
-        return _from_split_folders(layout, labels, reader)
+        return _from_split_folders(layout, labels, holdout, reader)
     if len(evaluation_names) > 1 or (evaluation_names and _has_empty_train_folder(layout)):
         raise DataError(
             f"{base} has the splits {', '.join(evaluation_names)}, and no images to train on in a folder such as "
@@ -172,7 +175,7 @@ def _with_held_out_queries(layout: FolderLayout, holdout: int, reader: FileReade
     return build_data(train, _labeled(train), query, classes, reader, protocol, summary=summary)
 
 
-def _from_split_folders(layout: FolderLayout, labels: Labels, reader: FileReader) -> Data:
+def _from_split_folders(layout: FolderLayout, labels: Labels, holdout: int, reader: FileReader) -> Data:
     """Return the data set of a folder with train and evaluation folders."""
     base = layout.base
     train_names = layout.folders_of(TRAIN)
@@ -198,17 +201,27 @@ def _from_split_folders(layout: FolderLayout, labels: Labels, reader: FileReader
         raise DataError(
             f"{query_folder} has classes that {train_text} lacks: {', '.join(unknown[:5])}{_imagenet_hint(classes)}"
         )
-    if not class_names(query):
+    if class_names(query):
+        summary = [*layout.describe(), *_describe_unused(layout, [*used, query_name])]
+        bank = _labeled(train)
+        return build_data(train + unlabeled, bank, _labeled(query), classes, reader, protocol, summary=summary)
+    if all(re.fullmatch(SYNSET, name) for name in classes):
+        raise DataError(f"{train_text} has class folders and {query_folder} has none{_imagenet_hint(classes)}")
+    # The labels of a test folder are often secret.
+    fitted, held_out = _hold_out(train, holdout)
+    summary = [*layout.describe(), *_describe_unused(layout, used)]
+    if not held_out:
         raise DataError(
-            f"{train_text} has class folders and {query_folder} has none; give both the same, or data.labels=none"
-            f"{_imagenet_hint(classes)}"
+            f"{query_folder} has no class folders, and no class of {train_text} has the {holdout} images from which a query "
+            "could be held out (data.holdout)"
         )
-    summary = [*layout.describe(), *_describe_unused(layout, [*used, query_name])]
-    return build_data(train + unlabeled, _labeled(train), _labeled(query), classes, reader, protocol, summary=summary)
+    summary.append(f"  {query_name} has no class folders, so every {holdout}th image of each class is a query")
+    protocol = f"{train_text}: bank the training images, queries every {holdout}th image of each class, in path order"
+    return build_data(fitted + unlabeled, _labeled(fitted), held_out, classes, reader, protocol, summary=summary)
 
 
 def _imagenet_hint(classes: Sequence[str]) -> str:
-    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+    if all(re.fullmatch(SYNSET, name) for name in classes):
         return ". For ImageNet as it is distributed: data.name=imagenet"
     return ""
 

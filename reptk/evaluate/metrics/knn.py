@@ -41,7 +41,7 @@ def knn(
     queries: Tensor,
     query_labels: Tensor,
     *,
-    k: Sequence[int] = (1, 10, 20, 100, 200),
+    k: int | Sequence[int] = (1, 10, 20, 100, 200),
     temperature: float | Sequence[float] = 0.07,
     exclude: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
@@ -53,7 +53,7 @@ def knn(
         bank_labels: (n,) classes; rows with -1 do not vote.
         queries: (q, F) features.
         query_labels: (q,) classes; queries with -1 are skipped.
-        k: numbers of neighbors.
+        k: number of neighbors, or several.
         temperature: of the weighted vote (Wu et al. 2018, arXiv 1805.01978, with the usual 0.07), or several.
         exclude: (q,) the row of `bank` that is the query itself, -1 for none: leave-one-out.
         progress: called now and then with the number of queries that are done.
@@ -66,6 +66,8 @@ def knn(
         ValueError: shapes that do not fit, values that are not finite, k outside 1 to the bank's size, no labels.
     """
     task = labeled_task(bank, bank_labels, queries, query_labels, exclude)
+    if isinstance(k, int):
+        k = [k]
     metric = KNNAccuracy(task.bank_labels, len(task.queries), k, _as_list(temperature))
     return accumulate(task, [metric], progress=progress)
 
