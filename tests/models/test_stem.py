@@ -64,7 +64,7 @@ def test_weights_of_another_stem_leave_the_first_convolution_untrained(tmp_path:
     weights = tmp_path / "weights.pt"
     torch.save(Encoder("resnet18", size=32).backbone.state_dict(), weights)
     timm_stem = Encoder("resnet18", size=32, weights=str(weights))
-    with pytest.warns(UserWarning, match=r"another stem; conv1.weight starts afresh"):
+    with pytest.warns(UserWarning, match=r"another stem; conv1.weight keeps its initial values"):
         small_stem = Encoder("resnet18", size=32, stem="small", weights=str(weights))
     assert changed_weights(timm_stem, small_stem) == ["conv1.weight"]
 
