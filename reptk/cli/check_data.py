@@ -4,7 +4,7 @@ import argparse
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from reptk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from reptk.data import Data
+    from reptk.data.decode import PixelOptions
     from reptk.data.file_check import FileCheck
 
 EXAMPLES = """examples:
@@ -39,12 +40,14 @@ class CheckedImages:
         class_names: the name of each file's class; None without one.
         splits: the name of each file's split; empty without one.
         summary: lines that say what is read and what is skipped.
+        data: the data set, if it was opened to find them.
     """
 
     paths: list[Path]
     class_names: list[str | None]
     splits: list[str]
     summary: Sequence[str]
+    data: "Data | None" = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from reptk.data.decode import PixelOptions
     from reptk.data.image_files import tolerated_unreadable
 
     for plugin in args.plugin:
@@ -67,6 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     unknown_keys = sorted(set(overrides) - {"data"})
     if unknown_keys:
         raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.*")
+    options = PixelOptions()
     if source is not None and Path(source).expanduser().is_file():
         if overrides:
             raise UsageError(f"data.* is for data sets, and {source} is a table of images")
@@ -75,9 +80,10 @@ def _run(args: argparse.Namespace) -> int:
     else:
         table = _data_table(source, overrides.get("data", {}))
         images = _images_of_data_set(table)
-    num_unreadable = _print_check(images, args.workers)
+        options = _pixel_options(table)
+    num_unreadable = _print_check(images, args.workers, options)
     if table is not None:
-        data = _open(table)  # raises DataError if training cannot use it
+        data = images.data or _open(table)  # raises DataError if training cannot use it
         num_queries = 0 if data.query is None else len(data.query)
         print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
     max_unreadable = tolerated_unreadable(len(images.paths))
@@ -108,6 +114,14 @@ def _data_table(source: str | None, overrides: config.Table) -> config.Table:
     if "cache" in table:
         table["cache"] = False  # nothing is written
     return table
+
+
+def _pixel_options(table: config.Table) -> "PixelOptions":
+    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these."""
+    from reptk.data.decode import PixelOptions
+
+    names = [field.name for field in fields(PixelOptions)]
+    return PixelOptions(**{name: table[name] for name in names if name in table})
 
 
 def _open(table: config.Table) -> "Data":
@@ -158,10 +172,10 @@ def _images_of_data_set(table: config.Table) -> CheckedImages:
             paths.append(path)
             names.append(data.classes[label] if label >= 0 else None)
             split_names.append(split_name)
-    return CheckedImages(paths, names, split_names, summary)
+    return CheckedImages(paths, names, split_names, summary, data)
 
 
-def _print_check(images: CheckedImages, workers: int | None) -> int:
+def _print_check(images: CheckedImages, workers: int | None, options: "PixelOptions") -> int:
     """Print all that is known of the images; return how many cannot be read.
 
     Raises:
@@ -178,7 +192,7 @@ def _print_check(images: CheckedImages, workers: int | None) -> int:
     if workers is None:
         workers = num_cpus()
     with progress("checking", len(images.paths)) as advance:
-        check = check_files(images.paths, workers=workers, advance=advance)
+        check = check_files(images.paths, workers=workers, advance=advance, options=options)
     if not check.sizes_px:
         path, reason = check.unreadable[0]
         raise DataError(f"none of {len(images.paths):,} files can be read; the first is {path}: {reason}")

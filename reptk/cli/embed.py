@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reptk import config
 from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, add_device_option, run_command
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,9 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--half", action="store_true", help="store half precision: half the size")
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
-    )
+    add_device_option(parser)
     parser.add_argument(
         "--strict", action="store_true", help="stop at an image that cannot be read, instead of skipping it"
     )

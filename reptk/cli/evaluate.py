@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reptk import config
 from reptk.cli.subject import Subject, data_table, open_subject
 from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, integer_from, run_command
+from reptk.core.command_line import ArgumentParser, add_device_option, integer_from, run_command
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -258,9 +258,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="with a file of embeddings as the bank: the queries; default: every embedding of the bank",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
-    )
+    add_device_option(parser)
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
     parser.add_argument(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from reptk.core.command_line import ESCAPED_BYTES, ArgumentParser, run_command
+from reptk.core.command_line import ESCAPED_BYTES, ArgumentParser, add_device_option, run_command
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -316,7 +316,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
-    )
+    add_device_option(parser)
     return parser.parse_intermixed_args(arguments)

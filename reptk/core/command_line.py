@@ -28,6 +28,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(f"{message}. Help: {self.prog} --help")
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, see `reptk.core.device.choose_device`."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
+    )
+
+
 def integer_from(minimum: int) -> Callable[[str], int]:
     """Return an argument type for argparse: an integer of at least `minimum`."""
 

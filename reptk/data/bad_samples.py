@@ -37,7 +37,7 @@ class BadSamples:
         self.folder = folder
         self.device = device
         self.reasons = _listed_before(folder)
-        """By path, or by split and index for images that are not in files of their own."""
+        """By path, as it is written into the file, or by split and index for images that are not in files of their own."""
         self._splits: list[tuple[str, Split]] = []
         for name, split in data.splits.items():
             if split is not None and all(split is not other for _, other in self._splits):
@@ -82,8 +82,7 @@ class BadSamples:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADINGS)
-        for name, reason in sorted(self.reasons.items()):
-            writer.writerow([escape_formula(name), reason])
+        writer.writerows(sorted(self.reasons.items()))
         return text.getvalue()
 
 
@@ -100,4 +99,4 @@ def _name_of(split_name: str, split: Split, number: int) -> str:
     if path is None:
         return f"{split_name}/{number}"
     # Names of files may be no valid text.
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return str(escape_formula(os.fsencode(path).decode("utf-8", "backslashreplace")))

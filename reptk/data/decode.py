@@ -2,10 +2,7 @@
 
 import functools
 import io
-import struct
 import warnings
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,26 +14,28 @@ import PIL
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data.heif import HEIF_EXTENSIONS, HEIF_FORMAT, register_heif
+from reptk.data.color_profile import to_srgb
+from reptk.data.png_check import PNG_SIGNATURE, checked_png
 
-EXTENSIONS = frozenset(
+HAS_HEIF = find_spec("pillow_heif") is not None
+"""Whether photographs of phones can be read: Pillow reads them once pillow-heif is installed and registered."""
+
+HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
+PILLOW_EXTENSIONS = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png"}
     | {".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-# Pillow opens MPO as JPEG. Files of TGA have no signature, so it comes last.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
-"""The formats that Pillow may open. Its rarer decoders are not used, whatever format a file claims to be."""
+EXTENSIONS = PILLOW_EXTENSIONS | HEIF_EXTENSIONS if HAS_HEIF else PILLOW_EXTENSIONS
 
-# On import, since several threads decode at the same time.
-HAS_HEIF = register_heif()
-if HAS_HEIF:
-    EXTENSIONS |= HEIF_EXTENSIONS
-    FORMATS = (HEIF_FORMAT, *FORMATS)
+# Pillow opens MPO as JPEG. Files of TGA have no signature, so it comes last.
+PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
+FORMATS = ("HEIF", *PILLOW_FORMATS) if HAS_HEIF else PILLOW_FORMATS
+"""The formats that Pillow may open. Its rarer decoders are not used, whatever format a file claims to be."""
 
 DECODE_VERSION = 2
 """Must be increased whenever the same file would give other pixels: it invalidates the caches on disk."""
@@ -49,13 +48,8 @@ MAX_CAMERA_BITS = 14
 MAX_PIXELS = 250_000_000
 """Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded."""
 
-MAX_TEXT_BYTES = 1 << 20
-"""Length of a text in a PNG file from which on Pillow refuses the image."""
-
 HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 """Bytes 4 to 12 of photographs by iPhones and other phones."""
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Jpeg = Literal["auto", "pillow", "simplejpeg"]
 Square = NDArray[np.uint8]
@@ -89,6 +83,13 @@ class PixelOptions:
 DEFAULT_OPTIONS = PixelOptions()
 
 
+class ImageFacts(NamedTuple):
+    """Width and height of an image in its file, and Pillow's mode of it."""
+
+    size_px: tuple[int, int]
+    mode: str
+
+
 def decode(source: Path | bytes, size: int, jpeg: Jpeg = "pillow", options: PixelOptions = DEFAULT_OPTIONS) -> Tensor:
     """Return the center square of an image, (3, size, size) uint8, in channels-last memory.
 
@@ -120,7 +121,7 @@ def decode_into(
     *,
     options: PixelOptions = DEFAULT_OPTIONS,
     name: str | None = None,
-) -> None:
+) -> ImageFacts:
     """Decode an image into `out`, (size, size, 3) uint8, as described for `decode`.
 
     Several threads may decode at the same time; most of the work does not hold the interpreter lock.
@@ -132,13 +133,16 @@ def decode_into(
         options: see `PixelOptions`.
         name: what errors call the image; by default its path, or the number of its bytes.
 
+    Returns:
+        The size and the mode of the whole image.
+
     Raises:
         DataError: the source cannot be read as an image.
     """
     content = b""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        _decode_bytes(content, out, jpeg, options)
+        return _decode_bytes(content, out, jpeg, options)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
@@ -167,9 +171,12 @@ def decoder(jpeg: Jpeg) -> str:
 
 def versions_of(jpeg: str) -> str:
     """Return the versions that the pixels depend on: `pillow 13.0.0`, or `simplejpeg 1.9.0, pillow 13.0.0, torch 2.14.1`."""
-    if jpeg == "pillow":
-        return f"pillow {PIL.__version__}"
-    return f"simplejpeg {version('simplejpeg')}, pillow {PIL.__version__}, torch {torch.__version__}"
+    versions = f"pillow {PIL.__version__}"
+    if HAS_HEIF:
+        versions += f", pillow-heif {version('pillow-heif')}"
+    if jpeg == "simplejpeg":
+        versions = f"simplejpeg {version('simplejpeg')}, {versions}, torch {torch.__version__}"
+    return versions
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -177,64 +184,55 @@ def to_tensor(image: Image.Image) -> Tensor:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
 
 
-def allow_large_images(max_pixels: int) -> None:
-    """Raise Pillow's limit of pixels, which is one for the whole process, so that it does not refuse images below ours."""
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-
-
-def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions) -> None:
+def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions) -> ImageFacts:
     size = len(out)
-    with _open_image(content, options.max_pixels) as image:
-        profile = image.info.get("icc_profile")
+    with open_image(content, options.max_pixels) as image:
+        facts = ImageFacts(image.size, image.mode)
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             pixels = _decode_with_simplejpeg(content, image, size)
             if pixels is not None:
                 _fit(pixels, out)
-                if profile is not None:
+                if "icc_profile" in image.info:
                     # A profile of gray images is for a single channel.
                     square = Image.fromarray(out).convert(image.mode)
-                    np.copyto(out, _to_srgb(square, profile).convert("RGB"))
-                return
+                    np.copyto(out, to_srgb(square, image.info["icc_profile"]).convert("RGB"))
+                return facts
         image.draft("RGB", (size, size))  # JPEG alone: decode at a fraction of the size if that is large enough
         # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
         image.load()
         upright = image
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
-        # A profile is for the channels of the file. RGB is converted when it is small.
-        if profile is not None and image.mode in ("CMYK", "L"):
-            upright = _to_srgb(upright, profile)
-            profile = None
-        if profile is not None and _has_alpha(image):
-            # Before transparent pixels are blended with a background, whose color is sRGB's.
-            upright = _to_srgb_with_alpha(upright.convert("RGBA"), profile)
-            profile = None
-        square = ImageOps.fit(to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR)
-        if profile is not None:
-            square = _to_srgb(square, profile)
-        np.copyto(out, square)
+        np.copyto(out, ImageOps.fit(to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR))
+        return facts
 
 
-def _open_image(content: bytes, max_pixels: int) -> Image.Image:
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image by its header, without decoding it.
+
+    Pillow's limit of pixels is raised to `max_pixels`, for the whole process.
 
     Raises:
         Exception: of any type: it is no image, or damaged, or has too many pixels.
     """
-    allow_large_images(max_pixels)
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    _register_heif()
     if content.startswith(PNG_SIGNATURE):
-        content = _checked_png(content)
+        content = checked_png(content)
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     _check_num_pixels(image, max_pixels)
     return image
 
 
-def image_size_and_mode(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], str]:
-    """Return width and height, and Pillow's mode, of an image that `decode` reads."""
-    with _open_image(content, max_pixels) as image:
-        return image.size, image.mode
+@functools.cache
+def _register_heif() -> None:
+    """Let Pillow open HEIF files if pillow-heif is installed."""
+    if HAS_HEIF:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def _check_num_pixels(image: Image.Image, limit: int) -> None:
@@ -243,105 +241,6 @@ def _check_num_pixels(image: Image.Image, limit: int) -> None:
         raise ValueError(
             f"{image.width:,} x {image.height:,} pixels are more than {limit:,}, the limit (data.max_pixels)"
         )
-
-
-def _checked_png(content: bytes) -> bytes:
-    """Return a PNG file without the texts that are too long for Pillow.
-
-    Raises:
-        ValueError: the checksum of the pixels is wrong. Pillow does not check it.
-    """
-    parts = [PNG_SIGNATURE]
-    for kind, chunk in _png_chunks(content):
-        stored_checksum = chunk[-4:]
-        if kind == b"IDAT" and struct.pack(">I", zlib.crc32(chunk[4:-4])) != stored_checksum:
-            raise ValueError("its pixels are damaged (CRC)")
-        if not _is_long_text(kind, chunk):
-            parts.append(chunk)
-    checked_bytes = sum(len(part) for part in parts)
-    if checked_bytes == len(content):
-        return content
-    return b"".join(parts)
-
-
-def _is_long_text(kind: bytes, chunk: memoryview) -> bool:
-    if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-        return False
-    if len(chunk) > MAX_TEXT_BYTES:
-        return True
-    # keyword \0 method text, or keyword \0 is_compressed method language \0 keyword \0 text
-    _, _, text = bytes(chunk[8:-4]).partition(b"\0")
-    if kind == b"tEXt" or (kind == b"iTXt" and text[:1] != b"\1"):
-        return False
-    if kind == b"iTXt":
-        _, _, text = text[2:].partition(b"\0")
-        _, _, text = text.partition(b"\0")
-    else:
-        text = text[1:]
-    decompressor = zlib.decompressobj()
-    try:
-        decompressor.decompress(text, MAX_TEXT_BYTES)
-    except zlib.error:
-        return True  # Pillow would refuse the image
-    return bool(decompressor.unconsumed_tail)
-
-
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the kind of every chunk, and the chunk with its length and checksum; the last one may be cut off."""
-    view = memoryview(content)
-    position = len(PNG_SIGNATURE)
-    while position < len(content):
-        length = int.from_bytes(view[position : position + 4], "big")
-        # 4 bytes each of length, kind and checksum.
-        chunk = view[position : position + length + 12]
-        kind = bytes(chunk[4:8])
-        yield kind, chunk
-        if kind == b"IEND":
-            return  # what follows is no part of the image
-        position += length + 12
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert an image in CMYK, L or RGB to sRGB. A profile that is damaged, or for other channels, is ignored."""
-    transform = _srgb_transform(profile, image.mode)
-    if transform is None:
-        return image
-    return ImageCms.applyTransform(image, transform)
-
-
-def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, with the colors of its ICC profile.
-
-    Raises:
-        ValueError: its pixels are floats, whose range is not known.
-    """
-    profile = image.info.get("icc_profile")
-    if profile is None:
-        return to_rgb(image)
-    if _has_alpha(image):
-        return to_rgb(_to_srgb_with_alpha(image.convert("RGBA"), profile))
-    if image.mode not in ("CMYK", "L"):
-        image = to_rgb(image)
-    return to_rgb(_to_srgb(image, profile))
-
-
-def _to_srgb_with_alpha(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert the colors of an image in RGBA to sRGB."""
-    converted = _to_srgb(image.convert("RGB"), profile)
-    converted.putalpha(image.getchannel("A"))
-    return converted
-
-
-@functools.lru_cache(maxsize=64)
-def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the conversion; None if there is nothing to convert, or if the profile cannot be used."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -447,12 +346,8 @@ def _warn_of_fewer_bits(largest: int) -> None:
         )
 
 
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-
-
 def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image.Image:
-    """Convert an image of any mode to RGB, as described for `decode`.
+    """Convert an image of any mode to RGB with the colors of sRGB, as described for `decode`.
 
     Raises:
         ValueError: its pixels are floats, whose range is not known.
@@ -460,18 +355,31 @@ def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion would clip to 255 instead of scaling.
-        low, high = options.range
-        values = np.asarray(image)
-        if options.range == DEFAULT_OPTIONS.range:
-            _warn_of_fewer_bits(int(values.max()))
-        gray = (values.clip(low, high) - low) / ((high - low) / 255)
-        return Image.fromarray(gray.round().astype(np.uint8)).convert("RGB")
+        return _from_16_bits(image, options.range)
+    profile = image.info.get("icc_profile")
     # Converting to RGB directly would show whatever color transparent pixels happen to have.
-    if _has_alpha(image):
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
+        if profile is not None:
+            image = to_srgb(image, profile)
         background = Image.new("RGBA", image.size, options.background)
         return Image.alpha_composite(background, image).convert("RGB")
+    # A profile is for the channels of the file.
+    if profile is not None and image.mode in ("CMYK", "L"):
+        image = to_srgb(image, profile)
+        profile = None
     if image.mode != "RGB":
         image = image.convert("RGB")
+    if profile is not None:
+        image = to_srgb(image, profile)
     return image
+
+
+def _from_16_bits(image: Image.Image, value_range: tuple[int, int]) -> Image.Image:
+    # Pillow's own conversion would clip to 255 instead of scaling.
+    low, high = value_range
+    values = np.asarray(image)
+    if value_range == DEFAULT_OPTIONS.range:
+        _warn_of_fewer_bits(int(values.max()))
+    gray = (values.clip(low, high) - low) / ((high - low) / 255)
+    return Image.fromarray(gray.round().astype(np.uint8)).convert("RGB")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reptk.core.errors import DataError
-from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_into, image_size_and_mode
+from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_into
 
 DECODE_PX = 32
 """Small, since JPEG files are decoded faster at a fraction of their size, and damage is found at any."""
@@ -109,8 +109,7 @@ def _read(path: Path, options: PixelOptions) -> CheckedFile:
     digest = hashlib.blake2b(content, digest_size=16).digest()
     square = np.empty((DECODE_PX, DECODE_PX, 3), np.uint8)
     try:
-        decode_into(content, square, "pillow", options=options, name=str(path))
-        size_px, mode = image_size_and_mode(content, options.max_pixels)
-        return CheckedFile(digest, size_px, mode)
+        facts = decode_into(content, square, "pillow", options=options, name=str(path))
+        return CheckedFile(digest, facts.size_px, facts.mode)
     except DataError as error:
         return CheckedFile(digest, error=str(error))

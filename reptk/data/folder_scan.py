@@ -5,8 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reptk.data.decode import EXTENSIONS
-from reptk.data.heif import HEIF_EXTENSIONS
+from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.split_names import is_split_name
 
 JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})

@@ -21,7 +21,6 @@ from reptk.data.decode import (
     DEFAULT_OPTIONS,
     Jpeg,
     PixelOptions,
-    allow_large_images,
     decode_into,
     decoder,
     versions_of,
@@ -51,7 +50,7 @@ class ImageFiles(WritableImages):
     and would be copied into every forked process.
 
     Pillow's warnings about unusual files are ignored from then on, in the whole process: warning filters are global, and
-    the decoding threads cannot have their own. So is Pillow's limit of pixels, which is raised to `options.max_pixels`.
+    the decoding threads cannot have their own.
 
     Args:
         paths: the files, in order.
@@ -89,7 +88,6 @@ class ImageFiles(WritableImages):
         self._ends = torch.tensor([0, *lengths]).cumsum(0)
         self._path_bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        allow_large_images(options.max_pixels)
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -16,45 +16,25 @@ from reptk.data.table_files import TableRow, heading_key, read_cells
 COLUMNS = ("path", "label", "id")
 """Columns of a table without headings, in this order."""
 
+PATH_HEADINGS = (
+    "path filepath imagepath imgpath file filename filenames imagefile imagefilename imagefilepath imagename imgname imgfile "
+    "image img images photo picture relativepath"
+)
+LABEL_HEADINGS = (
+    "classname categoryname labelname class category label labels target targets classlabel species y classid categoryid "
+    "labelid classidx classindex"
+)
 HEADINGS = {
-    "path": (
-        *("path", "filepath", "imagepath", "imgpath", "file", "filename", "filenames", "imagefile", "imagefilename"),
-        *(
-            "imagefilepath",
-            "imagename",
-            "imgname",
-            "imgfile",
-            "image",
-            "img",
-            "images",
-            "photo",
-            "picture",
-            "relativepath",
-        ),
-    ),
-    "label": (
-        *(
-            "classname",
-            "categoryname",
-            "labelname",
-            "class",
-            "category",
-            "label",
-            "labels",
-            "target",
-            "targets",
-            "classlabel",
-        ),
-        *("species", "y", "classid", "categoryid", "labelid", "classidx", "classindex"),
-    ),
-    "id": ("id", "imageid", "imgid", "uid", "uuid", "key"),
-    "split": ("split", "subset", "partition", "set"),
+    "path": PATH_HEADINGS.split(),
+    "label": LABEL_HEADINGS.split(),
+    "id": ["id", "imageid", "imgid", "uid", "uuid", "key"],
+    "split": ["split", "subset", "partition", "set"],
 }
 """Headings of each column without spaces, `_` and `-`, the preferred one first."""
 
 MAX_LISTED = 6
 
-WAY_OUT = "A table has a line of headings such as path,label,id, or lines of path[,label[,id]]"
+EXPECTED = "A table has a line of headings such as path,label,id, or lines of path[,label[,id]]"
 
 
 class ImageRow(NamedTuple):
@@ -116,7 +96,7 @@ def read_image_table(table: Path) -> ImageTable:
     cells = read_cells(table, _known_headings())
     lines = cells.rows
     if not lines:
-        raise DataError(f"{table} lists no images. {WAY_OUT}")
+        raise DataError(f"{table} lists no images. {EXPECTED}")
     if cells.has_headings or is_header(lines[0].cells):
         headings = [cell.strip() for cell in lines[0].cells]
         columns = _columns(table, lines[0].number, headings)
@@ -127,7 +107,7 @@ def read_image_table(table: Path) -> ImageTable:
         columns = {name: index for index, name in enumerate(COLUMNS)}
         _check_first_line(table, lines)
     if not lines:
-        raise DataError(f"{table} lists no images, only headings. {WAY_OUT}")
+        raise DataError(f"{table} lists no images, only headings. {EXPECTED}")
     rows = [_image_row(line, columns) for line in lines]
     _check_paths(table, rows, lines)
     root = table.absolute().parent
@@ -179,7 +159,7 @@ def _check_first_line(table: Path, lines: Sequence[TableRow]) -> None:
     if any(len(_without_empty_end(line.cells)) > len(COLUMNS) for line in lines):
         wide = next(line for line in lines if len(_without_empty_end(line.cells)) > len(COLUMNS))
         raise DataError(
-            f"{table}, line {wide.number}: more than 3 columns and no line of headings (path,label,id). {WAY_OUT}"
+            f"{table}, line {wide.number}: more than 3 columns and no line of headings (path,label,id). {EXPECTED}"
         )
     path = first.cells[0].strip()
     if not path or _looks_like_image(path) or _exists(table.absolute().parent, path):
@@ -190,7 +170,7 @@ def _check_first_line(table: Path, lines: Sequence[TableRow]) -> None:
         hint = "Its columns must be separated by a comma, semicolon, tab or |. "
     raise DataError(
         f"{table}, line {first.number}: {shown} is neither an image file nor a line of headings with a name such as path, "
-        f"file or image. {hint}{WAY_OUT}"
+        f"file or image. {hint}{EXPECTED}"
     )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from reptk.core.files import sha256_of
-from reptk.data.decode import FORMATS
+from reptk.data.decode import open_image
 
 Copy = Literal["bytes", "pixels", ""]
 """What an image shares with another one: its bytes; its pixels alone, e.g. as PNG and BMP; or neither."""
@@ -68,7 +68,7 @@ def _pixels_sha256(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file.read_bytes()) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode in EIGHT_BIT_MODES:
                 upright = upright.convert("RGBA")

@@ -108,9 +108,8 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
     files = _skipping_files([root / path for path in paths], size_px, jpeg)
-    class_names = {row.label for row in rows if row.label}
     # In a fixed order, so that the same table always gives the same labels.
-    classes = tuple(sorted(class_names, key=_numbers_first))
+    classes = tuple(sorted({row.label for row in rows if row.label}, key=_numbers_first))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.long)
     ids = paths

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reptk import config
-from reptk.config.registry import EVALUATORS
+from reptk.config.registry import EVALUATORS, with_defaults
 from reptk.core.errors import DataError, NonFiniteValues, NumericalError, UsageError
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
@@ -137,6 +137,11 @@ def run_evaluators(
         DataError: an evaluator cannot use this data, e.g. because all images are of one class.
         NumericalError: the features hold NaN or infinity.
     """
+    evaluators = [with_defaults(evaluator, Evaluator) for evaluator in evaluators]
+    if data.query is not None and any(evaluator.needs_labels for evaluator in evaluators):
+        # Before any evaluator reads the labels: encoding takes them from images that cannot be read.
+        for split in (data.bank, data.query):
+            features.local_part(split)
     metrics: dict[str, float] = {}
     notes: dict[str, Any] = {}
     predictions = None

@@ -26,6 +26,9 @@ WEIGHTS_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.json"
 STEMS = ("timm", "small")
 
+MAX_LISTED_IMAGES = 128
+"""Images of a list that are encoded at once."""
+
 
 class Encoder(nn.Module):
     """Images to features and embeddings.
@@ -172,13 +175,18 @@ class Encoder(nn.Module):
         if not 0 < crop <= 1:
             raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
         size = self.config["size"]
-        prepared = []
-        for batch in image_tensors(images, decode_px=round(size / crop)):
-            prepared.append(resize_center_crop(batch.to(self.mean.device), size, crop))
+        prepared, encoded = [], []
         with eval_mode(self):
-            # Under autocast, features may be in half precision; the result is float32 in any case.
-            h = self.features(torch.cat(prepared)).float()
-        return nn.functional.normalize(h, dim=1)
+            for batch in image_tensors(images, decode_px=round(size / crop)):
+                prepared.append(resize_center_crop(batch.to(self.mean.device), size, crop))
+                # A long list of files may not fit into memory at once.
+                if len(prepared) == MAX_LISTED_IMAGES:
+                    encoded.append(self.features(torch.cat(prepared)))
+                    prepared = []
+            if prepared:
+                encoded.append(self.features(torch.cat(prepared)))
+        # Under autocast, features may be in half precision; the result is float32 in any case.
+        return nn.functional.normalize(torch.cat(encoded).float(), dim=1)
 
     def __repr__(self) -> str:
         num_weights = sum(parameter.numel() for parameter in self.parameters())

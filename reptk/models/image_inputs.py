@@ -1,7 +1,7 @@
 """Images as people have them, paths, PIL images, arrays and tensors of the usual layouts, as tensors (3, H, W)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from reptk.data.decode import decode, to_srgb, to_tensor
+from reptk.data.decode import decode, to_rgb, to_tensor
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)
 """Gray, RGB, and RGB with an alpha channel, which is blended with white."""
 
 
-def image_tensors(images: ImageInput | Sequence[ImageInput], decode_px: int) -> list[Tensor]:
-    """Return batches (b, 3, H, W), uint8 or floats in 0..1, in the order of the images.
+def image_tensors(images: ImageInput | Sequence[ImageInput], decode_px: int) -> Iterator[Tensor]:
+    """Yield batches (b, 3, H, W), uint8 or floats in 0..1, in the order of the images: files are read one by one.
 
     Args:
         images: one image or several: paths, PIL images, arrays or tensors. Tensors are (3, H, W) or (H, W, 3), arrays
@@ -32,15 +32,14 @@ def image_tensors(images: ImageInput | Sequence[ImageInput], decode_px: int) -> 
         TypeError: something that is no image.
     """
     if isinstance(images, np.ndarray | Tensor):
-        return [_from_array(images)]
+        yield _from_array(images)
+        return
     if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
     if not isinstance(images, Sequence) or not len(images):
         raise ValueError("give an image, or a sequence of at least one")
-    batches = []
     for image in images:
-        batches.append(_from_one(image, decode_px))
-    return batches
+        yield _from_one(image, decode_px)
 
 
 def _from_one(image: ImageInput, decode_px: int) -> Tensor:
@@ -48,7 +47,7 @@ def _from_one(image: ImageInput, decode_px: int) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return decode(Path(image).expanduser(), decode_px)[None]
     if isinstance(image, Image.Image):
-        return to_tensor(to_srgb(ImageOps.exif_transpose(image)))[None]
+        return to_tensor(to_rgb(ImageOps.exif_transpose(image)))[None]
     if isinstance(image, np.ndarray | Tensor):
         batch = _from_array(image)
         if len(batch) != 1:

@@ -144,3 +144,13 @@ def test_one_unreadable_image_is_too_many_for_a_run_that_stops(tmp_path: Path, c
     assert "usable" in run_command(["check-data", tmp_path], capsys)
     printed = run_command(["check-data", tmp_path, "data.on_error=stop"], capsys, exit_code=3)
     assert "1 of 20 files cannot be read" in printed
+
+
+def test_the_limit_of_pixels_is_the_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for number in range(20):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
+    Image.new("RGB", (90, 90)).save(tmp_path / "large.png")
+    assert "unreadable" not in run_command(["check-data", tmp_path], capsys)
+    printed = run_command(["check-data", tmp_path, "data.max_pixels=1000"], capsys)
+    assert "large.png" in printed
+    assert "90 x 90 pixels are more than 1,000" in printed

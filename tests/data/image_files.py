@@ -3,11 +3,16 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from reptk.data import Data, Split
+
+needs_simplejpeg = pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")
+every_decoder = pytest.mark.parametrize("jpeg", ["pillow", pytest.param("simplejpeg", marks=needs_simplejpeg)])
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -46,3 +51,19 @@ def relative_paths(split: Split, root: Path) -> list[str]:
 def photograph() -> Image.Image:
     [package] = find_spec("sklearn").submodule_search_locations
     return Image.open(Path(package) / "datasets" / "images" / "china.jpg")
+
+
+def halves(mode: str, left: object, right: object, size: tuple[int, int] = (40, 40)) -> Image.Image:
+    image = Image.new(mode, size, left)
+    image.paste(right, (size[0] // 2, 0, *size))
+    return image
+
+
+def sixteen_bit(left: int, right: int) -> Image.Image:
+    row = np.array([[left] * 20 + [right] * 20], dtype=np.uint16)
+    return Image.fromarray(np.repeat(row, 40, axis=0))
+
+
+def assert_column(column: torch.Tensor, color: tuple[int, ...], atol: int) -> None:
+    expected = torch.tensor(color)[:, None].expand(3, 8)
+    torch.testing.assert_close(column.int(), expected.int(), atol=atol, rtol=0)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from reptk.core.errors import DataError
+from reptk.models import encoder as encoder_module
 from reptk.models.encoder import Encoder
 from reptk.models.image_inputs import image_tensors
 
@@ -63,6 +64,13 @@ def test_images_of_different_sizes_are_one_batch(encoder: Encoder) -> None:
     embeddings = encoder.embed([wide, PIXELS, np.zeros((50, 60), np.uint8)])
     assert embeddings.shape == (3, encoder.num_features)
     assert torch.allclose(embeddings[1:2], encoder.embed(PIXELS), atol=1e-6)
+
+
+def test_a_long_list_is_encoded_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "MAX_LISTED_IMAGES", 2)
+    images = [PIXELS, PIXELS.flip(1), PIXELS.flip(2), PIXELS.flip(0), PIXELS]
+    expected = encoder.embed(torch.stack(images))
+    assert torch.allclose(encoder.embed(images), expected, atol=1e-6)
 
 
 def test_gray_arrays_have_three_equal_channels() -> None:

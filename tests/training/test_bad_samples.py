@@ -11,9 +11,9 @@ from PIL import Image
 from reptk.config.registry import EVALUATORS
 from reptk.core.console import Logger
 from reptk.core.errors import DataError
-from reptk.data import folder
+from reptk.data import Data, folder
 from reptk.data.bad_samples import BadSamples
-from reptk.evaluate import QueryMean, evaluate_pixels
+from reptk.evaluate import EvalResult, FeatureStore, QueryMean, evaluate_pixels
 from reptk.training.loop import train
 from reptk.views.sets import crop_flip
 from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
@@ -90,6 +90,15 @@ def test_every_evaluator_leaves_them_out(photos: Path, evaluator: str) -> None:
     metrics = evaluate_pixels(data, [part], views=crop_flip(size=16)).metrics
     assert data.query.labels.tolist().count(-1) == 1
     assert all(len(value.values) == 15 for value in metrics.values() if isinstance(value, QueryMean))
+
+
+def test_an_evaluator_that_reads_the_labels_first_sees_them_left_out(photos: Path) -> None:
+    data = folder(str(photos), size=16, holdout=4)
+
+    def count_queries(features: FeatureStore, data: Data) -> EvalResult:
+        return EvalResult({"queries": float((data.query.labels >= 0).sum())})
+
+    assert evaluate_pixels(data, [count_queries]).metrics == {"queries": 15.0}
 
 
 def test_a_resumed_run_keeps_its_list(photos: Path, tmp_path: Path) -> None:

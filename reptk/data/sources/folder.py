@@ -1,7 +1,6 @@
 """A folder of the user's own images: which of them are trained on, and which are queries."""
 
 import difflib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -18,10 +17,8 @@ from reptk.data.folder_layout import FolderLayout, LabeledFile, Labels, class_na
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, Split, with_shape
+from reptk.data.sources.imagenet_folders import SYNSET
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
-
-SYNSET = r"n\d{8}"
-"""What the class folders of ImageNet are called."""
 
 EVALUATION_CROP = 0.875
 """Share of the shorter side that the evaluation view of a photograph retains, as is usual for ImageNet."""
@@ -171,7 +168,7 @@ def _with_held_out_queries(layout: FolderLayout, holdout: int, reader: FileReade
     if not query:
         warnings.warn(f"no class of {base} has {holdout} images, so none is held out as a query", stacklevel=3)
         return build_data(train, None, None, classes, reader, f"{base}: nothing held out", summary=summary)
-    protocol = f"{base}: bank the training images, queries every {holdout}th image of each class, in path order"
+    protocol = _held_out_protocol(str(base), holdout)
     return build_data(train, _labeled(train), query, classes, reader, protocol, summary=summary)
 
 
@@ -205,8 +202,9 @@ def _from_split_folders(layout: FolderLayout, labels: Labels, holdout: int, read
         summary = [*layout.describe(), *_describe_unused(layout, [*used, query_name])]
         bank = _labeled(train)
         return build_data(train + unlabeled, bank, _labeled(query), classes, reader, protocol, summary=summary)
-    if all(re.fullmatch(SYNSET, name) for name in classes):
-        raise DataError(f"{train_text} has class folders and {query_folder} has none{_imagenet_hint(classes)}")
+    imagenet_hint = _imagenet_hint(classes)
+    if imagenet_hint:
+        raise DataError(f"{train_text} has class folders and {query_folder} has none{imagenet_hint}")
     # The labels of a test folder are often secret.
     fitted, held_out = _hold_out(train, holdout)
     summary = [*layout.describe(), *_describe_unused(layout, used)]
@@ -216,12 +214,16 @@ def _from_split_folders(layout: FolderLayout, labels: Labels, holdout: int, read
             "could be held out (data.holdout)"
         )
     summary.append(f"  {query_name} has no class folders, so every {holdout}th image of each class is a query")
-    protocol = f"{train_text}: bank the training images, queries every {holdout}th image of each class, in path order"
+    protocol = _held_out_protocol(train_text, holdout)
     return build_data(fitted + unlabeled, _labeled(fitted), held_out, classes, reader, protocol, summary=summary)
 
 
+def _held_out_protocol(place: str, holdout: int) -> str:
+    return f"{place}: bank the training images, queries every {holdout}th image of each class, in path order"
+
+
 def _imagenet_hint(classes: Sequence[str]) -> str:
-    if all(re.fullmatch(SYNSET, name) for name in classes):
+    if all(SYNSET.fullmatch(name) for name in classes):
         return ". For ImageNet as it is distributed: data.name=imagenet"
     return ""
 

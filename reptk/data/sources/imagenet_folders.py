@@ -20,6 +20,8 @@ from reptk.data.folder_layout import LabeledFile
 from reptk.data.folder_scan import scan_folder
 
 SYNSET = re.compile(r"n\d{8}")
+"""What the class folders of ImageNet are called."""
+
 TRAIN_FOLDER = re.compile(r"(ilsvrc2012_img_)?train(\.x\d*)?", re.IGNORECASE)
 VAL_FOLDER = re.compile(r"(ilsvrc2012_img_)?val(idation)?(\.x\d*)?", re.IGNORECASE)
 

@@ -264,11 +264,10 @@ class LinearProbe(Evaluator):
         self.decays = decays
 
     def __call__(self, features: FeatureStore, data: Data) -> EvalResult:
-        # Before the labels are read: encoding takes them from images that cannot be read.
-        bank, queries = features.features(data.bank), features.features(data.query)
         in_bank, in_queries = data.bank.labels >= 0, data.query.labels >= 0
         if data.bank is data.query:
             in_bank, in_queries = _alternate(in_bank)
+        bank, queries = features.features(data.bank), features.features(data.query)
         probe = fit(bank[in_bank], data.bank.labels[in_bank], decays=self.decays, device=features.device)
         accuracy = _accuracy(probe, queries[in_queries], data.query.labels[in_queries])
         note = {"decay": probe.decay, "held_out_accuracy": probe.held_out_accuracy}

@@ -66,8 +66,6 @@ class LinearStage(Evaluator):
             raise UsageError(
                 "linear_stage trains on images, of which a file of embeddings has none; linear does without"
             )
-        # Before the labels are read: encoding takes them from images that cannot be read.
-        features.raw(data.bank), features.raw(data.query)
         labeled = (data.bank.labels >= 0).nonzero()[:, 0]
         stream = rng.generator("linear stage", len(labeled))
         order = labeled[torch.randperm(len(labeled), generator=stream)]
