@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import DataError
-from reptk.data.decode import EXTENSIONS
+from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.table_files import TableRow, heading_key, read_cells
 
 COLUMNS = ("path", "label", "id")
@@ -91,7 +91,7 @@ def read_image_table(table: Path) -> ImageTable:
         DataError: the file cannot be read or understood, with the number of the line and the way out.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
-    if table.suffix.lower() in EXTENSIONS:
+    if table.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS:
         raise DataError(f"{table} is an image, not a table of images; name the folder that it is in")
     cells = read_cells(table, _known_headings())
     lines = cells.rows
