@@ -23,6 +23,7 @@ from reptk.data.resize import (
     MAX_ASPECT_RATIO,
     Interpolation,
     Pixels,
+    Preprocessing,
     Resize,
     resize_array,
     resize_picture,
@@ -136,6 +137,28 @@ def decode(
     return rearrange(torch.from_numpy(square), "h w c -> c h w")
 
 
+def decode_square(
+    source: Path | bytes,
+    size: int,
+    preprocessing: Preprocessing,
+    jpeg: Jpeg = "pillow",
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> Tensor:
+    """Return an image as the square that is to be cropped, (3, size, size) uint8; whole pictures are not cut at 2:1.
+
+    See `decode` for the other arguments and the errors.
+    """
+    return decode(
+        source,
+        size,
+        jpeg,
+        options,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        max_aspect_ratio=preprocessing.max_aspect_ratio,
+    )
+
+
 def decode_picture(
     source: Path | bytes,
     size: int,
@@ -157,8 +180,8 @@ def decode_picture(
     Args:
         source: a file, or the bytes of one, e.g. of a member of a tar archive.
         size: pixels of the shorter side.
-        jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less
-            than half a level on average. Of images that are not square, pixels may be shifted by an eighth of a pixel of the file, and by
+        jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less than half a
+            level on average. In images that are not square, pixels may be shifted by an eighth of a pixel of the file, and by
             half a pixel if a margin is odd. JPEG files that simplejpeg does not decode (CMYK, damaged ones) are decoded by
             Pillow.
         options: see `PixelOptions`.

@@ -27,7 +27,15 @@ from reptk.data.decode import (
     versions_of,
 )
 from reptk.data.protocol import Images, WritableImages, WritableSubset
-from reptk.data.resize import MAX_ASPECT_RATIO, Interpolation, Pixels, Resize, write_square
+from reptk.data.resize import (
+    DEFAULT_PREPROCESSING,
+    MAX_ASPECT_RATIO,
+    Interpolation,
+    Pixels,
+    Preprocessing,
+    Resize,
+    write_square,
+)
 
 ImageSize = Annotated[int, Ge(8)]
 """Pixels of the shorter side to which every image is decoded."""
@@ -175,7 +183,7 @@ class FileReader:
         cache_folder: the folder of the decoded images; None to decode whenever an image is fetched.
         options: what the pixels of unusual files become.
         on_error: whether images that cannot be read are skipped.
-        interpolation: how images are resized.
+        preprocessing: what evaluation does with the images; training uses the same interpolation.
     """
 
     size: int
@@ -183,7 +191,7 @@ class FileReader:
     cache_folder: Path | None = None
     options: PixelOptions = DEFAULT_OPTIONS
     on_error: OnError = "stop"
-    interpolation: Interpolation = "bilinear"
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING
 
     def read(self, splits: Sequence[Sequence[Path]]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
@@ -202,8 +210,9 @@ class FileReader:
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
         if self.options != DEFAULT_OPTIONS:
             decoding += f", {self.options}"
-        if self.interpolation != "bilinear":
-            decoding += f", {self.interpolation}"
+        interpolation = self.preprocessing.interpolation
+        if interpolation != DEFAULT_PREPROCESSING.interpolation:
+            decoding += f", {interpolation}"
         keys = [file_key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
@@ -219,7 +228,7 @@ class FileReader:
             self.size,
             self.jpeg,
             options=self.options,
-            interpolation=self.interpolation,
+            interpolation=self.preprocessing.interpolation,
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )

@@ -5,7 +5,7 @@ middle is used, up to a length of `max_aspect_ratio` times the shorter side. How
 used, which lets a cache serve training and evaluation with the same pixels.
 """
 
-from math import floor
+from math import floor, inf
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
+
+from reptk.core.images import BORDER_COLOR
 
 Resize = Literal["crop", "pad", "squash"]
 """What becomes of a picture that is not square: its center square, the whole picture with a border, or the whole picture with
@@ -28,11 +30,56 @@ Pixels = NDArray[np.uint8]
 MAX_ASPECT_RATIO = 2.0
 """Longer side over shorter side, at most, of what training and evaluation see of a picture."""
 
-BORDER_COLOR = (124, 116, 104)
-"""The mean color of ImageNet, which most backbones normalize to 0."""
+EVALUATION_CROP = 0.875
+"""Share of the shorter side that evaluation keeps of a photograph, as is usual for ImageNet."""
 
 _PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+
+class Preprocessing(NamedTuple):
+    """What evaluation and embedding do with an image file.
+
+    Attributes:
+        crop: share of the side that is kept: files are resized to `size / crop` pixels and cropped to `size`.
+        resize: what becomes of a picture that is not square.
+        interpolation: of the resize, which is antialiased.
+    """
+
+    crop: float = EVALUATION_CROP
+    resize: Resize = "crop"
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def max_aspect_ratio(self) -> float:
+        """What is used of a long picture when it is embedded: as in training where it is cropped, otherwise all of it."""
+        if self.resize == "crop":
+            return MAX_ASPECT_RATIO
+        return inf
+
+    def decode_px(self, size: int) -> int:
+        """Return the side in pixels to which files are decoded for an input of `size` pixels, rounded as in timm."""
+        # Divided in floating point: 224 / 0.875 must not become 255.
+        return floor(size / self.crop + 1e-6)
+
+    def replace_set(
+        self, crop: float | None, resize: Resize | None, interpolation: Interpolation | None
+    ) -> "Preprocessing":
+        """Return the same with those arguments that are not None; another `resize` than "crop" keeps whole pictures."""
+        chosen = self
+        if resize is not None and resize != self.resize:
+            chosen = chosen._replace(resize=resize)
+            if resize != "crop":
+                chosen = chosen._replace(crop=1.0)
+        if crop is not None:
+            chosen = chosen._replace(crop=crop)
+        if interpolation is not None:
+            chosen = chosen._replace(interpolation=interpolation)
+        return chosen
+
+
+DEFAULT_PREPROCESSING = Preprocessing()
+WHOLE_SQUARES = Preprocessing(crop=1.0)
+"""Of images that are squares already."""
 
 _MARGIN_CANDIDATES = 4
 
