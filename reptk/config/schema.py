@@ -64,8 +64,8 @@ class OptimSection(Section):
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
-    warmup_lr: float = Field(0.0, ge=0)
-    final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the cosine ends at lr times this")
+    warmup_lr: float = Field(0.0, ge=0, description="from which the warm-up rises; its last step has lr")
+    final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
 
 
 class TrainSection(Section):

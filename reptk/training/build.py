@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from reptk.config import Recipe, Table
@@ -23,7 +22,7 @@ from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step
 from reptk.models.encoder import Encoder, eval_mode
 from reptk.training.health import input_bound_advice
-from reptk.training.optim import create_optimizer, create_scheduler
+from reptk.training.optim import Schedule, create_optimizer
 from reptk.views import ViewPipeline, Views
 
 DEFAULT_SIZE_PX = 224
@@ -75,7 +74,7 @@ class Parts:
     loader: Loader
     method: Method
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
+    schedule: Schedule
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
     evaluation_views: Views
@@ -149,7 +148,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         decay_all=optim.decay_all,
         undecayed=_undecayed_parameters(method),
     )
-    scheduler = create_scheduler(
+    schedule = Schedule(
         optimizer,
         kind=optim.schedule,
         steps=total_steps,
@@ -186,7 +185,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         loader=loader,
         method=method,
         optimizer=optimizer,
-        scheduler=scheduler,
+        schedule=schedule,
         evaluators=evaluators,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,

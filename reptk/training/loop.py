@@ -107,7 +107,7 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger, bad_
         state.clock.start()
         for number in range(state.step, settings.total_steps):
             batch = Batch(*next(batches))
-            parts.scheduler.step_update(number)  # sets the learning rate of this step, as a function of its number
+            parts.schedule.set_step(number)
             outputs = train_step(parts, model, batch, parts.step(number))
             state.step = number + 1
             state.meter.add(outputs)
@@ -159,7 +159,7 @@ def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, sch
     """Return how the learning rate goes on if a resumed run has another number of epochs than it had."""
     settings = parts.settings
     before = learning_rate(parts.optimizer)  # of the last step, restored from the checkpoint
-    parts.scheduler.step_update(state.step)
+    parts.schedule.set_step(state.step)
     after = learning_rate(parts.optimizer)
     message = f"train.epochs={settings.epochs} instead of {recorded_epochs}"
     if schedule == "constant":

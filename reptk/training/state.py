@@ -19,7 +19,7 @@ class RunState:
     """The state of a run, apart from that of its method and optimizer.
 
     There is no random state in it, since order, views and dropout are functions of the seed and the step
-    (`reptk.core.rng`), and none of the scheduler, which is a function of the step, too.
+    (`reptk.core.rng`), and none of the schedule, which is a function of the step, too.
 
     Args:
         step: number of optimizer steps that are done.
