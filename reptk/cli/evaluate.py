@@ -174,7 +174,7 @@ def _evaluate_rows(
                 evaluators,
                 views=views,
                 device=device,
-                bf16=subject.bf16,
+                precision=subject.precision,
                 workers=workers,
                 progress=progress,
             )

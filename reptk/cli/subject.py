@@ -9,6 +9,7 @@ from reptk.core.errors import UsageError
 from reptk.embeddings.embedder import Embedder, recipe_of
 
 if TYPE_CHECKING:
+    from reptk.core.device import Precision
     from reptk.models.encoder import Encoder
 
 
@@ -21,14 +22,14 @@ class Subject:
         encoder: that is evaluated.
         untrained: the same architecture with initial weights, a baseline; None if there is nothing to compare with.
         recipe: of the run that the encoder comes from; empty if it is not from a run.
-        bf16: whether it encodes in bfloat16.
+        precision: in which it encodes.
     """
 
     name: str
     encoder: "Encoder"
     untrained: "Encoder | None"
     recipe: config.Table
-    bf16: bool
+    precision: "Precision"
 
 
 def open_subject(
@@ -59,7 +60,7 @@ def open_subject(
         # As in training: if nothing was pretrained, these are the weights with which the run began.
         with rng.seeded(recipe.get("seed", 0), "initial weights"):
             untrained = Encoder(**embedder.encoder.config)
-    return Subject(source, embedder.encoder, untrained, recipe, embedder.bf16)
+    return Subject(source, embedder.encoder, untrained, recipe, embedder.precision)
 
 
 def data_table(source: str, overrides: config.Table) -> config.Table:

@@ -79,8 +79,8 @@ class TrainSection(Section):
     micro_batch_norm: Literal["refuse", "freeze", "approximate"] = Field(
         "refuse", description="BatchNorm in micro-batches: an error; running statistics; each its own statistics"
     )
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="of the encoder; auto: bf16 where the device multiplies it, else fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32", description="of the encoder; auto: bf16 where the device multiplies it, fp16 on older GPUs, else fp32"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")

@@ -14,7 +14,7 @@ from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
-from reptk.core.device import uses_bf16
+from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader
 from reptk.data.folder_scan import SkippedFiles
@@ -22,6 +22,7 @@ from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step
 from reptk.models.encoder import Encoder, eval_mode
 from reptk.training.health import input_bound_advice
+from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer
 from reptk.views import ViewPipeline, Views
 
@@ -47,7 +48,7 @@ class Settings(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     views_per_step: int
-    bf16: bool
+    precision: Precision
     clip_norm: float
     lr: float
     loss_name: str
@@ -74,6 +75,7 @@ class Parts:
     loader: Loader
     method: Method
     optimizer: torch.optim.Optimizer
+    scaled_optimizer: ScaledOptimizer
     schedule: Schedule
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
@@ -166,7 +168,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=total_steps,
         views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
-        bf16=uses_bf16(train.precision, device),
+        precision=choose_precision(train.precision, device),
         clip_norm=train.clip_norm,
         lr=optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
@@ -185,6 +187,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         loader=loader,
         method=method,
         optimizer=optimizer,
+        scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
         schedule=schedule,
         evaluators=evaluators,
         every_epochs=every_epochs,
@@ -253,9 +256,9 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     if ranks > 1:
         batch = f"batch {train.batch_size} ({ranks} ranks)"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
-    precision = train.precision
-    if precision == "auto":
-        precision = "bf16 (auto)" if parts.settings.bf16 else "fp32 (auto)"
+    precision = parts.settings.precision
+    if train.precision == "auto":
+        precision = f"{precision} (auto)"
     return [
         ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),

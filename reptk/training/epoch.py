@@ -78,6 +78,16 @@ class EpochEnd:
                 "learn from: more views, a larger batch, or fewer classes would pair them"
             )
 
+    def say_skipped_steps(self) -> None:
+        """Print how many steps of the run changed nothing, since their gradients overflowed float16."""
+        optimizer = self.parts.scaled_optimizer
+        if optimizer.skipped_steps:
+            total_steps = self.parts.settings.total_steps
+            self.logger.line(
+                f"{optimizer.skipped_steps} of {total_steps} steps were skipped, since their gradients overflowed float16; the loss "
+                f"is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
+            )
+
     def _evaluate_due(self, epoch: int) -> dict[str, float]:
         """Return the metrics of the evaluators that are due after this epoch."""
         if epoch == self.parts.settings.epochs:
