@@ -61,8 +61,9 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one rank's batch.
 
-        Called once per step, inside autocast if the recipe trains in half precision. On several ranks gradients are averaged, as DDP
-        does: either return the mean over this rank's images, or gather embeddings and return the loss of the global batch.
+        Called once per step, inside autocast if the recipe trains in half precision. On several ranks gradients are averaged,
+        as DDP does: either return the mean over this rank's images, or gather embeddings and return the loss of the global
+        batch.
 
         Returns:
             `"loss"`, a scalar, and optionally

@@ -84,8 +84,8 @@ class EpochEnd:
         if optimizer.skipped_steps:
             total_steps = self.parts.settings.total_steps
             self.logger.line(
-                f"{optimizer.skipped_steps} of {total_steps} steps were skipped, since their gradients overflowed float16; the loss "
-                f"is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
+                f"{optimizer.skipped_steps} of {total_steps} steps were skipped, since their gradients overflowed float16; the "
+                f"loss is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
             )
 
     def _evaluate_due(self, epoch: int) -> dict[str, float]:
