@@ -139,6 +139,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     )
     with rng.seeded(recipe.seed, "initial weights"):
         method = build_method(recipe, device)
+    precision = choose_precision(train.precision, device)
     total_steps = train.epochs * loader.steps_per_epoch
     optim = recipe.optim
     optimizer = create_optimizer(
@@ -149,6 +150,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         momentum=optim.momentum,
         decay_all=optim.decay_all,
         undecayed=_undecayed_parameters(method),
+        fused=precision != "fp16",
     )
     schedule = Schedule(
         optimizer,
@@ -168,7 +170,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=total_steps,
         views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
-        precision=choose_precision(train.precision, device),
+        precision=precision,
         clip_norm=train.clip_norm,
         lr=optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
@@ -187,7 +189,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         loader=loader,
         method=method,
         optimizer=optimizer,
-        scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
+        scaled_optimizer=ScaledOptimizer(optimizer, precision, device),
         schedule=schedule,
         evaluators=evaluators,
         every_epochs=every_epochs,

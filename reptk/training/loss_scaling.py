@@ -61,7 +61,6 @@ class ScaledOptimizer:
     def _update_scale(self) -> None:
         before = self.scale
         self._scaler.update()
-        # Waits for the device, as torch's scaler itself does for optimizers that are not fused.
         is_skipped = self.scale < before
         if not is_skipped:
             return

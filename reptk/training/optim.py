@@ -26,6 +26,7 @@ def create_optimizer(
     momentum: float = 0.9,
     decay_all: bool = False,
     undecayed: Iterable[torch.nn.Parameter] = (),
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Create an optimizer by timm's name; "sgd" is SGD with momentum, "nesterov" its Nesterov form.
 
@@ -34,6 +35,8 @@ def create_optimizer(
             at most one dimension) and `undecayed` get none, the others `weight_decay`.
         decay_all: decay all parameters.
         undecayed: further parameters without weight decay; see `Encoder.undecayed_parameters`.
+        fused: use torch's fused kernels where there are any. Not with a scaled loss: if the first step is skipped, fused SGD
+            leaves its momentum uninitialized (torch 2.14).
 
     Raises:
         UsageError: unknown name, or timm refuses the options.
@@ -46,7 +49,7 @@ def create_optimizer(
     for group in parameter_groups:
         groups += _split_by_decay(group, weight_decay, decay_all, undecayed_ids)
     options = {}
-    if name in _WITH_FUSED_KERNEL:
+    if fused and name in _WITH_FUSED_KERNEL:
         options["fused"] = True
     try:
         return create_optimizer_v2(groups, opt=_TIMM_NAMES.get(name, name), lr=lr, momentum=momentum, **options)

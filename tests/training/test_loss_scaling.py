@@ -35,15 +35,16 @@ class Huge(nn.Module):
 
 
 class OverflowsOnce(Contrastive):
-    """Contrastive learning whose third step has a loss that overflows when it is scaled; it records `after_step`."""
+    """Contrastive learning with one step whose loss overflows when it is scaled; it records `after_step`."""
 
-    def __init__(self, encoder, views, loss, positives: str = "instance") -> None:
+    def __init__(self, encoder, views, loss, positives: str = "instance", overflow_step: int = 2) -> None:
         super().__init__(encoder, views, loss, positives)
+        self.overflow_step = overflow_step
         self.register_buffer("after_steps", torch.zeros(8))
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         outputs = super().forward(batch, step)
-        if step.number == 2:
+        if step.number == self.overflow_step:
             outputs["loss"] = outputs["loss"] * 1e35
         return outputs
 
@@ -84,7 +85,7 @@ def test_micro_batches_and_clipping_are_those_of_the_batch(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("overrides", [(), ("train.clip_norm=1", "optim.name=lars")], ids=["fused", "clipped"])
+@pytest.mark.parametrize("overrides", [(), ("train.clip_norm=1", "optim.name=lars")], ids=["adamw", "clipped lars"])
 def test_a_step_that_overflows_is_skipped_and_said(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -111,6 +112,14 @@ def test_a_step_that_overflows_is_skipped_and_said(
         "1 of 6 steps were skipped, since their gradients overflowed float16; the loss is scaled by 32768 now" in output
     )
     assert ", fp16, seed 0" in output
+
+
+@pytest.mark.usefixtures("registered")
+def test_momentum_begins_after_a_first_step_that_was_skipped(tmp_path: Path) -> None:
+    run_silently(overflowing("method.overflow_step=0", "optim.name=sgd", "optim.lr=0.05"), tmp_path / "run")
+    rows = [row for row in metric_rows(tmp_path / "run") if "loss" in row]
+    assert [row["skipped_steps"] for row in rows] == [1] * 6
+    assert all(weight.isfinite().all() for weight in exported_weights(tmp_path / "run").values())
 
 
 @pytest.mark.usefixtures("registered")
