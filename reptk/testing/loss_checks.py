@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+from reptk.config.registry import with_defaults
 from reptk.core import distributed, rng
-from reptk.losses import local_rows
+from reptk.losses import Loss, local_rows
 from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved, qualified_name
 from reptk.testing.simulated_ranks import run_on_ranks
 
@@ -240,7 +241,7 @@ def _changed_by_ranks(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
 
     def value_and_gradient_on(loss: LossFunction, rank: int) -> tuple[Tensor, Tensor]:
         rows = slice(rank * count, (rank + 1) * count)
-        computes_local_rows = bool(getattr(loss, "computes_local_rows", False))
+        computes_local_rows = with_defaults(loss, Loss).computes_local_rows
         of_this_rank = nullcontext()
         if computes_local_rows:
             of_this_rank = local_rows(rows.start, count)

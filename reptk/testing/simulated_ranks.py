@@ -52,6 +52,12 @@ def run_on_ranks(part: Any, function: Callable[[Any, int], T], *, world_size: in
     return [group.results[rank] for rank in range(world_size)]
 
 
+class _ThreadRank(threading.local):
+    """The rank of each thread; None for those that are none."""
+
+    rank: int | None = None
+
+
 class _Group:
     """The state that the ranks share, and what replaces functions of `torch.distributed`."""
 
@@ -59,7 +65,7 @@ class _Group:
         self.world_size = world_size
         self.results: dict[int, Any] = {}
         self.error: Exception | None = None
-        self._local = threading.local()
+        self._local = _ThreadRank()
         self._barrier = threading.Barrier(world_size, timeout=COLLECTIVE_TIMEOUT_SECONDS)
         self._values: list[Any] = [None] * world_size
 
@@ -89,16 +95,15 @@ class _Group:
         }
         replacements = {}
         for name, function in functions.items():
-            original = getattr(dist, name, None)
-            if original is not None:
-                replacements[name] = self._for_ranks(function, original)
+            if name in vars(dist):  # a torch that was built without process groups has only some
+                replacements[name] = self._for_ranks(function, vars(dist)[name])
         return replacements
 
     def _for_ranks(self, function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function for all threads of the process: those that are no rank go on to use the original."""
 
         def choose(*arguments: Any, **options: Any) -> Any:
-            if hasattr(self._local, "rank"):
+            if self._local.rank is not None:
                 return function(*arguments, **options)
             return original(*arguments, **options)
 
