@@ -32,6 +32,10 @@ class Loader:
         workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
 
+    Attributes:
+        steps_per_epoch: global batches.
+        dropped_per_epoch: images of the remainder, others in every epoch.
+
     Raises:
         DataError: the split has fewer images than one batch.
         TypeError: the images do not implement `reptk.data.Images`.
@@ -63,6 +67,7 @@ class Loader:
         self.workers = workers
         self.device = device
         self.steps_per_epoch = len(split) // batch_size
+        self.dropped_per_epoch = len(split) % batch_size
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""

@@ -270,6 +270,17 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     ]
 
 
+def dropped_images_note(parts: Parts) -> list[str]:
+    """Say how many images an epoch leaves out, as a list of at most one line."""
+    dropped = parts.loader.dropped_per_epoch
+    if not dropped:
+        return []
+    return [
+        f"{dropped:,} of {len(parts.data.train):,} training images are left out of each epoch, others every time: the last "
+        "batch would be incomplete"
+    ]
+
+
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:
     # Of all encoders: the one that is evaluated may be a moving average, which is not trained.
     parameters = []

@@ -18,7 +18,7 @@ from reptk.data import DevicePrefetcher
 from reptk.data.bad_samples import BadSamples
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
-from reptk.training.build import Parts, build, describe, load_data
+from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, write_report
 from reptk.training.health import check_outputs, diverged, non_finite_loss
@@ -68,7 +68,7 @@ def train(
         commit = environment.git_commit()  # of the code as it was when the run began
         logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
         logger.facts(describe(recipe, parts))
-        for note in notes:
+        for note in [*notes, *dropped_images_note(parts)]:
             logger.line(f"note: {note}")
         state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
         if state.step == 0:  # later, the checkpoint holds the baselines

@@ -151,6 +151,18 @@ def test_clipping_lars_and_three_views_run(tmp_path: Path) -> None:
 # What stops a run, and what it warns of
 
 
+@pytest.mark.parametrize(("train", "is_said"), [(48, False), (53, True)])
+def test_images_that_an_epoch_leaves_out_are_counted_once(
+    train: int, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = tiny(f"data.train={train}", "train.baselines=false", "train.report=false")
+    loop.train(recipe, tmp_path / "run", logger=Logger(prints=True))
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("left out of each epoch") == is_said
+    if is_said:
+        assert "note: 5 of 53 training images are left out of each epoch, others every time: the last batch" in output
+
+
 class NanFromThirdCall(torch.nn.Module):
     """A loss that is NaN from the third call on."""
 
