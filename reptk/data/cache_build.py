@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from reptk.core import files
+from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem
 from reptk.data.prefetch import prefetch
 from reptk.data.protocol import WritableImages
@@ -139,7 +139,7 @@ def _write_images(cache: CacheFiles, images: WritableImages, workers: int) -> No
         # The file has its final length from the start, so that an interrupted build can be mapped into memory.
         pixel_file.truncate(cache.total_bytes)
         pixel_file.seek(num_done * cache.image_bytes)
-        for block, numbers in _with_progress_bar(decoded, num_images, num_done):
+        for block, numbers in _with_progress(decoded, num_images, num_done):
             pixels = block.permute(0, 2, 3, 1).contiguous().numpy()
             # Pixels first: a record promises that its pixels are on disk.
             pixel_file.write(pixels)
@@ -276,17 +276,15 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _with_progress_bar(
+def _with_progress(
     blocks: Iterable[tuple[Tensor, Tensor]], num_images: int, num_done: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pass blocks of images through, with a progress bar on standard error if that is a terminal."""
-    columns = (TextColumn("decoding once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=num_images, completed=num_done)
+    """Pass blocks of images through, and show on standard error how many have passed."""
+    logger = Logger(console=Console(stderr=True))
+    with logger.count("decoding once", num_images, done=num_done) as advance:
         for images, numbers in blocks:
             yield images, numbers
-            progress.advance(task, len(numbers))
+            advance(len(numbers))
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

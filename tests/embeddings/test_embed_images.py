@@ -156,3 +156,14 @@ def test_a_folder_that_cannot_be_written(
 def test_other_data_is_refused_with_what_there_is_for_it(encoder_run: Path) -> None:
     with pytest.raises(UsageError, match=r"data must be a folder, .* not list; for images in Python: Encoder.embed"):
         reptk.embed(encoder_run, ["a.png", "b.png"])
+
+
+def test_long_embedding_is_a_line_a_minute_off_a_terminal(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reptk.core.progress_lines.LINE_EVERY_SECONDS", 1e-4)
+    table = {"name": "folder", "root": str(photo_folder), "cache": str(tmp_path / "cache"), "size": 40}
+    reptk.embed(data=table, batch_size=5, **TIMM_BACKBONE)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("embedding: 5 of 12, 0:")]
+    assert [line for line in lines if line.startswith("embedding: 12 of 12, 0:00 left")]

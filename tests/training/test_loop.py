@@ -148,6 +148,22 @@ def test_clipping_lars_and_three_views_run(tmp_path: Path) -> None:
     assert not are_equal(exported_weights(tmp_path / "clipped"), exported_weights(tmp_path / "unclipped"))
 
 
+def test_long_work_is_a_line_a_minute_off_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reptk.core.progress_lines.LINE_EVERY_SECONDS", 0)
+    train(tiny("train.report=false"), tmp_path / "run", logger=Logger(prints=True))
+    lines = capsys.readouterr().out.splitlines()
+    for beginning in (
+        "raw pixels: encoding: 40 of 40",
+        "encoder before training: searching: 20 of 20",
+        "epoch 1/2  step 2/3  loss ",
+        "evaluation after epoch 1: encoding: 20 of 20",
+        "trained encoder: encoding: 40 of 40",
+    ):
+        assert [line for line in lines if line.startswith(beginning)], beginning
+
+
 # What stops a run, and what it warns of
 
 

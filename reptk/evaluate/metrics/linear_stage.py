@@ -138,6 +138,7 @@ class LinearStage(Evaluator):
                     augmented = augmented[0]
                     h = features.embed(augmented).float()
                 yield h, bank.labels[index.cpu()].to(h.device)
+            features.report_progress("training the linear stage", epoch + 1, self.epochs)
 
 
 class LinearClassifiers(nn.Module):
