@@ -29,6 +29,9 @@ from reptk.views import ViewPipeline, Views
 DEFAULT_SIZE_PX = 224
 DEFAULT_VIEW_COUNT = 2
 
+MANY_DROPPED = 0.1
+"""Share of the training images which an epoch may leave out without a hint at another batch size."""
+
 
 class Settings(NamedTuple):
     """What training, its messages and its results need from a recipe, as plain values.
@@ -272,13 +275,26 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
 
 def dropped_images_note(parts: Parts) -> list[str]:
     """Say how many images an epoch leaves out, as a list of at most one line."""
-    dropped = parts.loader.dropped_per_epoch
+    dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
     if not dropped:
         return []
-    return [
-        f"{dropped:,} of {len(parts.data.train):,} training images are left out of each epoch, others every time: the last "
-        "batch would be incomplete"
-    ]
+    note = (
+        f"{dropped:,} of {num_images:,} training images are left out of each epoch, others every time: the last batch would be "
+        "incomplete"
+    )
+    if dropped < MANY_DROPPED * num_images:
+        return [note]
+    better = _batch_size_that_drops_least(num_images, parts.loader.batch_size)
+    if num_images % better < dropped:
+        note += f". train.batch_size={better} would leave out {num_images % better:,}"
+    return [note]
+
+
+def _batch_size_that_drops_least(num_images: int, batch_size: int) -> int:
+    """Return the best batch size that the ranks can share between half of this one and this one, the largest of equals."""
+    world_size = distributed.world_size()
+    candidates = range(batch_size, max(2, batch_size // 2) - 1, -world_size)
+    return min(candidates, key=lambda candidate: num_images % candidate)
 
 
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:

@@ -12,6 +12,7 @@ from reptk.config.plugins import load_plugin
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.evaluate import Evaluation
+from reptk.losses import supcon
 from reptk.models.encoder import Encoder
 from reptk.training import loop, run_folder
 from reptk.training.build import Parts
@@ -119,6 +120,35 @@ def test_training_improves_the_encoder(tmp_path: Path) -> None:
     assert trained["map@r"] > result_metrics(tmp_path / "run")["untrained"]["map@r"] + 0.05
 
 
+class Reversed(torch.nn.Module):
+    """SupCon with the wrong sign, which destroys what tells classes apart."""
+
+    def forward(self, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return -supcon(z, ids, temperature=0.1)
+
+
+@pytest.mark.usefixtures("restored_registries")
+def test_a_fine_tuning_that_ends_worse_says_so_in_the_first_line_of_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    LOSSES.register("reversed")(Reversed)
+    overrides = ["encoder.backbone=test_vit", "data.train=96", "data.query=60", "train.report=false"]
+    overrides += ["method.positives=class"]
+    pretraining = ["loss.name=supcon", "train.baselines=false", "train.epochs=1"]
+    run_silently(tiny(*overrides, *pretraining), tmp_path / "first")
+    finetuning = ["optim.lr=0.1", "train.epochs=4", f"encoder.weights={tmp_path / 'first'}"]
+    recipe = tiny(*overrides, *finetuning, loss={"name": "reversed"})
+    train(recipe, tmp_path / "second", logger=Logger(prints=True))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    # After the table.
+    last_row = max(number for number, line in enumerate(lines) if line.startswith("trained "))
+    first_line = next(line for line in lines[last_row + 1 :] if line)
+    assert first_line.startswith("Training made it worse: kNN@5 ")
+    assert "the encoder before training (pretrained weights), " in first_line
+    assert "mAP@R is down from " in first_line
+    assert any(line.startswith("It was better before training: lower optim.lr") for line in lines)
+
+
 @pytest.mark.slow
 def test_tcl_with_labels_separates_digits(tmp_path: Path) -> None:
     """Six of the recipe's twenty epochs reach 96 % on the last 797 digits, which raw pixels do not."""
@@ -167,16 +197,24 @@ def test_long_work_is_a_line_a_minute_off_a_terminal(
 # What stops a run, and what it warns of
 
 
-@pytest.mark.parametrize(("train", "is_said"), [(48, False), (53, True)])
+@pytest.mark.parametrize(
+    ("train", "note"),
+    [
+        (48, None),
+        (49, "note: 1 of 49 training images are left out of each epoch, others every time: the last batch"),
+        (63, "the last batch would be incomplete. train.batch_size=9 would leave out 0"),
+    ],
+)
 def test_images_that_an_epoch_leaves_out_are_counted_once(
-    train: int, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+    train: int, note: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     recipe = tiny(f"data.train={train}", "train.baselines=false", "train.report=false")
     loop.train(recipe, tmp_path / "run", logger=Logger(prints=True))
     output = " ".join(capsys.readouterr().out.split())
-    assert output.count("left out of each epoch") == is_said
-    if is_said:
-        assert "note: 5 of 53 training images are left out of each epoch, others every time: the last batch" in output
+    assert output.count("left out of each epoch") == (note is not None)
+    if note is not None:
+        assert note in output
+    assert ("would leave out" in output) == (train == 63)
 
 
 class NanFromThirdCall(torch.nn.Module):
