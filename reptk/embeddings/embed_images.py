@@ -91,7 +91,7 @@ def embed(
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
-    preprocessing = embedder.native_preprocessing().replace_set(crop, resize, None)
+    preprocessing = embedder.native_preprocessing().replace_set(crop=crop, resize=resize)
     source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg, preprocessing)
     if report is not None:
         for line in source.summary:
@@ -103,6 +103,8 @@ def embed(
     images = source.groups[0].images
     if isinstance(images, ImageFiles):
         embedder.options = images.options
+        images.crop_px = embedder.encoder.config["size"]
+        images.border_color = embedder.encoder.border_color
 
     header = _header(source, embedder, half)
     blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers)

@@ -142,8 +142,8 @@ def from_data_set(
     """
     table = config.complete("data", table)
     if "interpolation" in table:
-        chosen = preprocessing.replace_set(table["crop"], table["resize"], table["interpolation"])
-        table = {**table, **chosen._asdict()}
+        fields = {name: table.get(name) for name in Preprocessing._fields}
+        table = {**table, **preprocessing.replace_set(**fields)._asdict()}
     if table["name"] == "folder" and split is None:
         return _from_folder(table, jpeg)
     with warnings.catch_warnings():
@@ -214,7 +214,7 @@ def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
     root = base.absolute()
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
-    preprocessing = Preprocessing(table["crop"], table["resize"], table["interpolation"])
+    preprocessing = Preprocessing(**{name: table[name] for name in Preprocessing._fields})
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     about = {**table, "split": "all", "root": str(root)}
@@ -255,8 +255,9 @@ def _skipping_files(
         jpeg,
         options=options,
         interpolation=preprocessing.interpolation,
+        reduce_jpeg=preprocessing.reduce_jpeg,
         resize=preprocessing.resize,
-        max_aspect_ratio=preprocessing.max_aspect_ratio,
+        in_one_step=True,
         on_error="skip",
         max_unreadable=len(paths),
     )
