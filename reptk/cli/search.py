@@ -21,7 +21,6 @@ EXAMPLES = """examples:
 """
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DEFAULT_K = 10
-DEFAULT_THRESHOLD = 0.95
 # How many near duplicates are printed. The table that --out writes has all of them.
 MAX_GROUPS = 10
 MAX_IMAGES_PER_GROUP = 6
@@ -132,17 +131,19 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         )
     if args.out is not None:
         check_output_file(args.out, force=args.force)
-    threshold = args.threshold
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD
     index = _open(named.index)
+    other = None
+    if named.other is not None:
+        other = _open(named.other).embeddings
+    duplicates = near_duplicates(
+        index.embeddings, other, threshold=args.threshold, encoder=args.encoder, device=args.device
+    )
     if named.other is None:
-        duplicates = near_duplicates(index.embeddings, threshold=threshold)
         lines = _group_lines(duplicates)
     else:
-        duplicates = near_duplicates(index.embeddings, _open(named.other).embeddings, threshold=threshold)
         lines = _leak_lines(duplicates, named.index, named.other)
     print(_summary(index, named.index))
+    print(f"threshold {duplicates.threshold:g}: {duplicates.measured.reason}")
     for line in lines:
         print(line)
     if args.out is not None:
@@ -151,7 +152,7 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
     if html is not None and duplicates.count:
         from reptk.embeddings import gallery
 
-        subtitle = f"{named.index}, similarity {threshold:g} and above"
+        subtitle = f"{named.index}, similarity {duplicates.threshold:g} and above: {duplicates.measured.reason}."
         gallery.write(html, gallery.duplicates_page(duplicates, subtitle))
         print(f"look at them: {html}")
     return 0
@@ -175,7 +176,8 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
         lines.append(f"group {number}: {len(group):,} images")
         for duplicate in group[:MAX_IMAGES_PER_GROUP]:
             label = _printable(duplicate.label)
-            lines.append(f"  {duplicate.similarity:.3f}  {label}  {_location(duplicate)}{_copy_note(duplicate)}")
+            similarity = duplicates.format_similarity(duplicate.similarity)
+            lines.append(f"  {similarity}  {label}  {_location(duplicate)}{_copy_note(duplicate)}")
         if len(group) > MAX_IMAGES_PER_GROUP:
             lines.append(f"  and {len(group) - MAX_IMAGES_PER_GROUP:,} more")
     if len(groups) > MAX_GROUPS:
@@ -196,7 +198,8 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
     ]
     for leak in leaks[:MAX_LEAKS]:
         nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
-        lines.append(f"  {leak.similarity:.3f}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak)}")
+        similarity = duplicates.format_similarity(leak.similarity)
+        lines.append(f"  {similarity}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak)}")
     if len(leaks) > MAX_LEAKS:
         lines.append(f"and {len(leaks) - MAX_LEAKS:,} more")
     return lines
@@ -311,7 +314,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="near duplicates in it, or between it and another set",
     )
     parser.add_argument(
-        "--threshold", type=float, help=f"the similarity from which images are duplicates; default: {DEFAULT_THRESHOLD}"
+        "--threshold",
+        type=float,
+        help="the similarity from which images are duplicates; default: measured for the encoder and the images",
     )
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")

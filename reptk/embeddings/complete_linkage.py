@@ -7,6 +7,7 @@ not like the last.
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 BLOCK = 256
 """Rows whose similarities to all earlier ones are held in memory at a time."""
@@ -25,12 +26,14 @@ def complete_linkage(vectors: Tensor, limit: float) -> list[NDArray[np.int64]]:
     Returns:
         The rows of each group, ascending; groups in the order of their first rows, with those of a single row.
     """
-    count = len(vectors)
+    # As in the comparison of all pairs: half precision rounds the length.
+    unit = normalize(vectors.float(), dim=1)
+    count = len(unit)
     group_of = np.zeros(count, np.int64)
     num_groups = 0
     for top in range(0, count, BLOCK):
         end = min(top + BLOCK, count)
-        similarities = (vectors[top:end].float() @ vectors[:end].float().T).numpy()
+        similarities = (unit[top:end] @ unit[:end].T).numpy()
         for row in range(top, end):
             group_of[row] = _group_to_join(similarities[row - top, :row], group_of[:row], num_groups, limit)
             num_groups = max(num_groups, int(group_of[row]) + 1)

@@ -5,6 +5,7 @@ All pairs are compared, a block of them at a time, so that memory grows with the
 
 import csv
 import io
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,20 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from reptk.core.csv_cells import escape_formula
 from reptk.core.errors import UsageError
 from reptk.core.files import write_text
 from reptk.embeddings.complete_linkage import complete_linkage
+from reptk.embeddings.embedder import has_random_weights
 from reptk.embeddings.exact_copies import Copy, exact_copies
 from reptk.embeddings.output_path import explain_write_errors
 from reptk.embeddings.progress import progress
+from reptk.embeddings.similarity_threshold import SimilarityThreshold, measure_threshold
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import with_unit_length
+from reptk.models.encoder import Encoder
 
 BLOCK = 2048
 """Images per side of a block of similarities."""
@@ -35,6 +40,9 @@ MAX_PENDING_PAIRS = 1 << 20
 
 MIN_SIMILARITY_OF_COPIES = 0.999
 """Equal pixels have equal embeddings, up to the rounding of half precision."""
+
+MANY_DIGITS_FROM = 0.99
+"""Thresholds from which on similarities are printed with six digits."""
 
 NO_ROW = -1
 CSV_COLUMNS = ("group", "id", "label", "path", "similarity", "nearest", "nearest_label", "nearest_path", "copy")
@@ -70,16 +78,26 @@ class Duplicates:
     Args:
         first: the set.
         second: the other set, None for duplicates within one.
-        threshold: the cosine similarity from which two images are near duplicates.
+        measured: the cosine similarity from which two images are near duplicates, and why.
         groups: within a set: images that are all near duplicates of each other, largest group first.
         leaks: between sets: the images of `second` that have a near duplicate in `first`, most similar first.
     """
 
     first: Embeddings
     second: Embeddings | None
-    threshold: float
+    measured: SimilarityThreshold
     groups: list[list[Duplicate]]
     leaks: list[Duplicate]
+
+    @property
+    def threshold(self) -> float:
+        """The cosine similarity from which two images are near duplicates."""
+        return self.measured.value
+
+    def format_similarity(self, similarity: float) -> str:
+        """Return a similarity with three digits, or six if the threshold is so near 1 that three would all be 1.000."""
+        digits = 3 if self.threshold < MANY_DIGITS_FROM else 6
+        return f"{similarity:.{digits}f}"
 
     @property
     def count(self) -> int:
@@ -133,7 +151,7 @@ class Duplicates:
             duplicate.id,
             duplicate.label,
             duplicate.path or "",
-            f"{duplicate.similarity:.4f}",
+            f"{duplicate.similarity:.6f}",
             self.first.ids[nearest],
             self.first.class_of(nearest),
             self.first.file(nearest) or "",
@@ -141,36 +159,64 @@ class Duplicates:
         ]
 
 
-def near_duplicates(first: Embeddings, second: Embeddings | None = None, *, threshold: float = 0.95) -> Duplicates:
+def near_duplicates(
+    first: Embeddings,
+    second: Embeddings | None = None,
+    *,
+    threshold: float | None = None,
+    encoder: str | Path | Encoder | None = None,
+    device: str = "auto",
+) -> Duplicates:
     """Find images that are nearly the same, by comparing all pairs.
 
     Args:
         first: a set of embeddings.
         second: another set of the same encoder, whose images are compared to those of `first`; by default `first` is
             compared to itself.
-        threshold: the cosine similarity from which two images are near duplicates.
+        threshold: the cosine similarity from which two images are near duplicates; by default it is measured for the encoder
+            and the images, see `measure_threshold`.
+        encoder: the encoder of the embeddings, or its present place if it has moved; it serves that measurement alone.
+        device: where the encoder runs.
 
     Raises:
         UsageError: a threshold outside (0, 1].
-        DataError: vectors that cannot be compared, or sets of different encoders.
+        DataError: vectors that cannot be compared, sets of different encoders, or another `encoder` than theirs.
     """
-    if not 0 < threshold <= 1:
+    if threshold is not None and not 0 < threshold <= 1:
         raise UsageError(f"--threshold must lie above 0 and at most at 1, got {threshold:g}")
+    _warn_of_random_weights(first)
     first = with_unit_length(first, "the index")
+    if second is not None:
+        first.check_comparable(second)
+        second = with_unit_length(second, "the other set")
+    if threshold is None:
+        measured = measure_threshold(first, second, encoder=encoder, device=device)
+    else:
+        measured = SimilarityThreshold(threshold, "as requested")
     if second is None:
-        best, nearest, row_groups = _compare_within(first.vectors, threshold)
+        best, nearest, row_groups = _compare_within(first.vectors, measured.value)
         groups = [_group(first, rows.tolist(), best, nearest) for rows in row_groups]
-        return Duplicates(first, None, threshold, groups, leaks=[])
+        return Duplicates(first, None, measured, groups, leaks=[])
 
-    first.check_comparable(second)
-    second = with_unit_length(second, "the other set")
-    best, nearest = _compare_between(second.vectors, first.vectors, threshold)
+    best, nearest = _compare_between(second.vectors, first.vectors, measured.value)
     leaked_rows = (nearest != NO_ROW).nonzero().flatten()
     order = best[leaked_rows].argsort(descending=True, stable=True)
     leaks = []
     for row in leaked_rows[order].tolist():
         leaks.append(_duplicate(second, row, best, nearest, _copy_between(second, row, first, best, nearest)))
-    return Duplicates(first, second, threshold, groups=[], leaks=leaks)
+    return Duplicates(first, second, measured, groups=[], leaks=leaks)
+
+
+def _warn_of_random_weights(embeddings: Embeddings) -> None:
+    # The record may come from a file of any origin.
+    record = embeddings.about.get("encoder")
+    origin = record.get("origin") if isinstance(record, dict) else None
+    if isinstance(origin, dict) and has_random_weights(origin):
+        warnings.warn(
+            f"the encoder, {origin['backbone']}, has random weights: its similarities are near 1 for all images, so what "
+            "is only similar means little. Embed by a run, or with --weights FILE or --pretrained",
+            stacklevel=3,
+        )
 
 
 def _compare_within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
@@ -188,9 +234,9 @@ def _compare_within(vectors: Tensor, threshold: float) -> tuple[Tensor, Tensor, 
     num_blocks = -(-count // BLOCK)
     with progress("comparing", num_blocks) as advance:
         for top in range(0, count, BLOCK):
-            rows = vectors[top : top + BLOCK].float()
+            rows = _unit_rows(vectors, top)
             for left in range(top, count, BLOCK):  # the matrix is symmetric: its upper half is enough
-                similarities = rows @ vectors[left : left + BLOCK].float().T
+                similarities = rows @ _unit_rows(vectors, left).T
                 if left == top:
                     similarities.fill_diagonal_(-torch.inf)  # an image is no duplicate of itself
                 if similarities.amax() < limit:
@@ -219,9 +265,9 @@ def _compare_between(queries: Tensor, bank: Tensor, threshold: float) -> tuple[T
     num_blocks = -(-len(queries) // BLOCK)
     with progress("comparing", num_blocks) as advance:
         for top in range(0, len(queries), BLOCK):
-            rows = queries[top : top + BLOCK].float()
+            rows = _unit_rows(queries, top)
             for left in range(0, len(bank), BLOCK):
-                similarities = rows @ bank[left : left + BLOCK].float().T
+                similarities = rows @ _unit_rows(bank, left).T
                 if similarities.amax() >= limit:
                     _update_nearest(best, nearest, top, similarities, left)
             advance(1)
@@ -232,13 +278,17 @@ def _compare_between(queries: Tensor, bank: Tensor, threshold: float) -> tuple[T
 def _with_tolerance(threshold: float) -> float:
     """Lower the threshold by the rounding error of similarities.
 
-    Stored vectors have unit length only within the rounding of half precision, so equal ones may have a similarity of a
-    little less than 1, and a threshold of 1 must find them.
+    Equal images may have a similarity of a little less than 1, and a threshold of 1 must find them. The tolerance is small
+    enough for encoders whose similarities are all above 0.999.
     """
-    # Only near 1: a lower threshold would let in pairs that are visibly below it.
     if threshold > 1 - 1e-3:
-        return threshold - 1e-3
+        return threshold - 1e-5
     return threshold - 1e-6
+
+
+def _unit_rows(vectors: Tensor, start: int) -> Tensor:
+    """Return a block of vectors in float32, with the unit length that half precision has rounded."""
+    return normalize(vectors[start : start + BLOCK].float(), dim=1)
 
 
 def _update_nearest(best: Tensor, nearest: Tensor, top: int, similarities: Tensor, left: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,17 +170,24 @@ class Embedder:
         """
         if not path.is_file():
             raise DataError(f"no image {path}")
-        decode_px = self.decode_px or round(self.encoder.config["size"] / self.crop)
-        image = decode(path, decode_px, self.jpeg, self.options)
-        vector = self.embed_images(image[None])[0]
+        vector = self.embed_images(self.decode_image(path)[None])[0]
         if not vector.isfinite().all():
             raise DataError(f"{path} gets an embedding that is not finite")
         return vector
 
+    def decode_image(self, source: Path | bytes) -> Tensor:
+        """Return an image file, or the bytes of one, as `embed_images` takes it: (3, H, W) uint8.
+
+        Raises:
+            DataError: it cannot be read as an image.
+        """
+        decode_px = self.decode_px or round(self.encoder.config["size"] / self.crop)
+        return decode(source, decode_px, self.jpeg, self.options)
+
     @property
     def is_untrained(self) -> bool:
         """Whether it is a timm backbone with random weights."""
-        return "backbone" in self.origin and not self.origin["weights"] and not self.origin["pretrained"]
+        return has_random_weights(self.origin)
 
     @property
     def width(self) -> int:
@@ -222,6 +230,11 @@ def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
         raise DataError(
             f"the record of the embeddings' preprocessing is damaged: {cause}; embed the images again"
         ) from cause
+
+
+def has_random_weights(origin: Mapping[str, Any]) -> bool:
+    """Return whether an encoder of this origin, see `Embedder`, is a timm backbone with random weights."""
+    return "backbone" in origin and not origin.get("weights") and not origin.get("pretrained")
 
 
 def fingerprint(encoder: Encoder) -> str:

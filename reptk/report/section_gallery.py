@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.counts import format_count
 from reptk.core.metric_names import display_name
 from reptk.evaluate.predictions import Predictions
 from reptk.report.embedded_images import EmbeddedImages, Picture
-from reptk.report.formatting import class_name, format_count, format_number, format_percent
+from reptk.report.formatting import class_name, format_number, format_percent
 from reptk.report.run_files import Run
 from reptk.report.run_images import RunImages
 

@@ -89,7 +89,10 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     assert "--force" in run_command(["search", folder_with_copy, *options], capsys, exit_code=2)
     printed = run_command(["search", folder_with_copy, "--duplicates", "--threshold", "1", "--no-html"], capsys)
     assert "1 group" in printed
-    assert "1 group" in run_command(["search", "--no-html", "--duplicates", folder_with_copy], capsys)
+    assert "threshold 1: as requested" in printed
+    printed = run_command(["search", "--no-html", "--duplicates", folder_with_copy], capsys)
+    assert "1 group" in printed
+    assert "threshold 0.95: fewer than 20 images are too few to measure random pairs; changed copies" in printed
 
 
 def test_duplicates_between_sets(
