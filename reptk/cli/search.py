@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reptk.core.command_line import ESCAPED_BYTES, ArgumentParser, add_device_option, run_command
+from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from reptk.embeddings import Duplicate, Duplicates, Index, Neighbor, SearchResult
+    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult
 
 EXAMPLES = """examples:
   reptk search photos.index query.jpg
@@ -25,6 +26,7 @@ DEFAULT_K = 10
 MAX_GROUPS = 10
 MAX_IMAGES_PER_GROUP = 6
 MAX_LEAKS = 20
+MAX_BLANK = 5
 
 
 class Positionals(NamedTuple):
@@ -54,8 +56,8 @@ def _run(args: argparse.Namespace) -> int:
         html = _html_path(args.html, named.find_duplicates)
     if named.find_duplicates:
         return _find_duplicates(args, named, html)
-    if args.out is not None or args.threshold is not None:
-        raise UsageError("--out and --threshold go with --duplicates")
+    if args.out is not None or args.threshold is not None or args.no_images:
+        raise UsageError("--out, --threshold and --no-images go with --duplicates")
     if not named.queries and not args.id:
         raise UsageError(f"search {named.index} for what? An image, --id ID of one in it, or --duplicates")
     return _search(args, named, html)
@@ -136,7 +138,12 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
     if named.other is not None:
         other = _open(named.other).embeddings
     duplicates = near_duplicates(
-        index.embeddings, other, threshold=args.threshold, encoder=args.encoder, device=args.device
+        index.embeddings,
+        other,
+        threshold=args.threshold,
+        encoder=args.encoder,
+        device=args.device,
+        read_images=not args.no_images,
     )
     if named.other is None:
         lines = _group_lines(duplicates)
@@ -144,7 +151,7 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         lines = _leak_lines(duplicates, named.index, named.other)
     print(_summary(index, named.index))
     print(f"threshold {duplicates.threshold:g}: {duplicates.measured.reason}")
-    for line in lines:
+    for line in lines + _blank_lines(duplicates):
         print(line)
     if args.out is not None:
         duplicates.save(args.out)
@@ -177,7 +184,7 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
         for duplicate in group[:MAX_IMAGES_PER_GROUP]:
             label = _printable(duplicate.label)
             similarity = duplicates.format_similarity(duplicate.similarity)
-            lines.append(f"  {similarity}  {label}  {_location(duplicate)}{_copy_note(duplicate)}")
+            lines.append(f"  {similarity}  {label}  {_location(duplicate)}{_copy_note(duplicate, duplicates.first)}")
         if len(group) > MAX_IMAGES_PER_GROUP:
             lines.append(f"  and {len(group) - MAX_IMAGES_PER_GROUP:,} more")
     if len(groups) > MAX_GROUPS:
@@ -199,7 +206,7 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
     for leak in leaks[:MAX_LEAKS]:
         nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
         similarity = duplicates.format_similarity(leak.similarity)
-        lines.append(f"  {similarity}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak)}")
+        lines.append(f"  {similarity}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak, first)}")
     if len(leaks) > MAX_LEAKS:
         lines.append(f"and {len(leaks) - MAX_LEAKS:,} more")
     return lines
@@ -216,16 +223,30 @@ def _exact_copies(duplicates: "Duplicates") -> str:
     """Tell exact copies from images that are only similar."""
     same_bytes = duplicates.count_copies("bytes")
     same_pixels = duplicates.count_copies("pixels")
-    similar = duplicates.count - same_bytes - same_pixels
+    turned = duplicates.count_turned()
+    similar = duplicates.count - same_bytes - same_pixels - turned
     return (
-        f"{same_bytes:,} hold the same bytes as another, {same_pixels:,} the same pixels, {similar:,} are only similar"
+        f"{same_bytes:,} hold the same bytes as another, {same_pixels:,} the same pixels, {turned:,} are turned or mirrored, "
+        f"{similar:,} are only similar"
     )
 
 
-def _copy_note(duplicate: "Duplicate") -> str:
-    if not duplicate.copy:
+def _copy_note(duplicate: "Duplicate", originals: "Embeddings") -> str:
+    text = duplicate.describe_copy(originals)
+    if not text:
         return ""
-    return f"  (the same {duplicate.copy})"
+    return f"  ({_printable(text)})"
+
+
+def _blank_lines(duplicates: "Duplicates") -> list[str]:
+    """Return a line on blank images, which are no duplicates of each other; none if there are no such images."""
+    if not duplicates.blank:
+        return []
+    images = duplicates.searched
+    names = [_printable(_short_path(images.file(row)) or images.ids[row]) for row in duplicates.blank[:MAX_BLANK]]
+    if len(duplicates.blank) > MAX_BLANK:
+        names.append("...")
+    return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {', '.join(names)}"]
 
 
 def _open(path: str) -> "Index":
@@ -317,6 +338,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--threshold",
         type=float,
         help="the similarity from which images are duplicates; default: measured for the encoder and the images",
+    )
+    parser.add_argument(
+        "--no-images",
+        action="store_true",
+        help="with --duplicates: do not read all images, which finds blank, turned and mirrored ones",
     )
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")

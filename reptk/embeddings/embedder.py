@@ -125,7 +125,7 @@ class Embedder:
         embedder.decode_px = preprocessing.get("decoded_px")
         embedder.crop = preprocessing.get("crop", 1.0)
         embedder.bf16 = bool(preprocessing.get("bf16"))
-        embedder.options = _recorded_options(preprocessing)
+        embedder.options = recorded_options(preprocessing)
         if str(preprocessing.get("decoded_by")).startswith("simplejpeg"):
             embedder.jpeg = "auto"
             _warn_without_simplejpeg()
@@ -219,7 +219,7 @@ class Embedder:
         return {"encoder": encoder_record, "preprocessing": preprocessing}
 
 
-def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
+def recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
     """Return how the pixels of unusual files were decoded; embeddings of earlier versions have the defaults."""
     try:
         return PixelOptions(

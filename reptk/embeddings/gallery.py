@@ -74,6 +74,8 @@ def duplicates_page(duplicates: Duplicates, about: str) -> str:
     num_found = len(duplicates.groups) + len(duplicates.leaks)
     if len(groups) < num_found:
         about += f" The first {len(groups)} are shown."
+    if duplicates.blank:
+        groups.append(_blank_group(duplicates))
     return _render(f"{duplicates.count:,} near duplicates", about, groups)
 
 
@@ -131,6 +133,16 @@ def _duplicates_group(
     return CardGroup(f"Group {number}: {len(members):,} images", cards, remark=remark)
 
 
+def _blank_group(duplicates: Duplicates) -> CardGroup:
+    """Return the names of blank images, which nobody has to see."""
+    images = duplicates.searched
+    names = [images.ids[row] for row in duplicates.blank[:MAX_MEMBERS]]
+    if len(duplicates.blank) > MAX_MEMBERS:
+        names.append("...")
+    heading = format_count(len(duplicates.blank), "blank image")
+    return CardGroup(heading, [], remark=", ".join(names))
+
+
 def _leak_group(
     leak: Duplicate, duplicates: Duplicates, first_images: EmbeddingImages, second_images: EmbeddingImages
 ) -> CardGroup:
@@ -147,7 +159,7 @@ def _neighbor_card(neighbor: Neighbor, picture: str) -> Card:
 
 
 def _member_card(member: Duplicate, duplicates: Duplicates, picture: str) -> Card:
-    note = f"the same {member.copy}" if member.copy else ""
+    note = member.describe_copy(duplicates.first)
     title = duplicates.format_similarity(member.similarity)
     return Card(picture, member.id or title, title, _lines(member.label, member.id), note)
 
