@@ -1,5 +1,6 @@
-"""Images in files of their own: decoded whenever they are fetched, or once into a cache on disk."""
+"""Images in files: decoded whenever they are fetched, or once into a cache on disk."""
 
+import copy
 import hashlib
 import os
 import warnings
@@ -21,14 +22,15 @@ from reptk.data.decode import (
     DEFAULT_OPTIONS,
     Jpeg,
     PixelOptions,
-    decode_into,
+    decode_picture,
     decoder,
     versions_of,
 )
 from reptk.data.protocol import Images, WritableImages, WritableSubset
+from reptk.data.resize import MAX_ASPECT_RATIO, Interpolation, Pixels, Resize, write_square
 
 ImageSize = Annotated[int, Ge(8)]
-"""Side in pixels of the square that every image is decoded to."""
+"""Pixels of the shorter side to which every image is decoded."""
 
 OnError = Literal["skip", "stop"]
 """What happens if an image cannot be read: it is skipped, or the run stops."""
@@ -54,9 +56,12 @@ class ImageFiles(WritableImages):
 
     Args:
         paths: the files, in order.
-        size: side in pixels of the square that every image is decoded to.
+        size: side in pixels of the square that every image becomes.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
         options: what the pixels of unusual files become.
+        interpolation: how images are resized.
+        resize: what becomes of images that are not square.
+        max_aspect_ratio: of longer images, only the middle is used.
         on_error: "skip": an image that cannot be read is black, and `unreadable` says why; "stop": it raises a DataError.
         max_unreadable: how many images may be skipped; by default the larger of 1 % and 10, of few images a fifth.
 
@@ -71,6 +76,9 @@ class ImageFiles(WritableImages):
         jpeg: Jpeg = "auto",
         *,
         options: PixelOptions = DEFAULT_OPTIONS,
+        interpolation: Interpolation = "bilinear",
+        resize: Resize = "crop",
+        max_aspect_ratio: float = MAX_ASPECT_RATIO,
         on_error: OnError = "stop",
         max_unreadable: int | None = None,
     ) -> None:
@@ -78,6 +86,9 @@ class ImageFiles(WritableImages):
             max_unreadable = tolerated_unreadable(len(paths))
         self.size = size
         self.options = options
+        self.interpolation = interpolation
+        self.resize = resize
+        self.max_aspect_ratio = max_aspect_ratio
         self.on_error = on_error
         self.max_unreadable = max_unreadable
         self._reasons: dict[int, str] = {}
@@ -86,6 +97,7 @@ class ImageFiles(WritableImages):
         encoded = [os.fsencode(path) for path in paths]
         lengths = [len(path) for path in encoded]
         self._ends = torch.tensor([0, *lengths]).cumsum(0)
+        self._aspect_ratios = torch.ones(len(paths))
         self._path_bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -98,25 +110,49 @@ class ImageFiles(WritableImages):
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, square in zip(numbers.tolist(), out, strict=True):
-            if number not in self._reasons:
-                self._decode(number, square)
-            if number in self._reasons:
-                square[:] = 0
+            write_square(self.picture(number), square, self.resize, self.interpolation)
+
+    def picture(self, number: int) -> Pixels:
+        """Return an image with its proportions; a black square if it cannot be read, which `unreadable` then says."""
+        if number not in self._reasons:
+            try:
+                return self._decode(number)
+            except DataError as error:
+                if self.on_error == "stop":
+                    raise
+                self._reasons[number] = str(error)
+                self._check_count()
+        self._aspect_ratios[number] = 1.0
+        return np.zeros((self.size, self.size, 3), np.uint8)
+
+    def resized(self, resize: Resize) -> "ImageFiles":
+        # A shallow copy: what is known of unreadable images is known to both.
+        images = copy.copy(self)
+        images.resize = resize
+        return images
+
+    def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
+        if self.resize != "squash":
+            return None
+        return self._aspect_ratios[numbers]
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         if not self._reasons:
             return {}
         return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
 
-    def _decode(self, number: int, square: NDArray[np.uint8]) -> None:
-        """Decode an image, or note why it cannot be read."""
-        try:
-            decode_into(self.path(number), square, self.jpeg, options=self.options)
-        except DataError as error:
-            if self.on_error == "stop":
-                raise
-            self._reasons[number] = str(error)
-            self._check_count()
+    def _decode(self, number: int) -> Pixels:
+        picture = decode_picture(
+            self.path(number),
+            self.size,
+            self.jpeg,
+            options=self.options,
+            interpolation=self.interpolation,
+            max_aspect_ratio=self.max_aspect_ratio,
+        )
+        height, width, _ = picture.pixels.shape
+        self._aspect_ratios[number] = width / height
+        return picture.pixels
 
     def _check_count(self) -> None:
         if len(self._reasons) <= self.max_unreadable:
@@ -139,6 +175,7 @@ class FileReader:
         cache_folder: the folder of the decoded images; None to decode whenever an image is fetched.
         options: what the pixels of unusual files become.
         on_error: whether images that cannot be read are skipped.
+        interpolation: how images are resized.
     """
 
     size: int
@@ -146,6 +183,7 @@ class FileReader:
     cache_folder: Path | None = None
     options: PixelOptions = DEFAULT_OPTIONS
     on_error: OnError = "stop"
+    interpolation: Interpolation = "bilinear"
 
     def read(self, splits: Sequence[Sequence[Path]]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
@@ -164,6 +202,8 @@ class FileReader:
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
         if self.options != DEFAULT_OPTIONS:
             decoding += f", {self.options}"
+        if self.interpolation != "bilinear":
+            decoding += f", {self.interpolation}"
         keys = [file_key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
@@ -179,6 +219,7 @@ class FileReader:
             self.size,
             self.jpeg,
             options=self.options,
+            interpolation=self.interpolation,
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )
