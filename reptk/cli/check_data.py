@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reptk import config
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def _print_check(images: CheckedImages, workers: int | None, options: "PixelOpti
         raise DataError(f"none of {len(images.paths):,} files can be read; the first is {path}: {reason}")
     _print_sizes(check)
     _print_classes(images)
+    _print_blank(check)
     _print_duplicates(images, check)
     if check.unreadable:
         print(f"  unreadable: {len(check.unreadable):,} files")
@@ -230,6 +232,20 @@ def _print_classes(images: CheckedImages) -> None:
         if len(too_small) > MAX_LISTED:
             names += ", ..."
         print(f"  classes of a single image, which have no positives: {len(too_small):,} ({names})")
+
+
+def _print_blank(check: "FileCheck") -> None:
+    from reptk.data.blank_images import MAX_LEVELS
+
+    if not check.blank:
+        return
+    # They are alike, which would hide the other duplicates.
+    count = format_count(len(check.blank), "image")
+    print(f"  blank: {count}, of one color up to {MAX_LEVELS} of 255 levels, and not counted as duplicates")
+    for path in check.blank[:MAX_LISTED]:
+        print(f"    {path}")
+    if len(check.blank) > MAX_LISTED:
+        print(f"    and {len(check.blank) - MAX_LISTED:,} more")
 
 
 def _print_duplicates(images: CheckedImages, check: "FileCheck") -> None:

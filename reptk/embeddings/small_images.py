@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from reptk.core.errors import DataError
 from reptk.data import num_cpus
 from reptk.data.blank_images import is_blank, may_be_blank
-from reptk.data.decode import PixelOptions, decode_into, decoder
+from reptk.data.decode import PixelOptions, decode
 from reptk.embeddings.embedder import recorded_options
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -77,12 +78,11 @@ def read_square(file: Path | None, size_px: int, options: PixelOptions) -> NDArr
     """Return the center square (size, size, 3) of an image file; None if it cannot be read."""
     if file is None:
         return None
-    square = np.empty((size_px, size_px, 3), np.uint8)
     try:
-        decode_into(file, square, decoder("auto"), options=options)
+        square = decode(file, size_px, "auto", options)
     except DataError:
         return None
-    return square
+    return rearrange(square, "c h w -> h w c").numpy()
 
 
 _SmallImage = tuple[int, NDArray[np.uint8], bool]

@@ -154,3 +154,24 @@ def test_the_limit_of_pixels_is_the_data_sets(tmp_path: Path, capsys: pytest.Cap
     printed = run_command(["check-data", tmp_path, "data.max_pixels=1000"], capsys)
     assert "large.png" in printed
     assert "90 x 90 pixels are more than 1,000" in printed
+
+
+def test_blank_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_drawings(tmp_path, cat=6, dog=6)
+    image = Image.new("RGB", (90, 30), "white")
+    image.save(root / "cat" / "white.jpg")
+    # The center square alone is blank.
+    image.paste("black", (0, 0, 9, 9))
+    image.save(root / "cat" / "corner.png")
+    printed = run_command(["check-data", root], capsys)
+    assert "  blank: 1 image, of one color up to 8 of 255 levels, and not counted as duplicates\n" in printed
+    assert f"    {root / 'cat' / 'white.jpg'}\n" in printed
+    assert "corner.png" not in printed
+    for number in range(11):
+        shutil.copy(root / "cat" / "white.jpg", root / "dog" / f"white{number:02}.jpg")
+    printed = run_command(["check-data", root], capsys)
+    assert "  blank: 12 images, of" in printed
+    assert "white08.jpg" in printed
+    assert "white09.jpg" not in printed
+    assert "    and 2 more\n" in printed
+    assert "  exact duplicates: none\n" in printed
