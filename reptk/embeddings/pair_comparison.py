@@ -52,8 +52,7 @@ def compare_within(
                     continue  # most blocks hold no near duplicates
                 _update_nearest(best, nearest, top, similarities, left)
                 _update_nearest(best, nearest, left, similarities.T, top)
-                pairs = (similarities >= limit).nonzero().numpy()
-                components.connect(pairs[:, 0] + top, pairs[:, 1] + left)
+                components.connect_block((similarities >= limit).numpy(), top, left)
             advance(1)
     nearest[best < limit] = NO_ROW
     groups = []
@@ -150,6 +149,8 @@ class ConnectedComponents:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._component: NDArray[np.int32] | None = None
+        """As of the last reduction."""
         self._pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._num_pending = 0
 
@@ -161,10 +162,20 @@ class ConnectedComponents:
         if self._num_pending > max(MAX_PENDING_PAIRS, self.count):
             self._reduce()
 
+    def connect_block(self, is_edge: NDArray[np.bool_], top: int, left: int) -> None:
+        """Add the edges of a block (h, w) between nodes from `top` on and others from `left` on; `is_edge` is overwritten."""
+        if self._component is not None:
+            # Of many images that are all alike, nearly all edges are within a component.
+            height, width = is_edge.shape
+            is_edge &= self._component[top : top + height, None] != self._component[None, left : left + width]
+        nodes, others = is_edge.nonzero()
+        self.connect(nodes + top, others + left)
+
     def _reduce(self) -> None:
         """Replace the edges by one edge per node, to the first node of its component."""
         component = self._component_of_nodes()
         _, first_nodes = np.unique(component, return_index=True)
+        self._component = component
         self._pending = [(np.arange(self.count), first_nodes[component])]
         self._num_pending = 0
 

@@ -102,6 +102,25 @@ def test_exact_copies_are_told_from_similar_images(tmp_path: Path) -> None:
     assert exact_copies({0: None, 1: files[0], 2: tmp_path / "gone.png"}, range(3)) == {0: "", 1: "", 2: ""}
 
 
+@pytest.mark.parametrize("block", [1, 9, 256])
+@pytest.mark.parametrize("large_group", [1, 4, 1000])
+@pytest.mark.parametrize("threshold", [0.8, 0.9, 0.95])
+def test_complete_linkage_equals_brute_force(
+    block: int, large_group: int, threshold: float, clustered: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complete_linkage, "BLOCK", block)
+    monkeypatch.setattr(complete_linkage, "LARGE_GROUP", large_group)
+    # With copies of some vectors, in between and at the end.
+    vectors = torch.cat(
+        [clustered.vectors[:100], clustered.vectors[20:40], clustered.vectors[100:180], clustered.vectors[:9]]
+    )
+    groups = complete_linkage.complete_linkage(vectors, threshold - 1e-6)
+    assert sorted(row for group in groups for row in group.tolist()) == list(range(len(vectors)))
+    assert [group[0] for group in groups] == sorted(group[0] for group in groups)
+    large_groups = sorted((group.tolist() for group in groups if len(group) > 1), key=lambda rows: (-len(rows), rows))
+    assert large_groups == brute_force_groups(vectors, threshold)
+
+
 def test_many_copies_of_one_image_are_one_group() -> None:
     embeddings = Embeddings(torch.ones(5000, 4) / 2, [str(row) for row in range(5000)])
     groups = near_duplicates(embeddings, threshold=1).groups
