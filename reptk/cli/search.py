@@ -170,13 +170,13 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
     groups, threshold = duplicates.groups, duplicates.threshold
     if not groups:
         return [f"no two images have a similarity of {threshold:g} or more"]
-    noun = "group" if len(groups) == 1 else "groups"
     sizes = ", ".join(f"{count:,} of {size:,} images" for size, count in duplicates.count_by_size().items())
     num_removable = duplicates.count - len(groups)  # all but one of each group
-    candidates = "candidate" if num_removable == 1 else "candidates"
+    candidates = format_count(num_removable, "candidate")
+    searched = format_count(len(duplicates.first), "image")
     lines = [
-        f"{len(groups):,} {noun} of near duplicates (similarity {threshold:g} and above): {sizes}",
-        f"{num_removable:,} {candidates} for removal among {len(duplicates.first):,} images: check before deleting",
+        f"{format_count(len(groups), 'group')} of near duplicates (similarity {threshold:g} and above): {sizes}",
+        f"{candidates} for removal among {searched}: check before deleting",
         _exact_copies(duplicates) + _conflicts(duplicates, "groups with images of different labels"),
     ]
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
@@ -188,7 +188,7 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
         if len(group) > MAX_IMAGES_PER_GROUP:
             lines.append(f"  and {len(group) - MAX_IMAGES_PER_GROUP:,} more")
     if len(groups) > MAX_GROUPS:
-        lines.append(f"and {len(groups) - MAX_GROUPS:,} more groups")
+        lines.append(f"and {format_count(len(groups) - MAX_GROUPS, 'more group')}")
     return lines
 
 
@@ -197,10 +197,13 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
     first, leaks, threshold = duplicates.first, duplicates.leaks, duplicates.threshold
     total = len(duplicates.second or ())
     if not leaks:
-        return [f"none of {total:,} images of {other} has a near duplicate in {index} ({threshold:g} and above)"]
+        return [
+            f"none of {format_count(total, 'image')} of {other} has a near duplicate in {index} ({threshold:g} and above)"
+        ]
+    verb = "has" if len(leaks) == 1 else "have"
+    searched = format_count(total, "image")
     lines = [
-        f"{len(leaks):,} of {total:,} images of {other} have a near duplicate in {index} (similarity {threshold:g} and "
-        "above)",
+        f"{len(leaks):,} of {searched} of {other} {verb} a near duplicate in {index} (similarity {threshold:g} and above)",
         _exact_copies(duplicates) + _conflicts(duplicates, f"images whose label in {index} is another"),
     ]
     for leak in leaks[:MAX_LEAKS]:
@@ -274,7 +277,7 @@ def _open(path: str) -> "Index":
 
 def _summary(index: "Index", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
-    line = f"{path}: {len(index):,} images"
+    line = f"{path}: {format_count(len(index), 'image')}"
     encoder = index.embeddings.about.get("encoder", {})
     if "backbone" in encoder:  # embeddings of other programs do not name theirs
         line += f", by {encoder['backbone']}"

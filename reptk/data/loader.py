@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.prefetch import prefetch
 from reptk.data.protocol import Images, Split
@@ -125,8 +126,9 @@ def read_blocks(
 
 
 def _too_few_images(num_images: int, batch_size: int) -> str:
+    images = format_count(num_images, "training image")
     if num_images < 2:
-        return f"{num_images} training images; a batch needs at least 2"
+        return f"{images}; a batch needs at least 2"
     # The largest power of two that leaves an epoch more than one batch.
     fitting = max(2, 2 ** (num_images.bit_length() - 2))
-    return f"{num_images} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"
+    return f"{images}, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"

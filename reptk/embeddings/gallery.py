@@ -76,7 +76,7 @@ def duplicates_page(duplicates: Duplicates, about: str) -> str:
         about += f" The first {len(groups)} are shown."
     if duplicates.blank:
         groups.append(_blank_group(duplicates))
-    return _render(f"{duplicates.count:,} near duplicates", about, groups)
+    return _render(format_count(duplicates.count, "near duplicate"), about, groups)
 
 
 def check(path: Path) -> None:

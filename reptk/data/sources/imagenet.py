@@ -1,6 +1,7 @@
 """ImageNet-1k, or any part of it such as Tiny ImageNet, in the folders and files in which it is distributed."""
 
 from reptk.config.registry import DATASETS
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
 from reptk.data.folder_layout import class_names
@@ -52,6 +53,8 @@ def imagenet(
                 f"no {part} images in {folders.base} (data.root); reptk check-data {base} lists what there is"
             )
     reader = FileReader(size, jpeg, cache_folder(cache, "imagenet", base, size), on_error=on_error)
-    summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {len(classes):,} synsets"]
+    summary = [
+        f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {format_count(len(classes), 'synset')}"
+    ]
     protocol = f"{folders.base}: bank the training images, queries the validation images"
     return build_data(train, train, val, classes, reader, protocol, summary=summary)
