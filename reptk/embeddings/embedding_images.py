@@ -37,7 +37,7 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX))
+            return thumbnail_data_uri(decode(path, SIDE_PX, resize="pad"))
         except ReptkError:
             return ""
 
@@ -49,8 +49,9 @@ class EmbeddingImages:
             split = self._data.splits.get(split_name)
         if split is None or not number.isdigit() or int(number) >= len(split.images):
             return ""
+        images = split.images.resized("pad")
         try:
-            return thumbnail_data_uri(split.images.fetch(torch.tensor([int(number)]))[0])
+            return thumbnail_data_uri(images.fetch(torch.tensor([int(number)]))[0])
         except ReptkError:
             return ""
 

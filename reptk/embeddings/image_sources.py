@@ -20,7 +20,8 @@ from reptk.data.folder_layout import class_names, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
 from reptk.data.image_table import read_image_table
-from reptk.data.sources.folder import EVALUATION_CROP, existing_folder
+from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing
+from reptk.data.sources.folder import existing_folder
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -53,7 +54,7 @@ class ImageSource:
     Args:
         groups: the images.
         classes: class names, by label.
-        crop: share of the shorter side that preprocessing keeps.
+        preprocessing: what happens to the images before they are encoded.
         jpeg: which library decodes JPEG.
         about: a record of where they come from; `root` is the folder that paths are relative to.
         summary: lines that say what was read and what was skipped, for the user to see before work starts.
@@ -61,7 +62,7 @@ class ImageSource:
 
     groups: list[ImageGroup]
     classes: tuple[str, ...]
-    crop: float
+    preprocessing: Preprocessing
     jpeg: Jpeg
     about: dict[str, Any]
     summary: Sequence[str] = ()
@@ -85,10 +86,10 @@ def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     ids = StringArray.from_strings(map(str, range(len(images))))
     unlabeled = torch.full((len(images),), -1)
     group = ImageGroup(InMemory(images), unlabeled, ids)
-    return ImageSource([group], classes=(), crop=1.0, jpeg=jpeg, about={"name": "tensor"})
+    return ImageSource([group], classes=(), preprocessing=WHOLE_SQUARES, jpeg=jpeg, about={"name": "tensor"})
 
 
-def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSource:
+def from_table(table: Path, *, size_px: int, jpeg: Jpeg, preprocessing: Preprocessing) -> ImageSource:
     """Return the images that a CSV, JSON lines or Parquet file lists; see `reptk.data.image_table`.
 
     Paths are relative to the table's folder. Labels are class names, or empty; without ids, paths are the ids.
@@ -97,7 +98,7 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
         table: the file.
         size_px: side to which images are decoded.
         jpeg: which library decodes JPEG.
-        crop: share of the shorter side that preprocessing keeps.
+        preprocessing: what happens to the images before they are encoded.
 
     Raises:
         DataError: the table cannot be read, is empty, or has an id twice.
@@ -107,7 +108,7 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
     rows = listed.rows
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
-    files = _skipping_files([root / path for path in paths], size_px, jpeg)
+    files = _skipping_files([root / path for path in paths], size_px, jpeg, preprocessing)
     # In a fixed order, so that the same table always gives the same labels.
     classes = tuple(sorted({row.label for row in rows if row.label}, key=_numbers_first))
     label_of = {name: label for label, name in enumerate(classes)}
@@ -117,22 +118,32 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
     about = {"name": "table", "table": str(table), "root": str(root)}
-    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about, listed.describe())
+    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, preprocessing, jpeg, about, listed.describe())
 
 
-def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg = "auto") -> ImageSource:
+def from_data_set(
+    table: config.Table,
+    *,
+    split: str | None = None,
+    jpeg: Jpeg = "auto",
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING,
+) -> ImageSource:
     """Return the images of a data set.
 
     Args:
         table: `{"name": ..., arguments}`, as in a recipe.
         split: train, bank or query; by default every distinct image.
         jpeg: which library decodes JPEG, for data sets of files.
+        preprocessing: of data sets of files whose table does not set it.
 
     Raises:
         UsageError: unknown data set or argument.
         DataError: the data set is missing or empty, or has no such split.
     """
     table = config.complete("data", table)
+    if "interpolation" in table:
+        fields = {name: table.get(name) for name in Preprocessing._fields}
+        table = {**table, **preprocessing.replace_set(**fields)._asdict()}
     if table["name"] == "folder" and split is None:
         return _from_folder(table, jpeg)
     with warnings.catch_warnings():
@@ -153,7 +164,7 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, data.crop, jpeg, about, data.summary)
+    return ImageSource(groups, data.classes, _preprocessing_of(data), jpeg, about, data.summary)
 
 
 def data_table(text: str) -> config.Table:
@@ -203,10 +214,11 @@ def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
     root = base.absolute()
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
-    images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], options)
+    preprocessing = Preprocessing(**{name: table[name] for name in Preprocessing._fields})
+    images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     about = {**table, "split": "all", "root": str(root)}
-    return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe())
+    return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe())
 
 
 def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
@@ -219,14 +231,36 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
     root = Path(about.get("root", ".")).expanduser().absolute()
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    images = _skipping_files(files, splits[0].images.size, jpeg, splits[0].images.options)
+    preprocessing = _preprocessing_of(data)
+    images = _skipping_files(files, splits[0].images.size, jpeg, preprocessing, splits[0].images.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    return ImageSource([group], data.classes, data.crop, jpeg, about={**about, "root": str(root)})
+    return ImageSource([group], data.classes, preprocessing, jpeg, about={**about, "root": str(root)})
 
 
-def _skipping_files(paths: list[Path], size_px: int, jpeg: Jpeg, options: PixelOptions = DEFAULT_OPTIONS) -> ImageFiles:
+def _preprocessing_of(data: Data) -> Preprocessing:
+    return Preprocessing(data.crop, data.resize, data.interpolation)
+
+
+def _skipping_files(
+    paths: list[Path],
+    size_px: int,
+    jpeg: Jpeg,
+    preprocessing: Preprocessing,
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> ImageFiles:
     """Image files of which any number may be unreadable: `embed` counts them."""
-    return ImageFiles(paths, size_px, jpeg, options=options, on_error="skip", max_unreadable=len(paths))
+    return ImageFiles(
+        paths,
+        size_px,
+        jpeg,
+        options=options,
+        interpolation=preprocessing.interpolation,
+        reduce_jpeg=preprocessing.reduce_jpeg,
+        resize=preprocessing.resize,
+        in_one_step=True,
+        on_error="skip",
+        max_unreadable=len(paths),
+    )
 
 
 def _is_subset(split: Split, other: Split) -> bool:

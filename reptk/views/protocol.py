@@ -1,5 +1,6 @@
 """What views are, for whoever writes some: a function of images and a key, and a few optional members."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -36,3 +37,8 @@ class Views(Protocol):
             (V, B, 3, h, w) floats in 0..1, or a list of such tensors, one for each size.
         """
         ...
+
+
+def takes_aspect_ratios(views: Views) -> bool:
+    """Return whether views have the parameter `aspect_ratios`, and so can be drawn on squashed pictures."""
+    return "aspect_ratios" in inspect.signature(views).parameters

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
@@ -17,11 +17,11 @@ from reptk.data.folder_layout import FolderLayout, LabeledFile, Labels, class_na
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, Split, with_shape
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
 from reptk.data.sources.imagenet_folders import SYNSET
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
 
-EVALUATION_CROP = 0.875
-"""Share of the shorter side that the evaluation view of a photograph retains, as is usual for ImageNet."""
+Share = Annotated[float, Gt(0), Le(1)]
 
 
 @DATASETS.register("folder")
@@ -37,6 +37,10 @@ def folder(
     max_pixels: Annotated[int, Ge(1)] = MAX_PIXELS,
     range: tuple[int, int] = (0, 65535),
     background: str = "white",
+    crop: Share | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
+    reduce_jpeg: bool | None = None,
 ) -> Data:
     """Your own images: any depth, with or without class folders; hidden and junk folders are skipped.
 
@@ -48,13 +52,15 @@ def folder(
 
     Args:
         root: the folder.
-        size: side in pixels of the center square that every image is decoded to.
+        size: pixels of the shorter side to which every image is decoded. Training draws its crops on whole pictures, of those
+            longer than 2:1 on the middle.
         labels: "folders": the first folder below the root, or below the split's, names the class; images next to the class
             folders and those below `unlabeled` have no label; "none": no labels at all; "auto": "folders" if there are at
             least two class folders with images, else "none".
         holdout: every how many-th image of a class is a query.
-        cache: store the decoded images (size * size * 3 bytes each) and map them into memory: true for `~/.cache/reptk`
-            (or `$XDG_CACHE_HOME/reptk`), or a folder. Built on first use, and again for files that have changed.
+        cache: store the decoded images (size * size * 3 bytes each, up to twice that if they are long) and map them into
+            memory: true for `~/.cache/reptk` (or `$XDG_CACHE_HOME/reptk`), or a folder. Built on first use, and again for
+            files that have changed.
         jpeg: the JPEG decoder; "auto" is simplejpeg if it is installed, about twice as fast. The two differ by a level or
             two, so name one if runs on several machines have to agree.
         on_error: "skip": images that cannot be read are replaced by others in training, left out in evaluation, and listed in
@@ -62,6 +68,13 @@ def folder(
         max_pixels: larger images cannot be read.
         range: values of 16-bit images that become black and white, e.g. [0,4095] for cameras with 12 bits.
         background: the color behind transparent pixels, as a name or `#rrggbb`.
+        crop: share of the side that evaluation keeps; unset: that of the backbone if it starts from trained weights, else
+            0.875, or 1 if `resize` is set to "pad" or "squash".
+        resize: what evaluation does with pictures that are not square: "crop", "pad" or "squash" (timm's center, border and
+            squash); unset: as the backbone, or "crop".
+        interpolation: of the resize, antialiased; unset: as the backbone, or "bilinear".
+        reduce_jpeg: decode large JPEG files at a fraction of their size; unset: only if the backbone does not start from
+            trained weights, whose features it would change slightly.
 
     Raises:
         DataError: there is no such folder, it holds no images, or evaluation has a class that training lacks.
@@ -69,7 +82,10 @@ def folder(
     """
     base = existing_folder(root)
     options = PixelOptions(max_pixels, range, background)
-    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error)
+    preprocessing = DEFAULT_PREPROCESSING.replace_set(
+        crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg
+    )
+    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error, preprocessing)
     layout = read_layout(base, labels)
     skipped = layout.scan.describe_skipped()
     if skipped:
@@ -122,16 +138,18 @@ def build_data(
 
     If all training images are in the bank, the two are one split. Without `bank` and `query`, there is no evaluation.
     """
+    preprocessing = reader.preprocessing._asdict()
+    del preprocessing["reduce_jpeg"]
     lines = tuple(summary)
     if bank is None or query is None:
         [train_split] = _splits([train], classes, reader)
-        return Data(train_split, None, None, classes, protocol, crop=EVALUATION_CROP, summary=lines)
+        return Data(train_split, None, None, classes, protocol, summary=lines, **preprocessing)
     if len(bank) == len(train):
         train_split, query_split = _splits([train, query], classes, reader)
         bank_split = train_split
     else:
         train_split, query_split, bank_split = _splits([train, query, bank], classes, reader)
-    return Data(train_split, bank_split, query_split, classes, protocol, crop=EVALUATION_CROP, summary=lines)
+    return Data(train_split, bank_split, query_split, classes, protocol, summary=lines, **preprocessing)
 
 
 def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: FileReader) -> list[Split]:
