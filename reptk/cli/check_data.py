@@ -149,12 +149,10 @@ def _images_of_data_set(table: config.Table) -> CheckedImages:
     from reptk.data.folder_layout import read_layout
     from reptk.data.sources.folder import existing_folder
     from reptk.embeddings.image_sources import distinct_splits
-    from reptk.embeddings.progress import spinner
 
     if table["name"] == "folder":
         base = existing_folder(table["root"])
-        with spinner(f"listing the images in {base}"):
-            layout = read_layout(base, table["labels"])
+        layout = read_layout(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
             paths += [file.path for file in files]

@@ -11,6 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
 
+from rich.console import Console
+
+from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.folder_scan import FolderScan, scan_folder
@@ -123,7 +126,8 @@ def read_layout(base: Path, labels: Labels) -> FolderLayout:
     Raises:
         DataError: no images, or `labels` is "folders" and there is no class folder.
     """
-    scan = scan_folder(base)
+    with Logger(console=Console(stderr=True)).status(f"listing the images in {base}"):
+        scan = scan_folder(base)
     if not scan.images:
         raise DataError(f"no images in {base.resolve()} (data.root); {scan.describe_content()}")
     by_folder: dict[str, list[Path]] = {}

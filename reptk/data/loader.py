@@ -35,6 +35,10 @@ class Loader:
         whole_pictures: squash pictures that are not square, and add their aspect ratios to the batches; by default their
             center squares are used.
 
+    Attributes:
+        steps_per_epoch: global batches.
+        dropped_per_epoch: images of the remainder, others in every epoch.
+
     Raises:
         DataError: the split has fewer images than one batch.
         TypeError: the images do not implement `reptk.data.Images`.
@@ -69,6 +73,7 @@ class Loader:
         self.workers = workers
         self.device = device
         self.steps_per_epoch = len(split) // batch_size
+        self.dropped_per_epoch = len(split) % batch_size
 
     def batches(self, first_step: int, last_step: int) -> Iterator[LoadedBatch]:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
