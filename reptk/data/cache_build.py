@@ -31,6 +31,7 @@ from rich.console import Console
 
 from reptk.core import files
 from reptk.core.console import Logger
+from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
 from reptk.data.protocol import WritableImages
 from reptk.data.resize import Interpolation, Pixels, Resize
@@ -141,7 +142,10 @@ def _write_images(cache: CacheFiles, images: PictureFiles, workers: int) -> None
     earlier = _EarlierCaches(cache)
     num_to_decode = sum(key not in earlier.location_of for key in cache.keys[num_done:].tolist())
     if not sys.stderr.isatty():
-        print(f"decoding {num_to_decode:,} of {num_images:,} images once, into {cache.folder}", file=sys.stderr)
+        print(
+            f"decoding {num_to_decode:,} of {format_count(num_images, 'image')} once, into {cache.folder}",
+            file=sys.stderr,
+        )
 
     # Blocks of consecutive images, so that the records written so far are those of a prefix.
     blocks = []

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 
 from reptk.core.console import Logger
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.folder_scan import FolderScan, scan_folder
 from reptk.data.split_names import UNLABELED, split_role
@@ -71,9 +72,9 @@ class FolderLayout:
         """Return a table, in a few lines, of what is read and what is skipped."""
         files = self.files
         classes = class_names(files)
-        line = f"{self.base}: {len(files):,} images"
+        line = f"{self.base}: {format_count(len(files), 'image')}"
         if classes:
-            line += f", {len(classes):,} classes{describe_class_sizes(files)}"
+            line += f", {format_count(len(classes), 'class', 'classes')}{describe_class_sizes(files)}"
         else:
             line += ", no labels"
         lines = [line]
@@ -91,7 +92,7 @@ class FolderLayout:
         has_classes = any(file.class_name is not None for part in self.parts.values() for file in part)
         if self.num_deep and has_classes:
             notes.append(
-                f"{self.num_deep:,} images lie in folders within those of the classes, and belong to these classes"
+                f"in folders within those of the classes: {format_count(self.num_deep, 'image')}, which belong to these classes"
             )
         if self.has_splits:
             return notes
@@ -171,12 +172,12 @@ def describe_class_sizes(files: Sequence[LabeledFile]) -> str:
     [(largest, most), *_] = sizes.most_common()
     smallest = min(sizes, key=lambda name: (sizes[name], name))
     if sizes[smallest] == most:
-        text = f" of {most:,} images each"
+        text = f" of {format_count(most, 'image')} each"
     else:
         text = f" of {sizes[smallest]:,} ({smallest}) to {most:,} ({largest}) images, median {median(sizes.values()):g}"
     num_unlabeled = len(files) - sizes.total()
     if num_unlabeled:
-        text += f"; {num_unlabeled:,} images without a class"
+        text += f"; {format_count(num_unlabeled, 'image')} without a class"
     return text
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -131,7 +132,7 @@ class Embedder:
         embedder.decode_px = preprocessing.get("decoded_px")
         embedder.preprocessing = _recorded_preprocessing(preprocessing)
         embedder.precision = _recorded_precision(preprocessing)
-        embedder.options = _recorded_options(preprocessing)
+        embedder.options = recorded_options(preprocessing)
         if str(preprocessing.get("decoded_by")).startswith("simplejpeg"):
             embedder.jpeg = "auto"
             _warn_without_simplejpeg()
@@ -177,9 +178,20 @@ class Embedder:
         """
         if not path.is_file():
             raise DataError(f"no image {path}")
+        vector = self.embed_images(self.decode_image(path)[None])[0]
+        if not vector.isfinite().all():
+            raise DataError(f"{path} gets an embedding that is not finite")
+        return vector
+
+    def decode_image(self, source: Path | bytes) -> Tensor:
+        """Return an image file, or the bytes of one, as `embed_images` takes it: (3, H, W) uint8.
+
+        Raises:
+            DataError: it cannot be read as an image.
+        """
         decode_px = self.decode_px or self.preprocessing.decode_px(self.encoder.config["size"])
-        image = decode(
-            path,
+        return decode(
+            source,
             decode_px,
             self.jpeg,
             self.options,
@@ -189,10 +201,6 @@ class Embedder:
             crop_px=self.encoder.config["size"],
             border_color=self.encoder.border_color,
         )
-        vector = self.embed_images(image[None])[0]
-        if not vector.isfinite().all():
-            raise DataError(f"{path} gets an embedding that is not finite")
-        return vector
 
     @property
     def started_from_weights(self) -> bool:
@@ -216,7 +224,7 @@ class Embedder:
     @property
     def is_untrained(self) -> bool:
         """Whether it is a timm backbone with random weights."""
-        return "backbone" in self.origin and not self.origin["weights"] and not self.origin["pretrained"]
+        return has_random_weights(self.origin)
 
     @property
     def width(self) -> int:
@@ -247,7 +255,7 @@ class Embedder:
         return {"encoder": encoder_record, "preprocessing": preprocessing}
 
 
-def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
+def recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
     """Return how the pixels of unusual files were decoded; embeddings of earlier versions have the defaults."""
     try:
         return PixelOptions(
@@ -258,6 +266,11 @@ def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
         raise DataError(
             f"the record of the embeddings' preprocessing is damaged: {cause}; embed the images again"
         ) from cause
+
+
+def has_random_weights(origin: Mapping[str, Any]) -> bool:
+    """Return whether an encoder of this origin, see `Embedder`, is a timm backbone with random weights."""
+    return "backbone" in origin and not origin.get("weights") and not origin.get("pretrained")
 
 
 def _recorded_precision(preprocessing: dict[str, Any]) -> Precision:

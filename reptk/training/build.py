@@ -14,6 +14,7 @@ from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
+from reptk.core.counts import format_count
 from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader, check_num_images
@@ -268,7 +269,7 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     ranks = distributed.world_size()
     batch = f"batch {train.batch_size} (1 rank)"
     if ranks > 1:
-        batch = f"batch {train.batch_size} ({ranks} ranks)"
+        batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
     precision = parts.settings.precision
     if train.precision == "auto":
@@ -278,7 +279,7 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
         ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
         ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
         _describe_loss(recipe),
-        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
+        ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
 
 
@@ -322,12 +323,12 @@ def _initial_weights(recipe: Recipe) -> str:
 
 
 def _describe_data(data: Data) -> str:
-    images = f"{len(data.train):,} training images"
+    images = format_count(len(data.train), "training image")
     if data.query:
-        images = f"{len(data.train):,} training, {len(data.query):,} query images"
+        images = f"{len(data.train):,} training, {format_count(len(data.query), 'query image')}"
     if not data.classes:
         return f"{images}, no labels"
-    return f"{images}, {len(data.classes)} classes"
+    return f"{images}, {format_count(len(data.classes), 'class', 'classes')}"
 
 
 def _describe_views(parts: Parts, recipe: Recipe) -> str:
@@ -424,4 +425,6 @@ def _check_labels(recipe: Recipe, data: Data) -> None:
         warnings.warn("there is a single class: with every pair a positive, nothing is pushed apart", stacklevel=2)
     single = int((counts == 1).sum())
     if recipe.views.get("count", DEFAULT_VIEW_COUNT) == 1 and single:
-        warnings.warn(f"{single} classes have one image, which never meets a positive", stacklevel=2)
+        warnings.warn(
+            f"{format_count(single, 'class', 'classes')} of a single image, which never meets a positive", stacklevel=2
+        )

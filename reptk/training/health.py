@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.device import Precision
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import Images, InMemory, num_cpus
@@ -64,7 +65,8 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:
             non_finite.append(name)
     if non_finite:
         raise NumericalError(
-            f"after step {step}, {len(non_finite)} weights hold NaN or infinity, {non_finite[0]} first; nothing is saved"
+            f"after step {step}, NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first; nothing "
+            "is saved"
         )
 
 
