@@ -10,10 +10,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from reptk import config
+from reptk.cli.overrides import parse_overrides
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import expand_home
 
 if TYPE_CHECKING:
     from reptk.data import Data
@@ -68,15 +70,12 @@ def _run(args: argparse.Namespace) -> int:
     if "=" in source and not Path(source).exists():
         pairs.insert(0, source)
         source = None
-    overrides = config.override({}, pairs)
-    unknown_keys = sorted(set(overrides) - {"data"})
-    if unknown_keys:
-        raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.*")
+    overrides = parse_overrides(pairs, tables=["data"], allowed="data.*")
     options = PixelOptions()
-    if source is not None and Path(source).expanduser().is_file():
+    if source is not None and expand_home(source).is_file():
         if overrides:
             raise UsageError(f"data.* is for data sets, and {source} is a table of images")
-        images = _images_of_table(Path(source).expanduser())
+        images = _images_of_table(expand_home(source))
         table = None
     else:
         table = _data_table(source, overrides.get("data", {}))

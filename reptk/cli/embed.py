@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reptk import config
+from reptk.cli.overrides import parse_overrides
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, add_device_option, run_command, share
 from reptk.core.counts import format_count
@@ -37,10 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     if data_name and _is_override(data_name):
         pairs.append(data_name)
         data_name = None
-    overrides = config.override({}, pairs)
-    unknown_keys = sorted(set(overrides) - {"data", "size"})
-    if unknown_keys:
-        raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.* and size")
+    overrides = parse_overrides(pairs, tables=["data"], keys=["size"], allowed="data.* and size")
 
     from reptk.embeddings import embed  # imports torch: only once the arguments are known to be right
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reptk import config
+from reptk.cli.overrides import parse_overrides
 from reptk.cli.subject import Subject, data_table, open_subject
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, add_device_option, integer_from, run_command
@@ -49,10 +50,8 @@ def _run(args: argparse.Namespace) -> int:
 
     for plugin in args.plugin:
         load_plugin(plugin)
-    overrides = config.override({}, args.overrides)
-    unknown = sorted(set(overrides) - {"data", "eval", "size"})
-    if unknown:
-        raise UsageError(f"{', '.join(unknown)}: what can be set here is data.*, eval.NAME.* and size")
+    allowed = "data.*, eval.NAME.* and size"
+    overrides = parse_overrides(args.overrides, tables=["data", "eval"], keys=["size"], allowed=allowed)
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
     _check_out(args.out, force=args.force)  # before the evaluation, which may take hours
     logger = Logger()
@@ -156,7 +155,7 @@ def _evaluate_rows(
 
     # Used by evaluators that compare views of images. A timm backbone does not say which views it was trained with.
     default_views = {"name": DEFAULT_VIEWS, "size": subject.encoder.config["size"]}
-    views = config.build(VIEWS, subject.recipe.get("views", default_views))
+    views = config.build(VIEWS, config.complete("views", subject.recipe.get("views", default_views)))
     rows = {}
     encoders = {"encoder": subject.encoder}
     if baselines:

@@ -1,6 +1,6 @@
 """Recipes: read from TOML, overridden, validated against the signatures of what they name, written back."""
 
-from reptk.config.load import available, build, complete, find, load, override, read, validate
+from reptk.config.load import available, build, complete, find, load, override, validate
 from reptk.config.override_notes import override_notes
 from reptk.config.schema import (
     PART_NAMES,
@@ -15,6 +15,7 @@ from reptk.config.schema import (
     part_replacements,
     title_of,
 )
+from reptk.config.toml import read
 
 __all__ = [
     "PART_NAMES",

@@ -8,18 +8,19 @@ against the signature of its registered factory.
 import tomllib
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from reptk.config import signature
+from reptk.config import signature, toml
+from reptk.config.installed import installed_entry_points
 from reptk.config.plugins import load_recipe_plugins
 from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest_hint
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
+from reptk.config.toml import read
 from reptk.core.errors import UsageError
 
 PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "method": METHODS, "loss": LOSSES}
@@ -171,27 +172,6 @@ def _set(table: Table, pair: "_Pair") -> None:
     inner[keys[-1]] = value
 
 
-def read(path: Path) -> Table:
-    """Read a TOML file.
-
-    Raises:
-        UsageError: unreadable, or not TOML (with line and column).
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as cause:
-        raise UsageError(f"cannot read {path}: {cause}") from cause
-    try:
-        # Names of files in a run's recipe may hold bytes that are not UTF-8.
-        return tomllib.loads(content.decode("utf-8", "surrogateescape"))
-    except tomllib.TOMLDecodeError as cause:
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError as encoding:
-            raise UsageError(f"cannot read {path}: {encoding}") from cause
-        raise UsageError(f"{path} is not valid TOML: {cause}") from cause
-
-
 def find(name_or_path: str | Path) -> Path:
     """Return the file of a recipe.
 
@@ -223,7 +203,7 @@ def available() -> dict[str, Path]:
     a warning if it is a local one.
     """
     folders = [Path(str(files("reptk.recipes")))]
-    for point in entry_points(group="reptk.recipes"):
+    for point in installed_entry_points("reptk.recipes"):
         try:
             folders.append(Path(str(files(point.value))))
         except Exception as cause:  # whatever importing that package raises; the other recipes can be used
@@ -369,10 +349,15 @@ def _parse_pair(text: str) -> _Pair:
     keys = key.split(".")
     if not equals or not all(keys):
         raise UsageError(f"{text!r} is not key=value (e.g. train.epochs=5, loss.name=supcon)")
+    if "\0" in text:
+        raise UsageError(f"{text!r} holds the character NUL")
     try:
-        return _Pair(keys, tomllib.loads(f"value = {value}")["value"], value)
+        table = toml.parse(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return _Pair(keys, value, value)  # text without quotes, which a shell would have removed anyway
+    if len(table) > 1:  # a line break, and a second key behind it
+        return _Pair(keys, value, value)
+    return _Pair(keys, table["value"], value)
 
 
 def _suitable_value(pair: _Pair, part: Table) -> Any:

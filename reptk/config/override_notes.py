@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reptk.config.load import PARTS, available, find, read
+from reptk.config.load import PARTS, available, find
 from reptk.config.schema import Recipe, Table
+from reptk.config.toml import read
 from reptk.core.errors import UsageError
 
 ENCODER_KEYS = ("stem", "head_layers", "head_width", "head_out", "head_norm", "drop_path", "weights")

@@ -9,10 +9,11 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reptk.config.installed import installed_entry_points
 from reptk.core.errors import UsageError
 
 
@@ -146,7 +147,7 @@ class Registry:
         return self._registrations[point.name]
 
     def _entry_points(self) -> Iterable[EntryPoint]:
-        return entry_points(group=self.group)
+        return installed_entry_points(self.group)
 
     def _load_built_ins(self) -> None:
         importlib.import_module(self.home)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from reptk.core.errors import DataError, ReptkError, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
@@ -58,7 +58,7 @@ def share(text: str) -> float:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; a `ReptkError` is printed to standard error without a traceback."""
+    """Run a command and return its exit code; a `ReptkError` or `OSError` is printed to standard error without a traceback."""
     _escape_unprintable_names()
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning  # restored by catch_warnings
@@ -73,6 +73,18 @@ def run_command(command: Callable[[], int]) -> int:
             # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+        except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
+            problem = EnvironmentProblem(_describe(error))
+            _print_error(problem)
+            return problem.exit_code
+
+
+def _describe(error: OSError) -> str:
+    """Return what the operating system refuses, and why, in one line."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"the operating system reports: {reason}"
+    return f"cannot use {error.filename}: {reason}"
 
 
 def _escape_unprintable_names() -> None:

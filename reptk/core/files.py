@@ -53,6 +53,14 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path with its leading `~` replaced by the home folder; unchanged if there is no such user.
+
+    `Path.expanduser` raises a RuntimeError then, although `~x` may be the name of a file.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - see above
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.files import expand_home
 from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_cache, offsets_of, read_records
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
@@ -118,7 +119,7 @@ class DecodedCache(WritableImages):
 
 def default_folder() -> Path:
     """Return the folder of caches: `$XDG_CACHE_HOME/reptk`, or `~/.cache/reptk`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
     return Path(home) / "reptk"
 
 

@@ -14,6 +14,7 @@ from reptk import config
 from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import expand_home
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
 from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
 from reptk.models.backbone import full_name, is_external, native_size
@@ -75,8 +76,8 @@ class Embedder:
         if isinstance(encoder, Encoder):
             origin = {"encoder": "built in Python"}
             return cls(encoder, origin, fingerprint(encoder), device=encoder.mean.device)
-        if Path(encoder).expanduser().is_dir():
-            encoder = Path(encoder).expanduser()
+        if expand_home(encoder).is_dir():
+            encoder = expand_home(encoder)
             if size is not None or weights is not None or pretrained:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
             opened = Encoder.from_run(encoder)
@@ -143,7 +144,7 @@ class Embedder:
     @classmethod
     def _open_recorded(cls, encoder_record: dict[str, Any], path: str | Path | None, device: str) -> "Embedder":
         """Open the encoder that the embeddings name, at `path` if it has moved there."""
-        if path is not None and Path(path).expanduser().is_dir():
+        if path is not None and expand_home(path).is_dir():
             return cls.open(path, device=device)
         origin = encoder_record.get("origin", {})
         if "backbone" in origin:
@@ -312,11 +313,19 @@ def fingerprint(encoder: Encoder) -> str:
 def recipe_of(path: str | Path) -> config.Table:
     """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
     # The model folder is inside the run's folder; resolved, because the parent of "." is ".".
-    path = Path(path).expanduser()
+    path = expand_home(path)
     for folder in (path, path.resolve().parent):
         if (folder / "recipe.toml").is_file():
-            return config.read(folder / "recipe.toml")
+            return _read_recipe(folder / "recipe.toml")
     return {}
+
+
+def _read_recipe(file: Path) -> config.Table:
+    recipe = config.read(file)
+    for key in ("data", "views", "encoder", "train"):
+        if not isinstance(recipe.get(key, {}), dict):
+            raise UsageError(f"{file}: {key} must be a table, got {recipe[key]!r}")
+    return recipe
 
 
 def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | None) -> Encoder:

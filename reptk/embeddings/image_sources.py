@@ -14,6 +14,7 @@ from torch import Tensor
 from reptk import config
 from reptk.config.registry import DATASETS, unknown
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import expand_home
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.folder_layout import class_names, read_layout
@@ -173,7 +174,7 @@ def data_table(text: str) -> config.Table:
     Raises:
         DataError: there is neither.
     """
-    if Path(text).expanduser().is_dir():
+    if expand_home(text).is_dir():
         return {"name": "folder", "root": text}
     if text in DATASETS.names():
         return {"name": text}
@@ -229,7 +230,7 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
             label_of[split.images.path(index)] = label
     files = sorted(label_of)
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
-    root = Path(about.get("root", ".")).expanduser().absolute()
+    root = expand_home(about.get("root", ".")).absolute()
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
     preprocessing = _preprocessing_of(data)
     images = _skipping_files(files, splits[0].images.size, jpeg, preprocessing, splits[0].images.options)

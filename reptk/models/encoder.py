@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import expand_home
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, Resize
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
@@ -236,7 +237,7 @@ class Encoder(nn.Module):
         Raises:
             DataError: there is no model, or it is damaged.
         """
-        folder = Path(run).expanduser()
+        folder = expand_home(run)
         if (folder / "model").is_dir():
             folder = folder / "model"
         if not (folder / WEIGHTS_FILE).is_file():

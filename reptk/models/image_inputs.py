@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from reptk.core.files import expand_home
 from reptk.data.decode import decode, to_rgb, to_tensor
 from reptk.data.resize import BORDER_COLOR, WHOLE_SQUARES, Color, Preprocessing
 
@@ -54,7 +54,7 @@ def _from_one(image: ImageInput, size: int, preprocessing: Preprocessing, border
     """Return one image as a batch (1, 3, H, W)."""
     if isinstance(image, str | os.PathLike):
         return decode(
-            Path(image).expanduser(),
+            expand_home(image),
             preprocessing.decode_px(size),
             resize=preprocessing.resize,
             interpolation=preprocessing.interpolation,

@@ -9,6 +9,7 @@ from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.files import expand_home
 
 HUB = "hf-hub:"
 LOCAL_FOLDER = "local-dir:"
@@ -50,7 +51,7 @@ def absolute_source(source: str) -> str:
     """Return a source that means the same in every working directory."""
     if _hub_repository(source) is not None:
         return source
-    return str(Path(source.removeprefix(LOCAL_FOLDER)).expanduser().resolve())
+    return str(expand_home(source.removeprefix(LOCAL_FOLDER)).resolve())
 
 
 def _hub_repository(source: str) -> str | None:
@@ -64,10 +65,10 @@ def _hub_repository(source: str) -> str | None:
 
 def _split_part(text: str) -> tuple[Path, str | None]:
     """Split `FILE:PART`; names of files may contain colons as well."""
-    whole = Path(text).expanduser()
+    whole = expand_home(text)
     file, colon, part = text.rpartition(":")
-    if colon and not whole.exists() and Path(file).expanduser().exists():
-        return Path(file).expanduser(), part
+    if colon and not whole.exists() and expand_home(file).exists():
+        return expand_home(file), part
     return whole, None
 
 

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
+from reptk.core.files import expand_home
 from reptk.data.decode import MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import FolderLayout, LabeledFile, Labels, class_names, read_layout, without_labels
 from reptk.data.folder_scan import SkippedFiles
@@ -108,7 +109,7 @@ def existing_folder(root: str) -> Path:
     Raises:
         DataError: there is no such folder, with the nearest that exists.
     """
-    base = Path(root).expanduser()
+    base = expand_home(root)
     if base.is_dir():
         return base
     if base.exists():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
+from reptk.core.files import expand_home
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, with_shape
@@ -39,7 +40,7 @@ def imagenet100(
         EnvironmentProblem: no space for the cache, or simplejpeg is requested and not installed.
     """
     synsets = read_synsets()
-    base = Path(root).expanduser()
+    base = expand_home(root)
     # All folders are checked before the images of any are listed, which takes minutes on a network file system.
     folders = find_imagenet(base)
     missing = {"train": [name for name in synsets if name not in folders.train], "val": []}
