@@ -22,6 +22,7 @@ from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
 from reptk.config.toml import read
 from reptk.core.errors import UsageError
+from reptk.core.files import real_path
 
 PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "method": METHODS, "loss": LOSSES}
 """The tables of a recipe that name a registered part."""
@@ -191,7 +192,7 @@ def find(name_or_path: str | Path) -> Path:
     if text in known:
         return known[text]
     if path.suffix == ".toml" or len(path.parts) > 1:
-        raise UsageError(f"no recipe at {path} (looked in {path.parent.resolve()})")
+        raise UsageError(f"no recipe at {path} (looked in {real_path(path.parent)})")
     raise UsageError(f"no recipe {text!r}.{nearest_hint(text, known)} All of them: python -m reptk.recipe --list")
 
 

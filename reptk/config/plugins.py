@@ -12,6 +12,7 @@ from typing import Any
 from reptk.config.registry import REGISTRIES
 from reptk.config.schema import RecipeError
 from reptk.core.errors import UsageError
+from reptk.core.files import real_path
 
 
 def load_recipe_plugins(recipe: Path, recorded: Sequence[str], requested: Sequence[str]) -> list[str]:
@@ -56,7 +57,7 @@ def load_recipe_plugins(recipe: Path, recorded: Sequence[str], requested: Sequen
 def _absolute(spec: str, folder: Path) -> str:
     """Return the absolute path of a plugin file that is named relative to a folder; a module's name as it is."""
     if spec.endswith(".py"):
-        return str((folder / spec).resolve())
+        return str(real_path(folder / spec))
     return spec
 
 

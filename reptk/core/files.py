@@ -61,6 +61,14 @@ def expand_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - see above
 
 
+def real_path(path: str | Path) -> Path:
+    """Return the absolute path without links; where links lead in a circle, they stay.
+
+    `Path.resolve` raises a RuntimeError then, up to Python 3.12.
+    """
+    return Path(os.path.realpath(path))
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

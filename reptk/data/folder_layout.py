@@ -16,6 +16,7 @@ from rich.console import Console
 from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.files import real_path
 from reptk.data.folder_scan import FolderScan, scan_folder
 from reptk.data.split_names import UNLABELED, split_role
 
@@ -129,7 +130,7 @@ def read_layout(base: Path, labels: Labels) -> FolderLayout:
     with Logger(console=Console(stderr=True)).status(f"listing the images in {base}"):
         scan = scan_folder(base)
     if not scan.images:
-        raise DataError(f"no images in {base.resolve()} (data.root); {scan.describe_content()}")
+        raise DataError(f"no images in {real_path(base)} (data.root); {scan.describe_content()}")
     by_folder: dict[str, list[Path]] = {}
     for path in scan.images:
         by_folder.setdefault(_first_folder(path, base), []).append(path)

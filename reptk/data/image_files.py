@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
-from reptk.core.files import expand_home
+from reptk.core.files import expand_home, real_path
 from reptk.data.cache import DecodedCache, default_folder, file_key
 from reptk.data.decode import (
     DECODE_VERSION,
@@ -262,7 +262,7 @@ def cache_folder(cache: bool | str, name: str, root: Path, size: int) -> Path | 
         parent = default_folder()
     else:
         parent = expand_home(cache)
-    root = root.resolve()
+    root = real_path(root)
     # Folders with the same name in different places have different caches.
     digest = hashlib.blake2b(os.fsencode(root), digest_size=4).hexdigest()
     return parent.absolute() / f"{name}-{root.name}-{size}px-{digest}"

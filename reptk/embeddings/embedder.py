@@ -14,7 +14,7 @@ from reptk import config
 from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, UsageError
-from reptk.core.files import expand_home
+from reptk.core.files import expand_home, real_path
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
 from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
 from reptk.models.backbone import full_name, is_external, native_size
@@ -81,7 +81,7 @@ class Embedder:
             if size is not None or weights is not None or pretrained:
                 raise UsageError("size, weights and pretrained go with a timm name; a run has its own")
             opened = Encoder.from_run(encoder)
-            origin = {"run": str(Path(encoder).resolve())}
+            origin = {"run": str(real_path(encoder))}
             precision = recipe_of(encoder).get("train", {}).get("precision", "fp32")
         else:
             opened = _timm_encoder(str(encoder), size, pretrained, weights)
@@ -314,7 +314,7 @@ def recipe_of(path: str | Path) -> config.Table:
     """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
     # The model folder is inside the run's folder; resolved, because the parent of "." is ".".
     path = expand_home(path)
-    for folder in (path, path.resolve().parent):
+    for folder in (path, real_path(path).parent):
         if (folder / "recipe.toml").is_file():
             return _read_recipe(folder / "recipe.toml")
     return {}

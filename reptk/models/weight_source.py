@@ -9,7 +9,7 @@ from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.files import expand_home
+from reptk.core.files import expand_home, real_path
 
 HUB = "hf-hub:"
 LOCAL_FOLDER = "local-dir:"
@@ -51,7 +51,7 @@ def absolute_source(source: str) -> str:
     """Return a source that means the same in every working directory."""
     if _hub_repository(source) is not None:
         return source
-    return str(expand_home(source.removeprefix(LOCAL_FOLDER)).resolve())
+    return str(real_path(expand_home(source.removeprefix(LOCAL_FOLDER))))
 
 
 def _hub_repository(source: str) -> str | None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reptk import config
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import real_path
 from reptk.evaluate.predictions import Predictions
 from reptk.evaluate.verdict import UNTRAINED
 
@@ -131,7 +132,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if not folders:
         raise UsageError("which run? e.g. reptk report runs/tcl_selfsup_photos/1")
     # Resolved, so that runs/a and runs/../runs/a are one run.
-    paths = [folder.resolve() for folder in folders]
+    paths = [real_path(folder) for folder in folders]
     for number, path in enumerate(paths):
         if path in paths[:number]:
             raise UsageError(f"{folders[number]} is named twice")

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
-from reptk.core.files import expand_home
+from reptk.core.files import expand_home, real_path
 from reptk.data.decode import MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import FolderLayout, LabeledFile, Labels, class_names, read_layout, without_labels
 from reptk.data.folder_scan import SkippedFiles
@@ -114,7 +114,7 @@ def existing_folder(root: str) -> Path:
         return base
     if base.exists():
         raise DataError(f"{root} (data.root) is a file; name the folder that holds the images")
-    parent = next(folder for folder in base.resolve().parents if folder.is_dir())
+    parent = next(folder for folder in real_path(base).parents if folder.is_dir())
     # `parent` is the nearest folder that exists; most often the last part of the path is misspelled.
     siblings = [path.name for path in parent.iterdir() if path.is_dir()]
     nearest = difflib.get_close_matches(base.name, siblings, n=1)
@@ -122,7 +122,7 @@ def existing_folder(root: str) -> Path:
         hint = f"did you mean {parent / nearest[0]}?"
     else:
         hint = f"the nearest folder that exists is {parent}"
-    raise DataError(f"no folder {root} (data.root, {base.resolve()}); {hint}")
+    raise DataError(f"no folder {root} (data.root, {real_path(base)}); {hint}")
 
 
 def build_data(

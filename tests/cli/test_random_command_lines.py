@@ -1,0 +1,216 @@
+"""Random command lines and overrides end with an exit code and one message, and write where they are told to alone."""
+
+import os
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+
+import reptk
+from random_command_lines import draw_command_line, draw_overrides, read_options, recipe_keys, write_inputs
+from reptk import cli
+from reptk.config import override_notes
+from reptk.core.errors import UsageError
+
+NUM_COMMAND_LINES = 1000
+NUM_OVERRIDE_SETS = 1000
+NUM_BLOCKS = 4
+"""Test functions among which each number is divided, so that several processes can share them."""
+
+EXIT_CODES = {0, 2, 3, 4, 5, 130}
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of all commands, two folders below one that nothing else is in."""
+    folder = tmp_path_factory.mktemp("commands") / "home" / "work"
+    folder.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def working_directory(inputs: Path, restored_registries: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(inputs)
+    monkeypatch.setenv("HOME", str(inputs.parent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(inputs.parent / "hub"))
+    return inputs
+
+
+@pytest.fixture
+def options(capfd: pytest.CaptureFixture) -> dict[str, dict[str, bool]]:
+    """The options of every verb, and whether they take a value."""
+    options = {}
+    for verb in cli.VERBS:
+        with pytest.raises(SystemExit) as end:
+            cli.main([verb, "--help"])
+        assert end.value.code == 0
+        options[verb] = read_options(capfd.readouterr().out)
+    return options
+
+
+class Writes:
+    """Notes the files and folders outside of `folder` that Python opens for writing, makes, renames or removes.
+
+    What Python and numba cache of their code does not count.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.outside: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.folder is None or event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        if not isinstance(arguments[0], str | bytes):  # a number of an open file
+            return
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        is_allowed = path.startswith((str(self.folder), "/dev/", "/proc/")) or "__pycache__" in path
+        if not is_allowed:
+            self.outside.append(path)
+
+
+_WRITES = Writes()
+sys.addaudithook(
+    _WRITES
+)  # for the rest of the process: Python removes no hook, and without a folder this one does nothing
+
+
+@pytest.fixture
+def writes(inputs: Path) -> Iterator[Writes]:
+    _WRITES.folder, _WRITES.outside = inputs.parent.parent.resolve(), []
+    yield _WRITES
+    _WRITES.folder = None
+
+
+def check_one_message(code: int, stderr: str) -> None:
+    """Assert that a code is documented, and that there is one error on standard error unless it is 0."""
+    assert code in EXIT_CODES
+    messages = re.findall(r"^error: .", stderr, re.MULTILINE)
+    assert len(messages) == (code != 0)
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("block", range(NUM_BLOCKS))
+def test_a_random_command_line_ends_with_an_exit_code_and_one_message(
+    block: int,
+    working_directory: Path,
+    options: dict[str, dict[str, bool]],
+    writes: Writes,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    draw = random.Random(f"command lines {block}")
+    keys = recipe_keys(reptk.load("tcl_sup_photos"))
+    ends = Counter()
+    writes.outside.clear()  # pytest opened files of its own
+    for _ in range(NUM_COMMAND_LINES // NUM_BLOCKS):
+        arguments = draw_command_line(draw, options, keys)
+        code = run(cli.main, arguments)
+        stderr = capfd.readouterr().err
+        explain(check_one_message, arguments, code, stderr)
+        assert not writes.outside, arguments
+        ends[arguments[0], code] += 1
+    assert {code for _, code in ends} >= {0, 2, 3}
+    assert all(ends[verb, 0] and ends[verb, 2] for verb in cli.VERBS), "each verb is used rightly and wrongly"
+
+
+@pytest.mark.parametrize("block", range(NUM_BLOCKS))
+def test_random_overrides_are_accepted_or_refused_in_one_message(block: int, working_directory: Path) -> None:
+    draw = random.Random(f"overrides {block}")
+    keys = recipe_keys(reptk.load("tcl_sup_photos"))
+    outcomes = Counter()
+    for _ in range(NUM_OVERRIDE_SETS // NUM_BLOCKS):
+        name = draw.choice(["simclr_digits", "tcl_sup_photos", "tiny.toml"])
+        overrides = draw_overrides(draw, keys)
+        try:
+            loaded = reptk.load(name, overrides)
+        except UsageError:
+            outcomes["refused"] += 1
+            continue
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error}, of {overrides}")
+        outcomes["accepted"] += 1
+        assert override_notes(name, overrides, loaded) is not None
+        # What was accepted can be written, and read again.
+        Path("again.toml").write_text(loaded.dump(), "utf-8", "surrogateescape")
+        again = reptk.load("again.toml")
+        assert again.model_dump(exclude={"expect"}) == loaded.model_dump(exclude={"expect"}), overrides
+    assert min(outcomes["accepted"], outcomes["refused"]) > 10
+
+
+def run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command in this process and return its exit code. An exception fails the test with the command line."""
+    try:
+        return command(arguments)
+    except SystemExit as end:  # --help
+        return end.code
+    except Exception as error:
+        pytest.fail(f"{type(error).__name__}: {error}, of {shortened(arguments)}")
+
+
+def explain(check: Callable[[int, str], None], arguments: list[str], code: int, stderr: str) -> None:
+    try:
+        check(code, stderr)
+    except AssertionError:
+        pytest.fail(f"exit code {code} of {shortened(arguments)}: {stderr[:500]!r}")
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    return [argument if len(argument) < 100 else f"{argument[:90]}... ({len(argument)})" for argument in arguments]
+
+
+# The checks of this file
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr"),
+    [
+        (1, "error: a"),
+        (2, ""),
+        (2, "usage: reptk"),
+        (2, "error: a\nerror: b"),
+        (0, "error: a"),
+        (3, "error: \nTraceback"),
+    ],
+)
+def test_an_end_without_exactly_one_message_is_detected(code: int, stderr: str) -> None:
+    with pytest.raises(AssertionError):
+        check_one_message(code, stderr)
+    check_one_message(2, "warning: a\nerror: b\n  c")
+    check_one_message(0, "warning: a")
+
+
+def test_a_write_elsewhere_is_detected(inputs: Path, writes: Writes, tmp_path: Path) -> None:
+    writes.outside.clear()
+    (inputs / "inside").write_text("")
+    (inputs / "inside").unlink()
+    assert not writes.outside
+    (tmp_path / "outside").write_text("")
+    assert writes.outside == [str((tmp_path / "outside").resolve())]
+
+
+def test_an_exception_is_detected(working_directory: Path) -> None:
+    def failing(arguments: list[str]) -> int:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(pytest.fail.Exception, match="RuntimeError: out of luck, of"):
+        run(failing, ["x"])
+
+
+def test_options_are_read_from_the_help(options: dict[str, dict[str, bool]]) -> None:
+    assert options["index"] == {"--help": False, "--out": True, "--kind": True, "--force": False}
+    assert options["search"]["--duplicates"]
+    assert not options["recipe"]["--check"]
