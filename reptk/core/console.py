@@ -1,6 +1,5 @@
 """The output of a run: a progress bar on a terminal, a line per epoch and minute elsewhere, and the file metrics.jsonl."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from reptk.core.files import json_text, write_text
+from reptk.core.files import json_text, parse_json, write_text
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
 
@@ -252,6 +251,6 @@ def _format_numbers(loss: float, views_per_second: float, seconds_left: float, s
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):  # e.g. a line that was cut off when the disk was full
         return UNKNOWN_STEP

@@ -43,6 +43,18 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON holds.
+
+    Raises:
+        ValueError: it is not JSON, or too deeply nested, for which `json.loads` raises a RecursionError.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as cause:
+        raise ValueError("too deeply nested") from cause
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

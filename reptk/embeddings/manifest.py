@@ -1,12 +1,11 @@
 """manifest.json of an index folder: what the index is, and the length and hash of every file in it."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from reptk.core.errors import DataError
-from reptk.core.files import sha256_of
+from reptk.core.files import parse_json, sha256_of
 
 FORMAT = "reptk index"
 VERSION = 1
@@ -29,7 +28,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
         raise DataError(
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.files import atomic_write
+from reptk.core.files import atomic_write, parse_json
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
 from reptk.embeddings.output_path import check_free_space, explain_write_errors
 from reptk.embeddings.string_array import are_utf8
@@ -195,7 +195,7 @@ def _encode_metadata(header: Header) -> str:
 def _metadata(file: Any) -> dict[str, Any]:
     """Return the metadata that reptk wrote, empty for a table of another program."""
     metadata = file.metadata.metadata or {}
-    return json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return parse_json(metadata.get(METADATA_KEY, b"{}"))
 
 
 def _class_names(file: Any, metadata: dict[str, Any]) -> tuple[str, ...]:

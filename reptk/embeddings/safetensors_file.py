@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reptk.core.errors import DataError
-from reptk.core.files import atomic_write
+from reptk.core.files import atomic_write, parse_json
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns
 from reptk.embeddings.output_path import check_free_space, explain_write_errors
 from reptk.embeddings.string_array import StringArray, StringArrayBuilder
@@ -96,8 +96,8 @@ class SafetensorsFile:
             ids=strings.get("ids"),
             paths=strings.get("paths"),
             labels=tensors["labels"],
-            classes=json.loads(metadata.get("classes", "[]")),
-            about=json.loads(metadata.get("about", "{}")),
+            classes=parse_json(metadata.get("classes", "[]")),
+            about=parse_json(metadata.get("about", "{}")),
         )
 
 
@@ -184,7 +184,7 @@ class _MappedTensors:
         self.path = path
         with path.open("rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(_LENGTH_BYTES))
-            self.entries = json.loads(file.read(header_bytes))
+            self.entries = parse_json(file.read(header_bytes))
         self.data_start = _LENGTH_BYTES + header_bytes
 
     def array(self, name: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reptk.core import rng
 from reptk.core.errors import DataError
-from reptk.core.files import write_bytes
+from reptk.core.files import parse_json, write_bytes
 from reptk.evaluate.neighbor_stream import QueryTable, RetrievalTask, append_sentinel
 from reptk.evaluate.voting import predict, vote_weights
 
@@ -108,7 +108,7 @@ class Predictions:
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
                 metadata = file.metadata() or {}
             texts = {name: metadata[name] for name in TEXTS}
-            classes = tuple(json.loads(metadata["classes"]))
+            classes = tuple(parse_json(metadata["classes"]))
             predictions = cls(classes=classes, **texts, **tensors)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as cause:
             raise DataError(f"{path} is damaged ({cause}); evaluate the run again: reptk evaluate {folder}") from cause

@@ -1,6 +1,7 @@
 """Approximate nearest neighbors by FAISS's factory strings, for banks too large for exact search; recall can be measured."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from reptk.core import rng
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import parse_json
 from reptk.neighbors.engine import require_faiss
 from reptk.neighbors.exact import search
 from reptk.neighbors.ranking import candidate_similarities
@@ -25,6 +27,15 @@ MAX_ROWS_PER_CENTROID = 256
 
 REFINE_FACTOR = 8
 """An index that refines (",RFlat") ranks this many times k candidates by its exact copies."""
+
+GRAPHS = ("HNSW", "NSG")
+"""Kinds whose number is that of the links of a node."""
+
+MIN_LINKS = 2
+"""With a single link, FAISS ends the process."""
+
+MAX_DIGITS = 8
+"""Of a number in a factory string. FAISS reads longer ones as other numbers, or tries to reserve the memory."""
 
 _HEADER = b"reptk approximate index 1 "
 
@@ -185,7 +196,7 @@ class ApproximateIndex:
         if not header.startswith(_HEADER) or not newline:
             raise DataError("this is no index that reptk wrote")
         try:
-            factory = json.loads(header[len(_HEADER) :])
+            factory = parse_json(header[len(_HEADER) :])
             body = np.frombuffer(data, dtype=np.uint8, offset=len(header) + 1)
             return cls(faiss.deserialize_index(body), str(factory))
         except (ValueError, RuntimeError) as cause:
@@ -214,12 +225,25 @@ def _subquantizers(width: int) -> int:
 
 def _create(faiss: ModuleType, width: int, factory: str) -> Any:
     try:
+        _check_numbers(factory)
         return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as cause:
+    except (RuntimeError, ValueError) as cause:
         raise UsageError(
             f"FAISS makes no index {factory!r} for rows of {width} values: {_reason(cause)}. Known to work, for example: "
             f"Flat, IVF256,Flat, HNSW32, IVF256,PQ{_subquantizers(width)}"
         ) from cause
+
+
+def _check_numbers(factory: str) -> None:
+    """Refuse numbers of a factory string with which FAISS ends the process, loops, or exhausts the memory.
+
+    Raises:
+        ValueError: there is such a number.
+    """
+    for kind, digits in re.findall(r"([A-Za-z]+)(-?\d+)", factory):
+        smallest = MIN_LINKS if kind in GRAPHS else 1
+        if len(digits) > MAX_DIGITS or int(digits) < smallest:
+            raise ValueError(f"{kind}{digits}: the number must be {smallest} to {10**MAX_DIGITS - 1}")
 
 
 def _layers(faiss: ModuleType, index: Any) -> Iterator[Any]:

@@ -3,7 +3,6 @@
 Any of them may be missing, as long as there is a number in results.json or metrics.jsonl.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reptk import config
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
-from reptk.core.files import real_path
+from reptk.core.files import parse_json, real_path
 from reptk.evaluate.predictions import Predictions
 from reptk.evaluate.verdict import UNTRAINED
 
@@ -200,7 +199,7 @@ def _read_results(path: Path) -> SavedResults:
         return SavedResults()
     advice = f"evaluate the run again: reptk evaluate {path.parent} --out FOLDER"
     try:
-        return SavedResults.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return SavedResults.model_validate(parse_json(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         # One problem is enough: the file was not written by reptk, or was damaged as a whole.
         first = error.errors()[0]
@@ -231,7 +230,7 @@ def _read_log(path: Path) -> list[Table]:
 
 def _parse_line(line: str) -> Table:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except (ValueError, RecursionError):
         return {}
     if isinstance(row, dict):
@@ -241,6 +240,6 @@ def _parse_line(line: str) -> Table:
 
 def _read_status(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["status"])
+        return str(parse_json(path.read_text(encoding="utf-8"))["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

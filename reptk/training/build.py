@@ -22,6 +22,7 @@ from reptk.data.folder_scan import SkippedFiles
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.encoder import Encoder, eval_mode
+from reptk.models.grad_cache import BATCH_NORMS
 from reptk.models.preprocessing import with_preprocessing
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
@@ -238,6 +239,8 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         supplied["loss"] = build_part(LOSSES, recipe.loss)
     method = build_part(METHODS, recipe.method, **supplied)
     _check_method(method, recipe.method["name"])
+    if not train.sync_batchnorm:
+        _check_batch_norm(encoder, train.batch_size)
     if train.sync_batchnorm:
         if device.type != "cuda":
             raise UsageError("train.sync_batchnorm needs CUDA devices")
@@ -384,6 +387,17 @@ def _check_batch_size(batch_size: int, world_size: int) -> None:
         # Rounded down to a multiple, or up if that would be 0.
         nearest = batch_size // world_size * world_size or world_size
         raise UsageError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share; use {nearest}")
+
+
+def _check_batch_norm(encoder: Encoder, batch_size: int) -> None:
+    """Refuse a batch of one image for each rank, from which BatchNorm cannot compute a variance."""
+    ranks = distributed.world_size()
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in encoder.modules())
+    if has_batch_norm and batch_size == ranks:
+        raise UsageError(
+            f"train.batch_size is {batch_size}, one image for each of {format_count(ranks, 'rank')}, and BatchNorm needs "
+            f"several to compute its statistics; use at least {2 * ranks}"
+        )
 
 
 def _check_micro_batch_size(micro_batch_size: int | None, norm: str, world_size: int) -> None:

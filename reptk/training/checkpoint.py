@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reptk.core.errors import DataError
-from reptk.core.files import sha256_of, write_text
+from reptk.core.files import parse_json, sha256_of, write_text
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -58,7 +58,7 @@ def load_last(folder: Path) -> dict[str, Any] | None:
     checkpoint = folder / name
     state_file = checkpoint / "state.pt"
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest = parse_json((checkpoint / "manifest.json").read_text())
         if state_file.stat().st_size != manifest["bytes"] or sha256_of(state_file) != manifest["sha256"]:
             raise DataError(f"checkpoint {checkpoint} is damaged: its content does not match its manifest")
         return torch.load(state_file, map_location="cpu", weights_only=True)
@@ -74,7 +74,7 @@ def last_step(folder: Path) -> int:
     if name is None:
         return 0
     try:
-        return int(json.loads((folder / name / "manifest.json").read_text())["step"])
+        return int(parse_json((folder / name / "manifest.json").read_text())["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # `load_last` raises, and says what to do
 

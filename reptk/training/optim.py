@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
 from reptk.config.registry import unknown
 from reptk.core.errors import UsageError
@@ -39,11 +39,14 @@ def create_optimizer(
             leaves its momentum uninitialized (torch 2.14).
 
     Raises:
-        UsageError: unknown name, or timm refuses the options.
+        UsageError: unknown name, an optimizer that needs second derivatives, or timm refuses the options.
     """
     known = ["nesterov", *list_optimizers()]
     if name not in known:
         raise UsageError(unknown("optimizer", name, known))
+    timm_name = _TIMM_NAMES.get(name, name)
+    if get_optimizer_info(timm_name).second_order:
+        raise UsageError(f"optimizer {name!r} needs second derivatives, which the training loop does not compute")
     undecayed_ids = set() if decay_all else {id(parameter) for parameter in undecayed}
     groups = []
     for group in parameter_groups:
@@ -52,7 +55,7 @@ def create_optimizer(
     if fused and name in _WITH_FUSED_KERNEL:
         options["fused"] = True
     try:
-        return create_optimizer_v2(groups, opt=_TIMM_NAMES.get(name, name), lr=lr, momentum=momentum, **options)
+        return create_optimizer_v2(groups, opt=timm_name, lr=lr, momentum=momentum, **options)
     except Exception as cause:  # timm's optimizers raise various types for options that they refuse
         raise UsageError(f"optimizer {name!r} cannot be built: {cause or type(cause).__name__}") from cause
 

@@ -5,7 +5,6 @@ checkpoints/, model/, results.json and report.html.
 """
 
 import difflib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from reptk.config import Recipe, read, validate
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.files import json_text, write_text
+from reptk.core.files import json_text, parse_json, write_text
 from reptk.training import checkpoint
 
 MAY_CHANGE_ON_RESUME = (
@@ -177,7 +176,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     The status is "unknown" if there is no such file, or if it is damaged.
     """
     try:
-        content = json.loads((folder / "status.json").read_text())
+        content = parse_json((folder / "status.json").read_text())
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or "status" not in content:

@@ -118,6 +118,8 @@ def test_a_data_set_in_memory(capsys: pytest.CaptureFixture) -> None:
     ("arguments", "exit_code", "message"),
     [
         (["check-data", "gone"], 3, "there is no folder or file gone"),
+        (["check-data", "photos", "data=3"], 2, "data is a table"),
+        (["check-data", "y" * 300], 4, "File name too long"),
         (["check-data", "train.epochs=3"], 2, "what can be set here is data.*"),
         (["check-data", "data.labels=none"], 2, "which images?"),
         (["check-data"], 2, "source"),

@@ -254,6 +254,15 @@ def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: 
         (["test_resnet", "data.name=digits", "--only", "knn", "eval.linear.decays=[1.0]"], 2, "--only leaves it out"),
         (["test_resnet", "data.name=digits", "--only", "kn"], 2, "Nearest: knn"),
         (["test_resnet", "data.name=digits", "--limit=1"], 2, "must be an integer of at least 2, got 1"),
+        (["test_resnet", "data.name=digits", "--limit=2", "--only=knn"], 3, "no query has another image of its class"),
+        (
+            ["test_resnet", "data.name=folder", "data.root=single", "size=16"],
+            3,
+            "searched for among others, and there is 1",
+        ),
+        (["test_resnet", "data.name=digits", "--workers=-1"], 2, "must be an integer of at least 0, got -1"),
+        (["test_resnet", "data=digits"], 2, "data is a table"),
+        (["test_resnet", "data.name=digits", "eval=[1]"], 2, "eval is a table"),
         (["test_resnet", "data.name=digits", "size=two"], 2, "size must be an integer"),
         (["test_resnet", "data.name=digits", "train.epochs=2"], 2, "what can be set here"),
         (["test_resnet", "data.name=folder", "data.root=gone"], 3, "no folder gone"),
@@ -264,6 +273,7 @@ def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: 
         (["test_resnet", "data.name=generated", "size=16", "--out", "."], 2, "is there already"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:k = .* is more than the bank offers")
 def test_mistakes(
     arguments: list[str],
     code: int,
@@ -275,8 +285,12 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     if "." in arguments:
         (tmp_path / "something").touch()
+    if "data.root=single" in arguments:
+        (tmp_path / "single").mkdir()
+        Image.effect_noise((40, 40), 99).save(tmp_path / "single" / "a.png")
     assert main(["evaluate", *arguments]) == code
     printed = capsys.readouterr().err
-    assert printed.startswith("error:")
+    assert "\nerror:" in f"\n{printed}"
     assert said in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["something"] * ("." in arguments)
+    written = [path.name for path in tmp_path.iterdir() if path.name != "single"]
+    assert written == ["something"] * ("." in arguments)

@@ -22,6 +22,12 @@ def test_listing_an_installed_part_does_not_import_it(toys, install):
     assert toys.get("kite") is sys.modules["acme_toys"].Kite
 
 
+def test_a_part_that_is_installed_later_is_listed(toys, install):
+    assert toys.names() == []
+    install("acme", KITE_POINT, KITE_MODULE)
+    assert toys.names() == ["kite"]
+
+
 def test_installed_part_is_suggested_without_being_imported(toys, install):
     install("acme", KITE_POINT, KITE_MODULE)
     with pytest.raises(UsageError, match=r"^no toy 'kit'\. Nearest: kite\."):

@@ -31,3 +31,21 @@ def test_names_that_are_not_utf8_are_printed_with_their_bytes(monkeypatch: pytes
     assert run_command(command) == 3
     assert stdout.getvalue() == b"caf\\xe9.jpg\n" * 2
     assert stderr.getvalue() == b"warning: caf\\xe9.jpg\nerror: cannot read caf\\xe9.jpg \\ud800\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "the operating system reports: No space left on device"),
+        (OSError(36, "File name too long", "xxx"), "cannot use xxx: File name too long"),
+        (PermissionError("not now"), "the operating system reports: not now"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_message(
+    error: OSError, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    def command() -> int:
+        raise error
+
+    assert run_command(command) == 4
+    assert capsys.readouterr().err == f"error: {message}\n"

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from reptk.core.files import atomic_write, json_text, sha256_of, write_bytes, write_text
+from reptk.core.files import (
+    atomic_write,
+    expand_home,
+    json_text,
+    parse_json,
+    real_path,
+    sha256_of,
+    write_bytes,
+    write_text,
+)
 
 
 def file_names(folder: Path) -> list[str]:
@@ -86,3 +95,22 @@ def test_sha256_of_a_file(tmp_path):
 def test_json_has_null_for_what_is_not_finite() -> None:
     value = {"a": math.nan, "b": [1.5, math.inf, {"c": (-math.inf, "NaN")}], "d": True}
     assert json.loads(json_text(value)) == {"a": None, "b": [1.5, None, {"c": [None, "NaN"]}], "d": True}
+
+
+def test_json_that_is_too_deeply_nested_is_a_value_error() -> None:
+    assert parse_json('{"a": [1, null]}') == {"a": [1, None]}
+    with pytest.raises(ValueError, match="too deeply nested"):
+        parse_json(100_000 * "[")
+
+
+def test_a_name_of_no_user_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home("~/photos") == Path("/home/me/photos")
+    assert expand_home("~nobody-of-this-name/photos") == Path("~nobody-of-this-name/photos")
+
+
+def test_links_in_a_circle_stay(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("folder")
+    assert real_path(tmp_path / "link" / "a") == tmp_path.resolve() / "folder" / "a"
+    assert real_path(tmp_path / "circle").name == "circle"

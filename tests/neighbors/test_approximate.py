@@ -146,7 +146,23 @@ def test_bytes_of_something_else_are_refused() -> None:
         ApproximateIndex.from_bytes(data[:-8])
 
 
-@pytest.mark.parametrize("factory", ["nonsense", "", "IVF,Flat", "IVF16,PQ7", "LSH", "Flat\n"])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *("nonsense", "", "IVF,Flat", "IVF16,PQ7", "LSH", "Flat\n"),
+        # With these, FAISS builds an index that finds nothing, does not end, or ends the process.
+        *(
+            "IVF0,Flat",
+            "IVF-1,Flat",
+            "HNSW0",
+            "HNSW1",
+            "IVF4_HNSW1,Flat",
+            "NSG0",
+            "HNSW99999999999999",
+            f"IVF{9**30},Flat",
+        ),
+    ],
+)
 def test_invalid_factory_string(factory: str, bank: Tensor) -> None:
     with pytest.raises(UsageError, match=r"FAISS makes no index .* rows of 32 values: .*Known to work.*IVF256,PQ4"):
         ApproximateIndex.build(bank, factory)

@@ -86,6 +86,7 @@ def write_faulty_inputs(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     (folder / "empty").mkdir()
+    (folder / "circle").symlink_to("circle")
     for images in ("photos", "corrupt"):
         (folder / images).mkdir()
         for number in range(IMAGE_COUNT):

@@ -37,6 +37,18 @@ MISTAKES = {
     "recipe that is not TOML": (["corrupt/07.png"], 2, ["cannot read corrupt/07.png"]),
     "empty recipe": (["empty.toml"], 2, ["data", "views", "encoder", "is missing"]),
     "missing part": (["no_loss.toml"], 2, ["no_loss does not validate", "loss  is missing"]),
+    "name that is too long": ([300 * "x"], 4, ["cannot use xxx", "File name too long"]),
+    "links in a circle": (["circle/tiny.toml"], 2, ["no recipe at circle/tiny.toml"]),
+    # Values that are no TOML
+    "number of thousands of digits": (["tiny.toml", f"train.epochs={'9' * 5000}"], 2, ["train.epochs", "integer"]),
+    "brackets in brackets": (["tiny.toml", f"loss.temperature={'[' * 2000}"], 2, ["loss.temperature", "number"]),
+    "second line": (["tiny.toml", "train.epochs=1\nseed = 2"], 2, ["train.epochs", "integer"]),
+    "character that no path has": (
+        ["tiny.toml", *FOLDER, 'data.root="a\\u0000b"'],
+        3,
+        ["no folder"],
+    ),
+    "text with that character": (["tiny.toml", *FOLDER, "data.root=a\0b"], 2, ["holds the character NUL"]),
     # Names
     "unknown loss": (["tiny.toml", "loss.name=supkon"], 2, ["loss.name", "no loss 'supkon'", "Nearest: supcon", "tcl"]),
     "unknown data set": (["tiny.toml", "data.name=cifar"], 2, ["data.name", "no data set 'cifar'", "cifar10"]),

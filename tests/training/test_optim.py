@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
 
 from reptk.core.errors import ReptkError, UsageError
@@ -117,6 +118,12 @@ def test_unknown_name_suggests_near_ones(name: str, nearest: str) -> None:
 def test_optimizer_that_cannot_be_built_is_reported() -> None:
     with pytest.raises(ReptkError, match="fusedadam"):
         build_optimizer("fusedadam")
+
+
+@pytest.mark.parametrize("name", [name for name in list_optimizers() if get_optimizer_info(name).second_order])
+def test_optimizers_that_need_second_derivatives_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"optimizer '{name}' needs second derivatives"):
+        build_optimizer(name)
 
 
 # Learning rate

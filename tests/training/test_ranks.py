@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 
 from rank_computations import LOSS_PARTS, RECIPE, compute_all, spawn
 from reptk.config import load, validate
+from reptk.core import distributed
+from reptk.core.errors import UsageError
+from reptk.training.build import build, load_data
 from tiny_runs import logged_losses, result_metrics, run_silently
 
 pytestmark = pytest.mark.slow
@@ -33,6 +37,23 @@ def load_results(path: Path) -> Any:
 
 def largest_entry(gradients: dict[str, torch.Tensor]) -> float:
     return max(gradient.abs().max().item() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "batch_size", "is_refused"),
+    [("test_resnet", 2, True), ("test_resnet", 4, False), ("test_vit", 2, False)],
+)
+def test_one_image_for_each_rank_is_too_few_for_batch_norm(
+    backbone: str, batch_size: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {**RECIPE, "encoder": {"backbone": backbone}, "train": {**RECIPE["train"], "batch_size": batch_size}}
+    recipe = validate(table)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    expectation = nullcontext()
+    if is_refused:
+        expectation = pytest.raises(UsageError, match="one image for each of 2 ranks, and BatchNorm needs several")
+    with expectation:
+        build(recipe, load_data(recipe), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reptk.config.registry import EVALUATORS
 from reptk.core import rng
+from reptk.core.counts import format_count
 from reptk.data import Data, Split
 from reptk.data.protocol import subset
 from reptk.evaluate.features import FeatureStore
@@ -48,6 +49,8 @@ class ViewRetrieval(Evaluator):
         bank, queries = features.view(split, 0), features.view(split, 1)
         is_readable = _readable(features, split)
         bank, queries = bank[is_readable], queries[is_readable]
+        if len(bank) < 2:
+            raise ValueError(f"an image is searched for among others, and there is {format_count(len(bank), 'image')}")
         recall = clamp_k(self.recall, len(bank))
         _, rows = _search(features, bank, queries, max(recall))
         # Row i of one view and row i of the other are of one image.
