@@ -46,7 +46,7 @@ class DecodedCache(WritableImages):
         self.is_gray = images.is_gray
         self.decoded_by = images.decoded_by
         self.folder = folder
-        self.resize: Resize = images.resize
+        self.square = images.square
         self._images = images
         self._files = CacheFiles(folder, np.array(keys, dtype="S32"), images.size)
         if not self._files.is_complete():
@@ -84,16 +84,16 @@ class DecodedCache(WritableImages):
         return self._images.unreadable(candidates)
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for number, square in zip(numbers.tolist(), out, strict=True):
-            write_square(self._picture(number), square, self.resize, self._images.interpolation)
+        for number, pixels in zip(numbers.tolist(), out, strict=True):
+            write_square(self._picture(number), pixels, self.square)
 
     def resized(self, resize: Resize) -> "DecodedCache":
         images = copy.copy(self)
-        images.resize = resize
+        images.square = self.square._replace(resize=resize)
         return images
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
-        if self.resize != "squash":
+        if self.square.resize != "squash":
             return None
         records = self._records[numbers.numpy()]
         return torch.from_numpy((records["width"] / records["height"]).astype(np.float32))

@@ -20,11 +20,9 @@ from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
 from reptk.data.resize import (
-    BORDER_COLOR,
-    Color,
-    Interpolation,
+    DEFAULT_SQUARE,
     Pixels,
-    Resize,
+    SquareOptions,
     resize_array,
     resize_picture,
     write_square,
@@ -111,37 +109,23 @@ def decode(
     size: int,
     jpeg: Jpeg = "pillow",
     options: PixelOptions = DEFAULT_OPTIONS,
-    *,
-    resize: Resize = "crop",
-    interpolation: Interpolation = "bilinear",
-    reduce_jpeg: bool = True,
-    crop_px: int | None = None,
-    border_color: Color = BORDER_COLOR,
+    square: SquareOptions = DEFAULT_SQUARE,
 ) -> Tensor:
     """Return an image as a square, (3, size, size) uint8, in channels-last memory.
 
     Args:
-        source, jpeg, options, interpolation, reduce_jpeg: see `decode_picture`.
+        source, jpeg, options: see `decode_picture`.
         size: side of the square.
-        resize: what becomes of an image that is not square: by default its center square.
-        crop_px, border_color: see `write_square`.
+        square: what becomes of an image that is not square: by default its center square.
 
     Raises:
         DataError: the source cannot be read as an image.
         EnvironmentProblem: `jpeg` is simplejpeg, and it is not installed.
     """
-    picture = decode_picture(
-        source,
-        size,
-        decoder(jpeg),
-        options=options,
-        resize=resize,
-        interpolation=interpolation,
-        reduce_jpeg=reduce_jpeg,
-    )
-    square = np.empty((size, size, 3), dtype=np.uint8)
-    write_square(picture.pixels, square, resize, interpolation, crop_px, border_color)
-    return rearrange(torch.from_numpy(square), "h w c -> c h w")
+    picture = decode_picture(source, size, decoder(jpeg), options=options, square=square)
+    pixels = np.empty((size, size, 3), dtype=np.uint8)
+    write_square(picture.pixels, pixels, square)
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w")
 
 
 def decode_picture(
@@ -150,9 +134,7 @@ def decode_picture(
     jpeg: str,
     *,
     options: PixelOptions = DEFAULT_OPTIONS,
-    resize: Resize = "crop",
-    interpolation: Interpolation = "bilinear",
-    reduce_jpeg: bool = True,
+    square: SquareOptions = DEFAULT_SQUARE,
     name: str | None = None,
 ) -> DecodedImage:
     """Decode an image, by default with its proportions.
@@ -169,8 +151,7 @@ def decode_picture(
         jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less than a level
             on average. JPEG files that simplejpeg does not decode (CMYK, damaged ones) are decoded by Pillow.
         options: see `PixelOptions`.
-        resize, interpolation: see `resize_picture`.
-        reduce_jpeg: see `Preprocessing`.
+        square: `resize`, `interpolation` and `reduce_jpeg` are used; see `resize_picture`.
         name: what errors call the image; by default its path, or the number of its bytes.
 
     Raises:
@@ -179,7 +160,7 @@ def decode_picture(
     content = b""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        return _decode_bytes(content, size, jpeg, options, resize, interpolation, reduce_jpeg)
+        return _decode_bytes(content, size, jpeg, options, square)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
@@ -221,37 +202,30 @@ def to_tensor(image: Image.Image) -> Tensor:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
 
 
-def _decode_bytes(
-    content: bytes,
-    size: int,
-    jpeg: str,
-    options: PixelOptions,
-    resize: Resize,
-    interpolation: Interpolation,
-    reduce_jpeg: bool,
-) -> DecodedImage:
-    smallest_px = size if reduce_jpeg else UNREDUCED * size
+def _decode_bytes(content: bytes, size: int, jpeg: str, options: PixelOptions, square: SquareOptions) -> DecodedImage:
+    smallest_px = size
+    if not square.reduce_jpeg:
+        smallest_px = UNREDUCED * size
     with open_image(content, options.max_pixels) as image:
         file_size_px, mode = image.size, image.mode
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and mode in ("RGB", "L"):
             decoded = _decode_with_simplejpeg(content, image, smallest_px)
             if decoded is not None:
-                pixels = resize_array(decoded, size, resize, interpolation)
+                pixels = resize_array(decoded, size, square.resize, square.interpolation)
                 if "icc_profile" in image.info:
                     # A profile of gray images is for a single channel.
                     resized = Image.fromarray(pixels).convert(mode)
                     pixels = np.asarray(to_srgb(resized, image.info["icc_profile"]).convert("RGB"))
                 return DecodedImage(pixels, file_size_px, mode)
-        image.draft(
-            "RGB", (smallest_px, smallest_px)
-        )  # JPEG alone: decode at a fraction of the size if that is large enough
+        # JPEG alone: decode at a fraction of the size if that is large enough.
+        image.draft("RGB", (smallest_px, smallest_px))
         # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
         image.load()
         upright = image
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
-        pixels = resize_picture(to_rgb(upright, options), size, resize, interpolation)
+        pixels = resize_picture(to_rgb(upright, options), size, square.resize, square.interpolation)
         return DecodedImage(pixels, file_size_px, mode)
 
 

@@ -29,13 +29,12 @@ from reptk.data.decode import (
 )
 from reptk.data.protocol import Images, WritableImages, WritableSubset
 from reptk.data.resize import (
-    BORDER_COLOR,
     DEFAULT_PREPROCESSING,
-    Color,
-    Interpolation,
+    DEFAULT_SQUARE,
     Pixels,
     Preprocessing,
     Resize,
+    SquareOptions,
     write_square,
 )
 
@@ -69,10 +68,8 @@ class ImageFiles(WritableImages):
         size: side in pixels of the square that every image becomes.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
         options: what the pixels of unusual files become.
-        interpolation, reduce_jpeg: how images are resized; see `Preprocessing`.
-        resize: what becomes of images that are not square.
+        square: how they become squares.
         in_one_step: pad and squash files when they are decoded; otherwise pictures with proportions, as a cache has them.
-        crop_px, border_color: see `write_square`.
         on_error: "skip": an image that cannot be read is black, and `unreadable` says why; "stop": it raises a DataError.
         max_unreadable: how many images may be skipped; by default the larger of 1 % and 10, of few images a fifth.
 
@@ -87,12 +84,8 @@ class ImageFiles(WritableImages):
         jpeg: Jpeg = "auto",
         *,
         options: PixelOptions = DEFAULT_OPTIONS,
-        interpolation: Interpolation = "bilinear",
-        reduce_jpeg: bool = True,
-        resize: Resize = "crop",
+        square: SquareOptions = DEFAULT_SQUARE,
         in_one_step: bool = False,
-        crop_px: int | None = None,
-        border_color: Color = BORDER_COLOR,
         on_error: OnError = "stop",
         max_unreadable: int | None = None,
     ) -> None:
@@ -100,12 +93,8 @@ class ImageFiles(WritableImages):
             max_unreadable = tolerated_unreadable(len(paths))
         self.size = size
         self.options = options
-        self.interpolation = interpolation
-        self.reduce_jpeg = reduce_jpeg
-        self.resize = resize
+        self.square = square
         self.in_one_step = in_one_step
-        self.crop_px = crop_px
-        self.border_color = border_color
         self.on_error = on_error
         self.max_unreadable = max_unreadable
         self._reasons: dict[int, str] = {}
@@ -126,9 +115,8 @@ class ImageFiles(WritableImages):
         return Path(os.fsdecode(encoded.numpy().tobytes()))
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for number, square in zip(numbers.tolist(), out, strict=True):
-            picture = self.picture(number)
-            write_square(picture, square, self.resize, self.interpolation, self.crop_px, self.border_color)
+        for number, pixels in zip(numbers.tolist(), out, strict=True):
+            write_square(self.picture(number), pixels, self.square)
 
     def picture(self, number: int) -> Pixels:
         """Return an image with its proportions; a black square if it cannot be read, which `unreadable` then says."""
@@ -146,11 +134,11 @@ class ImageFiles(WritableImages):
     def resized(self, resize: Resize) -> "ImageFiles":
         # A shallow copy: what is known of unreadable images is known to both.
         images = copy.copy(self)
-        images.resize = resize
+        images.square = self.square._replace(resize=resize)
         return images
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
-        if self.resize != "squash":
+        if self.square.resize != "squash":
             return None
         return self._aspect_ratios[numbers]
 
@@ -160,15 +148,10 @@ class ImageFiles(WritableImages):
         return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
 
     def _decode(self, number: int) -> Pixels:
-        picture = decode_picture(
-            self.path(number),
-            self.size,
-            self.jpeg,
-            options=self.options,
-            resize=self.resize if self.in_one_step else "crop",
-            interpolation=self.interpolation,
-            reduce_jpeg=self.reduce_jpeg,
-        )
+        square = self.square
+        if not self.in_one_step:
+            square = square._replace(resize="crop")
+        picture = decode_picture(self.path(number), self.size, self.jpeg, options=self.options, square=square)
         height, width, _ = picture.pixels.shape
         self._aspect_ratios[number] = width / height
         return picture.pixels
@@ -239,8 +222,9 @@ class FileReader:
             self.size,
             self.jpeg,
             options=self.options,
-            interpolation=self.preprocessing.interpolation,
-            reduce_jpeg=self.preprocessing.reduce_jpeg,
+            square=SquareOptions(
+                interpolation=self.preprocessing.interpolation, reduce_jpeg=self.preprocessing.reduce_jpeg
+            ),
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk import config
 from reptk.core import environment
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, NumericalError, ReptkError, UsageError
@@ -17,7 +18,7 @@ from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
-from reptk.data.resize import Preprocessing, Resize
+from reptk.data.resize import Resize
 from reptk.embeddings import image_sources
 from reptk.embeddings.embedder import Embedder, recipe_of
 from reptk.embeddings.embeddings_file import check_output, embeddings_file
@@ -64,8 +65,9 @@ def embed(
         half: store float16: half the size, similarities within 1e-3.
         size: input size in pixels of a timm backbone.
         pretrained, weights: of a timm backbone; see `Encoder`.
-        crop: share of the side of image files that is kept; by default as in the run's evaluation, or as timm records it with
-            the backbone's weights, or all of it if `resize` is "pad" or "squash".
+        crop: share of the side of the images that is kept; by default as in the run's evaluation, or as timm records it with
+            the backbone's weights, or all of it if `resize` is "pad" or "squash", or if images do not come from files. It and
+            `resize` replace what `data` sets.
         resize: what becomes of pictures that are not square: "crop", "pad" or "squash"; by default as for `crop`.
         jpeg: which library decodes JPEG, for these images and for queries later.
         device: where to encode: auto, cpu, cuda, cuda:N or mps.
@@ -92,20 +94,20 @@ def embed(
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
-    preprocessing = embedder.native_preprocessing().replace_set(crop=crop, resize=resize)
-    source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg, preprocessing)
+    chosen = {"crop": crop, "resize": resize}
+    source = _open_source(data, split, encoder, embedder, jpeg, chosen)
     if report is not None:
         for line in source.summary:
             report(line)
     # The preprocessing of the images is recorded with the vectors, so that queries get the same.
     embedder.jpeg = source.jpeg
-    embedder.preprocessing = source.preprocessing
+    embedder.preprocessing = source.preprocessing.updated(chosen)
     embedder.decode_px = _side_px(source)
     images = source.groups[0].images
     if isinstance(images, ImageFiles):
         embedder.options = images.options
-        images.crop_px = embedder.encoder.config["size"]
-        images.border_color = embedder.encoder.border_color
+        # Here alone, the center that will be cut out of the images is known.
+        images.square = embedder.square_options()
 
     header = _header(source, embedder, half)
     blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers)
@@ -143,11 +145,14 @@ def _open_source(
     data: str | Path | Tensor | dict[str, Any],
     split: str | None,
     encoder: str | Path | Encoder,
-    encoder_size_px: int,
+    embedder: Embedder,
     jpeg: Jpeg,
-    preprocessing: Preprocessing,
+    chosen: dict[str, Any],
 ) -> ImageSource:
-    """Open the `data` of `embed`, of any of its types."""
+    """Open the `data` of `embed`, of any of its types.
+
+    `chosen` are fields of `Preprocessing`, or None: those of `embed`, which replace what `data` sets.
+    """
     if isinstance(data, Tensor):
         return image_sources.from_images(data, jpeg=jpeg)
     if not isinstance(data, str | Path | Mapping):
@@ -155,19 +160,25 @@ def _open_source(
             f"data must be a folder, a table, a data set or a tensor (n, 3, H, W) uint8, not {type(data).__name__}; for images "
             "in Python: Encoder.embed"
         )
-    # The crop then has the encoder's size without being resized again.
-    decode_px = preprocessing.decode_px(encoder_size_px)
+    preprocessing = embedder.native_preprocessing()
+    size = embedder.encoder.config["size"]
     if isinstance(data, str | Path):
         if Path(data).is_file():
+            preprocessing = preprocessing.updated(chosen)
+            decode_px = preprocessing.decode_px(size)
             return image_sources.from_table(Path(data), size_px=decode_px, jpeg=jpeg, preprocessing=preprocessing)
         data = image_sources.data_table(str(data))
     table = dict(data)
+    config.complete("data", table)  # an error if an argument has a wrong type
+    preprocessing = preprocessing.updated(table).updated(chosen)
     if table.get("name") in ("folder", "imagenet", "imagenet100"):
         # A run's own images are decoded at the size that it was trained on.
         trained_on = {}
         if isinstance(encoder, str | Path):
             trained_on = recipe_of(encoder).get("data", {})
-        table = {"size": trained_on.get("size", decode_px), "jpeg": jpeg, **table}
+        # The crop then has the encoder's size without being resized again.
+        decode_px = trained_on.get("size", preprocessing.decode_px(size))
+        table = {"size": decode_px, "jpeg": jpeg, **table}
         jpeg = table["jpeg"]  # an argument of the data set goes first
     return image_sources.from_data_set(table, split=split, jpeg=jpeg, preprocessing=preprocessing)
 
@@ -221,9 +232,8 @@ def _embed_blocks(
         for group in source.groups:
             index_batches = _index_batches(len(group), batch_size)
             # Closed, so that the threads end even if a batch cannot be embedded or written.
-            with closing(
-                prefetch(group.images, index_batches, workers=workers, device=embedder.device)
-            ) as host_batches:
+            images = group.images.resized(embedder.preprocessing.resize)
+            with closing(prefetch(images, index_batches, workers=workers, device=embedder.device)) as host_batches:
                 for pixels, indices in DevicePrefetcher(host_batches, embedder.device):
                     block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), skipped)
                     count += len(block.vectors)

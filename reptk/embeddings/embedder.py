@@ -15,7 +15,7 @@ from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
-from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
+from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize, SquareOptions
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
@@ -190,17 +190,11 @@ class Embedder:
             DataError: it cannot be read as an image.
         """
         decode_px = self.decode_px or self.preprocessing.decode_px(self.encoder.config["size"])
-        return decode(
-            source,
-            decode_px,
-            self.jpeg,
-            self.options,
-            resize=self.preprocessing.resize,
-            interpolation=self.preprocessing.interpolation,
-            reduce_jpeg=self.preprocessing.reduce_jpeg,
-            crop_px=self.encoder.config["size"],
-            border_color=self.encoder.border_color,
-        )
+        return decode(source, decode_px, self.jpeg, self.options, self.square_options())
+
+    def square_options(self) -> SquareOptions:
+        """Return how files become squares for the encoder."""
+        return self.preprocessing.square_options(self.encoder.config["size"], self.encoder.border_color)
 
     @property
     def started_from_weights(self) -> bool:
@@ -219,7 +213,7 @@ class Embedder:
             table |= recipe_of(run).get("data", {})
         backbone = self.encoder.config["backbone"]
         table = with_preprocessing(table, backbone, has_weights=self.started_from_weights)
-        return Preprocessing(**{name: table[name] for name in Preprocessing._fields})
+        return DEFAULT_PREPROCESSING.updated(table)
 
     @property
     def is_untrained(self) -> bool:

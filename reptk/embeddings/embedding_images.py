@@ -13,6 +13,7 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decode import decode
+from reptk.data.resize import SquareOptions
 from reptk.embeddings.store import Embeddings
 from reptk.report.data_uri import encode_data_uri
 
@@ -37,7 +38,7 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX, resize="pad"))
+            return thumbnail_data_uri(decode(path, SIDE_PX, square=SquareOptions("pad")))
         except ReptkError:
             return ""
 

@@ -20,7 +20,7 @@ from reptk.data.folder_layout import class_names, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
 from reptk.data.image_table import read_image_table
-from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing
+from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
 from reptk.data.sources.folder import existing_folder
 from reptk.embeddings.string_array import StringArray
 
@@ -134,23 +134,28 @@ def from_data_set(
         table: `{"name": ..., arguments}`, as in a recipe.
         split: train, bank or query; by default every distinct image.
         jpeg: which library decodes JPEG, for data sets of files.
-        preprocessing: of data sets of files whose table does not set it.
+        preprocessing: what happens to the images of files before they are encoded.
 
     Raises:
         UsageError: unknown data set or argument.
         DataError: the data set is missing or empty, or has no such split.
     """
     table = config.complete("data", table)
-    if "interpolation" in table:
-        fields = {name: table.get(name) for name in Preprocessing._fields}
-        table = {**table, **preprocessing.replace_set(**fields)._asdict()}
+    is_of_files = "interpolation" in table
+    if is_of_files:
+        table = {**table, **preprocessing._asdict()}
+    if "cache" in table:
+        # Cached pictures are resized a second time to be padded or squashed; queries are not.
+        table["cache"] = False
     if table["name"] == "folder" and split is None:
-        return _from_folder(table, jpeg)
+        return _from_folder(table, jpeg, preprocessing)
     with warnings.catch_warnings():
         # Nothing is evaluated, so it does not matter that no image is held out.
         warnings.filterwarnings("ignore", message=".*none is held out as a query")
         warnings.simplefilter("ignore", SkippedFiles)  # part of the summary
         data = config.build(DATASETS, table)
+    if not is_of_files:
+        preprocessing = Preprocessing(data.crop, data.resize, data.interpolation)
     if split is None:
         splits = distinct_splits(data)
     else:
@@ -158,13 +163,13 @@ def from_data_set(
     about = {**table, "split": split or "all"}
     # The same file may be in several splits, under different indices; paths tell which are the same.
     if all(isinstance(part.images, ImageFiles) for part in splits.values()):
-        source = _from_files(list(splits.values()), data, about, jpeg)
+        source = _from_files(list(splits.values()), data, about, jpeg, preprocessing)
         return replace(source, summary=data.summary)
     groups = []
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, _preprocessing_of(data), jpeg, about, data.summary)
+    return ImageSource(groups, data.classes, preprocessing, jpeg, about, data.summary)
 
 
 def data_table(text: str) -> config.Table:
@@ -203,7 +208,7 @@ def _single_split(data: Data, name: str, data_set: str) -> Split:
     return split
 
 
-def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
+def _from_folder(table: config.Table, jpeg: Jpeg, preprocessing: Preprocessing) -> ImageSource:
     """Return every image of a folder, whether training would use it or not."""
     base = existing_folder(table["root"])
     layout = read_layout(base, table["labels"])
@@ -214,14 +219,15 @@ def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
     root = base.absolute()
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
-    preprocessing = Preprocessing(**{name: table[name] for name in Preprocessing._fields})
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     about = {**table, "split": "all", "root": str(root)}
     return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe())
 
 
-def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
+def _from_files(
+    splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg, preprocessing: Preprocessing
+) -> ImageSource:
     """Return all files of the splits, once each, in the order of their paths."""
     label_of: dict[Path, int] = {}
     for split in splits:
@@ -231,14 +237,9 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
     root = Path(about.get("root", ".")).expanduser().absolute()
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    preprocessing = _preprocessing_of(data)
     images = _skipping_files(files, splits[0].images.size, jpeg, preprocessing, splits[0].images.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     return ImageSource([group], data.classes, preprocessing, jpeg, about={**about, "root": str(root)})
-
-
-def _preprocessing_of(data: Data) -> Preprocessing:
-    return Preprocessing(data.crop, data.resize, data.interpolation)
 
 
 def _skipping_files(
@@ -254,9 +255,7 @@ def _skipping_files(
         size_px,
         jpeg,
         options=options,
-        interpolation=preprocessing.interpolation,
-        reduce_jpeg=preprocessing.reduce_jpeg,
-        resize=preprocessing.resize,
+        square=SquareOptions(preprocessing.resize, preprocessing.interpolation, preprocessing.reduce_jpeg),
         in_one_step=True,
         on_error="skip",
         max_unreadable=len(paths),

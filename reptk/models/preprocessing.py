@@ -40,5 +40,4 @@ def with_preprocessing(table: dict[str, Any], backbone: str, *, has_weights: boo
     preprocessing = DEFAULT_PREPROCESSING
     if has_weights:
         preprocessing = preprocessing_of(backbone)
-    fields = {name: table.get(name) for name in Preprocessing._fields}
-    return {**table, **preprocessing.replace_set(**fields)._asdict()}
+    return {**table, **preprocessing.updated(table)._asdict()}
