@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-import reptk
 from reptk import METHODS, VIEWS
+from reptk.cli import main
 from reptk.config import Recipe
 from reptk.data.resize import Preprocessing
 from reptk.methods import Batch, Method, Step
@@ -108,5 +108,5 @@ def test_a_report_leaves_the_cache_of_a_pretrained_run(wide_pictures: Path, tmp_
     before = manifest.read_bytes(), manifest.stat().st_mtime_ns
     recorded = json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["data"]
     assert Preprocessing(**{name: recorded[name] for name in Preprocessing._fields}) == preprocessing_of("test_resnet")
-    reptk.report(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run")]) == 0
     assert (manifest.read_bytes(), manifest.stat().st_mtime_ns) == before
