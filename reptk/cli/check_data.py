@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from reptk.data.decode import PixelOptions
     from reptk.data.image_files import tolerated_unreadable
 
     for plugin in args.plugin:
@@ -71,23 +70,14 @@ def _run(args: argparse.Namespace) -> int:
     unknown_keys = sorted(set(overrides) - {"data"})
     if unknown_keys:
         raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.*")
-    options = PixelOptions()
-    if source is not None and Path(source).expanduser().is_file():
-        if overrides:
-            raise UsageError(f"data.* is for data sets, and {source} is a table of images")
-        images = _images_of_table(Path(source).expanduser())
-        table = None
-    else:
-        table = _data_table(source, overrides.get("data", {}))
-        images = _images_of_data_set(table)
-        options = _pixel_options(table)
-    num_unreadable = _print_check(images, args.workers, options)
-    if table is not None:
-        data = images.data or _open(table)  # raises DataError if training cannot use it
-        num_queries = 0 if data.query is None else len(data.query)
-        print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
+    table = _data_table(source, overrides.get("data", {}))
+    images = _images_of_data_set(table)
+    num_unreadable = _print_check(images, args.workers, _pixel_options(table))
+    data = images.data or _open(table)  # raises DataError if training cannot use it
+    num_queries = 0 if data.query is None else len(data.query)
+    print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
     max_unreadable = tolerated_unreadable(len(images.paths))
-    if table is not None and table.get("on_error") == "stop":
+    if table.get("on_error") == "stop":
         max_unreadable = 0
     if num_unreadable > max_unreadable:
         raise DataError(
@@ -133,26 +123,15 @@ def _open(table: config.Table) -> "Data":
         return config.build(DATASETS, table)
 
 
-def _images_of_table(table: Path) -> CheckedImages:
-    from reptk.data.image_table import read_image_table
-
-    listed = read_image_table(table)
-    root = table.absolute().parent
-    paths = [root / row.path for row in listed.rows]
-    names = [row.label or None for row in listed.rows]
-    return CheckedImages(paths, names, [row.split for row in listed.rows], listed.describe())
-
-
 def _images_of_data_set(table: config.Table) -> CheckedImages:
-    from reptk.data.folder_layout import read_layout
-    from reptk.data.sources.folder import existing_folder
+    from reptk.data.sources.folder import existing_source, read_images
     from reptk.embeddings.image_sources import distinct_splits
     from reptk.embeddings.progress import spinner
 
     if table["name"] == "folder":
-        base = existing_folder(table["root"])
+        base = existing_source(table["root"])
         with spinner(f"listing the images in {base}"):
-            layout = read_layout(base, table["labels"])
+            layout = read_images(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
             paths += [file.path for file in files]

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   reptk embed resnet50 --pretrained --data my_photos --out photos.parquet
   reptk embed tf_efficientnet_lite0 --weights lite0.pth --data images.csv --out photos.safetensors --half
   reptk embed runs/tcl_sup_photos/1 --data cifar10 --split query --out test.safetensors
+  reptk embed runs/tcl_sup_photos/1 --data images.csv --split test --out test.safetensors
   reptk embed vit_tiny_patch16_224 --pretrained --data my_photos data.labels=none size=224 --out photos.safetensors
 """
 
@@ -68,8 +69,8 @@ def _is_override(text: str) -> bool:
     return text.startswith("data.") and "=" in text and not Path(text).exists()
 
 
-def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespace) -> str | config.Table:
-    """Return what to embed: a table's path or a data set's table, by default that of the run.
+def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespace) -> config.Table:
+    """Return what to embed: the recipe's table of a data set, by default that of the run.
 
     Args:
         data_name: what --data names, if it was given.
@@ -78,11 +79,6 @@ def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespa
     """
     if data_name is None:
         return _data_of_run(overrides, args)
-    if Path(data_name).is_file():
-        if overrides or args.split:
-            raise UsageError(f"data.* and --split are for data sets, and {data_name} is a table of images")
-        return data_name
-
     from reptk.embeddings import image_sources
 
     return {**image_sources.data_table(data_name), **overrides}
@@ -142,7 +138,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a folder, a table of paths and labels (CSV, JSON lines, Parquet), or a data set's name; the run's own by default",
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors or .parquet")
-    parser.add_argument("--split", help="train, bank or query of a data set; every distinct image by default")
+    parser.add_argument(
+        "--split",
+        help="train, bank or query of a data set, or a split of a folder or table such as test; default: every distinct image",
+    )
     parser.add_argument("--half", action="store_true", help="store half precision: half the size")
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")

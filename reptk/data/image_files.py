@@ -164,7 +164,7 @@ class FileReader:
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
         if self.options != DEFAULT_OPTIONS:
             decoding += f", {self.options}"
-        keys = [file_key(path, decoding) for path in distinct]
+        keys = [self._key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
         cached = []
@@ -172,6 +172,12 @@ class FileReader:
             numbers = torch.tensor([number_of[path] for path in paths], dtype=torch.long)
             cached.append(WritableSubset(cache, numbers))
         return cached
+
+    def _key(self, path: Path, decoding: str) -> str:
+        """Return the key of a file in the cache. A table may list files that do not exist, which are skipped like others."""
+        if self.on_error == "skip" and not path.exists():
+            return hashlib.blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()
+        return file_key(path, decoding)
 
     def _files(self, paths: Sequence[Path], max_unreadable: int) -> ImageFiles:
         return ImageFiles(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
+from reptk.data.image_layout import ImageLayout, LabeledFile
 from reptk.data.table_files import TableRow, heading_key, read_cells
 
 COLUMNS = ("path", "label", "id")
@@ -53,25 +54,28 @@ class ImageTable:
     Args:
         file: the table.
         rows: the images, in order.
+        line_numbers: of the rows in the file, from 1.
         unread_columns: headings of columns that are not used.
     """
 
     file: Path
     rows: list[ImageRow]
+    line_numbers: list[int]
     unread_columns: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
         """Return a few lines that say what is read and what is not."""
-        classes = {row.label for row in self.rows if row.label}
-        line = f"{self.file}: {len(self.rows):,} images"
-        if classes:
-            num_unlabeled = sum(not row.label for row in self.rows)
-            line += f", {len(classes):,} classes"
-            if num_unlabeled:
-                line += f"; {num_unlabeled:,} images without a class"
-        else:
-            line += ", no labels"
-        lines = [line]
+        parts: dict[str, list[LabeledFile]] = {}
+        for row in self.rows:
+            parts.setdefault(row.split, []).append(LabeledFile(Path(row.path), row.label or None))
+        class_order = sorted_class_names(row.label for row in self.rows)
+        has_splits = any(parts)
+        layout = ImageLayout(self.file, "table", parts, has_splits, {}, class_order, tuple(self.details()))
+        return layout.describe()
+
+    def details(self) -> list[str]:
+        """Return lines that name the columns that are not read, and files that do not exist."""
+        lines = []
         if self.unread_columns:
             names = ", ".join(self.unread_columns[:MAX_LISTED])
             if len(self.unread_columns) > MAX_LISTED:
@@ -114,7 +118,18 @@ def read_image_table(table: Path) -> ImageTable:
     rows = [row._replace(path=_existing_spelling(root, row.path), label=_readable(row.label)) for row in rows]
     used = set(columns.values())
     unread = tuple(name or f"column {index + 1}" for index, name in enumerate(headings) if index not in used)
-    return ImageTable(table, rows, unread)
+    return ImageTable(table, rows, [line.number for line in lines], unread)
+
+
+def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct names of classes that are not empty: numbers by value, then the others by name."""
+    return tuple(sorted({name for name in names if name}, key=_numbers_first))
+
+
+def _numbers_first(class_name: str) -> tuple[int, int, str]:
+    if class_name.isascii() and class_name.isdigit():
+        return (0, int(class_name), class_name)
+    return (1, 0, class_name)
 
 
 def is_header(cells: Sequence[str]) -> bool:

@@ -19,6 +19,9 @@ NUM_EXAMINED_LINES = 50
 """How many lines are looked at to find the separator."""
 
 JSON_LINES_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".json"})
+TABLE_EXTENSIONS = JSON_LINES_EXTENSIONS | {".csv", ".tsv", ".txt", ".parquet"}
+"""Endings that tables usually have; what they are is recognized by their content."""
+
 BATCH_ROWS = 8192
 
 

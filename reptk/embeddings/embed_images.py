@@ -62,7 +62,8 @@ def embed(
         data: a folder; a table of paths, labels and ids as CSV, JSON lines or Parquet (see `reptk.data.image_table`); a
             data set's name or its table of a recipe (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
         out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
-        split: train, bank or query of a data set; by default every distinct image.
+        split: train, bank or query of a data set, or a split of a folder or a table such as test; by default every distinct
+            image.
         half: store float16: half the size, similarities within 1e-3.
         size: input size in pixels of a timm backbone.
         pretrained, weights: of a timm backbone; see `Encoder`.
@@ -153,8 +154,6 @@ def _open_source(
     # Large enough that the crop has the encoder's size without being enlarged.
     decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
     if isinstance(data, str | Path):
-        if Path(data).is_file():
-            return image_sources.from_table(Path(data), size_px=decode_px, jpeg=jpeg, crop=CROP)
         data = image_sources.data_table(str(data))
     table = dict(data)
     if table.get("name") in ("folder", "imagenet", "imagenet100"):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from reptk.config.registry import DATASETS, unknown
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
-from reptk.data.folder_layout import class_names, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
-from reptk.data.image_table import read_image_table
-from reptk.data.sources.folder import EVALUATION_CROP, existing_folder
+from reptk.data.image_layout import LOOSE, LabeledFile
+from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.sources.folder import existing_source, read_images
+from reptk.data.sources.layout_data import EVALUATION_CROP
+from reptk.data.split_names import split_role
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -88,7 +91,15 @@ def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     return ImageSource([group], classes=(), crop=1.0, jpeg=jpeg, about={"name": "tensor"})
 
 
-def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSource:
+def from_table(
+    table: Path,
+    *,
+    size_px: int,
+    jpeg: Jpeg,
+    crop: float,
+    split: str | None = None,
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> ImageSource:
     """Return the images that a CSV, JSON lines or Parquet file lists; see `reptk.data.image_table`.
 
     Paths are relative to the table's folder. Labels are class names, or empty; without ids, paths are the ids.
@@ -98,18 +109,23 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
         size_px: side to which images are decoded.
         jpeg: which library decodes JPEG.
         crop: share of the shorter side that preprocessing keeps.
+        split: an entry of the column of splits, in any spelling; by default all images.
+        options: what the pixels of unusual files become.
 
     Raises:
-        DataError: the table cannot be read, is empty, or has an id twice.
+        DataError: the table cannot be read, is empty, has an id twice, or has no such split.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
     listed = read_image_table(table)
     rows = listed.rows
+    if split is not None:
+        split_names = _matching_splits(split, [row.split for row in rows], table)
+        rows = [row for row in rows if row.split in split_names]
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
-    files = _skipping_files([root / path for path in paths], size_px, jpeg)
-    # In a fixed order, so that the same table always gives the same labels.
-    classes = tuple(sorted({row.label for row in rows if row.label}, key=_numbers_first))
+    files = _skipping_files([root / path for path in paths], size_px, jpeg, options)
+    # Of all splits and in a fixed order, so that the same table always gives the same labels.
+    classes = sorted_class_names(row.label for row in listed.rows)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.long)
     ids = paths
@@ -117,6 +133,8 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, crop: float) -> ImageSo
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
     about = {"name": "table", "table": str(table), "root": str(root)}
+    if split is not None:
+        about["split"] = split
     return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about, listed.describe())
 
 
@@ -125,7 +143,7 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
 
     Args:
         table: `{"name": ..., arguments}`, as in a recipe.
-        split: train, bank or query; by default every distinct image.
+        split: train, bank or query, or a split of a folder or a table such as test; by default every distinct image.
         jpeg: which library decodes JPEG, for data sets of files.
 
     Raises:
@@ -133,8 +151,10 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
         DataError: the data set is missing or empty, or has no such split.
     """
     table = config.complete("data", table)
-    if table["name"] == "folder" and split is None:
-        return _from_folder(table, jpeg)
+    if table["name"] == "folder":
+        source = _from_folder_or_table(table, jpeg, split)
+        if source is not None:
+            return source
     with warnings.catch_warnings():
         # Nothing is evaluated, so it does not matter that no image is held out.
         warnings.filterwarnings("ignore", message=".*none is held out as a query")
@@ -157,12 +177,12 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
 
 
 def data_table(text: str) -> config.Table:
-    """Return the recipe's table of what `--data` names: a folder, or a registered data set.
+    """Return the recipe's table of what `--data` names: a folder, a table of images, or a registered data set.
 
     Raises:
         DataError: there is neither.
     """
-    if Path(text).expanduser().is_dir():
+    if Path(text).expanduser().exists():
         return {"name": "folder", "root": text}
     if text in DATASETS.names():
         return {"name": text}
@@ -192,21 +212,80 @@ def _single_split(data: Data, name: str, data_set: str) -> Split:
     return split
 
 
-def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
-    """Return every image of a folder, whether training would use it or not."""
-    base = existing_folder(table["root"])
-    layout = read_layout(base, table["labels"])
-    files = sorted(layout.files)
-    classes = class_names(files)
+def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) -> ImageSource | None:
+    """Return the images of a folder or a table, whether training would use them or not.
+
+    Returns None if `split` is one of the data set's, which training decides on.
+    """
+    base = existing_source(table["root"])
+    options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
+    if base.is_file():
+        if split in SPLITS and not _has_split(read_image_table(base), split):
+            return None
+        source = from_table(
+            base, size_px=table["size"], jpeg=table["jpeg"], crop=EVALUATION_CROP, split=split, options=options
+        )
+        if table["labels"] == "none":
+            return _without_labels(source)
+        return source
+    if split in SPLITS:
+        return None
+    layout = read_images(base, table["labels"])
+    files = layout.files
+    if split is not None:
+        names = [name for name, part in layout.parts.items() if layout.has_splits for _ in part]
+        split_names = _matching_splits(split, names, base)
+        files = [file for name in layout.parts if name in split_names for file in layout.parts[name]]
+    files = sorted(files, key=_path_of)
+    classes = layout.class_names(layout.files)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
     root = base.absolute()
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
-    options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    about = {**table, "split": "all", "root": str(root)}
+    about = {**table, "split": split or "all", "root": str(root)}
     return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe())
+
+
+def _path_of(file: LabeledFile) -> Path:
+    return file.path
+
+
+def _has_split(listed: ImageTable, split: str) -> bool:
+    """Return whether the column of splits has this one, in any spelling."""
+    return any(row.split and split_role(row.split) == split for row in listed.rows)
+
+
+def _matching_splits(split: str, names: Sequence[str], place: Path) -> set[str]:
+    """Return which of the names of splits mean `split`: the same name, else any spelling of it.
+
+    Args:
+        split: as the user names it.
+        names: the split of each image; empty without one.
+        place: the folder or the table.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    counts = Counter(name for name in names if name != LOOSE)
+    if split in counts:
+        return {split}
+    role = split_role(split)
+    same_role = {name for name in counts if role is not None and split_role(name) == role}
+    if same_role:
+        return same_role
+    if counts:
+        listed = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items()))
+        raise DataError(f"{place} has no split {split!r}; its splits are {listed}")
+    raise DataError(
+        f"{place} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"
+    )
+
+
+def _without_labels(source: ImageSource) -> ImageSource:
+    groups = [replace(group, labels=torch.full((len(group),), -1)) for group in source.groups]
+    return replace(source, groups=groups, classes=())
 
 
 def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
@@ -218,6 +297,8 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     files = sorted(label_of)
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
     root = Path(about.get("root", ".")).expanduser().absolute()
+    if root.is_file():  # a table, whose paths are relative to its folder
+        root = root.parent
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
     images = _skipping_files(files, splits[0].images.size, jpeg, splits[0].images.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
@@ -250,10 +331,3 @@ def _check_unique(ids: Sequence[str], table: Path) -> None:
         if image_id in seen:
             raise DataError(f"{table} has the id {image_id!r} twice; ids tell images apart")
         seen.add(image_id)
-
-
-def _numbers_first(class_name: str) -> tuple[int, int, str]:
-    """Return a sort key: class names that are numbers by value, then the others by name."""
-    if class_name.isascii() and class_name.isdigit():
-        return (0, int(class_name), class_name)
-    return (1, 0, class_name)

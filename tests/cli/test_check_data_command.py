@@ -105,10 +105,26 @@ def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     lines = [f"a/{number:02}.png;cat;3\n" for number in range(5)]
     (tmp_path / "t.csv").write_text("".join(["file;class;width\n", *lines, "a/gone.png;dog;1\n"]))
     printed = run_command(["check-data", tmp_path / "t.csv"], capsys)
-    assert "6 images, 2 classes" in printed
+    assert "6 images, 2 classes of 1 (dog) to 5 (cat) images" in printed
     assert "columns not read: width" in printed
     assert "1 files are missing, the first" in printed
     assert "unreadable: 1 files" in printed
+
+
+def test_a_table_with_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_drawings(tmp_path, a=6)
+    shutil.copy(tmp_path / "a" / "00.png", tmp_path / "a" / "05.png")
+    splits = ["train", "train", "train", "train", "test", "test"]
+    lines = [f"a/{number:02}.png,{'xy'[number % 2]},{split}\n" for number, split in enumerate(splits)]
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,split\n" + "".join(lines))
+    printed = run_command(["check-data", table], capsys)
+    assert "  splits: train 4, test 2" in printed
+    assert "1 images are in several classes; 1 images are in several splits" in printed
+    assert f"  training: 4 images, 2 queries (bank split train of {table}, queries split test of {table})" in printed
+    assert "no labels" in run_command(["check-data", table, "data.labels=none"], capsys)
+    table.write_text("path,split\na/00.png,train\na/01.png,7\n")
+    assert "line 3: '7' is no split" in run_command(["check-data", table], capsys, exit_code=3)
 
 
 def test_a_data_set_in_memory(capsys: pytest.CaptureFixture) -> None:

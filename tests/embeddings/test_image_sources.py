@@ -147,3 +147,57 @@ def test_a_damaged_table_never_ends_in_a_traceback(tmp_path: Path) -> None:
             assert len(source) == len(source.groups[0].ids)
             num_read += 1
     assert 10 < num_read < 90
+
+
+SPLIT_ROWS = "path,label,split\n0.png,a,Train\n1.png,b,val\n2.png,b,TEST\n3.png,a,extra\n4.png,,\n"
+
+
+def write_split_table(folder: Path) -> Path:
+    for number in range(5):
+        draw_image(number).save(folder / f"{number}.png")
+    (folder / "t.csv").write_text(SPLIT_ROWS)
+    return folder / "t.csv"
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("test", ["2.png"]), ("TEST", ["2.png"]), ("train", ["0.png"]), ("validation", ["1.png"]), ("extra", ["3.png"])],
+)
+def test_a_split_of_a_table(split: str, expected: list[str], encoder_run: Path, tmp_path: Path) -> None:
+    embeddings = reptk.embed(encoder_run, write_split_table(tmp_path), split=split)
+    assert list(embeddings.ids) == expected
+    assert embeddings.classes == ("a", "b")
+    everything = reptk.embed(encoder_run, tmp_path / "t.csv")
+    row = list(everything.ids).index(expected[0])
+    # Of another batch, so that values differ by rounding.
+    assert torch.allclose(embeddings.vectors[0], everything.vectors[row], atol=1e-6)
+    assert embeddings.labels[0] == everything.labels[row]
+
+
+def test_a_split_that_a_table_lacks(encoder_run: Path, tmp_path: Path) -> None:
+    table = write_split_table(tmp_path)
+    splits = r"TEST \(1 images\), Train \(1 images\), extra \(1 images\), val \(1 images\)"
+    with pytest.raises(DataError, match=f"has no split 'tset'; its splits are {splits}"):
+        reptk.embed(encoder_run, table, split="tset")
+    table.write_text("0.png\n1.png\n")
+    with pytest.raises(DataError, match="has no splits, so there is no 'test'; leave --split out"):
+        reptk.embed(encoder_run, table, split="test")
+
+
+def test_a_split_of_a_folder(encoder_run: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(["train/a/0.png", "train/b/1.png", "Testing/b/2.png"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(number).save(tmp_path / name)
+    embeddings = reptk.embed(encoder_run, tmp_path, split="test")
+    assert list(embeddings.ids) == ["Testing/b/2.png"]
+    assert embeddings.class_of(0) == "b"
+    with pytest.raises(DataError, match=r"has no split 'dev'; its splits are Testing \(1 images\), train \(2 images\)"):
+        reptk.embed(encoder_run, tmp_path, split="dev")
+
+
+def test_the_splits_of_training_on_a_table(encoder_run: Path, tmp_path: Path) -> None:
+    for number in range(10):
+        draw_image(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "t.csv").write_text("".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(10)))
+    assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="query").ids) == ["8.png", "9.png"]
+    assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="train").ids) == [f"{n}.png" for n in range(8)]
