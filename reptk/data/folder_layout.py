@@ -1,7 +1,8 @@
 """What the folders below a folder of images mean, for training and for embedding: splits, classes, or neither.
 
 The folders directly below the root are splits only if all that hold images have the names of splits; otherwise they are
-classes, whatever they are called.
+classes, whatever they are called. If all classes hold the same splits and nothing else, as in `cat/train`, `cat/test`,
+`dog/train`, ..., these are the splits.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from reptk.data.image_layout import (
     with_labels_as_set,
     without_labels,
 )
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.split_names import TRAIN, UNLABELED, split_role
 
 MAX_LISTED_LETTERS = 60
 
@@ -41,32 +42,93 @@ def read_layout(base: Path, labels: Labels) -> ImageLayout:
     for path in scan.images:
         by_folder.setdefault(_first_folder(path, base), []).append(path)
     folders = tuple(sorted(name for name in by_folder if name != LOOSE))
-    has_splits = _are_splits(folders)
-    parts: dict[str, list[LabeledFile]] = {}
-    if has_splits:
-        for name, paths in by_folder.items():
-            parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
-            if name == LOOSE or split_role(name) == UNLABELED:
-                parts[name] = without_labels(parts[name])
+    inner_splits: tuple[str, ...] = ()
+    if _are_splits(folders):
+        parts = _parts_by_split(base, by_folder)
+        places = {name: str(base / name) for name in parts}
     else:
-        parts[LOOSE] = [LabeledFile(path, _class_name(path, base)) for path in scan.images]
+        inner_splits = _splits_within_classes(base, by_folder)
+        parts = _parts_by_class(base, by_folder, inner_splits)
+        places = {name: str(base / "*" / name) for name in parts}
+    has_splits = bool(inner_splits) or _are_splits(folders)
     if labels == "folders" and not any(class_names(part) for part in parts.values()):
         raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")
     parts = with_labels_as_set(parts, labels)
     skipped = tuple(scan.describe_skipped())
     details = [f"  skipped: {phrase}" for phrase in skipped]
+    if inner_splits:
+        listed = ", ".join(inner_splits)
+        details.append(
+            f"  note: every folder is a class that holds the same splits ({listed}), so these are the splits"
+        )
     details += [f"  note: {note}" for note in _notes(scan, parts, folders, has_splits)]
     return ImageLayout(
         base,
         "folder",
         parts,
         has_splits,
-        places={name: str(base / name) for name in parts},
+        places=places,
         class_order=class_names(file for part in parts.values() for file in part),
         details=tuple(details),
         skipped=skipped,
         empty_splits=tuple(name for name in scan.subfolders if name not in parts),
     )
+
+
+def _parts_by_split(base: Path, by_folder: dict[str, list[Path]]) -> dict[str, list[LabeledFile]]:
+    """Return the images of each split, if the folders below the root are splits."""
+    parts = {}
+    for name, paths in by_folder.items():
+        parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
+        if name == LOOSE or split_role(name) == UNLABELED:
+            parts[name] = without_labels(parts[name])
+    return parts
+
+
+def _parts_by_class(
+    base: Path, by_folder: dict[str, list[Path]], inner_splits: Sequence[str]
+) -> dict[str, list[LabeledFile]]:
+    """Return the images of each split within the classes, if the folders below the root are classes.
+
+    Args:
+        base: the root.
+        by_folder: the images, by the folder below the root.
+        inner_splits: names of the splits that all classes hold; if there are none, all images are in one part.
+    """
+    parts: dict[str, list[LabeledFile]] = {name: [] for name in inner_splits}
+    for name, paths in by_folder.items():
+        for path in paths:
+            part = LOOSE
+            if inner_splits:
+                part = _first_folder(path, base / name)
+                # Images next to the classes are in no split, and those of the folder of unlabeled ones in its.
+                if name == LOOSE or split_role(name) == UNLABELED:
+                    part = name
+            parts.setdefault(part, []).append(LabeledFile(path, _class_name(path, base)))
+    return parts
+
+
+def _splits_within_classes(base: Path, by_folder: dict[str, list[Path]]) -> tuple[str, ...]:
+    """Return the names of the splits that every class folder holds, as in cat/train, cat/test, dog/train, dog/test.
+
+    Returns nothing unless the whole level looks so: there are at least two classes, and all hold images in folders of the
+    same splits alone, one of which is for training.
+    """
+    names_of = {}
+    for folder, paths in by_folder.items():
+        if folder != LOOSE and split_role(folder) != UNLABELED:
+            names_of[folder] = {_first_folder(path, base / folder) for path in paths}
+    if len(names_of) < 2:
+        return ()
+    splits = set().union(*names_of.values())
+    roles = {split_role(name) for name in splits}
+    if None in roles or TRAIN not in roles or not roles - {TRAIN, UNLABELED}:
+        return ()
+    for folder, names in names_of.items():
+        # A class may have no images of a split, but it has the folder.
+        if any(not (base / folder / name).is_dir() for name in splits - names):
+            return ()
+    return tuple(sorted(splits, key=lambda name: (split_role(name) != TRAIN, name)))
 
 
 def _notes(

@@ -38,9 +38,10 @@ def folder(
 
     If all folders directly below `root` have names of splits, in any case (`train`, `Training`; `val`, `VALID`, `dev`,
     `test`, `testing`, `query`, ...), these are the splits: the queries are those of `val` if it is there and has labels,
-    else of `test`, else of `query`. If another folder is next to them, all are classes. Without splits, every `holdout`-th
-    image of each class, in the order of their paths, is a query and not a training image; a single split folder is used
-    in place of the root.
+    else of `test`, else of `query`. If another folder is next to them, all are classes. If all classes hold folders of the same
+    splits and nothing else (`cat/train`, `cat/test`, `dog/train`, ...), these are the splits. Without splits, every
+    `holdout`-th image of each class, in the order of their paths, is a query and not a training image; a single split
+    folder is used in place of the root.
 
     A table (CSV, JSON lines or Parquet) lists the images with their classes and, in a column such as `split`, their splits,
     under any of the usual headings; see `reptk.data.image_table`. Its splits and classes mean what folders mean.
