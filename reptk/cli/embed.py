@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   reptk embed tf_efficientnet_lite0 --weights lite0.pth --data images.csv --out photos.safetensors --half
   reptk embed runs/tcl_sup_photos/1 --data cifar10 --split query --out test.safetensors
   reptk embed runs/tcl_sup_photos/1 --data images.csv --split test --out test.safetensors
+  reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors --update
   reptk embed vit_tiny_patch16_224 --pretrained --data my_photos data.labels=none size=224 --out photos.safetensors
 """
 
@@ -58,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         workers=args.workers,
         strict=args.strict,
         force=args.force,
+        update=args.update,
         report=print,
     )
     _print_summary(embeddings, args.out)
@@ -107,8 +109,9 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
     encoder = embeddings.about["encoder"]
     line = f"  by {encoder['backbone']} at {encoder['size']} px"
     seconds = embeddings.about.get("seconds")
-    if seconds:
-        line += f", {len(embeddings) / seconds:,.0f} images/s"
+    num_embedded = len(embeddings) - embeddings.about.get("unchanged", 0)
+    if seconds and num_embedded:
+        line += f", {num_embedded / seconds:,.0f} images/s"
     print(line)
 
     # Images that could not be read, unless --strict was set.
@@ -153,6 +156,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="threads that decode ahead; default: one per core")
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="embed only files that are new or changed since --out was written"
     )
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     return parser.parse_intermixed_args(arguments)

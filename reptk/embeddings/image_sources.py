@@ -5,10 +5,13 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +50,23 @@ class ImageGroup:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def file_stats(self) -> Tensor | None:
+        """(n, 2) int64: size in bytes and time of modification in nanoseconds of each file, -1 if it is gone.
+
+        None if the images are not files.
+        """
+        if self.paths is None:
+            return None
+        stats = np.full((len(self), 2), -1, np.int64)
+        for number in range(len(self)):
+            path = self.images.path(number)
+            if path is not None:
+                with suppress(OSError):
+                    stat = path.stat()
+                    stats[number] = stat.st_size, stat.st_mtime_ns
+        return torch.from_numpy(stats)
 
 
 @dataclass(frozen=True)
