@@ -4,7 +4,7 @@ import argparse
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reptk.data import Data
     from reptk.data.decode import PixelOptions
     from reptk.data.file_check import FileCheck
+    from reptk.data.parquet_shards import ShardRow
 
 EXAMPLES = """examples:
   reptk check-data my_photos
@@ -36,14 +37,14 @@ class CheckedImages:
     """The image files to check.
 
     Args:
-        paths: the files.
+        paths: the files, or rows of Parquet shards.
         class_names: the name of each file's class; None without one.
         splits: the name of each file's split; empty without one.
         summary: lines that say what is read and what is skipped.
         data: the data set, if it was opened to find them.
     """
 
-    paths: list[Path]
+    paths: "list[Path | ShardRow]"
     class_names: list[str | None]
     splits: list[str]
     summary: Sequence[str]
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from reptk.data.image_files import tolerated_unreadable
+    from reptk.embeddings import image_sources
 
     for plugin in args.plugin:
         load_plugin(plugin)
@@ -72,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"{', '.join(unknown_keys)}: what can be set here is data.*")
     table = _data_table(source, overrides.get("data", {}))
     images = _images_of_data_set(table)
-    num_unreadable = _print_check(images, args.workers, _pixel_options(table))
+    num_unreadable = _print_check(images, args.workers, image_sources.pixel_options(table))
     data = images.data or _open(table)  # raises DataError if training cannot use it
     num_queries = 0 if data.query is None else len(data.query)
     print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
@@ -104,14 +106,6 @@ def _data_table(source: str | None, overrides: config.Table) -> config.Table:
     if "cache" in table:
         table["cache"] = False  # nothing is written
     return table
-
-
-def _pixel_options(table: config.Table) -> "PixelOptions":
-    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these."""
-    from reptk.data.decode import PixelOptions
-
-    names = [field.name for field in fields(PixelOptions)]
-    return PixelOptions(**{name: table[name] for name in names if name in table})
 
 
 def _open(table: config.Table) -> "Data":

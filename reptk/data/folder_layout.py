@@ -24,18 +24,20 @@ from reptk.data.split_names import TRAIN, UNLABELED, split_role
 MAX_LISTED_LETTERS = 60
 
 
-def read_layout(base: Path, labels: Labels) -> ImageLayout:
+def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
     """Read the images below a folder and decide what its folders mean.
 
     Args:
         base: the folder, which has to exist.
         labels: "folders": the first folder (below the split's) names the class; "none": there are no labels; "auto":
             "folders" if at least two folders of one split hold images, else "none".
+        scan: everything below the folder, if it has been listed already.
 
     Raises:
         DataError: no images, or `labels` is "folders" and there is no class folder.
     """
-    scan = scan_folder(base)
+    if scan is None:
+        scan = scan_folder(base)
     if not scan.images:
         raise DataError(f"no images in {base.resolve()} (data.root); {scan.describe_content()}")
     by_folder: dict[str, list[Path]] = {}
@@ -149,6 +151,9 @@ def _notes(
     num_deep = sum(len(path.parts) > max_parts for path in scan.images)
     if num_deep and has_classes:
         notes.append(f"{num_deep:,} images lie in folders within those of the classes, and belong to these classes")
+    num_parquet = scan.other_files[".parquet"]
+    if num_parquet:
+        notes.append(f"{num_parquet:,} .parquet files are not read, because there are image files")
     if has_splits:
         return notes
     # One folder in the name of a split among others is more likely a class.

@@ -43,6 +43,48 @@ def tolerated_unreadable(count: int) -> int:
     return int(max(MAX_UNREADABLE_SHARE * count, min(MAX_UNREADABLE_OF_FEW, count / 5)))
 
 
+def decoding_record(decoded_by: str, size: int, options: PixelOptions) -> str:
+    """Return all that the pixels of an image depend on besides its bytes, as part of its key in a cache."""
+    record = f"{decoded_by}, {size} px, decode {DECODE_VERSION}"
+    if options != DEFAULT_OPTIONS:
+        record += f", {options}"
+    return record
+
+
+class UnreadableImages:
+    """Why some images of a collection cannot be read, by number.
+
+    Args:
+        on_error: "stop": the first one raises its DataError.
+        max_unreadable: more of them raise a DataError.
+    """
+
+    def __init__(self, on_error: OnError, max_unreadable: int) -> None:
+        self.on_error = on_error
+        self.max_unreadable = max_unreadable
+        self.reasons: dict[int, str] = {}
+
+    def add(self, number: int, error: DataError) -> None:
+        """Note an image that cannot be read, or raise a DataError."""
+        if self.on_error == "stop":
+            raise error
+        self.reasons[number] = str(error)
+        if len(self.reasons) <= self.max_unreadable:
+            return
+        # Sorted, since threads note them in any order.
+        first = "\n  ".join(self.reasons[number] for number in sorted(self.reasons)[:5])
+        raise DataError(
+            f"more than {self.max_unreadable:,} images cannot be read, too many to skip them: repair them, or take them out. "
+            f"reptk check-data lists all. The first:\n  {first}"
+        )
+
+    def among(self, numbers: Tensor) -> dict[int, str]:
+        """Return which of these images cannot be read, and why."""
+        if not self.reasons:
+            return {}
+        return {number: self.reasons[number] for number in numbers.tolist() if number in self.reasons}
+
+
 class ImageFiles(WritableImages):
     """Image files, decoded when they are fetched.
 
@@ -78,9 +120,7 @@ class ImageFiles(WritableImages):
             max_unreadable = tolerated_unreadable(len(paths))
         self.size = size
         self.options = options
-        self.on_error = on_error
-        self.max_unreadable = max_unreadable
-        self._reasons: dict[int, str] = {}
+        self._unreadable = UnreadableImages(on_error, max_unreadable)
         self.jpeg = decoder(jpeg)
         self.decoded_by = versions_of(self.jpeg)
         encoded = [os.fsencode(path) for path in paths]
@@ -98,35 +138,20 @@ class ImageFiles(WritableImages):
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, square in zip(numbers.tolist(), out, strict=True):
-            if number not in self._reasons:
+            if number not in self._unreadable.reasons:
                 self._decode(number, square)
-            if number in self._reasons:
+            if number in self._unreadable.reasons:
                 square[:] = 0
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
-        if not self._reasons:
-            return {}
-        return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
+        return self._unreadable.among(numbers)
 
     def _decode(self, number: int, square: NDArray[np.uint8]) -> None:
         """Decode an image, or note why it cannot be read."""
         try:
             decode_into(self.path(number), square, self.jpeg, options=self.options)
         except DataError as error:
-            if self.on_error == "stop":
-                raise
-            self._reasons[number] = str(error)
-            self._check_count()
-
-    def _check_count(self) -> None:
-        if len(self._reasons) <= self.max_unreadable:
-            return
-        # Sorted, since threads note them in any order.
-        first = "\n  ".join(self._reasons[number] for number in sorted(self._reasons)[:5])
-        raise DataError(
-            f"more than {self.max_unreadable:,} images cannot be read, too many to skip them: repair them, or take them out. "
-            f"reptk check-data lists all. The first:\n  {first}"
-        )
+            self._unreadable.add(number, error)
 
 
 @dataclass(frozen=True)
@@ -161,9 +186,7 @@ class FileReader:
         if self.cache_folder is None:
             return [self._files(paths, max_unreadable) for paths in splits]
         files = self._files(distinct, max_unreadable)
-        decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
-        if self.options != DEFAULT_OPTIONS:
-            decoding += f", {self.options}"
+        decoding = decoding_record(files.decoded_by, self.size, self.options)
         keys = [self._key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}

@@ -1,4 +1,4 @@
-"""The images that a folder or a table holds, by split, and their classes: what data sets and embedding are built from."""
+"""The images of a folder, a table or Parquet shards, by split, and their classes: what data sets are built from."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
 
+from reptk.data.parquet_shards import ShardRow
 from reptk.data.split_names import split_role
 
 Labels = Literal["auto", "folders", "none"]
@@ -16,18 +17,18 @@ LOOSE = ""
 
 
 class LabeledFile(NamedTuple):
-    """An image file and the name of its class; None if it has no label."""
+    """An image file, or a row of Parquet shards, and the name of its class; None if it has no label."""
 
-    path: Path
+    path: Path | ShardRow
     class_name: str | None
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """The images of a folder or a table, by split.
+    """The images of a folder, a table or Parquet shards, by split.
 
     Args:
-        base: the folder or the table.
+        base: the folder or the file.
         kind: which of them it is.
         parts: the images of each split, by its name as the user spells it, and of no split (`LOOSE`), in a fixed order. If
             there are no splits, all images are in the one part `LOOSE`.
@@ -40,7 +41,7 @@ class ImageLayout:
     """
 
     base: Path
-    kind: Literal["folder", "table"]
+    kind: Literal["folder", "table", "shards"]
     parts: dict[str, list[LabeledFile]]
     has_splits: bool
     places: dict[str, str]

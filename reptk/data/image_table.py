@@ -12,26 +12,11 @@ from typing import NamedTuple
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.image_layout import ImageLayout, LabeledFile
-from reptk.data.table_files import TableRow, heading_key, read_cells
+from reptk.data.table_files import TableRow, read_cells
+from reptk.data.table_headings import HEADINGS, heading_key
 
 COLUMNS = ("path", "label", "id")
 """Columns of a table without headings, in this order."""
-
-PATH_HEADINGS = (
-    "path filepath imagepath imgpath file filename filenames imagefile imagefilename imagefilepath imagename imgname imgfile "
-    "image img images photo picture relativepath"
-)
-LABEL_HEADINGS = (
-    "classname categoryname labelname class category label labels target targets classlabel species y classid categoryid "
-    "labelid classidx classindex"
-)
-HEADINGS = {
-    "path": PATH_HEADINGS.split(),
-    "label": LABEL_HEADINGS.split(),
-    "id": ["id", "imageid", "imgid", "uid", "uuid", "key"],
-    "split": ["split", "subset", "partition", "set"],
-}
-"""Headings of each column without spaces, `_` and `-`, the preferred one first."""
 
 MAX_LISTED = 6
 

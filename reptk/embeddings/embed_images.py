@@ -108,9 +108,7 @@ def embed(
     embedder.jpeg = source.jpeg
     embedder.crop = source.crop
     embedder.decode_px = _side_px(source)
-    images = source.groups[0].images
-    if isinstance(images, ImageFiles):
-        embedder.options = images.options
+    embedder.options = source.options
 
     header = _header(source, embedder, half)
     earlier = None

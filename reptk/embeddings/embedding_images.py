@@ -13,6 +13,7 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decode import decode
+from reptk.data.shard_layout import find_row
 from reptk.embeddings.store import Embeddings
 from reptk.report.data_uri import encode_data_uri
 
@@ -47,12 +48,22 @@ class EmbeddingImages:
         split = None
         if self._data is not None:
             split = self._data.splits.get(split_name)
-        if split is None or not number.isdigit() or int(number) >= len(split.images):
-            return ""
         try:
+            if split is None and self._is_folder:
+                # A data set in Parquet files, of which all rows were embedded.
+                row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
+                return "" if row is None else thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX))
+            if split is None or not number.isdigit() or int(number) >= len(split.images):
+                return ""
             return thumbnail_data_uri(split.images.fetch(torch.tensor([int(number)]))[0])
         except ReptkError:
             return ""
+
+    @property
+    def _is_folder(self) -> bool:
+        """Whether the record names a folder of images."""
+        part = self.embeddings.about.get("data")
+        return isinstance(part, dict) and part.get("name") == "folder" and isinstance(part.get("root"), str)
 
     @cached_property
     def _data(self) -> Data | None:

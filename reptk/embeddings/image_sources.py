@@ -4,9 +4,9 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
 from reptk.data.image_layout import LOOSE, LabeledFile
 from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.parquet_shards import holds_images
+from reptk.data.protocol import WritableSubset
+from reptk.data.shard_images import ShardImages
+from reptk.data.shard_layout import row_id
 from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.sources.layout_data import EVALUATION_CROP
 from reptk.data.split_names import split_role
@@ -80,6 +84,7 @@ class ImageSource:
         jpeg: which library decodes JPEG.
         about: a record of where they come from; `root` is the folder that paths are relative to.
         summary: lines that say what was read and what was skipped, for the user to see before work starts.
+        options: how pixels were decoded, as queries have to be.
     """
 
     groups: list[ImageGroup]
@@ -88,6 +93,7 @@ class ImageSource:
     jpeg: Jpeg
     about: dict[str, Any]
     summary: Sequence[str] = ()
+    options: PixelOptions = DEFAULT_OPTIONS
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -155,7 +161,7 @@ def from_table(
     about = {"name": "table", "table": str(table), "root": str(root)}
     if split is not None:
         about["split"] = split
-    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about, listed.describe())
+    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about, listed.describe(), options)
 
 
 def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg = "auto") -> ImageSource:
@@ -188,12 +194,12 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
     # The same file may be in several splits, under different indices; paths tell which are the same.
     if all(isinstance(part.images, ImageFiles) for part in splits.values()):
         source = _from_files(list(splits.values()), data, about, jpeg)
-        return replace(source, summary=data.summary)
+        return replace(source, summary=data.summary, options=pixel_options(table))
     groups = []
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, data.crop, jpeg, about, data.summary)
+    return ImageSource(groups, data.classes, data.crop, jpeg, about, data.summary, pixel_options(table))
 
 
 def data_table(text: str) -> config.Table:
@@ -238,8 +244,8 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
     Returns None if `split` is one of the data set's, which training decides on.
     """
     base = existing_source(table["root"])
-    options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
-    if base.is_file():
+    options = pixel_options(table)
+    if base.is_file() and not holds_images(base):
         if split in SPLITS and not _has_split(read_image_table(base), split):
             return None
         source = from_table(
@@ -256,16 +262,43 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
         names = [name for name, part in layout.parts.items() if layout.has_splits for _ in part]
         split_names = _matching_splits(split, names, base)
         files = [file for name in layout.parts if name in split_names for file in layout.parts[name]]
-    files = sorted(files, key=_path_of)
     classes = layout.class_names(layout.files)
+    if layout.kind == "folder":
+        files = sorted(files, key=_path_of)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
     root = base.absolute()
+    about = {**table, "split": split or "all", "root": str(root)}
+    if layout.kind == "shards":
+        group = ImageGroup(_rows(files, table, options), labels, StringArray.from_strings(_row_ids(files, base)))
+        return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe(), options)
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    about = {**table, "split": split or "all", "root": str(root)}
-    return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe())
+    return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe(), options)
+
+
+def _rows(files: Sequence[LabeledFile], table: config.Table, options: PixelOptions) -> Images:
+    """Return rows of Parquet shards, of which any number may be unreadable."""
+    shards = files[0].path.shards
+    images = ShardImages(
+        shards, table["size"], table["jpeg"], options=options, on_error="skip", max_unreadable=len(shards)
+    )
+    return WritableSubset(images, torch.tensor([file.path.number for file in files], dtype=torch.long))
+
+
+def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:
+    for file in files:
+        yield row_id(file.path, base)
+
+
+def pixel_options(table: config.Table) -> PixelOptions:
+    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these."""
+    names = [field.name for field in fields(PixelOptions) if field.name in table]
+    values = {name: table[name] for name in names}
+    if "range" in values:
+        values["range"] = tuple(values["range"])
+    return PixelOptions(**values)
 
 
 def _path_of(file: LabeledFile) -> Path:

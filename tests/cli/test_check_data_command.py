@@ -127,6 +127,23 @@ def test_a_table_with_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert "line 3: '7' is no split" in run_command(["check-data", table], capsys, exit_code=3)
 
 
+def test_parquet_files_that_hold_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    write_drawings(tmp_path / "files", a=6)
+    images = [{"bytes": path.read_bytes()} for path in sorted((tmp_path / "files").rglob("*.png"))]
+    images[2] = images[0]
+    images[5] = {"bytes": b"no image"}
+    path = tmp_path / "train-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": ["x", "y"] * 3}), path)
+    printed = run_command(["check-data", path], capsys)
+    assert "6 images, 2 classes of 3 images each" in printed
+    assert "  width: 50 to 50 px, median 50" in printed
+    assert f"    {path}, row 0 = {path}, row 2" in printed
+    assert "  unreadable: 1 files" in printed
+    assert f"cannot read {path}, row 5 as an image" in printed
+    assert "  usable" in printed
+
+
 def test_a_data_set_in_memory(capsys: pytest.CaptureFixture) -> None:
     assert "usable" in run_command(["check-data", "digits"], capsys)
 

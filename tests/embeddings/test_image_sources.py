@@ -1,5 +1,6 @@
 """Where images come from: memory, tables, folders, data sets."""
 
+import io
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from reptk import Encoder
 from reptk.core import rng
 from reptk.core.errors import DataError, ReptkError
 from reptk.data import Data, InMemory, Split
+from reptk.data.decode import decode
+from reptk.embeddings.embedding_images import SIDE_PX, EmbeddingImages, thumbnail_data_uri
 from reptk.embeddings.image_sources import distinct_splits, from_table
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -201,3 +204,62 @@ def test_the_splits_of_training_on_a_table(encoder_run: Path, tmp_path: Path) ->
     (tmp_path / "t.csv").write_text("".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(10)))
     assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="query").ids) == ["8.png", "9.png"]
     assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="train").ids) == [f"{n}.png" for n in range(8)]
+
+
+def write_parquet_data_set(root: Path) -> Path:
+    """Write 8 images for training, 3 for validation and 2 for testing without labels."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    number = 0
+    for split, labels in (("train", [0, 1] * 4), ("validation", [1, 0, 1]), ("test", [-1, -1])):
+        images = []
+        for _ in labels:
+            content = io.BytesIO()
+            draw_image(number).save(content, "PNG")
+            images.append({"bytes": content.getvalue(), "path": None})
+            number += 1
+        table = pyarrow.table({"image": images, "label": labels})
+        parquet.write_table(table, root / f"{split}-00000-of-00001.parquet", row_group_size=2)
+    return root
+
+
+def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> None:
+    root = write_parquet_data_set(tmp_path)
+    embeddings = reptk.embed(encoder_run, root)
+    assert list(embeddings.ids) == [
+        *(f"test-00000-of-00001/{row}" for row in range(2)),
+        *(f"train-00000-of-00001/{row}" for row in range(8)),
+        *(f"validation-00000-of-00001/{row}" for row in range(3)),
+    ]
+    assert embeddings.paths is None
+    assert embeddings.classes == ("0", "1")
+    assert embeddings.labels.tolist() == [-1, -1, *([0, 1] * 4), 1, 0, 1]
+    numbers = [11, 12, *range(11)]
+    for row, number in enumerate(numbers):
+        draw_image(number).save(tmp_path / f"{row:02}.png")
+    files = [tmp_path / f"{row:02}.png" for row in range(13)]
+    expected = Encoder.from_run(encoder_run).embed(torch.stack([decode(file, 256) for file in files]), 0.875)
+    assert torch.allclose(embeddings.vectors, expected, atol=1e-5)
+
+
+def test_splits_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
+    root = write_parquet_data_set(tmp_path)
+    everything = reptk.embed(encoder_run, root)
+    test = reptk.embed(encoder_run, root, split="test")
+    assert list(test.ids) == ["test-00000-of-00001/0", "test-00000-of-00001/1"]
+    assert torch.allclose(test.vectors, everything.vectors[:2], atol=1e-6)
+    query = reptk.embed(encoder_run, root, split="query")
+    assert list(query.ids) == ["query/0", "query/1", "query/2"]
+    assert torch.allclose(query.vectors, everything.vectors[-3:], atol=1e-6)
+    with pytest.raises(DataError, match=r"has no split 'dev2'; its splits are test-?.* \(2 images\), train"):
+        reptk.embed(encoder_run, root, split="dev2")
+
+
+def test_pages_show_the_images_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
+    embeddings = reptk.embed(encoder_run, write_parquet_data_set(tmp_path))
+    images = EmbeddingImages(embeddings)
+    draw_image(11).save(tmp_path / "first.png")
+    assert images.data_uri(0) == thumbnail_data_uri(decode(tmp_path / "first.png", SIDE_PX))
+    assert len({images.data_uri(row) for row in range(13)}) == 13
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    assert images.data_uri(0) == ""

@@ -135,3 +135,25 @@ def test_a_run_on_a_table_equals_one_on_its_folder(photos: Path, tmp_path: Path)
     listed = [(tmp_path / name / "bad_samples.csv").read_text() for name in ("table", "folder")]
     assert listed[0] == listed[1]
     assert are_equal(exported_weights(tmp_path / "table"), exported_weights(tmp_path / "folder"))
+
+
+def test_a_run_on_parquet_files_equals_one_on_a_folder(photos: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    paths = sorted(photos.rglob("*.png"))
+    columns = {
+        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+        "label": [path.parent.name for path in paths],
+    }
+    root = tmp_path / "hub"
+    root.mkdir()
+    table = pyarrow.table(columns)
+    parquet.write_table(table.slice(0, 30), root / "train-00000-of-00002.parquet", row_group_size=7)
+    parquet.write_table(table.slice(30), root / "train-00001-of-00002.parquet", row_group_size=7)
+    by_shards = run_silently(recipe(photos, root=str(root)), tmp_path / "shards")
+    assert by_shards == run_silently(recipe(photos), tmp_path / "folder")
+    assert are_equal(exported_weights(tmp_path / "shards"), exported_weights(tmp_path / "folder"))
+    with (tmp_path / "shards" / "bad_samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["query/4", "train/0"]
+    assert f"cannot read {root / 'train-00000-of-00002.parquet'}, row 0 as an image" in rows[1]["reason"]

@@ -1,4 +1,4 @@
-"""A folder of the user's own images, or a table that lists them."""
+"""A folder of the user's own images, a table that lists them, or Parquet files that hold them."""
 
 import difflib
 import warnings
@@ -11,10 +11,13 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import read_layout
-from reptk.data.folder_scan import SkippedFiles
+from reptk.data.folder_scan import SkippedFiles, scan_folder
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import ImageLayout, Labels
+from reptk.data.parquet_shards import holds_images
 from reptk.data.protocol import Data, with_shape
+from reptk.data.shard_images import ShardReader
+from reptk.data.shard_layout import PARQUET, read_shard_layout
 from reptk.data.sources.layout_data import data_of_layout
 from reptk.data.table_files import TABLE_EXTENSIONS
 from reptk.data.table_layout import read_table_layout
@@ -46,8 +49,11 @@ def folder(
     A table (CSV, JSON lines or Parquet) lists the images with their classes and, in a column such as `split`, their splits,
     under any of the usual headings; see `reptk.data.image_table`. Its splits and classes mean what folders mean.
 
+    A folder of Parquet files that hold the images, as the Hugging Face hub stores data sets (`train-00000-of-00014.parquet`,
+    with the columns `image` and `label`), is read by row group; splits are the names of the files or of their folders.
+
     Args:
-        root: the folder, or the table.
+        root: the folder, the table, or one of the Parquet files.
         size: side in pixels of the center square that every image is decoded to.
         labels: "folders": the first folder below the root, or below the split's, names the class; images next to the class
             folders and those below `unlabeled` have no label; "none": no labels at all; "auto": "folders" if there are at
@@ -70,23 +76,32 @@ def folder(
     """
     base = existing_source(root)
     options = PixelOptions(max_pixels, range, background)
-    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error)
     layout = read_images(base, labels)
+    cache_place = cache_folder(cache, "folder", base, size)
+    if layout.kind == "shards":
+        reader: FileReader | ShardReader = ShardReader(size, jpeg, cache_place, options, on_error)
+    else:
+        reader = FileReader(size, jpeg, cache_place, options, on_error)
     if layout.skipped:
         warnings.warn(f"{base}: skipped {'; '.join(layout.skipped)}", SkippedFiles, stacklevel=2)
     return data_of_layout(layout, labels, holdout, reader)
 
 
 def read_images(base: Path, labels: Labels) -> ImageLayout:
-    """Return the images of a folder, or those that a table lists, by split.
+    """Return the images of a folder, those that a table lists, or those in Parquet shards, by split.
 
     Raises:
         DataError: there are no images, they have no labels although `labels` is "folders", or the table cannot be understood.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
     if base.is_file():
+        if holds_images(base):
+            return read_shard_layout(base, labels)
         return read_table_layout(base, labels)
-    return read_layout(base, labels)
+    scan = scan_folder(base)
+    if not scan.images and scan.other_files[PARQUET]:
+        return read_shard_layout(base, labels)
+    return read_layout(base, labels, scan)
 
 
 def existing_source(root: str) -> Path:

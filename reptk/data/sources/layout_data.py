@@ -1,4 +1,4 @@
-"""Which images of a folder or a table are trained on, and which are the bank and the queries."""
+"""Which images of a folder, a table or Parquet shards are trained on, and which are the bank and the queries."""
 
 import warnings
 from collections import Counter
@@ -10,6 +10,7 @@ from reptk.core.errors import DataError
 from reptk.data.image_files import FileReader
 from reptk.data.image_layout import ImageLayout, LabeledFile, Labels, class_names, without_labels
 from reptk.data.protocol import Data, Split
+from reptk.data.shard_images import ShardReader
 from reptk.data.sources.imagenet_folders import SYNSET
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
 
@@ -17,7 +18,7 @@ EVALUATION_CROP = 0.875
 """Share of the shorter side that the evaluation view of a photograph retains, as is usual for ImageNet."""
 
 
-def data_of_layout(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader) -> Data:
+def data_of_layout(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader | ShardReader) -> Data:
     """Return the data set of these images.
 
     With splits for training and for evaluation, the queries are the images of `val` if it has labels, else of `test`, and so
@@ -46,6 +47,8 @@ def _no_training_images(layout: ImageLayout, evaluation_names: Sequence[str]) ->
     message = f"{layout.base} has the splits {', '.join(evaluation_names)}, and no images to train on"
     if layout.kind == "table":
         return f"{message}; write train into the column of splits for these"
+    if layout.kind == "shards":
+        return f"{message} in files such as train-00000-of-00001.parquet; to train on one of these, name its file (data.root)"
     folder = layout.base / evaluation_names[0]
     return (
         f"{message} in a folder such as {layout.base / 'train'}; to train on one of these, name it: data.root={folder}"
@@ -57,7 +60,7 @@ def build_data(
     bank: list[LabeledFile] | None,
     query: list[LabeledFile] | None,
     classes: tuple[str, ...],
-    reader: FileReader,
+    reader: FileReader | ShardReader,
     protocol: str,
     *,
     summary: Sequence[str] = (),
@@ -78,7 +81,7 @@ def build_data(
     return Data(train_split, bank_split, query_split, classes, protocol, crop=EVALUATION_CROP, summary=lines)
 
 
-def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: FileReader) -> list[Split]:
+def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: FileReader | ShardReader) -> list[Split]:
     label_of: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
     label_of[None] = -1
     images = reader.read([[file.path for file in files] for files in parts])
@@ -89,7 +92,7 @@ def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: Fi
     return splits
 
 
-def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader) -> Data:
+def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader | ShardReader) -> Data:
     """Return the data set of images without splits, or with one."""
     split_names = layout.splits_of(TRAIN, *EVALUATION_ROLES, GALLERY, UNLABELED)
     place = str(layout.base)
@@ -112,7 +115,7 @@ def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader
     return build_data(train, _labeled(train), query, classes, reader, protocol, summary=summary)
 
 
-def _from_splits(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader) -> Data:
+def _from_splits(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader | ShardReader) -> Data:
     """Return the data set of images with splits for training and evaluation."""
     train_names = layout.splits_of(TRAIN)
     train = [file for name in train_names for file in layout.parts[name]]
