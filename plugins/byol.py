@@ -35,6 +35,8 @@ class BYOL(Method):
         predictor_norm: BatchNorm in the predictor, as in the paper.
     """
 
+    uses_aspect_ratios = True
+
     def __init__(
         self,
         encoder: Encoder,
@@ -60,9 +62,7 @@ class BYOL(Method):
         )
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        # bfloat16 is too coarse for colors.
-        with torch.autocast(batch.images.device.type, enabled=False):
-            first, second = self.views(batch.images, step.key)
+        first, second = batch.draw_views(self.views, step.key)
         z_first, z_second = self.encoder(first), self.encoder(second)
         with torch.no_grad():
             target_first, target_second = self.target(first), self.target(second)

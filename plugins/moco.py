@@ -40,6 +40,8 @@ class MoCo(Method):
         positives: "instance": an image's key is its query's positive; "class": all keys of its class are.
     """
 
+    uses_aspect_ratios = True
+
     def __init__(
         self,
         encoder: Encoder,
@@ -67,9 +69,7 @@ class MoCo(Method):
         self.register_buffer("queue_ids", UNUSED_ID - torch.arange(queue_size))
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        # bfloat16 is too coarse for colors.
-        with torch.autocast(batch.images.device.type, enabled=False):
-            query_view, key_view = self.views(batch.images, step.key)
+        query_view, key_view = batch.draw_views(self.views, step.key)
         z = self.encoder(query_view)
         with torch.no_grad():
             keys = nn.functional.normalize(self.momentum_encoder(key_view).float(), dim=1)

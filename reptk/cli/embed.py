@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reptk import config
 from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, add_device_option, run_command
+from reptk.core.command_line import ArgumentParser, add_device_option, run_command, share
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def _run(args: argparse.Namespace) -> int:
         size=overrides.get("size"),
         pretrained=args.pretrained,
         weights=args.weights,
+        crop=args.crop,
+        resize=args.resize,
         device=args.device,
         batch_size=args.batch_size,
         workers=args.workers,
@@ -148,6 +150,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--half", action="store_true", help="store half precision: half the size")
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
+    parser.add_argument(
+        "--resize",
+        choices=["crop", "pad", "squash"],
+        help="pictures that are not square: their center, the whole with a border, or squashed; default: as the encoder's",
+    )
+    parser.add_argument(
+        "--crop",
+        type=share,
+        metavar="SHARE",
+        help="share of the side that is kept, e.g. 0.875; default: as the encoder's",
+    )
     add_device_option(parser)
     parser.add_argument(
         "--strict", action="store_true", help="stop at an image that cannot be read, instead of skipping it"

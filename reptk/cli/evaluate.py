@@ -113,6 +113,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
         weights=args.weights,
         baselines=args.baselines,
     )
+    table = subject.complete_data(table)
     data = config.build(DATASETS, table)
     if args.limit is not None:
         data = subsample(data, args.limit)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reptk import config
 from reptk.core.errors import UsageError
+from reptk.data.resize import Preprocessing
 from reptk.embeddings.embedder import Embedder, recipe_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Subject:
         untrained: the same architecture with initial weights, a baseline; None if there is nothing to compare with.
         recipe: of the run that the encoder comes from; empty if it is not from a run.
         bf16: whether it encodes in bfloat16.
+        has_weights: whether its backbone had trained weights before any training by reptk.
     """
 
     name: str
@@ -29,6 +31,19 @@ class Subject:
     untrained: "Encoder | None"
     recipe: config.Table
     bf16: bool
+    has_weights: bool
+
+    def complete_data(self, table: config.Table) -> config.Table:
+        """Return the complete table of a data set, with the preprocessing of the encoder where the table sets none."""
+        from reptk.models.preprocessing import with_preprocessing
+
+        completed = config.complete("data", table)
+        completed = with_preprocessing(completed, self.encoder.config["backbone"], has_weights=self.has_weights)
+        if "interpolation" in completed and "size" not in table:
+            # The crop then has the encoder's size without being resized again.
+            preprocessing = Preprocessing(completed["crop"], completed["resize"], completed["interpolation"])
+            completed["size"] = preprocessing.decode_px(self.encoder.config["size"])
+        return completed
 
 
 def open_subject(
@@ -59,11 +74,11 @@ def open_subject(
         # As in training: if nothing was pretrained, these are the weights with which the run began.
         with rng.seeded(recipe.get("seed", 0), "initial weights"):
             untrained = Encoder(**embedder.encoder.config)
-    return Subject(source, embedder.encoder, untrained, recipe, embedder.bf16)
+    return Subject(source, embedder.encoder, untrained, recipe, embedder.bf16, embedder.started_from_weights)
 
 
 def data_table(source: str, overrides: config.Table) -> config.Table:
-    """Return the complete table of the data set: the one that is named, else the one that the run was trained on.
+    """Return the table of the data set: the one that is named, else the one that the run was trained on.
 
     Raises:
         UsageError: no data set is named, and the source is not a run.
@@ -74,7 +89,8 @@ def data_table(source: str, overrides: config.Table) -> config.Table:
         table = {**recipe_of(source).get("data", {}), **table}
     if "name" not in table:
         raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
-    return config.complete("data", table)
+    config.complete("data", table)
+    return table
 
 
 def _is_folder(source: str) -> bool:

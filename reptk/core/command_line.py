@@ -46,6 +46,17 @@ def integer_from(minimum: int) -> Callable[[str], int]:
     return convert
 
 
+def share(text: str) -> float:
+    """An argument type for argparse: a number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, got {text}")
+    return value
+
+
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a `ReptkError` is printed to standard error without a traceback."""
     _escape_unprintable_names()

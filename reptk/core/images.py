@@ -1,8 +1,14 @@
 """Conversion of images to floats in 0..1, and the resize and center crop of evaluation."""
 
+from math import floor
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+BORDER_COLOR = (124, 116, 104)
+"""The mean color of ImageNet, which most backbones normalize to 0; in 0..255."""
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -35,25 +41,66 @@ def float_type(images: Tensor) -> torch.dtype:
     return torch.float32
 
 
-def resize_center_crop(images: Tensor, size: int, crop: float = 1.0) -> Tensor:
-    """Resize the shorter side to size / crop pixels (antialiased bilinear), then crop the center.
+def resize_center_crop(
+    images: Tensor, size: int, crop: float = 1.0, interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
+    """Resize the shorter side to size / crop pixels (antialiased), then crop the center.
 
     Args:
         images: (B, 3, H, W), uint8 or floats in 0..1.
         size: side of the result in pixels.
         crop: share of the shorter side that is retained; 0.875 is common for ImageNet, and 1 retains all of it.
+        interpolation: of the resize.
 
     Returns:
         (B, 3, size, size) float in 0..1.
     """
     images = to_float(images)
     height, width = images.shape[-2:]
-    shorter = max(size, round(size / crop))
+    # Rounded down, as in timm; 224 / 0.875 must not become 255.
+    shorter = max(size, floor(size / crop + 1e-6))
     if min(height, width) != shorter:
         scale = shorter / min(height, width)
         target = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
-        images = functional.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
+        images = functional.interpolate(images, target, mode=interpolation, antialias=True, align_corners=False)
         images = images.clamp(0, 1)  # rounding may leave the range by a bit
     top = (images.shape[-2] - size) // 2
     left = (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
+
+
+def resize_to_square(
+    images: Tensor,
+    size: int,
+    crop: float = 1.0,
+    resize: Literal["crop", "pad", "squash"] = "crop",
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Resize images to squares of size / crop pixels (antialiased), then crop the center.
+
+    Args:
+        images: (B, 3, H, W), uint8 or floats in 0..1.
+        size: side of the result in pixels.
+        crop: share of the side that is retained.
+        resize: what becomes of images that are not square: "crop": their center squares; "pad": the whole with a border of
+            `BORDER_COLOR`; "squash": the whole with other proportions.
+        interpolation: of the resize.
+
+    Returns:
+        (B, 3, size, size) float in 0..1.
+    """
+    height, width = images.shape[-2:]
+    if height == width or resize == "crop":
+        return resize_center_crop(images, size, crop, interpolation)
+    images = to_float(images)
+    side = max(size, floor(size / crop + 1e-6))
+    if resize == "squash":
+        fitted = (side, side)
+    else:
+        fitted = (max(1, round(side * height / max(height, width))), max(1, round(side * width / max(height, width))))
+    resized = functional.interpolate(images, fitted, mode=interpolation, antialias=True, align_corners=False)
+    square = torch.tensor(BORDER_COLOR, device=images.device, dtype=images.dtype).view(1, 3, 1, 1) / 255
+    square = square.repeat(len(images), 1, side, side)
+    top, left = (side - fitted[0]) // 2, (side - fitted[1]) // 2
+    square[..., top : top + fitted[0], left : left + fitted[1]] = resized.clamp(0, 1)
+    return resize_center_crop(square, size, crop, interpolation)

@@ -1,7 +1,7 @@
 """Data sets: uint8 images, labels (-1 for none) and fixed splits; and the loader, whose order is a function of a seed."""
 
 from reptk.data.device_prefetch import DevicePrefetcher
-from reptk.data.loader import Loader, read_blocks
+from reptk.data.loader import Loader, check_num_images, read_blocks
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import Data, Images, InMemory, Split, WritableImages, subsample
 from reptk.data.sources.cifar import cifar10, cifar100
@@ -22,6 +22,7 @@ __all__ = [
     "Loader",
     "Split",
     "WritableImages",
+    "check_num_images",
     "cifar10",
     "cifar100",
     "digits",

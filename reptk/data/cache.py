@@ -5,6 +5,7 @@ images with a known key are copied from the earlier cache, and only the others a
 files.
 """
 
+import copy
 import hashlib
 import os
 import zlib
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data.cache_build import RECORD, UNREADABLE, CacheFiles, build_cache
+from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_cache, offsets_of, read_records
+from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
+from reptk.data.resize import Pixels, Resize, write_square
 
 
 class DecodedCache(WritableImages):
-    """Images that are decoded once and then read from a file on disk.
+    """Images that are decoded once and then read from a file on disk, with their proportions.
 
     The length, fingerprint and records of the file are checked when it is opened, and each image against its checksum
     when it is first fetched.
@@ -39,13 +42,12 @@ class DecodedCache(WritableImages):
         DataError: an image cannot be read. What was decoded before it is used when the cache is opened again.
     """
 
-    def __init__(
-        self, images: WritableImages, keys: Sequence[str], folder: Path, *, workers: int | None = None
-    ) -> None:
+    def __init__(self, images: PictureFiles, keys: Sequence[str], folder: Path, *, workers: int | None = None) -> None:
         self.size = images.size
         self.is_gray = images.is_gray
         self.decoded_by = images.decoded_by
         self.folder = folder
+        self.resize: Resize = images.resize
         self._images = images
         self._files = CacheFiles(folder, np.array(keys, dtype="S32"), images.size)
         if not self._files.is_complete():
@@ -59,18 +61,18 @@ class DecodedCache(WritableImages):
                     "data.cache=false"
                 ) from cause
         try:
-            records = np.fromfile(self._files.records, RECORD)
-            self._checksums = records["checksum"]
-            self._is_unreadable = records["key"] == UNREADABLE
+            self._records = read_records(self._files.records)
+            self._offsets = offsets_of(self._records)
+            self._is_unreadable = self._records["key"] == UNREADABLE
             # The pages of the file are in memory once, for all processes on this machine.
-            self._pixels = self._files.map_pixels(self._files.pixels, len(keys))
+            self._pixels = np.memmap(self._files.pixels, np.uint8, "r")
         except OSError as cause:
             # Another process with other images in the same folder may have replaced the files a moment ago.
             raise EnvironmentProblem(f"cannot read the decoded images in {folder}: {cause}; start again") from cause
         self._is_verified = np.zeros(len(keys), dtype=bool)
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._records)
 
     def path(self, number: int) -> Path | None:
         return self._images.path(number)
@@ -83,19 +85,36 @@ class DecodedCache(WritableImages):
         return self._images.unreadable(candidates)
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for number, row in zip(numbers.tolist(), out, strict=True):
-            if self._is_unreadable[number]:
-                # Perhaps it can be read by now.
-                self._images.fetch_into(torch.tensor([number]), row[None])
-                continue
-            # The copy is verified, not the mapped file: it is in the processor's cache now.
-            np.copyto(row, self._pixels[number])
-            if not self._is_verified[number]:
-                if zlib.crc32(row) != self._checksums[number]:
-                    raise DataError(
-                        f"{self._files.pixels} is damaged (image {number}). Delete {self.folder}; it will be built again"
-                    )
-                self._is_verified[number] = True
+        for number, square in zip(numbers.tolist(), out, strict=True):
+            write_square(self._picture(number), square, self.resize, self._images.interpolation)
+
+    def resized(self, resize: Resize) -> "DecodedCache":
+        images = copy.copy(self)
+        images.resize = resize
+        return images
+
+    def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
+        if self.resize != "squash":
+            return None
+        records = self._records[numbers.numpy()]
+        return torch.from_numpy((records["width"] / records["height"]).astype(np.float32))
+
+    def _picture(self, number: int) -> Pixels:
+        if self._is_unreadable[number]:
+            # Perhaps it can be read by now.
+            picture = self._images.picture(number)
+            self._records["height"][number], self._records["width"][number] = picture.shape[:2]
+            return picture
+        record = self._records[number]
+        # The copy is verified, not the mapped file: it is in the processor's cache now.
+        picture = np.array(self._pixels[self._offsets[number] : self._offsets[number + 1]])
+        if not self._is_verified[number]:
+            if zlib.crc32(picture) != record["checksum"]:
+                raise DataError(
+                    f"{self._files.pixels} is damaged (image {number}). Delete {self.folder}; it will be built again"
+                )
+            self._is_verified[number] = True
+        return picture.reshape(record["height"], record["width"], 3)
 
 
 def default_folder() -> Path:
@@ -120,3 +139,9 @@ def file_key(path: Path, decoding: str) -> str:
         raise DataError(f"cannot read {path}: {cause}") from cause
     identity = os.fsencode(path.absolute()) + f"\0{stat.st_size} {stat.st_mtime_ns} {decoding}".encode()
     return hashlib.blake2b(identity, digest_size=16).hexdigest()
+
+
+def row_key(row: ShardRow, decoding: str) -> str:
+    """Return the key of a row of Parquet shards as its file is now; see `file_key`."""
+    path, number = row.shards.place(row.number)
+    return file_key(path, f"{decoding}, row {number}")

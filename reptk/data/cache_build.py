@@ -2,8 +2,8 @@
 
 A folder for each data set holds three files, of which the manifest is written last:
 
-- `pixels-F.u8`: all images, (n, size, size, 3) uint8
-- `rows-F.bin`: a record of each image: its key and the CRC-32 of its pixels
+- `pixels-F.u8`: all images, (height, width, 3) uint8 each, one after the other
+- `rows-F.bin`: a record of each image: its key, height, width and the CRC-32 of its pixels
 - `manifest.json`: what is needed to recognize a complete cache
 
 F is a fingerprint of all keys. While a cache is built, the first two names end in `.part`. A record is written after the
@@ -17,32 +17,47 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from reptk.core import files
 from reptk.core.errors import EnvironmentProblem
-from reptk.data.prefetch import prefetch
 from reptk.data.protocol import WritableImages
+from reptk.data.resize import Interpolation, Pixels, Resize
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 BLOCK_IMAGES = 64
 """Images that are decoded between two writes to disk."""
 
-RECORD = np.dtype([("key", "S32"), ("checksum", "<u4")])
+BLOCKS_AHEAD = 2
+"""Blocks that are decoded while one is written."""
+
+RECORD = np.dtype([("key", "S32"), ("checksum", "<u4"), ("height", "<u2"), ("width", "<u2")])
 
 UNREADABLE = b""
 """In place of the key of an image that could not be read, so that its black pixels are never taken for the image."""
+
+
+class PictureFiles(WritableImages, Protocol):
+    """Images that a cache decodes: `picture` returns one with its proportions."""
+
+    resize: Resize
+    interpolation: Interpolation
+
+    def picture(self, number: int) -> Pixels:
+        """Return an image (height, width, 3) uint8, black if it cannot be read. Several threads call this at once."""
+        ...
 
 
 class CacheFiles:
@@ -51,15 +66,14 @@ class CacheFiles:
     Args:
         folder: where they are.
         keys: (n,) S32, one for each image.
-        size: side of the images in pixels.
+        size: shorter side of the images in pixels.
     """
 
     def __init__(self, folder: Path, keys: NDArray[np.bytes_], size: int) -> None:
         self.folder = folder
         self.keys = keys
         self.size = size
-        self.image_bytes = size**2 * 3
-        self.total_bytes = len(keys) * self.image_bytes
+        self.min_bytes = len(keys) * size**2 * 3
         content = keys.tobytes() + f"{FORMAT_VERSION} {size}".encode()
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
         self.pixels = folder / f"pixels-{self.fingerprint}.u8"
@@ -79,15 +93,11 @@ class CacheFiles:
             and manifest.get("fingerprint") == self.fingerprint
             and manifest.get("rows_sha256") == hashlib.sha256(records).hexdigest()
             # The content is not checked here, since that would read all pixels; each image has a checksum.
-            and _num_bytes(self.pixels) == self.total_bytes
+            and _num_bytes(self.pixels) == offsets_of(np.frombuffer(records, RECORD))[-1]
         )
 
-    def map_pixels(self, path: Path, num_images: int) -> NDArray[np.uint8]:
-        """Map (num_images, size, size, 3) uint8 of a file into memory, read-only."""
-        return np.memmap(path, np.uint8, "r", shape=(num_images, self.size, self.size, 3))
 
-
-def build_cache(cache: CacheFiles, images: WritableImages, workers: int) -> None:
+def build_cache(cache: CacheFiles, images: PictureFiles, workers: int) -> None:
     """Write a cache, or finish one whose build was interrupted. Returns at once if another process completed it.
 
     Args:
@@ -101,7 +111,7 @@ def build_cache(cache: CacheFiles, images: WritableImages, workers: int) -> None
         DataError: an image cannot be read, and `images` does not skip it. What was decoded before it is used by the next
             build.
     """
-    _check_free_space(cache.folder, cache.total_bytes - _allocated_bytes(_part(cache.pixels)))
+    _check_free_space(cache.folder, cache.min_bytes - _num_bytes(_part(cache.pixels)))
     cache.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive_lock(cache.folder):
         if not cache.is_complete():  # another process may have built it while this one waited
@@ -116,10 +126,16 @@ def read_records(path: Path) -> NDArray:
     except OSError:
         content = b""
     complete_bytes = len(content) // RECORD.itemsize * RECORD.itemsize
-    return np.frombuffer(content[:complete_bytes], RECORD)
+    return np.frombuffer(content[:complete_bytes], RECORD).copy()
 
 
-def _write_images(cache: CacheFiles, images: WritableImages, workers: int) -> None:
+def offsets_of(records: NDArray) -> NDArray[np.int64]:
+    """Return where in the file of pixels each image begins, and where the last one ends: (n + 1,) in bytes."""
+    num_bytes = records["height"].astype(np.int64) * records["width"] * 3
+    return np.concatenate([np.zeros(1, np.int64), num_bytes.cumsum()])
+
+
+def _write_images(cache: CacheFiles, images: PictureFiles, workers: int) -> None:
     num_images = len(cache.keys)
     num_done = _num_resumable(cache)
     earlier = _EarlierCaches(cache)
@@ -130,38 +146,74 @@ def _write_images(cache: CacheFiles, images: WritableImages, workers: int) -> No
     # Blocks of consecutive images, so that the records written so far are those of a prefix.
     blocks = []
     for first in range(num_done, num_images, BLOCK_IMAGES):
-        blocks.append(torch.arange(first, min(first + BLOCK_IMAGES, num_images)))
-    decoded = prefetch(_CopiedOrDecoded(images, cache.keys, earlier), blocks, workers=workers)
+        blocks.append(range(first, min(first + BLOCK_IMAGES, num_images)))
+
+    def read(number: int) -> Pixels:
+        picture = earlier.copy(bytes(cache.keys[number]))
+        if picture is None:
+            picture = images.picture(number)
+        return picture
+
     mode = "r+b" if num_done else "wb"
+    done_bytes = int(offsets_of(read_records(_part(cache.records))[:num_done])[-1])
     with _part(cache.records).open(mode) as record_file, _part(cache.pixels).open(mode) as pixel_file:
         record_file.truncate(num_done * RECORD.itemsize)
         record_file.seek(num_done * RECORD.itemsize)
-        # The file has its final length from the start, so that an interrupted build can be mapped into memory.
-        pixel_file.truncate(cache.total_bytes)
-        pixel_file.seek(num_done * cache.image_bytes)
-        for block, numbers in _with_progress_bar(decoded, num_images, num_done):
-            pixels = block.permute(0, 2, 3, 1).contiguous().numpy()
+        pixel_file.truncate(done_bytes)
+        pixel_file.seek(done_bytes)
+        for block, pictures in _with_progress_bar(_read_ahead(read, blocks, workers), num_images, num_done):
             # Pixels first: a record promises that its pixels are on disk.
-            pixel_file.write(pixels)
+            for picture in pictures:
+                pixel_file.write(np.ascontiguousarray(picture))
             _flush_to_disk(pixel_file)
-            records = np.empty(len(pixels), RECORD)
-            records["key"] = cache.keys[numbers.numpy()]
-            for number in images.unreadable(numbers):
-                records["key"][number - int(numbers[0])] = UNREADABLE
-            records["checksum"] = [zlib.crc32(image) for image in pixels]
-            record_file.write(records.tobytes())
+            record_file.write(_records_of(cache, images, block, pictures).tobytes())
             _flush_to_disk(record_file)
+
+
+def _records_of(cache: CacheFiles, images: PictureFiles, block: range, pictures: Sequence[Pixels]) -> NDArray:
+    records = np.empty(len(block), RECORD)
+    records["key"] = cache.keys[block.start : block.stop]
+    for number in images.unreadable(torch.arange(block.start, block.stop)):
+        records["key"][number - block.start] = UNREADABLE
+    for record, picture in zip(records, pictures, strict=True):
+        record["checksum"] = zlib.crc32(np.ascontiguousarray(picture))
+        record["height"], record["width"] = picture.shape[:2]
+    return records
+
+
+def _read_ahead(
+    read: Callable[[int], Pixels], blocks: Sequence[range], workers: int
+) -> Iterator[tuple[range, list[Pixels]]]:
+    """Yield each block with its images, read by `workers` threads while the blocks before are written."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            pending: deque[tuple[range, list[Future[Pixels]]]] = deque()
+            for block in blocks:
+                pending.append((block, [pool.submit(read, number) for number in block]))
+                if len(pending) > BLOCKS_AHEAD:
+                    yield _result_of(*pending.popleft())
+            while pending:
+                yield _result_of(*pending.popleft())
+        finally:
+            # Also reached if the iterator is abandoned, e.g. since the disk is full.
+            pool.shutdown(cancel_futures=True)
+
+
+def _result_of(block: range, futures: Sequence[Future[Pixels]]) -> tuple[range, list[Pixels]]:
+    return block, [future.result() for future in futures]
 
 
 def _num_resumable(cache: CacheFiles) -> int:
     """Return how many images an interrupted build of the same cache wrote before the first damaged one."""
-    if _num_bytes(_part(cache.pixels)) != cache.total_bytes:
+    records = read_records(_part(cache.records))[: len(cache.keys)]
+    if not len(records) or not _num_bytes(_part(cache.pixels)):
         return 0
-    records = read_records(_part(cache.records))
-    pixels = cache.map_pixels(_part(cache.pixels), len(cache.keys))
+    pixels = np.memmap(_part(cache.pixels), np.uint8, "r")
+    offsets = offsets_of(records)
     for number, record in enumerate(records):
         is_expected = record["key"] in (cache.keys[number], UNREADABLE)
-        if not is_expected or record["checksum"] != zlib.crc32(pixels[number]):
+        # Of a file that was cut off, the rest has another checksum.
+        if not is_expected or record["checksum"] != zlib.crc32(pixels[offsets[number] : offsets[number + 1]]):
             return number
     return len(records)
 
@@ -193,47 +245,33 @@ class _EarlierCaches:
         self.location_of: dict[bytes, tuple[int, int]] = {}
         """Key -> (index of the earlier cache, number of the image in it)."""
         self._pixels: list[NDArray[np.uint8]] = []
-        self._checksums: list[NDArray[np.uint32]] = []
+        self._records: list[NDArray] = []
+        self._offsets: list[NDArray[np.int64]] = []
         # Complete caches whose manifest is damaged are included, since every image is checked when it is copied.
         for records_path in sorted(cache.folder.glob("rows-*")):
             if records_path == _part(cache.records):
                 continue
             pixels_path = records_path.with_name(records_path.name.replace("rows-", "pixels-").replace(".bin", ".u8"))
-            num_images = _num_bytes(pixels_path) // cache.image_bytes
-            if num_images == 0:
+            if not _num_bytes(pixels_path):
                 continue
             records = read_records(records_path)
-            for number, key in enumerate(records["key"][:num_images].tolist()):
+            for number, key in enumerate(records["key"].tolist()):
                 self.location_of[key] = (len(self._pixels), number)
-            self._pixels.append(cache.map_pixels(pixels_path, num_images))
-            self._checksums.append(records["checksum"])
+            self._pixels.append(np.memmap(pixels_path, np.uint8, "r"))
+            self._records.append(records)
+            self._offsets.append(offsets_of(records))
 
-    def copy(self, key: bytes, out: NDArray[np.uint8]) -> bool:
-        """Copy the image with this key, and return whether there is one that is not damaged."""
+    def copy(self, key: bytes) -> Pixels | None:
+        """Return the image with this key; None if there is none, or if it is damaged."""
         if key not in self.location_of:
-            return False
+            return None
         index, number = self.location_of[key]
+        record, offsets = self._records[index][number], self._offsets[index]
         # Copied before it is checked, so that a file that changes meanwhile cannot slip through.
-        np.copyto(out, self._pixels[index][number])
-        return zlib.crc32(out) == self._checksums[index][number]
-
-
-class _CopiedOrDecoded(WritableImages):
-    """Images that are copied from earlier caches if their keys are there, and decoded otherwise."""
-
-    def __init__(self, images: WritableImages, keys: NDArray[np.bytes_], earlier: _EarlierCaches) -> None:
-        self.size = images.size
-        self._images = images
-        self._keys = keys
-        self._earlier = earlier
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for row, number in enumerate(numbers):
-            if not self._earlier.copy(bytes(self._keys[number]), out[row]):
-                self._images.fetch_into(number[None], out[row : row + 1])
+        picture = np.array(self._pixels[index][offsets[number] : offsets[number + 1]])
+        if zlib.crc32(picture) != record["checksum"]:
+            return None
+        return picture.reshape(record["height"], record["width"], 3)
 
 
 def _part(path: Path) -> Path:
@@ -245,19 +283,14 @@ def _num_bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _allocated_bytes(path: Path) -> int:
-    """Return the space that a file uses on disk, which is less than its length while parts of it are not written."""
-    return path.stat().st_blocks * 512 if path.is_file() else 0
-
-
 def _check_free_space(folder: Path, needed_bytes: int) -> None:
     candidates = (folder.absolute(), *folder.absolute().parents)
     nearest = next(candidate for candidate in candidates if candidate.exists())
     free_bytes = shutil.disk_usage(nearest).free
     if needed_bytes > free_bytes:
         raise EnvironmentProblem(
-            f"the images take {needed_bytes / 1e9:.1f} GB in {folder}, where {free_bytes / 1e9:.1f} GB are free. Name a "
-            "folder on another disk (data.cache=/path), choose a smaller data.size, or data.cache=false"
+            f"the images take at least {needed_bytes / 1e9:.1f} GB in {folder}, where {free_bytes / 1e9:.1f} GB are free. Name "
+            "a folder on another disk (data.cache=/path), choose a smaller data.size, or data.cache=false"
         )
 
 
@@ -277,16 +310,16 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def _with_progress_bar(
-    blocks: Iterable[tuple[Tensor, Tensor]], num_images: int, num_done: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+    blocks: Iterable[tuple[range, list[Pixels]]], num_images: int, num_done: int
+) -> Iterator[tuple[range, list[Pixels]]]:
     """Pass blocks of images through, with a progress bar on standard error if that is a terminal."""
     columns = (TextColumn("decoding once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=num_images, completed=num_done)
-        for images, numbers in blocks:
-            yield images, numbers
-            progress.advance(task, len(numbers))
+        for block, pictures in blocks:
+            yield block, pictures
+            progress.advance(task, len(block))
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""One encoded image to one uint8 square: JPEG by simplejpeg where it is installed, everything else by Pillow."""
+"""One encoded image to uint8 pixels: JPEG by simplejpeg where it is installed, everything else by Pillow."""
 
 import functools
 import io
@@ -13,14 +13,22 @@ import numpy as np
 import PIL
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
+from reptk.data.resize import (
+    MAX_ASPECT_RATIO,
+    Interpolation,
+    Pixels,
+    Preprocessing,
+    Resize,
+    resize_array,
+    resize_picture,
+    write_square,
+)
 
 HAS_HEIF = find_spec("pillow_heif") is not None
 """Whether photographs of phones can be read: Pillow reads them once pillow-heif is installed and registered."""
@@ -37,7 +45,7 @@ PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "J
 FORMATS = ("HEIF", *PILLOW_FORMATS) if HAS_HEIF else PILLOW_FORMATS
 """The formats that Pillow may open. Its rarer decoders are not used, whatever format a file claims to be."""
 
-DECODE_VERSION = 2
+DECODE_VERSION = 3
 """Must be increased whenever the same file would give other pixels: it invalidates the caches on disk."""
 
 EXIF_ORIENTATION = 0x0112
@@ -52,8 +60,6 @@ HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 """Bytes 4 to 12 of photographs by iPhones and other phones."""
 
 Jpeg = Literal["auto", "pillow", "simplejpeg"]
-Square = NDArray[np.uint8]
-"""(size, size, 3)."""
 
 
 @dataclass(frozen=True)
@@ -83,58 +89,105 @@ class PixelOptions:
 DEFAULT_OPTIONS = PixelOptions()
 
 
-class ImageFacts(NamedTuple):
-    """Width and height of an image in its file, and Pillow's mode of it."""
+class Picture(NamedTuple):
+    """A decoded image.
 
-    size_px: tuple[int, int]
+    Attributes:
+        pixels: (height, width, 3) uint8, upright, in RGB.
+        file_size_px: width and height in the file.
+        mode: Pillow's mode of the file.
+    """
+
+    pixels: Pixels
+    file_size_px: tuple[int, int]
     mode: str
 
 
-def decode(source: Path | bytes, size: int, jpeg: Jpeg = "pillow", options: PixelOptions = DEFAULT_OPTIONS) -> Tensor:
-    """Return the center square of an image, (3, size, size) uint8, in channels-last memory.
+def decode(
+    source: Path | bytes,
+    size: int,
+    jpeg: Jpeg = "pillow",
+    options: PixelOptions = DEFAULT_OPTIONS,
+    *,
+    resize: Resize = "crop",
+    interpolation: Interpolation = "bilinear",
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+) -> Tensor:
+    """Return an image as a square, (3, size, size) uint8, in channels-last memory.
 
-    The EXIF orientation is applied, colors are converted to sRGB by the file's ICC profile, 16-bit gray is scaled to 8 bits,
-    transparent pixels are blended with a background, and of an animation the first frame is decoded. The shorter side is
-    resized to `size` with antialiasing, up or down. A file is decoded as a whole or not at all.
+    See `decode_picture` for the arguments.
 
     Args:
-        source: a file, or the bytes of one.
-        size: side in pixels.
-        jpeg: the JPEG decoder. simplejpeg with torch's resize differs from Pillow by at most two levels, except for the
-            outermost pixels, and is shifted by half a pixel if a margin is odd. JPEG files that simplejpeg does not
-            decode (CMYK, damaged ones) are decoded by Pillow.
-        options: see `PixelOptions`.
+        resize: what becomes of an image that is not square: by default its center square.
 
     Raises:
         DataError: the source cannot be read as an image.
         EnvironmentProblem: `jpeg` is simplejpeg, and it is not installed.
     """
+    picture = decode_picture(
+        source,
+        size,
+        decoder(jpeg),
+        options=options,
+        interpolation=interpolation,
+        max_aspect_ratio=max_aspect_ratio,
+    )
     square = np.empty((size, size, 3), dtype=np.uint8)
-    decode_into(source, square, decoder(jpeg), options=options)
+    write_square(picture.pixels, square, resize, interpolation)
     return rearrange(torch.from_numpy(square), "h w c -> c h w")
 
 
-def decode_into(
+def decode_square(
     source: Path | bytes,
-    out: Square,
+    size: int,
+    preprocessing: Preprocessing,
+    jpeg: Jpeg = "pillow",
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> Tensor:
+    """Return an image as the square that is to be cropped, (3, size, size) uint8; whole pictures are not cut at 2:1.
+
+    See `decode` for the other arguments and the errors.
+    """
+    return decode(
+        source,
+        size,
+        jpeg,
+        options,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        max_aspect_ratio=preprocessing.max_aspect_ratio,
+    )
+
+
+def decode_picture(
+    source: Path | bytes,
+    size: int,
     jpeg: str,
     *,
     options: PixelOptions = DEFAULT_OPTIONS,
+    interpolation: Interpolation = "bilinear",
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
     name: str | None = None,
-) -> ImageFacts:
-    """Decode an image into `out`, (size, size, 3) uint8, as described for `decode`.
+) -> Picture:
+    """Decode an image with its proportions.
+
+    The EXIF orientation is applied, colors are converted to sRGB by the file's ICC profile, 16-bit gray is scaled to 8 bits,
+    transparent pixels are blended with a background, and of an animation the first frame is decoded. The shorter side is
+    resized to `size` with antialiasing, up or down. A file is decoded as a whole or not at all.
 
     Several threads may decode at the same time; most of the work does not hold the interpreter lock.
 
     Args:
         source: a file, or the bytes of one, e.g. of a member of a tar archive.
-        out: the pixels are written here.
-        jpeg: `pillow` or `simplejpeg`; see `decoder`.
+        size: pixels of the shorter side.
+        jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less than half a
+            level on average. In images that are not square, pixels may be shifted by an eighth of a pixel of the file, and by
+            half a pixel if a margin is odd. JPEG files that simplejpeg does not decode (CMYK, damaged ones) are decoded by
+            Pillow.
         options: see `PixelOptions`.
+        interpolation: of the resize.
+        max_aspect_ratio: of a longer image, only the middle is returned.
         name: what errors call the image; by default its path, or the number of its bytes.
-
-    Returns:
-        The size and the mode of the whole image.
 
     Raises:
         DataError: the source cannot be read as an image.
@@ -142,7 +195,7 @@ def decode_into(
     content = b""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        return _decode_bytes(content, out, jpeg, options)
+        return _decode_bytes(content, size, jpeg, options, interpolation, max_aspect_ratio)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
@@ -170,13 +223,13 @@ def decoder(jpeg: Jpeg) -> str:
 
 
 def versions_of(jpeg: str) -> str:
-    """Return the versions that the pixels depend on: `pillow 13.0.0`, or `simplejpeg 1.9.0, pillow 13.0.0, torch 2.14.1`."""
+    """Return the versions that the pixels depend on: `pillow 13.0.0, torch 2.14.1`, or `simplejpeg 1.9.0, pillow ...`."""
     versions = f"pillow {PIL.__version__}"
     if HAS_HEIF:
         versions += f", pillow-heif {version('pillow-heif')}"
     if jpeg == "simplejpeg":
-        versions = f"simplejpeg {version('simplejpeg')}, {versions}, torch {torch.__version__}"
-    return versions
+        versions = f"simplejpeg {version('simplejpeg')}, {versions}"
+    return f"{versions}, torch {torch.__version__}"
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -184,28 +237,34 @@ def to_tensor(image: Image.Image) -> Tensor:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
 
 
-def _decode_bytes(content: bytes, out: Square, jpeg: str, options: PixelOptions) -> ImageFacts:
-    size = len(out)
+def _decode_bytes(
+    content: bytes,
+    size: int,
+    jpeg: str,
+    options: PixelOptions,
+    interpolation: Interpolation,
+    max_aspect_ratio: float,
+) -> Picture:
     with open_image(content, options.max_pixels) as image:
-        facts = ImageFacts(image.size, image.mode)
+        file_size_px, mode = image.size, image.mode
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
-        if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-            pixels = _decode_with_simplejpeg(content, image, size)
-            if pixels is not None:
-                _fit(pixels, out)
+        if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and mode in ("RGB", "L"):
+            decoded = _decode_with_simplejpeg(content, image, size)
+            if decoded is not None:
+                pixels = resize_array(decoded, size, interpolation, max_aspect_ratio)
                 if "icc_profile" in image.info:
                     # A profile of gray images is for a single channel.
-                    square = Image.fromarray(out).convert(image.mode)
-                    np.copyto(out, to_srgb(square, image.info["icc_profile"]).convert("RGB"))
-                return facts
+                    resized = Image.fromarray(pixels).convert(mode)
+                    pixels = np.asarray(to_srgb(resized, image.info["icc_profile"]).convert("RGB"))
+                return Picture(pixels, file_size_px, mode)
         image.draft("RGB", (size, size))  # JPEG alone: decode at a fraction of the size if that is large enough
         # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
         image.load()
         upright = image
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
-        np.copyto(out, ImageOps.fit(to_rgb(upright, options), (size, size), Image.Resampling.BILINEAR))
-        return facts
+        pixels = resize_picture(to_rgb(upright, options), size, interpolation, max_aspect_ratio)
+        return Picture(pixels, file_size_px, mode)
 
 
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -269,7 +328,7 @@ _TRANSPOSE_OF_ORIENTATION = {
 }
 
 
-def _decode_with_simplejpeg(content: bytes, image: Image.Image, size: int) -> NDArray[np.uint8] | None:
+def _decode_with_simplejpeg(content: bytes, image: Image.Image, size: int) -> Pixels | None:
     """Decode an upright image (H, W, 3) whose sides are at least `size`, if the file is that large.
 
     Returns None if simplejpeg refuses the file.
@@ -297,22 +356,6 @@ def _decode_with_simplejpeg(content: bytes, image: Image.Image, size: int) -> ND
     if transpose.reverse_columns:
         pixels = pixels[:, ::-1]
     return pixels
-
-
-def _fit(pixels: NDArray[np.uint8], out: Square) -> None:
-    """Resize the center square of (H, W, 3) into `out`."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top = (height - side) // 2
-    left = (width - side) // 2
-    center = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    if side != len(out):
-        # The batch axis comes first: with the strides of rearranging a single image, torch would not recognize channels
-        # last and take three times as long.
-        batch = rearrange(torch.from_numpy(center)[None], "b h w c -> b c h w")
-        resized = functional.interpolate(batch, out.shape[:2], mode="bilinear", antialias=True)
-        center = rearrange(resized, "b c h w -> b h w c")[0].numpy()
-    np.copyto(out, center)
 
 
 def _non_image_content(content: bytes) -> str | None:

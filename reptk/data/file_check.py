@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from reptk.core.errors import DataError
-from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_into
+from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture
 from reptk.data.parquet_shards import ShardRow
 
 DECODE_PX = 32
@@ -110,9 +108,8 @@ def _read(path: Path | ShardRow, options: PixelOptions) -> CheckedFile:
     except (OSError, DataError) as cause:
         return CheckedFile(b"", error=str(cause))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    square = np.empty((DECODE_PX, DECODE_PX, 3), np.uint8)
     try:
-        facts = decode_into(content, square, "pillow", options=options, name=str(path))
-        return CheckedFile(digest, facts.size_px, facts.mode)
+        picture = decode_picture(content, DECODE_PX, "pillow", options=options, name=str(path))
+        return CheckedFile(digest, picture.file_size_px, picture.mode)
     except DataError as error:
         return CheckedFile(digest, error=str(error))

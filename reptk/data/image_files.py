@@ -1,5 +1,6 @@
-"""Images in files of their own: decoded whenever they are fetched, or once into a cache on disk."""
+"""Images in files or in rows of Parquet files: decoded whenever they are fetched, or once into a cache on disk."""
 
+import copy
 import hashlib
 import os
 import warnings
@@ -15,20 +16,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core.errors import DataError
-from reptk.data.cache import DecodedCache, default_folder, file_key
+from reptk.data.cache import DecodedCache, default_folder, file_key, row_key
 from reptk.data.decode import (
     DECODE_VERSION,
     DEFAULT_OPTIONS,
     Jpeg,
     PixelOptions,
-    decode_into,
+    decode_picture,
     decoder,
     versions_of,
 )
+from reptk.data.parquet_shards import ShardRow
 from reptk.data.protocol import Images, WritableImages, WritableSubset
+from reptk.data.resize import (
+    DEFAULT_PREPROCESSING,
+    MAX_ASPECT_RATIO,
+    Interpolation,
+    Pixels,
+    Preprocessing,
+    Resize,
+    write_square,
+)
 
 ImageSize = Annotated[int, Ge(8)]
-"""Side in pixels of the square that every image is decoded to."""
+"""Pixels of the shorter side to which every image is decoded."""
 
 OnError = Literal["skip", "stop"]
 """What happens if an image cannot be read: it is skipped, or the run stops."""
@@ -43,62 +54,23 @@ def tolerated_unreadable(count: int) -> int:
     return int(max(MAX_UNREADABLE_SHARE * count, min(MAX_UNREADABLE_OF_FEW, count / 5)))
 
 
-def decoding_record(decoded_by: str, size: int, options: PixelOptions) -> str:
-    """Return all that the pixels of an image depend on besides its bytes, as part of its key in a cache."""
-    record = f"{decoded_by}, {size} px, decode {DECODE_VERSION}"
-    if options != DEFAULT_OPTIONS:
-        record += f", {options}"
-    return record
-
-
-class UnreadableImages:
-    """Why some images of a collection cannot be read, by number.
-
-    Args:
-        on_error: "stop": the first one raises its DataError.
-        max_unreadable: more of them raise a DataError.
-    """
-
-    def __init__(self, on_error: OnError, max_unreadable: int) -> None:
-        self.on_error = on_error
-        self.max_unreadable = max_unreadable
-        self.reasons: dict[int, str] = {}
-
-    def add(self, number: int, error: DataError) -> None:
-        """Note an image that cannot be read, or raise a DataError."""
-        if self.on_error == "stop":
-            raise error
-        self.reasons[number] = str(error)
-        if len(self.reasons) <= self.max_unreadable:
-            return
-        # Sorted, since threads note them in any order.
-        first = "\n  ".join(self.reasons[number] for number in sorted(self.reasons)[:5])
-        raise DataError(
-            f"more than {self.max_unreadable:,} images cannot be read, too many to skip them: repair them, or take them out. "
-            f"reptk check-data lists all. The first:\n  {first}"
-        )
-
-    def among(self, numbers: Tensor) -> dict[int, str]:
-        """Return which of these images cannot be read, and why."""
-        if not self.reasons:
-            return {}
-        return {number: self.reasons[number] for number in numbers.tolist() if number in self.reasons}
-
-
 class ImageFiles(WritableImages):
-    """Image files, decoded when they are fetched.
+    """Image files, or rows of Parquet shards, decoded when they are fetched.
 
-    The paths are held as the bytes of one tensor: millions of them as Python objects would need several times the memory,
-    and would be copied into every forked process.
+    The paths are held as the bytes of one tensor, or the numbers of the rows in one: millions of Python objects would need
+    several times the memory, and would be copied into every forked process.
 
     Pillow's warnings about unusual files are ignored from then on, in the whole process: warning filters are global, and
     the decoding threads cannot have their own.
 
     Args:
-        paths: the files, in order.
-        size: side in pixels of the square that every image is decoded to.
+        paths: the files or the rows, in order; not both.
+        size: side in pixels of the square that every image becomes.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
         options: what the pixels of unusual files become.
+        interpolation: how images are resized.
+        resize: what becomes of images that are not square.
+        max_aspect_ratio: of longer images, only the middle is used.
         on_error: "skip": an image that cannot be read is black, and `unreadable` says why; "stop": it raises a DataError.
         max_unreadable: how many images may be skipped; by default the larger of 1 % and 10, of few images a fifth.
 
@@ -108,11 +80,14 @@ class ImageFiles(WritableImages):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | ShardRow],
         size: int,
         jpeg: Jpeg = "auto",
         *,
         options: PixelOptions = DEFAULT_OPTIONS,
+        interpolation: Interpolation = "bilinear",
+        resize: Resize = "crop",
+        max_aspect_ratio: float = MAX_ASPECT_RATIO,
         on_error: OnError = "stop",
         max_unreadable: int | None = None,
     ) -> None:
@@ -120,43 +95,117 @@ class ImageFiles(WritableImages):
             max_unreadable = tolerated_unreadable(len(paths))
         self.size = size
         self.options = options
-        self._unreadable = UnreadableImages(on_error, max_unreadable)
+        self.interpolation = interpolation
+        self.resize = resize
+        self.max_aspect_ratio = max_aspect_ratio
+        self.on_error = on_error
+        self.max_unreadable = max_unreadable
+        self._reasons: dict[int, str] = {}
         self.jpeg = decoder(jpeg)
         self.decoded_by = versions_of(self.jpeg)
-        encoded = [os.fsencode(path) for path in paths]
-        lengths = [len(path) for path in encoded]
-        self._ends = torch.tensor([0, *lengths]).cumsum(0)
-        self._path_bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
+        self._sources: _PathArray | _RowArray
+        if paths and isinstance(paths[0], ShardRow):
+            self._sources = _RowArray(paths)
+        else:
+            self._sources = _PathArray(paths)
+        self._aspect_ratios = torch.ones(len(paths))
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._aspect_ratios)
 
-    def path(self, number: int) -> Path:
-        encoded = self._path_bytes[self._ends[number] : self._ends[number + 1]]
-        return Path(os.fsdecode(encoded.numpy().tobytes()))
+    def path(self, number: int) -> Path | None:
+        source = self._sources[number]
+        return source if isinstance(source, Path) else None
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, square in zip(numbers.tolist(), out, strict=True):
-            if number not in self._unreadable.reasons:
-                self._decode(number, square)
-            if number in self._unreadable.reasons:
-                square[:] = 0
+            write_square(self.picture(number), square, self.resize, self.interpolation)
+
+    def picture(self, number: int) -> Pixels:
+        """Return an image with its proportions; a black square if it cannot be read, which `unreadable` then says."""
+        if number not in self._reasons:
+            try:
+                return self._decode(number)
+            except DataError as error:
+                if self.on_error == "stop":
+                    raise
+                self._reasons[number] = str(error)
+                self._check_count()
+        self._aspect_ratios[number] = 1.0
+        return np.zeros((self.size, self.size, 3), np.uint8)
+
+    def resized(self, resize: Resize) -> "ImageFiles":
+        # A shallow copy: what is known of unreadable images is known to both.
+        images = copy.copy(self)
+        images.resize = resize
+        return images
+
+    def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
+        if self.resize != "squash":
+            return None
+        return self._aspect_ratios[numbers]
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
-        return self._unreadable.among(numbers)
+        if not self._reasons:
+            return {}
+        return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
 
-    def _decode(self, number: int, square: NDArray[np.uint8]) -> None:
-        """Decode an image, or note why it cannot be read."""
-        try:
-            decode_into(self.path(number), square, self.jpeg, options=self.options)
-        except DataError as error:
-            self._unreadable.add(number, error)
+    def _decode(self, number: int) -> Pixels:
+        source = self._sources[number]
+        content = source if isinstance(source, Path) else source.read_bytes()
+        picture = decode_picture(
+            content,
+            self.size,
+            self.jpeg,
+            options=self.options,
+            interpolation=self.interpolation,
+            max_aspect_ratio=self.max_aspect_ratio,
+            name=str(source),
+        )
+        height, width, _ = picture.pixels.shape
+        self._aspect_ratios[number] = width / height
+        return picture.pixels
+
+    def _check_count(self) -> None:
+        if len(self._reasons) <= self.max_unreadable:
+            return
+        # Sorted, since threads note them in any order.
+        first = "\n  ".join(self._reasons[number] for number in sorted(self._reasons)[:5])
+        raise DataError(
+            f"more than {self.max_unreadable:,} images cannot be read, too many to skip them: repair them, or take them out. "
+            f"reptk check-data lists all. The first:\n  {first}"
+        )
+
+
+class _PathArray:
+    """Many paths as the bytes of one tensor."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        lengths = [len(path) for path in encoded]
+        self._ends = torch.tensor([0, *lengths]).cumsum(0)
+        self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
+
+    def __getitem__(self, number: int) -> Path:
+        encoded = self._bytes[self._ends[number] : self._ends[number + 1]]
+        return Path(os.fsdecode(encoded.numpy().tobytes()))
+
+
+class _RowArray:
+    """Many rows of the same Parquet shards as one tensor of their numbers."""
+
+    def __init__(self, rows: Sequence[ShardRow]) -> None:
+        self._shards = rows[0].shards
+        self._numbers = torch.tensor([row.number for row in rows], dtype=torch.long)
+
+    def __getitem__(self, number: int) -> ShardRow:
+        return ShardRow(int(self._numbers[number]), self._shards)
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """How the files of a data set become images.
+    """How the files of a data set, or the rows of its Parquet shards, become images.
 
     Args:
         size: side in pixels.
@@ -164,6 +213,7 @@ class FileReader:
         cache_folder: the folder of the decoded images; None to decode whenever an image is fetched.
         options: what the pixels of unusual files become.
         on_error: whether images that cannot be read are skipped.
+        preprocessing: what evaluation does with the images; training uses the same interpolation.
     """
 
     size: int
@@ -171,8 +221,9 @@ class FileReader:
     cache_folder: Path | None = None
     options: PixelOptions = DEFAULT_OPTIONS
     on_error: OnError = "stop"
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING
 
-    def read(self, splits: Sequence[Sequence[Path]]) -> list[Images]:
+    def read(self, splits: Sequence[Sequence[Path | ShardRow]]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
 
         Raises:
@@ -186,7 +237,12 @@ class FileReader:
         if self.cache_folder is None:
             return [self._files(paths, max_unreadable) for paths in splits]
         files = self._files(distinct, max_unreadable)
-        decoding = decoding_record(files.decoded_by, self.size, self.options)
+        decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
+        if self.options != DEFAULT_OPTIONS:
+            decoding += f", {self.options}"
+        interpolation = self.preprocessing.interpolation
+        if interpolation != DEFAULT_PREPROCESSING.interpolation:
+            decoding += f", {interpolation}"
         keys = [self._key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
@@ -196,18 +252,24 @@ class FileReader:
             cached.append(WritableSubset(cache, numbers))
         return cached
 
-    def _key(self, path: Path, decoding: str) -> str:
-        """Return the key of a file in the cache. A table may list files that do not exist, which are skipped like others."""
+    def _key(self, path: Path | ShardRow, decoding: str) -> str:
+        """Return the key of a file or a row in the cache.
+
+        A table may list files that do not exist, which are skipped like others that cannot be read.
+        """
+        if isinstance(path, ShardRow):
+            return row_key(path, decoding)
         if self.on_error == "skip" and not path.exists():
             return hashlib.blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()
         return file_key(path, decoding)
 
-    def _files(self, paths: Sequence[Path], max_unreadable: int) -> ImageFiles:
+    def _files(self, paths: Sequence[Path | ShardRow], max_unreadable: int) -> ImageFiles:
         return ImageFiles(
             paths,
             self.size,
             self.jpeg,
             options=self.options,
+            interpolation=self.preprocessing.interpolation,
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )

@@ -10,8 +10,8 @@ from reptk.core.errors import DataError
 from reptk.data.prefetch import prefetch
 from reptk.data.protocol import Images, Split
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,)."""
+LoadedBatch = tuple[Tensor, ...]
+"""Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,), and aspect ratios (b,) of whole pictures."""
 
 
 MAX_SUBSTITUTES = 100
@@ -31,6 +31,8 @@ class Loader:
         rank, world: number of this rank, and how many ranks there are.
         workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
+        whole_pictures: squash pictures that are not square, and add their aspect ratios to the batches; by default their
+            center squares are used.
 
     Raises:
         DataError: the split has fewer images than one batch.
@@ -47,15 +49,18 @@ class Loader:
         world: int = 1,
         workers: int = 0,
         device: torch.device | str = "cpu",
+        whole_pictures: bool = False,
     ) -> None:
         if not isinstance(split.images, Images):
             raise TypeError(
                 f"the training images are of class {type(split.images).__name__}, which does not derive from "
                 "reptk.data.Images; derive it, and implement __len__ and fetch"
             )
-        if len(split) < batch_size:
-            raise DataError(_too_few_images(len(split), batch_size))
+        check_num_images(split, batch_size)
         self.split = split
+        self.images = split.images
+        if whole_pictures:
+            self.images = split.images.resized("squash")
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -64,19 +69,24 @@ class Loader:
         self.device = device
         self.steps_per_epoch = len(split) // batch_size
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, last_step: int) -> Iterator[LoadedBatch]:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
         numbers_by_step = self._numbers(first_step, last_step)
-        for images, numbers in prefetch(self.split.images, numbers_by_step, workers=self.workers, device=self.device):
+        for images, numbers in prefetch(self.images, numbers_by_step, workers=self.workers, device=self.device):
             numbers = self._replace_unreadable(images, numbers)
-            yield images, self.split.labels[numbers], numbers
+            batch = (images, self.split.labels[numbers], numbers)
+            # After the images were fetched: until a file is decoded, its shape is not known.
+            aspect_ratios = self.images.aspect_ratios(numbers)
+            if aspect_ratios is not None:
+                batch += (aspect_ratios,)
+            yield batch
 
     def _replace_unreadable(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Write other images over those that could not be read; return the numbers of the images in the batch.
 
         Which image is the substitute depends on the data alone.
         """
-        unreadable = self.split.images.unreadable(numbers)
+        unreadable = self.images.unreadable(numbers)
         if not unreadable:
             return numbers
         numbers = numbers.clone()
@@ -91,8 +101,8 @@ class Loader:
         stream = rng.generator("substitute", number, len(self.split))
         for _ in range(MAX_SUBSTITUTES):
             substitute = torch.randint(len(self.split), (1,), generator=stream)
-            image = self.split.images.fetch(substitute)[0]
-            if not self.split.images.unreadable(substitute):
+            image = self.images.fetch(substitute)[0]
+            if not self.images.unreadable(substitute):
                 return image, int(substitute)
         raise DataError(f"{MAX_SUBSTITUTES} training images in turn cannot be read")
 
@@ -112,21 +122,37 @@ class Loader:
 
 
 def read_blocks(
-    split: Split, ranges: Sequence[range], workers: int = 0, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Tensor]]:
+    images: Images, ranges: Sequence[range], workers: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, ...]]:
     """Yield the images (b, 3, H, W) uint8 of each range of numbers, in their order, fetched in advance by `workers` threads.
+
+    Squashed images (`Images.resized`) are followed by their aspect ratios (b,).
 
     Raises:
         DataError: an image cannot be read.
     """
     blocks = (torch.arange(block.start, block.stop) for block in ranges)
-    for images, _ in prefetch(split.images, blocks, workers=workers, device=device):
-        yield (images,)
+    for pixels, numbers in prefetch(images, blocks, workers=workers, device=device):
+        aspect_ratios = images.aspect_ratios(numbers)
+        if aspect_ratios is None:
+            yield (pixels,)
+        else:
+            yield pixels, aspect_ratios
 
 
-def _too_few_images(num_images: int, batch_size: int) -> str:
+def check_num_images(split: Split, batch_size: int) -> None:
+    """Check that there are enough training images for a batch.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    num_images = len(split)
+    if num_images >= batch_size:
+        return
     if num_images < 2:
-        return f"{num_images} training images; a batch needs at least 2"
+        raise DataError(f"{num_images} training images; a batch needs at least 2")
     # The largest power of two that leaves an epoch more than one batch.
     fitting = max(2, 2 ** (num_images.bit_length() - 2))
-    return f"{num_images} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"
+    raise DataError(
+        f"{num_images} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"
+    )

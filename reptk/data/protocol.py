@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.data.resize import Interpolation, Resize
 
 
 @runtime_checkable
@@ -46,6 +47,20 @@ class Images(Protocol):
         A collection that raises an error instead has none.
         """
         return {}
+
+    def resized(self, resize: Resize) -> "Images":
+        """Return the same images, with pictures that are not square cropped, padded or squashed (`reptk.data.resize`).
+
+        A collection that does not have whole pictures returns itself.
+        """
+        return self
+
+    def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
+        """Return width / height (n,), float32, that these images had before they were squashed, after they were fetched.
+
+        None if images are not squashed.
+        """
+        return None
 
 
 @runtime_checkable
@@ -98,7 +113,9 @@ class Data:
             out of its own search.
         classes: class names, in the order of their labels.
         protocol: one sentence on how the images were split; it is reported with every result.
-        crop: share of the shorter side that the evaluation view retains.
+        crop: share of the side that evaluation retains of an image.
+        resize: what evaluation does with pictures that are not square.
+        interpolation: how evaluation resizes images.
         summary: lines that say what of the user's files was read and what was skipped, for the user to see before work
             starts.
     """
@@ -110,6 +127,8 @@ class Data:
     protocol: str
     crop: float = 1.0
     summary: tuple[str, ...] = ()
+    resize: Resize = "crop"
+    interpolation: Interpolation = "bilinear"
 
     @property
     def splits(self) -> dict[str, Split | None]:
@@ -179,6 +198,12 @@ class ImageSubset(Images):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
+    def resized(self, resize: Resize) -> Images:
+        return ImageSubset(self._images.resized(resize), self._numbers)
+
+    def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
+        return self._images.aspect_ratios(self._numbers[numbers])
+
 
 class WritableSubset(WritableImages):
     """Some images of another collection that can be written straight into a batch, numbered from 0."""
@@ -201,6 +226,12 @@ class WritableSubset(WritableImages):
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
+
+    def resized(self, resize: Resize) -> Images:
+        return WritableSubset(self._images.resized(resize), self._numbers)
+
+    def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
+        return self._images.aspect_ratios(self._numbers[numbers])
 
 
 def _unreadable_of_subset(images: Images, subset_numbers: Tensor, numbers: Tensor) -> dict[int, str]:

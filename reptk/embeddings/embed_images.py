@@ -16,6 +16,7 @@ from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
+from reptk.data.resize import Preprocessing, Resize
 from reptk.embeddings import image_sources
 from reptk.embeddings.embedder import Embedder, recipe_of
 from reptk.embeddings.embeddings_file import check_output, embeddings_file
@@ -26,12 +27,6 @@ from reptk.embeddings.store import Embeddings
 from reptk.embeddings.string_array import are_utf8
 from reptk.embeddings.update import EarlierVectors, EncodedBatch, open_earlier
 from reptk.models.encoder import Encoder
-
-CROP = 0.875
-"""Share of the shorter side that evaluation keeps of image files; 224 of 256 pixels, as is usual for ImageNet."""
-
-MIN_DECODE_PX = 256
-"""Side to which image files are decoded at least."""
 
 MAX_LISTED_REASONS = 5
 MAX_REASON_LETTERS = 300
@@ -48,6 +43,8 @@ def embed(
     size: int | None = None,
     pretrained: bool = False,
     weights: str | None = None,
+    crop: float | None = None,
+    resize: Resize | None = None,
     jpeg: Jpeg = "auto",
     device: str = "auto",
     batch_size: int = 128,
@@ -69,6 +66,9 @@ def embed(
         half: store float16: half the size, similarities within 1e-3.
         size: input size in pixels of a timm backbone.
         pretrained, weights: of a timm backbone; see `Encoder`.
+        crop: share of the side of image files that is kept; by default as in the run's evaluation, or as timm records it with
+            the backbone's weights, or all of it if `resize` is "pad" or "squash".
+        resize: what becomes of pictures that are not square: "crop", "pad" or "squash"; by default as for `crop`.
         jpeg: which library decodes JPEG, for these images and for queries later.
         device: where to encode: auto, cpu, cuda, cuda:N or mps.
         batch_size: images that are encoded at once.
@@ -100,13 +100,14 @@ def embed(
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
-    source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg)
+    preprocessing = embedder.native_preprocessing().replace_set(crop, resize, None)
+    source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg, preprocessing)
     if report is not None:
         for line in source.summary:
             report(line)
     # The preprocessing of the images is recorded with the vectors, so that queries get the same.
     embedder.jpeg = source.jpeg
-    embedder.crop = source.crop
+    embedder.preprocessing = source.preprocessing
     embedder.decode_px = _side_px(source)
     embedder.options = source.options
 
@@ -161,6 +162,7 @@ def _open_source(
     encoder: str | Path | Encoder,
     encoder_size_px: int,
     jpeg: Jpeg,
+    preprocessing: Preprocessing,
 ) -> ImageSource:
     """Open the `data` of `embed`, of any of its types."""
     if isinstance(data, Tensor):
@@ -170,8 +172,8 @@ def _open_source(
             f"data must be a folder, a table, a data set or a tensor (n, 3, H, W) uint8, not {type(data).__name__}; for images "
             "in Python: Encoder.embed"
         )
-    # Large enough that the crop has the encoder's size without being enlarged.
-    decode_px = max(MIN_DECODE_PX, round(encoder_size_px / CROP))
+    # The crop then has the encoder's size without being resized again.
+    decode_px = preprocessing.decode_px(encoder_size_px)
     if isinstance(data, str | Path):
         data = image_sources.data_table(str(data))
     table = dict(data)
@@ -182,7 +184,7 @@ def _open_source(
             trained_on = recipe_of(encoder).get("data", {})
         table = {"size": trained_on.get("size", decode_px), "jpeg": jpeg, **table}
         jpeg = table["jpeg"]  # an argument of the data set goes first
-    return image_sources.from_data_set(table, split=split, jpeg=jpeg)
+    return image_sources.from_data_set(table, split=split, jpeg=jpeg, preprocessing=preprocessing)
 
 
 def _side_px(source: ImageSource) -> int:

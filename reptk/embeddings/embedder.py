@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from reptk import config
 from reptk.core import rng
 from reptk.core.device import choose_device, uses_bf16
 from reptk.core.errors import DataError, UsageError
-from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
+from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode_square, decoder, versions_of
+from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
+from reptk.models.preprocessing import with_preprocessing
 from reptk.models.weight_source import absolute_source, find_weights
 
 MIN_SIZE_PX = 4
@@ -30,7 +32,7 @@ class Embedder:
         origin: where it comes from: `{"run": path}`, or `{"backbone": name, "weights": path or None, "pretrained": bool}`.
         weights_sha256: hash of the weights that the features depend on; see `fingerprint`.
         decode_px: side in pixels of the center square that files are decoded to; None for images that come decoded.
-        crop: share of the shorter side that preprocessing keeps.
+        preprocessing: what happens to images before they are encoded.
         jpeg: which library decodes JPEG.
         bf16: whether the encoder runs in bfloat16, as evaluation runs it for a run that was trained so.
         device: of the encoder.
@@ -40,7 +42,7 @@ class Embedder:
     origin: dict[str, Any]
     weights_sha256: str
     decode_px: int | None = None
-    crop: float = 1.0
+    preprocessing: Preprocessing = WHOLE_SQUARES
     jpeg: Jpeg = "auto"
     bf16: bool = False
     device: torch.device | str = "cpu"
@@ -122,7 +124,7 @@ class Embedder:
                 "one has moved, name its place: --encoder RUN_OR_WEIGHTS; else embed the images again"
             )
         embedder.decode_px = preprocessing.get("decoded_px")
-        embedder.crop = preprocessing.get("crop", 1.0)
+        embedder.preprocessing = _recorded_preprocessing(preprocessing)
         embedder.bf16 = bool(preprocessing.get("bf16"))
         embedder.options = _recorded_options(preprocessing)
         if str(preprocessing.get("decoded_by")).startswith("simplejpeg"):
@@ -159,7 +161,7 @@ class Embedder:
     def embed_images(self, images: Tensor) -> Tensor:
         """Return the vectors (b, F) float32 of images (b, 3, H, W) uint8, on the CPU."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
-            return self.encoder.embed(images, self.crop).float().cpu()
+            return self.encoder.embed(images, *self.preprocessing).float().cpu()
 
     def embed_file(self, path: Path) -> Tensor:
         """Return the vector (F,) of an image file.
@@ -169,12 +171,31 @@ class Embedder:
         """
         if not path.is_file():
             raise DataError(f"no image {path}")
-        decode_px = self.decode_px or round(self.encoder.config["size"] / self.crop)
-        image = decode(path, decode_px, self.jpeg, self.options)
+        decode_px = self.decode_px or self.preprocessing.decode_px(self.encoder.config["size"])
+        image = decode_square(path, decode_px, self.preprocessing, self.jpeg, self.options)
         vector = self.embed_images(image[None])[0]
         if not vector.isfinite().all():
             raise DataError(f"{path} gets an embedding that is not finite")
         return vector
+
+    @property
+    def started_from_weights(self) -> bool:
+        """Whether the backbone had trained weights before any training by reptk."""
+        run = self.origin.get("run")
+        if run is None:
+            return "backbone" in self.origin and not self.is_untrained
+        initial = recipe_of(run).get("encoder", {})
+        return bool(initial.get("pretrained")) or initial.get("weights") is not None
+
+    def native_preprocessing(self) -> Preprocessing:
+        """Return the preprocessing of image files with which the encoder was evaluated, or which timm records for it."""
+        table = dict.fromkeys(Preprocessing._fields)
+        run = self.origin.get("run")
+        if run is not None:
+            table |= recipe_of(run).get("data", {})
+        backbone = self.encoder.config["backbone"]
+        table = with_preprocessing(table, backbone, has_weights=self.started_from_weights)
+        return Preprocessing(table["crop"], table["resize"], table["interpolation"])
 
     @property
     def is_untrained(self) -> bool:
@@ -201,9 +222,8 @@ class Embedder:
             "decoded_by": versions_of(decoder(self.jpeg)),
             "range": list(self.options.range),
             "background": self.options.background,
-            "crop": self.crop,
+            **self.preprocessing._asdict(),
             "size_px": self.encoder.config["size"],
-            "resize": "shorter side to size / crop, bilinear with antialiasing; centre cut out",
             "mean": self.encoder.mean.flatten().tolist(),
             "std": self.encoder.std.flatten().tolist(),
             "bf16": self.bf16,
@@ -222,6 +242,19 @@ def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
         raise DataError(
             f"the record of the embeddings' preprocessing is damaged: {cause}; embed the images again"
         ) from cause
+
+
+def _recorded_preprocessing(record: dict[str, Any]) -> Preprocessing:
+    """Return how images were resized; embeddings of earlier versions say so in a sentence, and were cropped."""
+    preprocessing = Preprocessing(
+        record.get("crop", 1.0), record.get("resize"), record.get("interpolation", DEFAULT_PREPROCESSING.interpolation)
+    )
+    if preprocessing.resize not in get_args(Resize):
+        preprocessing = preprocessing._replace(resize="crop")
+    is_known = preprocessing.interpolation in get_args(Interpolation)
+    if not is_known or not isinstance(preprocessing.crop, int | float) or not 0 < preprocessing.crop <= 1:
+        raise DataError("the record of the embeddings' preprocessing is damaged; embed the images again")
+    return preprocessing
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -1,5 +1,6 @@
 """Thumbnails of the images that embeddings stand for: from their files, or from the data set that they come from."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX))
+            return thumbnail_data_uri(decode(path, SIDE_PX, resize="pad", max_aspect_ratio=math.inf))
         except ReptkError:
             return ""
 
@@ -50,14 +51,19 @@ class EmbeddingImages:
             split = self._data.splits.get(split_name)
         try:
             if split is None and self._is_folder:
-                # A data set in Parquet files, of which all rows were embedded.
-                row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
-                return "" if row is None else thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX))
+                return self._data_uri_of_row(image_id)
             if split is None or not number.isdigit() or int(number) >= len(split.images):
                 return ""
-            return thumbnail_data_uri(split.images.fetch(torch.tensor([int(number)]))[0])
+            return thumbnail_data_uri(split.images.resized("pad").fetch(torch.tensor([int(number)]))[0])
         except ReptkError:
             return ""
+
+    def _data_uri_of_row(self, image_id: str) -> str:
+        """Return the image of a row of Parquet files, all of which were embedded."""
+        row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
+        if row is None:
+            return ""
+        return thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX, resize="pad", max_aspect_ratio=math.inf))
 
     @property
     def _is_folder(self) -> bool:

@@ -24,12 +24,10 @@ from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
 from reptk.data.image_layout import LOOSE, LabeledFile
 from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
-from reptk.data.parquet_shards import holds_images
-from reptk.data.protocol import WritableSubset
-from reptk.data.shard_images import ShardImages
+from reptk.data.parquet_shards import ShardRow, holds_images
+from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing
 from reptk.data.shard_layout import row_id
 from reptk.data.sources.folder import existing_source, read_images
-from reptk.data.sources.layout_data import EVALUATION_CROP
 from reptk.data.split_names import split_role
 from reptk.embeddings.string_array import StringArray
 
@@ -80,7 +78,7 @@ class ImageSource:
     Args:
         groups: the images.
         classes: class names, by label.
-        crop: share of the shorter side that preprocessing keeps.
+        preprocessing: what happens to the images before they are encoded.
         jpeg: which library decodes JPEG.
         about: a record of where they come from; `root` is the folder that paths are relative to.
         summary: lines that say what was read and what was skipped, for the user to see before work starts.
@@ -89,7 +87,7 @@ class ImageSource:
 
     groups: list[ImageGroup]
     classes: tuple[str, ...]
-    crop: float
+    preprocessing: Preprocessing
     jpeg: Jpeg
     about: dict[str, Any]
     summary: Sequence[str] = ()
@@ -114,7 +112,7 @@ def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     ids = StringArray.from_strings(map(str, range(len(images))))
     unlabeled = torch.full((len(images),), -1)
     group = ImageGroup(InMemory(images), unlabeled, ids)
-    return ImageSource([group], classes=(), crop=1.0, jpeg=jpeg, about={"name": "tensor"})
+    return ImageSource([group], classes=(), preprocessing=WHOLE_SQUARES, jpeg=jpeg, about={"name": "tensor"})
 
 
 def from_table(
@@ -122,7 +120,7 @@ def from_table(
     *,
     size_px: int,
     jpeg: Jpeg,
-    crop: float,
+    preprocessing: Preprocessing,
     split: str | None = None,
     options: PixelOptions = DEFAULT_OPTIONS,
 ) -> ImageSource:
@@ -134,7 +132,7 @@ def from_table(
         table: the file.
         size_px: side to which images are decoded.
         jpeg: which library decodes JPEG.
-        crop: share of the shorter side that preprocessing keeps.
+        preprocessing: what happens to the images before they are encoded.
         split: an entry of the column of splits, in any spelling; by default all images.
         options: what the pixels of unusual files become.
 
@@ -149,7 +147,7 @@ def from_table(
         rows = [row for row in rows if row.split in split_names]
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
-    files = _skipping_files([root / path for path in paths], size_px, jpeg, options)
+    files = _skipping_files([root / path for path in paths], size_px, jpeg, preprocessing, options)
     # Of all splits and in a fixed order, so that the same table always gives the same labels.
     classes = sorted_class_names(row.label for row in listed.rows)
     label_of = {name: label for label, name in enumerate(classes)}
@@ -161,22 +159,33 @@ def from_table(
     about = {"name": "table", "table": str(table), "root": str(root)}
     if split is not None:
         about["split"] = split
-    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, crop, jpeg, about, listed.describe(), options)
+    group = ImageGroup(files, labels, ids, paths)
+    return ImageSource([group], classes, preprocessing, jpeg, about, listed.describe(), options)
 
 
-def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg = "auto") -> ImageSource:
+def from_data_set(
+    table: config.Table,
+    *,
+    split: str | None = None,
+    jpeg: Jpeg = "auto",
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING,
+) -> ImageSource:
     """Return the images of a data set.
 
     Args:
         table: `{"name": ..., arguments}`, as in a recipe.
         split: train, bank or query, or a split of a folder or a table such as test; by default every distinct image.
         jpeg: which library decodes JPEG, for data sets of files.
+        preprocessing: of data sets of files whose table does not set it.
 
     Raises:
         UsageError: unknown data set or argument.
         DataError: the data set is missing or empty, or has no such split.
     """
     table = config.complete("data", table)
+    if "interpolation" in table:
+        chosen = preprocessing.replace_set(table["crop"], table["resize"], table["interpolation"])
+        table = {**table, **chosen._asdict()}
     if table["name"] == "folder":
         source = _from_folder_or_table(table, jpeg, split)
         if source is not None:
@@ -192,14 +201,14 @@ def from_data_set(table: config.Table, *, split: str | None = None, jpeg: Jpeg =
         splits = {split: _single_split(data, split, table["name"])}
     about = {**table, "split": split or "all"}
     # The same file may be in several splits, under different indices; paths tell which are the same.
-    if all(isinstance(part.images, ImageFiles) for part in splits.values()):
+    if all(_are_files(part.images) for part in splits.values()):
         source = _from_files(list(splits.values()), data, about, jpeg)
         return replace(source, summary=data.summary, options=pixel_options(table))
     groups = []
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, data.crop, jpeg, about, data.summary, pixel_options(table))
+    return ImageSource(groups, data.classes, _preprocessing_of(data), jpeg, about, data.summary, pixel_options(table))
 
 
 def data_table(text: str) -> config.Table:
@@ -245,11 +254,17 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
     """
     base = existing_source(table["root"])
     options = pixel_options(table)
+    preprocessing = Preprocessing(table["crop"], table["resize"], table["interpolation"])
     if base.is_file() and not holds_images(base):
         if split in SPLITS and not _has_split(read_image_table(base), split):
             return None
         source = from_table(
-            base, size_px=table["size"], jpeg=table["jpeg"], crop=EVALUATION_CROP, split=split, options=options
+            base,
+            size_px=table["size"],
+            jpeg=table["jpeg"],
+            preprocessing=preprocessing,
+            split=split,
+            options=options,
         )
         if table["labels"] == "none":
             return _without_labels(source)
@@ -269,22 +284,13 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
     labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
     root = base.absolute()
     about = {**table, "split": split or "all", "root": str(root)}
+    images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
     if layout.kind == "shards":
-        group = ImageGroup(_rows(files, table, options), labels, StringArray.from_strings(_row_ids(files, base)))
-        return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe(), options)
+        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files, base)))
+        return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe(), options)
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
-    images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    return ImageSource([group], classes, EVALUATION_CROP, jpeg, about, layout.describe(), options)
-
-
-def _rows(files: Sequence[LabeledFile], table: config.Table, options: PixelOptions) -> Images:
-    """Return rows of Parquet shards, of which any number may be unreadable."""
-    shards = files[0].path.shards
-    images = ShardImages(
-        shards, table["size"], table["jpeg"], options=options, on_error="skip", max_unreadable=len(shards)
-    )
-    return WritableSubset(images, torch.tensor([file.path.number for file in files], dtype=torch.long))
+    return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe(), options)
 
 
 def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:
@@ -341,6 +347,11 @@ def _without_labels(source: ImageSource) -> ImageSource:
     return replace(source, groups=groups, classes=())
 
 
+def _are_files(images: Images) -> bool:
+    """Return whether images are in files of their own, which are decoded when they are fetched."""
+    return isinstance(images, ImageFiles) and len(images) > 0 and images.path(0) is not None
+
+
 def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
     """Return all files of the splits, once each, in the order of their paths."""
     label_of: dict[Path, int] = {}
@@ -353,14 +364,35 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     if root.is_file():  # a table, whose paths are relative to its folder
         root = root.parent
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    images = _skipping_files(files, splits[0].images.size, jpeg, splits[0].images.options)
+    preprocessing = _preprocessing_of(data)
+    images = _skipping_files(files, splits[0].images.size, jpeg, preprocessing, splits[0].images.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    return ImageSource([group], data.classes, data.crop, jpeg, about={**about, "root": str(root)})
+    return ImageSource([group], data.classes, preprocessing, jpeg, about={**about, "root": str(root)})
 
 
-def _skipping_files(paths: list[Path], size_px: int, jpeg: Jpeg, options: PixelOptions = DEFAULT_OPTIONS) -> ImageFiles:
+def _preprocessing_of(data: Data) -> Preprocessing:
+    return Preprocessing(data.crop, data.resize, data.interpolation)
+
+
+def _skipping_files(
+    paths: list[Path] | list[ShardRow],
+    size_px: int,
+    jpeg: Jpeg,
+    preprocessing: Preprocessing,
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> ImageFiles:
     """Image files of which any number may be unreadable: `embed` counts them."""
-    return ImageFiles(paths, size_px, jpeg, options=options, on_error="skip", max_unreadable=len(paths))
+    return ImageFiles(
+        paths,
+        size_px,
+        jpeg,
+        options=options,
+        interpolation=preprocessing.interpolation,
+        resize=preprocessing.resize,
+        max_aspect_ratio=preprocessing.max_aspect_ratio,
+        on_error="skip",
+        max_unreadable=len(paths),
+    )
 
 
 def _is_subset(split: Split, other: Split) -> bool:

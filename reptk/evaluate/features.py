@@ -10,9 +10,10 @@ from torch import Tensor
 
 from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
-from reptk.data import DevicePrefetcher, Split, read_blocks
+from reptk.data import DevicePrefetcher, Images, Split, read_blocks
 from reptk.data.prefetch import prefetch
-from reptk.views import resize_center_crop
+from reptk.data.resize import Interpolation, Resize
+from reptk.views import resize_center_crop, takes_aspect_ratios
 
 BLOCK = 256
 """Images that are encoded at a time. Shards are whole blocks, so that features do not depend on the number of ranks."""
@@ -25,8 +26,12 @@ MIN_NORM = 1e-12
 
 Embed = Callable[[Tensor], Tensor]
 """(b, 3, H, W) floats in 0..1 -> (b, F)."""
-DrawViews = Callable[[Tensor, int], Tensor]
+DrawViews = Callable[..., Tensor]
 """(images (b, 3, H, W) uint8, key) -> (V, b, 3, h, w); see `reptk.views.Views`."""
+Block = tuple[Tensor, ...]
+"""Images (b, 3, H, W) uint8 and, if they are squashed, their aspect ratios (b,)."""
+Prepare = Callable[[Block, int], Tensor]
+"""prepare(block, index of its first image) -> what is encoded."""
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total), after every block: of images where the stage is "encoding", of queries where "searching"."""
 
@@ -98,7 +103,9 @@ class ImageFeatures(FeatureStore):
     Args:
         embed: (b, 3, size_px, size_px) floats in 0..1 -> (b, F).
         size_px: side of the images that `embed` gets.
-        crop: share of the shorter side that the plain view keeps.
+        crop: share of the side that the plain view keeps.
+        resize: what the plain view does with pictures that are not square.
+        interpolation: how the plain view resizes images.
         views: draws random views, for `view`.
         device: where images are prepared.
         workers: threads that decode images ahead of their use.
@@ -113,6 +120,8 @@ class ImageFeatures(FeatureStore):
         *,
         size_px: int,
         crop: float = 1.0,
+        resize: Resize = "crop",
+        interpolation: Interpolation = "bilinear",
         views: DrawViews | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
@@ -121,6 +130,8 @@ class ImageFeatures(FeatureStore):
         self._embed = embed
         self.size_px = size_px
         self.crop = crop
+        self.resize = resize
+        self.interpolation = interpolation
         self.views = views
         self.device = device
         self.workers = workers
@@ -147,14 +158,17 @@ class ImageFeatures(FeatureStore):
         return shard.local.unit, shard.first
 
     def view(self, split: Split, number: int) -> Tensor:
-        def draw(images: Tensor, first: int) -> Tensor:
+        def draw(block: Block, first: int) -> Tensor:
             # The key depends on the block, not on the rank: any number of ranks draws the same views.
-            views = self.views(images, rng.key("evaluation", number, first))
+            views = self.views(block[0], rng.key("evaluation", number, first), *block[1:])
             if isinstance(views, list | tuple):  # views of several sizes: those of the first
                 views = views[0]
             return views[0]
 
-        return self._encoded_once(split, number, draw).gathered().unit
+        images = split.images
+        if takes_aspect_ratios(self.views):
+            images = images.resized("squash")
+        return self._encoded_once(split, number, images, draw).gathered().unit
 
     def image_batches(self, split: Split, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator, which its caller can close; this ends the threads that read the images.
@@ -165,17 +179,17 @@ class ImageFeatures(FeatureStore):
         return self._embed(images)
 
     def _plain(self, split: Split) -> "_ShardedRows":
-        def prepare(images: Tensor, first: int) -> Tensor:
-            return resize_center_crop(images, self.size_px, self.crop)
+        def prepare(block: Block, first: int) -> Tensor:
+            return resize_center_crop(block[0], self.size_px, self.crop, self.interpolation)
 
-        return self._encoded_once(split, "plain", prepare)
+        return self._encoded_once(split, "plain", split.images.resized(self.resize), prepare)
 
-    def _encoded_once(self, split: Split, kind: str | int, prepare: Callable[[Tensor, int], Tensor]) -> "_ShardedRows":
+    def _encoded_once(self, split: Split, kind: str | int, images: Images, prepare: Prepare) -> "_ShardedRows":
         # By identity: splits hold tensors, which have no single truth value for ==, and a copy may hold other images.
         for cached_split, cached_kind, rows in self._cache:
             if cached_split is split and cached_kind == kind:
                 return rows
-        rows = self._encode_shard(split, prepare)
+        rows = self._encode_shard(images, prepare)
         self._cache.append((split, kind, rows))
         self._leave_out_unreadable(split)
         return rows
@@ -191,28 +205,29 @@ class ImageFeatures(FeatureStore):
             self._unreadable.append((split, numbers))
 
     @torch.no_grad()
-    def _encode_shard(self, split: Split, prepare: Callable[[Tensor, int], Tensor]) -> "_ShardedRows":
-        """Encode this rank's images; `prepare(images, first)` gets blocks of images, the first of which has that index."""
-        first, last = _shard(len(split), BLOCK)
+    def _encode_shard(self, images: Images, prepare: Prepare) -> "_ShardedRows":
+        """Encode this rank's images."""
+        first, last = _shard(len(images), BLOCK)
         ranges = [range(start, min(start + BLOCK, last)) for start in range(first, last, BLOCK)]
         encoded = []
         # Closed, so that the threads end even if a block cannot be encoded.
-        with closing(read_blocks(split, ranges, self.workers, self.device)) as host_blocks:
+        with closing(read_blocks(images, ranges, self.workers, self.device)) as host_blocks:
             blocks = DevicePrefetcher(host_blocks, self.device)
-            for indices, (images,) in zip(ranges, blocks, strict=True):
-                encoded.append(self._encode_block(images, indices.start, prepare))
+            for indices, block in zip(ranges, blocks, strict=True):
+                encoded.append(self._encode_block(block, indices.start, prepare))
                 self.report_progress("encoding", indices.stop - first, last - first)
         if not encoded:
             # More ranks than blocks: no rows for this rank, but of the same width as the others'.
-            example = split.images.fetch(torch.tensor([0]))
+            [example] = read_blocks(images, [range(1)])
             encoded.append(self._encode_block(example, 0, prepare)[:0])
         h = torch.cat(encoded)
         norm = h.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM)
         return _ShardedRows(NormalizedFeatures(h.div_(norm), norm), first, self.device)
 
-    def _encode_block(self, images: Tensor, first: int, prepare: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def _encode_block(self, block: Block, first: int, prepare: Prepare) -> Tensor:
+        block = tuple(tensor.to(self.device) for tensor in block)
         # On the CPU: the features of a whole split may not fit on a GPU.
-        return self._embed(prepare(images.to(self.device), first)).float().cpu()
+        return self._embed(prepare(block, first)).float().cpu()
 
 
 class _ShardedRows:

@@ -97,7 +97,12 @@ def protocol(
         "features": "backbone output, evaluation mode, L2-normalized; similarity: cosine",
         "votes": f"knn: weighted by {WEIGHTING}; knn_majority: one vote each, ties to the larger weight",
         "intervals": f"95 %, percentile bootstrap over queries, {NUM_DRAWS} draws",
-        "evaluation_image": {"size_px": encoder.config["size"], "crop": data.crop},
+        "evaluation_image": {
+            "size_px": encoder.config["size"],
+            "crop": data.crop,
+            "resize": data.resize,
+            "interpolation": data.interpolation,
+        },
         "threads": torch.get_num_threads(),
         **software(commit),
     }

@@ -94,6 +94,8 @@ def evaluate_encoder(
         embed,
         size_px=encoder.config["size"],
         crop=data.crop,
+        resize=data.resize,
+        interpolation=data.interpolation,
         views=views,
         device=device,
         workers=workers,
@@ -116,7 +118,13 @@ def evaluate_pixels(
     first_image = data.train.images.fetch(torch.tensor([0]))
     size_px = min(first_image.shape[-1], PIXELS_PX)
     features = ImageFeatures(
-        pixels(data.train), size_px=size_px, crop=data.crop, views=views, workers=workers, progress=progress
+        pixels(data.train),
+        size_px=size_px,
+        crop=data.crop,
+        resize=data.resize,
+        views=views,
+        workers=workers,
+        progress=progress,
     )
     return run_evaluators(features, data, evaluators)
 

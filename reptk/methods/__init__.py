@@ -2,7 +2,7 @@
 
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
-from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
 
 __all__ = [
     "Batch",
@@ -11,6 +11,7 @@ __all__ = [
     "Step",
     "class_ids",
     "cosine_momentum",
+    "draws_on_whole_pictures",
     "has_positives",
     "momentum_copy",
     "update_momentum_copy",

@@ -29,6 +29,8 @@ class Contrastive(Method):
             without a label (-1) has only its own views.
     """
 
+    uses_aspect_ratios = True
+
     def __init__(
         self, encoder: Encoder, views: Views, loss: nn.Module, positives: Literal["instance", "class"] = "instance"
     ) -> None:
@@ -39,7 +41,7 @@ class Contrastive(Method):
         self.positives = positives
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        z = self.embed_views(batch.images, step.key)
+        z = self.embed_views(batch, step.key)
         ids = batch.index
         if self.positives == "class":
             ids = class_ids(batch.labels, batch.index)
@@ -60,11 +62,9 @@ class Contrastive(Method):
             outputs["temperature"] = temperature
         return outputs
 
-    def embed_views(self, images: Tensor, key: int) -> Tensor:
-        """Return the embeddings (V * B, D), view by view, of images (B, 3, H, W)."""
-        # In bfloat16, which has 8 bits of precision, autocast would leave visible steps in colors.
-        with torch.autocast(images.device.type, enabled=False):
-            views = self.views(images, key)
+    def embed_views(self, batch: Batch, key: int) -> Tensor:
+        """Return the embeddings (V * B, D) of the batch, view by view."""
+        views = batch.draw_views(self.views, key)
         groups = views if isinstance(views, list | tuple) else [views]
         embeddings = []
         for group in groups:  # of one size each

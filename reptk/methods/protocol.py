@@ -1,11 +1,14 @@
 """The base class of methods, which the training loop trains, DDP wraps and checkpoints hold."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from reptk.models.encoder import Encoder
+from reptk.views import Views, takes_aspect_ratios
 
 
 class Batch(NamedTuple):
@@ -14,11 +17,24 @@ class Batch(NamedTuple):
     images: (B, 3, H, W) uint8.
     labels: (B,) int64, -1 for an image without a label.
     index: (B,) int64, the number of each image in the data set.
+    aspect_ratios: (B,) width / height of the pictures that were squashed into the images, for the views; None if the images
+        have their proportions, as in data sets of squares and for methods that do not set `uses_aspect_ratios`.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    aspect_ratios: Tensor | None = None
+
+    def draw_views(self, views: Views, key: int) -> Any:
+        """Return `views(images, key)`, with the aspect ratios if there are any: (V, B, 3, h, w), or a list of such tensors.
+
+        Outside of autocast: in bfloat16, which has 8 bits of precision, there would be visible steps in colors.
+        """
+        with torch.autocast(self.images.device.type, enabled=False):
+            if self.aspect_ratios is None:
+                return views(self.images, key)
+            return views(self.images, key, self.aspect_ratios)
 
 
 class Step(NamedTuple):
@@ -26,7 +42,7 @@ class Step(NamedTuple):
 
     number: optimizer steps done before this one, from 0.
     total: optimizer steps of the whole run.
-    key: 63-bit key of everything random in this step (`views(images, step.key)`, `rng.key(step.key, "mask")`).
+    key: 63-bit key of everything random in this step (`rng.key(step.key, "mask")`), views included.
     """
 
     number: int
@@ -53,9 +69,12 @@ class Method(nn.Module):
     Attributes:
         encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method
             decides: the trained encoder, or its moving average.
+        uses_aspect_ratios: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
+            whole pictures, as by torchvision's RandomResizedCrop; otherwise on their center squares.
     """
 
     encoder: Encoder
+    uses_aspect_ratios: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
@@ -86,3 +105,14 @@ class Method(nn.Module):
             One group of all parameters that require a gradient, by default.
         """
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+
+def draws_on_whole_pictures(factory: Callable[..., Method], views: Views) -> bool:
+    """Return whether crops are drawn on whole pictures, not on their center squares: if the method and the views do it.
+
+    Args:
+        factory: a registered method.
+        views: those of the method.
+    """
+    is_class = isinstance(factory, type) and issubclass(factory, Method)
+    return is_class and factory.uses_aspect_ratios and takes_aspect_ratios(views)

@@ -54,14 +54,14 @@ def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float)
         EnvironmentProblem: the pretrained weights, or the description of a model of the hub, cannot be downloaded.
         DataError: the folder does not hold a model of timm.
     """
-    pretrained_cfg = _pretrained_cfg(name)
+    cfg = pretrained_cfg(name)
     if pretrained and not is_external(name):
         check_downloadable(name)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     # Not every model has these options, so they are passed only where they are needed.
     if drop_path:
         options["drop_path_rate"] = drop_path
-    if pretrained_cfg.fixed_input_size:
+    if cfg.fixed_input_size:
         options["img_size"] = size
     try:
         backbone = timm.create_model(name, **options)
@@ -83,7 +83,7 @@ def native_size(backbone: str) -> int:
         UsageError: unknown backbone.
         DataError, EnvironmentProblem: see `create_backbone`.
     """
-    return _pretrained_cfg(full_name(backbone)).input_size[-1]
+    return pretrained_cfg(full_name(backbone)).input_size[-1]
 
 
 def is_external(name: str) -> bool:
@@ -127,7 +127,7 @@ def count_features(backbone: nn.Module, size: int, name: str) -> int:
     return h.shape[1]
 
 
-def _pretrained_cfg(name: str) -> PretrainedCfg:
+def pretrained_cfg(name: str) -> PretrainedCfg:
     """Return timm's description of a backbone's weights; `name` is a full name."""
     if not is_external(name):
         _check_name(name)

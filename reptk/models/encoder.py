@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
-from reptk.core.images import resize_center_crop, to_float
+from reptk.core.images import resize_to_square, to_float
+from reptk.data.resize import Interpolation, Preprocessing, Resize
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.image_inputs import ImageInput, image_tensors
@@ -158,15 +159,22 @@ class Encoder(nn.Module):
         self._chunk_norm = norm
 
     @torch.no_grad()
-    def embed(self, images: ImageInput | Sequence[ImageInput], crop: float = 1.0) -> Tensor:
+    def embed(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        crop: float = 1.0,
+        resize: Resize = "crop",
+        interpolation: Interpolation = "bilinear",
+    ) -> Tensor:
         """Return the normalized features (B, F) of images of any size.
 
-        The images are resized, center-cropped and encoded in evaluation mode. Afterwards all modules are in their former
-        modes.
+        The images are resized, cropped and encoded in evaluation mode. Afterwards all modules are in their former modes.
 
         Args:
             images: a batch (B, 3, H, W), uint8 or floats in 0..1; or paths, PIL images, arrays, see `image_tensors`.
-            crop: share of the shorter side that is retained.
+            crop: share of the side that is retained; `reptk.models.preprocessing_of(backbone)` says what timm uses.
+            resize: what becomes of an image that is not square: its center square, the whole with a border, or squashed.
+            interpolation: of the resize.
 
         Raises:
             DataError: a file that cannot be read as an image.
@@ -177,8 +185,9 @@ class Encoder(nn.Module):
         size = self.config["size"]
         prepared, encoded = [], []
         with eval_mode(self):
-            for batch in image_tensors(images, decode_px=round(size / crop)):
-                prepared.append(resize_center_crop(batch.to(self.mean.device), size, crop))
+            preprocessing = Preprocessing(crop, resize, interpolation)
+            for batch in image_tensors(images, size, preprocessing):
+                prepared.append(resize_to_square(batch.to(self.mean.device), size, crop, resize, interpolation))
                 # A long list of files may not fit into memory at once.
                 if len(prepared) == MAX_LISTED_IMAGES:
                     encoded.append(self.features(torch.cat(prepared)))

@@ -11,20 +11,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from reptk.data.decode import decode, to_rgb, to_tensor
+from reptk.data.decode import decode_square, to_rgb, to_tensor
+from reptk.data.resize import Preprocessing
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)
 """Gray, RGB, and RGB with an alpha channel, which is blended with white."""
 
 
-def image_tensors(images: ImageInput | Sequence[ImageInput], decode_px: int) -> Iterator[Tensor]:
+def image_tensors(
+    images: ImageInput | Sequence[ImageInput], size: int, preprocessing: Preprocessing
+) -> Iterator[Tensor]:
     """Yield batches (b, 3, H, W), uint8 or floats in 0..1, in the order of the images: files are read one by one.
 
     Args:
         images: one image or several: paths, PIL images, arrays or tensors. Tensors are (3, H, W) or (H, W, 3), arrays
             (H, W, 3), (3, H, W) or (H, W), or a batch of such. They are uint8 in 0..255 or floats in 0..1.
-        decode_px: side to which files are decoded.
+        size: side of the images that will be encoded.
+        preprocessing: files are decoded as squares, of the size that it crops.
 
     Raises:
         DataError: a file that cannot be read as an image.
@@ -39,13 +43,13 @@ def image_tensors(images: ImageInput | Sequence[ImageInput], decode_px: int) -> 
     if not isinstance(images, Sequence) or not len(images):
         raise ValueError("give an image, or a sequence of at least one")
     for image in images:
-        yield _from_one(image, decode_px)
+        yield _from_one(image, size, preprocessing)
 
 
-def _from_one(image: ImageInput, decode_px: int) -> Tensor:
+def _from_one(image: ImageInput, size: int, preprocessing: Preprocessing) -> Tensor:
     """Return one image as a batch (1, 3, H, W)."""
     if isinstance(image, str | os.PathLike):
-        return decode(Path(image).expanduser(), decode_px)[None]
+        return decode_square(Path(image).expanduser(), preprocessing.decode_px(size), preprocessing)[None]
     if isinstance(image, Image.Image):
         return to_tensor(to_rgb(ImageOps.exif_transpose(image)))[None]
     if isinstance(image, np.ndarray | Tensor):

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from reptk import config
-from reptk.config.registry import VIEWS
+from reptk.config.registry import METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import Data, Loader
+from reptk.methods import Batch, draws_on_whole_pictures
 
 
 class DisplayedViews(NamedTuple):
@@ -48,21 +49,29 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
         num_parts = batch_size // _smallest_part(batch_size, count)
     if num_parts > 1:
         views.shard(0, num_parts)
-    loader = Loader(data.train, batch_size=batch_size, seed=recipe.seed, world=num_parts)
+    loader = Loader(
+        data.train,
+        batch_size=batch_size,
+        seed=recipe.seed,
+        world=num_parts,
+        whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), views),
+    )
     num_steps = recipe.train.epochs * loader.steps_per_epoch
     if not 0 <= step < num_steps:
         raise UsageError(f"--step is {step}, but this training has the steps 0 to {num_steps - 1}")
-    images, labels, index = next(loader.batches(step, step + 1))
+    batch = Batch(*(tensor.to(device) for tensor in next(loader.batches(step, step + 1))))
     with torch.no_grad():
         # The key of this step, so that these are the very views that training saw.
-        drawn = views(images.to(device), rng.key(recipe.seed, "views", step))
+        drawn = batch.draw_views(views, rng.key(recipe.seed, "views", step))
     if isinstance(drawn, Tensor):
         drawn = [drawn]  # all views have one size
     shown = []
     for views_of_one_size in drawn:
         for view in views_of_one_size:
             shown.append(_to_uint8(view[:count]))
-    return DisplayedViews(images[:count], shown, labels[:count], index[:count], num_steps)
+    index = batch.index[:count].cpu()
+    whole_images = data.train.images.resized("pad").fetch(index)
+    return DisplayedViews(whole_images, shown, batch.labels[:count].cpu(), index, num_steps)
 
 
 def _to_uint8(view: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def _mismatch(images: RunImages, predictions: Predictions | None) -> str:
 
 def _read_block(split: Split, numbers: Tensor) -> list[Tensor | None]:
     try:
-        return list(split.images.fetch(numbers).cpu())
+        return list(split.images.resized("pad").fetch(numbers).cpu())
     except UNREADABLE:
         # One unreadable image fails its whole block; the others are read one by one.
         return [_read_one(split, number) for number in numbers.split(1)]
@@ -152,6 +152,6 @@ def _read_block(split: Split, numbers: Tensor) -> list[Tensor | None]:
 
 def _read_one(split: Split, number: Tensor) -> Tensor | None:
     try:
-        return split.images.fetch(number)[0].cpu()
+        return split.images.resized("pad").fetch(number)[0].cpu()
     except UNREADABLE:
         return None

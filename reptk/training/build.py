@@ -17,11 +17,12 @@ from reptk.core import distributed, rng
 from reptk.core.console import Logger
 from reptk.core.device import uses_bf16
 from reptk.core.errors import DataError, UsageError
-from reptk.data import Data, Loader
+from reptk.data import Data, Loader, check_num_images
 from reptk.data.folder_scan import SkippedFiles
 from reptk.evaluate import Evaluator, build_evaluators
-from reptk.methods import Method, Step
+from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.encoder import Encoder, eval_mode
+from reptk.models.preprocessing import with_preprocessing
 from reptk.training.health import input_bound_advice
 from reptk.training.optim import create_optimizer, create_scheduler
 from reptk.views import ViewPipeline, Views
@@ -106,7 +107,7 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
         if logger is not None:
             warnings.simplefilter("ignore", SkippedFiles)  # the summary counts them
         try:
-            data = build_part(DATASETS, recipe.data)
+            data = build_part(DATASETS, data_table(recipe))
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
     if recipe.method.get("positives") == "class":
@@ -115,6 +116,12 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
         for line in data.summary:
             logger.line(line)
     return data
+
+
+def data_table(recipe: Recipe) -> Table:
+    """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
+    has_weights = _initial_weights(recipe) == "pretrained"
+    return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights)
 
 
 def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
@@ -127,6 +134,11 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     world_size = distributed.world_size()
     _check_batch_size(train.batch_size, world_size)
     _check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
+    check_num_images(data.train, train.batch_size)
+    with rng.seeded(recipe.seed, "initial weights"):
+        method = build_method(recipe, device)
+    # A second instance: the views of the method are sharded over the ranks.
+    evaluation_views = build_part(VIEWS, recipe.views)
     loader = Loader(
         data.train,
         batch_size=train.batch_size,
@@ -135,9 +147,8 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         world=world_size,
         workers=train.workers,
         device=device,
+        whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), evaluation_views),
     )
-    with rng.seeded(recipe.seed, "initial weights"):
-        method = build_method(recipe, device)
     total_steps = train.epochs * loader.steps_per_epoch
     optim = recipe.optim
     optimizer = create_optimizer(
@@ -158,8 +169,6 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         final_lr=optim.lr * optim.final_lr_ratio,
     )
     evaluators, every_epochs = build_evaluators(recipe.eval, data)
-    # A second instance: the views of the method are sharded over the ranks.
-    evaluation_views = build_part(VIEWS, recipe.views)
     settings = Settings(
         name=recipe.title,
         seed=recipe.seed,

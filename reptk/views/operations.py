@@ -37,9 +37,14 @@ CHROMA_TURN = tuple((torch.linalg.inv(_YIQ)[:, 1:] @ _QUARTER_TURN @ _YIQ[1:]).f
 
 
 class ViewOperation(Protocol):
-    """One operation. `num_uniforms` is how many uniform numbers it needs for each image."""
+    """One operation. `num_uniforms` is how many uniform numbers it needs for each image.
+
+    An operation that `takes_aspect_ratios` has a third argument of `sample`, `aspect_ratios` (n,): width / height that images
+    had before they were squashed into squares, or None if they have their proportions.
+    """
 
     num_uniforms: ClassVar[int]
+    takes_aspect_ratios: ClassVar[bool] = False
 
     def sample(self, u: Tensor, shape: Shape) -> Tensor:
         """Return the parameters (n, k) of n images of this height and width, from u (n, num_uniforms) in [0, 1)."""
@@ -95,54 +100,98 @@ class RandomResizedCrop(ViewOperation):
     """
 
     num_uniforms: ClassVar[int] = 2 * CROP_CANDIDATES + 2
+    takes_aspect_ratios: ClassVar[bool] = True
     size: Shape
     scale: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
 
-    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+    def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:
+        """See `ViewOperation.sample`. Of squashed images, boxes are drawn on the pictures and then squashed as well."""
+        sides = _sides(len(u), shape, aspect_ratios, u.device)
+        boxes = self._boxes(u, sides)
+        if aspect_ratios is None:
+            return boxes
+        return _squash_boxes(boxes, sides, shape)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.size
+
+    def _boxes(self, u: Tensor, sides: Tensor) -> Tensor:
         log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
-        fallback = self._largest_centered_crop(shape)
+        fallback = self._largest_centered_crop(sides)
         if u.device.type == "cpu" and not torch.compiler.is_compiling():
             # None without numba: the torch operations below then compute the same boxes.
             fill_crop_boxes = compile_exact(_fill_crop_boxes)
             if fill_crop_boxes is not None:
                 boxes = np.empty((len(u), 4), np.float32)
                 # numpy scalars, so that the compiled loop computes in float32 as torch does.
-                sides = [np.float32(side) for side in (*shape, *fallback)]
                 scale_start, scale_span = np.float32(self.scale[0]), np.float32(self.scale[1] - self.scale[0])
                 ratio_start, ratio_span = np.float32(log_ratio[0]), np.float32(log_ratio[1] - log_ratio[0])
-                fill_crop_boxes(boxes, u.numpy(), *sides, scale_start, scale_span, ratio_start, ratio_span)
+                arguments = (
+                    u.numpy(),
+                    sides.numpy(),
+                    fallback.numpy(),
+                    scale_start,
+                    scale_span,
+                    ratio_start,
+                    ratio_span,
+                )
+                fill_crop_boxes(boxes, *arguments)
                 return torch.from_numpy(boxes)
-        return _crop_boxes(u, shape, fallback, self.scale, log_ratio)
+        return _crop_boxes(u, sides, fallback, self.scale, log_ratio)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        return self.size
-
-    def _largest_centered_crop(self, shape: Shape) -> tuple[float, float]:
-        """Height and width of the largest part whose width / height lies in `ratio`."""
-        height, width = shape
+    def _largest_centered_crop(self, sides: Tensor) -> Tensor:
+        """Height and width (n, 2) of the largest part whose width / height lies in `ratio`."""
+        height, width = sides.unbind(1)
         narrowest, widest = self.ratio
-        if width / height < narrowest:
-            height = min(height, max(1, round(width / narrowest)))
-        elif width / height > widest:
-            width = min(width, max(1, round(height * widest)))
-        return float(height), float(width)
+        reduced_height = (width / narrowest).round().clamp_min(1).minimum(height)
+        reduced_width = (height * widest).round().clamp_min(1).minimum(width)
+        aspect = width / height
+        crop_height = torch.where(aspect < narrowest, reduced_height, height)
+        crop_width = torch.where(aspect > widest, reduced_width, width)
+        return torch.stack([crop_height, crop_width], dim=1)
 
 
-def _crop_boxes(u: Tensor, shape: Shape, fallback: tuple[float, float], scale: Range, log_ratio: Range) -> Tensor:
-    """(n, 22) uniform numbers -> (n, 4) boxes of RandomResizedCrop."""
+def _sides(count: int, shape: Shape, aspect_ratios: Tensor | None, device: torch.device) -> Tensor:
+    """Return height and width (n, 2) in whole pixels of pictures, the shorter of which is that of the squares they are in."""
     height, width = shape
-    area = _between(u[:, :CROP_CANDIDATES], *scale) * (height * width)
+    if aspect_ratios is None:
+        # Filled in on the device: a copy would wait for a GPU.
+        heights = torch.full((count,), float(height), device=device)
+        return torch.stack([heights, torch.full_like(heights, float(width))], dim=1)
+    heights = (height / aspect_ratios).round().clamp_min(height)
+    widths = (width * aspect_ratios).round().clamp_min(width)
+    return torch.stack([heights, widths], dim=1)
+
+
+def _squash_boxes(boxes: Tensor, sides: Tensor, shape: Shape) -> Tensor:
+    """Return boxes (n, 4) in the pixels of images of `shape` into which pictures with these sides were squashed."""
+    squashed = []
+    for axis in (0, 1):
+        # Whole pixels, as the backends expect them: at most half a pixel is added or lost at an edge.
+        scale = shape[axis] / sides[:, axis]
+        start = (boxes[:, axis] * scale).round()
+        stop = ((boxes[:, axis] + boxes[:, axis + 2]) * scale).round()
+        start = start.clamp_max(shape[axis] - 1)
+        squashed.append((start, stop.maximum(start + 1) - start))
+    (top, height), (left, width) = squashed
+    return torch.stack([top, left, height, width], dim=1)
+
+
+def _crop_boxes(u: Tensor, sides: Tensor, fallback: Tensor, scale: Range, log_ratio: Range) -> Tensor:
+    """(n, 22) uniform numbers -> (n, 4) boxes of RandomResizedCrop in pictures with these sides (n, 2)."""
+    height, width = sides.unbind(1)
+    area = _between(u[:, :CROP_CANDIDATES], *scale) * (height * width)[:, None]
     # In float64, where all implementations of exp agree once the result is rounded to float32.
     aspect = _between(u[:, CROP_CANDIDATES:-2], *log_ratio).double().exp().float()
     widths = (area * aspect).sqrt().round()
     heights = (area / aspect).sqrt().round()
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
     # Sums over a mask instead of an index of the first fit, because an index would need a branch for images without any.
     is_first_fit = (fits.int().cumsum(1) == 1) & fits
     has_fit = fits.any(1)
-    box_height = torch.where(has_fit, (heights * is_first_fit).sum(1), fallback[0])
-    box_width = torch.where(has_fit, (widths * is_first_fit).sum(1), fallback[1])
+    box_height = torch.where(has_fit, (heights * is_first_fit).sum(1), fallback[:, 0])
+    box_width = torch.where(has_fit, (widths * is_first_fit).sum(1), fallback[:, 1])
     random_top = (u[:, -2] * (height - box_height + 1)).floor()
     random_left = (u[:, -1] * (width - box_width + 1)).floor()
     top = torch.where(has_fit, random_top, ((height - box_height) / 2).floor())
@@ -153,9 +202,7 @@ def _crop_boxes(u: Tensor, shape: Shape, fallback: tuple[float, float], scale: R
     return torch.stack([top, left, box_height, box_width], dim=1)
 
 
-def _fill_crop_boxes(
-    boxes, u, height, width, fallback_height, fallback_width, scale_start, scale_span, ratio_start, ratio_span
-):
+def _fill_crop_boxes(boxes, u, sides, fallback, scale_start, scale_span, ratio_start, ratio_span):
     """`_crop_boxes` as one loop, compiled with numba; the same to the bit.
 
     As torch operations it is thirty passes over all candidates, which take a tenth of the time of small views on a CPU.
@@ -163,7 +210,8 @@ def _fill_crop_boxes(
     one = np.float32(1)
     candidates = u.shape[1] // 2 - 1
     for row in range(len(u)):
-        box_height, box_width = fallback_height, fallback_width
+        height, width = sides[row, 0], sides[row, 1]
+        box_height, box_width = fallback[row, 0], fallback[row, 1]
         top, left = np.floor((height - box_height) / 2), np.floor((width - box_width) / 2)
         for candidate in range(candidates):
             area = (u[row, candidate] * scale_span + scale_start) * (height * width)
@@ -208,14 +256,23 @@ class RandomCrop(ViewOperation):
 
 @dataclass(frozen=True)
 class Resize(ViewOperation):
-    """The whole image at one size, antialiased. Parameters: (n, 4) boxes as of RandomResizedCrop."""
+    """The whole image at one size, antialiased; of a squashed picture its center square, which has the right proportions.
+
+    Parameters: (n, 4) boxes as of RandomResizedCrop.
+    """
 
     num_uniforms: ClassVar[int] = 0
+    takes_aspect_ratios: ClassVar[bool] = True
     size: Shape
 
-    def sample(self, u: Tensor, shape: Shape) -> Tensor:
+    def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:
         zero = torch.zeros(len(u), device=u.device)
-        return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
+        if aspect_ratios is None:
+            return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
+        sides = _sides(len(u), shape, aspect_ratios, u.device)
+        shorter = sides.amin(1, keepdim=True)
+        centered = torch.cat([((sides - shorter) / 2).floor(), shorter, shorter], dim=1)
+        return _squash_boxes(centered, sides, shape)
 
     def output_shape(self, shape: Shape) -> Shape:
         return self.size

@@ -21,8 +21,8 @@ from reptk.views.backends import Backend
 from reptk.views.backends.kornia_backend import BatchRows, KorniaBackend, KorniaChoice, KorniaOperation, build_kornia
 from reptk.views.backends.torch_backend import TorchBackend, is_batched
 from reptk.views.buffers import BufferPool
-from reptk.views.operations import Shape, ViewOperation
-from reptk.views.passes import group_into_passes
+from reptk.views.operations import RandomFlip, Resize, Shape, ViewOperation
+from reptk.views.passes import COLORS, group_into_passes
 from reptk.views.tables import Operation, native_operation
 
 BackendName = Literal["auto", "fused", "kornia"]
@@ -83,17 +83,21 @@ class ViewPipeline:
         return self
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, key: int) -> Any:
+    def __call__(self, images: Tensor, key: int, aspect_ratios: Tensor | None = None) -> Any:
         """(B, 3, H, W) uint8, or floats in 0..1 -> (V, B, 3, size, size) float; the same for the same images and key.
 
         Views of several sizes are a list of such tensors, one for each size.
+
+        Args:
+            aspect_ratios: (B,) width / height of the pictures that were squashed into these images. Crops are drawn on the
+                pictures, and views have their proportions. Operations that cannot do so get the center squares.
 
         Raises:
             ValueError: another shape, floats outside 0..1.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"views are made of images (B, 3, H, W), got {tuple(images.shape)}")
-        return self._compute(self, images, key)
+        return self._compute(self, images, key, aspect_ratios)
 
     def compile(self) -> None:
         """Compile with `torch.compile`, for a GPU. Without effect if kornia executes any operation."""
@@ -101,7 +105,7 @@ class ViewPipeline:
             self._compute = torch.compile(ViewPipeline._compute_views)
 
     @torch.no_grad()
-    def _compute_views(self, images: Tensor, key: int) -> Any:
+    def _compute_views(self, images: Tensor, key: int, aspect_ratios: Tensor | None = None) -> Any:
         # Products in bfloat16 would round pixels to 8 bits.
         with torch.autocast(images.device.type, enabled=False):
             if images.dtype != torch.uint8:
@@ -113,7 +117,7 @@ class ViewPipeline:
             for size, group in groupby(self.sizes):
                 out = self._empty((len(list(group)), batch, 3, size, size), images)
                 for view_out in out:
-                    self._compute_view(view_out, view, images, rows, key)
+                    self._compute_view(view_out, view, images, rows, key, aspect_ratios)
                     view += 1
                 groups.append(out)
         if len(groups) == 1:
@@ -125,11 +129,20 @@ class ViewPipeline:
             return torch.empty(shape, dtype=float_type(images), device=images.device)
         return self._buffers.empty(shape, float_type(images))
 
-    def _compute_view(self, out: Tensor, view: int, images: Tensor, rows: BatchRows, key: int) -> None:
+    def _compute_view(
+        self, out: Tensor, view: int, images: Tensor, rows: BatchRows, key: int, aspect_ratios: Tensor | None
+    ) -> None:
         """Write view number `view` of the images to `out` (B, 3, size, size)."""
-        last = len(self.steps[view]) - 1
-        for position, step in enumerate(self.steps[view]):
-            images = step.run(images, rows, key, out=out if position == last else None)
+        steps = self.steps[view]
+        if aspect_ratios is not None and not (steps and steps[0].takes_aspect_ratios):
+            center_squares = NativeStep([Resize(tuple(images.shape[-2:]))], [[]])
+            images = center_squares.run(images, rows, key, aspect_ratios=aspect_ratios)
+            aspect_ratios = None
+        last = len(steps) - 1
+        for position, step in enumerate(steps):
+            step_out = out if position == last else None
+            images = step.run(images, rows, key, step_out, aspect_ratios)
+            aspect_ratios = None
         _check_size(images, self.sizes[view])
         if images is not out:
             torch.clamp(scale_to_unit(images), 0, 1, out=out)
@@ -173,6 +186,12 @@ class NativeStep:
         self.description = "fused" if kornia is None else "kornia"
         flat_salts = [salt for salts_of_operation in salts for salt in salts_of_operation]
         self._salts = {torch.device("cpu"): torch.tensor(flat_salts, dtype=torch.int64)}
+        self._first_crop = _first_crop(operations)
+
+    @property
+    def takes_aspect_ratios(self) -> bool:
+        """Whether the images may be squashed pictures."""
+        return self._first_crop is not None
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the size of the images it makes of images of this size."""
@@ -180,7 +199,14 @@ class NativeStep:
             shape = operation.output_shape(shape)
         return shape
 
-    def run(self, images: Tensor, rows: BatchRows, key: int, out: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        images: Tensor,
+        rows: BatchRows,
+        key: int,
+        out: Tensor | None = None,
+        aspect_ratios: Tensor | None = None,
+    ) -> Tensor:
         """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats in 0..1, in `out` if it has their shape and the
         backend can write there."""
         shape = tuple(images.shape[-2:])
@@ -188,18 +214,24 @@ class NativeStep:
             out = None
         # kornia decides on the host what it applies to which images.
         device = images.device if self.kornia is None else torch.device("cpu")
-        params = self.sample(key, rows.numbers(device), shape)
+        if aspect_ratios is not None:
+            aspect_ratios = aspect_ratios.to(device)
+        params = self.sample(key, rows.numbers(device), shape, aspect_ratios)
         return self.choose_backend(images, out).run(images, params, out)
 
-    def sample(self, key: int, numbers: Tensor, shape: Shape) -> list[Tensor]:
+    def sample(self, key: int, numbers: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> list[Tensor]:
         """Return the parameters of each operation, for images of this size; `numbers` (n,) are theirs in the batch."""
         if numbers.device not in self._salts:
             # Once, because a copy from pageable memory synchronises with the GPU.
             self._salts[numbers.device] = self._salts[torch.device("cpu")].to(numbers.device)
         u = rng.uniform(key, self._salts[numbers.device], numbers)
         params, first = [], 0
-        for operation in self.operations:
-            params.append(operation.sample(u[:, first : first + operation.num_uniforms], shape))
+        for position, operation in enumerate(self.operations):
+            u_of_operation = u[:, first : first + operation.num_uniforms]
+            if position == self._first_crop:
+                params.append(operation.sample(u_of_operation, shape, aspect_ratios))
+            else:
+                params.append(operation.sample(u_of_operation, shape))
             shape = operation.output_shape(shape)
             first += operation.num_uniforms
         return params
@@ -233,12 +265,20 @@ class KorniaStep:
     """
 
     description = "kornia"
+    takes_aspect_ratios = False
 
     def __init__(self, operation: KorniaOperation | KorniaChoice, view: int, position: int) -> None:
         self.operation = operation
         self.view, self.position = view, position
 
-    def run(self, images: Tensor, rows: BatchRows, key: int, out: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        images: Tensor,
+        rows: BatchRows,
+        key: int,
+        out: Tensor | None = None,
+        aspect_ratios: Tensor | None = None,
+    ) -> Tensor:
         """(n, 3, H, W) uint8, or floats in 0..1 -> (n, 3, h, w) floats."""
         # A key of its own, so that what kornia draws for one operation does not depend on the others.
         step_key = rng.key(key, self.view, self.position)
@@ -289,6 +329,17 @@ def _native_step(group: list[_ListedOperation], view: int, backend: BackendName,
     if backend == "kornia":
         kornia = KorniaBackend(operations, [each.kornia.module for each in group])
     return NativeStep(operations, salts, exact_hue=exact_hue, kornia=kornia)
+
+
+def _first_crop(operations: Sequence[ViewOperation]) -> int | None:
+    """Return the position of the first operation that takes aspect ratios; None if one before depends on proportions."""
+    for position, operation in enumerate(operations):
+        if operation.takes_aspect_ratios:
+            return position
+        # Flips and colors are the same for squashed pictures.
+        if not isinstance(operation, (RandomFlip, *COLORS)):
+            return None
+    return None
 
 
 def _check_size(images: Tensor, size: int) -> None:

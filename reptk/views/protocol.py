@@ -1,5 +1,6 @@
 """What views are, for whoever writes some: a function of images and a key, and a few optional members."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,14 +24,21 @@ class Views(Protocol):
     of the global batch, and return the views that a single process makes of them in the whole batch. Views without it run
     on one process only."""
 
-    def __call__(self, images: Tensor, key: int) -> Tensor | list[Tensor]:
+    def __call__(self, images: Tensor, key: int, aspect_ratios: Tensor | None = None) -> Tensor | list[Tensor]:
         """Return views of images, the same for the same images and key.
 
         Args:
             images: (B, 3, H, W) uint8.
             key: 63 bits from which all randomness is derived.
+            aspect_ratios: (B,) width / height of the pictures that were squashed into the images; None if these have their
+                proportions. Views without this parameter get center squares.
 
         Returns:
             (V, B, 3, h, w) floats in 0..1, or a list of such tensors, one for each size.
         """
         ...
+
+
+def takes_aspect_ratios(views: Views) -> bool:
+    """Return whether views have the parameter `aspect_ratios`, and so can be drawn on squashed pictures."""
+    return "aspect_ratios" in inspect.signature(views).parameters

@@ -7,13 +7,13 @@ import shutil
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_image
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Data, Loader, cache, cache_build, folder, image_files
+from reptk.data.decode import Picture
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
@@ -44,13 +44,13 @@ def photos(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are decoded from now on."""
     paths: list[Path] = []
-    decode_into = image_files.decode_into
+    decode_picture = image_files.decode_picture
 
-    def record(path: Path, out: np.ndarray, jpeg: str, **options: object) -> None:
+    def record(path: Path, size: int, jpeg: str, **options: object) -> Picture:
         paths.append(path)
-        decode_into(path, out, jpeg, **options)
+        return decode_picture(path, size, jpeg, **options)
 
-    monkeypatch.setattr(image_files, "decode_into", record)
+    monkeypatch.setattr(image_files, "decode_picture", record)
     return paths
 
 
@@ -194,7 +194,9 @@ def test_damaged_images_of_an_interrupted_build_are_decoded_again(photos: Path, 
     for path in folder_path.glob("*-*"):
         path.rename(path.with_name(path.name + ".part"))
     [pixels] = folder_path.glob("pixels-*")
-    flip_bit(pixels, 10 * SIZE * SIZE * 3)
+    [records] = folder_path.glob("rows-*")
+    offsets = cache_build.offsets_of(cache_build.read_records(records))
+    flip_bit(pixels, int(offsets[10]))
     decoded.clear()
     assert torch.equal(fetch_all(cached_folder(photos).train), expected)
     assert len(decoded) == COUNT - 10

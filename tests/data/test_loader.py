@@ -164,5 +164,5 @@ def test_too_many_unreadable_images_stop_the_run(tmp_path):
 def test_blocks_are_read_in_their_order():
     split = Split(SlowImages(30), torch.arange(30))
     for workers in (0, 3):
-        blocks = list(read_blocks(split, [range(20, 30), range(0, 3)], workers))
+        blocks = list(read_blocks(split.images, [range(20, 30), range(0, 3)], workers))
         assert [images[:, 0, 0, 0].tolist() for (images,) in blocks] == [list(range(20, 30)), [0, 1, 2]]

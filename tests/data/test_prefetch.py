@@ -86,7 +86,7 @@ def test_an_abandoned_iterator_leaves_no_thread_and_stops_reading(kind):
 
 def test_blocks_leave_no_threads():
     split = Split(SlowImages(30), torch.arange(30))
-    list(read_blocks(split, [range(20, 30), range(0, 3)], 3))
+    list(read_blocks(split.images, [range(20, 30), range(0, 3)], 3))
     assert not prefetching_threads()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import reptk
 from embedding_inputs import draw_image
@@ -15,8 +16,8 @@ from reptk import Encoder
 from reptk.core import rng
 from reptk.core.errors import DataError, ReptkError
 from reptk.data import Data, InMemory, Split
-from reptk.data.decode import decode
-from reptk.embeddings.embedding_images import SIDE_PX, EmbeddingImages, thumbnail_data_uri
+from reptk.data.resize import DEFAULT_PREPROCESSING
+from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.image_sources import distinct_splits, from_table
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -146,7 +147,7 @@ def test_a_damaged_table_never_ends_in_a_traceback(tmp_path: Path) -> None:
             content[draw.randrange(len(content))] = draw.randrange(256)
         table.write_bytes(content)
         with suppress(ReptkError):
-            source = from_table(table, size_px=8, jpeg="pillow", crop=1.0)
+            source = from_table(table, size_px=8, jpeg="pillow", preprocessing=DEFAULT_PREPROCESSING)
             assert len(source) == len(source.groups[0].ids)
             num_read += 1
     assert 10 < num_read < 90
@@ -206,6 +207,10 @@ def test_the_splits_of_training_on_a_table(encoder_run: Path, tmp_path: Path) ->
     assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="train").ids) == [f"{n}.png" for n in range(8)]
 
 
+def draw_square(number: int) -> Image.Image:
+    return draw_image(number).crop((0, 0, 40, 40))
+
+
 def write_parquet_data_set(root: Path) -> Path:
     """Write 8 images for training, 3 for validation and 2 for testing without labels."""
     pyarrow = pytest.importorskip("pyarrow")
@@ -215,7 +220,7 @@ def write_parquet_data_set(root: Path) -> Path:
         images = []
         for _ in labels:
             content = io.BytesIO()
-            draw_image(number).save(content, "PNG")
+            draw_square(number).save(content, "PNG")
             images.append({"bytes": content.getvalue(), "path": None})
             number += 1
         table = pyarrow.table({"image": images, "label": labels})
@@ -234,12 +239,12 @@ def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> No
     assert embeddings.paths is None
     assert embeddings.classes == ("0", "1")
     assert embeddings.labels.tolist() == [-1, -1, *([0, 1] * 4), 1, 0, 1]
-    numbers = [11, 12, *range(11)]
-    for row, number in enumerate(numbers):
-        draw_image(number).save(tmp_path / f"{row:02}.png")
-    files = [tmp_path / f"{row:02}.png" for row in range(13)]
-    expected = Encoder.from_run(encoder_run).embed(torch.stack([decode(file, 256) for file in files]), 0.875)
-    assert torch.allclose(embeddings.vectors, expected, atol=1e-5)
+    for row, number in enumerate([11, 12, *range(11)]):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        draw_square(number).save(tmp_path / "files" / f"{row:02}.png")
+    expected = reptk.embed(encoder_run, tmp_path / "files")
+    assert torch.equal(embeddings.vectors, expected.vectors)
+    assert embeddings.about["preprocessing"] == expected.about["preprocessing"]
 
 
 def test_splits_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
@@ -258,8 +263,8 @@ def test_splits_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
 def test_pages_show_the_images_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
     embeddings = reptk.embed(encoder_run, write_parquet_data_set(tmp_path))
     images = EmbeddingImages(embeddings)
-    draw_image(11).save(tmp_path / "first.png")
-    assert images.data_uri(0) == thumbnail_data_uri(decode(tmp_path / "first.png", SIDE_PX))
+    draw_square(11).save(tmp_path / "first.png")
+    assert images.data_uri(0) == images.data_uri_of_file(tmp_path / "first.png")
     assert len({images.data_uri(row) for row in range(13)}) == 13
     (tmp_path / "test-00000-of-00001.parquet").unlink()
     assert images.data_uri(0) == ""

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
@@ -16,11 +16,13 @@ from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import ImageLayout, Labels
 from reptk.data.parquet_shards import holds_images
 from reptk.data.protocol import Data, with_shape
-from reptk.data.shard_images import ShardReader
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
 from reptk.data.shard_layout import PARQUET, read_shard_layout
 from reptk.data.sources.layout_data import data_of_layout
 from reptk.data.table_files import TABLE_EXTENSIONS
 from reptk.data.table_layout import read_table_layout
+
+Share = Annotated[float, Gt(0), Le(1)]
 
 
 @DATASETS.register("folder")
@@ -36,6 +38,9 @@ def folder(
     max_pixels: Annotated[int, Ge(1)] = MAX_PIXELS,
     range: tuple[int, int] = (0, 65535),
     background: str = "white",
+    crop: Share | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
 ) -> Data:
     """Your own images: any depth, with or without class folders; hidden and junk folders are skipped.
 
@@ -54,13 +59,15 @@ def folder(
 
     Args:
         root: the folder, the table, or one of the Parquet files.
-        size: side in pixels of the center square that every image is decoded to.
+        size: pixels of the shorter side to which every image is decoded. Training draws its crops on whole pictures, of those
+            longer than 2:1 on the middle.
         labels: "folders": the first folder below the root, or below the split's, names the class; images next to the class
             folders and those below `unlabeled` have no label; "none": no labels at all; "auto": "folders" if there are at
             least two class folders with images, else "none". The classes of a table are those of its column.
         holdout: every how many-th image of a class is a query.
-        cache: store the decoded images (size * size * 3 bytes each) and map them into memory: true for `~/.cache/reptk`
-            (or `$XDG_CACHE_HOME/reptk`), or a folder. Built on first use, and again for files that have changed.
+        cache: store the decoded images (size * size * 3 bytes each, up to twice that if they are long) and map them into
+            memory: true for `~/.cache/reptk` (or `$XDG_CACHE_HOME/reptk`), or a folder. Built on first use, and again for
+            files that have changed.
         jpeg: the JPEG decoder; "auto" is simplejpeg if it is installed, about twice as fast. The two differ by a level or
             two, so name one if runs on several machines have to agree.
         on_error: "skip": images that cannot be read are replaced by others in training, left out in evaluation, and listed in
@@ -68,6 +75,11 @@ def folder(
         max_pixels: larger images cannot be read.
         range: values of 16-bit images that become black and white, e.g. [0,4095] for cameras with 12 bits.
         background: the color behind transparent pixels, as a name or `#rrggbb`.
+        crop: share of the side that evaluation keeps; unset: that of the backbone if it starts from trained weights, else
+            0.875, or 1 if `resize` is set to "pad" or "squash".
+        resize: what evaluation does with pictures that are not square: "crop", "pad" or "squash" (timm's center, border and
+            squash); unset: as the backbone, or "crop".
+        interpolation: of the resize, antialiased; unset: as the backbone, or "bilinear".
 
     Raises:
         DataError: there is no such folder or table, it has no images or cannot be understood, or evaluation has a class that
@@ -76,12 +88,9 @@ def folder(
     """
     base = existing_source(root)
     options = PixelOptions(max_pixels, range, background)
+    preprocessing = DEFAULT_PREPROCESSING.replace_set(crop, resize, interpolation)
+    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error, preprocessing)
     layout = read_images(base, labels)
-    cache_place = cache_folder(cache, "folder", base, size)
-    if layout.kind == "shards":
-        reader: FileReader | ShardReader = ShardReader(size, jpeg, cache_place, options, on_error)
-    else:
-        reader = FileReader(size, jpeg, cache_place, options, on_error)
     if layout.skipped:
         warnings.warn(f"{base}: skipped {'; '.join(layout.skipped)}", SkippedFiles, stacklevel=2)
     return data_of_layout(layout, labels, holdout, reader)

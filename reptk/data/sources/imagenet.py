@@ -6,7 +6,8 @@ from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import class_names
 from reptk.data.protocol import Data, with_shape
-from reptk.data.sources.folder import existing_folder
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
+from reptk.data.sources.folder import Share, existing_folder
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
 from reptk.data.sources.layout_data import build_data
 
@@ -19,14 +20,17 @@ def imagenet(
     cache: bool | str = False,
     jpeg: Jpeg = "auto",
     on_error: OnError = "skip",
+    crop: Share | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
 ) -> Data:
     """ImageNet as it is distributed: the training images are trained on and are the bank, the validation images are queries.
 
     Args:
         root: the unpacked folder of Kaggle's ImageNet, of the original with its devkit, of Kaggle's ImageNet-100, of Tiny
             ImageNet, or one of `train` and `val` with synset folders. The classes are the synsets of the training images.
-        size: side in pixels of the center square that every image is decoded to; 64 for Tiny ImageNet.
-        cache, jpeg, on_error: as for `folder`.
+        size: pixels of the shorter side to which every image is decoded; 64 for Tiny ImageNet.
+        cache, jpeg, on_error, crop, resize, interpolation: as for `folder`.
 
     Raises:
         DataError: there is no such folder, or images or labels are missing in it.
@@ -52,7 +56,13 @@ def imagenet(
             raise DataError(
                 f"no {part} images in {folders.base} (data.root); reptk check-data {base} lists what there is"
             )
-    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet", base, size), on_error=on_error)
+    reader = FileReader(
+        size,
+        jpeg,
+        cache_folder(cache, "imagenet", base, size),
+        on_error=on_error,
+        preprocessing=DEFAULT_PREPROCESSING.replace_set(crop, resize, interpolation),
+    )
     summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {len(classes):,} synsets"]
     protocol = f"{folders.base}: bank the training images, queries the validation images"
     return build_data(train, train, val, classes, reader, protocol, summary=summary)

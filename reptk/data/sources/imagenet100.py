@@ -8,6 +8,8 @@ from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, with_shape
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
+from reptk.data.sources.folder import Share
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
 from reptk.data.sources.layout_data import build_data
 
@@ -20,14 +22,17 @@ def imagenet100(
     cache: bool | str = False,
     jpeg: Jpeg = "auto",
     on_error: OnError = "skip",
+    crop: Share | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
 ) -> Data:
     """ImageNet-100 (the 100 classes of the CMC list): `train` is trained on and is the bank, `val` are the queries.
 
     Args:
         root: an ImageNet-1k folder, of which the 100 classes are selected, or a ready ImageNet-100 folder, in any of the
             structures of `imagenet`.
-        size: side in pixels of the center square that every image is decoded to.
-        cache, jpeg, on_error: as for `folder`.
+        size: pixels of the shorter side to which every image is decoded.
+        cache, jpeg, on_error, crop, resize, interpolation: as for `folder`.
 
     Raises:
         DataError: there is no such folder, or classes are missing in it.
@@ -47,7 +52,13 @@ def imagenet100(
         with_images = {file.class_name for file in part_files}
         missing[part] = sorted(set(synsets) - with_images)
     _check_complete(base, missing)
-    reader = FileReader(size, jpeg, cache_folder(cache, "imagenet100", base, size), on_error=on_error)
+    reader = FileReader(
+        size,
+        jpeg,
+        cache_folder(cache, "imagenet100", base, size),
+        on_error=on_error,
+        preprocessing=DEFAULT_PREPROCESSING.replace_set(crop, resize, interpolation),
+    )
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
     return build_data(train, train, val, synsets, reader, protocol)
 

@@ -10,15 +10,11 @@ from reptk.core.errors import DataError
 from reptk.data.image_files import FileReader
 from reptk.data.image_layout import ImageLayout, LabeledFile, Labels, class_names, without_labels
 from reptk.data.protocol import Data, Split
-from reptk.data.shard_images import ShardReader
 from reptk.data.sources.imagenet_folders import SYNSET
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role
 
-EVALUATION_CROP = 0.875
-"""Share of the shorter side that the evaluation view of a photograph retains, as is usual for ImageNet."""
 
-
-def data_of_layout(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader | ShardReader) -> Data:
+def data_of_layout(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader) -> Data:
     """Return the data set of these images.
 
     With splits for training and for evaluation, the queries are the images of `val` if it has labels, else of `test`, and so
@@ -60,7 +56,7 @@ def build_data(
     bank: list[LabeledFile] | None,
     query: list[LabeledFile] | None,
     classes: tuple[str, ...],
-    reader: FileReader | ShardReader,
+    reader: FileReader,
     protocol: str,
     *,
     summary: Sequence[str] = (),
@@ -69,19 +65,20 @@ def build_data(
 
     If all training images are in the bank, the two are one split. Without `bank` and `query`, there is no evaluation.
     """
+    preprocessing = reader.preprocessing._asdict()
     lines = tuple(summary)
     if bank is None or query is None:
         [train_split] = _splits([train], classes, reader)
-        return Data(train_split, None, None, classes, protocol, crop=EVALUATION_CROP, summary=lines)
+        return Data(train_split, None, None, classes, protocol, summary=lines, **preprocessing)
     if len(bank) == len(train):
         train_split, query_split = _splits([train, query], classes, reader)
         bank_split = train_split
     else:
         train_split, query_split, bank_split = _splits([train, query, bank], classes, reader)
-    return Data(train_split, bank_split, query_split, classes, protocol, crop=EVALUATION_CROP, summary=lines)
+    return Data(train_split, bank_split, query_split, classes, protocol, summary=lines, **preprocessing)
 
 
-def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: FileReader | ShardReader) -> list[Split]:
+def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: FileReader) -> list[Split]:
     label_of: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
     label_of[None] = -1
     images = reader.read([[file.path for file in files] for files in parts])
@@ -92,7 +89,7 @@ def _splits(parts: list[list[LabeledFile]], classes: tuple[str, ...], reader: Fi
     return splits
 
 
-def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader | ShardReader) -> Data:
+def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader) -> Data:
     """Return the data set of images without splits, or with one."""
     split_names = layout.splits_of(TRAIN, *EVALUATION_ROLES, GALLERY, UNLABELED)
     place = str(layout.base)
@@ -115,7 +112,7 @@ def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader
     return build_data(train, _labeled(train), query, classes, reader, protocol, summary=summary)
 
 
-def _from_splits(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader | ShardReader) -> Data:
+def _from_splits(layout: ImageLayout, labels: Labels, holdout: int, reader: FileReader) -> Data:
     """Return the data set of images with splits for training and evaluation."""
     train_names = layout.splits_of(TRAIN)
     train = [file for name in train_names for file in layout.parts[name]]

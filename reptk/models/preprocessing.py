@@ -1,0 +1,39 @@
+"""How images are resized and cropped before a backbone sees them, as timm records it with the backbone's weights."""
+
+from typing import Any, get_args
+
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Preprocessing
+from reptk.models.backbone import full_name, pretrained_cfg
+
+_RESIZE_OF_CROP_MODE = {"center": "crop", "border": "pad", "squash": "squash"}
+
+
+def preprocessing_of(backbone: str) -> Preprocessing:
+    """Return the preprocessing that timm records with the weights of a backbone (`timm.data.resolve_data_config`).
+
+    Raises:
+        UsageError, DataError, EnvironmentProblem: there is no such backbone, or it cannot be described.
+    """
+    cfg = pretrained_cfg(full_name(backbone))
+    interpolation = cfg.interpolation
+    # A few models were trained with "random" or "nearest".
+    if interpolation not in get_args(Interpolation):
+        interpolation = "bicubic"
+    return Preprocessing(cfg.crop_pct, _RESIZE_OF_CROP_MODE.get(cfg.crop_mode, "crop"), interpolation)
+
+
+def with_preprocessing(table: dict[str, Any], backbone: str, *, has_weights: bool) -> dict[str, Any]:
+    """Return the complete table of a data set with `crop`, `resize` and `interpolation`, if it has these arguments.
+
+    Args:
+        table: of a data set; what is set in it remains.
+        backbone: its preprocessing is used where the table sets nothing.
+        has_weights: whether the backbone starts from trained weights; otherwise the defaults are used.
+    """
+    if "interpolation" not in table:
+        return table
+    preprocessing = DEFAULT_PREPROCESSING
+    if has_weights:
+        preprocessing = preprocessing_of(backbone)
+    chosen = preprocessing.replace_set(table["crop"], table["resize"], table["interpolation"])
+    return {**table, **chosen._asdict()}
