@@ -19,6 +19,7 @@ from reptk.data.image_layout import (
     with_labels_as_set,
     without_labels,
 )
+from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.split_names import TRAIN, UNLABELED, split_role
 
 MAX_LISTED_LETTERS = 60
@@ -151,6 +152,9 @@ def _notes(
     num_deep = sum(len(path.parts) > max_parts for path in scan.images)
     if num_deep and has_classes:
         notes.append(f"{num_deep:,} images lie in folders within those of the classes, and belong to these classes")
+    num_pairs = _count_raw_pairs(scan.images)
+    if num_pairs:
+        notes.append(f"{num_pairs:,} raw photographs lie next to an image of the same name; both are read")
     num_parquet = scan.other_files[".parquet"]
     if num_parquet:
         notes.append(f"{num_parquet:,} .parquet files are not read, because there are image files")
@@ -169,6 +173,15 @@ def _notes(
         if len(inner - {LOOSE}) > 1:
             notes.append(f"everything is in {folders[0]}; its folders are splits or classes for {inner_folder}")
     return notes
+
+
+def _count_raw_pairs(paths: Sequence[Path]) -> int:
+    """Return how many raw photographs have another image of the same name, as cameras store both."""
+    raw = {path.with_suffix("") for path in paths if path.suffix.lower() in RAW_EXTENSIONS}
+    if not raw:
+        return 0
+    others = {path.with_suffix("") for path in paths if path.suffix.lower() not in RAW_EXTENSIONS}
+    return len(raw & others)
 
 
 def _are_splits(names: Sequence[str]) -> bool:

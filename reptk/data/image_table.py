@@ -12,6 +12,7 @@ from typing import NamedTuple
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.image_layout import ImageLayout, LabeledFile
+from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.table_files import TableRow, read_cells
 from reptk.data.table_headings import HEADINGS, heading_key
 
@@ -80,7 +81,7 @@ def read_image_table(table: Path) -> ImageTable:
         DataError: the file cannot be read or understood, with the number of the line and the way out.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
-    if table.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS:
+    if table.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS | RAW_EXTENSIONS:
         raise DataError(f"{table} is an image, not a table of images; name the folder that it is in")
     cells = read_cells(table, _known_headings())
     lines = cells.rows
