@@ -41,7 +41,7 @@ class Subject:
         completed = with_preprocessing(completed, self.encoder.config["backbone"], has_weights=self.has_weights)
         if "interpolation" in completed and "size" not in table:
             # The crop then has the encoder's size without being resized again.
-            preprocessing = Preprocessing(completed["crop"], completed["resize"], completed["interpolation"])
+            preprocessing = Preprocessing(completed["crop"])
             completed["size"] = preprocessing.decode_px(self.encoder.config["size"])
         return completed
 

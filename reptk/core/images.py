@@ -60,12 +60,13 @@ def resize_center_crop(
     # Rounded down, as in timm; 224 / 0.875 must not become 255.
     shorter = max(size, floor(size / crop + 1e-6))
     if min(height, width) != shorter:
-        scale = shorter / min(height, width)
-        target = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
+        # Rounded down, as in torchvision.
+        target = (shorter * height // min(height, width), shorter * width // min(height, width))
         images = functional.interpolate(images, target, mode=interpolation, antialias=True, align_corners=False)
         images = images.clamp(0, 1)  # rounding may leave the range by a bit
-    top = (images.shape[-2] - size) // 2
-    left = (images.shape[-1] - size) // 2
+    # Odd margins as in torchvision's CenterCrop.
+    top = round((images.shape[-2] - size) / 2)
+    left = round((images.shape[-1] - size) / 2)
     return images[..., top : top + size, left : left + size]
 
 
@@ -75,6 +76,7 @@ def resize_to_square(
     crop: float = 1.0,
     resize: Literal["crop", "pad", "squash"] = "crop",
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    border_color: tuple[int, int, int] = BORDER_COLOR,
 ) -> Tensor:
     """Resize images to squares of size / crop pixels (antialiased), then crop the center.
 
@@ -82,9 +84,9 @@ def resize_to_square(
         images: (B, 3, H, W), uint8 or floats in 0..1.
         size: side of the result in pixels.
         crop: share of the side that is retained.
-        resize: what becomes of images that are not square: "crop": their center squares; "pad": the whole with a border of
-            `BORDER_COLOR`; "squash": the whole with other proportions.
+        resize: what becomes of images that are not square: their center squares, the whole with a border, or squashed.
         interpolation: of the resize.
+        border_color: in 0..255.
 
     Returns:
         (B, 3, size, size) float in 0..1.
@@ -99,7 +101,7 @@ def resize_to_square(
     else:
         fitted = (max(1, round(side * height / max(height, width))), max(1, round(side * width / max(height, width))))
     resized = functional.interpolate(images, fitted, mode=interpolation, antialias=True, align_corners=False)
-    square = torch.tensor(BORDER_COLOR, device=images.device, dtype=images.dtype).view(1, 3, 1, 1) / 255
+    square = torch.tensor(border_color, device=images.device, dtype=images.dtype).view(1, 3, 1, 1) / 255
     square = square.repeat(len(images), 1, side, side)
     top, left = (side - fitted[0]) // 2, (side - fitted[1]) // 2
     square[..., top : top + fitted[0], left : left + fitted[1]] = resized.clamp(0, 1)

@@ -21,10 +21,10 @@ from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
 from reptk.data.raw_photograph import HAS_RAW, RAW_EXTENSIONS, is_raw, open_raw
 from reptk.data.resize import (
-    MAX_ASPECT_RATIO,
+    BORDER_COLOR,
+    Color,
     Interpolation,
     Pixels,
-    Preprocessing,
     Resize,
     resize_array,
     resize_picture,
@@ -60,6 +60,9 @@ MAX_CAMERA_BITS = 14
 
 MAX_PIXELS = 250_000_000
 """Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded."""
+
+UNREDUCED = 8
+"""Without `reduce_jpeg`, a JPEG file is still reduced to so many times the result, which bounds the memory for huge ones."""
 
 HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 """Bytes 4 to 12 of photographs by iPhones and other phones."""
@@ -116,14 +119,17 @@ def decode(
     *,
     resize: Resize = "crop",
     interpolation: Interpolation = "bilinear",
-    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+    reduce_jpeg: bool = True,
+    crop_px: int | None = None,
+    border_color: Color = BORDER_COLOR,
 ) -> Tensor:
     """Return an image as a square, (3, size, size) uint8, in channels-last memory.
 
-    See `decode_picture` for the arguments.
-
     Args:
+        source, jpeg, options, interpolation, reduce_jpeg: see `decode_picture`.
+        size: side of the square.
         resize: what becomes of an image that is not square: by default its center square.
+        crop_px, border_color: see `write_square`.
 
     Raises:
         DataError: the source cannot be read as an image.
@@ -134,34 +140,13 @@ def decode(
         size,
         decoder(jpeg),
         options=options,
+        resize=resize,
         interpolation=interpolation,
-        max_aspect_ratio=max_aspect_ratio,
+        reduce_jpeg=reduce_jpeg,
     )
     square = np.empty((size, size, 3), dtype=np.uint8)
-    write_square(picture.pixels, square, resize, interpolation)
+    write_square(picture.pixels, square, resize, interpolation, crop_px, border_color)
     return rearrange(torch.from_numpy(square), "h w c -> c h w")
-
-
-def decode_square(
-    source: Path | bytes,
-    size: int,
-    preprocessing: Preprocessing,
-    jpeg: Jpeg = "pillow",
-    options: PixelOptions = DEFAULT_OPTIONS,
-) -> Tensor:
-    """Return an image as the square that is to be cropped, (3, size, size) uint8; whole pictures are not cut at 2:1.
-
-    See `decode` for the other arguments and the errors.
-    """
-    return decode(
-        source,
-        size,
-        jpeg,
-        options,
-        resize=preprocessing.resize,
-        interpolation=preprocessing.interpolation,
-        max_aspect_ratio=preprocessing.max_aspect_ratio,
-    )
 
 
 def decode_picture(
@@ -170,11 +155,12 @@ def decode_picture(
     jpeg: str,
     *,
     options: PixelOptions = DEFAULT_OPTIONS,
+    resize: Resize = "crop",
     interpolation: Interpolation = "bilinear",
-    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+    reduce_jpeg: bool = True,
     name: str | None = None,
 ) -> Picture:
-    """Decode an image with its proportions.
+    """Decode an image, by default with its proportions.
 
     The EXIF orientation is applied, colors are converted to sRGB by the file's ICC profile, 16-bit gray is scaled to 8 bits,
     transparent pixels are blended with a background, and of an animation the first frame is decoded. The shorter side is
@@ -184,14 +170,12 @@ def decode_picture(
 
     Args:
         source: a file, or the bytes of one, e.g. of a member of a tar archive.
-        size: pixels of the shorter side.
-        jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less than half a
-            level on average. In images that are not square, pixels may be shifted by an eighth of a pixel of the file, and by
-            half a pixel if a margin is odd. JPEG files that simplejpeg does not decode (CMYK, damaged ones) are decoded by
-            Pillow.
+        size: side of the square that the image will become.
+        jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less than a level
+            on average. JPEG files that simplejpeg does not decode (CMYK, damaged ones) are decoded by Pillow.
         options: see `PixelOptions`.
-        interpolation: of the resize.
-        max_aspect_ratio: of a longer image, only the middle is returned.
+        resize, interpolation: see `resize_picture`.
+        reduce_jpeg: see `Preprocessing`.
         name: what errors call the image; by default its path, or the number of its bytes.
 
     Raises:
@@ -200,7 +184,7 @@ def decode_picture(
     content = b""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        return _decode_bytes(content, size, jpeg, options, interpolation, max_aspect_ratio)
+        return _decode_bytes(content, size, jpeg, options, resize, interpolation, reduce_jpeg)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
@@ -249,28 +233,32 @@ def _decode_bytes(
     size: int,
     jpeg: str,
     options: PixelOptions,
+    resize: Resize,
     interpolation: Interpolation,
-    max_aspect_ratio: float,
+    reduce_jpeg: bool,
 ) -> Picture:
+    smallest_px = size if reduce_jpeg else UNREDUCED * size
     with open_image(content, options.max_pixels) as image:
         file_size_px, mode = image.size, image.mode
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and mode in ("RGB", "L"):
-            decoded = _decode_with_simplejpeg(content, image, size)
+            decoded = _decode_with_simplejpeg(content, image, smallest_px)
             if decoded is not None:
-                pixels = resize_array(decoded, size, interpolation, max_aspect_ratio)
+                pixels = resize_array(decoded, size, resize, interpolation)
                 if "icc_profile" in image.info:
                     # A profile of gray images is for a single channel.
                     resized = Image.fromarray(pixels).convert(mode)
                     pixels = np.asarray(to_srgb(resized, image.info["icc_profile"]).convert("RGB"))
                 return Picture(pixels, file_size_px, mode)
-        image.draft("RGB", (size, size))  # JPEG alone: decode at a fraction of the size if that is large enough
+        image.draft(
+            "RGB", (smallest_px, smallest_px)
+        )  # JPEG alone: decode at a fraction of the size if that is large enough
         # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
         image.load()
         upright = image
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
-        pixels = resize_picture(to_rgb(upright, options), size, interpolation, max_aspect_ratio)
+        pixels = resize_picture(to_rgb(upright, options), size, resize, interpolation)
         return Picture(pixels, file_size_px, mode)
 
 
@@ -337,8 +325,8 @@ _TRANSPOSE_OF_ORIENTATION = {
 }
 
 
-def _decode_with_simplejpeg(content: bytes, image: Image.Image, size: int) -> Pixels | None:
-    """Decode an upright image (H, W, 3) whose sides are at least `size`, if the file is that large.
+def _decode_with_simplejpeg(content: bytes, image: Image.Image, smallest_px: int) -> Pixels | None:
+    """Decode an upright image (H, W, 3) whose sides are at least `smallest_px`, if the file is that large.
 
     Returns None if simplejpeg refuses the file.
     """
@@ -347,7 +335,7 @@ def _decode_with_simplejpeg(content: bytes, image: Image.Image, size: int) -> Pi
     # libjpeg can also scale by other eighths, but without SIMD code, which takes longer than decoding at full size.
     divisor = 1
     for candidate in (8, 4, 2):
-        if min(image.size) // candidate >= size:
+        if min(image.size) // candidate >= smallest_px:
             divisor = candidate
             break
     # Rounded up, as libjpeg rounds the sides of reduced images.

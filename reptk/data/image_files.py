@@ -29,8 +29,9 @@ from reptk.data.decode import (
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.protocol import Images, WritableImages, WritableSubset
 from reptk.data.resize import (
+    BORDER_COLOR,
     DEFAULT_PREPROCESSING,
-    MAX_ASPECT_RATIO,
+    Color,
     Interpolation,
     Pixels,
     Preprocessing,
@@ -68,9 +69,10 @@ class ImageFiles(WritableImages):
         size: side in pixels of the square that every image becomes.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
         options: what the pixels of unusual files become.
-        interpolation: how images are resized.
+        interpolation, reduce_jpeg: how images are resized; see `Preprocessing`.
         resize: what becomes of images that are not square.
-        max_aspect_ratio: of longer images, only the middle is used.
+        in_one_step: pad and squash files when they are decoded; otherwise pictures with proportions, as a cache has them.
+        crop_px, border_color: see `write_square`.
         on_error: "skip": an image that cannot be read is black, and `unreadable` says why; "stop": it raises a DataError.
         max_unreadable: how many images may be skipped; by default the larger of 1 % and 10, of few images a fifth.
 
@@ -86,8 +88,11 @@ class ImageFiles(WritableImages):
         *,
         options: PixelOptions = DEFAULT_OPTIONS,
         interpolation: Interpolation = "bilinear",
+        reduce_jpeg: bool = True,
         resize: Resize = "crop",
-        max_aspect_ratio: float = MAX_ASPECT_RATIO,
+        in_one_step: bool = False,
+        crop_px: int | None = None,
+        border_color: Color = BORDER_COLOR,
         on_error: OnError = "stop",
         max_unreadable: int | None = None,
     ) -> None:
@@ -96,8 +101,11 @@ class ImageFiles(WritableImages):
         self.size = size
         self.options = options
         self.interpolation = interpolation
+        self.reduce_jpeg = reduce_jpeg
         self.resize = resize
-        self.max_aspect_ratio = max_aspect_ratio
+        self.in_one_step = in_one_step
+        self.crop_px = crop_px
+        self.border_color = border_color
         self.on_error = on_error
         self.max_unreadable = max_unreadable
         self._reasons: dict[int, str] = {}
@@ -120,7 +128,8 @@ class ImageFiles(WritableImages):
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, square in zip(numbers.tolist(), out, strict=True):
-            write_square(self.picture(number), square, self.resize, self.interpolation)
+            picture = self.picture(number)
+            write_square(picture, square, self.resize, self.interpolation, self.crop_px, self.border_color)
 
     def picture(self, number: int) -> Pixels:
         """Return an image with its proportions; a black square if it cannot be read, which `unreadable` then says."""
@@ -159,8 +168,9 @@ class ImageFiles(WritableImages):
             self.size,
             self.jpeg,
             options=self.options,
+            resize=self.resize if self.in_one_step else "crop",
             interpolation=self.interpolation,
-            max_aspect_ratio=self.max_aspect_ratio,
+            reduce_jpeg=self.reduce_jpeg,
             name=str(source),
         )
         height, width, _ = picture.pixels.shape
@@ -240,9 +250,9 @@ class FileReader:
         decoding = f"{files.decoded_by}, {self.size} px, decode {DECODE_VERSION}"
         if self.options != DEFAULT_OPTIONS:
             decoding += f", {self.options}"
-        interpolation = self.preprocessing.interpolation
-        if interpolation != DEFAULT_PREPROCESSING.interpolation:
-            decoding += f", {interpolation}"
+        decoding += f", {self.preprocessing.interpolation}"
+        if not self.preprocessing.reduce_jpeg:
+            decoding += ", JPEG not reduced"
         keys = [self._key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
@@ -270,6 +280,7 @@ class FileReader:
             self.jpeg,
             options=self.options,
             interpolation=self.preprocessing.interpolation,
+            reduce_jpeg=self.preprocessing.reduce_jpeg,
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )

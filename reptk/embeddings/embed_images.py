@@ -100,7 +100,7 @@ def embed(
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
-    preprocessing = embedder.native_preprocessing().replace_set(crop, resize, None)
+    preprocessing = embedder.native_preprocessing().replace_set(crop=crop, resize=resize)
     source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg, preprocessing)
     if report is not None:
         for line in source.summary:
@@ -110,6 +110,10 @@ def embed(
     embedder.preprocessing = source.preprocessing
     embedder.decode_px = _side_px(source)
     embedder.options = source.options
+    images = source.groups[0].images
+    if isinstance(images, ImageFiles):
+        images.crop_px = embedder.encoder.config["size"]
+        images.border_color = embedder.encoder.border_color
 
     header = _header(source, embedder, half)
     earlier = None

@@ -13,7 +13,7 @@ from reptk import config
 from reptk.core import rng
 from reptk.core.device import choose_device, uses_bf16
 from reptk.core.errors import DataError, UsageError
-from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode_square, decoder, versions_of
+from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
 from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
@@ -161,7 +161,8 @@ class Embedder:
     def embed_images(self, images: Tensor) -> Tensor:
         """Return the vectors (b, F) float32 of images (b, 3, H, W) uint8, on the CPU."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
-            return self.encoder.embed(images, *self.preprocessing).float().cpu()
+            crop, resize, interpolation, _ = self.preprocessing
+            return self.encoder.embed(images, crop, resize, interpolation).float().cpu()
 
     def embed_file(self, path: Path) -> Tensor:
         """Return the vector (F,) of an image file.
@@ -172,7 +173,17 @@ class Embedder:
         if not path.is_file():
             raise DataError(f"no image {path}")
         decode_px = self.decode_px or self.preprocessing.decode_px(self.encoder.config["size"])
-        image = decode_square(path, decode_px, self.preprocessing, self.jpeg, self.options)
+        image = decode(
+            path,
+            decode_px,
+            self.jpeg,
+            self.options,
+            resize=self.preprocessing.resize,
+            interpolation=self.preprocessing.interpolation,
+            reduce_jpeg=self.preprocessing.reduce_jpeg,
+            crop_px=self.encoder.config["size"],
+            border_color=self.encoder.border_color,
+        )
         vector = self.embed_images(image[None])[0]
         if not vector.isfinite().all():
             raise DataError(f"{path} gets an embedding that is not finite")
@@ -195,7 +206,7 @@ class Embedder:
             table |= recipe_of(run).get("data", {})
         backbone = self.encoder.config["backbone"]
         table = with_preprocessing(table, backbone, has_weights=self.started_from_weights)
-        return Preprocessing(table["crop"], table["resize"], table["interpolation"])
+        return Preprocessing(**{name: table[name] for name in Preprocessing._fields})
 
     @property
     def is_untrained(self) -> bool:
@@ -247,7 +258,10 @@ def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
 def _recorded_preprocessing(record: dict[str, Any]) -> Preprocessing:
     """Return how images were resized; embeddings of earlier versions say so in a sentence, and were cropped."""
     preprocessing = Preprocessing(
-        record.get("crop", 1.0), record.get("resize"), record.get("interpolation", DEFAULT_PREPROCESSING.interpolation)
+        crop=record.get("crop", 1.0),
+        resize=record.get("resize", "crop"),
+        interpolation=record.get("interpolation", DEFAULT_PREPROCESSING.interpolation),
+        reduce_jpeg=bool(record.get("reduce_jpeg", True)),
     )
     if preprocessing.resize not in get_args(Resize):
         preprocessing = preprocessing._replace(resize="crop")

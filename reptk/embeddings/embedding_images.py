@@ -1,6 +1,5 @@
 """Thumbnails of the images that embeddings stand for: from their files, or from the data set that they come from."""
 
-import math
 from functools import cached_property
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX, resize="pad", max_aspect_ratio=math.inf))
+            return thumbnail_data_uri(decode(path, SIDE_PX, resize="pad"))
         except ReptkError:
             return ""
 
@@ -63,7 +62,7 @@ class EmbeddingImages:
         row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
         if row is None:
             return ""
-        return thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX, resize="pad", max_aspect_ratio=math.inf))
+        return thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX, resize="pad"))
 
     @property
     def _is_folder(self) -> bool:

@@ -184,8 +184,8 @@ def from_data_set(
     """
     table = config.complete("data", table)
     if "interpolation" in table:
-        chosen = preprocessing.replace_set(table["crop"], table["resize"], table["interpolation"])
-        table = {**table, **chosen._asdict()}
+        arguments = {name: table.get(name) for name in Preprocessing._fields}
+        table = {**table, **preprocessing.replace_set(**arguments)._asdict()}
     if table["name"] == "folder":
         source = _from_folder_or_table(table, jpeg, split)
         if source is not None:
@@ -254,7 +254,7 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
     """
     base = existing_source(table["root"])
     options = pixel_options(table)
-    preprocessing = Preprocessing(table["crop"], table["resize"], table["interpolation"])
+    preprocessing = Preprocessing(**{name: table[name] for name in Preprocessing._fields})
     if base.is_file() and not holds_images(base):
         if split in SPLITS and not _has_split(read_image_table(base), split):
             return None
@@ -388,8 +388,9 @@ def _skipping_files(
         jpeg,
         options=options,
         interpolation=preprocessing.interpolation,
+        reduce_jpeg=preprocessing.reduce_jpeg,
         resize=preprocessing.resize,
-        max_aspect_ratio=preprocessing.max_aspect_ratio,
+        in_one_step=True,
         on_error="skip",
         max_unreadable=len(paths),
     )

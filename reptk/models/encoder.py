@@ -124,6 +124,12 @@ class Encoder(nn.Module):
             return self.num_features
         return self.config["head_out"]
 
+    @property
+    def border_color(self) -> tuple[int, int, int]:
+        """Color in 0..255 of the border of pictures that are padded: the mean, which is normalized to 0, as in timm."""
+        red, green, blue = (255 * self.mean).round().int().flatten().tolist()
+        return red, green, blue
+
     def undecayed_parameters(self) -> list[nn.Parameter]:
         """Return the parameters, besides norms and biases, that get no weight decay: timm's list for the backbone."""
         return undecayed_parameters(self.backbone)
@@ -186,8 +192,9 @@ class Encoder(nn.Module):
         prepared, encoded = [], []
         with eval_mode(self):
             preprocessing = Preprocessing(crop, resize, interpolation)
-            for batch in image_tensors(images, size, preprocessing):
-                prepared.append(resize_to_square(batch.to(self.mean.device), size, crop, resize, interpolation))
+            for batch in image_tensors(images, size, preprocessing, self.border_color):
+                batch = batch.to(self.mean.device)
+                prepared.append(resize_to_square(batch, size, crop, resize, interpolation, self.border_color))
                 # A long list of files may not fit into memory at once.
                 if len(prepared) == MAX_LISTED_IMAGES:
                     encoded.append(self.features(torch.cat(prepared)))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from reptk.data.decode import decode_square, to_rgb, to_tensor
-from reptk.data.resize import Preprocessing
+from reptk.data.decode import decode, to_rgb, to_tensor
+from reptk.data.resize import Color, Preprocessing
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)
@@ -20,7 +20,7 @@ CHANNELS = (1, 3, 4)
 
 
 def image_tensors(
-    images: ImageInput | Sequence[ImageInput], size: int, preprocessing: Preprocessing
+    images: ImageInput | Sequence[ImageInput], size: int, preprocessing: Preprocessing, border_color: Color
 ) -> Iterator[Tensor]:
     """Yield batches (b, 3, H, W), uint8 or floats in 0..1, in the order of the images: files are read one by one.
 
@@ -29,6 +29,7 @@ def image_tensors(
             (H, W, 3), (3, H, W) or (H, W), or a batch of such. They are uint8 in 0..255 or floats in 0..1.
         size: side of the images that will be encoded.
         preprocessing: files are decoded as squares, of the size that it crops.
+        border_color: of files that are padded.
 
     Raises:
         DataError: a file that cannot be read as an image.
@@ -43,13 +44,21 @@ def image_tensors(
     if not isinstance(images, Sequence) or not len(images):
         raise ValueError("give an image, or a sequence of at least one")
     for image in images:
-        yield _from_one(image, size, preprocessing)
+        yield _from_one(image, size, preprocessing, border_color)
 
 
-def _from_one(image: ImageInput, size: int, preprocessing: Preprocessing) -> Tensor:
+def _from_one(image: ImageInput, size: int, preprocessing: Preprocessing, border_color: Color) -> Tensor:
     """Return one image as a batch (1, 3, H, W)."""
     if isinstance(image, str | os.PathLike):
-        return decode_square(Path(image).expanduser(), preprocessing.decode_px(size), preprocessing)[None]
+        return decode(
+            Path(image).expanduser(),
+            preprocessing.decode_px(size),
+            resize=preprocessing.resize,
+            interpolation=preprocessing.interpolation,
+            reduce_jpeg=preprocessing.reduce_jpeg,
+            crop_px=size,
+            border_color=border_color,
+        )[None]
     if isinstance(image, Image.Image):
         return to_tensor(to_rgb(ImageOps.exif_transpose(image)))[None]
     if isinstance(image, np.ndarray | Tensor):

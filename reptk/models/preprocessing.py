@@ -19,11 +19,16 @@ def preprocessing_of(backbone: str) -> Preprocessing:
     # A few models were trained with "random" or "nearest".
     if interpolation not in get_args(Interpolation):
         interpolation = "bicubic"
-    return Preprocessing(cfg.crop_pct, _RESIZE_OF_CROP_MODE.get(cfg.crop_mode, "crop"), interpolation)
+    return Preprocessing(
+        crop=cfg.crop_pct,
+        resize=_RESIZE_OF_CROP_MODE.get(cfg.crop_mode, "crop"),
+        interpolation=interpolation,
+        reduce_jpeg=False,
+    )
 
 
 def with_preprocessing(table: dict[str, Any], backbone: str, *, has_weights: bool) -> dict[str, Any]:
-    """Return the complete table of a data set with `crop`, `resize` and `interpolation`, if it has these arguments.
+    """Return the complete table of a data set with the fields of `Preprocessing`, if it has these arguments.
 
     Args:
         table: of a data set; what is set in it remains.
@@ -35,5 +40,5 @@ def with_preprocessing(table: dict[str, Any], backbone: str, *, has_weights: boo
     preprocessing = DEFAULT_PREPROCESSING
     if has_weights:
         preprocessing = preprocessing_of(backbone)
-    chosen = preprocessing.replace_set(table["crop"], table["resize"], table["interpolation"])
-    return {**table, **chosen._asdict()}
+    fields = {name: table.get(name) for name in Preprocessing._fields}
+    return {**table, **preprocessing.replace_set(**fields)._asdict()}

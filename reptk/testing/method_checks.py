@@ -186,11 +186,24 @@ def _ignores_key(factory: Any, builder: _MethodBuilder) -> str | None:
 
 
 def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
-    batch, before = _batch(0), _batch(0)  # equal: the images are generated
+    # Equal, since the images are generated.
+    batch, before = (_batch(0)._replace(aspect_ratios=torch.full((BATCH_SIZE,), 1.5)) for _ in range(2))
     _forward(builder.build(), 0, batch)
     for name, value, expected in zip(Batch._fields, batch, before, strict=True):
         if not torch.equal(value, expected):
             return f"{name} was written to"
+    return None
+
+
+def _ignores_aspect_ratios(factory: Any, builder: _MethodBuilder) -> str | None:
+    if not builder.build().uses_aspect_ratios:
+        return None
+    losses = []
+    for aspect_ratio in (0.5, 2.0):
+        batch = _batch(0)._replace(aspect_ratios=torch.full((BATCH_SIZE,), aspect_ratio))
+        losses.append(_forward(builder.build(), 0, batch)["loss"])
+    if torch.equal(*losses):
+        return "other aspect ratios gave the same loss; draw the views by batch.draw_views(self.views, step.key)"
     return None
 
 
@@ -229,6 +242,7 @@ METHOD_REQUIREMENTS = (
     Requirement("the same state, batch and step give the same loss", _depends_on_more),
     Requirement("the step's key decides what is drawn", _ignores_key),
     Requirement("the batch is not written to", _writes_to_batch),
+    Requirement("with uses_aspect_ratios, views depend on the aspect ratios", _ignores_aspect_ratios),
     Requirement("images without labels give a finite loss", _fails_without_labels),
     Requirement("a run resumed from its state_dict ends in the same weights and buffers", _resumes_differently),
 )

@@ -9,7 +9,7 @@ from torch.nn import functional
 from reptk.config.registry import with_defaults
 from reptk.core import rng
 from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
-from reptk.views import Views
+from reptk.views import Views, takes_aspect_ratios
 
 HALF_LEVEL = 0.5 / 255
 """Half a step of 8-bit pixels. Views that differ by less are equal: kernels may round differently in another batch size."""
@@ -43,9 +43,9 @@ def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, si
         check_requirements(with_defaults(views, Views), "views", requirements, images, size)
 
 
-def _draw(views: Views, images: Tensor, key: int) -> Tensor:
+def _draw(views: Views, images: Tensor, key: int, *aspect_ratios: Tensor) -> Tensor:
     """Return the views as one tensor; those smaller than the first are padded in black."""
-    out = views(images, key)
+    out = views(images, key, *aspect_ratios)
     if not isinstance(out, list | tuple):
         return out
     largest_px = out[0].shape[-1]
@@ -97,6 +97,14 @@ def _writes_to_images(views: Views, images: Tensor, size: int) -> str | None:
     if not torch.equal(before, images):
         return "they were written to"
     return None
+
+
+def _square_aspect_ratios_differ(views: Views, images: Tensor, size: int) -> str | None:
+    if not takes_aspect_ratios(views):
+        return None
+    squares = images[..., : images.shape[-1], :]
+    ones = torch.ones(len(squares))
+    return _difference(_draw(views, squares, 1, ones), _draw(views, squares, 1))
 
 
 def _shards_differ(views: Views, images: Tensor, size: int) -> str | None:
@@ -151,6 +159,7 @@ VIEWS_REQUIREMENTS = (
     Requirement("autocast does not change them", _changed_by_autocast),
     Requirement("torch's random state is left as it was", _moves_global_rng),
     Requirement("the images are not written to", _writes_to_images),
+    Requirement("aspect ratios of 1 give what none give", _square_aspect_ratios_differ),
     Requirement("two ranks with shard(rank, 2) draw what one draws for the whole batch", _shards_differ),
 )
 """What all views must do."""

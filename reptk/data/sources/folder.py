@@ -41,6 +41,7 @@ def folder(
     crop: Share | None = None,
     resize: Resize | None = None,
     interpolation: Interpolation | None = None,
+    reduce_jpeg: bool | None = None,
 ) -> Data:
     """Your own images: any depth, with or without class folders; hidden and junk folders are skipped.
 
@@ -80,6 +81,8 @@ def folder(
         resize: what evaluation does with pictures that are not square: "crop", "pad" or "squash" (timm's center, border and
             squash); unset: as the backbone, or "crop".
         interpolation: of the resize, antialiased; unset: as the backbone, or "bilinear".
+        reduce_jpeg: decode large JPEG files at a fraction of their size; unset: only if the backbone does not start from
+            trained weights, whose features it would change slightly.
 
     Raises:
         DataError: there is no such folder or table, it has no images or cannot be understood, or evaluation has a class that
@@ -88,7 +91,9 @@ def folder(
     """
     base = existing_source(root)
     options = PixelOptions(max_pixels, range, background)
-    preprocessing = DEFAULT_PREPROCESSING.replace_set(crop, resize, interpolation)
+    preprocessing = DEFAULT_PREPROCESSING.replace_set(
+        crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg
+    )
     reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error, preprocessing)
     layout = read_images(base, labels)
     if layout.skipped:

@@ -23,6 +23,7 @@ def imagenet(
     crop: Share | None = None,
     resize: Resize | None = None,
     interpolation: Interpolation | None = None,
+    reduce_jpeg: bool | None = None,
 ) -> Data:
     """ImageNet as it is distributed: the training images are trained on and are the bank, the validation images are queries.
 
@@ -30,7 +31,7 @@ def imagenet(
         root: the unpacked folder of Kaggle's ImageNet, of the original with its devkit, of Kaggle's ImageNet-100, of Tiny
             ImageNet, or one of `train` and `val` with synset folders. The classes are the synsets of the training images.
         size: pixels of the shorter side to which every image is decoded; 64 for Tiny ImageNet.
-        cache, jpeg, on_error, crop, resize, interpolation: as for `folder`.
+        cache, jpeg, on_error, crop, resize, interpolation, reduce_jpeg: as for `folder`.
 
     Raises:
         DataError: there is no such folder, or images or labels are missing in it.
@@ -61,7 +62,9 @@ def imagenet(
         jpeg,
         cache_folder(cache, "imagenet", base, size),
         on_error=on_error,
-        preprocessing=DEFAULT_PREPROCESSING.replace_set(crop, resize, interpolation),
+        preprocessing=DEFAULT_PREPROCESSING.replace_set(
+            crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg
+        ),
     )
     summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {len(classes):,} synsets"]
     protocol = f"{folders.base}: bank the training images, queries the validation images"

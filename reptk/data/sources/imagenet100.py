@@ -25,6 +25,7 @@ def imagenet100(
     crop: Share | None = None,
     resize: Resize | None = None,
     interpolation: Interpolation | None = None,
+    reduce_jpeg: bool | None = None,
 ) -> Data:
     """ImageNet-100 (the 100 classes of the CMC list): `train` is trained on and is the bank, `val` are the queries.
 
@@ -32,7 +33,7 @@ def imagenet100(
         root: an ImageNet-1k folder, of which the 100 classes are selected, or a ready ImageNet-100 folder, in any of the
             structures of `imagenet`.
         size: pixels of the shorter side to which every image is decoded.
-        cache, jpeg, on_error, crop, resize, interpolation: as for `folder`.
+        cache, jpeg, on_error, crop, resize, interpolation, reduce_jpeg: as for `folder`.
 
     Raises:
         DataError: there is no such folder, or classes are missing in it.
@@ -57,7 +58,9 @@ def imagenet100(
         jpeg,
         cache_folder(cache, "imagenet100", base, size),
         on_error=on_error,
-        preprocessing=DEFAULT_PREPROCESSING.replace_set(crop, resize, interpolation),
+        preprocessing=DEFAULT_PREPROCESSING.replace_set(
+            crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg
+        ),
     )
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
     return build_data(train, train, val, synsets, reader, protocol)

@@ -66,6 +66,7 @@ def build_data(
     If all training images are in the bank, the two are one split. Without `bank` and `query`, there is no evaluation.
     """
     preprocessing = reader.preprocessing._asdict()
+    del preprocessing["reduce_jpeg"]
     lines = tuple(summary)
     if bank is None or query is None:
         [train_split] = _splits([train], classes, reader)
