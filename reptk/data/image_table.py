@@ -4,6 +4,7 @@ A table has a column of paths, which are relative to its folder, and may have co
 splits. Headings are recognized by their usual names; a CSV file without headings has the columns path, label and id.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,10 +240,8 @@ def _has_undecoded_bytes(text: str) -> bool:
 
 
 def _exists(root: Path, path: str) -> bool:
-    try:
-        return (root / path).exists()
-    except (OSError, ValueError):  # a name that is too long, or no name at all
-        return False
+    # Several times as fast as by Path, which matters for a million rows.
+    return os.path.exists(os.path.join(root, path))  # noqa: PTH110, PTH118
 
 
 def _looks_like_image(cell: str) -> bool:

@@ -90,5 +90,5 @@ def _check_splits(listed: ImageTable) -> None:
 
 def _folder_order(path: str) -> Sequence[tuple[bool, str]]:
     """Return a sort key: the files of a folder by name, then those of its subfolders, as `scan_folder` lists them."""
-    *folders, name = Path(path).parts
+    *folders, name = os.path.normpath(path).split(os.sep)  # noqa: PTH206
     return [*((True, folder) for folder in folders), (False, name)]
