@@ -17,8 +17,17 @@ BYTE, ASCII, SHORT, LONG, RATIONAL, SIGNED_RATIONAL = 1, 2, 3, 4, 5, 10
 FORMATS = {BYTE: "B", ASCII: "B", SHORT: "H", LONG: "I", RATIONAL: "I", SIGNED_RATIONAL: "i"}
 
 
-def write_dng(path: Path, left: tuple[int, int, int], right: tuple[int, int, int], side_px: int = 64) -> Path:
-    """Write a DNG of a Bayer sensor whose halves have these values of red, green and blue, of 0 to 4095."""
+def write_dng(
+    path: Path,
+    left: tuple[int, int, int],
+    right: tuple[int, int, int],
+    side_px: int = 64,
+    neutral_red: int = 100,
+) -> Path:
+    """Write a DNG of a Bayer sensor whose halves have these values of red, green and blue, of 0 to 4095.
+
+    Gray things have `neutral_red` percent as much red as green.
+    """
     rows = []
     for y in range(side_px):
         row = []
@@ -48,7 +57,7 @@ def write_dng(path: Path, left: tuple[int, int, int], right: tuple[int, int, int
         (50708, ASCII, list(b"reptk test\0")),
         (50717, LONG, [4095]),
         (50721, SIGNED_RATIONAL, [value for numerator in matrix for value in (numerator, 10_000)]),
-        (50728, RATIONAL, [1, 1, 1, 1, 1, 1]),
+        (50728, RATIONAL, [neutral_red, 100, 1, 1, 1, 1]),
         (50778, SHORT, [21]),
     ]
     start = 8 + len(pixels)
@@ -76,6 +85,13 @@ def test_a_raw_photograph_is_developed(tmp_path: Path, jpeg: str) -> None:
     left, right = pixels[:, 16, 6].tolist(), pixels[:, 16, 26].tolist()
     assert left[0] > max(left[1:]) + 100
     assert right[2] > max(right[:2]) + 100
+
+
+@needs_rawpy
+def test_the_white_balance_is_that_of_the_camera(tmp_path: Path) -> None:
+    path = write_dng(tmp_path / "a.dng", left=(1000, 2000, 2000), right=(500, 1000, 1000), neutral_red=50)
+    red, green, blue = decode(path, 32)[:, 16, 6].tolist()
+    assert max(red, green, blue) - min(red, green, blue) <= 3
 
 
 @needs_rawpy
