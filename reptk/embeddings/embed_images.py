@@ -58,8 +58,9 @@ def embed(
 
     Args:
         encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
-        data: a folder; a table of paths, labels and ids as CSV, JSON lines or Parquet (see `reptk.data.image_table`); a
-            data set's name or its table of a recipe (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
+        data: a folder, also of Parquet files that hold the images; a table of paths, labels and ids as CSV, JSON lines or
+            Parquet (see `reptk.data.image_table`); a data set's name or its table of a recipe (`{"name": "digits", ...}`); or
+            images (n, 3, H, W) uint8.
         out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
         split: train, bank or query of a data set, or a split of a folder or a table such as test; by default every distinct
             image.

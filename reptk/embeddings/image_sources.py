@@ -157,10 +157,12 @@ def from_table(
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
     about = {"name": "table", "table": str(table), "root": str(root)}
+    summary = listed.describe()
     if split is not None:
         about["split"] = split
+        summary.append(_describe_split(split, len(rows)))
     group = ImageGroup(files, labels, ids, paths)
-    return ImageSource([group], classes, preprocessing, jpeg, about, listed.describe(), options)
+    return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
 
 
 def from_data_set(
@@ -272,11 +274,13 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
     if split in SPLITS:
         return None
     layout = read_images(base, table["labels"])
+    summary = layout.describe()
     files = layout.files
     if split is not None:
         names = [name for name, part in layout.parts.items() if layout.has_splits for _ in part]
         split_names = _matching_splits(split, names, base)
         files = [file for name in layout.parts if name in split_names for file in layout.parts[name]]
+        summary.append(_describe_split(split, len(files)))
     classes = layout.class_names(layout.files)
     if layout.kind == "folder":
         files = sorted(files, key=_path_of)
@@ -287,10 +291,14 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
     if layout.kind == "shards":
         group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files, base)))
-        return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe(), options)
+        return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe(), options)
+    return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
+
+
+def _describe_split(split: str, num_images: int) -> str:
+    return f"  embedded: {num_images:,} images of the split {split}"
 
 
 def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:

@@ -168,7 +168,9 @@ def write_split_table(folder: Path) -> Path:
     [("test", ["2.png"]), ("TEST", ["2.png"]), ("train", ["0.png"]), ("validation", ["1.png"]), ("extra", ["3.png"])],
 )
 def test_a_split_of_a_table(split: str, expected: list[str], encoder_run: Path, tmp_path: Path) -> None:
-    embeddings = reptk.embed(encoder_run, write_split_table(tmp_path), split=split)
+    lines: list[str] = []
+    embeddings = reptk.embed(encoder_run, write_split_table(tmp_path), split=split, report=lines.append)
+    assert lines[-1] == f"  embedded: 1 images of the split {split}"
     assert list(embeddings.ids) == expected
     assert embeddings.classes == ("a", "b")
     everything = reptk.embed(encoder_run, tmp_path / "t.csv")
