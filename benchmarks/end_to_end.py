@@ -122,7 +122,7 @@ def _reptk(recipe: Recipe, data: Data) -> Training:
 
     def losses() -> Iterator[Tensor]:
         for number, batch in enumerate(parts.loader.batches(0, parts.loader.steps_per_epoch)):
-            parts.scheduler.step_update(number)
+            parts.schedule.set_step(number)
             outputs = train_step(parts, parts.method, Batch(*batch), parts.step(number))
             yield outputs["loss"].detach()
 
@@ -202,11 +202,12 @@ class _PilImages(Dataset):
 
 
 def _lr_factor(recipe: Recipe, step: int, steps: int) -> float:
-    """The recipe's schedule: linear from 0 during the warm-up, then a cosine down to `final_lr_ratio`."""
+    """The recipe's schedule: a linear warm-up whose last step has the peak, then a cosine that ends at `final_lr_ratio`."""
     warmup_steps = round(recipe.optim.warmup_epochs * steps)
     if step < warmup_steps:
-        return step / warmup_steps
-    progress = (step - warmup_steps) / (steps - warmup_steps)
+        return (step + 1) / warmup_steps
+    peak_step = max(0, warmup_steps - 1)
+    progress = (step - peak_step) / (steps - 1 - peak_step)
     lowest = recipe.optim.final_lr_ratio
     return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
 

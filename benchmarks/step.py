@@ -19,6 +19,7 @@ from torch.profiler import profile
 from measuring import Seconds, median_ratio, seconds_of
 from reptk import load, rng
 from reptk.core import distributed
+from reptk.core.device import autocast
 from reptk.core.environment import git_commit, package_versions
 from reptk.data import DevicePrefetcher
 from reptk.methods import Batch
@@ -72,7 +73,7 @@ def compare(arguments: list[str], profiles: bool = False) -> float:
         training.method.views(images, rng.key("benchmark", number))
 
     def bare_backbone(number: int) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.settings.bf16):
+        with autocast(device, training.settings.precision):
             features = backbone(views)
         features.float().square().mean().backward()
         backbone.zero_grad()

@@ -103,7 +103,7 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """
     from reptk.core import distributed
     from reptk.core.console import Logger
-    from reptk.training.build import build, describe, load_data
+    from reptk.training.build import build, describe, dropped_images_note, load_data
 
     device = distributed.setup(recipe.train.device)
     logger = Logger(prints=distributed.is_main())
@@ -122,6 +122,8 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
         logger.line(f"{recipe.title}: valid, but its data cannot be used; everything else could be built")
     # The recipe's numbers, not those of the generated images.
     logger.facts(describe(recipe, parts, has_data=data_error is None))
+    if data_error is None:
+        notes = [*notes, *dropped_images_note(parts)]
     for note in notes:
         logger.line(f"note: {note}")
     distributed.cleanup()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reptk import config
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -76,15 +77,16 @@ def _run(args: argparse.Namespace) -> int:
     images = _images_of_data_set(table)
     num_unreadable = _print_check(images, args.workers, image_sources.pixel_options(table))
     data = images.data or _open(table)  # raises DataError if training cannot use it
-    num_queries = 0 if data.query is None else len(data.query)
-    print(f"  training: {len(data.train):,} images, {num_queries:,} queries ({data.protocol})")
+    images_text = format_count(len(data.train), "image")
+    queries_text = format_count(0 if data.query is None else len(data.query), "query", "queries")
+    print(f"  training: {images_text}, {queries_text} ({data.protocol})")
     max_unreadable = tolerated_unreadable(len(images.paths))
     if table.get("on_error") == "stop":
         max_unreadable = 0
     if num_unreadable > max_unreadable:
         raise DataError(
-            f"{num_unreadable:,} of {len(images.paths):,} files cannot be read, too many to skip them; repair them, or take "
-            "them out"
+            f"{num_unreadable:,} of {format_count(len(images.paths), 'file')} cannot be read, too many to skip them; repair "
+            "them, or take them out"
         )
     print("  usable")
     return 0
@@ -120,12 +122,10 @@ def _open(table: config.Table) -> "Data":
 def _images_of_data_set(table: config.Table) -> CheckedImages:
     from reptk.data.sources.folder import existing_source, read_images
     from reptk.embeddings.image_sources import distinct_splits
-    from reptk.embeddings.progress import spinner
 
     if table["name"] == "folder":
         base = existing_source(table["root"])
-        with spinner(f"listing the images in {base}"):
-            layout = read_images(base, table["labels"])
+        layout = read_images(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
             paths += [file.path for file in files]
@@ -140,7 +140,7 @@ def _images_of_data_set(table: config.Table) -> CheckedImages:
         for number, label in enumerate(labels):
             path = split.images.path(number)
             if path is None:
-                summary.append(f"  {split_name}: {len(labels):,} images that are not in files of their own")
+                summary.append(f"  {split_name}: {format_count(len(labels), 'image')} not in files of their own")
                 break
             paths.append(path)
             names.append(data.classes[label] if label >= 0 else None)
@@ -168,12 +168,13 @@ def _print_check(images: CheckedImages, workers: int | None, options: "PixelOpti
         check = check_files(images.paths, workers=workers, advance=advance, options=options)
     if not check.sizes_px:
         path, reason = check.unreadable[0]
-        raise DataError(f"none of {len(images.paths):,} files can be read; the first is {path}: {reason}")
+        raise DataError(f"none of {format_count(len(images.paths), 'file')} can be read; the first is {path}: {reason}")
     _print_sizes(check)
     _print_classes(images)
+    _print_blank(check)
     _print_duplicates(images, check)
     if check.unreadable:
-        print(f"  unreadable: {len(check.unreadable):,} files")
+        print(f"  unreadable: {format_count(len(check.unreadable), 'file')}")
         for _, reason in check.unreadable:
             print(f"    {reason}")
     return len(check.unreadable)
@@ -205,6 +206,20 @@ def _print_classes(images: CheckedImages) -> None:
         print(f"  classes of a single image, which have no positives: {len(too_small):,} ({names})")
 
 
+def _print_blank(check: "FileCheck") -> None:
+    from reptk.data.blank_images import MAX_LEVELS
+
+    if not check.blank:
+        return
+    # They are alike, which would hide the other duplicates.
+    count = format_count(len(check.blank), "image")
+    print(f"  blank: {count}, of one color up to {MAX_LEVELS} of 255 levels, and not counted as duplicates")
+    for path in check.blank[:MAX_LISTED]:
+        print(f"    {path}")
+    if len(check.blank) > MAX_LISTED:
+        print(f"    and {len(check.blank) - MAX_LISTED:,} more")
+
+
 def _print_duplicates(images: CheckedImages, check: "FileCheck") -> None:
     if not check.duplicates:
         print("  exact duplicates: none")
@@ -214,11 +229,11 @@ def _print_duplicates(images: CheckedImages, check: "FileCheck") -> None:
     num_copies = sum(len(group) - 1 for group in check.duplicates)
     num_of_classes = sum(len({class_of[path] for path in group}) > 1 for group in check.duplicates)
     num_of_splits = sum(len({split_of[path] for path in group}) > 1 for group in check.duplicates)
-    line = f"  exact duplicates: {num_copies:,} copies of {len(check.duplicates):,} images"
+    line = f"  exact duplicates: {format_count(num_copies, 'copy', 'copies')} of {format_count(len(check.duplicates), 'image')}"
     if num_of_classes:
-        line += f"; {num_of_classes:,} images are in several classes"
+        line += f"; in several classes: {format_count(num_of_classes, 'image')}"
     if num_of_splits:
-        line += f"; {num_of_splits:,} images are in several splits"
+        line += f"; in several splits: {format_count(num_of_splits, 'image')}"
     print(line)
     for group in check.duplicates[:MAX_LISTED]:
         print(f"    {group[0]} = {', '.join(str(path) for path in group[1:MAX_LISTED])}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from reptk import config
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, add_device_option, run_command, share
+from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,9 +104,11 @@ def _data_of_run(overrides: config.Table, args: argparse.Namespace) -> config.Ta
 def _print_summary(embeddings: "Embeddings", out: Path) -> None:
     dtype = str(embeddings.vectors.dtype).removeprefix("torch.")
     size_mb = out.stat().st_size / 1e6
-    line = f"{out}: {len(embeddings):,} embeddings of {embeddings.width} values ({dtype}, {size_mb:,.1f} MB)"
+    line = (
+        f"{out}: {format_count(len(embeddings), 'embedding')} of {embeddings.width} values ({dtype}, {size_mb:,.1f} MB)"
+    )
     if embeddings.classes:
-        line += f", {len(embeddings.classes)} classes"
+        line += f", {format_count(len(embeddings.classes), 'class', 'classes')}"
     print(line)
 
     encoder = embeddings.about["encoder"]

@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: what can be set here is data.*, eval.NAME.* and size")
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
-    _check_out(args.out)  # before the evaluation, which may take hours
+    _check_out(args.out, force=args.force)  # before the evaluation, which may take hours
     logger = Logger()
     if Path(args.source).suffix in EMBEDDING_SUFFIXES:
         evaluated = _evaluate_file(args, overrides, tables, logger)
@@ -175,7 +175,7 @@ def _evaluate_rows(
                 evaluators,
                 views=views,
                 device=device,
-                bf16=subject.bf16,
+                precision=subject.precision,
                 workers=workers,
                 progress=progress,
             )
@@ -230,12 +230,13 @@ def _complete(name: str, overrides: config.Table) -> config.Table:
     return config.complete(f"eval.{name}", {"name": name, **overrides})
 
 
-def _check_out(out: Path | None) -> None:
+def _check_out(out: Path | None, *, force: bool) -> None:
+    from reptk.embeddings.output_path import check_output_file
+
     if out is None:
         return
     if out.suffix == ".json":
-        if not out.parent.is_dir():
-            raise EnvironmentProblem(f"cannot write {out}: there is no folder {out.parent}")
+        check_output_file(out, force=force)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already; choose another --out")
 
@@ -279,6 +280,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="write results.json and report.html into this folder; or only the results, into a .json file",
     )
+    parser.add_argument("--force", action="store_true", help="write over --out if it is a file that exists")
     args = parser.parse_intermixed_args(arguments)
     if "=" in args.source:
         raise UsageError(f"what is to be evaluated comes first, before {args.source!r}")

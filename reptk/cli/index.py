@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.counts import format_count
 
 EXAMPLES = """examples:
   reptk index photos.safetensors --out photos.index
@@ -27,7 +28,7 @@ def _run(args: argparse.Namespace) -> int:
         quality = "exact"
     else:
         quality = f"finds {100 * built.recall:.1f} % of the exact 10 nearest"
-    count = f"{len(built):,} embeddings of {built.embeddings.width} values"
+    count = f"{format_count(len(built), 'embedding')} of {built.embeddings.width} values"
     print(f"{args.out}: {count}, {built.kind} ({quality}), {size_mb:,.1f} MB")
     print(f"  search it: reptk search {args.out} query.jpg    near duplicates: reptk search {args.out} --duplicates")
     return 0

@@ -29,7 +29,7 @@ def _run(args: argparse.Namespace) -> int:
         png_folder = args.run[0]
     logger = Logger()
     with logger.status("reading images, drawing the page"):
-        path = write(args.run, args.out, map=args.map or "pca", png=png_folder)
+        path = write(args.run, args.out, map=args.map or "pca", png=png_folder, force=args.force)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0
 
@@ -42,7 +42,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="+", type=Path, help="a run's folder, or one written by reptk evaluate --out")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder")
+    parser.add_argument(
+        "--out", type=Path, help="the page; default: report.html in the run's folder, of several runs in this folder"
+    )
+    parser.add_argument("--force", action="store_true", help="write over a page that is not the run's own")
     parser.add_argument(
         "--map", action="append", choices=("pca", "tsne", "umap"), help="a further layout of the map; repeatable"
     )

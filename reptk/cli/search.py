@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reptk.core.command_line import ESCAPED_BYTES, ArgumentParser, add_device_option, run_command
+from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from reptk.embeddings import Duplicate, Duplicates, Index, Neighbor, SearchResult
+    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult
 
 EXAMPLES = """examples:
   reptk search photos.index query.jpg
@@ -21,11 +22,11 @@ EXAMPLES = """examples:
 """
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DEFAULT_K = 10
-DEFAULT_THRESHOLD = 0.95
 # How many near duplicates are printed. The table that --out writes has all of them.
 MAX_GROUPS = 10
 MAX_IMAGES_PER_GROUP = 6
 MAX_LEAKS = 20
+MAX_BLANK = 5
 
 
 class Positionals(NamedTuple):
@@ -55,8 +56,8 @@ def _run(args: argparse.Namespace) -> int:
         html = _html_path(args.html, named.find_duplicates)
     if named.find_duplicates:
         return _find_duplicates(args, named, html)
-    if args.out is not None or args.threshold is not None:
-        raise UsageError("--out and --threshold go with --duplicates")
+    if args.out is not None or args.threshold is not None or args.no_images:
+        raise UsageError("--out, --threshold and --no-images go with --duplicates")
     if not named.queries and not args.id:
         raise UsageError(f"search {named.index} for what? An image, --id ID of one in it, or --duplicates")
     return _search(args, named, html)
@@ -132,18 +133,25 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         )
     if args.out is not None:
         check_output_file(args.out, force=args.force)
-    threshold = args.threshold
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD
     index = _open(named.index)
+    other = None
+    if named.other is not None:
+        other = _open(named.other).embeddings
+    duplicates = near_duplicates(
+        index.embeddings,
+        other,
+        threshold=args.threshold,
+        encoder=args.encoder,
+        device=args.device,
+        read_images=not args.no_images,
+    )
     if named.other is None:
-        duplicates = near_duplicates(index.embeddings, threshold=threshold)
         lines = _group_lines(duplicates)
     else:
-        duplicates = near_duplicates(index.embeddings, _open(named.other).embeddings, threshold=threshold)
         lines = _leak_lines(duplicates, named.index, named.other)
     print(_summary(index, named.index))
-    for line in lines:
+    print(f"threshold {duplicates.threshold:g}: {duplicates.measured.reason}")
+    for line in lines + _blank_lines(duplicates):
         print(line)
     if args.out is not None:
         duplicates.save(args.out)
@@ -151,7 +159,7 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
     if html is not None and duplicates.count:
         from reptk.embeddings import gallery
 
-        subtitle = f"{named.index}, similarity {threshold:g} and above"
+        subtitle = f"{named.index}, similarity {duplicates.threshold:g} and above: {duplicates.measured.reason}."
         gallery.write(html, gallery.duplicates_page(duplicates, subtitle))
         print(f"look at them: {html}")
     return 0
@@ -162,24 +170,25 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
     groups, threshold = duplicates.groups, duplicates.threshold
     if not groups:
         return [f"no two images have a similarity of {threshold:g} or more"]
-    noun = "group" if len(groups) == 1 else "groups"
     sizes = ", ".join(f"{count:,} of {size:,} images" for size, count in duplicates.count_by_size().items())
     num_removable = duplicates.count - len(groups)  # all but one of each group
-    candidates = "candidate" if num_removable == 1 else "candidates"
+    candidates = format_count(num_removable, "candidate")
+    searched = format_count(len(duplicates.first), "image")
     lines = [
-        f"{len(groups):,} {noun} of near duplicates (similarity {threshold:g} and above): {sizes}",
-        f"{num_removable:,} {candidates} for removal among {len(duplicates.first):,} images: check before deleting",
+        f"{format_count(len(groups), 'group')} of near duplicates (similarity {threshold:g} and above): {sizes}",
+        f"{candidates} for removal among {searched}: check before deleting",
         _exact_copies(duplicates) + _conflicts(duplicates, "groups with images of different labels"),
     ]
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
         lines.append(f"group {number}: {len(group):,} images")
         for duplicate in group[:MAX_IMAGES_PER_GROUP]:
             label = _printable(duplicate.label)
-            lines.append(f"  {duplicate.similarity:.3f}  {label}  {_location(duplicate)}{_copy_note(duplicate)}")
+            similarity = duplicates.format_similarity(duplicate.similarity)
+            lines.append(f"  {similarity}  {label}  {_location(duplicate)}{_copy_note(duplicate, duplicates.first)}")
         if len(group) > MAX_IMAGES_PER_GROUP:
             lines.append(f"  and {len(group) - MAX_IMAGES_PER_GROUP:,} more")
     if len(groups) > MAX_GROUPS:
-        lines.append(f"and {len(groups) - MAX_GROUPS:,} more groups")
+        lines.append(f"and {format_count(len(groups) - MAX_GROUPS, 'more group')}")
     return lines
 
 
@@ -188,15 +197,19 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
     first, leaks, threshold = duplicates.first, duplicates.leaks, duplicates.threshold
     total = len(duplicates.second or ())
     if not leaks:
-        return [f"none of {total:,} images of {other} has a near duplicate in {index} ({threshold:g} and above)"]
+        return [
+            f"none of {format_count(total, 'image')} of {other} has a near duplicate in {index} ({threshold:g} and above)"
+        ]
+    verb = "has" if len(leaks) == 1 else "have"
+    searched = format_count(total, "image")
     lines = [
-        f"{len(leaks):,} of {total:,} images of {other} have a near duplicate in {index} (similarity {threshold:g} and "
-        "above)",
+        f"{len(leaks):,} of {searched} of {other} {verb} a near duplicate in {index} (similarity {threshold:g} and above)",
         _exact_copies(duplicates) + _conflicts(duplicates, f"images whose label in {index} is another"),
     ]
     for leak in leaks[:MAX_LEAKS]:
         nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
-        lines.append(f"  {leak.similarity:.3f}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak)}")
+        similarity = duplicates.format_similarity(leak.similarity)
+        lines.append(f"  {similarity}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak, first)}")
     if len(leaks) > MAX_LEAKS:
         lines.append(f"and {len(leaks) - MAX_LEAKS:,} more")
     return lines
@@ -213,16 +226,30 @@ def _exact_copies(duplicates: "Duplicates") -> str:
     """Tell exact copies from images that are only similar."""
     same_bytes = duplicates.count_copies("bytes")
     same_pixels = duplicates.count_copies("pixels")
-    similar = duplicates.count - same_bytes - same_pixels
+    turned = duplicates.count_turned()
+    similar = duplicates.count - same_bytes - same_pixels - turned
     return (
-        f"{same_bytes:,} hold the same bytes as another, {same_pixels:,} the same pixels, {similar:,} are only similar"
+        f"{same_bytes:,} hold the same bytes as another, {same_pixels:,} the same pixels, {turned:,} are turned or mirrored, "
+        f"{similar:,} are only similar"
     )
 
 
-def _copy_note(duplicate: "Duplicate") -> str:
-    if not duplicate.copy:
+def _copy_note(duplicate: "Duplicate", originals: "Embeddings") -> str:
+    text = duplicate.describe_copy(originals)
+    if not text:
         return ""
-    return f"  (the same {duplicate.copy})"
+    return f"  ({_printable(text)})"
+
+
+def _blank_lines(duplicates: "Duplicates") -> list[str]:
+    """Return a line on blank images, which are no duplicates of each other; none if there are no such images."""
+    if not duplicates.blank:
+        return []
+    images = duplicates.searched
+    names = [_printable(_short_path(images.file(row)) or images.ids[row]) for row in duplicates.blank[:MAX_BLANK]]
+    if len(duplicates.blank) > MAX_BLANK:
+        names.append("...")
+    return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {', '.join(names)}"]
 
 
 def _open(path: str) -> "Index":
@@ -250,7 +277,7 @@ def _open(path: str) -> "Index":
 
 def _summary(index: "Index", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
-    line = f"{path}: {len(index):,} images"
+    line = f"{path}: {format_count(len(index), 'image')}"
     encoder = index.embeddings.about.get("encoder", {})
     if "backbone" in encoder:  # embeddings of other programs do not name theirs
         line += f", by {encoder['backbone']}"
@@ -311,7 +338,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="near duplicates in it, or between it and another set",
     )
     parser.add_argument(
-        "--threshold", type=float, help=f"the similarity from which images are duplicates; default: {DEFAULT_THRESHOLD}"
+        "--threshold",
+        type=float,
+        help="the similarity from which images are duplicates; default: measured for the encoder and the images",
+    )
+    parser.add_argument(
+        "--no-images",
+        action="store_true",
+        help="with --duplicates: do not read all images, which finds blank, turned and mirrored ones",
     )
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")

@@ -10,6 +10,7 @@ from reptk.data.resize import Preprocessing
 from reptk.embeddings.embedder import Embedder, recipe_of
 
 if TYPE_CHECKING:
+    from reptk.core.device import Precision
     from reptk.models.encoder import Encoder
 
 
@@ -22,7 +23,7 @@ class Subject:
         encoder: that is evaluated.
         untrained: the same architecture with initial weights, a baseline; None if there is nothing to compare with.
         recipe: of the run that the encoder comes from; empty if it is not from a run.
-        bf16: whether it encodes in bfloat16.
+        precision: in which it encodes.
         has_weights: whether its backbone had trained weights before any training by reptk.
     """
 
@@ -30,7 +31,7 @@ class Subject:
     encoder: "Encoder"
     untrained: "Encoder | None"
     recipe: config.Table
-    bf16: bool
+    precision: "Precision"
     has_weights: bool
 
     def complete_data(self, table: config.Table) -> config.Table:
@@ -74,7 +75,7 @@ def open_subject(
         # As in training: if nothing was pretrained, these are the weights with which the run began.
         with rng.seeded(recipe.get("seed", 0), "initial weights"):
             untrained = Encoder(**embedder.encoder.config)
-    return Subject(source, embedder.encoder, untrained, recipe, embedder.bf16, embedder.started_from_weights)
+    return Subject(source, embedder.encoder, untrained, recipe, embedder.precision, embedder.started_from_weights)
 
 
 def data_table(source: str, overrides: config.Table) -> config.Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reptk import config
 from reptk.cli.contact_sheet import Column, RowLabel, describe_size, draw, drawable
 from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _facts(recipe: config.Recipe, data: "Data", shown: "DisplayedViews", step: i
     """Return what is written above the images: the data, the views and the step."""
     classes = "no labels"
     if data.classes:
-        classes = f"{len(data.classes)} classes"
+        classes = f"{format_count(len(data.classes), 'class', 'classes')}"
     size = describe_size(shown.images)
     views = recipe.views["name"]
     arguments = []
@@ -88,9 +89,9 @@ def _facts(recipe: config.Recipe, data: "Data", shown: "DisplayedViews", step: i
             arguments.append(f"{key} {_describe(value)}")
     if arguments:
         views = f"{views}: {', '.join(arguments)}"
-    batch = f"the first {len(shown.images)} of {recipe.train.batch_size:,} images"
+    batch = f"the first {len(shown.images)} of {format_count(recipe.train.batch_size, 'image')}"
     return [
-        ("data", f"{recipe.data['name']}: {len(data.train):,} training images, {size}, {classes}"),
+        ("data", f"{recipe.data['name']}: {format_count(len(data.train), 'training image')}, {size}, {classes}"),
         ("views", views),
         ("step", f"{step} of {shown.num_steps:,}, seed {recipe.seed}: {batch}"),
     ]

@@ -4,6 +4,7 @@
 positives are still those of supcon_digits. A comparison of two losses has to know.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from reptk.core.errors import UsageError
 
 ENCODER_KEYS = ("stem", "head_layers", "head_width", "head_out", "head_norm", "drop_path", "weights")
 """What `encoder.backbone` leaves as it is."""
+
+SCALED_LINEARLY = ("sgd", "nesterov", "momentum", "sgdw", "nesterovw", "lars", "nlars", "larc", "nlarc")
+"""Optimizers whose learning rate is usually scaled with the batch size (Goyal et al. 2017, arXiv 1706.02677)."""
+
+SCALED_BY_SQUARE_ROOT = ("adam", "adamw", "nadam", "nadamw", "radam", "radamw", "lamb", "lambc")
+"""Optimizers whose learning rate is usually scaled with its square root (You et al. 2020, arXiv 1904.00962)."""
 
 
 def override_notes(name_or_path: str | Path, overrides: Sequence[str], recipe: Recipe) -> list[str]:
@@ -38,6 +45,7 @@ def override_notes(name_or_path: str | Path, overrides: Sequence[str], recipe: R
         notes += _shipped_recipe_note(recipe)
     notes += _same_loss_note(recipe)
     notes += _warmup_note(original, recipe, keys)
+    notes += _batch_size_note(original, recipe, keys)
     return notes
 
 
@@ -135,6 +143,28 @@ def _warmup_note(original: Table, recipe: Recipe, keys: set[str]) -> list[str]:
     return [
         f"train.epochs={recipe.train.epochs} instead of {original['train']['epochs']}: the warm-up is shortened in proportion, "
         f"from {before:g} to {after:g} epochs"
+    ]
+
+
+def _batch_size_note(original: Table, recipe: Recipe, keys: set[str]) -> list[str]:
+    """Say that another batch size leaves the learning rate as it is, and what the usual rule would make of it."""
+    before = _section(original, "train").get("batch_size")
+    after = recipe.train.batch_size
+    # With another optimizer, the recipe's learning rate is no reference.
+    is_lr_chosen = bool(keys & {"optim", "optim.lr", "optim.name"})
+    if is_lr_chosen or not isinstance(before, int) or before == after:
+        return []
+    optimizer, lr = recipe.optim.name, recipe.optim.lr
+    ratio = after / before
+    if optimizer in SCALED_LINEARLY:
+        rule, scaled_lr = "linear", lr * ratio
+    elif optimizer in SCALED_BY_SQUARE_ROOT:
+        rule, scaled_lr = "square-root", lr * math.sqrt(ratio)
+    else:
+        return []
+    return [
+        f"train.batch_size={after} instead of {before}: optim.lr stays {lr:g}; by the {rule} rule, usual for {optimizer}, it "
+        f"would be optim.lr={scaled_lr:.3g}"
     ]
 
 

@@ -64,8 +64,8 @@ class OptimSection(Section):
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
-    warmup_lr: float = Field(0.0, ge=0)
-    final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the cosine ends at lr times this")
+    warmup_lr: float = Field(0.0, ge=0, description="from which the warm-up rises; its last step has lr")
+    final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
 
 
 class TrainSection(Section):
@@ -79,8 +79,8 @@ class TrainSection(Section):
     micro_batch_norm: Literal["refuse", "freeze", "approximate"] = Field(
         "refuse", description="BatchNorm in micro-batches: an error; running statistics; each its own statistics"
     )
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="of the encoder; auto: bf16 where the device multiplies it, else fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32", description="of the encoder; auto: bf16 where the device multiplies it, fp16 on older GPUs, else fp32"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")

@@ -1,4 +1,4 @@
-"""The output of a run: a progress bar on a terminal, a line per epoch elsewhere, and the file metrics.jsonl."""
+"""The output of a run: a progress bar on a terminal, a line per epoch and minute elsewhere, and the file metrics.jsonl."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from reptk.core.files import json_text, write_text
 from reptk.core.metric_names import display_name
+from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
 
 UNKNOWN_STEP = 1 << 62
 """Step of a line of metrics.jsonl that cannot be read, so that resuming drops it."""
@@ -103,37 +104,70 @@ class Logger:
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Show a spinner with this text on a terminal while the block runs."""
-        if self.prints and self.console.is_terminal:
+        """Show a spinner with this text while the block runs; off a terminal, print a line a minute."""
+        if not self.prints:
+            yield
+        elif self.console.is_terminal:
             with self.console.status(Text(text)):
                 yield
         else:
-            yield
+            with lines_while_running(text, self.line):
+                yield
 
     @contextmanager
-    def count(self, text: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Show a progress bar on a terminal; yield a function to call with the number of further items that are done."""
-        if not (self.prints and self.console.is_terminal):
+    def count(self, text: str, total: int, unit: str = "images", *, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show a progress bar, off a terminal a line a minute; yield a function that takes how many further items are done.
+
+        Args:
+            text: what is done.
+            total: number of items.
+            unit: what they are.
+            done: how many are done at the beginning.
+        """
+        if not self.prints:
             yield lambda count: None
+            return
+        if not self.console.is_terminal:
+            lines = ProgressLines(self.line)
+            lines.begin(done)
+
+            def report(count: int) -> None:
+                nonlocal done
+                done += count
+                lines.report(text, done, total, unit)
+
+            yield report
             return
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit)]
         with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
-            task = bar.add_task(text, total=total)
+            task = bar.add_task(text, total=total, completed=done)
             yield lambda count: bar.advance(task, count)
 
     @contextmanager
     def stages(self, text: str) -> Iterator[Callable[[str, int, int], None]]:
-        """Show a progress bar on a terminal; yield a function to call with a stage, how much of it is done, and of how much.
+        """Show a progress bar, off a terminal a line a minute; yield a function of a stage, how much is done, and of how much.
 
         A bar begins anew with every stage; until the first there is a spinner.
         """
-        if not (self.prints and self.console.is_terminal):
+        if not self.prints:
             yield lambda stage, done, total: None
+            return
+        last_stage = None
+        if not self.console.is_terminal:
+            lines = ProgressLines(self.line)
+
+            def report(stage: str, done: int, total: int) -> None:
+                nonlocal last_stage
+                if (stage, total) != last_stage:
+                    lines.begin(done)
+                    last_stage = stage, total
+                lines.report(f"{text}: {stage}", done, total)
+
+            yield report
             return
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
         with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
             task = bar.add_task(text, total=None)
-            last_stage = None
 
             def show(stage: str, done: int, total: int) -> None:
                 nonlocal last_stage
@@ -161,7 +195,7 @@ class Logger:
 
 
 class EpochProgress:
-    """Progress over all epochs: a bar on a terminal, a line at the end of each epoch elsewhere."""
+    """Progress over all epochs: a bar on a terminal; elsewhere a line at the end of each epoch, and a line a minute."""
 
     def __init__(
         self, logger: Logger, bar: Progress | None, epochs: int, steps_per_epoch: int, first_step: int
@@ -173,15 +207,20 @@ class EpochProgress:
         self.suffix = ""
         """Text at the end of the line, e.g. the last evaluation's kNN."""
         self.task = None
+        self._lines = ProgressLines(logger.line)
         if bar is not None:
             self.task = bar.add_task("", total=epochs * steps_per_epoch, completed=first_step, numbers="")
 
     def step(self, step: int, loss: float, views_per_second: float, seconds_left: float) -> None:
         """Report that `step` steps are done."""
-        if self.bar is None or self.task is None:
-            return
         epoch = min(step // self.steps_per_epoch + 1, self.epochs)
         numbers = _format_numbers(loss, views_per_second, seconds_left, self.suffix)
+        if self.bar is None or self.task is None:
+            # The line of the epoch says how far its last step is.
+            if step % self.steps_per_epoch and self._lines.is_due():
+                of_epoch = f"step {step % self.steps_per_epoch:,}/{self.steps_per_epoch:,}"
+                self.logger.line(f"epoch {epoch}/{self.epochs}  {of_epoch}  {numbers}")
+            return
         self.bar.update(self.task, completed=step, description=f"epoch {epoch}/{self.epochs}", numbers=numbers)
 
     def epoch(self, epoch: int, loss: float, views_per_second: float, seconds_left: float) -> None:
@@ -189,15 +228,17 @@ class EpochProgress:
         if self.bar is None:
             numbers = _format_numbers(loss, views_per_second, seconds_left, self.suffix)
             self.logger.line(f"epoch {epoch}/{self.epochs}  {numbers}")
+            self._lines.line_was_printed()
 
-
-def format_duration(seconds: float) -> str:
-    """Return minutes and seconds, or hours, minutes and seconds: `0:41`, `12:05`, `3:02:11`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minute:02}:{second:02}"
-    return f"{minute}:{second:02}"
+    @contextmanager
+    def stages(self, text: str) -> Iterator[Callable[[str, int, int], None]]:
+        """As `Logger.stages`, for work between two epochs; on a terminal, where the bar stays, nothing is shown."""
+        if self.bar is not None:
+            yield lambda stage, done, total: None
+            return
+        with self.logger.stages(text) as report:
+            yield report
+        self._lines.line_was_printed()
 
 
 def _format_numbers(loss: float, views_per_second: float, seconds_left: float, suffix: str) -> str:

@@ -1,8 +1,17 @@
-"""The device on which a process computes."""
+"""The device on which a process computes, and the precision."""
+
+from typing import Literal
 
 import torch
 
 from reptk.core.errors import EnvironmentProblem, UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+FIRST_WITH_TENSOR_CORES = (7, 0)
+"""Compute capability of Volta, the first GPUs that multiply float16 faster than float32."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -32,15 +41,27 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether an encoder runs in bfloat16 (autocast) on a device.
+def choose_precision(precision: str, device: torch.device) -> Precision:
+    """Return the precision in which an encoder runs on a device.
 
     Args:
-        precision: "fp32", "bf16", or "auto": bfloat16 where the device has instructions for its products. A GPU before
-            Ampere, and a CPU without AMX, compute them no faster than in float32.
+        precision: "fp32", "bf16", "fp16", or "auto": the half precision whose products the device has instructions for. That is
+            bfloat16 on a GPU since Ampere and on a CPU with AMX, float16 on Volta and Turing (V100, T4), which have no
+            bfloat16; elsewhere neither is faster than float32.
     """
     if precision != "auto":
-        return precision == "bf16"
+        return precision
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        if torch.cuda.get_device_capability(device) >= FIRST_WITH_TENSOR_CORES:
+            return "fp16"
+    elif device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: torch.device | str, precision: Precision) -> torch.autocast:
+    """Return the context in which an encoder runs in a precision; for "fp32" it changes nothing."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)

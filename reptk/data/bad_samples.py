@@ -9,6 +9,7 @@ import torch
 
 from reptk.core import distributed
 from reptk.core.console import Logger
+from reptk.core.counts import format_count
 from reptk.core.csv_cells import escape_formula
 from reptk.core.files import write_text
 from reptk.data.protocol import Data, Split
@@ -58,8 +59,7 @@ class BadSamples:
             where = f", listed in {self.folder / FILE}"
             if distributed.is_main():
                 write_text(self.folder / FILE, self._table())
-        count = "1 image" if len(new) == 1 else f"{len(new):,} images"
-        self.logger.line(f"skipped {count} that cannot be read{where}:")
+        self.logger.line(f"skipped {format_count(len(new), 'image')} that cannot be read{where}:")
         for reason in new[:MAX_PRINTED]:
             self.logger.line(f"  {reason}")
         if len(new) > MAX_PRINTED:

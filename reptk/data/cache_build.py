@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reptk.core import files
+from reptk.core.console import Logger
+from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
 from reptk.data.protocol import WritableImages
 from reptk.data.resize import Interpolation, Pixels, Resize
@@ -141,7 +142,10 @@ def _write_images(cache: CacheFiles, images: PictureFiles, workers: int) -> None
     earlier = _EarlierCaches(cache)
     num_to_decode = sum(key not in earlier.location_of for key in cache.keys[num_done:].tolist())
     if not sys.stderr.isatty():
-        print(f"decoding {num_to_decode:,} of {num_images:,} images once, into {cache.folder}", file=sys.stderr)
+        print(
+            f"decoding {num_to_decode:,} of {format_count(num_images, 'image')} once, into {cache.folder}",
+            file=sys.stderr,
+        )
 
     # Blocks of consecutive images, so that the records written so far are those of a prefix.
     blocks = []
@@ -161,7 +165,7 @@ def _write_images(cache: CacheFiles, images: PictureFiles, workers: int) -> None
         record_file.seek(num_done * RECORD.itemsize)
         pixel_file.truncate(done_bytes)
         pixel_file.seek(done_bytes)
-        for block, pictures in _with_progress_bar(_read_ahead(read, blocks, workers), num_images, num_done):
+        for block, pictures in _with_progress(_read_ahead(read, blocks, workers), num_images, num_done):
             # Pixels first: a record promises that its pixels are on disk.
             for picture in pictures:
                 pixel_file.write(np.ascontiguousarray(picture))
@@ -309,17 +313,15 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _with_progress_bar(
+def _with_progress(
     blocks: Iterable[tuple[range, list[Pixels]]], num_images: int, num_done: int
 ) -> Iterator[tuple[range, list[Pixels]]]:
-    """Pass blocks of images through, with a progress bar on standard error if that is a terminal."""
-    columns = (TextColumn("decoding once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=num_images, completed=num_done)
+    """Pass blocks of images through, and show on standard error how many have passed."""
+    logger = Logger(console=Console(stderr=True))
+    with logger.count("decoding once", num_images, done=num_done) as advance:
         for block, pictures in blocks:
             yield block, pictures
-            progress.advance(task, len(block))
+            advance(len(block))
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

@@ -97,7 +97,7 @@ class PixelOptions:
 DEFAULT_OPTIONS = PixelOptions()
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image.
 
     Attributes:
@@ -159,7 +159,7 @@ def decode_picture(
     interpolation: Interpolation = "bilinear",
     reduce_jpeg: bool = True,
     name: str | None = None,
-) -> Picture:
+) -> DecodedImage:
     """Decode an image, by default with its proportions.
 
     The EXIF orientation is applied, colors are converted to sRGB by the file's ICC profile, 16-bit gray is scaled to 8 bits,
@@ -236,7 +236,7 @@ def _decode_bytes(
     resize: Resize,
     interpolation: Interpolation,
     reduce_jpeg: bool,
-) -> Picture:
+) -> DecodedImage:
     smallest_px = size if reduce_jpeg else UNREDUCED * size
     with open_image(content, options.max_pixels) as image:
         file_size_px, mode = image.size, image.mode
@@ -249,7 +249,7 @@ def _decode_bytes(
                     # A profile of gray images is for a single channel.
                     resized = Image.fromarray(pixels).convert(mode)
                     pixels = np.asarray(to_srgb(resized, image.info["icc_profile"]).convert("RGB"))
-                return Picture(pixels, file_size_px, mode)
+                return DecodedImage(pixels, file_size_px, mode)
         image.draft(
             "RGB", (smallest_px, smallest_px)
         )  # JPEG alone: decode at a fraction of the size if that is large enough
@@ -259,7 +259,7 @@ def _decode_bytes(
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
         pixels = resize_picture(to_rgb(upright, options), size, resize, interpolation)
-        return Picture(pixels, file_size_px, mode)
+        return DecodedImage(pixels, file_size_px, mode)
 
 
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

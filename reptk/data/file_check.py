@@ -1,4 +1,4 @@
-"""Read every image file once: its size and mode, whether it can be decoded, and which files hold the same bytes."""
+"""Read every image file once: size and mode, whether it can be decoded and is blank, and which files hold the same bytes."""
 
 import hashlib
 import warnings
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import DataError
+from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture
 from reptk.data.parquet_shards import ShardRow
 
@@ -25,6 +26,7 @@ class CheckedFile(NamedTuple):
     digest: bytes
     size_px: tuple[int, int] = (0, 0)
     mode: str = ""
+    is_blank: bool = False
     error: str = ""
 
 
@@ -36,12 +38,14 @@ class FileCheck:
         sizes_px: width and height of each image that can be read.
         modes: how many images have each of Pillow's modes.
         unreadable: files that cannot be read as images, and why.
-        duplicates: groups of files that hold the same bytes, in the order of the files.
+        blank: files whose pixels all have one color, see `reptk.data.blank_images`.
+        duplicates: groups of other files that hold the same bytes, in the order of the files.
     """
 
     sizes_px: list[tuple[int, int]] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     unreadable: list[tuple[Path | ShardRow, str]] = field(default_factory=list)
+    blank: list[Path | ShardRow] = field(default_factory=list)
     duplicates: list[list[Path | ShardRow]] = field(default_factory=list)
 
 
@@ -77,7 +81,9 @@ def _collect(
         else:
             check.sizes_px.append(checked.size_px)
             check.modes[checked.mode] += 1
-        if checked.digest:
+        if checked.is_blank:
+            check.blank.append(path)
+        elif checked.digest:
             first = first_of.setdefault(checked.digest, number)
             if first != number:
                 copies.setdefault(first, [paths[first]]).append(path)
@@ -110,6 +116,7 @@ def _read(path: Path | ShardRow, options: PixelOptions) -> CheckedFile:
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
         picture = decode_picture(content, DECODE_PX, "pillow", options=options, name=str(path))
-        return CheckedFile(digest, picture.file_size_px, picture.mode)
+        blank = may_be_blank(picture.pixels) and is_blank(content, options)
+        return CheckedFile(digest, picture.file_size_px, picture.mode, blank)
     except DataError as error:
         return CheckedFile(digest, error=str(error))

@@ -8,6 +8,10 @@ classes, whatever they are called. If all classes hold the same splits and nothi
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
+from reptk.core.console import Logger
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.folder_scan import FolderScan, scan_folder
 from reptk.data.image_layout import (
@@ -38,7 +42,7 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
         DataError: no images, or `labels` is "folders" and there is no class folder.
     """
     if scan is None:
-        scan = scan_folder(base)
+        scan = list_images(base)
     if not scan.images:
         raise DataError(f"no images in {base.resolve()} (data.root); {scan.describe_content()}")
     by_folder: dict[str, list[Path]] = {}
@@ -76,6 +80,12 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
         skipped=skipped,
         empty_splits=tuple(name for name in scan.subfolders if name not in parts),
     )
+
+
+def list_images(base: Path) -> FolderScan:
+    """Return what is below a folder; on a terminal, say that it takes a while."""
+    with Logger(console=Console(stderr=True)).status(f"listing the images in {base}"):
+        return scan_folder(base)
 
 
 def _parts_by_split(base: Path, by_folder: dict[str, list[Path]]) -> dict[str, list[LabeledFile]]:
@@ -151,13 +161,15 @@ def _notes(
     max_parts = len(scan.base.parts) + has_splits + 2
     num_deep = sum(len(path.parts) > max_parts for path in scan.images)
     if num_deep and has_classes:
-        notes.append(f"{num_deep:,} images lie in folders within those of the classes, and belong to these classes")
+        notes.append(
+            f"in folders within those of the classes: {format_count(num_deep, 'image')}, which belong to these classes"
+        )
     num_pairs = _count_raw_pairs(scan.images)
     if num_pairs:
-        notes.append(f"{num_pairs:,} raw photographs lie next to an image of the same name; both are read")
+        notes.append(f"next to an image of the same name: {format_count(num_pairs, 'raw photograph')}; both are read")
     num_parquet = scan.other_files[".parquet"]
     if num_parquet:
-        notes.append(f"{num_parquet:,} .parquet files are not read, because there are image files")
+        notes.append(f"not read, because there are image files: {format_count(num_parquet, '.parquet file')}")
     if has_splits:
         return notes
     # One folder in the name of a split among others is more likely a class.

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reptk.core.counts import format_count
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.split_names import is_split_name
@@ -50,16 +51,16 @@ class FolderScan:
         """Return a phrase for each kind of skipped files, with its count and the way out."""
         phrases = []
         for extension, count in sorted(self.unsupported.items()):
-            phrases.append(f"{count:,} {extension} files, {_way_out(extension)}")
+            phrases.append(f"{format_count(count, f'{extension} file')}, {_way_out(extension)}")
         if self.num_empty:
-            phrases.append(f"{self.num_empty:,} empty files")
+            phrases.append(format_count(self.num_empty, "empty file"))
         if self.num_broken_links:
-            phrases.append(f"{self.num_broken_links:,} broken links")
+            phrases.append(format_count(self.num_broken_links, "broken link"))
         if self.unreadable_folders:
             names = ", ".join(str(path) for path in self.unreadable_folders[:MAX_LISTED_FOLDERS])
             if len(self.unreadable_folders) > MAX_LISTED_FOLDERS:
                 names += ", ..."
-            phrases.append(f"{len(self.unreadable_folders):,} folders that cannot be opened: {names}")
+            phrases.append(f"{format_count(len(self.unreadable_folders), 'folder')} that cannot be opened: {names}")
         return phrases
 
     def describe_content(self) -> str:

@@ -15,6 +15,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.cache import DecodedCache, default_folder, file_key, row_key
 from reptk.data.decode import (
@@ -183,8 +184,8 @@ class ImageFiles(WritableImages):
         # Sorted, since threads note them in any order.
         first = "\n  ".join(self._reasons[number] for number in sorted(self._reasons)[:5])
         raise DataError(
-            f"more than {self.max_unreadable:,} images cannot be read, too many to skip them: repair them, or take them out. "
-            f"reptk check-data lists all. The first:\n  {first}"
+            f"more than {format_count(self.max_unreadable, 'image')} cannot be read, too many to skip them: repair them, or "
+            f"take them out. reptk check-data lists all. The first:\n  {first}"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
 
+from reptk.core.counts import format_count
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.split_names import split_role
 
@@ -77,9 +78,9 @@ class ImageLayout:
         """Return a table, in a few lines, of what is read and what is skipped."""
         files = self.files
         classes = self.class_names(files)
-        line = f"{self.base}: {len(files):,} images"
+        line = f"{self.base}: {format_count(len(files), 'image')}"
         if classes:
-            line += f", {len(classes):,} classes{describe_class_sizes(files)}"
+            line += f", {format_count(len(classes), 'class', 'classes')}{describe_class_sizes(files)}"
         else:
             line += ", no labels"
         lines = [line]
@@ -116,10 +117,10 @@ def describe_class_sizes(files: Sequence[LabeledFile]) -> str:
     [(largest, most), *_] = sizes.most_common()
     smallest = min(sizes, key=lambda name: (sizes[name], name))
     if sizes[smallest] == most:
-        text = f" of {most:,} images each"
+        text = f" of {format_count(most, 'image')} each"
     else:
         text = f" of {sizes[smallest]:,} ({smallest}) to {most:,} ({largest}) images, median {median(sizes.values()):g}"
     num_unlabeled = len(files) - sizes.total()
     if num_unlabeled:
-        text += f"; {num_unlabeled:,} images without a class"
+        text += f"; {format_count(num_unlabeled, 'image')} without a class"
     return text

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.image_layout import ImageLayout, LabeledFile
@@ -71,7 +72,7 @@ class ImageTable:
         root = self.file.absolute().parent
         missing = [row.path for row in self.rows if not _exists(root, row.path)]
         if missing:
-            lines.append(f"  {len(missing):,} files are missing, the first: {root / missing[0]}")
+            lines.append(f"  missing: {format_count(len(missing), 'file')}, the first: {root / missing[0]}")
         return lines
 
 
@@ -193,7 +194,7 @@ def _check_paths(table: Path, rows: Sequence[ImageRow], lines: Sequence[TableRow
         if not row.path or "\0" in row.path:  # no file name holds a zero byte
             without_path.append(line.number)
     if without_path:
-        count = f"{len(without_path):,} rows without a path"
+        count = f"{format_count(len(without_path), 'row')} without a path"
         raise DataError(
             f"{table} has {count}, the first on line {without_path[0]}; fill them in, or take the lines out"
         )

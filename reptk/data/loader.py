@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.prefetch import prefetch
 from reptk.data.protocol import Images, Split
@@ -33,6 +34,10 @@ class Loader:
         device: where the batches will be used.
         whole_pictures: squash pictures that are not square, and add their aspect ratios to the batches; by default their
             center squares are used.
+
+    Attributes:
+        steps_per_epoch: global batches.
+        dropped_per_epoch: images of the remainder, others in every epoch.
 
     Raises:
         DataError: the split has fewer images than one batch.
@@ -68,6 +73,7 @@ class Loader:
         self.workers = workers
         self.device = device
         self.steps_per_epoch = len(split) // batch_size
+        self.dropped_per_epoch = len(split) % batch_size
 
     def batches(self, first_step: int, last_step: int) -> Iterator[LoadedBatch]:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
@@ -149,10 +155,9 @@ def check_num_images(split: Split, batch_size: int) -> None:
     num_images = len(split)
     if num_images >= batch_size:
         return
+    images = format_count(num_images, "training image")
     if num_images < 2:
-        raise DataError(f"{num_images} training images; a batch needs at least 2")
+        raise DataError(f"{images}; a batch needs at least 2")
     # The largest power of two that leaves an epoch more than one batch.
     fitting = max(2, 2 ** (num_images.bit_length() - 2))
-    raise DataError(
-        f"{num_images} training images, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}"
-    )
+    raise DataError(f"{images}, but train.batch_size is {batch_size}; use e.g. train.batch_size={fitting}")

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.image_layout import LOOSE, ImageLayout, LabeledFile, Labels, with_labels_as_set, without_labels
 from reptk.data.image_table import sorted_class_names
@@ -87,7 +88,9 @@ def read_shard_layout(base: Path, labels: Labels) -> ImageLayout:
         name = split_of[path] if has_splits else LOOSE
         parts.setdefault(name, []).extend(files)
     class_order: tuple[str, ...] = ()
-    details = [f"  {len(paths):,} Parquet files, {shards.num_groups:,} row groups, images in {shards.image_column}"]
+    files_text = format_count(len(paths), "Parquet file")
+    groups_text = format_count(shards.num_groups, "row group")
+    details = [f"  {files_text}, {groups_text}, images in {shards.image_column}"]
     details += [f"  note: {note}" for note in _missing_shards(split_of)]
     if column is not None:
         class_order = column.class_order or sorted_class_names(column.names)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.image_layout import LOOSE, ImageLayout, LabeledFile, Labels, with_labels_as_set, without_labels
 from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
@@ -29,7 +30,7 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
     numbers = _distinct_rows(listed)
     details = list(listed.details())
     if len(numbers) < len(listed.rows):
-        details.append(f"  {len(listed.rows) - len(numbers):,} rows repeat an image, which is read once")
+        details.append(f"  repeated: {format_count(len(listed.rows) - len(numbers), 'row')}; each image is read once")
     _check_splits(listed)
     roles = {split_role(row.split) for row in listed.rows if row.split}
     has_splits = bool(roles - {UNLABELED})

@@ -1,10 +1,11 @@
 """Vectors of images in files, and images found by them: `reptk.embed`, `reptk.index`, `reptk.search`."""
 
 from reptk.embeddings.build_index import index
-from reptk.embeddings.duplicates import Duplicate, Duplicates, near_duplicates
+from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embed_images import embed
 from reptk.embeddings.embedder import Embedder
 from reptk.embeddings.evaluating import evaluate_embeddings
+from reptk.embeddings.find_duplicates import near_duplicates
 from reptk.embeddings.search_images import Neighbor, SearchResult, search
 from reptk.embeddings.similarity_index import Index
 from reptk.embeddings.store import Embeddings

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import environment
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, NumericalError, ReptkError, UsageError
 from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
@@ -274,7 +275,9 @@ def _embed_blocks(
                         yield _row_block(group, row_numbers, vectors)
     if count == 0:
         reasons = "\n  ".join(skipped.reasons)
-        raise DataError(f"none of {len(source):,} images can be embedded; the first of them:\n  {reasons}")
+        raise DataError(
+            f"none of {format_count(len(source), 'image')} can be embedded; the first of them:\n  {reasons}"
+        )
     # The header of a file is written after the last block, so this is part of it.
     header.about["seconds"] = round(time.perf_counter() - start, 3)
     if earlier is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from reptk import config
 from reptk.core import rng
-from reptk.core.device import choose_device, uses_bf16
+from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
 from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
@@ -34,7 +35,7 @@ class Embedder:
         decode_px: side in pixels of the center square that files are decoded to; None for images that come decoded.
         preprocessing: what happens to images before they are encoded.
         jpeg: which library decodes JPEG.
-        bf16: whether the encoder runs in bfloat16, as evaluation runs it for a run that was trained so.
+        precision: in which the encoder runs: as evaluation runs it, that of the run's training.
         device: of the encoder.
     """
 
@@ -44,7 +45,7 @@ class Embedder:
     decode_px: int | None = None
     preprocessing: Preprocessing = WHOLE_SQUARES
     jpeg: Jpeg = "auto"
-    bf16: bool = False
+    precision: Precision = "fp32"
     device: torch.device | str = "cpu"
     options: PixelOptions = DEFAULT_OPTIONS
 
@@ -88,8 +89,13 @@ class Embedder:
                 origin["weights"] = absolute_source(weights)
             precision = "fp32"
         torch_device = choose_device(device)
-        bf16 = uses_bf16(precision, torch_device)
-        return cls(opened.to(torch_device), origin, fingerprint(opened), bf16=bf16, device=torch_device)
+        return cls(
+            opened.to(torch_device),
+            origin,
+            fingerprint(opened),
+            precision=choose_precision(precision, torch_device),
+            device=torch_device,
+        )
 
     @classmethod
     def reopen(
@@ -125,8 +131,8 @@ class Embedder:
             )
         embedder.decode_px = preprocessing.get("decoded_px")
         embedder.preprocessing = _recorded_preprocessing(preprocessing)
-        embedder.bf16 = bool(preprocessing.get("bf16"))
-        embedder.options = _recorded_options(preprocessing)
+        embedder.precision = _recorded_precision(preprocessing)
+        embedder.options = recorded_options(preprocessing)
         if str(preprocessing.get("decoded_by")).startswith("simplejpeg"):
             embedder.jpeg = "auto"
             _warn_without_simplejpeg()
@@ -160,8 +166,8 @@ class Embedder:
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """Return the vectors (b, F) float32 of images (b, 3, H, W) uint8, on the CPU."""
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
-            crop, resize, interpolation, _ = self.preprocessing
+        crop, resize, interpolation, _ = self.preprocessing
+        with autocast(self.device, self.precision):
             return self.encoder.embed(images, crop, resize, interpolation).float().cpu()
 
     def embed_file(self, path: Path) -> Tensor:
@@ -172,9 +178,20 @@ class Embedder:
         """
         if not path.is_file():
             raise DataError(f"no image {path}")
+        vector = self.embed_images(self.decode_image(path)[None])[0]
+        if not vector.isfinite().all():
+            raise DataError(f"{path} gets an embedding that is not finite")
+        return vector
+
+    def decode_image(self, source: Path | bytes) -> Tensor:
+        """Return an image file, or the bytes of one, as `embed_images` takes it: (3, H, W) uint8.
+
+        Raises:
+            DataError: it cannot be read as an image.
+        """
         decode_px = self.decode_px or self.preprocessing.decode_px(self.encoder.config["size"])
-        image = decode(
-            path,
+        return decode(
+            source,
             decode_px,
             self.jpeg,
             self.options,
@@ -184,10 +201,6 @@ class Embedder:
             crop_px=self.encoder.config["size"],
             border_color=self.encoder.border_color,
         )
-        vector = self.embed_images(image[None])[0]
-        if not vector.isfinite().all():
-            raise DataError(f"{path} gets an embedding that is not finite")
-        return vector
 
     @property
     def started_from_weights(self) -> bool:
@@ -211,7 +224,7 @@ class Embedder:
     @property
     def is_untrained(self) -> bool:
         """Whether it is a timm backbone with random weights."""
-        return "backbone" in self.origin and not self.origin["weights"] and not self.origin["pretrained"]
+        return has_random_weights(self.origin)
 
     @property
     def width(self) -> int:
@@ -237,12 +250,12 @@ class Embedder:
             "size_px": self.encoder.config["size"],
             "mean": self.encoder.mean.flatten().tolist(),
             "std": self.encoder.std.flatten().tolist(),
-            "bf16": self.bf16,
+            "precision": self.precision,
         }
         return {"encoder": encoder_record, "preprocessing": preprocessing}
 
 
-def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
+def recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
     """Return how the pixels of unusual files were decoded; embeddings of earlier versions have the defaults."""
     try:
         return PixelOptions(
@@ -253,6 +266,21 @@ def _recorded_options(preprocessing: dict[str, Any]) -> PixelOptions:
         raise DataError(
             f"the record of the embeddings' preprocessing is damaged: {cause}; embed the images again"
         ) from cause
+
+
+def has_random_weights(origin: Mapping[str, Any]) -> bool:
+    """Return whether an encoder of this origin, see `Embedder`, is a timm backbone with random weights."""
+    return "backbone" in origin and not origin.get("weights") and not origin.get("pretrained")
+
+
+def _recorded_precision(preprocessing: dict[str, Any]) -> Precision:
+    """Return the precision of the encoder; embeddings of earlier versions say whether it was bfloat16."""
+    precision = preprocessing.get("precision")
+    if precision in AUTOCAST_DTYPES:
+        return precision
+    if preprocessing.get("bf16"):
+        return "bf16"
+    return "fp32"
 
 
 def _recorded_preprocessing(record: dict[str, Any]) -> Preprocessing:

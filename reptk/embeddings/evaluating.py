@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data import Data, Split
 from reptk.embeddings.store import Embeddings
@@ -74,13 +75,13 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
     _check_labels("the bank has", bank)
     bank_split = Split(bank.vectors, bank.labels)
     if queries is None:
-        protocol = f"{len(bank):,} embeddings, each a query in turn and left out of the bank"
+        protocol = f"{format_count(len(bank), 'embedding')}, each a query in turn and left out of the bank"
         return Data(bank_split, bank_split, bank_split, _class_names(bank), protocol)
     _check_labels("the queries have", queries)
     bank.check_comparable(queries)
     _warn_of_shared_ids(bank, queries)
     query_split = Split(queries.vectors, _bank_labels(bank, queries))
-    protocol = f"bank {len(bank):,} embeddings, queries {len(queries):,} others"
+    protocol = f"bank {format_count(len(bank), 'embedding')}, queries {len(queries):,} others"
     return Data(bank_split, bank_split, query_split, _class_names(bank), protocol)
 
 
@@ -92,7 +93,8 @@ def _normalized(vectors: Tensor) -> NormalizedFeatures:
     zeros = (norm[:, 0] == 0).nonzero()[:, 0]
     if len(zeros):
         raise DataError(
-            f"{len(zeros)} embeddings are all zeros, which have no direction; first numbers: {zeros[:5].tolist()}"
+            f"{format_count(len(zeros), 'embedding')} of zeros alone, which have no direction; first numbers: "
+            f"{zeros[:5].tolist()}"
         )
     # The norm of a stored unit vector is off by the rounding of its type.
     is_unit = (norm - 1).abs().max() < 4 * torch.finfo(vectors.dtype).eps
@@ -114,8 +116,8 @@ def _warn_of_shared_ids(bank: Embeddings, queries: Embeddings) -> None:
     shared = sum(name in query_ids for name in bank.ids)
     if shared:
         warnings.warn(
-            f"{shared:,} of {len(queries):,} queries have the id of an image in the bank; if they are the same images, each "
-            "finds itself. Evaluate one file alone to leave each out in turn",
+            f"{shared:,} of {format_count(len(queries), 'query', 'queries')} share an id with an image in the bank; if they "
+            "are the same images, each finds itself. Evaluate one file alone to leave each out in turn",
             stacklevel=4,
         )
 

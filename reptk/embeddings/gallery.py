@@ -6,13 +6,13 @@ This file prepares what the page shows; `reptk/report/templates/embeddings.html.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.search_images import Neighbor, SearchResult
 from reptk.embeddings.store import Embeddings
-from reptk.report.formatting import format_count
 from reptk.report.templating import render
 
 GENERATOR = "reptk search"
@@ -68,13 +68,15 @@ def duplicates_page(duplicates: Duplicates, about: str) -> str:
         second_images = EmbeddingImages(duplicates.second)
     groups = []
     for number, members in enumerate(duplicates.groups[:MAX_GROUPS], 1):
-        groups.append(_duplicates_group(number, members, first_images))
+        groups.append(_duplicates_group(number, members, duplicates, first_images))
     for leak in duplicates.leaks[:MAX_GROUPS]:
-        groups.append(_leak_group(leak, duplicates.first, first_images, second_images))
+        groups.append(_leak_group(leak, duplicates, first_images, second_images))
     num_found = len(duplicates.groups) + len(duplicates.leaks)
     if len(groups) < num_found:
         about += f" The first {len(groups)} are shown."
-    return _render(f"{duplicates.count:,} near duplicates", about, groups)
+    if duplicates.blank:
+        groups.append(_blank_group(duplicates))
+    return _render(format_count(duplicates.count, "near duplicate"), about, groups)
 
 
 def check(path: Path) -> None:
@@ -119,21 +121,36 @@ def _result_group(result: SearchResult, embeddings: Embeddings, images: Embeddin
     return CardGroup(result.query, cards, is_ranked=True)
 
 
-def _duplicates_group(number: int, members: list[Duplicate], images: EmbeddingImages) -> CardGroup:
-    cards = [_member_card(member, images.data_uri(member.row)) for member in members[:MAX_MEMBERS]]
+def _duplicates_group(
+    number: int, members: list[Duplicate], duplicates: Duplicates, images: EmbeddingImages
+) -> CardGroup:
+    cards = []
+    for member in members[:MAX_MEMBERS]:
+        cards.append(_member_card(member, duplicates, images.data_uri(member.row)))
     remark = ""
     if len(members) > MAX_MEMBERS:
         remark = f"and {len(members) - MAX_MEMBERS:,} more"
     return CardGroup(f"Group {number}: {len(members):,} images", cards, remark=remark)
 
 
+def _blank_group(duplicates: Duplicates) -> CardGroup:
+    """Return the names of blank images, which nobody has to see."""
+    images = duplicates.searched
+    names = [images.ids[row] for row in duplicates.blank[:MAX_MEMBERS]]
+    if len(duplicates.blank) > MAX_MEMBERS:
+        names.append("...")
+    heading = format_count(len(duplicates.blank), "blank image")
+    return CardGroup(heading, [], remark=", ".join(names))
+
+
 def _leak_group(
-    leak: Duplicate, first: Embeddings, first_images: EmbeddingImages, second_images: EmbeddingImages
+    leak: Duplicate, duplicates: Duplicates, first_images: EmbeddingImages, second_images: EmbeddingImages
 ) -> CardGroup:
     """Return an image of the second set next to its near duplicate in the first."""
+    first = duplicates.first
     title = f"in the index: {first.ids[leak.nearest]}"
     nearest = Card(first_images.data_uri(leak.nearest), title, title, _lines(first.class_of(leak.nearest)))
-    return CardGroup("", [_member_card(leak, second_images.data_uri(leak.row)), nearest])
+    return CardGroup("", [_member_card(leak, duplicates, second_images.data_uri(leak.row)), nearest])
 
 
 def _neighbor_card(neighbor: Neighbor, picture: str) -> Card:
@@ -141,9 +158,9 @@ def _neighbor_card(neighbor: Neighbor, picture: str) -> Card:
     return Card(picture, neighbor.id or title, title, _lines(neighbor.label, neighbor.id), neighbor.note)
 
 
-def _member_card(member: Duplicate, picture: str) -> Card:
-    note = f"the same {member.copy}" if member.copy else ""
-    title = f"{member.similarity:.3f}"
+def _member_card(member: Duplicate, duplicates: Duplicates, picture: str) -> Card:
+    note = member.describe_copy(duplicates.first)
+    title = duplicates.format_similarity(member.similarity)
     return Card(picture, member.id or title, title, _lines(member.label, member.id), note)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reptk import config
 from reptk.config.registry import DATASETS, unknown
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
@@ -298,7 +299,7 @@ def _from_folder_or_table(table: config.Table, jpeg: Jpeg, split: str | None) ->
 
 
 def _describe_split(split: str, num_images: int) -> str:
-    return f"  embedded: {num_images:,} images of the split {split}"
+    return f"  embedded: {format_count(num_images, 'image')} of the split {split}"
 
 
 def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:
@@ -343,7 +344,7 @@ def _matching_splits(split: str, names: Sequence[str], place: Path) -> set[str]:
     if same_role:
         return same_role
     if counts:
-        listed = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items()))
+        listed = ", ".join(f"{name} ({format_count(count, 'image')})" for name, count in sorted(counts.items()))
         raise DataError(f"{place} has no split {split!r}; its splits are {listed}")
     raise DataError(
         f"{place} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"

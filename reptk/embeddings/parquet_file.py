@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import atomic_write
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
@@ -256,7 +257,7 @@ def _vectors(column: Any, count: int) -> Tensor:
     import pyarrow.compute
 
     if column.null_count:
-        raise ValueError(f"{column.null_count} rows have no vector")
+        raise ValueError(f"no vector in {format_count(column.null_count, 'row')}")
     widths = pyarrow.compute.list_value_length(column).unique()
     if len(widths) != 1:
         raise ValueError("its vectors differ in length")

@@ -1,4 +1,4 @@
-"""Progress of long work on a terminal's standard error, so that standard output can be piped."""
+"""Progress of long work on standard error, so that standard output can be piped: a bar, off a terminal a line a minute."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,10 +9,10 @@ from reptk.core.console import Logger
 
 
 def spinner(text: str) -> AbstractContextManager[None]:
-    """Show `text` with a spinner while the block runs, for work whose progress cannot be measured."""
+    """Show `text` while the block runs, for work whose progress cannot be measured."""
     return Logger(console=Console(stderr=True)).status(text)
 
 
 def progress(text: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Show `text` with a bar; yields a function to call with the number of further items that are done."""
+    """Show `text` and how much is done; yields a function to call with the number of further items that are done."""
     return Logger(console=Console(stderr=True)).count(text, total, "")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.embeddings.embeddings_file import check_output, embeddings_file, existing_file
 from reptk.embeddings.layout import Header, RowBlock, StoredColumns, rows_per_block
@@ -58,7 +59,7 @@ class Embeddings:
             if count != len(self.vectors):
                 wrong.append(f"{count:,} {name}")
         if wrong:
-            raise ValueError(f"{len(self.vectors):,} vectors but {', '.join(wrong)}")
+            raise ValueError(f"{format_count(len(self.vectors), 'vector')} but {', '.join(wrong)}")
 
     def __len__(self) -> int:
         return len(self.vectors)

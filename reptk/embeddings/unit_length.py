@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.embeddings.layout import RowBlock
 from reptk.embeddings.store import Embeddings
@@ -57,8 +58,8 @@ class UnitLengthNormalizer:
             if len(ids) > MAX_LISTED_IDS:
                 listed += " ..."
             raise DataError(
-                f"{len(ids):,} of {self.count:,} embeddings of {name} {problem}: {listed}. Leave them out, or embed those "
-                "images again"
+                f"{len(ids):,} of {format_count(self.count, 'embedding')} of {name} {problem}: {listed}. Leave them "
+                "out, or embed those images again"
             )
 
 

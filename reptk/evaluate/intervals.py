@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.counts import format_count
 
 NUM_DRAWS = 1000
 """Bootstrap resamples."""
@@ -77,7 +78,8 @@ def gains(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dict[s
         if isinstance(value, QueryMean) and isinstance(other, QueryMean):
             if value.values.shape != other.values.shape:
                 raise ValueError(
-                    f"{name}: {len(value.values)} queries here, {len(other.values)} there; a gain is of the same queries"
+                    f"{name}: {format_count(len(value.values), 'query', 'queries')} here, {len(other.values)} there; a gain is "
+                    "of the same queries"
                 )
             shared[name] = value
     by_name: dict[str, Gain] = {}

@@ -33,7 +33,7 @@ class EvalResult:
 class Evaluator(Protocol):
     """A callable that measures features. Any callable with this signature is one; the other members have defaults.
 
-    The same features and data give the same result, whatever torch's random state. An evaluator does not change its input.
+    The same features and data give the same result, whatever the global random states. An evaluator does not change its input.
     """
 
     needs_labels: bool = True

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reptk import config
 from reptk.config.registry import EVALUATORS, with_defaults
+from reptk.core.device import Precision, autocast
 from reptk.core.errors import DataError, NonFiniteValues, NumericalError, UsageError
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
@@ -67,7 +68,7 @@ def evaluate_encoder(
     *,
     views: DrawViews | None = None,
     device: torch.device | str = "cpu",
-    bf16: bool = False,
+    precision: Precision = "fp32",
     workers: int = 0,
     progress: Progress | None = None,
     during_training: bool = False,
@@ -80,14 +81,14 @@ def evaluate_encoder(
         evaluators: called one after the other with the same features.
         views: random views, for evaluators that use them.
         device: where to encode.
-        bf16: whether to encode in bfloat16 (autocast).
+        precision: in which to encode (autocast).
         workers: threads that decode images.
         progress: called with the stage ("encoding", "searching"), how many images or queries are done, and of how many.
         during_training: see `run_evaluators`.
     """
 
     def embed(images: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             return encoder.features(images)
 
     features = ImageFeatures(

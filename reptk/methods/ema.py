@@ -28,5 +28,10 @@ def update_momentum_copy(target: nn.Module, source: nn.Module, momentum: float) 
 
 
 def cosine_momentum(step: Step, base: float) -> float:
-    """Return a momentum that rises from `base` to 1 along half a cosine over the run (BYOL, arXiv 2006.07733, appendix)."""
-    return 1 - (1 - base) * (math.cos(math.pi * step.progress) + 1) / 2
+    """Return a momentum that rises along half a cosine from `base` in the first step to 1 in the last.
+
+    Source: BYOL, arXiv 2006.07733, section 3.3, whose k/K of step k out of K is here k/(K-1), so that the last step has 1.
+    """
+    last_step = max(1, step.total - 1)
+    progress = step.number / last_step
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

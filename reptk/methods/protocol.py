@@ -80,8 +80,9 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one rank's batch.
 
-        Called once per step, inside autocast if the recipe trains in bf16. On several ranks gradients are averaged, as DDP
-        does: either return the mean over this rank's images, or gather embeddings and return the loss of the global batch.
+        Called once per step, inside autocast if the recipe trains in half precision. On several ranks gradients are averaged,
+        as DDP does: either return the mean over this rank's images, or gather embeddings and return the loss of the global
+        batch.
 
         Returns:
             `"loss"`, a scalar, and optionally
@@ -93,7 +94,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, step: Step) -> None:
-        """Update moving averages, queues or centers after the optimizer's step, without gradients. By default, do nothing."""
+        """Update moving averages, queues or centers after the optimizer's step, without gradients. By default, do nothing.
+
+        In float16 it is also called after a step that changed no weights, because its gradients had overflowed.
+        """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters to train, as groups for `torch.optim`.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.core.errors import NonFiniteValues
 from reptk.core.numba_jit import load_kernels
 from reptk.core.threads import parallel_for
@@ -36,7 +37,9 @@ def check_vectors(name: str, rows: Tensor) -> VectorStats:
     not_finite = (~norms.isfinite()).nonzero()[:, 0]
     if len(not_finite):
         first = not_finite[:5].tolist()
-        raise NonFiniteValues(f"{len(not_finite)} of {len(rows)} rows of {name} hold NaN or infinity, first {first}")
+        raise NonFiniteValues(
+            f"{len(not_finite)} of {format_count(len(rows), 'row')} of {name} hold NaN or infinity, first {first}"
+        )
     zeros = (norms == 0).nonzero()[:, 0]
     max_norm = float(norms.max()) if len(norms) else 0.0
     return VectorStats(max_norm, len(zeros), zeros[:5].tolist())
@@ -54,7 +57,7 @@ def warn_of_zeros(name: str, count: int, stats: VectorStats) -> None:
     """Warn if rows are all zeros: every row is equally similar to them, so row numbers alone rank their neighbors."""
     if stats.zero_count:
         warnings.warn(
-            f"{stats.zero_count} of {count} rows of {name} are all zeros, first {stats.first_zeros}; "
+            f"{stats.zero_count} of {format_count(count, 'row')} of {name} are all zeros, first {stats.first_zeros}; "
             "all rows are equally similar to them",
             stacklevel=3,
         )

@@ -68,13 +68,6 @@ def format_position(value: float) -> str:
     return f"{100 * min(max(value, 0), 1):.2f}%"
 
 
-def format_count(count: int, noun: str, plural: str = "") -> str:
-    """Return `1 image` or `2 images`; `plural` for a noun whose plural is not formed by an s."""
-    if count == 1:
-        return f"{count:,} {noun}"
-    return f"{count:,} {plural or noun + 's'}"
-
-
 def class_name(classes: Sequence[str], label: int) -> str:
     """Return the name of a class; "no label" for -1, and the label itself for a class without a name."""
     if label < 0:

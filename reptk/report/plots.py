@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from reptk.core import rng
+from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
 from reptk.report.formatting import class_name
 from reptk.report.layouts import map_positions
@@ -173,7 +174,7 @@ def _draw_points(run: Run, title: str, axes: "Axes") -> None:
     order = torch.randperm(len(positions), generator=rng.generator("report", "map", len(positions))).numpy()
     colors = [_class_color(label) for label in run.predictions.labels[order].tolist()]
     axes.scatter(positions[order, 0], positions[order, 1], s=4, c=colors, linewidths=0, alpha=0.7)
-    axes.set_title(f"{title}: PCA of {len(positions):,} queries")
+    axes.set_title(f"{title}: PCA of {format_count(len(positions), 'query', 'queries')}")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reptk import config
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.evaluate.predictions import Predictions
 from reptk.evaluate.verdict import UNTRAINED
@@ -223,7 +224,7 @@ def _read_log(path: Path) -> list[Table]:
         if row:
             rows.append(row)
     if lines and not rows:
-        raise DataError(f"{path} is damaged: none of its {len(lines)} lines is a JSON object")
+        raise DataError(f"{path} is damaged: none of its {format_count(len(lines), 'line')} is a JSON object")
     return rows
 
 

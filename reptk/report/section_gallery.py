@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.counts import format_count
 from reptk.core.metric_names import display_name
 from reptk.evaluate.predictions import Predictions
 from reptk.report.embedded_images import EmbeddedImages, Picture
-from reptk.report.formatting import class_name, format_count, format_number, format_percent
+from reptk.report.formatting import class_name, format_percent
 from reptk.report.run_files import Run
 from reptk.report.run_images import RunImages
 
@@ -146,10 +147,10 @@ def _note(predictions: Predictions) -> str:
     note = "Each query and its nearest images, with their cosine similarity."
     if not bool((predictions.labels >= 0).any()):
         return note
-    num_neighbors = format_number(predictions.neighbors.shape[1])
+    num_neighbors = format_count(predictions.neighbors.shape[1], "neighbor")
     return (
         f"{note} A tick: of the query's class; a cross: of another. "
-        f"The answer is the vote of {display_name(predictions.vote)}; {num_neighbors} neighbors are stored."
+        f"The answer is the vote of {display_name(predictions.vote)}; stored: {num_neighbors}."
     )
 
 

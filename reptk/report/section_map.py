@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from reptk.core.counts import format_count
 from reptk.evaluate.predictions import Predictions
-from reptk.report.formatting import class_name, format_count, format_percent
+from reptk.report.formatting import class_name, format_percent
 from reptk.report.layouts import TITLES, map_positions, principal_components, quantize
 from reptk.report.run_files import Run
 from reptk.report.run_images import RunImages

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reptk.report.formatting import format_count
+from reptk.core.counts import format_count
 from reptk.report.recipe_diff import differing_keys, format_value, recipe_values, shipped_recipe
 from reptk.report.run_files import Run
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.data import Data
 from reptk.report.layouts import check_layouts
@@ -22,6 +22,7 @@ def write(
     map: str | Sequence[str] = "pca",
     png: str | Path | None = None,
     data: Data | None = None,
+    force: bool = False,
 ) -> Path:
     """Write one self-contained HTML page about one run, or about several next to each other.
 
@@ -31,12 +32,13 @@ def write(
         map: layouts of the map besides PCA, which is always included: "tsne", "umap", or several.
         png: a folder for the plots as PNG files (curves, map, confusions), drawn by matplotlib.
         data: the first run's data set, if it is open already.
+        force: write over a page that exists. The page in the folder of its run is written again in any case.
 
     Returns:
         The path of the page.
 
     Raises:
-        UsageError: a folder without a run, or no such layout.
+        UsageError: a folder without a run, no such layout, or the page exists and `force` is not set.
         DataError: a file of a run is damaged.
         EnvironmentProblem: the page cannot be written, or a package is missing.
     """
@@ -49,7 +51,7 @@ def write(
         folders = [folders]
     paths = [Path(folder) for folder in folders]
     runs = read_runs(paths)
-    path = _page_path(paths, out)
+    path = _page_path(paths, out, force)
     datasets = OpenedDatasets()
     if data is not None:
         datasets.add(runs[0], data)
@@ -64,7 +66,7 @@ def write(
     return path
 
 
-def _page_path(folders: Sequence[Path], out: str | Path | None) -> Path:
+def _page_path(folders: Sequence[Path], out: str | Path | None, force: bool) -> Path:
     if out is not None:
         path = Path(out)
     elif len(folders) == 1:
@@ -73,4 +75,8 @@ def _page_path(folders: Sequence[Path], out: str | Path | None) -> Path:
         path = Path(FILE)
     if path.is_dir():
         raise EnvironmentProblem(f"cannot write {path}: it is a folder. Name a file, e.g. {path / FILE}")
+    # A run has one page, which is a function of its files. Any other file may be something else.
+    is_page_of_run = len(folders) == 1 and path == folders[0] / FILE
+    if path.exists() and not (is_page_of_run or force):
+        raise UsageError(f"{path} exists. Choose another --out, or write over it: --force")
     return path

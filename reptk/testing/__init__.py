@@ -4,7 +4,7 @@
     check_loss(MyLoss)
 
 A check tries every requirement of its kind (`LOSS_REQUIREMENTS`, ...) and raises a single AssertionError with one line for each
-that is violated. It needs no test runner and leaves torch's random state as it was.
+that is violated. It needs no test runner and leaves the random states as they were.
 """
 
 from reptk.testing.dataset_checks import DATASET_REQUIREMENTS, check_dataset

@@ -175,6 +175,6 @@ DATASET_REQUIREMENTS = (
     Requirement("an image depends on its number alone", _depends_on_order),
     Requirement("several threads may fetch at once", _not_thread_safe),
     Requirement("is_gray and fetch_into agree with fetch", _wrong_optional_members),
-    Requirement("torch's random state is left as it was", _moves_global_rng),
+    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
 )
 """What a data set must do."""

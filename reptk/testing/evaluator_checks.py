@@ -89,7 +89,7 @@ EVALUATOR_REQUIREMENTS = (
     Requirement(
         "the same features and data give the same metrics, whatever the random state", _depends_on_random_state
     ),
-    Requirement("torch's random state is left as it was", _moves_global_rng),
+    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
     Requirement("the same split as bank and query (leave one out) gives such a result", _fails_leave_one_out),
     Requirement(
         "with needs_labels = False, data without labels, bank and query give such a result", _fails_without_labels

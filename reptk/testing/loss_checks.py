@@ -2,16 +2,23 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from reptk.core import rng
-from reptk.testing.requirements import Requirement, check_requirements, qualified_name
+from reptk.config.registry import with_defaults
+from reptk.core import distributed, rng
+from reptk.losses import Loss, local_rows
+from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved, qualified_name
+from reptk.testing.simulated_ranks import run_on_ranks
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+WORLD_SIZE = 2
+"""Ranks that are simulated."""
 
 
 def check_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -> None:
@@ -225,6 +232,43 @@ def _not_repeatable(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     return None
 
 
+def _changed_by_ranks(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    """Divide the batch among two ranks, gather it as `Contrastive` does, and average the gradient as DDP does."""
+    num_rows = len(z) // WORLD_SIZE * WORLD_SIZE  # all ranks have the same number of rows
+    z, ids = z[:num_rows], ids[:num_rows]
+    expected, expected_gradient = _value_and_gradient(loss, z, ids)
+    count = num_rows // WORLD_SIZE
+
+    def value_and_gradient_on(loss: LossFunction, rank: int) -> tuple[Tensor, Tensor]:
+        rows = slice(rank * count, (rank + 1) * count)
+        computes_local_rows = with_defaults(loss, Loss).computes_local_rows
+        of_this_rank = nullcontext()
+        if computes_local_rows:
+            of_this_rank = local_rows(rows.start, count)
+
+        def gathered_loss(z: Tensor, ids: Tensor) -> Tensor:
+            z = distributed.all_gather(z, replicated_loss=computes_local_rows)
+            with of_this_rank:
+                return loss(z, distributed.all_gather(ids))
+
+        return _value_and_gradient(gathered_loss, z[rows], ids[rows])
+
+    gradients = []
+    for rank, (value, gradient) in enumerate(run_on_ranks(loss, value_and_gradient_on, world_size=WORLD_SIZE)):
+        observed = _difference(value, expected)
+        if observed:
+            return f"on rank {rank} {observed}; it must not gather rows itself, nor use the number of ranks"
+        # DDP takes the mean over ranks, where the gradient of the global batch is the sum over its rows.
+        gradients.append(gradient / WORLD_SIZE)
+    if not torch.allclose(torch.cat(gradients), expected_gradient, rtol=1e-7, atol=1e-7):
+        return "the gradient is another"
+    return None
+
+
+def _moves_global_rng(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
+    return global_rng_moved(lambda: _value_and_gradient(loss, z, ids))
+
+
 LOSS_REQUIREMENTS = (
     Requirement("the value is a finite scalar, attached to the graph", _not_a_scalar),
     Requirement("the gradient is that of finite differences in float64", _wrong_gradient),
@@ -245,5 +289,10 @@ LOSS_REQUIREMENTS = (
     Requirement("the length of a row does not matter", _changed_by_length),
     Requirement("the input is not written to", _writes_to_input),
     Requirement("the same input gives the same value and gradient", _not_repeatable),
+    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
+    Requirement(
+        "on two ranks, of which each passes the rows of both, value and gradient are those of one process",
+        _changed_by_ranks,
+    ),
 )
 """What a loss must do, in the order in which it is tried."""

@@ -14,7 +14,8 @@ from reptk.losses import SimCLR
 from reptk.methods import Batch, Method, Step
 from reptk.models.encoder import Encoder
 from reptk.testing.requirements import Requirement, check_requirements
-from reptk.views.sets import crop_flip
+from reptk.views import Views
+from reptk.views.sets import crop_flip, simclr_small
 
 SIZE_PX = 16
 BATCH_SIZE = 6
@@ -57,10 +58,12 @@ class _MethodBuilder:
         self.backbone = backbone
         self.arguments = arguments
 
-    def build(self, seed: int = 0) -> Method:
+    def build(self, seed: int = 0, views: Views | None = None) -> Method:
+        if views is None:
+            views = crop_flip(count=2, size=SIZE_PX)
         with rng.seeded("check_method", seed):
             encoder = Encoder(self.backbone, size=SIZE_PX, head_width=32, head_out=16)
-            parts = {"encoder": encoder, "views": crop_flip(count=2, size=SIZE_PX), "loss": self.loss}
+            parts = {"encoder": encoder, "views": views, "loss": self.loss}
             # As `Registry.build` does for a recipe.
             parameters = inspect.signature(self.factory).parameters
             supplied = {name: parts[name] for name in METHODS.supplied if name in parameters}
@@ -199,9 +202,11 @@ def _ignores_aspect_ratios(factory: Any, builder: _MethodBuilder) -> str | None:
     if not builder.build().uses_aspect_ratios:
         return None
     losses = []
+    # Views whose crops depend on the proportions.
+    views = simclr_small(count=2, size=SIZE_PX)
     for aspect_ratio in (0.5, 2.0):
         batch = _batch(0)._replace(aspect_ratios=torch.full((BATCH_SIZE,), aspect_ratio))
-        losses.append(_forward(builder.build(), 0, batch)["loss"])
+        losses.append(_forward(builder.build(views=views), 0, batch)["loss"])
     if torch.equal(*losses):
         return "other aspect ratios gave the same loss; draw the views by batch.draw_views(self.views, step.key)"
     return None

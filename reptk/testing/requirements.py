@@ -1,9 +1,12 @@
 """A check tries a list of requirements on a part, and raises all violations in one AssertionError."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +42,11 @@ def check_requirements(
         AssertionError: one line for each violated requirement.
     """
     violations = []
-    for statement, violation in requirements:
-        observed = _try(violation, part, inputs)
-        if observed is not None:
-            violations.append(f"{statement}, but {observed}")
+    with _restored_random_states():
+        for statement, violation in requirements:
+            observed = _try(violation, part, inputs)
+            if observed is not None:
+                violations.append(f"{statement}, but {observed}")
     if violations:
         raise AssertionError(
             f"{name or qualified_name(part)} violates {len(violations)} of {len(requirements)} requirements of {kind}:\n"
@@ -50,14 +54,37 @@ def check_requirements(
         )
 
 
+@contextmanager
+def _restored_random_states() -> Iterator[None]:
+    """Restore the states of NumPy and Python after the block; those of torch are restored by `rng.seeded`."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
 def global_rng_moved(call: Callable[[], Any]) -> str | None:
-    """Return a violation if a call draws from torch's global random stream."""
+    """Return a violation if a call draws from a global random stream, or seeds it: torch's, NumPy's or Python's."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    moved = []
     with rng.seeded("a state to compare with"):
-        before = torch.get_rng_state()
+        torch_state = torch.get_rng_state()
         call()
-        if not torch.equal(torch.get_rng_state(), before):
-            return "it has moved"
-    return None
+        if not torch.equal(torch.get_rng_state(), torch_state):
+            moved.append("torch's")
+    if not _are_equal(np.random.get_state(), numpy_state):
+        moved.append("NumPy's")
+    if random.getstate() != python_state:
+        moved.append("Python's")
+    if not moved:
+        return None
+    return f"it moves {' and '.join(moved)}: draw from a generator of its own, e.g. reptk.rng.generator(seed)"
+
+
+def _are_equal(state: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(np.array_equal(part, other_part) for part, other_part in zip(state, other, strict=True))
 
 
 def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any]) -> str | None:

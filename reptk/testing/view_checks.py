@@ -157,7 +157,7 @@ VIEWS_REQUIREMENTS = (
     Requirement("(B, 3, H, W) uint8 gives (V, B, 3, size, size) floats in 0..1", _wrong_shape_or_range),
     Requirement("the same images and key give the same views, whatever the random state", _depends_on_random_state),
     Requirement("autocast does not change them", _changed_by_autocast),
-    Requirement("torch's random state is left as it was", _moves_global_rng),
+    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
     Requirement("the images are not written to", _writes_to_images),
     Requirement("aspect ratios of 1 give what none give", _square_aspect_ratios_differ),
     Requirement("two ranks with shard(rank, 2) draw what one draws for the whole batch", _shards_differ),

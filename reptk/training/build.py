@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from reptk.config import Recipe, Table
@@ -15,7 +14,8 @@ from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
-from reptk.core.device import uses_bf16
+from reptk.core.counts import format_count
+from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader, check_num_images
 from reptk.data.folder_scan import SkippedFiles
@@ -24,11 +24,15 @@ from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.encoder import Encoder, eval_mode
 from reptk.models.preprocessing import with_preprocessing
 from reptk.training.health import input_bound_advice
-from reptk.training.optim import create_optimizer, create_scheduler
+from reptk.training.loss_scaling import ScaledOptimizer
+from reptk.training.optim import Schedule, create_optimizer
 from reptk.views import ViewPipeline, Views
 
 DEFAULT_SIZE_PX = 224
 DEFAULT_VIEW_COUNT = 2
+
+MANY_DROPPED = 0.1
+"""Share of the training images which an epoch may leave out without a hint at another batch size."""
 
 
 class Settings(NamedTuple):
@@ -49,7 +53,7 @@ class Settings(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     views_per_step: int
-    bf16: bool
+    precision: Precision
     clip_norm: float
     lr: float
     loss_name: str
@@ -76,7 +80,8 @@ class Parts:
     loader: Loader
     method: Method
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
+    scaled_optimizer: ScaledOptimizer
+    schedule: Schedule
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
     evaluation_views: Views
@@ -149,6 +154,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         device=device,
         whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), evaluation_views),
     )
+    precision = choose_precision(train.precision, device)
     total_steps = train.epochs * loader.steps_per_epoch
     optim = recipe.optim
     optimizer = create_optimizer(
@@ -159,8 +165,9 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         momentum=optim.momentum,
         decay_all=optim.decay_all,
         undecayed=_undecayed_parameters(method),
+        fused=precision != "fp16",
     )
-    scheduler = create_scheduler(
+    schedule = Schedule(
         optimizer,
         kind=optim.schedule,
         steps=total_steps,
@@ -176,7 +183,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=total_steps,
         views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
-        bf16=uses_bf16(train.precision, device),
+        precision=precision,
         clip_norm=train.clip_norm,
         lr=optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
@@ -195,7 +202,8 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         loader=loader,
         method=method,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scaled_optimizer=ScaledOptimizer(optimizer, precision, device),
+        schedule=schedule,
         evaluators=evaluators,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
@@ -261,18 +269,42 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     ranks = distributed.world_size()
     batch = f"batch {train.batch_size} (1 rank)"
     if ranks > 1:
-        batch = f"batch {train.batch_size} ({ranks} ranks)"
+        batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
-    precision = train.precision
-    if precision == "auto":
-        precision = "bf16 (auto)" if parts.settings.bf16 else "fp32 (auto)"
+    precision = parts.settings.precision
+    if train.precision == "auto":
+        precision = f"{precision} (auto)"
     return [
         ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
         ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
         _describe_loss(recipe),
-        ("train", f"{train.epochs} epochs", f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
+        ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
+
+
+def dropped_images_note(parts: Parts) -> list[str]:
+    """Say how many images an epoch leaves out, as a list of at most one line."""
+    dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
+    if not dropped:
+        return []
+    note = (
+        f"{dropped:,} of {num_images:,} training images are left out of each epoch, others every time: the last batch would be "
+        "incomplete"
+    )
+    if dropped < MANY_DROPPED * num_images:
+        return [note]
+    better = _batch_size_that_drops_least(num_images, parts.loader.batch_size)
+    if num_images % better < dropped:
+        note += f". train.batch_size={better} would leave out {num_images % better:,}"
+    return [note]
+
+
+def _batch_size_that_drops_least(num_images: int, batch_size: int) -> int:
+    """Return the best batch size that the ranks can share between half of this one and this one, the largest of equals."""
+    world_size = distributed.world_size()
+    candidates = range(batch_size, max(2, batch_size // 2) - 1, -world_size)
+    return min(candidates, key=lambda candidate: num_images % candidate)
 
 
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:
@@ -291,12 +323,12 @@ def _initial_weights(recipe: Recipe) -> str:
 
 
 def _describe_data(data: Data) -> str:
-    images = f"{len(data.train):,} training images"
+    images = format_count(len(data.train), "training image")
     if data.query:
-        images = f"{len(data.train):,} training, {len(data.query):,} query images"
+        images = f"{len(data.train):,} training, {format_count(len(data.query), 'query image')}"
     if not data.classes:
         return f"{images}, no labels"
-    return f"{images}, {len(data.classes)} classes"
+    return f"{images}, {format_count(len(data.classes), 'class', 'classes')}"
 
 
 def _describe_views(parts: Parts, recipe: Recipe) -> str:
@@ -393,4 +425,6 @@ def _check_labels(recipe: Recipe, data: Data) -> None:
         warnings.warn("there is a single class: with every pair a positive, nothing is pushed apart", stacklevel=2)
     single = int((counts == 1).sum())
     if recipe.views.get("count", DEFAULT_VIEW_COUNT) == 1 and single:
-        warnings.warn(f"{single} classes have one image, which never meets a positive", stacklevel=2)
+        warnings.warn(
+            f"{format_count(single, 'class', 'classes')} of a single image, which never meets a positive", stacklevel=2
+        )

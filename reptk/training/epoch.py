@@ -56,7 +56,7 @@ class EpochEnd:
         epoch = state.step // settings.steps_per_epoch
         # Before evaluation and checkpoint, which are no part of the epoch's time.
         waiting_share = state.clock.share_of_epoch(waited_seconds)
-        metrics = self._evaluate_due(epoch)
+        metrics = self._evaluate_due(epoch, progress)
         warnings = self._diagnose(epoch, metrics, waiting_share, progress)
         if epoch % settings.checkpoint_every_epochs == 0 or epoch == settings.epochs:
             save(self.parts, state, self.folder)
@@ -78,7 +78,17 @@ class EpochEnd:
                 "learn from: more views, a larger batch, or fewer classes would pair them"
             )
 
-    def _evaluate_due(self, epoch: int) -> dict[str, float]:
+    def say_skipped_steps(self) -> None:
+        """Print how many steps of the run changed nothing, since their gradients overflowed float16."""
+        optimizer = self.parts.scaled_optimizer
+        if optimizer.skipped_steps:
+            total_steps = self.parts.settings.total_steps
+            self.logger.line(
+                f"{optimizer.skipped_steps} of {total_steps} steps were skipped, since their gradients overflowed float16; the "
+                f"loss is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
+            )
+
+    def _evaluate_due(self, epoch: int, progress: EpochProgress) -> dict[str, float]:
         """Return the metrics of the evaluators that are due after this epoch."""
         if epoch == self.parts.settings.epochs:
             return {}  # the final evaluation follows
@@ -89,7 +99,8 @@ class EpochEnd:
                 due.append(evaluator)
         if not due:
             return {}
-        return evaluate_now(self.parts, due, during_training=True).metrics
+        with progress.stages(f"evaluation after epoch {epoch}") as report:
+            return evaluate_now(self.parts, due, during_training=True, progress=report).metrics
 
     def _diagnose(
         self, epoch: int, metrics: dict[str, float], waiting_share: float, progress: EpochProgress

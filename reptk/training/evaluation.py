@@ -44,7 +44,7 @@ def evaluate_now(
         evaluators,
         views=parts.evaluation_views,
         device=parts.device,
-        bf16=parts.settings.bf16,
+        precision=parts.settings.precision,
         workers=parts.settings.workers,
         progress=progress,
         during_training=during_training,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core.counts import format_count
+from reptk.core.device import Precision
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import Images, InMemory, num_cpus
 from reptk.methods import Method
@@ -17,6 +19,17 @@ INPUT_BOUND_SHARE = 0.15
 """Share of an epoch spent waiting for images above which a run says so."""
 
 DIVERGED = "the weights have diverged. Lower optim.lr, lengthen optim.warmup_epochs, or set train.clip_norm=1"
+
+OVERFLOWED = (
+    "; or numbers above 65,504, the largest of float16, occur in the encoder: train.precision=fp32 has room for them"
+)
+
+
+def diverged(precision: Precision) -> str:
+    """Return what embeddings that are not finite mean, and what to change."""
+    if precision == "fp16":
+        return DIVERGED + OVERFLOWED
+    return DIVERGED
 
 
 def non_finite_loss(step: int, lr: float, loss: float = math.nan) -> str:
@@ -52,7 +65,8 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:
             non_finite.append(name)
     if non_finite:
         raise NumericalError(
-            f"after step {step}, {len(non_finite)} weights hold NaN or infinity, {non_finite[0]} first; nothing is saved"
+            f"after step {step}, NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first; nothing "
+            "is saved"
         )
 
 

@@ -12,15 +12,16 @@ import reptk
 from reptk.config import Recipe
 from reptk.core import distributed, environment, rng
 from reptk.core.console import EpochProgress, Logger
+from reptk.core.device import autocast
 from reptk.core.errors import NumericalError, UsageError
 from reptk.data import DevicePrefetcher
 from reptk.data.bad_samples import BadSamples
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
-from reptk.training.build import Parts, build, describe, load_data
+from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, write_report
-from reptk.training.health import DIVERGED, check_outputs, non_finite_loss
+from reptk.training.health import check_outputs, diverged, non_finite_loss
 from reptk.training.interrupt import InterruptHandler
 from reptk.training.optim import learning_rate
 from reptk.training.state import RunState, restore, save
@@ -67,7 +68,7 @@ def train(
         commit = environment.git_commit()  # of the code as it was when the run began
         logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
         logger.facts(describe(recipe, parts))
-        for note in notes:
+        for note in [*notes, *dropped_images_note(parts)]:
             logger.line(f"note: {note}")
         state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
         if state.step == 0:  # later, the checkpoint holds the baselines
@@ -107,7 +108,7 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger, bad_
         state.clock.start()
         for number in range(state.step, settings.total_steps):
             batch = Batch(*next(batches))
-            parts.scheduler.step_update(number)  # sets the learning rate of this step, as a function of its number
+            parts.schedule.set_step(number)
             outputs = train_step(parts, model, batch, parts.step(number))
             state.step = number + 1
             state.meter.add(outputs)
@@ -124,6 +125,7 @@ def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger, bad_
                 save(parts, state, folder)
                 raise KeyboardInterrupt
     end_of_epoch.warn_of_steps_without_positives()
+    end_of_epoch.say_skipped_steps()
 
 
 def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
@@ -138,18 +140,15 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
     settings = parts.settings
     # Dropout and stochastic depth draw from torch's global stream: seeded per step, a resumed run draws the same.
     torch.manual_seed(rng.key(settings.seed, "dropout", step.number, distributed.rank()))
-    with torch.autocast(parts.device.type, torch.bfloat16, enabled=settings.bf16):
+    with autocast(parts.device, settings.precision):
         try:
             outputs = model(batch, step)
         except NumericalError as cause:
-            raise NumericalError(f"{non_finite_loss(step.number, settings.lr)}; {cause}; {DIVERGED}") from cause
+            beginning = non_finite_loss(step.number, settings.lr)
+            raise NumericalError(f"{beginning}; {cause}; {diverged(settings.precision)}") from cause
     check_outputs(outputs, parts.method)
     # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
-    outputs["loss"].backward()
-    if settings.clip_norm:
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    parts.optimizer.step()
-    parts.optimizer.zero_grad()
+    parts.scaled_optimizer.step(outputs["loss"], model, settings.clip_norm)
     with torch.no_grad():
         parts.method.after_step(step)
     return outputs
@@ -159,7 +158,7 @@ def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, sch
     """Return how the learning rate goes on if a resumed run has another number of epochs than it had."""
     settings = parts.settings
     before = learning_rate(parts.optimizer)  # of the last step, restored from the checkpoint
-    parts.scheduler.step_update(state.step)
+    parts.schedule.set_step(state.step)
     after = learning_rate(parts.optimizer)
     message = f"train.epochs={settings.epochs} instead of {recorded_epochs}"
     if schedule == "constant":
@@ -182,7 +181,7 @@ def _is_reading_due(parts: Parts, steps_done: int) -> bool:
 def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:
     """Check and report the steps since the last reading, and log the last of them if it is due."""
     settings, meter, clock = parts.settings, state.meter, state.clock
-    steps = meter.read(state.step - 1, lr=settings.lr, loss_name=settings.loss_name)
+    steps = meter.read(state.step - 1, lr=settings.lr, loss_name=settings.loss_name, precision=settings.precision)
     clock.add(steps * settings.views_per_step)
     progress.step(state.step, meter.loss, clock.views_per_second, state.seconds_left(settings))
     if state.step % settings.log_every_steps:
@@ -190,6 +189,9 @@ def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: Epoch
     counts = {}
     if meter.steps_without_positives:
         counts["steps_without_positives"] = meter.steps_without_positives
+    if parts.scaled_optimizer.is_scaling:
+        counts["loss_scale"] = parts.scaled_optimizer.scale
+        counts["skipped_steps"] = parts.scaled_optimizer.skipped_steps
     logger.metrics(
         step=state.step,
         epoch=state.step / settings.steps_per_epoch,

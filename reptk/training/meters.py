@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reptk.core.device import Precision
 from reptk.core.errors import NumericalError
 from reptk.methods import has_positives
-from reptk.training.health import DIVERGED, non_finite_loss
+from reptk.training.health import diverged, non_finite_loss
 
 
 class StepRecord(NamedTuple):
@@ -69,12 +70,12 @@ class StepMeter:
         self._records.append(StepRecord(loss, rows, non_finite_rows, step_has_positives))
         self._last_outputs = outputs
 
-    def read(self, last_step: int, *, lr: float, loss_name: str) -> int:
+    def read(self, last_step: int, *, lr: float, loss_name: str, precision: Precision = "fp32") -> int:
         """Wait for the device, check the recorded steps, and update `loss`, `scalars` and `steps_without_positives`.
 
         Args:
             last_step: number of the last recorded step, from 0.
-            lr, loss_name: for the message of the error.
+            lr, loss_name, precision: for the message of the error.
 
         Returns:
             How many steps were read.
@@ -86,7 +87,7 @@ class StepMeter:
         self._records = []
         # One transfer for all steps, which waits for the last of them.
         losses = torch.stack([record.loss.float() for record in records]).tolist()
-        _check_finite(records, losses, last_step, lr=lr, loss_name=loss_name)
+        _check_finite(records, losses, last_step, lr=lr, loss_name=loss_name, precision=precision)
         with_positives = torch.stack([record.has_positives for record in records])
         self.steps_without_positives += int((~with_positives).sum())
         self.loss = losses[-1]
@@ -95,7 +96,13 @@ class StepMeter:
 
 
 def _check_finite(
-    records: Sequence[StepRecord], losses: Sequence[float], last_step: int, *, lr: float, loss_name: str
+    records: Sequence[StepRecord],
+    losses: Sequence[float],
+    last_step: int,
+    *,
+    lr: float,
+    loss_name: str,
+    precision: Precision,
 ) -> None:
     """Check the losses of the last steps.
 
@@ -109,7 +116,7 @@ def _check_finite(
         # The first step decides: what follows it is a consequence.
         non_finite_rows = int(record.non_finite_rows)
         if non_finite_rows:
-            cause = f"{non_finite_rows} of {record.rows} embeddings hold NaN or infinity: {DIVERGED}"
+            cause = f"{non_finite_rows} of {record.rows} embeddings hold NaN or infinity: {diverged(precision)}"
         else:
             cause = f"the embeddings are finite, so it arose in the loss {loss_name!r}: check its arguments"
         raise NumericalError(f"{non_finite_loss(first_step + offset, lr, loss)}; {cause}")

@@ -1,12 +1,11 @@
-"""Optimizer and learning-rate schedule, from timm's factories."""
+"""Optimizers by timm's names, and the schedule of the learning rate."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import CosineLRScheduler
-from timm.scheduler.scheduler import Scheduler
 
 from reptk.config.registry import unknown
 from reptk.core.errors import UsageError
@@ -27,6 +26,7 @@ def create_optimizer(
     momentum: float = 0.9,
     decay_all: bool = False,
     undecayed: Iterable[torch.nn.Parameter] = (),
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Create an optimizer by timm's name; "sgd" is SGD with momentum, "nesterov" its Nesterov form.
 
@@ -35,6 +35,8 @@ def create_optimizer(
             at most one dimension) and `undecayed` get none, the others `weight_decay`.
         decay_all: decay all parameters.
         undecayed: further parameters without weight decay; see `Encoder.undecayed_parameters`.
+        fused: use torch's fused kernels where there are any. Not with a scaled loss: if the first step is skipped, fused SGD
+            leaves its momentum uninitialized (torch 2.14).
 
     Raises:
         UsageError: unknown name, or timm refuses the options.
@@ -47,7 +49,7 @@ def create_optimizer(
     for group in parameter_groups:
         groups += _split_by_decay(group, weight_decay, decay_all, undecayed_ids)
     options = {}
-    if name in _WITH_FUSED_KERNEL:
+    if fused and name in _WITH_FUSED_KERNEL:
         options["fused"] = True
     try:
         return create_optimizer_v2(groups, opt=_TIMM_NAMES.get(name, name), lr=lr, momentum=momentum, **options)
@@ -74,38 +76,56 @@ def _split_by_decay(
     return [part for part in split if part["params"]]
 
 
-def create_scheduler(
-    optimizer: torch.optim.Optimizer,
-    *,
-    kind: str,
-    steps: int,
-    warmup_steps: int,
-    warmup_lr: float,
-    final_lr: float,
-) -> Scheduler:
-    """Create the schedule of the learning rate; call `.step_update(step)` before each step.
+class Schedule:
+    """The learning rate as a function of the number of the step: a linear warm-up, then half a cosine, or no change.
+
+    Step i of W warm-up steps has `warmup_lr + (lr - warmup_lr) * (i + 1) / W`: more than 0 in the first step, `lr` in the last.
+    From there, or from the first step if there is no warm-up, a cosine falls to `final_lr`, which the last step of the
+    run has exactly. A run of a single step has `lr`.
 
     Args:
-        optimizer: whose learning rate is scheduled.
-        kind: "cosine": from lr to `final_lr` over the steps after the warm-up; "constant": lr. The warm-up is linear.
+        optimizer: whose learning rate is scheduled; it has `lr` now. A group's `lr_scale` is a factor on the scheduled rate.
+        kind: "cosine", or "constant": `lr` after the warm-up.
         steps: number of steps, with the warm-up.
-        warmup_steps: number of steps of the warm-up.
-        warmup_lr: learning rate of the first step of the warm-up.
-        final_lr: learning rate at the end of the cosine.
+        warmup_steps: W, of which at most `steps - 1` are done, so that the last step belongs to the cosine.
+        warmup_lr: learning rate from which the warm-up rises.
+        final_lr: learning rate of the last step of the cosine.
     """
-    lr = optimizer.param_groups[0]["lr"]
-    lr_min = final_lr
-    if kind == "constant":
-        lr_min = lr  # a cosine from lr to lr
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(2, steps - warmup_steps),  # timm warns of a cosine over a single step
-        lr_min=lr_min,
-        warmup_t=warmup_steps,
-        warmup_lr_init=warmup_lr,
-        warmup_prefix=True,  # the cosine begins after the warm-up, at lr
-        t_in_epochs=False,
-    )
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        kind: str,
+        steps: int,
+        warmup_steps: int,
+        warmup_lr: float,
+        final_lr: float,
+    ) -> None:
+        self.optimizer = optimizer
+        self.kind = kind
+        self.steps = steps
+        self.warmup_steps = min(warmup_steps, steps - 1)
+        self.warmup_lr = warmup_lr
+        self.final_lr = final_lr
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+
+    def set_step(self, step: int) -> None:
+        """Set the learning rate of a step, counted from 0. A resumed run does not need to replay the steps before."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = self._rate(step, peak) * group.get("lr_scale", 1.0)
+
+    def _rate(self, step: int, peak: float) -> float:
+        if step < self.warmup_steps:
+            return self.warmup_lr + (peak - self.warmup_lr) * (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return peak
+        peak_step = max(0, self.warmup_steps - 1)
+        cosine_steps = self.steps - 1 - peak_step
+        if cosine_steps == 0:
+            return peak
+        progress = (step - peak_step) / cosine_steps
+        return self.final_lr + (peak - self.final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:

@@ -19,7 +19,7 @@ class RunState:
     """The state of a run, apart from that of its method and optimizer.
 
     There is no random state in it, since order, views and dropout are functions of the seed and the step
-    (`reptk.core.rng`), and none of the scheduler, which is a function of the step, too.
+    (`reptk.core.rng`), and none of the schedule, which is a function of the step, too.
 
     Args:
         step: number of optimizer steps that are done.
@@ -46,6 +46,7 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     # The evaluators, views and the loader have no state.
     parts.method.load_state_dict(saved["method"])
     parts.optimizer.load_state_dict(saved["optimizer"])
+    parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
     return RunState(
         step=saved["step"],
         clock=StepClock(saved["seconds"]),
@@ -68,6 +69,7 @@ def save(parts: Parts, state: RunState, folder: Path) -> None:
         "baselines": {row: evaluation.state_dict() for row, evaluation in state.baselines.items()},
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
+        "scaled_optimizer": parts.scaled_optimizer.state_dict(),
     }
     # Every rank raises if rank 0 cannot write, so that none goes on alone.
     distributed.run_on_main(partial(_write, folder, content))

@@ -256,23 +256,34 @@ class RandomCrop(ViewOperation):
 
 @dataclass(frozen=True)
 class Resize(ViewOperation):
-    """The whole image at one size, antialiased; of a squashed picture its center square, which has the right proportions.
-
-    Parameters: (n, 4) boxes as of RandomResizedCrop.
-    """
+    """The whole image at one size, antialiased, whatever its proportions. Parameters: (n, 4) boxes as of RandomResizedCrop."""
 
     num_uniforms: ClassVar[int] = 0
     takes_aspect_ratios: ClassVar[bool] = True
     size: Shape
 
     def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:
+        # A squashed picture is resized from one square to another.
         zero = torch.zeros(len(u), device=u.device)
-        if aspect_ratios is None:
-            return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
+        return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.size
+
+
+@dataclass(frozen=True)
+class CenterSquare(ViewOperation):
+    """The center squares of pictures, with their proportions. Parameters: (n, 4) boxes as of RandomResizedCrop."""
+
+    num_uniforms: ClassVar[int] = 0
+    takes_aspect_ratios: ClassVar[bool] = True
+    size: Shape
+
+    def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:
         sides = _sides(len(u), shape, aspect_ratios, u.device)
         shorter = sides.amin(1, keepdim=True)
-        centered = torch.cat([((sides - shorter) / 2).floor(), shorter, shorter], dim=1)
-        return _squash_boxes(centered, sides, shape)
+        boxes = torch.cat([((sides - shorter) / 2).floor(), shorter, shorter], dim=1)
+        return _squash_boxes(boxes, sides, shape)
 
     def output_shape(self, shape: Shape) -> Shape:
         return self.size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reptk.views.operations import (
+    CenterSquare,
     ColorJitter,
     ColorOperation,
     RandomCrop,
@@ -24,7 +25,7 @@ from reptk.views.operations import (
     color_matrices,
 )
 
-CROPS = (RandomResizedCrop, RandomCrop, Resize)
+CROPS = (RandomResizedCrop, RandomCrop, Resize, CenterSquare)
 COLORS = (ColorJitter, RandomGrayscale)
 
 
@@ -35,7 +36,7 @@ class SpatialPass:
     operations: list[ViewOperation]
 
     @property
-    def crop(self) -> RandomResizedCrop | RandomCrop | Resize | None:
+    def crop(self) -> RandomResizedCrop | RandomCrop | Resize | CenterSquare | None:
         first = self.operations[0]
         if isinstance(first, CROPS):
             return first

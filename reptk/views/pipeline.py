@@ -21,7 +21,7 @@ from reptk.views.backends import Backend
 from reptk.views.backends.kornia_backend import BatchRows, KorniaBackend, KorniaChoice, KorniaOperation, build_kornia
 from reptk.views.backends.torch_backend import TorchBackend, is_batched
 from reptk.views.buffers import BufferPool
-from reptk.views.operations import RandomFlip, Resize, Shape, ViewOperation
+from reptk.views.operations import CenterSquare, RandomFlip, Shape, ViewOperation
 from reptk.views.passes import COLORS, group_into_passes
 from reptk.views.tables import Operation, native_operation
 
@@ -135,7 +135,7 @@ class ViewPipeline:
         """Write view number `view` of the images to `out` (B, 3, size, size)."""
         steps = self.steps[view]
         if aspect_ratios is not None and not (steps and steps[0].takes_aspect_ratios):
-            center_squares = NativeStep([Resize(tuple(images.shape[-2:]))], [[]])
+            center_squares = NativeStep([CenterSquare(tuple(images.shape[-2:]))], [[]])
             images = center_squares.run(images, rows, key, aspect_ratios=aspect_ratios)
             aspect_ratios = None
         last = len(steps) - 1

@@ -27,7 +27,7 @@ def simclr_operations(size: int, scale: float = 0.08, strength: float = 1.0) -> 
     return [*simclr_small_operations(size, scale, strength), blur]
 
 
-def crop_and_flip(size: int, scale: float) -> list[Operation]:
+def resized_crop_flip_operations(size: int, scale: float = 0.2) -> list[Operation]:
     return [
         {"name": "RandomResizedCrop", "size": [size, size], "scale": [scale, 1.0]},
         {"name": "RandomHorizontalFlip", "p": 0.5},
@@ -36,7 +36,7 @@ def crop_and_flip(size: int, scale: float) -> list[Operation]:
 
 def simclr_small_operations(size: int, scale: float = 0.2, strength: float = 0.5) -> list[Operation]:
     return [
-        *crop_and_flip(size, scale),
+        *resized_crop_flip_operations(size, scale),
         {
             "name": "ColorJitter",
             "brightness": 0.8 * strength,
@@ -71,7 +71,7 @@ def crop_flip_operations(size: int, padding: int = 4) -> list[Operation]:
 
 def autoaugment_operations(size: int, policy: str = "cifar10", scale: float = 1.0) -> list[Operation]:
     if scale < 1:
-        crop = crop_and_flip(size, scale)
+        crop = resized_crop_flip_operations(size, scale)
     else:
         crop = crop_flip_operations(size)
     return [*crop, {"name": "AutoAugment", "policy": policy}]
@@ -86,6 +86,7 @@ SETS = {
     "simclr_small": simclr_small_operations,
     "digits": digits_operations,
     "crop_flip": crop_flip_operations,
+    "resized_crop_flip": resized_crop_flip_operations,
     "autoaugment": autoaugment_operations,
     "none": none_operations,
 }
@@ -163,6 +164,14 @@ def crop_flip(
 ) -> ViewPipeline:
     """Pad by `padding` px, crop at random, flip: the usual augmentation of small images."""
     return _pipeline(crop_flip_operations(size, padding), count, size, third, backend)
+
+
+@VIEWS.register("resized_crop_flip")
+def resized_crop_flip(
+    count: Count = 2, size: Size = 224, scale: Share = 0.2, third: ThirdView = None, backend: BackendName = "auto"
+) -> ViewPipeline:
+    """Crop at least `scale` of the area, resize, flip: what linear classifiers are trained on in the papers."""
+    return _pipeline(resized_crop_flip_operations(size, scale), count, size, third, backend)
 
 
 @VIEWS.register("autoaugment")

@@ -51,11 +51,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -
     (root / "train" / "dog" / "empty.jpg").touch()
     printed = run_command(["check-data", root], capsys)
     assert "  splits: train 10, val 2" in printed
-    assert "  skipped: 1 .psd files" in printed
-    assert "  skipped: 1 empty files" in printed
+    assert "  skipped: 1 .psd file" in printed
+    assert "  skipped: 1 empty file" in printed
     assert (
-        "  exact duplicates: 2 copies of 2 images; 1 images are in several classes; 1 images are in several splits"
-        in printed
+        "  exact duplicates: 2 copies of 2 images; in several classes: 1 image; in several splits: 1 image" in printed
     )
     assert f"    {root / 'train/cat/00.png'} = {root / 'val/cat/copy.png'}" in printed
     assert "  unreadable: 2 files" in printed
@@ -66,7 +65,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 def test_a_folder_without_readable_images_is_not_usable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    assert "none of 1 files can be read" in run_command(["check-data", tmp_path], capsys, exit_code=3)
+    assert "none of 1 file can be read" in run_command(["check-data", tmp_path], capsys, exit_code=3)
 
 
 def test_too_many_unreadable_images_are_not_usable(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -107,8 +106,8 @@ def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     printed = run_command(["check-data", tmp_path / "t.csv"], capsys)
     assert "6 images, 2 classes of 1 (dog) to 5 (cat) images" in printed
     assert "columns not read: width" in printed
-    assert "1 files are missing, the first" in printed
-    assert "unreadable: 1 files" in printed
+    assert "missing: 1 file, the first" in printed
+    assert "unreadable: 1 file\n" in printed
 
 
 def test_a_table_with_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -120,7 +119,7 @@ def test_a_table_with_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     table.write_text("path,label,split\n" + "".join(lines))
     printed = run_command(["check-data", table], capsys)
     assert "  splits: train 4, test 2" in printed
-    assert "1 images are in several classes; 1 images are in several splits" in printed
+    assert "in several classes: 1 image; in several splits: 1 image" in printed
     assert f"  training: 4 images, 2 queries (bank split train of {table}, queries split test of {table})" in printed
     assert "no labels" in run_command(["check-data", table, "data.labels=none"], capsys)
     table.write_text("path,split\na/00.png,train\na/01.png,7\n")
@@ -139,7 +138,7 @@ def test_parquet_files_that_hold_images(tmp_path: Path, capsys: pytest.CaptureFi
     assert "6 images, 2 classes of 3 images each" in printed
     assert "  width: 50 to 50 px, median 50" in printed
     assert f"    {path}, row 0 = {path}, row 2" in printed
-    assert "  unreadable: 1 files" in printed
+    assert "  unreadable: 1 file" in printed
     assert f"cannot read {path}, row 5 as an image" in printed
     assert "  usable" in printed
 
@@ -187,3 +186,24 @@ def test_the_limit_of_pixels_is_the_data_sets(tmp_path: Path, capsys: pytest.Cap
     printed = run_command(["check-data", tmp_path, "data.max_pixels=1000"], capsys)
     assert "large.png" in printed
     assert "90 x 90 pixels are more than 1,000" in printed
+
+
+def test_blank_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_drawings(tmp_path, cat=6, dog=6)
+    image = Image.new("RGB", (90, 30), "white")
+    image.save(root / "cat" / "white.jpg")
+    # The center square alone is blank.
+    image.paste("black", (0, 0, 9, 9))
+    image.save(root / "cat" / "corner.png")
+    printed = run_command(["check-data", root], capsys)
+    assert "  blank: 1 image, of one color up to 8 of 255 levels, and not counted as duplicates\n" in printed
+    assert f"    {root / 'cat' / 'white.jpg'}\n" in printed
+    assert "corner.png" not in printed
+    for number in range(11):
+        shutil.copy(root / "cat" / "white.jpg", root / "dog" / f"white{number:02}.jpg")
+    printed = run_command(["check-data", root], capsys)
+    assert "  blank: 12 images, of" in printed
+    assert "white08.jpg" in printed
+    assert "white09.jpg" not in printed
+    assert "    and 2 more\n" in printed
+    assert "  exact duplicates: none\n" in printed

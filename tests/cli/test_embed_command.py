@@ -77,7 +77,7 @@ def test_the_command_says_what_is_read_before_it_starts(
     assert printed.splitlines()[:3] == [
         f"{tmp_path / 'photos'}: 3 images, 2 classes of 1 (b) to 2 (a) images, median 1.5",
         "  splits: Test 1, Train 2",
-        "  skipped: 1 .psd files, which are not read: convert them to PNG",
+        "  skipped: 1 .psd file, which are not read: convert them to PNG",
     ]
 
 

@@ -89,6 +89,19 @@ def test_a_run_on_other_data(finished_run: Path, tmp_path: Path) -> None:
     assert list(metrics_in(out)) == ["raw pixels", "untrained", "encoder"]
 
 
+def test_a_file_of_results_is_not_written_over(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "numbers.json"
+    out.write_text("mine")
+    arguments = ["evaluate", str(finished_run), "--only=knn", "eval.knn.k=[3]", "--no-baselines", "--out", str(out)]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {out} exists. Choose another --out, or write over it: --force\n"
+    assert out.read_text() == "mine"
+    assert main([*arguments, "--force"]) == 0
+    assert set(metrics_in(out)) == {"encoder"}
+
+
 def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     data = [f"data.{key}={value}" for key, value in DATA.items()]

@@ -85,7 +85,7 @@ def test_unit_vectors_may_be_in_half_precision(tmp_path: Path) -> None:
 
 def test_queries_that_are_in_the_bank_cause_a_warning(tmp_path: Path) -> None:
     bank = Embeddings.load(saved(tmp_path / "bank.safetensors"))
-    with pytest.warns(UserWarning, match="60 of 60 queries have the id of an image in the bank"):
+    with pytest.warns(UserWarning, match="60 of 60 queries share an id with an image in the bank"):
         as_data(bank, bank)
 
 
@@ -95,7 +95,7 @@ def test_queries_that_are_in_the_bank_cause_a_warning(tmp_path: Path) -> None:
         ({"labels": torch.full((30,), -1)}, 3, "the queries have no labels"),
         ({"vectors": torch.randn(30, 5)}, 3, "embeddings of 8 values, the other of 5"),
         ({"vectors": vectors(30)[0] / torch.arange(30)[:, None]}, 5, "NaN or infinity"),
-        ({"vectors": vectors(30)[0] * (torch.arange(30)[:, None] > 1)}, 3, "2 embeddings are all zeros"),
+        ({"vectors": vectors(30)[0] * (torch.arange(30)[:, None] > 1)}, 3, "2 embeddings of zeros alone"),
         ({"classes": ("ant", "bee", "dog")}, 3, "classes that the bank lacks: dog"),
     ],
 )

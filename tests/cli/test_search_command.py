@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import reptk
-from embedding_inputs import run_command
+from embedding_inputs import draw_image, run_command
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -73,7 +74,8 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     assert "1 group of near duplicates" in printed
     assert "1 candidate for removal among 13 images: check before deleting" in printed
     assert (
-        "2 hold the same bytes as another, 0 the same pixels, 0 are only similar; groups with images of different labels: 1"
+        "2 hold the same bytes as another, 0 the same pixels, 0 are turned or mirrored, 0 are only similar; "
+        "groups with images of different labels: 1"
     ) in printed
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -89,7 +91,10 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     assert "--force" in run_command(["search", folder_with_copy, *options], capsys, exit_code=2)
     printed = run_command(["search", folder_with_copy, "--duplicates", "--threshold", "1", "--no-html"], capsys)
     assert "1 group" in printed
-    assert "1 group" in run_command(["search", "--no-html", "--duplicates", folder_with_copy], capsys)
+    assert "threshold 1: as requested" in printed
+    printed = run_command(["search", "--no-html", "--duplicates", folder_with_copy], capsys)
+    assert "1 group" in printed
+    assert "threshold 0.95: fewer than 20 images are too few to measure random pairs; changed copies" in printed
 
 
 def test_duplicates_between_sets(
@@ -105,3 +110,37 @@ def test_duplicates_between_sets(
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == [str(number) for number in range(1, 13)]
     assert {row["copy"] for row in rows} == {"bytes"}
+
+
+def test_turned_copies_and_blank_images(
+    photo_folder: Path, encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photos, table, html = tmp_path / "photos", tmp_path / "d.csv", tmp_path / "d.html"
+    shutil.copytree(photo_folder, photos)
+    draw_image(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "cats" / "mirrored.png")
+    for name in ("white.png", "paper.png"):
+        Image.new("RGB", (50, 40), "white").save(photos / "cats" / name)
+    embeddings = tmp_path / "e.safetensors"
+    reptk.embed(encoder_run, photos, out=embeddings)
+    options = ["--duplicates", "--threshold", "1", "--html", html, "--out", table]
+    printed = run_command(["search", embeddings, *options], capsys)
+    assert "0 the same pixels, 2 are turned or mirrored, 0 are only similar" in printed
+    assert re.search(r"mirrored\.png  \(mirrored copy of cats/00\.png\)", printed)
+    assert re.search(r"2 blank images, compared with no other: .*paper\.png, .*white\.png", printed)
+    with table.open(newline="") as file:
+        rows = [(row["id"], row["copy"], row["copy_of"]) for row in csv.DictReader(file)]
+    assert rows == [
+        ("cats/00.png", "mirrored", "cats/mirrored.png"),
+        ("cats/mirrored.png", "mirrored", "cats/00.png"),
+        ("cats/paper.png", "blank", ""),
+        ("cats/white.png", "blank", ""),
+    ]
+    page = html.read_text()
+    assert "mirrored copy of cats/00.png" in page
+    assert "2 blank images" in page
+    assert page.count("<img") == 2
+    printed = run_command(
+        ["search", embeddings, "--duplicates", "--threshold", "1", "--no-images", "--no-html"], capsys
+    )
+    assert "2 hold the same bytes as another, 0 the same pixels, 0 are turned or mirrored" in printed
+    assert "go with --duplicates" in run_command(["search", embeddings, "--no-images"], capsys, exit_code=2)

@@ -70,6 +70,40 @@ def test_a_shorter_warmup_is_said():
 
 
 @pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        # 0.714286 * 512 / 1024
+        (
+            "supcon_cifar10",
+            "train.batch_size=512",
+            "512 instead of 1024: optim.lr stays 0.714286; by the linear rule, usual for sgd",
+        ),
+        # 0.001 * sqrt(32 / 128)
+        (
+            "tcl_sup_folder",
+            "train.batch_size=32",
+            "32 instead of 128: optim.lr stays 0.001; by the square-root rule, usual for adamw",
+        ),
+    ],
+)
+def test_another_batch_size_says_what_the_learning_rate_would_be(name: str, override: str, expected: str) -> None:
+    scaled = {"supcon_cifar10": "0.357", "tcl_sup_folder": "0.0005"}[name]
+    assert notes(name, override) == [f"train.batch_size={expected}, it would be optim.lr={scaled}"]
+    lr = load(name).optim.lr
+    assert load(name, [override]).optim.lr == lr
+    assert notes(name, override, f"optim.lr={lr}") == []
+    assert notes(name, override, "optim.name=lars") == []
+
+
+def test_the_same_batch_size_and_other_optimizers_have_no_rule() -> None:
+    assert notes("tcl_sup_folder", "train.batch_size=128") == []
+    path = write("tiny.toml", TINY)
+    assert len(notes(path, "train.batch_size=4")) == 1
+    path = write("adafactor.toml", TINY.replace("lr = 0.05", 'lr = 0.05\nname = "adafactor"'))
+    assert notes(path, "train.batch_size=4") == []
+
+
+@pytest.mark.parametrize(
     ("name", "override", "text"),
     [
         ("supcon_digits", "loss.name=simclr", "is SupCon, the same as loss.name=supcon loss.temperature=0.5"),

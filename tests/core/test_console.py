@@ -2,12 +2,15 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from reptk.core.console import Logger, format_duration
+from reptk.core import progress_lines
+from reptk.core.console import Logger
+from reptk.core.progress_lines import format_duration
 
 # metrics.jsonl
 
@@ -143,7 +146,110 @@ def test_stages_are_one_bar_after_the_other_on_a_terminal() -> None:
     assert "20/40" in printed
 
 
-def test_stages_print_nothing_off_a_terminal(no_terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+# A line a minute off a terminal
+
+
+class Clock:
+    """Stands in for `time.monotonic`."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(no_terminal: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress_lines.time, "monotonic", clock)
+    return clock
+
+
+def test_work_of_less_than_a_minute_prints_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Logger().stages("untrained encoder") as progress:
         progress("encoding", 300, 300)
+    with Logger().count("embedding", 10) as advance:
+        clock.seconds += 59
+        advance(10)
+    with Logger().status("measuring recall"):
+        pass
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_counted_is_a_line_a_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Logger().count("embedding", 10_000, "images", done=1000) as advance:
+        for _ in range(9):
+            clock.seconds += 20
+            advance(1000)
+    assert capsys.readouterr().out.splitlines() == [
+        "embedding: 4,000 of 10,000 images, 2:00 left",
+        "embedding: 7,000 of 10,000 images, 1:00 left",
+        "embedding: 10,000 of 10,000 images, 0:00 left",
+    ]
+
+
+def test_stages_are_a_line_a_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Logger().stages("trained encoder") as progress:
+        for stage, total in (("encoding", 400), ("searching", 800)):
+            for done in range(0, total + 1, 100):
+                clock.seconds += 25
+                progress(stage, done, total)
+    assert capsys.readouterr().out.splitlines() == [
+        "trained encoder: encoding: 200 of 400, 0:50 left",
+        "trained encoder: searching: 0 of 800",
+        "trained encoder: searching: 300 of 800, 2:05 left",
+        "trained encoder: searching: 600 of 800, 0:50 left",
+    ]
+
+
+def test_long_epochs_are_a_line_a_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Logger().progress(2, 4, 0) as progress:
+        for step in range(1, 9):
+            clock.seconds += 40
+            progress.step(step, 0.5, 100.0, 90.0)
+            if step % 4 == 0:
+                progress.epoch(step // 4, 0.5, 100.0, 90.0)
+        with progress.stages("evaluation after epoch 2") as report:
+            clock.seconds += 60
+            report("encoding", 1, 2)
+    numbers = "loss 0.500  100 views/s  1:30 left"
+    assert capsys.readouterr().out.splitlines() == [
+        f"epoch 1/2  step 2/4  {numbers}",
+        f"epoch 1/2  {numbers}",
+        f"epoch 2/2  step 2/4  {numbers}",
+        f"epoch 2/2  {numbers}",
+        "evaluation after epoch 2: encoding: 1 of 2",
+    ]
+
+
+def test_work_that_cannot_be_counted_is_a_line_a_minute(
+    no_terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_lines, "LINE_EVERY_SECONDS", 0.01)
+    with Logger().status("measuring recall"):
+        time.sleep(0.2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert set(lines) == {"measuring recall: 0:00 so far"}
+    with Logger(prints=False).status("measuring recall"), Logger(prints=False).count("embedding", 3) as advance:
+        time.sleep(0.05)
+        advance(3)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_has_no_lines(clock: Clock) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    logger = Logger(console=terminal)
+    with logger.count("embedding", 10, done=4) as advance:
+        clock.seconds += 100
+        advance(1)
+    assert " left" not in terminal.file.getvalue()
+    with logger.progress(2, 3, 0) as progress:
+        clock.seconds += 100
+        progress.step(4, 0.5, 1234.5, 70.0)
+        with progress.stages("evaluation") as report:
+            clock.seconds += 100
+            report("encoding", 1, 2)
+    assert "step 1/3" not in terminal.file.getvalue()
+    assert "evaluation" not in terminal.file.getvalue()

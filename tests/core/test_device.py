@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reptk.core.device import choose_device, uses_bf16
+from reptk.core.device import choose_device, choose_precision
 from reptk.core.errors import EnvironmentProblem, UsageError
 
 
@@ -40,13 +40,26 @@ def test_missing_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda:2")
 
 
-@pytest.mark.parametrize(("has_tiles", "expected"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("has_tiles", "expected"), [(False, "fp32"), (True, "bf16")])
 def test_automatic_precision_follows_the_instructions_of_the_cpu(
-    has_tiles: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    has_tiles: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
     cpu = torch.device("cpu")
-    assert uses_bf16("auto", cpu) is expected
-    assert not uses_bf16("auto", torch.device("mps"))
-    for precision in ("fp32", "bf16"):
-        assert uses_bf16(precision, cpu) is (precision == "bf16")
+    assert choose_precision("auto", cpu) == expected
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+    for precision in ("fp32", "bf16", "fp16"):
+        assert choose_precision(precision, cpu) == precision
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "capability", "expected"),
+    [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (7, 0), "fp16"), (False, (6, 1), "fp32")],
+    ids=["A100", "T4", "V100", "GTX 1080"],
+)
+def test_automatic_precision_follows_the_generation_of_the_gpu(
+    has_bf16: bool, capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_precision("auto", torch.device("cuda", 0)) == expected

@@ -13,7 +13,7 @@ import torch
 from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_image
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Data, Loader, cache, cache_build, folder, image_files
-from reptk.data.decode import Picture
+from reptk.data.decode import DecodedImage
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
@@ -46,7 +46,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     decode_picture = image_files.decode_picture
 
-    def record(path: Path, size: int, jpeg: str, **options: object) -> Picture:
+    def record(path: Path, size: int, jpeg: str, **options: object) -> DecodedImage:
         paths.append(path)
         return decode_picture(path, size, jpeg, **options)
 

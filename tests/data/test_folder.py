@@ -165,7 +165,7 @@ def test_skipped_files_are_counted(tmp_path):
     write_images(tmp_path, cat=1, dog=1)
     (tmp_path / "cat" / "empty.jpg").touch()
     (tmp_path / "dog" / "page.psd").write_bytes(b"x")
-    skipped = "skipped 1 .psd files, which are not read: convert them to PNG; 1 empty files"
+    skipped = "skipped 1 .psd file, which are not read: convert them to PNG; 1 empty file"
     with pytest.warns(UserWarning, match=skipped), pytest.warns(UserWarning, match="so none is held out"):
         folder(str(tmp_path))
 
@@ -207,7 +207,7 @@ def test_photographs_of_phones_are_read_or_counted(tmp_path):
         assert len(data.train) == 2
     else:
         (tmp_path / "cat" / "phone.HEIC").write_bytes(b"x")
-        with pytest.warns(SkippedFiles, match=r"1 \.heic files, which need pip install 'reptk\[heif\]'"):
+        with pytest.warns(SkippedFiles, match=r"1 \.heic file, which need pip install 'reptk\[heif\]'"):
             folder(str(tmp_path))
 
 
@@ -218,9 +218,9 @@ def test_raw_photographs_are_read_or_counted(tmp_path):
     if HAS_RAW:
         data = folder(str(tmp_path))
         assert len(data.train) == 4
-        assert "  note: 1 raw photographs lie next to an image of the same name; both are read" in data.summary
+        assert "  note: next to an image of the same name: 1 raw photograph; both are read" in data.summary
     else:
-        skipped = r"1 \.cr2 files, which are raw .*; 2 \.nef files, .* need pip install 'reptk\[raw\]'"
+        skipped = r"1 \.cr2 file, which are raw .*; 2 \.nef files, .* need pip install 'reptk\[raw\]'"
         with pytest.warns(SkippedFiles, match=skipped):
             folder(str(tmp_path))
 
@@ -322,7 +322,7 @@ def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse_locked)
-    with pytest.warns(SkippedFiles, match="1 folders that cannot be opened: .*locked"):
+    with pytest.warns(SkippedFiles, match="1 folder that cannot be opened: .*locked"):
         data = folder(str(tmp_path))
     assert data.classes == ("cat", "dog")
     assert any("locked" in line for line in data.summary)

@@ -120,7 +120,7 @@ def test_a_single_folder_that_holds_the_classes_is_named(tmp_path):
 
 def test_images_of_deep_folders_are_counted(tmp_path):
     data = folder(str(write_images(tmp_path, train__cat__old=2, train__cat=1, train__dog__a__b=1, val__cat=1)))
-    assert "  note: 3 images lie in folders within those of the classes, and belong to these classes" in data.summary
+    assert "  note: in folders within those of the classes: 3 images, which belong to these classes" in data.summary
 
 
 # Splits within classes

@@ -117,9 +117,9 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     table = read_image_table(tmp_path / "t.csv")
     assert table.unread_columns == ("width", "Height")
     assert table.describe() == [
-        f"{tmp_path / 't.csv'}: 1 images, no labels",
+        f"{tmp_path / 't.csv'}: 1 image, no labels",
         "  columns not read: width, Height",
-        f"  1 files are missing, the first: {tmp_path / 'a.png'}",
+        f"  missing: 1 file, the first: {tmp_path / 'a.png'}",
     ]
 
 
@@ -128,9 +128,9 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     [
         ("", "lists no images"),
         ("path,label\n", "lists no images, only headings"),
-        ("label,path\ncat\n", "1 rows without a path, the first on line 2"),
-        ("\n\npath,label\na.png,cat\n\n,dog\n", "1 rows without a path, the first on line 6"),
-        ("a.png,cat,x\nb\0.png,cat,y\n", "1 rows without a path, the first on line 2|as CSV, line 2"),
+        ("label,path\ncat\n", "1 row without a path, the first on line 2"),
+        ("\n\npath,label\na.png,cat\n\n,dog\n", "1 row without a path, the first on line 6"),
+        ("a.png,cat,x\nb\0.png,cat,y\n", "1 row without a path, the first on line 2|as CSV, line 2"),
         ("path\na.png,more\n", "line 2: 2 cells for 1 headings; .* double quotes"),
         ("a.png,b,c,d\n", "line 1: more than 3 columns and no line of headings"),
         ("name,kind\na.png,cat\n", "line 1: 'name,kind' is neither an image file nor a line of headings"),

@@ -224,4 +224,4 @@ def test_images_next_to_parquet_files_are_what_is_read(tmp_path: Path) -> None:
     write_shard(tmp_path / "meta.parquet", range(2), None)
     data = folder(str(write_images(tmp_path, cat=2, dog=2)), size=8)
     assert len(data.train) == 4
-    assert "  note: 1 .parquet files are not read, because there are image files" in data.summary
+    assert "  note: not read, because there are image files: 1 .parquet file" in data.summary

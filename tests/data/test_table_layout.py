@@ -99,7 +99,7 @@ def test_rows_that_repeat_an_image_are_read_once(tmp_path):
     write_images(tmp_path, **{"": 2})
     data = table_data(tmp_path, "00.png,a\n01.png,b\n./00.png,a\n")
     assert relative_paths(data.train, tmp_path) == ["00.png", "01.png"]
-    assert "  1 rows repeat an image, which is read once" in data.summary
+    assert "  repeated: 1 row; each image is read once" in data.summary
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_missing_files_are_skipped_like_damaged_ones(tmp_path, cache):
     write_images(tmp_path / "photos", **{"": 12})
     text = "".join(f"photos/{number:02}.png,{'ab'[number % 2]}\n" for number in range(13))
     data = table_data(tmp_path, text, cache=str(tmp_path / "cache") if cache else False)
-    assert "  1 files are missing, the first: " + str(tmp_path / "photos" / "12.png") in data.summary
+    assert "  missing: 1 file, the first: " + str(tmp_path / "photos" / "12.png") in data.summary
     everything = torch.arange(len(data.train))
     assert fetch_all(data.train).shape == (len(data.train), 3, 8, 8)
     [reason] = data.train.images.unreadable(everything).values()

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reptk.embeddings import Embeddings, complete_linkage, duplicates, near_duplicates
-from reptk.embeddings.duplicates import ConnectedComponents
+from embedding_inputs import unit_vectors
+from reptk.embeddings import Duplicates, Embeddings, complete_linkage, near_duplicates, pair_comparison
 from reptk.embeddings.exact_copies import exact_copies
+from reptk.embeddings.pair_comparison import ConnectedComponents
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -38,8 +39,8 @@ def test_groups_equal_brute_force(
     block: int, threshold: float, max_pending: int, clustered: Embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embeddings = Embeddings(clustered.vectors[:150], clustered.ids[:150])
-    monkeypatch.setattr(duplicates, "BLOCK", block)
-    monkeypatch.setattr(duplicates, "MAX_PENDING_PAIRS", max_pending)
+    monkeypatch.setattr(pair_comparison, "BLOCK", block)
+    monkeypatch.setattr(pair_comparison, "MAX_PENDING_PAIRS", max_pending)
     groups = near_duplicates(embeddings, threshold=threshold).groups
     assert [[duplicate.row for duplicate in group] for group in groups] == brute_force_groups(
         embeddings.vectors, threshold
@@ -56,7 +57,7 @@ def test_groups_equal_brute_force(
 def test_leaks_equal_brute_force(block: int, clustered: Embeddings, monkeypatch: pytest.MonkeyPatch) -> None:
     train = Embeddings(clustered.vectors[:200], clustered.ids[:200])
     test = Embeddings(clustered.vectors[200:320], clustered.ids[200:320])
-    monkeypatch.setattr(duplicates, "BLOCK", block)
+    monkeypatch.setattr(pair_comparison, "BLOCK", block)
     leaks = near_duplicates(train, test, threshold=0.92).leaks
     best = (test.vectors @ train.vectors.T).max(1)
     expected_rows = (best.values >= 0.92 - 1e-6).nonzero().flatten().tolist()
@@ -101,6 +102,25 @@ def test_exact_copies_are_told_from_similar_images(tmp_path: Path) -> None:
     assert exact_copies({0: None, 1: files[0], 2: tmp_path / "gone.png"}, range(3)) == {0: "", 1: "", 2: ""}
 
 
+@pytest.mark.parametrize("block", [1, 9, 256])
+@pytest.mark.parametrize("large_group", [1, 4, 1000])
+@pytest.mark.parametrize("threshold", [0.8, 0.9, 0.95])
+def test_complete_linkage_equals_brute_force(
+    block: int, large_group: int, threshold: float, clustered: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complete_linkage, "BLOCK", block)
+    monkeypatch.setattr(complete_linkage, "LARGE_GROUP", large_group)
+    # With copies of some vectors, in between and at the end.
+    vectors = torch.cat(
+        [clustered.vectors[:100], clustered.vectors[20:40], clustered.vectors[100:180], clustered.vectors[:9]]
+    )
+    groups = complete_linkage.complete_linkage(vectors, threshold - 1e-6)
+    assert sorted(row for group in groups for row in group.tolist()) == list(range(len(vectors)))
+    assert [group[0] for group in groups] == sorted(group[0] for group in groups)
+    large_groups = sorted((group.tolist() for group in groups if len(group) > 1), key=lambda rows: (-len(rows), rows))
+    assert large_groups == brute_force_groups(vectors, threshold)
+
+
 def test_many_copies_of_one_image_are_one_group() -> None:
     embeddings = Embeddings(torch.ones(5000, 4) / 2, [str(row) for row in range(5000)])
     groups = near_duplicates(embeddings, threshold=1).groups
@@ -109,7 +129,7 @@ def test_many_copies_of_one_image_are_one_group() -> None:
 
 
 def test_components_do_not_depend_on_when_edges_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MAX_PENDING_PAIRS", 0)
+    monkeypatch.setattr(pair_comparison, "MAX_PENDING_PAIRS", 0)
     components = ConnectedComponents(9)
     for nodes, others in (([8, 7], [7, 6]), ([0] * 10, [3] * 10), ([5], [5]), ([6] * 10, [2] * 10)):
         components.connect(np.array(nodes), np.array(others))
@@ -127,3 +147,103 @@ def test_names_that_a_spreadsheet_would_run_are_escaped(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == ["'=1+1.png", "'+a.png", "'-b.png", "'@c.png", "a-b.png"]
     assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
     assert {row["label"] for row in rows} == {"-1"}, "a number is no formula"
+
+
+def embeddings_of_files(folder: Path, vectors: Tensor | None = None) -> Embeddings:
+    """Embeddings of all files of a folder, by default so different that none is a near duplicate."""
+    names = sorted(path.name for path in folder.iterdir())
+    if vectors is None:
+        vectors = unit_vectors(len(names), 64)
+    return Embeddings(vectors, names, names, about={"root": str(folder)})
+
+
+def detailed_image(number: int) -> Image.Image:
+    """An image with details at all places."""
+    noise = np.random.default_rng(number).integers(0, 256, (12, 12, 3), np.uint8)
+    return Image.fromarray(noise).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+def kinds(duplicates: Duplicates) -> list[dict[str, tuple[str, str]]]:
+    """By id, the kind of copy and the id of the original, of each group."""
+    originals = duplicates.first
+    groups = []
+    for group in duplicates.groups or [duplicates.leaks]:
+        kinds_of_group = {}
+        for duplicate in group:
+            original = originals.ids[duplicate.copy_of] if duplicate.copy_of >= 0 else ""
+            kinds_of_group[duplicate.id] = (duplicate.copy, original)
+        groups.append(kinds_of_group)
+    return groups
+
+
+def test_turned_and_mirrored_copies_are_near_duplicates_whatever_their_embeddings(tmp_path: Path) -> None:
+    image = detailed_image(0)
+    image.save(tmp_path / "a.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.jpg", quality=80)
+    image.transpose(Image.Transpose.ROTATE_90).resize((72, 72)).save(tmp_path / "c.png")
+    detailed_image(1).save(tmp_path / "d.png")
+    detailed_image(1).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "e.png")
+    detailed_image(2).save(tmp_path / "f.png")
+    embeddings = embeddings_of_files(tmp_path)
+    duplicates = near_duplicates(embeddings, threshold=0.95)
+    assert kinds(duplicates) == [
+        {"a.png": ("mirrored", "b.jpg"), "b.jpg": ("mirrored", "a.png"), "c.png": ("turned_270", "a.png")},
+        {"d.png": ("turned_180", "e.png"), "e.png": ("turned_180", "d.png")},
+    ]
+    assert duplicates.count_turned() == 5
+    similarity = float(embeddings.vectors[3] @ embeddings.vectors[4])
+    assert duplicates.groups[1][0].similarity == pytest.approx(similarity, abs=1e-6)
+    assert duplicates.groups[1][0].nearest == 4
+    described = [duplicate.describe_copy(embeddings) for duplicate in duplicates.groups[0]]
+    assert described == ["mirrored copy of b.jpg", "mirrored copy of a.png", "copy of a.png turned by 270° clockwise"]
+    assert near_duplicates(embeddings, threshold=0.95, read_images=False).count == 0
+
+
+def test_a_turned_copy_joins_the_group_of_its_original(tmp_path: Path) -> None:
+    image = detailed_image(0)
+    image.save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    image.save(tmp_path / "c.jpg", quality=60)
+    image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "d.png")
+    vectors = unit_vectors(4, 64)
+    vectors[1:3] = vectors[0]
+    duplicates = near_duplicates(embeddings_of_files(tmp_path, vectors), threshold=0.95)
+    assert kinds(duplicates) == [
+        {"a.png": ("bytes", ""), "b.png": ("bytes", ""), "c.jpg": ("", ""), "d.png": ("turned_90", "a.png")}
+    ]
+
+
+def test_turned_copies_between_sets(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        detailed_image(number).save(tmp_path / "train" / f"{number}.png")
+    for name in ("x", "y"):
+        detailed_image(1).transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "test" / f"{name}.png")
+    detailed_image(9).save(tmp_path / "test" / "z.png")
+    first = embeddings_of_files(tmp_path / "train")
+    second = embeddings_of_files(tmp_path / "test", unit_vectors(3, 64, key=1))
+    duplicates = near_duplicates(first, second, threshold=0.95)
+    # Mirrored left to right and turned counterclockwise, rows become columns.
+    assert kinds(duplicates) == [dict.fromkeys(("x.png", "y.png"), ("mirrored_turned_270", "1.png"))]
+
+
+def test_blank_images_are_in_no_group(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (40, 30), (250, 250, 250 - number)).save(tmp_path / f"blank{number}.png")
+    detailed_image(0).save(tmp_path / "d.png")
+    shutil.copy(tmp_path / "d.png", tmp_path / "e.png")
+    embeddings = embeddings_of_files(tmp_path, torch.ones(6, 4) / 2)
+    duplicates = near_duplicates(embeddings, threshold=0.95)
+    assert kinds(duplicates) == [dict.fromkeys(("d.png", "e.png"), ("bytes", ""))]
+    assert duplicates.blank == [0, 1, 2, 3]
+    duplicates.save(tmp_path / "d.csv")
+    with (tmp_path / "d.csv").open(newline="") as file:
+        rows = [(row["group"], row["id"], row["copy"]) for row in csv.DictReader(file)]
+    assert rows[0] == ("1", "d.png", "bytes")
+    assert rows[2:] == [("", f"blank{number}.png", "blank") for number in range(4)]
+    # Between two sets, blank images are no leaks.
+    leaks = near_duplicates(embeddings, embeddings, threshold=0.95)
+    assert [leak.id for leak in leaks.leaks] == ["d.png", "e.png"]
+    assert {leak.nearest for leak in leaks.leaks} == {4}
+    assert leaks.blank == [0, 1, 2, 3]

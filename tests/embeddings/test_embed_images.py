@@ -231,3 +231,14 @@ def test_a_crop_that_is_no_share_is_refused(text: str, tmp_path: Path, capsys: p
     arguments = ["embed", "test_resnet", "--data", str(tmp_path), "--out", "e.safetensors", "--crop", text]
     assert main(arguments) == 2
     assert "must be a number above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_long_embedding_is_a_line_a_minute_off_a_terminal(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reptk.core.progress_lines.LINE_EVERY_SECONDS", 1e-4)
+    table = {"name": "folder", "root": str(photo_folder), "cache": str(tmp_path / "cache"), "size": 40}
+    reptk.embed(data=table, batch_size=5, **TIMM_BACKBONE)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("embedding: 5 of 12, 0:")]
+    assert [line for line in lines if line.startswith("embedding: 12 of 12, 0:00 left")]

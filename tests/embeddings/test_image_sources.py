@@ -170,7 +170,7 @@ def write_split_table(folder: Path) -> Path:
 def test_a_split_of_a_table(split: str, expected: list[str], encoder_run: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     embeddings = reptk.embed(encoder_run, write_split_table(tmp_path), split=split, report=lines.append)
-    assert lines[-1] == f"  embedded: 1 images of the split {split}"
+    assert lines[-1] == f"  embedded: 1 image of the split {split}"
     assert list(embeddings.ids) == expected
     assert embeddings.classes == ("a", "b")
     everything = reptk.embed(encoder_run, tmp_path / "t.csv")
@@ -182,7 +182,7 @@ def test_a_split_of_a_table(split: str, expected: list[str], encoder_run: Path, 
 
 def test_a_split_that_a_table_lacks(encoder_run: Path, tmp_path: Path) -> None:
     table = write_split_table(tmp_path)
-    splits = r"TEST \(1 images\), Train \(1 images\), extra \(1 images\), val \(1 images\)"
+    splits = r"TEST \(1 image\), Train \(1 image\), extra \(1 image\), val \(1 image\)"
     with pytest.raises(DataError, match=f"has no split 'tset'; its splits are {splits}"):
         reptk.embed(encoder_run, table, split="tset")
     table.write_text("0.png\n1.png\n")
@@ -197,7 +197,7 @@ def test_a_split_of_a_folder(encoder_run: Path, tmp_path: Path) -> None:
     embeddings = reptk.embed(encoder_run, tmp_path, split="test")
     assert list(embeddings.ids) == ["Testing/b/2.png"]
     assert embeddings.class_of(0) == "b"
-    with pytest.raises(DataError, match=r"has no split 'dev'; its splits are Testing \(1 images\), train \(2 images\)"):
+    with pytest.raises(DataError, match=r"has no split 'dev'; its splits are Testing \(1 image\), train \(2 images\)"):
         reptk.embed(encoder_run, tmp_path, split="dev")
 
 

@@ -50,7 +50,7 @@ def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     ("vectors", "message"),
     [
         ([[1.0, 2.0], [1.0], [1.0, 2.0, 3.0], [1.0, 2.0]], "differ in length"),
-        ([[1.0, 2.0], None], "1 rows have no vector"),
+        ([[1.0, 2.0], None], "no vector in 1 row"),
         ([1.0, 2.0], "cannot be read"),
         ([], "holds no rows"),
     ],

@@ -82,5 +82,5 @@ def test_a_gain_is_paired() -> None:
     assert gains({"x": QueryMean(after), "y": 0.5}, {"x": QueryMean(before), "y": 0.4}) == {
         "x": pytest.approx((value, low, high))
     }
-    with pytest.raises(ValueError, match="1000 queries here, 5 there"):
+    with pytest.raises(ValueError, match="1,000 queries here, 5 there"):
         QueryMean(after).gain_over(QueryMean(torch.ones(5)))

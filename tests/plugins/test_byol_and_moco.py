@@ -90,7 +90,7 @@ def test_the_target_is_the_moving_average_and_gets_no_gradient() -> None:
             parameter.add_(1.0)
     method(batch(), step())["loss"].backward()
     assert all(parameter.grad is None for parameter in method.target.parameters())
-    method.after_step(step(number=5, total=10))
+    method.after_step(step(number=5, total=11))
     momentum = 1 - (1 - 0.9) * (math.cos(math.pi / 2) + 1) / 2
     online = method.encoder.parameters()
     for old, source, new in zip(before, online, method.target.parameters(), strict=True):
@@ -98,10 +98,11 @@ def test_the_target_is_the_moving_average_and_gets_no_gradient() -> None:
 
 
 def test_the_momentum_rises_to_one() -> None:
-    values = [cosine_momentum(step(number, 100), 0.99) for number in range(101)]
+    values = [cosine_momentum(step(number, 100), 0.99) for number in range(100)]
     assert values[0] == pytest.approx(0.99)
     assert values[-1] == 1.0
     assert values == sorted(values)
+    assert cosine_momentum(step(0, 1), 0.99) == pytest.approx(0.99)
 
 
 def test_byol_takes_two_views_and_no_loss() -> None:

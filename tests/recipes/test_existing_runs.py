@@ -152,7 +152,7 @@ def test_a_run_on_a_folder_whose_name_is_not_utf8_is_opened_again(faulty_folder,
         pytest.skip(f"this file system refuses the name: {cause}")
     overrides = [*FOLDER, f"data.root={root}", "data.labels=folders"]
     assert main(["tiny.toml", *overrides, "--out", "run"]) == 0
-    assert f"caf\\xe9: {IMAGE_COUNT} images, 1 classes" in capsys.readouterr().out
+    assert f"caf\\xe9: {IMAGE_COUNT} images, 1 class" in capsys.readouterr().out
     assert main(["run", "--resume"]) == 0
     assert "already complete" in capsys.readouterr().out
     assert main(["run", "--show"]) == 0

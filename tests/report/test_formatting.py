@@ -6,7 +6,6 @@ import pytest
 
 from reptk.report.formatting import (
     class_name,
-    format_count,
     format_interval,
     format_number,
     format_percent,
@@ -39,11 +38,6 @@ def test_numbers_are_short(value: float, text: str) -> None:
 def test_what_is_not_a_number_is_text() -> None:
     assert format_number(True) == "True"
     assert format_number("cpu") == "cpu"
-
-
-def test_counts_agree_with_their_noun() -> None:
-    assert format_count(1, "image") == "1 image"
-    assert format_count(1200, "query", "queries") == "1,200 queries"
 
 
 def test_classes_without_a_name_are_named_by_their_label() -> None:

@@ -83,6 +83,34 @@ def test_wrong_arguments_are_one_message(
     assert message in capsys.readouterr().err
 
 
+def test_a_comparison_is_not_written_over_a_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    page = tmp_path / "report.html"
+    arguments = ["report", str(run), str(other)]
+    assert main(arguments) == 0
+    first_page = page.read_text()
+    page.write_text("mine")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "error: report.html exists. Choose another --out, or write over it: --force\n"
+    assert main(["report", str(run), "--out", "report.html"]) == 2
+    assert page.read_text() == "mine"
+    assert main([*arguments, "--force"]) == 0
+    assert page.read_text() == first_page
+
+
+def test_the_page_of_a_run_is_written_again(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "report.html").write_text("of yesterday")
+    assert main(["report", str(folder)]) == 0
+    assert "of yesterday" not in (folder / "report.html").read_text()
+
+
 def test_the_command_writes_into_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)

@@ -115,7 +115,7 @@ BROKEN_DATASETS = {
     "first is darker": (with_train(FirstIsDarker()), ["an image depends", ...]),
     "shared buffer": (with_train(SharedBuffer()), ["several threads"]),
     "says gray": (with_train(SaysGray()), ["is_gray"]),
-    "augments": (with_train(Augments()), ["torch's random state"]),
+    "augments": (with_train(Augments()), ["the random states"]),
 }
 
 

@@ -1,15 +1,19 @@
 """check_loss: shipped losses pass, and every requirement is violated by a loss written for it."""
 
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-import reptk.plugins.dcl  # noqa: F401 - registers a loss
+import reptk
+import reptk.plugins.dcl
 from reptk.config.registry import LOSSES
-from reptk.losses import RowStatistics, SupCon, Term, mean_over_anchors, normalize, supcon
+from reptk.losses import RowStatistics, SupCon, Term, implementation, mean_over_anchors, normalize, supcon
 from reptk.testing import LOSS_REQUIREMENTS, check_loss
 from violations import assert_each_is_violated, assert_rng_untouched, assert_violates, shipped
 
@@ -148,6 +152,63 @@ def constant_without_positives(z, ids):
     return good(z, ids) if RowStatistics(z, ids).positives().any() else torch.tensor(0.0)
 
 
+def seeds_torch(z, ids):
+    torch.manual_seed(0)
+    return good(functional.dropout(z, 0.1), ids)
+
+
+def draws_from_numpy(z, ids):
+    np.random.rand()
+    return good(z, ids)
+
+
+def draws_from_python(z, ids):
+    random.random()
+    return good(z, ids)
+
+
+def times_ranks(z, ids):
+    return good(z, ids) * reptk.distributed.world_size()
+
+
+def gradient_times_ranks(z, ids):
+    value = good(z, ids)
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    return world_size * value - (world_size - 1) * value.detach()
+
+
+def gathers_again(z, ids):
+    if not dist.is_initialized():
+        return good(z, ids)
+    gathered = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, z.detach())
+    gathered[dist.get_rank()] = z
+    return good(torch.cat(gathered), ids.repeat(len(gathered)))
+
+
+class OnHalfOfTheRows(nn.Module):
+    computes_local_rows = True
+
+    def forward(self, z, ids):
+        half = len(z) // 2
+        return good(z[:half], ids[:half]) + good(z[half:], ids[half:])
+
+
+class FromItsRowsAlone(nn.Module):
+    """The mean over the rows of this rank, as its value, in place of the mean over all rows."""
+
+    computes_local_rows = True
+
+    def forward(self, z, ids):
+        rows = RowStatistics(z, ids)
+        per_anchor = rows.log_sum(Term("others", 2.0)) - 2 * rows.mean_over_positives()
+        if dist.is_initialized():
+            count = len(z) // dist.get_world_size()
+            local = slice(dist.get_rank() * count, (dist.get_rank() + 1) * count)
+            return mean_over_anchors(per_anchor[local], rows.positives()[local])
+        return mean_over_anchors(per_anchor, rows.positives())
+
+
 BROKEN_LOSSES = {
     "a vector": (lambda z, ids: good(z, ids)[None], ["the value is a finite scalar"]),
     "a number": (lambda z, ids: good(z, ids).item(), ["the value is a finite scalar", ...]),
@@ -179,6 +240,14 @@ BROKEN_LOSSES = {
     "writes to ids": (writes_to_ids, ["the input is not written"]),
     "random": (lambda z, ids: good(functional.dropout(z, 0.1), ids), ["the same input gives", ...]),
     "changes with every call": (ChangesWithEveryCall(), ["the same input gives"]),
+    "seeds torch": (seeds_torch, ["the random states", ...]),
+    "draws from NumPy": (draws_from_numpy, ["the random states"]),
+    "draws from Python": (draws_from_python, ["the random states"]),
+    "times ranks": (times_ranks, ["on two ranks"]),
+    "gradient times ranks": (gradient_times_ranks, ["on two ranks"]),
+    "gathers again": (gathers_again, ["on two ranks"]),
+    "statistics of half of the rows": (OnHalfOfTheRows, ["the order of the rows", "on two ranks"]),
+    "mean over its rows": (FromItsRowsAlone, ["on two ranks"]),
 }
 
 
@@ -189,6 +258,26 @@ def test_a_broken_loss_is_detected(loss, expected):
 
 def test_every_requirement_is_violated_by_a_broken_loss():
     assert_each_is_violated(LOSS_REQUIREMENTS, BROKEN_LOSSES)
+
+
+def test_what_a_loss_must_not_do_is_said_in_the_words_of_its_author() -> None:
+    with pytest.raises(
+        AssertionError, match=r"on rank 0 it gave .* it must not gather rows itself, nor use the number"
+    ):
+        check_loss(times_ranks)
+    with pytest.raises(AssertionError, match=r"it moves torch's: draw from a generator of its own, e\.g\. reptk\.rng"):
+        check_loss(seeds_torch)
+    states = random.getstate(), np.random.get_state()[1].copy()
+    with pytest.raises(AssertionError, match="it moves NumPy's and Python's"):
+        check_loss(lambda z, ids: draws_from_numpy(z, ids) + draws_from_python(z, ids))
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+
+
+@pytest.mark.parametrize("name", ["dense", "tiled"])
+def test_every_implementation_is_checked_on_ranks(name: str) -> None:
+    with implementation(name):
+        check_loss(SupCon(learn_temperature=True))
 
 
 def test_a_failing_check_leaves_the_random_state() -> None:

@@ -114,6 +114,17 @@ class UnsavedAverage(Good):
         return {"loss": loss * (1 + self.average)}
 
 
+class DrawsOnWholePictures(Good):
+    uses_aspect_ratios = True
+
+    def embed(self, batch: Batch, step: Step) -> torch.Tensor:
+        return torch.cat([self.encoder(view) for view in batch.draw_views(self.views, step.key)])
+
+
+class ForgetsAspectRatios(Good):
+    uses_aspect_ratios = True
+
+
 class HidesItsEncoder(Good):
     def __init__(self, encoder: nn.Module, views: Any, loss: nn.Module) -> None:
         super().__init__(encoder, views, loss)
@@ -142,12 +153,14 @@ BROKEN_METHODS = {
     "ignores the key": (IgnoresTheKey, ["the step's key"]),
     "writes to the batch": (WritesToTheBatch, ["the batch is not written"]),
     "mean of labels": (MeanOfLabels, ["images without labels"]),
+    "forgets aspect ratios": (ForgetsAspectRatios, ["with uses_aspect_ratios"]),
     "unsaved average": (UnsavedAverage, ["a run resumed"]),
 }
 
 
 def test_the_base_of_broken_methods_meets_the_requirements() -> None:
     check_method(Good)
+    check_method(DrawsOnWholePictures)
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")

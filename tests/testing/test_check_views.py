@@ -49,6 +49,14 @@ class Brighten:
         return (resize_center_crop(images, SIZE) + self.draw(len(images), key)[:, part]).clamp(0, 1)
 
 
+class BrightensByAspectRatio(Brighten):
+    def __call__(self, images, key, aspect_ratios=None):
+        views = super().__call__(images, key)
+        if aspect_ratios is not None:
+            views = views * 0.5
+        return views
+
+
 class GlobalStream(Brighten):
     def draw(self, count, key):
         return torch.rand(2, count * self.world_size, 1, 1, 1)
@@ -107,10 +115,11 @@ BROKEN_VIEWS = {
     "bytes": (brighten_then(lambda views: (views * 255).to(torch.uint8)), ["(B, 3, H, W)"]),
     "0..255": (brighten_then(lambda views: views * 255), ["(B, 3, H, W)"]),
     "NaN": (brighten_then(lambda views: views * torch.nan), ["(B, 3, H, W)", ...]),
-    "global stream": (GlobalStream(), ["the same images and key", "torch's random state", ...]),
-    "seeds the global stream": (SeedsGlobalStream(), ["torch's random state"]),
+    "global stream": (GlobalStream(), ["the same images and key", "the random states", ...]),
+    "seeds the global stream": (SeedsGlobalStream(), ["the random states"]),
     "in autocast": (ComputesInAutocast(), ["autocast"]),
     "writes": (WritesToImages(), ["the images are not written", ...]),
+    "aspect ratios of squares": (BrightensByAspectRatio(), ["aspect ratios of 1"]),
     "draws for its part only": (DrawsForItsPartOnly(), ["two ranks"]),
     "shard gives another": (ShardGivesAnother(), ["two ranks"]),
     "key ignored": (lambda images, key: Brighten()(images, 0), ["another key"]),

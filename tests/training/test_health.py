@@ -68,7 +68,7 @@ def test_simplejpeg_is_not_advised_where_it_is_installed(
 
 def test_weights_that_are_not_finite_are_not_saved() -> None:
     weights = {"first": torch.ones(2), "second": torch.tensor([1.0, float("inf")]), "count": torch.tensor(3)}
-    with pytest.raises(NumericalError, match=r"^after step 7, 1 weights hold NaN or infinity, second first; nothing"):
+    with pytest.raises(NumericalError, match=r"^after step 7, NaN or infinity in 1 weight, second first; nothing"):
         check_finite_weights(weights, 7)
     weights["second"] = torch.ones(2)
     check_finite_weights(weights, 7)

@@ -12,6 +12,7 @@ from reptk.config.plugins import load_plugin
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.evaluate import Evaluation
+from reptk.losses import supcon
 from reptk.models.encoder import Encoder
 from reptk.training import loop, run_folder
 from reptk.training.build import Parts
@@ -119,14 +120,42 @@ def test_training_improves_the_encoder(tmp_path: Path) -> None:
     assert trained["map@r"] > result_metrics(tmp_path / "run")["untrained"]["map@r"] + 0.05
 
 
+class Reversed(torch.nn.Module):
+    """SupCon with the wrong sign, which destroys what tells classes apart."""
+
+    def forward(self, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return -supcon(z, ids, temperature=0.1)
+
+
+@pytest.mark.usefixtures("restored_registries")
+def test_a_fine_tuning_that_ends_worse_says_so_in_the_first_line_of_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    LOSSES.register("reversed")(Reversed)
+    overrides = ["encoder.backbone=test_vit", "data.train=96", "data.query=60", "train.report=false"]
+    overrides += ["method.positives=class"]
+    pretraining = ["loss.name=supcon", "train.baselines=false", "train.epochs=1"]
+    run_silently(tiny(*overrides, *pretraining), tmp_path / "first")
+    finetuning = ["optim.lr=0.1", "train.epochs=4", f"encoder.weights={tmp_path / 'first'}"]
+    recipe = tiny(*overrides, *finetuning, loss={"name": "reversed"})
+    train(recipe, tmp_path / "second", logger=Logger(prints=True))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    # After the table.
+    last_row = max(number for number, line in enumerate(lines) if line.startswith("trained "))
+    first_line = next(line for line in lines[last_row + 1 :] if line)
+    assert first_line.startswith("Training made it worse: kNN@5 ")
+    assert "the encoder before training (pretrained weights), " in first_line
+    assert "mAP@R is down from " in first_line
+
+
 @pytest.mark.slow
 def test_tcl_with_labels_separates_digits(tmp_path: Path) -> None:
-    """Six of the recipe's twenty epochs reach 96.5 % on the last 797 digits, which raw pixels do not."""
+    """Six of the recipe's twenty epochs reach 96 % on the last 797 digits, which raw pixels do not."""
     trained = run_silently(
         load("tcl_sup_digits", ["train.epochs=6", "optim.warmup_epochs=1", "train.report=false"]), tmp_path / "run"
     )
     rows = result_metrics(tmp_path / "run")
-    assert trained["knn@20"] >= 0.965 > rows["raw pixels"]["knn@20"] > rows["untrained"]["knn@20"]
+    assert trained["knn@20"] >= 0.96 > rows["raw pixels"]["knn@20"] > rows["untrained"]["knn@20"]
 
 
 def test_data_set_without_labels_is_evaluated_by_view_retrieval(tmp_path: Path) -> None:
@@ -148,7 +177,43 @@ def test_clipping_lars_and_three_views_run(tmp_path: Path) -> None:
     assert not are_equal(exported_weights(tmp_path / "clipped"), exported_weights(tmp_path / "unclipped"))
 
 
+def test_long_work_is_a_line_a_minute_off_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reptk.core.progress_lines.LINE_EVERY_SECONDS", 0)
+    train(tiny("train.report=false"), tmp_path / "run", logger=Logger(prints=True))
+    lines = capsys.readouterr().out.splitlines()
+    for beginning in (
+        "raw pixels: encoding: 40 of 40",
+        "encoder before training: searching: 20 of 20",
+        "epoch 1/2  step 2/3  loss ",
+        "evaluation after epoch 1: encoding: 20 of 20",
+        "trained encoder: encoding: 40 of 40",
+    ):
+        assert [line for line in lines if line.startswith(beginning)], beginning
+
+
 # What stops a run, and what it warns of
+
+
+@pytest.mark.parametrize(
+    ("train", "note"),
+    [
+        (48, None),
+        (49, "note: 1 of 49 training images are left out of each epoch, others every time: the last batch"),
+        (63, "the last batch would be incomplete. train.batch_size=9 would leave out 0"),
+    ],
+)
+def test_images_that_an_epoch_leaves_out_are_counted_once(
+    train: int, note: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = tiny(f"data.train={train}", "train.baselines=false", "train.report=false")
+    loop.train(recipe, tmp_path / "run", logger=Logger(prints=True))
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("left out of each epoch") == (note is not None)
+    if note is not None:
+        assert note in output
+    assert ("would leave out" in output) == (train == 63)
 
 
 class NanFromThirdCall(torch.nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from reptk.core.errors import ReptkError, UsageError
 from reptk.models.encoder import Encoder
-from reptk.training.optim import create_optimizer, create_scheduler, learning_rate
+from reptk.training.optim import Schedule, create_optimizer, learning_rate
 
 NAMES = ["sgd", "lars", "adamw"]
 
@@ -123,23 +123,27 @@ def test_optimizer_that_cannot_be_built_is_reported() -> None:
 
 
 def formula(step: int, kind: str, steps: int, warmup: int, lr: float, first: float, last: float) -> float:
-    """Linear from `first` to `lr`, then half a cosine from `lr` to `last`: SGDR's eq. 5 (arXiv 1608.03983)."""
+    """Linear from above `first` to `lr`, then half a cosine from `lr` to `last`: SGDR's eq. 5 (arXiv 1608.03983)."""
+    warmup = min(warmup, steps - 1)
     if step < warmup:
-        return first + (lr - first) * step / warmup
-    if kind == "constant":
+        return first + (lr - first) * (step + 1) / warmup
+    peak = max(warmup - 1, 0)
+    if kind == "constant" or steps == 1:
         return lr
-    return last + (lr - last) * (1 + math.cos(math.pi * (step - warmup) / max(2, steps - warmup))) / 2
+    return last + (lr - last) * (1 + math.cos(math.pi * (step - peak) / (steps - 1 - peak))) / 2
 
 
 SCHEDULES = [
     # steps, warm-up, lr, first, last
     (100, 0, 0.1, 0.0, 0.0001),
+    (100, 1, 0.1, 0.0, 0.0001),
     (100, 10, 0.1, 0.0, 0.0001),
     (100, 10, 0.1, 0.05, 0.0),
     (50, 49, 3.0, 0.001, 0.003),
     (20, 20, 0.1, 0.0, 0.0),
     (10, 30, 0.1, 0.0, 0.01),
     (3, 1, 0.1, 0.0, 0.01),
+    (2, 1, 0.1, 0.0, 0.01),
     (2, 0, 0.1, 0.0, 0.01),
     (1, 0, 0.1, 0.0, 0.01),
     (1, 1, 0.1, 0.02, 0.01),
@@ -148,10 +152,10 @@ SCHEDULES = [
 
 def learning_rates(kind: str, steps: int, warmup: int, lr: float, first: float, last: float) -> list[float]:
     optimizer = build_optimizer(lr=lr)
-    scheduler = create_scheduler(optimizer, kind=kind, steps=steps, warmup_steps=warmup, warmup_lr=first, final_lr=last)
+    schedule = Schedule(optimizer, kind=kind, steps=steps, warmup_steps=warmup, warmup_lr=first, final_lr=last)
     rates = []
     for step in range(steps):
-        scheduler.step_update(step)
+        schedule.set_step(step)
         assert {group["lr"] for group in optimizer.param_groups} == {learning_rate(optimizer)}
         rates.append(learning_rate(optimizer))
     return rates
@@ -170,13 +174,25 @@ def test_other_formula_is_detected() -> None:
     assert learning_rates("cosine", *settings) != pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+@pytest.mark.parametrize("settings", SCHEDULES)
+def test_no_step_is_lost(settings: tuple[int, int, float, float, float], kind: str) -> None:
+    """The first step trains, and the last one has the final learning rate exactly."""
+    steps, _, lr, _, last = settings
+    rates = learning_rates(kind, *settings)
+    assert rates[0] > 0
+    if steps > 1:
+        assert rates[-1] == (last if kind == "cosine" else lr)
+
+
 def test_learning_rate_begins_peaks_and_ends_as_configured() -> None:
-    rates = learning_rates("cosine", 1000, 100, 0.1, 0.02, 0.001)
-    assert rates[0] == 0.02
-    assert max(rates) == rates[100] == pytest.approx(0.1)
-    assert rates[100:] == sorted(rates[100:], reverse=True)
-    assert rates[-1] == pytest.approx(0.001, rel=1e-3)
-    assert set(learning_rates("constant", 1000, 100, 0.1, 0.02, 0.001)[100:]) == {0.1}
+    rates = learning_rates("cosine", 1000, 100, 0.1, 0.0, 0.001)
+    assert rates[:2] == pytest.approx([0.001, 0.002])
+    assert max(rates) == rates[99] == 0.1
+    assert rates[99:] == sorted(rates[99:], reverse=True)
+    assert rates[-1] == 0.001
+    assert learning_rates("cosine", 1000, 100, 0.1, 0.02, 0.001)[0] == pytest.approx(0.0208)
+    assert set(learning_rates("constant", 1000, 100, 0.1, 0.02, 0.001)[99:]) == {0.1}
 
 
 def test_learning_rate_depends_on_the_step_alone() -> None:
@@ -184,8 +200,8 @@ def test_learning_rate_depends_on_the_step_alone() -> None:
     every_step = learning_rates("cosine", 40, 5, 0.1, 0.0, 0.001)
     for step in (0, 3, 5, 17, 39):
         optimizer = build_optimizer(lr=0.1)
-        scheduler = create_scheduler(optimizer, kind="cosine", steps=40, warmup_steps=5, warmup_lr=0.0, final_lr=0.001)
-        scheduler.step_update(step)
+        schedule = Schedule(optimizer, kind="cosine", steps=40, warmup_steps=5, warmup_lr=0.0, final_lr=0.001)
+        schedule.set_step(step)
         assert learning_rate(optimizer) == every_step[step]
 
 
@@ -207,8 +223,8 @@ def test_lr_scale_multiplies_the_scheduled_rate() -> None:
     layers = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
     groups = [{"params": list(layers[0].parameters())}, {"params": list(layers[1].parameters()), "lr_scale": 0.1}]
     optimizer = create_optimizer(groups, name="sgd", lr=1.0, weight_decay=0.0)
-    scheduler = create_scheduler(optimizer, kind="cosine", steps=10, warmup_steps=0, warmup_lr=0.0, final_lr=0.0)
+    schedule = Schedule(optimizer, kind="cosine", steps=10, warmup_steps=0, warmup_lr=0.0, final_lr=0.0)
     for step in range(10):
-        scheduler.step_update(step)
+        schedule.set_step(step)
         first, second = (group["lr"] for group in optimizer.param_groups)
         assert second == pytest.approx(0.1 * first)

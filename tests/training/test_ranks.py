@@ -137,17 +137,24 @@ class PluginTCL(TCL):
 """
 
 
-def test_torchrun_gives_the_loss_curve_of_one_process(recipe_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "tolerance"),
+    [([], 1e-4), (["train.precision=fp16", "loss.temperature=1.0"], 1e-2)],
+    ids=["fp32", "fp16"],
+)
+def test_torchrun_gives_the_loss_curve_of_one_process(
+    overrides: list[str], tolerance: float, recipe_file: Path, tmp_path: Path
+) -> None:
     plugin = tmp_path / "tcl_of_plugin.py"
     plugin.write_text(LOSS_PLUGIN)
-    overrides = ["loss.name=tcl_of_plugin", "loss.k1=50.0"]
+    overrides = ["loss.name=tcl_of_plugin", "loss.k1=50.0", *overrides]
     process = torchrun(recipe_file, tmp_path / "2", "--plugin", str(plugin), *overrides)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("epoch 3/3") == 1, "only rank 0 prints"
     run_silently(load(recipe_file, overrides, plugins=[str(plugin)]), tmp_path / "1")
     one, two = logged_losses(tmp_path / "1"), logged_losses(tmp_path / "2")
     assert len(one) == len(two) == 12
-    assert two == pytest.approx(one, rel=1e-4)
+    assert two == pytest.approx(one, rel=tolerance)
     assert result_metrics(tmp_path / "1")["trained"].keys() == result_metrics(tmp_path / "2")["trained"].keys()
 
 

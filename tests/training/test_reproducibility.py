@@ -110,7 +110,7 @@ def test_any_step_can_be_resumed(reference_run: Path, tmp_path: Path) -> None:
     parts = build(recipe, load_data(recipe), torch.device("cpu"))
     parts.method.train()
     for number, batch in enumerate(parts.loader.batches(0, 4)):
-        parts.scheduler.step_update(number)
+        parts.schedule.set_step(number)
         train_step(parts, parts.method, Batch(*batch), parts.step(number))
     folder = run_folder.create(recipe, tmp_path / "middle")
     save(parts, RunState(step=4), folder)

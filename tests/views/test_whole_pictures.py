@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from reptk.config.registry import VIEWS
 from reptk.views import ViewPipeline, takes_aspect_ratios
-from reptk.views.operations import RandomResizedCrop, Resize
+from reptk.views.operations import CenterSquare, RandomResizedCrop
 from view_references import patches, photo
 
 SIZE = 64
@@ -95,12 +95,17 @@ def test_both_ends_of_a_picture_are_seen():
     assert max(views(squash(center), key).max().item() for key in range(20)) == 0
 
 
-def test_a_resize_shows_the_center_square():
+def test_a_resize_shows_the_whole_picture():
+    """As torchvision's Resize with two sides, which does not keep proportions."""
     picture = photo()[..., :400, :600]
-    expected = reference.resize(picture[..., 100:500], [32, 32], antialias=True)
+    expected = reference.resize(picture, [32, 32], antialias=True)
     [[view]] = VIEWS.get("none")(count=1, size=32)(squash(picture, 400), 0, WIDE)
     assert (view - expected / 255).abs().mean() < 0.01
-    assert Resize((8, 8)).sample(torch.empty(1, 0), (60, 60), torch.tensor([0.5])).tolist() == [[15, 0, 30, 60]]
+
+
+def test_center_squares():
+    boxes = CenterSquare((60, 60)).sample(torch.empty(3, 0), (60, 60), torch.tensor([0.5, 1.0, 2.0]))
+    assert boxes.tolist() == [[15, 0, 30, 60], [0, 0, 60, 60], [0, 15, 60, 30]]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from reptk.config.registry import DATASETS
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.protocol import Data, InMemory, Split, with_shape
 from reptk.data.sources.torchvision_files import open_or_download
@@ -68,7 +69,9 @@ def _read_split(folder: Path, part: str) -> Split:
     images = _read_idx(folder, f"{part}-images-idx3", ndim=3)
     labels = _read_idx(folder, f"{part}-labels-idx1", ndim=1)
     if len(images) != len(labels):
-        raise DataError(f"fashion_mnist: {len(images)} images but {len(labels)} labels in {folder} ({part})")
+        raise DataError(
+            f"fashion_mnist: {format_count(len(images), 'image')} but {format_count(len(labels), 'label')} in {folder} ({part})"
+        )
     return Split(InMemory(rearrange(images, "n h w -> n 1 h w")), labels.long())
 
 

@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt, Le
 from reptk.config.registry import DATASETS
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
-from reptk.data.folder_layout import read_layout
-from reptk.data.folder_scan import SkippedFiles, scan_folder
+from reptk.data.folder_layout import list_images, read_layout
+from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import ImageLayout, Labels
 from reptk.data.parquet_shards import holds_images
@@ -112,7 +112,7 @@ def read_images(base: Path, labels: Labels) -> ImageLayout:
         if holds_images(base):
             return read_shard_layout(base, labels)
         return read_table_layout(base, labels)
-    scan = scan_folder(base)
+    scan = list_images(base)
     if not scan.images and scan.other_files[PARQUET]:
         return read_shard_layout(base, labels)
     return read_layout(base, labels, scan)

@@ -1,6 +1,7 @@
 """ImageNet-1k, or any part of it such as Tiny ImageNet, in the folders and files in which it is distributed."""
 
 from reptk.config.registry import DATASETS
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
@@ -66,6 +67,7 @@ def imagenet(
             crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg
         ),
     )
-    summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {len(classes):,} synsets"]
+    synsets = format_count(len(classes), "synset")
+    summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {synsets}"]
     protocol = f"{folders.base}: bank the training images, queries the validation images"
     return build_data(train, train, val, classes, reader, protocol, summary=summary)

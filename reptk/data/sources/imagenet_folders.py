@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.folder_scan import scan_folder
 from reptk.data.image_layout import LabeledFile
@@ -92,7 +93,7 @@ def list_val(folders: ImageNetFolders, synsets: Iterable[str]) -> list[LabeledFi
     unlabeled = [path for path in paths if path.stem not in labels]
     if unlabeled:
         raise DataError(
-            f"{labels_file} has no label for {len(unlabeled):,} of {len(paths):,} images, e.g. {unlabeled[0]}"
+            f"{labels_file} has no label for {len(unlabeled):,} of {format_count(len(paths), 'image')}, e.g. {unlabeled[0]}"
         )
     files = [LabeledFile(path, labels[path.stem]) for path in paths]
     order = {name: number for number, name in enumerate(synsets)}

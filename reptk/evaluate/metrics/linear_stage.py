@@ -9,18 +9,20 @@ from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reptk.config.registry import EVALUATORS
+from reptk import config
+from reptk.config.registry import EVALUATORS, VIEWS
 from reptk.core import rng
 from reptk.core.errors import UsageError
 from reptk.data import Data, Split
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.protocol import EvalResult, Evaluator
-from reptk.views import ViewPipeline
-from reptk.views.sets import crop_and_flip
 
 HELD_OUT_FRACTION = 10
 """One row in so many is held out to choose the learning rate."""
+
+DEFAULT_SIZE_PX = 32
+"""Size for which arguments are checked."""
 
 CHUNK = 1 << 14
 """Rows that are classified at a time."""
@@ -30,7 +32,7 @@ LearningRates = Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
 
 @EVALUATORS.register("linear_stage")
 class LinearStage(Evaluator):
-    """A linear classifier trained by SGD on random crops and flips of the bank's images; the encoder is frozen.
+    """A linear classifier trained by SGD on random views of the bank's images; the encoder is frozen.
 
     The encoder is in evaluation mode and gets no gradient, so nothing in it changes, running statistics included. Features
     are normalized by their own mean and deviation over the bank (as a BatchNorm without weights would), so that the same
@@ -38,11 +40,17 @@ class LinearStage(Evaluator):
     the best accuracy on a held-out tenth of the bank is evaluated. Every rank trains the same classifiers.
 
     Args:
-        epochs: passes over the bank, each with other crops. SupCon's script uses 100, SimCLR's paper 90.
+        epochs: passes over the bank, each with other views. SupCon's script uses 100, SimCLR's paper 90.
         batch_size: images per step.
         lr: learning rates to try; each falls to 0 along a cosine.
         momentum, weight_decay: of SGD.
-        scale: the smallest share of the image's area that a crop keeps.
+        views: the name of registered views (`reptk.VIEWS`), of which each image has one per epoch. The papers crop, resize and
+            flip: `resized_crop_flip`, with a scale of 0.2 in the scripts of SupCon and TCL (CIFAR) and 0.08 in SimCLR's
+            (ImageNet). "none" trains on unchanged images.
+        scale: the smallest share of the image's area that a crop keeps; by default that of the views.
+
+    Raises:
+        UsageError: there are no such views, they need arguments of their own, or they take no scale.
     """
 
     def __init__(
@@ -52,14 +60,18 @@ class LinearStage(Evaluator):
         lr: LearningRates = (0.003, 0.01, 0.03, 0.1, 0.3),
         momentum: Annotated[float, Ge(0)] = 0.9,
         weight_decay: Annotated[float, Ge(0)] = 0.0,
-        scale: Annotated[float, Gt(0), Le(1)] = 0.2,
+        views: str = "resized_crop_flip",
+        scale: Annotated[float, Gt(0), Le(1)] | None = None,
     ) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = sorted(set(lr))
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.views = views
         self.scale = scale
+        # What cannot be used is refused before anything is encoded.
+        self._views_table(DEFAULT_SIZE_PX)
 
     def __call__(self, features: FeatureStore, data: Data) -> EvalResult:
         if not features.can_read_images:
@@ -98,11 +110,20 @@ class LinearStage(Evaluator):
                 scheduler.step()
         return classifiers
 
+    def _views_table(self, size_px: int) -> config.Table:
+        """Return the complete arguments of one view of `size_px` of each image."""
+        table = {"name": self.views, "size": size_px}
+        if VIEWS.takes(self.views, "count"):
+            table["count"] = 1
+        if self.scale is not None:
+            table["scale"] = self.scale
+        return config.complete("views", table)
+
     def _batches(
         self, features: FeatureStore, bank: Split, rows: Tensor, steps_per_epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (b, F) of augmented images and their labels (b,), for all batches of all epochs."""
-        views = ViewPipeline([crop_and_flip(features.size_px, self.scale)], size=features.size_px)
+        views = config.build(VIEWS, self._views_table(features.size_px))
         batch_size = min(self.batch_size, len(rows))
         for epoch in range(self.epochs):
             stream = rng.generator("linear stage", len(rows), epoch)
@@ -111,9 +132,13 @@ class LinearStage(Evaluator):
             for step, (images, index) in enumerate(features.image_batches(bank, batches)):
                 # Only the encoder is frozen: the caller trains on h with gradients enabled.
                 with torch.no_grad():
-                    augmented = views(images, rng.key("linear stage", epoch, step))[0]
+                    augmented = views(images, rng.key("linear stage", epoch, step))
+                    if isinstance(augmented, list | tuple):  # views of several sizes: those of the first
+                        augmented = augmented[0]
+                    augmented = augmented[0]
                     h = features.embed(augmented).float()
                 yield h, bank.labels[index.cpu()].to(h.device)
+            features.report_progress("training the linear stage", epoch + 1, self.epochs)
 
 
 class LinearClassifiers(nn.Module):

@@ -1,0 +1,127 @@
+"""Read the files of embeddings once, reduced to a few pixels: which are blank, and what each looks like in gray."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from numpy.typing import NDArray
+
+from reptk.core.errors import DataError
+from reptk.data import num_cpus
+from reptk.data.blank_images import is_blank, may_be_blank
+from reptk.data.decode import PixelOptions, decode
+from reptk.embeddings.embedder import recorded_options
+from reptk.embeddings.progress import progress
+from reptk.embeddings.store import Embeddings
+
+DECODED_PX = 32
+GRAY_PX = 16
+BATCH_FILES = 64
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class SmallImages:
+    """What is known of n images.
+
+    Args:
+        gray: (n, 16, 16) uint8, the center square; zeros for an image that was not read.
+        is_blank: (n,) bool, see `reptk.data.blank_images`.
+        is_read: (n,) bool; false for what is no file, or cannot be read.
+    """
+
+    gray: NDArray[np.uint8]
+    is_blank: NDArray[np.bool_]
+    is_read: NDArray[np.bool_]
+
+    @classmethod
+    def unread(cls, count: int) -> "SmallImages":
+        """Return what is known of images that were not read: nothing."""
+        gray = np.zeros((count, GRAY_PX, GRAY_PX), np.uint8)
+        return cls(gray, np.zeros(count, bool), np.zeros(count, bool))
+
+
+def read_small_images(embeddings: Embeddings) -> SmallImages:
+    """Read all files of embeddings; images that are not files, or are gone, are left out."""
+    count = len(embeddings)
+    images = SmallImages.unread(count)
+    if embeddings.paths is None:
+        return images
+    options = options_of(embeddings)
+    with warnings.catch_warnings(), progress("reading images", count) as advance:
+        warnings.simplefilter("ignore")  # about unusual files; they were embedded with the same warnings
+        start = 0
+        for batch in _read_batches([embeddings.file(row) for row in range(count)], options):
+            for row, square, blank in batch:
+                images.gray[row] = square
+                images.is_blank[row] = blank
+                images.is_read[row] = True
+            size = min(BATCH_FILES, count - start)
+            advance(size)
+            start += size
+    return images
+
+
+def options_of(embeddings: Embeddings) -> PixelOptions:
+    """Return how the files of embeddings were decoded; the defaults for embeddings that do not say it."""
+    preprocessing = embeddings.about.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        return PixelOptions()
+    return recorded_options(preprocessing)
+
+
+def read_square(file: Path | None, size_px: int, options: PixelOptions) -> NDArray[np.uint8] | None:
+    """Return the center square (size, size, 3) of an image file; None if it cannot be read."""
+    if file is None:
+        return None
+    try:
+        square = decode(file, size_px, "auto", options)
+    except DataError:
+        return None
+    return rearrange(square, "c h w -> h w c").numpy()
+
+
+_SmallImage = tuple[int, NDArray[np.uint8], bool]
+"""The row of an image, its gray square, and whether it is blank."""
+
+
+def _read_batches(files: Sequence[Path], options: PixelOptions) -> Iterator[list[_SmallImage]]:
+    """Yield what could be read of each batch of files, in order; a few batches are read ahead."""
+
+    def read_batch(start: int) -> list[_SmallImage]:
+        batch = []
+        for row in range(start, min(start + BATCH_FILES, len(files))):
+            square = read_square(files[row], DECODED_PX, options)
+            if square is not None:
+                batch.append((row, _gray(square), _is_blank(files[row], square, options)))
+        return batch
+
+    workers = num_cpus()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: list[Future[list[_SmallImage]]] = []
+        for start in range(0, len(files), BATCH_FILES):
+            pending.append(pool.submit(read_batch, start))
+            if len(pending) > 2 * workers:
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
+
+
+def _is_blank(file: Path, square: NDArray[np.uint8], options: PixelOptions) -> bool:
+    if not may_be_blank(square):
+        return False
+    try:
+        return is_blank(file.read_bytes(), options)
+    except OSError:
+        return False
+
+
+def _gray(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    luma = square @ LUMA
+    factor = DECODED_PX // GRAY_PX
+    reduced = luma.reshape(GRAY_PX, factor, GRAY_PX, factor).mean(axis=(1, 3))
+    return reduced.round().astype(np.uint8)
