@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from reptk.data.decode import decode, to_rgb, to_tensor
-from reptk.data.resize import Color, Preprocessing
+from reptk.data.resize import BORDER_COLOR, WHOLE_SQUARES, Color, Preprocessing
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)
@@ -20,7 +20,10 @@ CHANNELS = (1, 3, 4)
 
 
 def image_tensors(
-    images: ImageInput | Sequence[ImageInput], size: int, preprocessing: Preprocessing, border_color: Color
+    images: ImageInput | Sequence[ImageInput],
+    size: int,
+    preprocessing: Preprocessing = WHOLE_SQUARES,
+    border_color: Color = BORDER_COLOR,
 ) -> Iterator[Tensor]:
     """Yield batches (b, 3, H, W), uint8 or floats in 0..1, in the order of the images: files are read one by one.
 

@@ -16,7 +16,7 @@ from reptk import Encoder
 from reptk.core import rng
 from reptk.core.errors import DataError, ReptkError
 from reptk.data import Data, InMemory, Split
-from reptk.data.resize import DEFAULT_PREPROCESSING
+from reptk.data.resize import WHOLE_SQUARES
 from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.image_sources import distinct_splits, from_table
 
@@ -147,7 +147,7 @@ def test_a_damaged_table_never_ends_in_a_traceback(tmp_path: Path) -> None:
             content[draw.randrange(len(content))] = draw.randrange(256)
         table.write_bytes(content)
         with suppress(ReptkError):
-            source = from_table(table, size_px=8, jpeg="pillow", preprocessing=DEFAULT_PREPROCESSING)
+            source = from_table(table, size_px=8, jpeg="pillow", preprocessing=WHOLE_SQUARES)
             assert len(source) == len(source.groups[0].ids)
             num_read += 1
     assert 10 < num_read < 90
