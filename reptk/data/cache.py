@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_cache, offsets_of, read_records
+from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
 from reptk.data.resize import Pixels, Resize, write_square
@@ -138,3 +139,9 @@ def file_key(path: Path, decoding: str) -> str:
         raise DataError(f"cannot read {path}: {cause}") from cause
     identity = os.fsencode(path.absolute()) + f"\0{stat.st_size} {stat.st_mtime_ns} {decoding}".encode()
     return hashlib.blake2b(identity, digest_size=16).hexdigest()
+
+
+def row_key(row: ShardRow, decoding: str) -> str:
+    """Return the key of a row of Parquet shards as its file is now; see `file_key`."""
+    path, number = row.shards.place(row.number)
+    return file_key(path, f"{decoding}, row {number}")
