@@ -373,8 +373,9 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     if root.is_file():  # a table, whose paths are relative to its folder
         root = root.parent
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    preprocessing = _preprocessing_of(data)
-    images = _skipping_files(files, splits[0].images.size, jpeg, preprocessing, splits[0].images.options)
+    first = splits[0].images
+    preprocessing = _preprocessing_of(data)._replace(reduce_jpeg=first.reduce_jpeg)
+    images = _skipping_files(files, first.size, jpeg, preprocessing, first.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     return ImageSource([group], data.classes, preprocessing, jpeg, about={**about, "root": str(root)})
 
