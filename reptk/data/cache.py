@@ -65,7 +65,8 @@ class DecodedCache(WritableImages):
             self._offsets = offsets_of(self._records)
             self._is_unreadable = self._records["key"] == UNREADABLE
             # The pages of the file are in memory once, for all processes on this machine.
-            self._pixels = np.memmap(self._files.pixels, np.uint8, "r")
+            # Copy on write, since torch takes only what may be written to; nothing is written.
+            self._pixels = np.memmap(self._files.pixels, np.uint8, "c")
         except OSError as cause:
             # Another process with other images in the same folder may have replaced the files a moment ago.
             raise EnvironmentProblem(f"cannot read the decoded images in {folder}: {cause}; start again") from cause
@@ -106,9 +107,10 @@ class DecodedCache(WritableImages):
             self._records["height"][number], self._records["width"][number] = picture.shape[:2]
             return picture
         record = self._records[number]
-        # The copy is verified, not the mapped file: it is in the processor's cache now.
-        picture = np.array(self._pixels[self._offsets[number] : self._offsets[number + 1]])
+        picture = self._pixels[self._offsets[number] : self._offsets[number + 1]]
         if not self._is_verified[number]:
+            # The copy is verified, not the mapped file, which another process may be writing to.
+            picture = np.array(picture)
             if zlib.crc32(picture) != record["checksum"]:
                 raise DataError(
                     f"{self._files.pixels} is damaged (image {number}). Delete {self.folder}; it will be built again"
