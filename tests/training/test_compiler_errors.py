@@ -1,19 +1,27 @@
 """A failure of torch.compile ends a run with one sentence; other errors are left alone."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.training.compiler_errors import explain_compiler_errors
 
-GENERATED = compile(
-    "raise AssertionError('expected size 512==512, stride 9==1\\nmore')", "/tmp/torchinductor_me/a/b.py", "exec"
-)
+
+@pytest.fixture
+def generated(tmp_path: Path) -> str:
+    """A file such as the compiler generates, whose code fails."""
+    path = tmp_path / "torchinductor_me" / "b.py"
+    path.parent.mkdir()
+    path.write_text("raise AssertionError('expected size 512==512, stride 9==1\\nmore')\n")
+    return str(path)
 
 
-def test_an_error_of_generated_code_says_what_to_change() -> None:
-    with pytest.raises(EnvironmentProblem, match=r"stride 9==1\); train without it: train\.compile=false"):
-        with explain_compiler_errors(True):
-            exec(GENERATED)
+def test_an_error_of_generated_code_says_what_to_change(generated: str) -> None:
+    message = r"stride 9==1\); train without it: train\.compile=false"
+    with pytest.raises(EnvironmentProblem, match=message), explain_compiler_errors(True):
+        runpy.run_path(generated)
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
@@ -24,6 +32,6 @@ def test_other_errors_remain(is_compiled: bool) -> None:
         raise DataError("no image")
 
 
-def test_nothing_is_said_of_the_compiler_if_nothing_is_compiled() -> None:
+def test_nothing_is_said_of_the_compiler_if_nothing_is_compiled(generated: str) -> None:
     with pytest.raises(AssertionError), explain_compiler_errors(False):
-        exec(GENERATED)
+        runpy.run_path(generated)
