@@ -81,8 +81,8 @@ def folder(
         resize: what evaluation does with pictures that are not square: "crop", "pad" or "squash" (timm's center, border and
             squash); unset: as the backbone, or "crop".
         interpolation: of the resize, antialiased; unset: as the backbone, or "bilinear".
-        reduce_jpeg: decode large JPEG files at a fraction of their size; unset: only if the backbone does not start from
-            trained weights, whose features it would change slightly.
+        reduce_jpeg: decode large JPEG files at a fraction of their size; unset: yes, but not for timm's weights as they are,
+            whose features it would change slightly.
 
     Raises:
         DataError: there is no such folder or table, it has no images or cannot be understood, or evaluation has a class that
