@@ -19,6 +19,7 @@ from torch import Tensor
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
+from reptk.data.raw_photograph import HAS_RAW, RAW_EXTENSIONS, is_raw, open_raw
 from reptk.data.resize import (
     DEFAULT_SQUARE,
     Pixels,
@@ -36,7 +37,11 @@ PILLOW_EXTENSIONS = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png"}
     | {".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-EXTENSIONS = PILLOW_EXTENSIONS | HEIF_EXTENSIONS if HAS_HEIF else PILLOW_EXTENSIONS
+EXTENSIONS = PILLOW_EXTENSIONS
+if HAS_HEIF:
+    EXTENSIONS = EXTENSIONS | HEIF_EXTENSIONS
+if HAS_RAW:
+    EXTENSIONS = EXTENSIONS | RAW_EXTENSIONS
 
 # Pillow opens MPO as JPEG. Files of TGA have no signature, so it comes last.
 PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
@@ -192,6 +197,8 @@ def versions_of(jpeg: str) -> str:
     versions = f"pillow {PIL.__version__}"
     if HAS_HEIF:
         versions += f", pillow-heif {version('pillow-heif')}"
+    if HAS_RAW:
+        versions += f", rawpy {version('rawpy')}"
     if jpeg == "simplejpeg":
         versions = f"simplejpeg {version('simplejpeg')}, {versions}"
     return f"{versions}, torch {torch.__version__}"
@@ -230,7 +237,7 @@ def _decode_bytes(content: bytes, size: int, jpeg: str, options: PixelOptions, s
 
 
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image by its header, without decoding it.
+    """Open an image by its header, without decoding it; a raw photograph is developed.
 
     Pillow's limit of pixels is raised to `max_pixels`, for the whole process.
 
@@ -240,6 +247,8 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     _register_heif()
+    if is_raw(content):
+        return open_raw(content, max_pixels)
     if content.startswith(PNG_SIGNATURE):
         content = checked_png(content)
     image = Image.open(io.BytesIO(content), formats=FORMATS)

@@ -212,7 +212,8 @@ class Embedder:
         if run is not None:
             table |= recipe_of(run).get("data", {})
         backbone = self.encoder.config["backbone"]
-        table = with_preprocessing(table, backbone, has_weights=self.started_from_weights)
+        has_weights = self.started_from_weights
+        table = with_preprocessing(table, backbone, has_weights=has_weights, is_trained=run is not None)
         return DEFAULT_PREPROCESSING.updated(table)
 
     @property

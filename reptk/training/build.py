@@ -127,7 +127,7 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
 def data_table(recipe: Recipe) -> Table:
     """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
     has_weights = _initial_weights(recipe) == "pretrained"
-    return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights)
+    return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights, is_trained=True)
 
 
 def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:

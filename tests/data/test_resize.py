@@ -179,6 +179,8 @@ def test_only_what_a_table_leaves_unset_is_the_backbones():
     table = {"name": "folder", "crop": None, "resize": None, "interpolation": None, "reduce_jpeg": None}
     assert with_preprocessing(table, "tf_efficientnet_lite0", has_weights=True)["interpolation"] == "bicubic"
     assert with_preprocessing(table, "tf_efficientnet_lite0", has_weights=False)["interpolation"] == "bilinear"
+    assert not with_preprocessing(table, "tf_efficientnet_lite0", has_weights=True)["reduce_jpeg"]
+    assert with_preprocessing(table, "tf_efficientnet_lite0", has_weights=True, is_trained=True)["reduce_jpeg"]
     squashed = with_preprocessing({**table, "resize": "squash"}, "tf_efficientnet_lite0", has_weights=True)
     assert squashed["crop"] == 1.0
     assert squashed["interpolation"] == "bicubic"

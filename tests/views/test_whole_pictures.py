@@ -191,3 +191,17 @@ def test_compiled_views_take_them(monkeypatch):
     eager, compiled = VIEWS.get("simclr_small")(size=32), VIEWS.get("simclr_small")(size=32)
     monkeypatch.setattr(compiled, "_compute", torch.compile(ViewPipeline._compute_views, backend="eager"))
     torch.testing.assert_close(compiled(images, 3, aspect_ratios), eager(images, 3, aspect_ratios), atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_draws_the_same_views_of_whole_pictures(compiled):
+    images = torch.cat([squash(photo()[..., :400, :600], 96)] * 6)
+    aspect_ratios = torch.tensor([1.5, 0.7, 2.0, 0.5, 1.0, 1.2])
+    expected = VIEWS.get("simclr")(size=64)(images, 3, aspect_ratios)
+    views = VIEWS.get("simclr")(size=64)
+    if compiled:
+        views.compile()
+    drawn = views(images.cuda(), 3, aspect_ratios.cuda()).cpu()
+    # Resampling is in float16 on a GPU.
+    assert (drawn - expected).abs().mean() < 1 / 255

@@ -9,8 +9,9 @@ from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, with_shape
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
-from reptk.data.sources.folder import Share, build_data
+from reptk.data.sources.folder import Share
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
+from reptk.data.sources.layout_data import build_data
 
 
 @DATASETS.register("imagenet100")
