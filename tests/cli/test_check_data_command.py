@@ -128,12 +128,13 @@ def test_a_table_with_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_parquet_files_that_hold_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     write_drawings(tmp_path / "files", a=6)
     images = [{"bytes": path.read_bytes()} for path in sorted((tmp_path / "files").rglob("*.png"))]
     images[2] = images[0]
     images[5] = {"bytes": b"no image"}
     path = tmp_path / "train-00000-of-00001.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": ["x", "y"] * 3}), path)
+    parquet.write_table(pyarrow.table({"image": images, "label": ["x", "y"] * 3}), path)
     printed = run_command(["check-data", path], capsys)
     assert "6 images, 2 classes of 3 images each" in printed
     assert "  width: 50 to 50 px, median 50" in printed
