@@ -99,14 +99,15 @@ def test_a_resumed_run_sees_the_same_pictures(
 
 def test_a_report_leaves_the_cache_of_a_pretrained_run(wide_pictures: Path, tmp_path: Path) -> None:
     """The preprocessing is that of the backbone's weights, which decides what the cache holds."""
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
-    encoder = {"backbone": "test_resnet", "weights": str(tmp_path / "weights.safetensors")}
+    save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.safetensors")
+    encoder = {"backbone": "test_efficientnet", "weights": str(tmp_path / "weights.safetensors")}
     data = {"name": "folder", "root": str(wide_pictures), "size": 18, "cache": str(tmp_path / "cache")}
     recipe = recipe_of(wide_pictures, "train.epochs=1", encoder=encoder, data=data)
     run_silently(recipe, tmp_path / "run")
     [manifest] = (tmp_path / "cache").rglob("manifest.json")
     before = manifest.read_bytes(), manifest.stat().st_mtime_ns
     recorded = json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["data"]
-    assert Preprocessing(**{name: recorded[name] for name in Preprocessing._fields}) == preprocessing_of("test_resnet")
+    recorded_preprocessing = Preprocessing(**{name: recorded[name] for name in Preprocessing._fields})
+    assert recorded_preprocessing == preprocessing_of("test_efficientnet")._replace(reduce_jpeg=True)
     assert main(["report", str(tmp_path / "run")]) == 0
     assert (manifest.read_bytes(), manifest.stat().st_mtime_ns) == before
