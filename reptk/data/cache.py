@@ -22,7 +22,7 @@ from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_c
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
-from reptk.data.resize import Pixels, Resize, write_square
+from reptk.data.resize import Pixels, ResizeMode, write_square
 
 
 class DecodedCache(WritableImages):
@@ -89,7 +89,7 @@ class DecodedCache(WritableImages):
         for number, pixels in zip(numbers.tolist(), out, strict=True):
             write_square(self._picture(number), pixels, self.square)
 
-    def resized(self, resize: Resize) -> "DecodedCache":
+    def resized(self, resize: ResizeMode) -> "DecodedCache":
         images = copy.copy(self)
         images.square = self.square._replace(resize=resize)
         return images

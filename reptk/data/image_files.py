@@ -34,7 +34,7 @@ from reptk.data.resize import (
     DEFAULT_SQUARE,
     Pixels,
     Preprocessing,
-    Resize,
+    ResizeMode,
     SquareOptions,
     write_square,
 )
@@ -133,7 +133,7 @@ class ImageFiles(WritableImages):
         self._aspect_ratios[number] = 1.0
         return np.zeros((self.size, self.size, 3), np.uint8)
 
-    def resized(self, resize: Resize) -> "ImageFiles":
+    def resized(self, resize: ResizeMode) -> "ImageFiles":
         # A shallow copy: what is known of unreadable images is known to both.
         images = copy.copy(self)
         images.square = self.square._replace(resize=resize)

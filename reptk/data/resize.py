@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from reptk.core.images import BORDER_COLOR, MAX_RESIZED_ASPECT_RATIO
 
-Resize = Literal["crop", "pad", "squash"]
+ResizeMode = Literal["crop", "pad", "squash"]
 """What becomes of a picture that is not square: its center square, the whole picture with a border, or the whole picture with
 other proportions. `crop_mode` of timm calls them center, border and squash."""
 
@@ -54,7 +54,7 @@ class SquareOptions(NamedTuple):
         border_color: of a picture that is padded.
     """
 
-    resize: Resize = "crop"
+    resize: ResizeMode = "crop"
     interpolation: Interpolation = "bilinear"
     reduce_jpeg: bool = True
     crop_px: int | None = None
@@ -76,7 +76,7 @@ class Preprocessing(NamedTuple):
     """
 
     crop: float = EVALUATION_CROP
-    resize: Resize = "crop"
+    resize: ResizeMode = "crop"
     interpolation: Interpolation = "bilinear"
     reduce_jpeg: bool = True
 
@@ -106,7 +106,7 @@ WHOLE_SQUARES = Preprocessing(crop=1.0)
 """Of images that are squares already."""
 
 
-def resize_picture(image: Image.Image, size: int, resize: Resize, interpolation: Interpolation) -> Pixels:
+def resize_picture(image: Image.Image, size: int, resize: ResizeMode, interpolation: Interpolation) -> Pixels:
     """Resize an RGB image with Pillow.
 
     Args:
@@ -122,7 +122,7 @@ def resize_picture(image: Image.Image, size: int, resize: Resize, interpolation:
     return _cut(np.array(resized), size, resize)
 
 
-def resize_array(pixels: Pixels, size: int, resize: Resize, interpolation: Interpolation) -> Pixels:
+def resize_array(pixels: Pixels, size: int, resize: ResizeMode, interpolation: Interpolation) -> Pixels:
     """Do what `resize_picture` does with torch, which is several times as fast."""
     left, top, right, bottom = _middle(*pixels.shape[:2], resize)
     height, width = _resized_size(bottom - top, right - left, size, resize)
@@ -151,7 +151,7 @@ def write_square(picture: Pixels, out: Pixels, square: SquareOptions = DEFAULT_S
     out[top : top + height, left : left + width] = picture
 
 
-def _middle(height: int, width: int, resize: Resize) -> tuple[int, int, int, int]:
+def _middle(height: int, width: int, resize: ResizeMode) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of the part of a picture that is resized."""
     if resize != "crop":
         return 0, 0, width, height
@@ -161,7 +161,7 @@ def _middle(height: int, width: int, resize: Resize) -> tuple[int, int, int, int
     return left, top, left + cut_width, top + cut_height
 
 
-def _resized_size(height: int, width: int, size: int, resize: Resize) -> tuple[int, int]:
+def _resized_size(height: int, width: int, size: int, resize: ResizeMode) -> tuple[int, int]:
     if resize == "squash":
         return size, size
     longer = max(height, width)
@@ -174,7 +174,7 @@ def _resized_size(height: int, width: int, size: int, resize: Resize) -> tuple[i
     return longer_px, size
 
 
-def _cut(picture: Pixels, size: int, resize: Resize) -> Pixels:
+def _cut(picture: Pixels, size: int, resize: ResizeMode) -> Pixels:
     """Return a resized picture, or its middle if it is longer than `MAX_ASPECT_RATIO` allows, if it will be cropped."""
     if resize != "crop":
         return picture

@@ -18,7 +18,7 @@ from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
-from reptk.data.resize import Resize
+from reptk.data.resize import ResizeMode
 from reptk.embeddings import image_sources
 from reptk.embeddings.embedder import Embedder, recipe_of
 from reptk.embeddings.embeddings_file import check_output, embeddings_file
@@ -46,7 +46,7 @@ def embed(
     pretrained: bool = False,
     weights: str | None = None,
     crop: float | None = None,
-    resize: Resize | None = None,
+    resize: ResizeMode | None = None,
     jpeg: Jpeg = "auto",
     device: str = "auto",
     batch_size: int = 128,

@@ -15,7 +15,14 @@ from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
-from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize, SquareOptions
+from reptk.data.resize import (
+    DEFAULT_PREPROCESSING,
+    WHOLE_SQUARES,
+    Interpolation,
+    Preprocessing,
+    ResizeMode,
+    SquareOptions,
+)
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
@@ -286,7 +293,7 @@ def _recorded_preprocessing(record: dict[str, Any]) -> Preprocessing:
         interpolation=record.get("interpolation", DEFAULT_PREPROCESSING.interpolation),
         reduce_jpeg=bool(record.get("reduce_jpeg", True)),
     )
-    if preprocessing.resize not in get_args(Resize):
+    if preprocessing.resize not in get_args(ResizeMode):
         preprocessing = preprocessing._replace(resize="crop")
     is_known = preprocessing.interpolation in get_args(Interpolation)
     if not is_known or not isinstance(preprocessing.crop, int | float) or not 0 < preprocessing.crop <= 1:

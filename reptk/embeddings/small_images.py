@@ -15,7 +15,7 @@ from reptk.core.errors import DataError
 from reptk.data import num_cpus
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import PixelOptions, decode
-from reptk.data.resize import Resize
+from reptk.data.resize import ResizeMode
 from reptk.embeddings.embedder import recorded_options
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -80,7 +80,7 @@ def options_of(embeddings: Embeddings) -> PixelOptions:
 
 
 def read_square(
-    file: Path | None, size_px: int, options: PixelOptions, resize: Resize = "squash"
+    file: Path | None, size_px: int, options: PixelOptions, resize: ResizeMode = "squash"
 ) -> NDArray[np.uint8] | None:
     """Return an image file as a square (size, size, 3), by default the whole picture; None if it cannot be read."""
     if file is None:

@@ -12,7 +12,7 @@ from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import DevicePrefetcher, Images, Split, read_blocks
 from reptk.data.prefetch import prefetch
-from reptk.data.resize import Interpolation, Resize
+from reptk.data.resize import Interpolation, ResizeMode
 from reptk.views import resize_center_crop, takes_aspect_ratios
 
 BLOCK = 256
@@ -120,7 +120,7 @@ class ImageFeatures(FeatureStore):
         *,
         size_px: int,
         crop: float = 1.0,
-        resize: Resize = "crop",
+        resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
         views: DrawViews | None = None,
         device: torch.device | str = "cpu",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
 from reptk.core.images import resize_to_square, to_float
-from reptk.data.resize import Interpolation, Preprocessing, Resize
+from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.image_inputs import ImageInput, image_tensors
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
         self,
         images: ImageInput | Sequence[ImageInput],
         crop: float = 1.0,
-        resize: Resize = "crop",
+        resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
     ) -> Tensor:
         """Return the normalized features (B, F) of images of any size.

@@ -16,7 +16,7 @@ from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import ImageLayout, Labels
 from reptk.data.parquet_shards import holds_images
 from reptk.data.protocol import Data, with_shape
-from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
 from reptk.data.shard_layout import PARQUET, read_shard_layout
 from reptk.data.sources.layout_data import data_of_layout
 from reptk.data.table_files import TABLE_EXTENSIONS
@@ -39,7 +39,7 @@ def folder(
     range: tuple[int, int] = (0, 65535),
     background: str = "white",
     crop: Share | None = None,
-    resize: Resize | None = None,
+    resize: ResizeMode | None = None,
     interpolation: Interpolation | None = None,
     reduce_jpeg: bool | None = None,
 ) -> Data:
