@@ -14,6 +14,7 @@ import argparse
 import signal
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from processes import run_limited
@@ -76,6 +77,9 @@ def _command(section: str, args: argparse.Namespace) -> list[str]:
         tests = folder.parent / "tests"
         # Test files that cannot be imported, because they need another package, must not stop the others.
         options = ["-m", "gpu", "-v", "--continue-on-collection-errors", "--durations=10"]
+        # Most of the time is the compilation of kernels, on one core for each process.
+        if find_spec("xdist") is not None:
+            options += ["-n", "6", "-p", "no:benchmark"]
         return [sys.executable, "-m", "pytest", *options, f"--rootdir={folder.parent}", str(tests)]
     command = [sys.executable, str(folder / "gpu_sections.py"), section, "--device", args.device]
     if args.tiny:

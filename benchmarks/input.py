@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import CenterCrop, Resize
 
 from reptk.core import rng
 from reptk.core.environment import git_commit, package_versions
@@ -92,7 +93,7 @@ class JpegDataset(Dataset):
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         with Image.open(self.paths[number]) as image:
-            square = ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.BILINEAR)
+            square = CenterCrop(self.size)(Resize(self.size)(image.convert("RGB")))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1), number
 
 

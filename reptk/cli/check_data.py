@@ -4,7 +4,7 @@ import argparse
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -15,12 +15,12 @@ from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
-from reptk.core.files import expand_home
 
 if TYPE_CHECKING:
     from reptk.data import Data
     from reptk.data.decode import PixelOptions
     from reptk.data.file_check import FileCheck
+    from reptk.data.parquet_shards import ShardRow
 
 EXAMPLES = """examples:
   reptk check-data my_photos
@@ -39,14 +39,14 @@ class CheckedImages:
     """The image files to check.
 
     Args:
-        paths: the files.
+        paths: the files, or rows of Parquet shards.
         class_names: the name of each file's class; None without one.
         splits: the name of each file's split; empty without one.
         summary: lines that say what is read and what is skipped.
         data: the data set, if it was opened to find them.
     """
 
-    paths: list[Path]
+    paths: "list[Path | ShardRow]"
     class_names: list[str | None]
     splits: list[str]
     summary: Sequence[str]
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from reptk.data.decode import PixelOptions
     from reptk.data.image_files import tolerated_unreadable
+    from reptk.embeddings import image_sources
 
     for plugin in args.plugin:
         load_plugin(plugin)
@@ -71,24 +71,15 @@ def _run(args: argparse.Namespace) -> int:
         pairs.insert(0, source)
         source = None
     overrides = parse_overrides(pairs, tables=["data"], allowed="data.*")
-    options = PixelOptions()
-    if source is not None and expand_home(source).is_file():
-        if overrides:
-            raise UsageError(f"data.* is for data sets, and {source} is a table of images")
-        images = _images_of_table(expand_home(source))
-        table = None
-    else:
-        table = _data_table(source, overrides.get("data", {}))
-        images = _images_of_data_set(table)
-        options = _pixel_options(table)
-    num_unreadable = _print_check(images, args.workers, options)
-    if table is not None:
-        data = images.data or _open(table)  # raises DataError if training cannot use it
-        images_text = format_count(len(data.train), "image")
-        queries_text = format_count(0 if data.query is None else len(data.query), "query", "queries")
-        print(f"  training: {images_text}, {queries_text} ({data.protocol})")
+    table = _data_table(source, overrides.get("data", {}))
+    images = _images_of_data_set(table)
+    num_unreadable = _print_check(images, args.workers, image_sources.pixel_options(table))
+    data = images.data or _open(table)  # raises DataError if training cannot use it
+    images_text = format_count(len(data.train), "image")
+    queries_text = format_count(0 if data.query is None else len(data.query), "query", "queries")
+    print(f"  training: {images_text}, {queries_text} ({data.protocol})")
     max_unreadable = tolerated_unreadable(len(images.paths))
-    if table is not None and table.get("on_error") == "stop":
+    if table.get("on_error") == "stop":
         max_unreadable = 0
     if num_unreadable > max_unreadable:
         raise DataError(
@@ -117,14 +108,6 @@ def _data_table(source: str | None, overrides: config.Table) -> config.Table:
     return table
 
 
-def _pixel_options(table: config.Table) -> "PixelOptions":
-    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these."""
-    from reptk.data.decode import PixelOptions
-
-    names = [field.name for field in fields(PixelOptions)]
-    return PixelOptions(**{name: table[name] for name in names if name in table})
-
-
 def _open(table: config.Table) -> "Data":
     from reptk.config.registry import DATASETS
     from reptk.data.folder_scan import SkippedFiles
@@ -134,24 +117,13 @@ def _open(table: config.Table) -> "Data":
         return config.build(DATASETS, table)
 
 
-def _images_of_table(table: Path) -> CheckedImages:
-    from reptk.data.image_table import read_image_table
-
-    listed = read_image_table(table)
-    root = table.absolute().parent
-    paths = [root / row.path for row in listed.rows]
-    names = [row.label or None for row in listed.rows]
-    return CheckedImages(paths, names, [row.split for row in listed.rows], listed.describe())
-
-
 def _images_of_data_set(table: config.Table) -> CheckedImages:
-    from reptk.data.folder_layout import read_layout
-    from reptk.data.sources.folder import existing_folder
+    from reptk.data.sources.folder import existing_source, read_images
     from reptk.embeddings.image_sources import distinct_splits
 
     if table["name"] == "folder":
-        base = existing_folder(table["root"])
-        layout = read_layout(base, table["labels"])
+        base = existing_source(table["root"])
+        layout = read_images(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
             paths += [file.path for file in files]

@@ -20,6 +20,8 @@ EXAMPLES = """examples:
   reptk embed resnet50 --pretrained --data my_photos --out photos.parquet
   reptk embed tf_efficientnet_lite0 --weights lite0.pth --data images.csv --out photos.safetensors --half
   reptk embed runs/tcl_sup_photos/1 --data cifar10 --split query --out test.safetensors
+  reptk embed runs/tcl_sup_photos/1 --data images.csv --split test --out test.safetensors
+  reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors --update
   reptk embed vit_tiny_patch16_224 --pretrained --data my_photos data.labels=none size=224 --out photos.safetensors
 """
 
@@ -58,6 +60,7 @@ def _run(args: argparse.Namespace) -> int:
         workers=args.workers,
         strict=args.strict,
         force=args.force,
+        update=args.update,
         report=print,
     )
     _print_summary(embeddings, args.out)
@@ -69,8 +72,8 @@ def _is_override(text: str) -> bool:
     return text.startswith("data.") and "=" in text and not Path(text).exists()
 
 
-def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespace) -> str | config.Table:
-    """Return what to embed: a table's path or a data set's table, by default that of the run.
+def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespace) -> config.Table:
+    """Return what to embed: the recipe's table of a data set, by default that of the run.
 
     Args:
         data_name: what --data names, if it was given.
@@ -79,11 +82,6 @@ def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespa
     """
     if data_name is None:
         return _data_of_run(overrides, args)
-    if Path(data_name).is_file():
-        if overrides or args.split:
-            raise UsageError(f"data.* and --split are for data sets, and {data_name} is a table of images")
-        return data_name
-
     from reptk.embeddings import image_sources
 
     return {**image_sources.data_table(data_name), **overrides}
@@ -114,8 +112,9 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
     encoder = embeddings.about["encoder"]
     line = f"  by {encoder['backbone']} at {encoder['size']} px"
     seconds = embeddings.about.get("seconds")
-    if seconds:
-        line += f", {len(embeddings) / seconds:,.0f} images/s"
+    num_embedded = len(embeddings) - embeddings.about.get("unchanged", 0)
+    if seconds and num_embedded:
+        line += f", {num_embedded / seconds:,.0f} images/s"
     print(line)
 
     # Images that could not be read, unless --strict was set.
@@ -145,7 +144,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a folder, a table of paths and labels (CSV, JSON lines, Parquet), or a data set's name; the run's own by default",
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors or .parquet")
-    parser.add_argument("--split", help="train, bank or query of a data set; every distinct image by default")
+    parser.add_argument(
+        "--split",
+        help="train, bank or query of a data set, or a split of a folder or table such as test; default: every distinct image",
+    )
     parser.add_argument("--half", action="store_true", help="store half precision: half the size")
     parser.add_argument("--pretrained", action="store_true", help="with a timm name: timm's weights")
     parser.add_argument("--weights", help="with a timm name: a checkpoint, FILE or FILE:PART, a folder or hf-hub:NAME")
@@ -168,6 +170,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="threads that decode ahead; default: one per core")
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="embed only files that are new or changed since --out was written"
     )
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     return parser.parse_intermixed_args(arguments)

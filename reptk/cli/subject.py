@@ -39,7 +39,9 @@ class Subject:
         from reptk.models.preprocessing import with_preprocessing
 
         completed = config.complete("data", table)
-        completed = with_preprocessing(completed, self.encoder.config["backbone"], has_weights=self.has_weights)
+        backbone = self.encoder.config["backbone"]
+        is_trained = bool(self.recipe)
+        completed = with_preprocessing(completed, backbone, has_weights=self.has_weights, is_trained=is_trained)
         if "interpolation" in completed and "size" not in table:
             # The crop then has the encoder's size without being resized again.
             preprocessing = Preprocessing(completed["crop"])

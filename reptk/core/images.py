@@ -11,6 +11,10 @@ BORDER_COLOR = (124, 116, 104)
 """The mean color of ImageNet, which most backbones normalize to 0; in 0..255."""
 
 
+MAX_RESIZED_ASPECT_RATIO = 16
+"""Of longer images, only the middle is resized to be cropped, which bounds the time and memory for a line of pixels."""
+
+
 def to_float(images: Tensor) -> Tensor:
     """Convert uint8 images in 0..255 to float32 in 0..1; floats are returned as they are.
 
@@ -55,7 +59,7 @@ def resize_center_crop(
     Returns:
         (B, 3, size, size) float in 0..1.
     """
-    images = to_float(images)
+    images = to_float(_middle(images))
     height, width = images.shape[-2:]
     # Rounded down, as in timm; 224 / 0.875 must not become 255.
     shorter = max(size, floor(size / crop + 1e-6))
@@ -68,6 +72,14 @@ def resize_center_crop(
     top = round((images.shape[-2] - size) / 2)
     left = round((images.shape[-1] - size) / 2)
     return images[..., top : top + size, left : left + size]
+
+
+def _middle(images: Tensor) -> Tensor:
+    """Return the middle of images that are so long that resizing all of it would take much memory for nothing."""
+    height, width = images.shape[-2:]
+    longest = MAX_RESIZED_ASPECT_RATIO * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return images[..., top : height - top, left : width - left]
 
 
 def resize_to_square(

@@ -20,9 +20,10 @@ from torch import Tensor
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import expand_home
 from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_cache, offsets_of, read_records
+from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
-from reptk.data.resize import Pixels, Resize, write_square
+from reptk.data.resize import Pixels, ResizeMode, write_square
 
 
 class DecodedCache(WritableImages):
@@ -47,7 +48,7 @@ class DecodedCache(WritableImages):
         self.is_gray = images.is_gray
         self.decoded_by = images.decoded_by
         self.folder = folder
-        self.resize: Resize = images.resize
+        self.square = images.square
         self._images = images
         self._files = CacheFiles(folder, np.array(keys, dtype="S32"), images.size)
         if not self._files.is_complete():
@@ -65,7 +66,8 @@ class DecodedCache(WritableImages):
             self._offsets = offsets_of(self._records)
             self._is_unreadable = self._records["key"] == UNREADABLE
             # The pages of the file are in memory once, for all processes on this machine.
-            self._pixels = np.memmap(self._files.pixels, np.uint8, "r")
+            # Copy on write, since torch takes only what may be written to; nothing is written.
+            self._pixels = np.memmap(self._files.pixels, np.uint8, "c")
         except OSError as cause:
             # Another process with other images in the same folder may have replaced the files a moment ago.
             raise EnvironmentProblem(f"cannot read the decoded images in {folder}: {cause}; start again") from cause
@@ -85,16 +87,16 @@ class DecodedCache(WritableImages):
         return self._images.unreadable(candidates)
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for number, square in zip(numbers.tolist(), out, strict=True):
-            write_square(self._picture(number), square, self.resize, self._images.interpolation)
+        for number, pixels in zip(numbers.tolist(), out, strict=True):
+            write_square(self._picture(number), pixels, self.square)
 
-    def resized(self, resize: Resize) -> "DecodedCache":
+    def resized(self, resize: ResizeMode) -> "DecodedCache":
         images = copy.copy(self)
-        images.resize = resize
+        images.square = self.square._replace(resize=resize)
         return images
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
-        if self.resize != "squash":
+        if self.square.resize != "squash":
             return None
         records = self._records[numbers.numpy()]
         return torch.from_numpy((records["width"] / records["height"]).astype(np.float32))
@@ -106,9 +108,10 @@ class DecodedCache(WritableImages):
             self._records["height"][number], self._records["width"][number] = picture.shape[:2]
             return picture
         record = self._records[number]
-        # The copy is verified, not the mapped file: it is in the processor's cache now.
-        picture = np.array(self._pixels[self._offsets[number] : self._offsets[number + 1]])
+        picture = self._pixels[self._offsets[number] : self._offsets[number + 1]]
         if not self._is_verified[number]:
+            # The copy is verified, not the mapped file, which another process may be writing to.
+            picture = np.array(picture)
             if zlib.crc32(picture) != record["checksum"]:
                 raise DataError(
                     f"{self._files.pixels} is damaged (image {number}). Delete {self.folder}; it will be built again"
@@ -139,3 +142,9 @@ def file_key(path: Path, decoding: str) -> str:
         raise DataError(f"cannot read {path}: {cause}") from cause
     identity = os.fsencode(path.absolute()) + f"\0{stat.st_size} {stat.st_mtime_ns} {decoding}".encode()
     return hashlib.blake2b(identity, digest_size=16).hexdigest()
+
+
+def row_key(row: ShardRow, decoding: str) -> str:
+    """Return the key of a row of Parquet shards as its file is now; see `file_key`."""
+    path, number = row.shards.place(row.number)
+    return file_key(path, f"{decoding}, row {number}")

@@ -35,7 +35,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
 from reptk.core.files import parse_json
 from reptk.data.protocol import WritableImages
-from reptk.data.resize import Interpolation, Pixels, Resize
+from reptk.data.resize import Pixels, SquareOptions
 
 FORMAT_VERSION = 2
 
@@ -54,8 +54,7 @@ UNREADABLE = b""
 class PictureFiles(WritableImages, Protocol):
     """Images that a cache decodes: `picture` returns one with its proportions."""
 
-    resize: Resize
-    interpolation: Interpolation
+    square: SquareOptions
 
     def picture(self, number: int) -> Pixels:
         """Return an image (height, width, 3) uint8, black if it cannot be read. Several threads call this at once."""

@@ -19,12 +19,11 @@ from torch import Tensor
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
+from reptk.data.raw_photograph import HAS_RAW, RAW_EXTENSIONS, is_raw, open_raw
 from reptk.data.resize import (
-    BORDER_COLOR,
-    Color,
-    Interpolation,
+    DEFAULT_SQUARE,
     Pixels,
-    Resize,
+    SquareOptions,
     resize_array,
     resize_picture,
     write_square,
@@ -38,7 +37,11 @@ PILLOW_EXTENSIONS = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png"}
     | {".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-EXTENSIONS = PILLOW_EXTENSIONS | HEIF_EXTENSIONS if HAS_HEIF else PILLOW_EXTENSIONS
+EXTENSIONS = PILLOW_EXTENSIONS
+if HAS_HEIF:
+    EXTENSIONS = EXTENSIONS | HEIF_EXTENSIONS
+if HAS_RAW:
+    EXTENSIONS = EXTENSIONS | RAW_EXTENSIONS
 
 # Pillow opens MPO as JPEG. Files of TGA have no signature, so it comes last.
 PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
@@ -111,37 +114,23 @@ def decode(
     size: int,
     jpeg: Jpeg = "pillow",
     options: PixelOptions = DEFAULT_OPTIONS,
-    *,
-    resize: Resize = "crop",
-    interpolation: Interpolation = "bilinear",
-    reduce_jpeg: bool = True,
-    crop_px: int | None = None,
-    border_color: Color = BORDER_COLOR,
+    square: SquareOptions = DEFAULT_SQUARE,
 ) -> Tensor:
     """Return an image as a square, (3, size, size) uint8, in channels-last memory.
 
     Args:
-        source, jpeg, options, interpolation, reduce_jpeg: see `decode_picture`.
+        source, jpeg, options: see `decode_picture`.
         size: side of the square.
-        resize: what becomes of an image that is not square: by default its center square.
-        crop_px, border_color: see `write_square`.
+        square: what becomes of an image that is not square: by default its center square.
 
     Raises:
         DataError: the source cannot be read as an image.
         EnvironmentProblem: `jpeg` is simplejpeg, and it is not installed.
     """
-    picture = decode_picture(
-        source,
-        size,
-        decoder(jpeg),
-        options=options,
-        resize=resize,
-        interpolation=interpolation,
-        reduce_jpeg=reduce_jpeg,
-    )
-    square = np.empty((size, size, 3), dtype=np.uint8)
-    write_square(picture.pixels, square, resize, interpolation, crop_px, border_color)
-    return rearrange(torch.from_numpy(square), "h w c -> c h w")
+    picture = decode_picture(source, size, decoder(jpeg), options=options, square=square)
+    pixels = np.empty((size, size, 3), dtype=np.uint8)
+    write_square(picture.pixels, pixels, square)
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w")
 
 
 def decode_picture(
@@ -150,9 +139,7 @@ def decode_picture(
     jpeg: str,
     *,
     options: PixelOptions = DEFAULT_OPTIONS,
-    resize: Resize = "crop",
-    interpolation: Interpolation = "bilinear",
-    reduce_jpeg: bool = True,
+    square: SquareOptions = DEFAULT_SQUARE,
     name: str | None = None,
 ) -> DecodedImage:
     """Decode an image, by default with its proportions.
@@ -169,8 +156,7 @@ def decode_picture(
         jpeg: `pillow` or `simplejpeg`; see `decoder`. simplejpeg with torch's resize differs from Pillow by less than a level
             on average. JPEG files that simplejpeg does not decode (CMYK, damaged ones) are decoded by Pillow.
         options: see `PixelOptions`.
-        resize, interpolation: see `resize_picture`.
-        reduce_jpeg: see `Preprocessing`.
+        square: `resize`, `interpolation` and `reduce_jpeg` are used; see `resize_picture`.
         name: what errors call the image; by default its path, or the number of its bytes.
 
     Raises:
@@ -179,7 +165,7 @@ def decode_picture(
     content = b""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        return _decode_bytes(content, size, jpeg, options, resize, interpolation, reduce_jpeg)
+        return _decode_bytes(content, size, jpeg, options, square)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
@@ -211,6 +197,8 @@ def versions_of(jpeg: str) -> str:
     versions = f"pillow {PIL.__version__}"
     if HAS_HEIF:
         versions += f", pillow-heif {version('pillow-heif')}"
+    if HAS_RAW:
+        versions += f", rawpy {version('rawpy')}"
     if jpeg == "simplejpeg":
         versions = f"simplejpeg {version('simplejpeg')}, {versions}"
     return f"{versions}, torch {torch.__version__}"
@@ -221,42 +209,35 @@ def to_tensor(image: Image.Image) -> Tensor:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
 
 
-def _decode_bytes(
-    content: bytes,
-    size: int,
-    jpeg: str,
-    options: PixelOptions,
-    resize: Resize,
-    interpolation: Interpolation,
-    reduce_jpeg: bool,
-) -> DecodedImage:
-    smallest_px = size if reduce_jpeg else UNREDUCED * size
+def _decode_bytes(content: bytes, size: int, jpeg: str, options: PixelOptions, square: SquareOptions) -> DecodedImage:
+    smallest_px = size
+    if not square.reduce_jpeg:
+        smallest_px = UNREDUCED * size
     with open_image(content, options.max_pixels) as image:
         file_size_px, mode = image.size, image.mode
         # MPO is JPEG with further images, as some cameras write it. Other modes (CMYK) are left to Pillow.
         if jpeg == "simplejpeg" and image.format in ("JPEG", "MPO") and mode in ("RGB", "L"):
             decoded = _decode_with_simplejpeg(content, image, smallest_px)
             if decoded is not None:
-                pixels = resize_array(decoded, size, resize, interpolation)
+                pixels = resize_array(decoded, size, square.resize, square.interpolation)
                 if "icc_profile" in image.info:
                     # A profile of gray images is for a single channel.
                     resized = Image.fromarray(pixels).convert(mode)
                     pixels = np.asarray(to_srgb(resized, image.info["icc_profile"]).convert("RGB"))
                 return DecodedImage(pixels, file_size_px, mode)
-        image.draft(
-            "RGB", (smallest_px, smallest_px)
-        )  # JPEG alone: decode at a fraction of the size if that is large enough
+        # JPEG alone: decode at a fraction of the size if that is large enough.
+        image.draft("RGB", (smallest_px, smallest_px))
         # Before the EXIF data, which are behind the pixels of a PNG: reading them would decode, and hide errors.
         image.load()
         upright = image
         if _orientation(image) != 1:
             upright = ImageOps.exif_transpose(image)
-        pixels = resize_picture(to_rgb(upright, options), size, resize, interpolation)
+        pixels = resize_picture(to_rgb(upright, options), size, square.resize, square.interpolation)
         return DecodedImage(pixels, file_size_px, mode)
 
 
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image by its header, without decoding it.
+    """Open an image by its header, without decoding it; a raw photograph is developed.
 
     Pillow's limit of pixels is raised to `max_pixels`, for the whole process.
 
@@ -266,6 +247,8 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     _register_heif()
+    if is_raw(content):
+        return open_raw(content, max_pixels)
     if content.startswith(PNG_SIGNATURE):
         content = checked_png(content)
     image = Image.open(io.BytesIO(content), formats=FORMATS)

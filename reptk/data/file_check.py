@@ -12,6 +12,7 @@ from typing import NamedTuple
 from reptk.core.errors import DataError
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture
+from reptk.data.parquet_shards import ShardRow
 
 DECODE_PX = 32
 """Small, since JPEG files are decoded faster at a fraction of their size, and damage is found at any."""
@@ -43,13 +44,13 @@ class FileCheck:
 
     sizes_px: list[tuple[int, int]] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
-    unreadable: list[tuple[Path, str]] = field(default_factory=list)
-    blank: list[Path] = field(default_factory=list)
-    duplicates: list[list[Path]] = field(default_factory=list)
+    unreadable: list[tuple[Path | ShardRow, str]] = field(default_factory=list)
+    blank: list[Path | ShardRow] = field(default_factory=list)
+    duplicates: list[list[Path | ShardRow]] = field(default_factory=list)
 
 
 def check_files(
-    paths: Sequence[Path],
+    paths: Sequence[Path | ShardRow],
     *,
     workers: int,
     advance: Callable[[int], None],
@@ -58,7 +59,7 @@ def check_files(
     """Read all files.
 
     Args:
-        paths: the files.
+        paths: the files, or rows of Parquet shards.
         workers: threads that read them.
         advance: called with the number of further files that are done.
         options: as for `decode`.
@@ -68,10 +69,12 @@ def check_files(
         return _collect(paths, _read_all(paths, workers, options), advance)
 
 
-def _collect(paths: Sequence[Path], files: Iterator[CheckedFile], advance: Callable[[int], None]) -> FileCheck:
+def _collect(
+    paths: Sequence[Path | ShardRow], files: Iterator[CheckedFile], advance: Callable[[int], None]
+) -> FileCheck:
     check = FileCheck()
     first_of: dict[bytes, int] = {}
-    copies: dict[int, list[Path]] = {}
+    copies: dict[int, list[Path | ShardRow]] = {}
     for number, (path, checked) in enumerate(zip(paths, files, strict=True)):
         if checked.error:
             check.unreadable.append((path, checked.error))
@@ -89,10 +92,10 @@ def _collect(paths: Sequence[Path], files: Iterator[CheckedFile], advance: Calla
     return check
 
 
-def _read_all(paths: Sequence[Path], workers: int, options: PixelOptions) -> Iterator[CheckedFile]:
+def _read_all(paths: Sequence[Path | ShardRow], workers: int, options: PixelOptions) -> Iterator[CheckedFile]:
     """Yield what is known of each file, in order; a few batches are read ahead."""
 
-    def read_batch(batch: Sequence[Path]) -> list[CheckedFile]:
+    def read_batch(batch: Sequence[Path | ShardRow]) -> list[CheckedFile]:
         return [_read(path, options) for path in batch]
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -105,10 +108,10 @@ def _read_all(paths: Sequence[Path], workers: int, options: PixelOptions) -> Ite
             yield from future.result()
 
 
-def _read(path: Path, options: PixelOptions) -> CheckedFile:
+def _read(path: Path | ShardRow, options: PixelOptions) -> CheckedFile:
     try:
         content = path.read_bytes()
-    except OSError as cause:
+    except (OSError, DataError) as cause:
         return CheckedFile(b"", error=str(cause))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:

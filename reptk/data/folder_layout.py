@@ -1,15 +1,12 @@
 """What the folders below a folder of images mean, for training and for embedding: splits, classes, or neither.
 
 The folders directly below the root are splits only if all that hold images have the names of splits; otherwise they are
-classes, whatever they are called.
+classes, whatever they are called. If all classes hold the same splits and nothing else, as in `cat/train`, `cat/test`,
+`dog/train`, ..., these are the splits.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Literal, NamedTuple
 
 from rich.console import Console
 
@@ -18,168 +15,186 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import real_path
 from reptk.data.folder_scan import FolderScan, scan_folder
-from reptk.data.split_names import UNLABELED, split_role
-
-Labels = Literal["auto", "folders", "none"]
-
-LOOSE = ""
-"""Name of the part of files that lie directly in the root."""
+from reptk.data.image_layout import (
+    LOOSE,
+    ImageLayout,
+    LabeledFile,
+    Labels,
+    class_names,
+    with_labels_as_set,
+    without_labels,
+)
+from reptk.data.raw_photograph import RAW_EXTENSIONS
+from reptk.data.split_names import TRAIN, UNLABELED, split_role
 
 MAX_LISTED_LETTERS = 60
 
 
-class LabeledFile(NamedTuple):
-    """An image file and the name of its class; None if it has no label."""
-
-    path: Path
-    class_name: str | None
-
-
-@dataclass(frozen=True)
-class FolderLayout:
-    """The images of a folder, and what its subfolders mean.
-
-    Args:
-        scan: everything below the folder.
-        parts: the files of each split folder, by its name, and of the root itself (`LOOSE`), sorted by path. If the
-            folders are no splits, all files are in the one part `LOOSE`.
-        has_splits: whether the folders directly below the root are splits.
-        folders: names of the folders directly below the root that hold images.
-        num_deep: how many images lie deeper than in the folder of their class.
-    """
-
-    scan: FolderScan
-    parts: dict[str, list[LabeledFile]]
-    has_splits: bool
-    folders: tuple[str, ...]
-    num_deep: int
-
-    @property
-    def base(self) -> Path:
-        return self.scan.base
-
-    @property
-    def files(self) -> list[LabeledFile]:
-        """All images, of all parts."""
-        return [file for part in self.parts.values() for file in part]
-
-    def folders_of(self, *roles: str) -> list[str]:
-        """Return the names of the folders that are splits of these roles, in the order of the roles."""
-        if not self.has_splits:
-            return []
-        return [name for role in roles for name in self.parts if name != LOOSE and split_role(name) == role]
-
-    def describe(self) -> list[str]:
-        """Return a table, in a few lines, of what is read and what is skipped."""
-        files = self.files
-        classes = class_names(files)
-        line = f"{self.base}: {format_count(len(files), 'image')}"
-        if classes:
-            line += f", {format_count(len(classes), 'class', 'classes')}{describe_class_sizes(files)}"
-        else:
-            line += ", no labels"
-        lines = [line]
-        if self.has_splits:
-            counts = [f"{name or 'next to them'} {len(part):,}" for name, part in self.parts.items() if part]
-            lines.append(f"  splits: {', '.join(counts)}")
-        for phrase in self.scan.describe_skipped():
-            lines.append(f"  skipped: {phrase}")
-        lines += [f"  note: {note}" for note in self._notes()]
-        return lines
-
-    def _notes(self) -> list[str]:
-        """Return what may not be as the user expects."""
-        notes = []
-        has_classes = any(file.class_name is not None for part in self.parts.values() for file in part)
-        if self.num_deep and has_classes:
-            notes.append(
-                f"in folders within those of the classes: {format_count(self.num_deep, 'image')}, which belong to these classes"
-            )
-        if self.has_splits:
-            return notes
-        # One folder in the name of a split among others is more likely a class.
-        named_as_splits = [name for name in self.folders if split_role(name) not in (None, UNLABELED)]
-        if len(named_as_splits) > 1 and len(self.folders) > 2:
-            others = ", ".join(name for name in self.folders if split_role(name) is None)
-            if len(others) > MAX_LISTED_LETTERS:
-                others = f"{others[:MAX_LISTED_LETTERS]}..."
-            notes.append(
-                f"{', '.join(named_as_splits)} count as classes, because of the folders next to them: {others}"
-            )
-        if len(self.folders) == 1 and not has_classes:
-            inner_folder = self.base / self.folders[0]
-            inner = {_first_folder(file.path, inner_folder) for part in self.parts.values() for file in part}
-            if len(inner - {LOOSE}) > 1:
-                notes.append(
-                    f"everything is in {self.folders[0]}; its folders are splits or classes for {inner_folder}"
-                )
-        return notes
-
-
-def read_layout(base: Path, labels: Labels) -> FolderLayout:
+def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
     """Read the images below a folder and decide what its folders mean.
 
     Args:
         base: the folder, which has to exist.
         labels: "folders": the first folder (below the split's) names the class; "none": there are no labels; "auto":
             "folders" if at least two folders of one split hold images, else "none".
+        scan: everything below the folder, if it has been listed already.
 
     Raises:
         DataError: no images, or `labels` is "folders" and there is no class folder.
     """
-    with Logger(console=Console(stderr=True)).status(f"listing the images in {base}"):
-        scan = scan_folder(base)
+    if scan is None:
+        scan = list_images(base)
     if not scan.images:
         raise DataError(f"no images in {real_path(base)} (data.root); {scan.describe_content()}")
     by_folder: dict[str, list[Path]] = {}
     for path in scan.images:
         by_folder.setdefault(_first_folder(path, base), []).append(path)
     folders = tuple(sorted(name for name in by_folder if name != LOOSE))
-    has_splits = _are_splits(folders)
-    parts: dict[str, list[LabeledFile]] = {}
-    if has_splits:
-        for name, paths in by_folder.items():
-            parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
-            if name == LOOSE or split_role(name) == UNLABELED:
-                parts[name] = without_labels(parts[name])
+    inner_splits: tuple[str, ...] = ()
+    if _are_splits(folders):
+        parts = _parts_by_split(base, by_folder)
+        places = {name: str(base / name) for name in parts}
     else:
-        parts[LOOSE] = [LabeledFile(path, _class_name(path, base)) for path in scan.images]
-    # The root, the split if there are any, the class, and the file.
-    max_parts = len(base.parts) + has_splits + 2
-    num_deep = sum(len(path.parts) > max_parts for path in scan.images)
-    num_classes = max(len(class_names(part)) for part in parts.values())
-    if labels == "none" or (labels == "auto" and num_classes < 2):
-        parts = {name: without_labels(part) for name, part in parts.items()}
-    elif num_classes == 0:
+        inner_splits = _splits_within_classes(base, by_folder)
+        parts = _parts_by_class(base, by_folder, inner_splits)
+        places = {name: str(base / "*" / name) for name in parts}
+    has_splits = bool(inner_splits) or _are_splits(folders)
+    if labels == "folders" and not any(class_names(part) for part in parts.values()):
         raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")
-    return FolderLayout(scan, parts, has_splits, folders, num_deep)
+    parts = with_labels_as_set(parts, labels)
+    skipped = tuple(scan.describe_skipped())
+    details = [f"  skipped: {phrase}" for phrase in skipped]
+    if inner_splits:
+        listed = ", ".join(inner_splits)
+        details.append(
+            f"  note: every folder is a class that holds the same splits ({listed}), so these are the splits"
+        )
+    details += [f"  note: {note}" for note in _notes(scan, parts, folders, has_splits)]
+    return ImageLayout(
+        base,
+        "folder",
+        parts,
+        has_splits,
+        places=places,
+        class_order=class_names(file for part in parts.values() for file in part),
+        details=tuple(details),
+        skipped=skipped,
+        empty_splits=tuple(name for name in scan.subfolders if name not in parts),
+    )
 
 
-def class_names(files: Sequence[LabeledFile]) -> tuple[str, ...]:
-    """Return the names of the classes of these files, sorted."""
-    return tuple(sorted({file.class_name for file in files if file.class_name is not None}))
+def list_images(base: Path) -> FolderScan:
+    """Return what is below a folder; on a terminal, say that it takes a while."""
+    with Logger(console=Console(stderr=True)).status(f"listing the images in {base}"):
+        return scan_folder(base)
 
 
-def without_labels(files: Sequence[LabeledFile]) -> list[LabeledFile]:
-    """Return the files without the names of their classes."""
-    return [LabeledFile(file.path, None) for file in files]
+def _parts_by_split(base: Path, by_folder: dict[str, list[Path]]) -> dict[str, list[LabeledFile]]:
+    """Return the images of each split, if the folders below the root are splits."""
+    parts = {}
+    for name, paths in by_folder.items():
+        parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
+        if name == LOOSE or split_role(name) == UNLABELED:
+            parts[name] = without_labels(parts[name])
+    return parts
 
 
-def describe_class_sizes(files: Sequence[LabeledFile]) -> str:
-    """Return ` of 3 (eel) to 90 (cat) images, median 12`; nothing if there are no labels."""
-    sizes = Counter(file.class_name for file in files if file.class_name is not None)
-    if not sizes:
-        return ""
-    [(largest, most), *_] = sizes.most_common()
-    smallest = min(sizes, key=lambda name: (sizes[name], name))
-    if sizes[smallest] == most:
-        text = f" of {format_count(most, 'image')} each"
-    else:
-        text = f" of {sizes[smallest]:,} ({smallest}) to {most:,} ({largest}) images, median {median(sizes.values()):g}"
-    num_unlabeled = len(files) - sizes.total()
-    if num_unlabeled:
-        text += f"; {format_count(num_unlabeled, 'image')} without a class"
-    return text
+def _parts_by_class(
+    base: Path, by_folder: dict[str, list[Path]], inner_splits: Sequence[str]
+) -> dict[str, list[LabeledFile]]:
+    """Return the images of each split within the classes, if the folders below the root are classes.
+
+    Args:
+        base: the root.
+        by_folder: the images, by the folder below the root.
+        inner_splits: names of the splits that all classes hold; if there are none, all images are in one part.
+    """
+    parts: dict[str, list[LabeledFile]] = {name: [] for name in inner_splits}
+    for name, paths in by_folder.items():
+        for path in paths:
+            part = LOOSE
+            if inner_splits:
+                part = _first_folder(path, base / name)
+                # Images next to the classes are in no split, and those of the folder of unlabeled ones in its.
+                if name == LOOSE or split_role(name) == UNLABELED:
+                    part = name
+            parts.setdefault(part, []).append(LabeledFile(path, _class_name(path, base)))
+    return parts
+
+
+def _splits_within_classes(base: Path, by_folder: dict[str, list[Path]]) -> tuple[str, ...]:
+    """Return the names of the splits that every class folder holds, as in cat/train, cat/test, dog/train, dog/test.
+
+    Returns nothing unless the whole level looks so: there are at least two classes, and all hold images in folders of the
+    same splits alone, one of which is for training.
+    """
+    names_of = {}
+    for folder, paths in by_folder.items():
+        if folder != LOOSE and split_role(folder) != UNLABELED:
+            names_of[folder] = {_first_folder(path, base / folder) for path in paths}
+    if len(names_of) < 2:
+        return ()
+    splits = set().union(*names_of.values())
+    roles = {split_role(name) for name in splits}
+    if None in roles or TRAIN not in roles or not roles - {TRAIN, UNLABELED}:
+        return ()
+    for folder, names in names_of.items():
+        # A class may have no images of a split, but it has the folder.
+        if any(not (base / folder / name).is_dir() for name in splits - names):
+            return ()
+    return tuple(sorted(splits, key=lambda name: (split_role(name) != TRAIN, name)))
+
+
+def _notes(
+    scan: FolderScan, parts: dict[str, list[LabeledFile]], folders: Sequence[str], has_splits: bool
+) -> list[str]:
+    """Return what may not be as the user expects.
+
+    Args:
+        scan: everything below the folder.
+        parts: the images by split.
+        folders: names of the folders directly below the root that hold images.
+        has_splits: whether these are splits.
+    """
+    notes = []
+    has_classes = any(file.class_name is not None for part in parts.values() for file in part)
+    # The root, the split if there are any, the class, and the file.
+    max_parts = len(scan.base.parts) + has_splits + 2
+    num_deep = sum(len(path.parts) > max_parts for path in scan.images)
+    if num_deep and has_classes:
+        notes.append(
+            f"in folders within those of the classes: {format_count(num_deep, 'image')}, which belong to these classes"
+        )
+    num_pairs = _count_raw_pairs(scan.images)
+    if num_pairs:
+        notes.append(f"next to an image of the same name: {format_count(num_pairs, 'raw photograph')}; both are read")
+    num_parquet = scan.other_files[".parquet"]
+    if num_parquet:
+        notes.append(f"not read, because there are image files: {format_count(num_parquet, '.parquet file')}")
+    if has_splits:
+        return notes
+    # One folder in the name of a split among others is more likely a class.
+    named_as_splits = [name for name in folders if split_role(name) not in (None, UNLABELED)]
+    if len(named_as_splits) > 1 and len(folders) > 2:
+        others = ", ".join(name for name in folders if split_role(name) is None)
+        if len(others) > MAX_LISTED_LETTERS:
+            others = f"{others[:MAX_LISTED_LETTERS]}..."
+        notes.append(f"{', '.join(named_as_splits)} count as classes, because of the folders next to them: {others}")
+    if len(folders) == 1 and not has_classes:
+        inner_folder = scan.base / folders[0]
+        inner = {_first_folder(path, inner_folder) for path in scan.images}
+        if len(inner - {LOOSE}) > 1:
+            notes.append(f"everything is in {folders[0]}; its folders are splits or classes for {inner_folder}")
+    return notes
+
+
+def _count_raw_pairs(paths: Sequence[Path]) -> int:
+    """Return how many raw photographs have another image of the same name, as cameras store both."""
+    raw = {path.with_suffix("") for path in paths if path.suffix.lower() in RAW_EXTENSIONS}
+    if not raw:
+        return 0
+    others = {path.with_suffix("") for path in paths if path.suffix.lower() not in RAW_EXTENSIONS}
+    return len(raw & others)
 
 
 def _are_splits(names: Sequence[str]) -> bool:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from reptk.core.counts import format_count
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
+from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.split_names import is_split_name
 
 JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
-RAW_EXTENSIONS = frozenset(
-    {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
-)
 OTHER_IMAGE_EXTENSIONS = frozenset(
     {".ai", ".cur", ".dcm", ".dds", ".eps", ".exr", ".fits", ".hdr", ".icns", ".ico", ".jxl", ".jxr", ".pcx", ".pdf"}
     | {".pfm", ".psb", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".xbm", ".xcf", ".xpm"}
@@ -150,5 +148,5 @@ def _way_out(extension: str) -> str:
     if extension in HEIF_EXTENSIONS:
         return "which need pip install 'reptk[heif]'"
     if extension in RAW_EXTENSIONS:
-        return "which are raw photographs: convert them to JPEG or PNG"
+        return "which are raw photographs and need pip install 'reptk[raw]'"
     return "which are not read: convert them to PNG"

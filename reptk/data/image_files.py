@@ -1,4 +1,4 @@
-"""Images in files: decoded whenever they are fetched, or once into a cache on disk."""
+"""Images in files or in rows of Parquet files: decoded whenever they are fetched, or once into a cache on disk."""
 
 import copy
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
-from reptk.data.cache import DecodedCache, default_folder, file_key
+from reptk.data.cache import DecodedCache, default_folder, file_key, row_key
 from reptk.data.decode import (
     DECODE_VERSION,
     DEFAULT_OPTIONS,
@@ -28,15 +28,15 @@ from reptk.data.decode import (
     decoder,
     versions_of,
 )
+from reptk.data.parquet_shards import ShardRow
 from reptk.data.protocol import Images, WritableImages, WritableSubset
 from reptk.data.resize import (
-    BORDER_COLOR,
     DEFAULT_PREPROCESSING,
-    Color,
-    Interpolation,
+    DEFAULT_SQUARE,
     Pixels,
     Preprocessing,
-    Resize,
+    ResizeMode,
+    SquareOptions,
     write_square,
 )
 
@@ -57,23 +57,21 @@ def tolerated_unreadable(count: int) -> int:
 
 
 class ImageFiles(WritableImages):
-    """Image files, decoded when they are fetched.
+    """Image files, or rows of Parquet shards, decoded when they are fetched.
 
-    The paths are held as the bytes of one tensor: millions of them as Python objects would need several times the memory,
-    and would be copied into every forked process.
+    The paths are held as the bytes of one tensor, or the numbers of the rows in one: millions of Python objects would need
+    several times the memory, and would be copied into every forked process.
 
     Pillow's warnings about unusual files are ignored from then on, in the whole process: warning filters are global, and
     the decoding threads cannot have their own.
 
     Args:
-        paths: the files, in order.
+        paths: the files or the rows, in order; not both.
         size: side in pixels of the square that every image becomes.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
         options: what the pixels of unusual files become.
-        interpolation, reduce_jpeg: how images are resized; see `Preprocessing`.
-        resize: what becomes of images that are not square.
+        square: how they become squares.
         in_one_step: pad and squash files when they are decoded; otherwise pictures with proportions, as a cache has them.
-        crop_px, border_color: see `write_square`.
         on_error: "skip": an image that cannot be read is black, and `unreadable` says why; "stop": it raises a DataError.
         max_unreadable: how many images may be skipped; by default the larger of 1 % and 10, of few images a fifth.
 
@@ -83,17 +81,13 @@ class ImageFiles(WritableImages):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | ShardRow],
         size: int,
         jpeg: Jpeg = "auto",
         *,
         options: PixelOptions = DEFAULT_OPTIONS,
-        interpolation: Interpolation = "bilinear",
-        reduce_jpeg: bool = True,
-        resize: Resize = "crop",
+        square: SquareOptions = DEFAULT_SQUARE,
         in_one_step: bool = False,
-        crop_px: int | None = None,
-        border_color: Color = BORDER_COLOR,
         on_error: OnError = "stop",
         max_unreadable: int | None = None,
     ) -> None:
@@ -101,35 +95,31 @@ class ImageFiles(WritableImages):
             max_unreadable = tolerated_unreadable(len(paths))
         self.size = size
         self.options = options
-        self.interpolation = interpolation
-        self.reduce_jpeg = reduce_jpeg
-        self.resize = resize
+        self.square = square
         self.in_one_step = in_one_step
-        self.crop_px = crop_px
-        self.border_color = border_color
         self.on_error = on_error
         self.max_unreadable = max_unreadable
         self._reasons: dict[int, str] = {}
         self.jpeg = decoder(jpeg)
         self.decoded_by = versions_of(self.jpeg)
-        encoded = [os.fsencode(path) for path in paths]
-        lengths = [len(path) for path in encoded]
-        self._ends = torch.tensor([0, *lengths]).cumsum(0)
+        self._sources: _PathArray | _RowArray
+        if paths and isinstance(paths[0], ShardRow):
+            self._sources = _RowArray(paths)
+        else:
+            self._sources = _PathArray(paths)
         self._aspect_ratios = torch.ones(len(paths))
-        self._path_bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._aspect_ratios)
 
-    def path(self, number: int) -> Path:
-        encoded = self._path_bytes[self._ends[number] : self._ends[number + 1]]
-        return Path(os.fsdecode(encoded.numpy().tobytes()))
+    def path(self, number: int) -> Path | None:
+        source = self._sources[number]
+        return source if isinstance(source, Path) else None
 
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for number, square in zip(numbers.tolist(), out, strict=True):
-            picture = self.picture(number)
-            write_square(picture, square, self.resize, self.interpolation, self.crop_px, self.border_color)
+        for number, pixels in zip(numbers.tolist(), out, strict=True):
+            write_square(self.picture(number), pixels, self.square)
 
     def picture(self, number: int) -> Pixels:
         """Return an image with its proportions; a black square if it cannot be read, which `unreadable` then says."""
@@ -144,14 +134,14 @@ class ImageFiles(WritableImages):
         self._aspect_ratios[number] = 1.0
         return np.zeros((self.size, self.size, 3), np.uint8)
 
-    def resized(self, resize: Resize) -> "ImageFiles":
+    def resized(self, resize: ResizeMode) -> "ImageFiles":
         # A shallow copy: what is known of unreadable images is known to both.
         images = copy.copy(self)
-        images.resize = resize
+        images.square = self.square._replace(resize=resize)
         return images
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
-        if self.resize != "squash":
+        if self.square.resize != "squash":
             return None
         return self._aspect_ratios[numbers]
 
@@ -161,15 +151,12 @@ class ImageFiles(WritableImages):
         return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
 
     def _decode(self, number: int) -> Pixels:
-        picture = decode_picture(
-            self.path(number),
-            self.size,
-            self.jpeg,
-            options=self.options,
-            resize=self.resize if self.in_one_step else "crop",
-            interpolation=self.interpolation,
-            reduce_jpeg=self.reduce_jpeg,
-        )
+        source = self._sources[number]
+        content = source if isinstance(source, Path) else source.read_bytes()
+        square = self.square
+        if not self.in_one_step:
+            square = square._replace(resize="crop")
+        picture = decode_picture(content, self.size, self.jpeg, options=self.options, square=square, name=str(source))
         height, width, _ = picture.pixels.shape
         self._aspect_ratios[number] = width / height
         return picture.pixels
@@ -185,9 +172,34 @@ class ImageFiles(WritableImages):
         )
 
 
+class _PathArray:
+    """Many paths as the bytes of one tensor."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        lengths = [len(path) for path in encoded]
+        self._ends = torch.tensor([0, *lengths]).cumsum(0)
+        self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
+
+    def __getitem__(self, number: int) -> Path:
+        encoded = self._bytes[self._ends[number] : self._ends[number + 1]]
+        return Path(os.fsdecode(encoded.numpy().tobytes()))
+
+
+class _RowArray:
+    """Many rows of the same Parquet shards as one tensor of their numbers."""
+
+    def __init__(self, rows: Sequence[ShardRow]) -> None:
+        self._shards = rows[0].shards
+        self._numbers = torch.tensor([row.number for row in rows], dtype=torch.long)
+
+    def __getitem__(self, number: int) -> ShardRow:
+        return ShardRow(int(self._numbers[number]), self._shards)
+
+
 @dataclass(frozen=True)
 class FileReader:
-    """How the files of a data set become images.
+    """How the files of a data set, or the rows of its Parquet shards, become images.
 
     Args:
         size: side in pixels.
@@ -205,7 +217,7 @@ class FileReader:
     on_error: OnError = "stop"
     preprocessing: Preprocessing = DEFAULT_PREPROCESSING
 
-    def read(self, splits: Sequence[Sequence[Path]]) -> list[Images]:
+    def read(self, splits: Sequence[Sequence[Path | ShardRow]]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
 
         Raises:
@@ -225,7 +237,7 @@ class FileReader:
         decoding += f", {self.preprocessing.interpolation}"
         if not self.preprocessing.reduce_jpeg:
             decoding += ", JPEG not reduced"
-        keys = [file_key(path, decoding) for path in distinct]
+        keys = [self._key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
         number_of = {path: number for number, path in enumerate(distinct)}
         cached = []
@@ -234,14 +246,26 @@ class FileReader:
             cached.append(WritableSubset(cache, numbers))
         return cached
 
-    def _files(self, paths: Sequence[Path], max_unreadable: int) -> ImageFiles:
+    def _key(self, path: Path | ShardRow, decoding: str) -> str:
+        """Return the key of a file or a row in the cache.
+
+        A table may list files that do not exist, which are skipped like others that cannot be read.
+        """
+        if isinstance(path, ShardRow):
+            return row_key(path, decoding)
+        if self.on_error == "skip" and not path.exists():
+            return hashlib.blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()
+        return file_key(path, decoding)
+
+    def _files(self, paths: Sequence[Path | ShardRow], max_unreadable: int) -> ImageFiles:
         return ImageFiles(
             paths,
             self.size,
             self.jpeg,
             options=self.options,
-            interpolation=self.preprocessing.interpolation,
-            reduce_jpeg=self.preprocessing.reduce_jpeg,
+            square=SquareOptions(
+                interpolation=self.preprocessing.interpolation, reduce_jpeg=self.preprocessing.reduce_jpeg
+            ),
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )

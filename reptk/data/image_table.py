@@ -4,6 +4,7 @@ A table has a column of paths, which are relative to its folder, and may have co
 splits. Headings are recognized by their usual names; a CSV file without headings has the columns path, label and id.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +13,13 @@ from typing import NamedTuple
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
-from reptk.data.table_files import TableRow, heading_key, read_cells
+from reptk.data.image_layout import ImageLayout, LabeledFile
+from reptk.data.raw_photograph import RAW_EXTENSIONS
+from reptk.data.table_files import TableRow, read_cells
+from reptk.data.table_headings import HEADINGS, heading_key
 
 COLUMNS = ("path", "label", "id")
 """Columns of a table without headings, in this order."""
-
-PATH_HEADINGS = (
-    "path filepath imagepath imgpath file filename filenames imagefile imagefilename imagefilepath imagename imgname imgfile "
-    "image img images photo picture relativepath"
-)
-LABEL_HEADINGS = (
-    "classname categoryname labelname class category label labels target targets classlabel species y classid categoryid "
-    "labelid classidx classindex"
-)
-HEADINGS = {
-    "path": PATH_HEADINGS.split(),
-    "label": LABEL_HEADINGS.split(),
-    "id": ["id", "imageid", "imgid", "uid", "uuid", "key"],
-    "split": ["split", "subset", "partition", "set"],
-}
-"""Headings of each column without spaces, `_` and `-`, the preferred one first."""
 
 MAX_LISTED = 6
 
@@ -54,25 +42,28 @@ class ImageTable:
     Args:
         file: the table.
         rows: the images, in order.
+        line_numbers: of the rows in the file, from 1.
         unread_columns: headings of columns that are not used.
     """
 
     file: Path
     rows: list[ImageRow]
+    line_numbers: list[int]
     unread_columns: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
         """Return a few lines that say what is read and what is not."""
-        classes = {row.label for row in self.rows if row.label}
-        line = f"{self.file}: {format_count(len(self.rows), 'image')}"
-        if classes:
-            num_unlabeled = sum(not row.label for row in self.rows)
-            line += f", {format_count(len(classes), 'class', 'classes')}"
-            if num_unlabeled:
-                line += f"; {format_count(num_unlabeled, 'image')} without a class"
-        else:
-            line += ", no labels"
-        lines = [line]
+        parts: dict[str, list[LabeledFile]] = {}
+        for row in self.rows:
+            parts.setdefault(row.split, []).append(LabeledFile(Path(row.path), row.label or None))
+        class_order = sorted_class_names(row.label for row in self.rows)
+        has_splits = any(parts)
+        layout = ImageLayout(self.file, "table", parts, has_splits, {}, class_order, tuple(self.details()))
+        return layout.describe()
+
+    def details(self) -> list[str]:
+        """Return lines that name the columns that are not read, and files that do not exist."""
+        lines = []
         if self.unread_columns:
             names = ", ".join(self.unread_columns[:MAX_LISTED])
             if len(self.unread_columns) > MAX_LISTED:
@@ -92,7 +83,7 @@ def read_image_table(table: Path) -> ImageTable:
         DataError: the file cannot be read or understood, with the number of the line and the way out.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
-    if table.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS:
+    if table.suffix.lower() in EXTENSIONS | HEIF_EXTENSIONS | RAW_EXTENSIONS:
         raise DataError(f"{table} is an image, not a table of images; name the folder that it is in")
     cells = read_cells(table, _known_headings())
     lines = cells.rows
@@ -115,7 +106,18 @@ def read_image_table(table: Path) -> ImageTable:
     rows = [row._replace(path=_existing_spelling(root, row.path), label=_readable(row.label)) for row in rows]
     used = set(columns.values())
     unread = tuple(name or f"column {index + 1}" for index, name in enumerate(headings) if index not in used)
-    return ImageTable(table, rows, unread)
+    return ImageTable(table, rows, [line.number for line in lines], unread)
+
+
+def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct names of classes that are not empty: numbers by value, then the others by name."""
+    return tuple(sorted({name for name in names if name}, key=_numbers_first))
+
+
+def _numbers_first(class_name: str) -> tuple[int, int, str]:
+    if class_name.isascii() and class_name.isdigit():
+        return (0, int(class_name), class_name)
+    return (1, 0, class_name)
 
 
 def is_header(cells: Sequence[str]) -> bool:
@@ -239,10 +241,8 @@ def _has_undecoded_bytes(text: str) -> bool:
 
 
 def _exists(root: Path, path: str) -> bool:
-    try:
-        return (root / path).exists()
-    except (OSError, ValueError):  # a name that is too long, or no name at all
-        return False
+    # Several times as fast as by Path, which matters for a million rows.
+    return os.path.exists(os.path.join(root, path))  # noqa: PTH110, PTH118
 
 
 def _looks_like_image(cell: str) -> bool:

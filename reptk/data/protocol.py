@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.data.resize import Interpolation, Resize
+from reptk.data.resize import Interpolation, ResizeMode
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class Images(Protocol):
         """
         return {}
 
-    def resized(self, resize: Resize) -> "Images":
+    def resized(self, resize: ResizeMode) -> "Images":
         """Return the same images, with pictures that are not square cropped, padded or squashed (`reptk.data.resize`).
 
         A collection that does not have whole pictures returns itself.
@@ -127,7 +127,7 @@ class Data:
     protocol: str
     crop: float = 1.0
     summary: tuple[str, ...] = ()
-    resize: Resize = "crop"
+    resize: ResizeMode = "crop"
     interpolation: Interpolation = "bilinear"
 
     @property
@@ -198,7 +198,7 @@ class ImageSubset(Images):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
-    def resized(self, resize: Resize) -> Images:
+    def resized(self, resize: ResizeMode) -> Images:
         return ImageSubset(self._images.resized(resize), self._numbers)
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
@@ -227,7 +227,7 @@ class WritableSubset(WritableImages):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
-    def resized(self, resize: Resize) -> Images:
+    def resized(self, resize: ResizeMode) -> Images:
         return WritableSubset(self._images.resized(resize), self._numbers)
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:

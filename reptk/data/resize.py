@@ -5,19 +5,19 @@ A picture is resized with its proportions, so that its shorter side has the size
 the same pixels. Where nothing is cached, pictures can also be padded or squashed in one step.
 """
 
+from collections.abc import Mapping
 from math import floor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from reptk.core.images import BORDER_COLOR
+from reptk.core.images import BORDER_COLOR, MAX_RESIZED_ASPECT_RATIO
 
-Resize = Literal["crop", "pad", "squash"]
+ResizeMode = Literal["crop", "pad", "squash"]
 """What becomes of a picture that is not square: its center square, the whole picture with a border, or the whole picture with
 other proportions. `crop_mode` of timm calls them center, border and squash."""
 
@@ -31,15 +31,37 @@ Color = tuple[int, int, int]
 """Red, green and blue, in 0..255."""
 
 MAX_ASPECT_RATIO = 2.0
-"""Longer side over shorter side, at most, of a picture with its proportions: of longer ones, the middle is used."""
+"""Longer side over shorter side, at most, of a picture with its proportions: of longer ones, the middle is used.
+
+Where as much is cut off on both sides, it may have a pixel more.
+"""
 
 EVALUATION_CROP = 0.875
 """Share of the shorter side that evaluation keeps of a photograph, as is usual for ImageNet."""
 
-_MAX_RESIZED_ASPECT_RATIO = 16
-"""Only the middle of longer pictures is resized at all, which bounds the time and memory for a line of pixels."""
-
 _PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class SquareOptions(NamedTuple):
+    """How the picture in a file becomes a square.
+
+    Attributes:
+        resize: what becomes of a picture that is not square.
+        interpolation: of the resize, which is antialiased.
+        reduce_jpeg: see `Preprocessing`.
+        crop_px: side of the center that will be cut out of the square. Odd margins are then rounded as if the center were cut
+            out of the picture.
+        border_color: of a picture that is padded.
+    """
+
+    resize: ResizeMode = "crop"
+    interpolation: Interpolation = "bilinear"
+    reduce_jpeg: bool = True
+    crop_px: int | None = None
+    border_color: Color = BORDER_COLOR
+
+
+DEFAULT_SQUARE = SquareOptions()
 
 
 class Preprocessing(NamedTuple):
@@ -54,7 +76,7 @@ class Preprocessing(NamedTuple):
     """
 
     crop: float = EVALUATION_CROP
-    resize: Resize = "crop"
+    resize: ResizeMode = "crop"
     interpolation: Interpolation = "bilinear"
     reduce_jpeg: bool = True
 
@@ -63,6 +85,10 @@ class Preprocessing(NamedTuple):
         # 224 / 0.875 must not become 255.
         return floor(size / self.crop + 1e-6)
 
+    def square_options(self, size: int, border_color: Color) -> SquareOptions:
+        """Return how files are decoded whose centers of `size` pixels will be encoded."""
+        return SquareOptions(self.resize, self.interpolation, self.reduce_jpeg, size, border_color)
+
     def replace_set(self, **fields: float | str | bool | None) -> "Preprocessing":
         """Return the same with those fields that are not None; another `resize` than "crop" keeps whole pictures."""
         chosen = {name: value for name, value in fields.items() if value is not None}
@@ -70,13 +96,17 @@ class Preprocessing(NamedTuple):
             chosen.setdefault("crop", 1.0)
         return self._replace(**chosen)
 
+    def updated(self, table: Mapping[str, Any]) -> "Preprocessing":
+        """Return the same with what the table of a data set sets."""
+        return self.replace_set(**{name: table.get(name) for name in self._fields})
+
 
 DEFAULT_PREPROCESSING = Preprocessing()
 WHOLE_SQUARES = Preprocessing(crop=1.0)
 """Of images that are squares already."""
 
 
-def resize_picture(image: Image.Image, size: int, resize: Resize, interpolation: Interpolation) -> Pixels:
+def resize_picture(image: Image.Image, size: int, resize: ResizeMode, interpolation: Interpolation) -> Pixels:
     """Resize an RGB image with Pillow.
 
     Args:
@@ -92,57 +122,46 @@ def resize_picture(image: Image.Image, size: int, resize: Resize, interpolation:
     return _cut(np.array(resized), size, resize)
 
 
-def resize_array(pixels: Pixels, size: int, resize: Resize, interpolation: Interpolation) -> Pixels:
+def resize_array(pixels: Pixels, size: int, resize: ResizeMode, interpolation: Interpolation) -> Pixels:
     """Do what `resize_picture` does with torch, which is several times as fast."""
     left, top, right, bottom = _middle(*pixels.shape[:2], resize)
     height, width = _resized_size(bottom - top, right - left, size, resize)
     return _cut(_interpolate(pixels[top:bottom, left:right], height, width, interpolation), size, resize)
 
 
-def write_square(
-    picture: Pixels,
-    out: Pixels,
-    resize: Resize,
-    interpolation: Interpolation = "bilinear",
-    crop_px: int | None = None,
-    border_color: Color = BORDER_COLOR,
-) -> None:
+def write_square(picture: Pixels, out: Pixels, square: SquareOptions = DEFAULT_SQUARE) -> None:
     """Write a picture from `resize_picture` as a square.
 
     Args:
         picture: (height, width, 3); if it was resized for "crop", it may become any kind of square.
         out: (size, size, 3).
-        resize: what to do with a picture that is not square.
-        interpolation: of a resize that is left to do.
-        crop_px: side of the center that will be cut out of the square. Odd margins are then rounded as if the center were cut
-            out of the picture.
-        border_color: of a picture that is padded.
+        square: how; the interpolation is that of a resize that is left to do.
     """
     size = len(out)
     height, width = picture.shape[:2]
-    if resize == "crop":
-        top, left = _square_start(height, size, crop_px), _square_start(width, size, crop_px)
+    if square.resize == "crop":
+        top, left = _square_start(height, size, square.crop_px), _square_start(width, size, square.crop_px)
         np.copyto(out, picture[top : top + size, left : left + size])
         return
-    picture = _interpolate(picture, *_resized_size(height, width, size, resize), interpolation)
+    picture = _interpolate(picture, *_resized_size(height, width, size, square.resize), square.interpolation)
     height, width = picture.shape[:2]
     if (height, width) != (size, size):
-        out[:] = border_color
+        out[:] = square.border_color
     top, left = (size - height) // 2, (size - width) // 2
     out[top : top + height, left : left + width] = picture
 
 
-def _middle(height: int, width: int, resize: Resize) -> tuple[int, int, int, int]:
+def _middle(height: int, width: int, resize: ResizeMode) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of the part of a picture that is resized."""
     if resize != "crop":
         return 0, 0, width, height
-    cut_height = min(height, _MAX_RESIZED_ASPECT_RATIO * width)
-    cut_width = min(width, _MAX_RESIZED_ASPECT_RATIO * height)
+    cut_height = min(height, MAX_RESIZED_ASPECT_RATIO * width)
+    cut_width = min(width, MAX_RESIZED_ASPECT_RATIO * height)
     top, left = (height - cut_height) // 2, (width - cut_width) // 2
     return left, top, left + cut_width, top + cut_height
 
 
-def _resized_size(height: int, width: int, size: int, resize: Resize) -> tuple[int, int]:
+def _resized_size(height: int, width: int, size: int, resize: ResizeMode) -> tuple[int, int]:
     if resize == "squash":
         return size, size
     longer = max(height, width)
@@ -155,8 +174,8 @@ def _resized_size(height: int, width: int, size: int, resize: Resize) -> tuple[i
     return longer_px, size
 
 
-def _cut(picture: Pixels, size: int, resize: Resize) -> Pixels:
-    """Return the middle of a picture that is longer than `MAX_ASPECT_RATIO` allows, if it will be cropped."""
+def _cut(picture: Pixels, size: int, resize: ResizeMode) -> Pixels:
+    """Return a resized picture, or its middle if it is longer than `MAX_ASPECT_RATIO` allows, if it will be cropped."""
     if resize != "crop":
         return picture
     height, width = picture.shape[:2]
@@ -178,8 +197,8 @@ def _square_start(length: int, size: int, crop_px: int | None) -> int:
 def _interpolate(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
-    # The batch axis comes first: with the strides of rearranging a single image, torch would not recognize channels last and
-    # take three times as long.
-    batch = rearrange(torch.from_numpy(np.ascontiguousarray(pixels))[None], "b h w c -> b c h w")
+    # The batch axis comes first: with the strides of permuting a single image, torch would not recognize channels last and take
+    # three times as long. `permute` and not einops, which would take as long as the resize of a small image.
+    batch = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     resized = functional.interpolate(batch, (height, width), mode=interpolation, antialias=True)
-    return rearrange(resized, "b c h w -> b h w c")[0].numpy()
+    return resized.permute(0, 2, 3, 1)[0].numpy()

@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data.decode import EXTENSIONS
+from reptk.data.table_headings import heading_key
 
 SEPARATORS = (",", ";", "\t", "|")
 NUM_EXAMINED_LINES = 50
 """How many lines are looked at to find the separator."""
 
 JSON_LINES_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".json"})
+TABLE_EXTENSIONS = JSON_LINES_EXTENSIONS | {".csv", ".tsv", ".txt", ".parquet"}
+"""Endings that tables usually have; what they are is recognized by their content."""
+
 BATCH_ROWS = 8192
 
 
@@ -35,11 +39,6 @@ class TableCells:
 
     rows: list[TableRow]
     has_headings: bool
-
-
-def heading_key(heading: str) -> str:
-    """Return a heading in lower case, without spaces, `_` and `-`."""
-    return "".join(letter for letter in heading.casefold() if letter not in " _-\t\ufeff")
 
 
 def read_cells(table: Path, known_headings: frozenset[str]) -> TableCells:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk import config
 from reptk.core import environment
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, NumericalError, ReptkError, UsageError
@@ -17,7 +18,7 @@ from reptk.data import DevicePrefetcher, num_cpus
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
-from reptk.data.resize import Preprocessing, Resize
+from reptk.data.resize import ResizeMode
 from reptk.embeddings import image_sources
 from reptk.embeddings.embedder import Embedder, recipe_of
 from reptk.embeddings.embeddings_file import check_output, embeddings_file
@@ -26,6 +27,7 @@ from reptk.embeddings.layout import Header, RowBlock, concatenate
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.string_array import are_utf8
+from reptk.embeddings.update import EarlierVectors, EncodedBatch, open_earlier
 from reptk.models.encoder import Encoder
 
 MAX_LISTED_REASONS = 5
@@ -44,28 +46,32 @@ def embed(
     pretrained: bool = False,
     weights: str | None = None,
     crop: float | None = None,
-    resize: Resize | None = None,
+    resize: ResizeMode | None = None,
     jpeg: Jpeg = "auto",
     device: str = "auto",
     batch_size: int = 128,
     workers: int | None = None,
     strict: bool = False,
     force: bool = False,
+    update: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Embeddings:
     """Compute vectors of unit length of images, preprocessed as evaluation does it.
 
     Args:
         encoder: a run's folder, its model folder, a timm name, or an `Encoder`.
-        data: a folder; a table of paths, labels and ids as CSV, JSON lines or Parquet (see `reptk.data.image_table`); a
-            data set's name or its table of a recipe (`{"name": "digits", ...}`); or images (n, 3, H, W) uint8.
+        data: a folder, also of Parquet files that hold the images; a table of paths, labels and ids as CSV, JSON lines or
+            Parquet (see `reptk.data.image_table`); a data set's name or its table of a recipe (`{"name": "digits", ...}`); or
+            images (n, 3, H, W) uint8.
         out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
-        split: train, bank or query of a data set; by default every distinct image.
+        split: train, bank or query of a data set, or a split of a folder or a table such as test; by default every distinct
+            image.
         half: store float16: half the size, similarities within 1e-3.
         size: input size in pixels of a timm backbone.
         pretrained, weights: of a timm backbone; see `Encoder`.
-        crop: share of the side of image files that is kept; by default as in the run's evaluation, or as timm records it with
-            the backbone's weights, or all of it if `resize` is "pad" or "squash".
+        crop: share of the side of the images that is kept; by default as in the run's evaluation, or as timm records it with
+            the backbone's weights, or all of it if `resize` is "pad" or "squash", or if images do not come from files. It and
+            `resize` replace what `data` sets.
         resize: what becomes of pictures that are not square: "crop", "pad" or "squash"; by default as for `crop`.
         jpeg: which library decodes JPEG, for these images and for queries later.
         device: where to encode: auto, cpu, cuda, cuda:N or mps.
@@ -74,16 +80,22 @@ def embed(
         strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
             number of skipped images and the first reasons.
         force: replace `out` if it exists.
+        update: embed only the files that are new or have another size or time of modification than when `out` was written;
+            vectors of the others are taken from it, and those of removed files left out. The rows are those of a full run,
+            whose vectors may differ in the last bits, as they do between batch sizes.
         report: called before work starts, with each line of a summary of what is read and what is skipped.
 
     Raises:
         UsageError, EnvironmentProblem: an argument, the encoder, or the place to write to is wrong.
-        DataError: there are no images, or none that can be read; with `strict`, one that cannot be read.
+        DataError: there are no images, or none that can be read; with `strict`, one that cannot be read; with `update`, `out`
+            was written by another encoder or with other preprocessing.
     """
     if batch_size < 1 or (workers or 0) < 0:
         raise UsageError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
+    if update and (out is None or force):
+        raise UsageError("--update updates the file that --out names, and does not go with --force")
     if out is not None:
-        out = check_output(out, force=force)
+        out = check_output(out, force=force or update)
     if workers is None:
         workers = num_cpus()
     embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights, device=device)
@@ -92,26 +104,40 @@ def embed(
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
-    preprocessing = embedder.native_preprocessing().replace_set(crop=crop, resize=resize)
-    source = _open_source(data, split, encoder, embedder.encoder.config["size"], jpeg, preprocessing)
+    chosen = {"crop": crop, "resize": resize}
+    source = _open_source(data, split, encoder, embedder, jpeg, chosen)
     if report is not None:
         for line in source.summary:
             report(line)
     # The preprocessing of the images is recorded with the vectors, so that queries get the same.
     embedder.jpeg = source.jpeg
-    embedder.preprocessing = source.preprocessing
+    embedder.preprocessing = source.preprocessing.updated(chosen)
     embedder.decode_px = _side_px(source)
-    images = source.groups[0].images
-    if isinstance(images, ImageFiles):
-        embedder.options = images.options
-        images.crop_px = embedder.encoder.config["size"]
-        images.border_color = embedder.encoder.border_color
+    embedder.options = source.options
+    for group in source.groups:
+        if isinstance(group.images, ImageFiles):
+            # As queries are decoded: in one step, for the center that will be cut out.
+            group.images.in_one_step = True
+            group.images.square = embedder.square_options()
 
     header = _header(source, embedder, half)
-    blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers)
+    earlier = None
+    if update and out is not None:
+        earlier = open_earlier(out, source, header)
+        if earlier is not None and report is not None:
+            report(earlier.describe())
+    blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers, earlier)
     if out is None:
         columns = concatenate(header, blocks)
-        return Embeddings(columns.vectors, columns.ids, columns.paths, columns.labels, header.classes, header.about)
+        return Embeddings(
+            columns.vectors,
+            columns.ids,
+            columns.paths,
+            columns.labels,
+            header.classes,
+            header.about,
+            columns.file_stats,
+        )
     with embeddings_file(out).writer(header) as writer:
         for block in blocks:
             writer.add(block)
@@ -143,11 +169,14 @@ def _open_source(
     data: str | Path | Tensor | dict[str, Any],
     split: str | None,
     encoder: str | Path | Encoder,
-    encoder_size_px: int,
+    embedder: Embedder,
     jpeg: Jpeg,
-    preprocessing: Preprocessing,
+    chosen: dict[str, Any],
 ) -> ImageSource:
-    """Open the `data` of `embed`, of any of its types."""
+    """Open the `data` of `embed`, of any of its types.
+
+    `chosen` are fields of `Preprocessing`, or None: those of `embed`, which replace what `data` sets.
+    """
     if isinstance(data, Tensor):
         return image_sources.from_images(data, jpeg=jpeg)
     if not isinstance(data, str | Path | Mapping):
@@ -155,19 +184,21 @@ def _open_source(
             f"data must be a folder, a table, a data set or a tensor (n, 3, H, W) uint8, not {type(data).__name__}; for images "
             "in Python: Encoder.embed"
         )
-    # The crop then has the encoder's size without being resized again.
-    decode_px = preprocessing.decode_px(encoder_size_px)
+    preprocessing = embedder.native_preprocessing()
+    size = embedder.encoder.config["size"]
     if isinstance(data, str | Path):
-        if Path(data).is_file():
-            return image_sources.from_table(Path(data), size_px=decode_px, jpeg=jpeg, preprocessing=preprocessing)
         data = image_sources.data_table(str(data))
     table = dict(data)
+    config.complete("data", table)  # an error if an argument has a wrong type
+    preprocessing = preprocessing.updated(table).updated(chosen)
     if table.get("name") in ("folder", "imagenet", "imagenet100"):
         # A run's own images are decoded at the size that it was trained on.
         trained_on = {}
         if isinstance(encoder, str | Path):
             trained_on = recipe_of(encoder).get("data", {})
-        table = {"size": trained_on.get("size", decode_px), "jpeg": jpeg, **table}
+        # The crop then has the encoder's size without being resized again.
+        decode_px = trained_on.get("size", preprocessing.decode_px(size))
+        table = {"size": decode_px, "jpeg": jpeg, **table}
         jpeg = table["jpeg"]  # an argument of the data set goes first
     return image_sources.from_data_set(table, split=split, jpeg=jpeg, preprocessing=preprocessing)
 
@@ -205,6 +236,7 @@ def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
         half=half,
         ids_are_paths=all(group.ids is group.paths for group in groups),
         has_paths=has_paths,
+        has_file_stats=all(group.file_stats is not None for group in groups),
         has_non_utf8_names=not all(map(are_utf8, string_columns)),
         classes=source.classes,
         about=about,
@@ -212,24 +244,45 @@ def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
 
 
 def _embed_blocks(
-    source: ImageSource, embedder: Embedder, header: Header, skipped: SkippedImages, batch_size: int, workers: int
+    source: ImageSource,
+    embedder: Embedder,
+    header: Header,
+    skipped: SkippedImages,
+    batch_size: int,
+    workers: int,
+    earlier: EarlierVectors | None,
 ) -> Iterator[RowBlock]:
-    """Yield the rows of each batch; at the end, add to `header.about` how long it took and what was skipped."""
+    """Yield the rows block by block; at the end, add to `header.about` how long it took and what was skipped.
+
+    Args:
+        source: the images.
+        embedder: computes the vectors.
+        header: of the embeddings.
+        skipped: counts what is left out.
+        batch_size: images that are encoded at once.
+        workers: threads that decode images ahead.
+        earlier: vectors of images that need not be embedded again; None to embed all.
+    """
     count = 0
     start = time.perf_counter()
-    with progress("embedding", len(source)) as advance:
+    num_to_embed = len(source)
+    if earlier is not None:
+        num_to_embed = len(earlier.remaining())
+    with progress("embedding", num_to_embed) as advance:
         for group in source.groups:
-            index_batches = _index_batches(len(group), batch_size)
+            numbers = torch.arange(len(group))
+            if earlier is not None:
+                numbers = earlier.remaining()
+            batches = _encode(group, _batches(numbers, batch_size), embedder, skipped, workers, advance)
             # Closed, so that the threads end even if a batch cannot be embedded or written.
-            with closing(
-                prefetch(group.images, index_batches, workers=workers, device=embedder.device)
-            ) as host_batches:
-                for pixels, indices in DevicePrefetcher(host_batches, embedder.device):
-                    block = _valid_rows(group, indices.cpu(), embedder.embed_images(pixels), skipped)
-                    count += len(block.vectors)
-                    advance(len(indices))
-                    if len(block.vectors):
-                        yield block
+            with closing(batches):
+                rows: Iterator[tuple[Tensor, Tensor]] = ((batch.numbers, batch.vectors) for batch in batches)
+                if earlier is not None:
+                    rows = earlier.merge(batches)
+                for row_numbers, vectors in rows:
+                    count += len(vectors)
+                    if len(vectors):
+                        yield _row_block(group, row_numbers, vectors)
     if count == 0:
         reasons = "\n  ".join(skipped.reasons)
         raise DataError(
@@ -237,41 +290,69 @@ def _embed_blocks(
         )
     # The header of a file is written after the last block, so this is part of it.
     header.about["seconds"] = round(time.perf_counter() - start, 3)
+    if earlier is not None:
+        header.about["unchanged"] = earlier.num_unchanged
     if skipped.count:
         header.about["skipped"] = {"count": skipped.count, "first": skipped.reasons}
 
 
-def _index_batches(count: int, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, count, batch_size):
-        yield torch.arange(start, min(start + batch_size, count))
+def _encode(
+    group: ImageGroup,
+    number_batches: Iterator[Tensor],
+    embedder: Embedder,
+    skipped: SkippedImages,
+    workers: int,
+    advance: Callable[[int], None],
+) -> Iterator[EncodedBatch]:
+    """Yield the vectors of the images with these numbers, batch by batch."""
+    images = group.images.resized(embedder.preprocessing.resize)
+    with closing(prefetch(images, number_batches, workers=workers, device=embedder.device)) as host_batches:
+        for pixels, batch_numbers in DevicePrefetcher(host_batches, embedder.device):
+            numbers = batch_numbers.cpu()
+            vectors = embedder.embed_images(pixels)
+            is_valid = _have_vectors(group, numbers, vectors, skipped)
+            advance(len(numbers))
+            yield EncodedBatch(numbers[is_valid], vectors[is_valid], int(numbers[-1]) + 1)
 
 
-def _valid_rows(group: ImageGroup, indices: Tensor, vectors: Tensor, skipped: SkippedImages) -> RowBlock:
-    """Return the rows of a batch whose images were read and whose vectors have a direction; skip the others.
+def _batches(numbers: Tensor, batch_size: int) -> Iterator[Tensor]:
+    for start in range(0, len(numbers), batch_size):
+        yield numbers[start : start + batch_size]
+
+
+def _have_vectors(group: ImageGroup, numbers: Tensor, vectors: Tensor, skipped: SkippedImages) -> Tensor:
+    """Return which images of a batch were read and have a vector with a direction, (b,) bool; the others are skipped.
 
     Args:
         group: the images that the batch belongs to.
-        indices: (b,) of the batch's images in the group.
+        numbers: (b,) of the batch's images in the group.
         vectors: (b, F).
         skipped: counts what is left out.
     """
-    unreadable = group.images.unreadable(indices)
+    unreadable = group.images.unreadable(numbers)
     norms = vectors.norm(dim=1)
-    is_valid = torch.ones(len(indices), dtype=torch.bool)
-    for position, index in enumerate(indices.tolist()):
-        if index in unreadable:
-            skipped.add(unreadable[index])
+    is_valid = torch.ones(len(numbers), dtype=torch.bool)
+    for position, number in enumerate(numbers.tolist()):
+        if number in unreadable:
+            skipped.add(unreadable[number])
             is_valid[position] = False
         # A zero or infinite vector has no direction, so no similarity.
         elif not norms[position].isfinite():
-            skipped.add(f"{group.ids[index]}: its embedding is not finite", NumericalError)
+            skipped.add(f"{group.ids[number]}: its embedding is not finite", NumericalError)
             is_valid[position] = False
         elif norms[position] == 0:
-            skipped.add(f"{group.ids[index]}: its embedding is zero", NumericalError)
+            skipped.add(f"{group.ids[number]}: its embedding is zero", NumericalError)
             is_valid[position] = False
-    valid = indices[is_valid]
-    ids = [group.ids[index] for index in valid.tolist()]
+    return is_valid
+
+
+def _row_block(group: ImageGroup, numbers: Tensor, vectors: Tensor) -> RowBlock:
+    """Return the rows of the images with these numbers."""
+    ids = [group.ids[number] for number in numbers.tolist()]
     paths = None
+    file_stats = None
     if group.paths is not None:
-        paths = [group.paths[index] for index in valid.tolist()]
-    return RowBlock(vectors[is_valid], group.labels[valid], ids, paths)
+        paths = [group.paths[number] for number in numbers.tolist()]
+    if group.file_stats is not None:
+        file_stats = group.file_stats[numbers]
+    return RowBlock(vectors, group.labels[numbers], ids, paths, file_stats)

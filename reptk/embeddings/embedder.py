@@ -16,7 +16,14 @@ from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_devic
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home, real_path
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
-from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Interpolation, Preprocessing, Resize
+from reptk.data.resize import (
+    DEFAULT_PREPROCESSING,
+    WHOLE_SQUARES,
+    Interpolation,
+    Preprocessing,
+    ResizeMode,
+    SquareOptions,
+)
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
@@ -191,17 +198,11 @@ class Embedder:
             DataError: it cannot be read as an image.
         """
         decode_px = self.decode_px or self.preprocessing.decode_px(self.encoder.config["size"])
-        return decode(
-            source,
-            decode_px,
-            self.jpeg,
-            self.options,
-            resize=self.preprocessing.resize,
-            interpolation=self.preprocessing.interpolation,
-            reduce_jpeg=self.preprocessing.reduce_jpeg,
-            crop_px=self.encoder.config["size"],
-            border_color=self.encoder.border_color,
-        )
+        return decode(source, decode_px, self.jpeg, self.options, self.square_options())
+
+    def square_options(self) -> SquareOptions:
+        """Return how files become squares for the encoder."""
+        return self.preprocessing.square_options(self.encoder.config["size"], self.encoder.border_color)
 
     @property
     def started_from_weights(self) -> bool:
@@ -219,8 +220,9 @@ class Embedder:
         if run is not None:
             table |= recipe_of(run).get("data", {})
         backbone = self.encoder.config["backbone"]
-        table = with_preprocessing(table, backbone, has_weights=self.started_from_weights)
-        return Preprocessing(**{name: table[name] for name in Preprocessing._fields})
+        has_weights = self.started_from_weights
+        table = with_preprocessing(table, backbone, has_weights=has_weights, is_trained=run is not None)
+        return DEFAULT_PREPROCESSING.updated(table)
 
     @property
     def is_untrained(self) -> bool:
@@ -292,7 +294,7 @@ def _recorded_preprocessing(record: dict[str, Any]) -> Preprocessing:
         interpolation=record.get("interpolation", DEFAULT_PREPROCESSING.interpolation),
         reduce_jpeg=bool(record.get("reduce_jpeg", True)),
     )
-    if preprocessing.resize not in get_args(Resize):
+    if preprocessing.resize not in get_args(ResizeMode):
         preprocessing = preprocessing._replace(resize="crop")
     is_known = preprocessing.interpolation in get_args(Interpolation)
     if not is_known or not isinstance(preprocessing.crop, int | float) or not 0 < preprocessing.crop <= 1:

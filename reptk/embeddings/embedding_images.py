@@ -13,6 +13,8 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decode import decode
+from reptk.data.resize import SquareOptions
+from reptk.data.shard_layout import find_row
 from reptk.embeddings.store import Embeddings
 from reptk.report.data_uri import encode_data_uri
 
@@ -37,7 +39,7 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX, resize="pad"))
+            return thumbnail_data_uri(decode(path, SIDE_PX, square=SquareOptions("pad")))
         except ReptkError:
             return ""
 
@@ -47,13 +49,27 @@ class EmbeddingImages:
         split = None
         if self._data is not None:
             split = self._data.splits.get(split_name)
-        if split is None or not number.isdigit() or int(number) >= len(split.images):
-            return ""
-        images = split.images.resized("pad")
         try:
-            return thumbnail_data_uri(images.fetch(torch.tensor([int(number)]))[0])
+            if split is None and self._is_folder:
+                return self._data_uri_of_row(image_id)
+            if split is None or not number.isdigit() or int(number) >= len(split.images):
+                return ""
+            return thumbnail_data_uri(split.images.resized("pad").fetch(torch.tensor([int(number)]))[0])
         except ReptkError:
             return ""
+
+    def _data_uri_of_row(self, image_id: str) -> str:
+        """Return the image of a row of Parquet files, all of which were embedded."""
+        row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
+        if row is None:
+            return ""
+        return thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX, square=SquareOptions("pad")))
+
+    @property
+    def _is_folder(self) -> bool:
+        """Whether the record names a folder of images."""
+        part = self.embeddings.about.get("data")
+        return isinstance(part, dict) and part.get("name") == "folder" and isinstance(part.get("root"), str)
 
     @cached_property
     def _data(self) -> Data | None:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -17,6 +18,7 @@ from reptk.embeddings.duplicates import NO_ROW, Duplicate, Duplicates
 from reptk.embeddings.embedder import has_random_weights
 from reptk.embeddings.exact_copies import exact_copies
 from reptk.embeddings.pair_comparison import ConnectedComponents, compare_between, compare_within
+from reptk.embeddings.same_centers import has_other_sides, split_by_sides
 from reptk.embeddings.similarity_threshold import SimilarityThreshold, measure_threshold
 from reptk.embeddings.small_images import SmallImages, read_small_images
 from reptk.embeddings.store import Embeddings
@@ -112,6 +114,7 @@ def _within(first: Embeddings, images: SmallImages, measured: SimilarityThreshol
     best, nearest, row_groups = compare_within(first.vectors, measured.value, images.is_blank)
     finder = None
     if images.is_read.any():
+        row_groups = _without_same_centers(row_groups, images, first.vectors, best, nearest)
         finder = SymmetryFinder(first, first)
         pairs = turned_pairs(images, images, finder)
         row_groups = _join_groups(row_groups, pairs, len(first))
@@ -135,6 +138,11 @@ def _between(
     finder = None
     if first_images.is_read.any() and second_images.is_read.any():
         finder = SymmetryFinder(second, first)
+        for row in (nearest != NO_ROW).nonzero().flatten().tolist():
+            # The nearest one alone is compared: another one is less similar.
+            original = nearest[row : row + 1].numpy()
+            if has_other_sides(second_images, row, first_images, original)[0]:
+                nearest[row] = NO_ROW
         for pair in turned_pairs(second_images, first_images, finder):
             _set_nearest(second, pair.row, first, pair.original, best, nearest)
     leaked_rows = (nearest != NO_ROW).nonzero().flatten()
@@ -142,6 +150,25 @@ def _between(
     leaks = [_leak(second, row, first, best, nearest, finder) for row in leaked_rows[order].tolist()]
     blank = np.flatnonzero(second_images.is_blank).tolist()
     return Duplicates(first, second, measured, groups=[], leaks=leaks, blank=blank)
+
+
+def _without_same_centers(
+    groups: list[NDArray[np.int64]], images: SmallImages, vectors: Tensor, best: Tensor, nearest: Tensor
+) -> list[NDArray[np.int64]]:
+    """Return the groups without pictures that have only the center in common; `best` and `nearest` follow."""
+    kept = []
+    for rows in groups:
+        parts = split_by_sides(rows, images)
+        kept += parts
+        if len(parts) == 1 and len(parts[0]) == len(rows):
+            continue
+        nearest[rows] = NO_ROW
+        best[rows] = 0.0
+        for part in parts:
+            similarities = vectors[part].float() @ vectors[part].float().T
+            best[part], position = similarities.fill_diagonal_(-1.0).max(1)
+            nearest[part] = torch.from_numpy(part)[position].to(nearest.dtype)
+    return sorted(kept, key=len, reverse=True)
 
 
 def _join_groups(groups: list[NDArray[np.int64]], pairs: list[TurnedPair], count: int) -> list[NDArray[np.int64]]:

@@ -3,26 +3,34 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reptk import config
 from reptk.config.registry import DATASETS, unknown
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
-from reptk.data.folder_layout import class_names, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
-from reptk.data.image_table import read_image_table
-from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing
-from reptk.data.sources.folder import existing_folder
+from reptk.data.image_layout import LOOSE, LabeledFile
+from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.parquet_shards import ShardRow, holds_images
+from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
+from reptk.data.shard_layout import row_id
+from reptk.data.sources.folder import existing_source, read_images
+from reptk.data.split_names import split_role
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -47,6 +55,23 @@ class ImageGroup:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def file_stats(self) -> Tensor | None:
+        """(n, 2) int64: size in bytes and time of modification in nanoseconds of each file, -1 if it is gone.
+
+        None if the images are not files.
+        """
+        if self.paths is None:
+            return None
+        stats = np.full((len(self), 2), -1, np.int64)
+        for number in range(len(self)):
+            path = self.images.path(number)
+            if path is not None:
+                with suppress(OSError):
+                    stat = path.stat()
+                    stats[number] = stat.st_size, stat.st_mtime_ns
+        return torch.from_numpy(stats)
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -59,6 +84,7 @@ class ImageSource:
         jpeg: which library decodes JPEG.
         about: a record of where they come from; `root` is the folder that paths are relative to.
         summary: lines that say what was read and what was skipped, for the user to see before work starts.
+        options: how pixels were decoded, as queries have to be.
     """
 
     groups: list[ImageGroup]
@@ -67,6 +93,7 @@ class ImageSource:
     jpeg: Jpeg
     about: dict[str, Any]
     summary: Sequence[str] = ()
+    options: PixelOptions = DEFAULT_OPTIONS
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -90,7 +117,15 @@ def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     return ImageSource([group], classes=(), preprocessing=WHOLE_SQUARES, jpeg=jpeg, about={"name": "tensor"})
 
 
-def from_table(table: Path, *, size_px: int, jpeg: Jpeg, preprocessing: Preprocessing) -> ImageSource:
+def from_table(
+    table: Path,
+    *,
+    size_px: int,
+    jpeg: Jpeg,
+    preprocessing: Preprocessing,
+    split: str | None = None,
+    options: PixelOptions = DEFAULT_OPTIONS,
+) -> ImageSource:
     """Return the images that a CSV, JSON lines or Parquet file lists; see `reptk.data.image_table`.
 
     Paths are relative to the table's folder. Labels are class names, or empty; without ids, paths are the ids.
@@ -100,18 +135,23 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, preprocessing: Preproce
         size_px: side to which images are decoded.
         jpeg: which library decodes JPEG.
         preprocessing: what happens to the images before they are encoded.
+        split: an entry of the column of splits, in any spelling; by default all images.
+        options: what the pixels of unusual files become.
 
     Raises:
-        DataError: the table cannot be read, is empty, or has an id twice.
+        DataError: the table cannot be read, is empty, has an id twice, or has no such split.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
     listed = read_image_table(table)
     rows = listed.rows
+    if split is not None:
+        split_names = _matching_splits(split, [row.split for row in rows], table)
+        rows = [row for row in rows if row.split in split_names]
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
-    files = _skipping_files([root / path for path in paths], size_px, jpeg, preprocessing)
-    # In a fixed order, so that the same table always gives the same labels.
-    classes = tuple(sorted({row.label for row in rows if row.label}, key=_numbers_first))
+    files = _skipping_files([root / path for path in paths], size_px, jpeg, preprocessing, options)
+    # Of all splits and in a fixed order, so that the same table always gives the same labels.
+    classes = sorted_class_names(row.label for row in listed.rows)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.long)
     ids = paths
@@ -119,7 +159,12 @@ def from_table(table: Path, *, size_px: int, jpeg: Jpeg, preprocessing: Preproce
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
     about = {"name": "table", "table": str(table), "root": str(root)}
-    return ImageSource([ImageGroup(files, labels, ids, paths)], classes, preprocessing, jpeg, about, listed.describe())
+    summary = listed.describe()
+    if split is not None:
+        about["split"] = split
+        summary.append(_describe_split(split, len(rows)))
+    group = ImageGroup(files, labels, ids, paths)
+    return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
 
 
 def from_data_set(
@@ -133,48 +178,55 @@ def from_data_set(
 
     Args:
         table: `{"name": ..., arguments}`, as in a recipe.
-        split: train, bank or query; by default every distinct image.
+        split: train, bank or query, or a split of a folder or a table such as test; by default every distinct image.
         jpeg: which library decodes JPEG, for data sets of files.
-        preprocessing: of data sets of files whose table does not set it.
+        preprocessing: what happens to the images of files before they are encoded.
 
     Raises:
         UsageError: unknown data set or argument.
         DataError: the data set is missing or empty, or has no such split.
     """
     table = config.complete("data", table)
-    if "interpolation" in table:
-        fields = {name: table.get(name) for name in Preprocessing._fields}
-        table = {**table, **preprocessing.replace_set(**fields)._asdict()}
-    if table["name"] == "folder" and split is None:
-        return _from_folder(table, jpeg)
+    is_of_files = "interpolation" in table
+    if is_of_files:
+        table = {**table, **preprocessing._asdict()}
+    if "cache" in table:
+        # Cached pictures are resized a second time to be padded or squashed; queries are not.
+        table["cache"] = False
+    if table["name"] == "folder":
+        source = _from_folder_or_table(table, jpeg, split, preprocessing)
+        if source is not None:
+            return source
     with warnings.catch_warnings():
         # Nothing is evaluated, so it does not matter that no image is held out.
         warnings.filterwarnings("ignore", message=".*none is held out as a query")
         warnings.simplefilter("ignore", SkippedFiles)  # part of the summary
         data = config.build(DATASETS, table)
+    if not is_of_files:
+        preprocessing = Preprocessing(data.crop, data.resize, data.interpolation)
     if split is None:
         splits = distinct_splits(data)
     else:
         splits = {split: _single_split(data, split, table["name"])}
     about = {**table, "split": split or "all"}
     # The same file may be in several splits, under different indices; paths tell which are the same.
-    if all(isinstance(part.images, ImageFiles) for part in splits.values()):
-        source = _from_files(list(splits.values()), data, about, jpeg)
-        return replace(source, summary=data.summary)
+    if all(_are_files(part.images) for part in splits.values()):
+        source = _from_files(list(splits.values()), data, about, jpeg, preprocessing)
+        return replace(source, summary=data.summary, options=pixel_options(table))
     groups = []
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, _preprocessing_of(data), jpeg, about, data.summary)
+    return ImageSource(groups, data.classes, preprocessing, jpeg, about, data.summary, pixel_options(table))
 
 
 def data_table(text: str) -> config.Table:
-    """Return the recipe's table of what `--data` names: a folder, or a registered data set.
+    """Return the recipe's table of what `--data` names: a folder, a table of images, or a registered data set.
 
     Raises:
         DataError: there is neither.
     """
-    if expand_home(text).is_dir():
+    if expand_home(text).exists():
         return {"name": "folder", "root": text}
     if text in DATASETS.names():
         return {"name": text}
@@ -204,25 +256,121 @@ def _single_split(data: Data, name: str, data_set: str) -> Split:
     return split
 
 
-def _from_folder(table: config.Table, jpeg: Jpeg) -> ImageSource:
-    """Return every image of a folder, whether training would use it or not."""
-    base = existing_folder(table["root"])
-    layout = read_layout(base, table["labels"])
-    files = sorted(layout.files)
-    classes = class_names(files)
+def _from_folder_or_table(
+    table: config.Table, jpeg: Jpeg, split: str | None, preprocessing: Preprocessing
+) -> ImageSource | None:
+    """Return the images of a folder or a table, whether training would use them or not.
+
+    Returns None if `split` is one of the data set's, which training decides on.
+    """
+    base = existing_source(table["root"])
+    options = pixel_options(table)
+    if base.is_file() and not holds_images(base):
+        if split in SPLITS and not _has_split(read_image_table(base), split):
+            return None
+        source = from_table(
+            base,
+            size_px=table["size"],
+            jpeg=table["jpeg"],
+            preprocessing=preprocessing,
+            split=split,
+            options=options,
+        )
+        if table["labels"] == "none":
+            return _without_labels(source)
+        return source
+    if split in SPLITS:
+        return None
+    layout = read_images(base, table["labels"])
+    summary = layout.describe()
+    files = layout.files
+    if split is not None:
+        names = [name for name, part in layout.parts.items() if layout.has_splits for _ in part]
+        split_names = _matching_splits(split, names, base)
+        files = [file for name in layout.parts if name in split_names for file in layout.parts[name]]
+        summary.append(_describe_split(split, len(files)))
+    classes = layout.class_names(layout.files)
+    if layout.kind == "folder":
+        files = sorted(files, key=_path_of)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
     root = base.absolute()
-    paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
-    options = PixelOptions(table["max_pixels"], tuple(table["range"]), table["background"])
-    preprocessing = Preprocessing(**{name: table[name] for name in Preprocessing._fields})
+    about = {**table, "split": split or "all", "root": str(root)}
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
+    if layout.kind == "shards":
+        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files, base)))
+        return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
+    paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    about = {**table, "split": "all", "root": str(root)}
-    return ImageSource([group], classes, preprocessing, jpeg, about, layout.describe())
+    return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
 
 
-def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg) -> ImageSource:
+def _describe_split(split: str, num_images: int) -> str:
+    return f"  embedded: {format_count(num_images, 'image')} of the split {split}"
+
+
+def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:
+    for file in files:
+        yield row_id(file.path, base)
+
+
+def pixel_options(table: config.Table) -> PixelOptions:
+    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these."""
+    names = [field.name for field in fields(PixelOptions) if field.name in table]
+    values = {name: table[name] for name in names}
+    if "range" in values:
+        values["range"] = tuple(values["range"])
+    return PixelOptions(**values)
+
+
+def _path_of(file: LabeledFile) -> Path:
+    return file.path
+
+
+def _has_split(listed: ImageTable, split: str) -> bool:
+    """Return whether the column of splits has this one, in any spelling."""
+    return any(row.split and split_role(row.split) == split for row in listed.rows)
+
+
+def _matching_splits(split: str, names: Sequence[str], place: Path) -> set[str]:
+    """Return which of the names of splits mean `split`: the same name, else any spelling of it.
+
+    Args:
+        split: as the user names it.
+        names: the split of each image; empty without one.
+        place: the folder or the table.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    counts = Counter(name for name in names if name != LOOSE)
+    if split in counts:
+        return {split}
+    role = split_role(split)
+    same_role = {name for name in counts if role is not None and split_role(name) == role}
+    if same_role:
+        return same_role
+    if counts:
+        listed = ", ".join(f"{name} ({format_count(count, 'image')})" for name, count in sorted(counts.items()))
+        raise DataError(f"{place} has no split {split!r}; its splits are {listed}")
+    raise DataError(
+        f"{place} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"
+    )
+
+
+def _without_labels(source: ImageSource) -> ImageSource:
+    groups = [replace(group, labels=torch.full((len(group),), -1)) for group in source.groups]
+    return replace(source, groups=groups, classes=())
+
+
+def _are_files(images: Images) -> bool:
+    """Return whether images are in files of their own, which are decoded when they are fetched."""
+    return isinstance(images, ImageFiles) and len(images) > 0 and images.path(0) is not None
+
+
+def _from_files(
+    splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg, preprocessing: Preprocessing
+) -> ImageSource:
     """Return all files of the splits, once each, in the order of their paths."""
     label_of: dict[Path, int] = {}
     for split in splits:
@@ -231,19 +379,17 @@ def _from_files(splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg
     files = sorted(label_of)
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
     root = expand_home(about.get("root", ".")).absolute()
+    if root.is_file():  # a table, whose paths are relative to its folder
+        root = root.parent
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
-    preprocessing = _preprocessing_of(data)
-    images = _skipping_files(files, splits[0].images.size, jpeg, preprocessing, splits[0].images.options)
+    first = splits[0].images
+    images = _skipping_files(files, first.size, jpeg, preprocessing, first.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     return ImageSource([group], data.classes, preprocessing, jpeg, about={**about, "root": str(root)})
 
 
-def _preprocessing_of(data: Data) -> Preprocessing:
-    return Preprocessing(data.crop, data.resize, data.interpolation)
-
-
 def _skipping_files(
-    paths: list[Path],
+    paths: list[Path] | list[ShardRow],
     size_px: int,
     jpeg: Jpeg,
     preprocessing: Preprocessing,
@@ -255,9 +401,7 @@ def _skipping_files(
         size_px,
         jpeg,
         options=options,
-        interpolation=preprocessing.interpolation,
-        reduce_jpeg=preprocessing.reduce_jpeg,
-        resize=preprocessing.resize,
+        square=SquareOptions(preprocessing.resize, preprocessing.interpolation, preprocessing.reduce_jpeg),
         in_one_step=True,
         on_error="skip",
         max_unreadable=len(paths),
@@ -285,10 +429,3 @@ def _check_unique(ids: Sequence[str], table: Path) -> None:
         if image_id in seen:
             raise DataError(f"{table} has the id {image_id!r} twice; ids tell images apart")
         seen.add(image_id)
-
-
-def _numbers_first(class_name: str) -> tuple[int, int, str]:
-    """Return a sort key: class names that are numbers by value, then the others by name."""
-    if class_name.isascii() and class_name.isdigit():
-        return (0, int(class_name), class_name)
-    return (1, 0, class_name)

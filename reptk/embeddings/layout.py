@@ -17,12 +17,17 @@ BLOCK_BYTES = 1 << 26
 
 
 class RowBlock(NamedTuple):
-    """Consecutive rows: vectors (b, F), labels (b,) int64, one id each, and paths, None for images that are not files."""
+    """Consecutive rows: vectors (b, F), labels (b,) int64, and one id each.
+
+    For images that are files also paths, and `file_stats` (b, 2) int64, the size in bytes and the time of modification in
+    nanoseconds of each file when it was embedded; otherwise None.
+    """
 
     vectors: Tensor
     labels: Tensor
     ids: Sequence[str]
     paths: Sequence[str] | None
+    file_stats: Tensor | None = None
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Header:
         half: whether vectors are stored as float16 instead of float32.
         ids_are_paths: whether one column serves as both.
         has_paths: whether the images are files.
+        has_file_stats: whether the sizes and times of the files are stored.
         has_non_utf8_names: whether an id or path is not valid UTF-8.
         classes: class names, by label.
         about: encoder, preprocessing, data, versions; see `Embeddings`.
@@ -45,6 +51,7 @@ class Header:
     half: bool
     ids_are_paths: bool
     has_paths: bool
+    has_file_stats: bool = False
     has_non_utf8_names: bool = False
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +76,7 @@ class StoredColumns(NamedTuple):
     ids: Sequence[str] | None = None
     paths: Sequence[str] | None = None
     labels: Tensor | None = None
+    file_stats: Tensor | None = None
     classes: Sequence[str] = ()
     about: dict[str, Any] | None = None
 
@@ -82,6 +90,9 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
     """Copy blocks into one set of columns, in memory that is allocated once."""
     vectors = torch.empty(header.max_rows, header.width, dtype=header.dtype)
     labels = torch.empty(header.max_rows, dtype=torch.int64)
+    file_stats = None
+    if header.has_file_stats:
+        file_stats = torch.empty(header.max_rows, 2, dtype=torch.int64)
     ids = StringArrayBuilder()
     paths = StringArrayBuilder()
     count = 0
@@ -89,6 +100,8 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
         rows = slice(count, count + len(block.vectors))
         vectors[rows] = block.vectors
         labels[rows] = block.labels
+        if file_stats is not None:
+            file_stats[rows] = block.file_stats
         ids.extend(block.ids)
         if block.paths is not None:
             paths.extend(block.paths)
@@ -102,4 +115,8 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
         id_column = path_column
     else:
         id_column = ids.build()
-    return StoredColumns(vectors[:count], id_column, path_column, labels[:count], header.classes, header.about)
+    if file_stats is not None:
+        file_stats = file_stats[:count]
+    return StoredColumns(
+        vectors[:count], id_column, path_column, labels[:count], file_stats, header.classes, header.about
+    )

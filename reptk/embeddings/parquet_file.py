@@ -1,4 +1,7 @@
-"""Embeddings as a Parquet table for data tools: columns id, path, label, class, vector; one row group a block."""
+"""Embeddings as a Parquet table for data tools: columns id, path, label, class, vector; one row group a block.
+
+Of images that are files, the columns file_bytes and file_mtime_ns follow.
+"""
 
 import json
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from reptk.embeddings.output_path import check_free_space, explain_write_errors
 from reptk.embeddings.string_array import are_utf8
 
 COLUMNS = ("id", "path", "label", "class", "vector")
+FILE_STATS = ("file_bytes", "file_mtime_ns")
 METADATA_KEY = b"reptk"
 
 
@@ -92,6 +96,7 @@ class ParquetFile:
                 half=pyarrow.types.is_float16(vector.type.value_type),
                 ids_are_paths=metadata.get("ids") == "paths",
                 has_paths="path" in columns and metadata.get("paths", True),
+                has_file_stats=set(columns).issuperset(FILE_STATS),
                 classes=_class_names(file, metadata),
                 about=metadata.get("about", {}),
             )
@@ -107,7 +112,7 @@ class ParquetFile:
         with self._open() as file:
             class_names = _class_names(file, _metadata(file))
             label_of = {name: label for label, name in enumerate(class_names)}
-            present = [name for name in COLUMNS if name in file.schema_arrow.names]
+            present = [name for name in (*COLUMNS, *FILE_STATS) if name in file.schema_arrow.names]
             for batch in file.iter_batches(rows, columns=present):
                 columns = {name: batch.column(name) for name in batch.schema.names}
                 block = _row_block(columns, len(batch), first_row, label_of)
@@ -159,6 +164,8 @@ class ParquetBlockWriter:
             _encode_strings(class_names, schema.field("class").type),
             pyarrow.FixedSizeListArray.from_arrays(values, self.header.width),
         ]
+        if self.header.has_file_stats and block.file_stats is not None:
+            columns += [pyarrow.array(column.numpy()) for column in block.file_stats.unbind(1)]
         self.file.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 
@@ -169,15 +176,16 @@ def _schema(header: Header) -> Any:
     string_type = pyarrow.binary() if header.has_non_utf8_names else pyarrow.string()
     class_type = pyarrow.string() if are_utf8(header.classes) else pyarrow.binary()
     value_type = pyarrow.float16() if header.half else pyarrow.float32()
-    return pyarrow.schema(
-        [
-            ("id", string_type),
-            ("path", string_type),
-            ("label", pyarrow.int64()),
-            ("class", class_type),
-            ("vector", pyarrow.list_(value_type, header.width)),
-        ]
-    )
+    fields = [
+        ("id", string_type),
+        ("path", string_type),
+        ("label", pyarrow.int64()),
+        ("class", class_type),
+        ("vector", pyarrow.list_(value_type, header.width)),
+    ]
+    if header.has_file_stats:
+        fields += [(name, pyarrow.int64()) for name in FILE_STATS]
+    return pyarrow.schema(fields)
 
 
 def _encode_metadata(header: Header) -> str:
@@ -218,7 +226,11 @@ def _row_block(columns: dict[str, Any], count: int, first_row: int, label_of: di
     paths = None
     if "path" in columns and columns["path"].null_count == 0:
         paths = _decode_strings(columns["path"])
-    return RowBlock(_vectors(columns["vector"], count), _labels(columns, count, label_of), ids, paths)
+    file_stats = None
+    if set(columns).issuperset(FILE_STATS):
+        stats = [columns[name].fill_null(-1).to_numpy(zero_copy_only=False) for name in FILE_STATS]
+        file_stats = torch.from_numpy(np.stack(stats, axis=1).astype(np.int64))
+    return RowBlock(_vectors(columns["vector"], count), _labels(columns, count, label_of), ids, paths, file_stats)
 
 
 def _encode_strings(strings: Any, string_type: Any) -> Any:

@@ -26,6 +26,8 @@ from reptk.embeddings.string_array import StringArray, StringArrayBuilder
 RESERVED_BYTES = 1 << 15
 """Space in the header for the tensors' entries and for what is added to `about` while rows are written."""
 
+FILE_STATS = ("file_bytes", "file_mtimes_ns")
+
 ALIGNMENT = 64
 _LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, as a 64-bit integer."""
@@ -38,7 +40,8 @@ class SafetensorsFile:
     """A safetensors file of embeddings; see `EmbeddingsFile`.
 
     Tensors: `vectors` (n, F); `labels` (n,); `ids` and `paths`, the bytes of the strings, with `ids_ends` and `paths_ends`,
-    their offsets. One column serves as both if the ids are the paths.
+    their offsets. One column serves as both if the ids are the paths. Of images that are files, `file_bytes` and
+    `file_mtimes_ns` (n,).
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,6 +88,9 @@ class SafetensorsFile:
         tensors = {}
         for name in ("vectors", "labels"):
             tensors[name] = converted[name] if name in converted else mapped.tensor(name)
+        file_stats = None
+        if names.issuperset(FILE_STATS):
+            file_stats = torch.stack([mapped.tensor(name) for name in FILE_STATS], dim=1)
         strings = {}
         for name in ("ids", "paths"):
             if f"{name}_ends" in names:
@@ -96,19 +102,21 @@ class SafetensorsFile:
             ids=strings.get("ids"),
             paths=strings.get("paths"),
             labels=tensors["labels"],
+            file_stats=file_stats,
             classes=parse_json(metadata.get("classes", "[]")),
             about=parse_json(metadata.get("about", "{}")),
         )
 
 
 class SafetensorsWriter:
-    """Writes vectors as they come; labels and strings are small and are kept in memory until the end."""
+    """Writes vectors as they come; the other columns are small and are kept in memory until the end."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self.file = file
         self.header = header
         self.count = 0
         self.labels: list[NDArray[np.int64]] = []
+        self.file_stats: list[NDArray[np.int64]] = []
         self.ids = StringArrayBuilder()
         self.paths = StringArrayBuilder()
         # Everything but the tensors' entries is known already; they and what is added to `about` get the reserved space.
@@ -119,6 +127,8 @@ class SafetensorsWriter:
         """Write the rows of a block."""
         self.file.write(block.vectors.to(self.header.dtype).contiguous().numpy())
         self.labels.append(block.labels.numpy().astype(np.int64))
+        if self.header.has_file_stats and block.file_stats is not None:
+            self.file_stats.append(block.file_stats.numpy().astype(np.int64))
         if not self.header.ids_are_paths:
             self.ids.extend(block.ids)
         if self.header.has_paths and block.paths is not None:
@@ -155,6 +165,10 @@ class SafetensorsWriter:
         if len(padding):
             columns["padding"] = padding
         columns["labels"] = np.concatenate([np.zeros(0, np.int64), *self.labels])
+        if self.header.has_file_stats:
+            file_stats = np.concatenate([np.zeros((0, 2), np.int64), *self.file_stats])
+            for number, name in enumerate(FILE_STATS):
+                columns[name] = np.ascontiguousarray(file_stats[:, number])
         strings = {}
         if not self.header.ids_are_paths:
             strings["ids"] = self.ids.build()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -14,6 +15,7 @@ from reptk.core.errors import DataError
 from reptk.data import num_cpus
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import PixelOptions, decode
+from reptk.data.resize import ResizeMode
 from reptk.embeddings.embedder import recorded_options
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -29,12 +31,14 @@ class SmallImages:
     """What is known of n images.
 
     Args:
-        gray: (n, 16, 16) uint8, the center square; zeros for an image that was not read.
+        gray: (n, 16, 16) uint8, the whole picture, squashed; zeros for an image that was not read.
+        center: (n, 16, 16) uint8, its center square.
         is_blank: (n,) bool, see `reptk.data.blank_images`.
         is_read: (n,) bool; false for what is no file, or cannot be read.
     """
 
     gray: NDArray[np.uint8]
+    center: NDArray[np.uint8]
     is_blank: NDArray[np.bool_]
     is_read: NDArray[np.bool_]
 
@@ -42,7 +46,7 @@ class SmallImages:
     def unread(cls, count: int) -> "SmallImages":
         """Return what is known of images that were not read: nothing."""
         gray = np.zeros((count, GRAY_PX, GRAY_PX), np.uint8)
-        return cls(gray, np.zeros(count, bool), np.zeros(count, bool))
+        return cls(gray, gray.copy(), np.zeros(count, bool), np.zeros(count, bool))
 
 
 def read_small_images(embeddings: Embeddings) -> SmallImages:
@@ -56,10 +60,11 @@ def read_small_images(embeddings: Embeddings) -> SmallImages:
         warnings.simplefilter("ignore")  # about unusual files; they were embedded with the same warnings
         start = 0
         for batch in _read_batches([embeddings.file(row) for row in range(count)], options):
-            for row, square, blank in batch:
-                images.gray[row] = square
-                images.is_blank[row] = blank
-                images.is_read[row] = True
+            for image in batch:
+                images.gray[image.row] = image.gray
+                images.center[image.row] = image.center
+                images.is_blank[image.row] = image.is_blank
+                images.is_read[image.row] = True
             size = min(BATCH_FILES, count - start)
             advance(size)
             start += size
@@ -74,19 +79,24 @@ def options_of(embeddings: Embeddings) -> PixelOptions:
     return recorded_options(preprocessing)
 
 
-def read_square(file: Path | None, size_px: int, options: PixelOptions) -> NDArray[np.uint8] | None:
-    """Return the center square (size, size, 3) of an image file; None if it cannot be read."""
+def read_square(
+    file: Path | None, size_px: int, options: PixelOptions, resize: ResizeMode = "squash"
+) -> NDArray[np.uint8] | None:
+    """Return an image file as a square (size, size, 3), by default the whole picture; None if it cannot be read."""
     if file is None:
         return None
     try:
-        square = decode(file, size_px, "auto", options)
+        square = decode(file, size_px, "auto", options, resize=resize)
     except DataError:
         return None
     return rearrange(square, "c h w -> h w c").numpy()
 
 
-_SmallImage = tuple[int, NDArray[np.uint8], bool]
-"""The row of an image, its gray square, and whether it is blank."""
+class _SmallImage(NamedTuple):
+    row: int
+    gray: NDArray[np.uint8]
+    center: NDArray[np.uint8]
+    is_blank: bool
 
 
 def _read_batches(files: Sequence[Path], options: PixelOptions) -> Iterator[list[_SmallImage]]:
@@ -95,9 +105,9 @@ def _read_batches(files: Sequence[Path], options: PixelOptions) -> Iterator[list
     def read_batch(start: int) -> list[_SmallImage]:
         batch = []
         for row in range(start, min(start + BATCH_FILES, len(files))):
-            square = read_square(files[row], DECODED_PX, options)
-            if square is not None:
-                batch.append((row, _gray(square), _is_blank(files[row], square, options)))
+            image = _read(row, files[row], options)
+            if image is not None:
+                batch.append(image)
         return batch
 
     workers = num_cpus()
@@ -109,6 +119,16 @@ def _read_batches(files: Sequence[Path], options: PixelOptions) -> Iterator[list
                 yield pending.pop(0).result()
         for future in pending:
             yield future.result()
+
+
+def _read(row: int, file: Path | None, options: PixelOptions) -> _SmallImage | None:
+    center = read_square(file, DECODED_PX, options, "crop")
+    if center is None:
+        return None
+    whole = read_square(file, DECODED_PX, options)
+    if whole is None:  # gone in between
+        return None
+    return _SmallImage(row, _gray(whole), _gray(center), _is_blank(file, whole, options))
 
 
 def _is_blank(file: Path, square: NDArray[np.uint8], options: PixelOptions) -> bool:

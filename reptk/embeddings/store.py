@@ -26,6 +26,8 @@ class Embeddings:
         labels: (n,) int64, -1 for an image without one.
         classes: class names, by label; may be empty.
         about: encoder, preprocessing, data, whether the vectors are normalized, versions, commit.
+        file_stats: (n, 2) int64, the size in bytes and the time of modification in nanoseconds of each file when it was
+            embedded; None if the images are not files, or if that is not known.
 
     Raises:
         ValueError: vectors of another shape or type, or columns of different lengths.
@@ -37,6 +39,7 @@ class Embeddings:
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    file_stats: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.dtype not in (torch.float32, torch.float16):
@@ -49,6 +52,8 @@ class Embeddings:
         lengths = {"ids": len(self.ids), "labels": len(self.labels)}
         if self.paths is not None:
             lengths["paths"] = len(self.paths)
+        if self.file_stats is not None:
+            lengths["file_stats"] = len(self.file_stats)
         wrong = []
         for name, count in lengths.items():
             if count != len(self.vectors):
@@ -119,7 +124,10 @@ class Embeddings:
             paths = None
             if self.paths is not None:
                 paths = self.paths[rows]
-            yield RowBlock(self.vectors[rows], self.labels[rows], self.ids[rows], paths)
+            file_stats = None
+            if self.file_stats is not None:
+                file_stats = self.file_stats[rows]
+            yield RowBlock(self.vectors[rows], self.labels[rows], self.ids[rows], paths, file_stats)
 
     def header(self) -> Header:
         """Return what holds for all rows, as a file begins with it."""
@@ -133,6 +141,7 @@ class Embeddings:
             half=self.vectors.dtype == torch.float16,
             ids_are_paths=ids_are_paths,
             has_paths=self.paths is not None,
+            has_file_stats=self.file_stats is not None,
             has_non_utf8_names=not all_utf8,
             classes=self.classes,
             about=dict(self.about),
@@ -185,7 +194,8 @@ class Embeddings:
             if labels is not None:
                 labels = labels.to(torch.int64)
             classes = tuple(map(str, columns.classes))
-            embeddings = cls(vectors, ids, columns.paths, labels, classes, dict(columns.about or {}))
+            about = dict(columns.about or {})
+            embeddings = cls(vectors, ids, columns.paths, labels, classes, about, columns.file_stats)
         except (ValueError, TypeError, RuntimeError) as cause:
             raise DataError(f"the columns of {path} do not match: {cause}") from cause
         if not len(embeddings) or not embeddings.width:

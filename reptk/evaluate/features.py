@@ -12,7 +12,7 @@ from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import DevicePrefetcher, Images, Split, read_blocks
 from reptk.data.prefetch import prefetch
-from reptk.data.resize import Interpolation, Resize
+from reptk.data.resize import Interpolation, ResizeMode
 from reptk.views import resize_center_crop, takes_aspect_ratios
 
 BLOCK = 256
@@ -27,7 +27,7 @@ MIN_NORM = 1e-12
 Embed = Callable[[Tensor], Tensor]
 """(b, 3, H, W) floats in 0..1 -> (b, F)."""
 DrawViews = Callable[..., Tensor]
-"""(images (b, 3, H, W) uint8, key) -> (V, b, 3, h, w); see `reptk.views.Views`."""
+"""(images (b, 3, H, W) uint8, key), perhaps with aspect ratios (b,) -> (V, b, 3, h, w); see `reptk.views.Views`."""
 Block = tuple[Tensor, ...]
 """Images (b, 3, H, W) uint8 and, if they are squashed, their aspect ratios (b,)."""
 Prepare = Callable[[Block, int], Tensor]
@@ -120,7 +120,7 @@ class ImageFeatures(FeatureStore):
         *,
         size_px: int,
         crop: float = 1.0,
-        resize: Resize = "crop",
+        resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
         views: DrawViews | None = None,
         device: torch.device | str = "cpu",
@@ -160,7 +160,12 @@ class ImageFeatures(FeatureStore):
     def view(self, split: Split, number: int) -> Tensor:
         def draw(block: Block, first: int) -> Tensor:
             # The key depends on the block, not on the rank: any number of ranks draws the same views.
-            views = self.views(block[0], rng.key("evaluation", number, first), *block[1:])
+            key = rng.key("evaluation", number, first)
+            images, *aspect_ratios = block
+            if aspect_ratios:
+                views = self.views(images, key, aspect_ratios=aspect_ratios[0])
+            else:
+                views = self.views(images, key)
             if isinstance(views, list | tuple):  # views of several sizes: those of the first
                 views = views[0]
             return views[0]

@@ -123,6 +123,7 @@ def evaluate_pixels(
         size_px=size_px,
         crop=data.crop,
         resize=data.resize,
+        interpolation=data.interpolation,
         views=views,
         workers=workers,
         progress=progress,

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         with torch.autocast(self.images.device.type, enabled=False):
             if self.aspect_ratios is None:
                 return views(self.images, key)
-            return views(self.images, key, self.aspect_ratios)
+            return views(self.images, key, aspect_ratios=self.aspect_ratios)
 
 
 class Step(NamedTuple):

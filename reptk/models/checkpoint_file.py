@@ -1,15 +1,18 @@
 """Checkpoint files of any project: all tensors by their paths in the file, without executing code that the file names."""
 
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from reptk.core.errors import DataError
+from reptk.core.files import parse_json
 
 StateDict = dict[str, Tensor]
 
@@ -22,12 +25,19 @@ REFUSED_MODULES = ("os", "posix", "nt", "sys")
 MODULE_TABLES = ("_parameters", "_buffers", "_modules")
 """Where a pickled `nn.Module` stores its tensors and submodules; its state dict leaves these words out of the names."""
 
+INDEX_ENDING = ".index.json"
+"""How the files end that say in which file each tensor of a large model is, as the hub stores it."""
+
+MAX_LISTED_FILES = 3
 MAX_OBJECTS = 1_000_000
 MAX_DEPTH = 64
 
 
 def read_tensors(path: Path) -> StateDict:
-    """Read all tensors of a file: safetensors, or whatever `torch.save` wrote, recognized by content and not by ending.
+    """Read all tensors of a file, recognized by its content and not by its ending.
+
+    It may be safetensors, whatever `torch.save` wrote, NumPy's `.npz`, or the index of a model in several files
+    (`model.safetensors.index.json`), which lie next to it.
 
     Objects of other classes (`argparse.Namespace`, OmegaConf, numpy scalars, paths, dates, classes of the project) are
     replaced by inert ones, so their code need not be installed and does not run. Tensors inside them are read as well, so
@@ -47,6 +57,8 @@ def read_tensors(path: Path) -> StateDict:
         with warnings.catch_warnings():
             # torch's remarks on pickle protocols and TorchScript; what cannot be read is refused below.
             warnings.simplefilter("ignore")
+            if is_index(path):
+                return _read_all_files(path)
             content = _read(path)
         return _collect(content, path)
     except DataError:
@@ -58,14 +70,70 @@ def read_tensors(path: Path) -> StateDict:
 
 def _unreadable(path: Path, reason: str) -> DataError:
     return DataError(
-        f"{path} holds no plain weights ({reason}). What can be read is safetensors, and checkpoints of torch.save with its "
-        "default protocol: copy the file again, or save model.state_dict() where it was trained"
+        f"{path} holds no plain weights ({reason}). What can be read is safetensors, .npz, and checkpoints of torch.save with "
+        "its default protocol: copy the file again, or save model.state_dict() where it was trained"
     )
+
+
+def is_index(path: Path) -> bool:
+    """Return whether a file is, by its name, the index of a model in several files."""
+    return path.name.endswith(INDEX_ENDING)
+
+
+def files_of_index(path: Path) -> list[str]:
+    """Return the names of the files that the index of a model lists, which are in its folder.
+
+    Raises:
+        DataError: it is no such index.
+    """
+    return sorted(set(_weight_map(path).values()))
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Return the file of each tensor."""
+    try:
+        file_of = parse_json(path.read_text(encoding="utf-8"))["weight_map"]
+        # Names of files alone, so that an index cannot name files elsewhere.
+        if file_of and all(file and Path(file).name == file and not is_index(Path(file)) for file in file_of.values()):
+            return file_of
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise DataError(f"{path} is no index of a model's files, which has a table weight_map; copy it again")
+
+
+def _read_all_files(path: Path) -> StateDict:
+    """Return the tensors of all files that an index lists."""
+    file_of = _weight_map(path)
+    names = files_of_index(path)
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        listed = ", ".join(missing[:MAX_LISTED_FILES])
+        if len(missing) > MAX_LISTED_FILES:
+            listed += ", ..."
+        raise DataError(
+            f"{path} lists {len(names)} files, of which {len(missing)} are missing: {listed}. Copy them next to it"
+        )
+    tensors: StateDict = {}
+    for name in names:
+        tensors |= read_tensors(path.parent / name)
+    lost = [name for name in file_of if name not in tensors]
+    if lost:
+        raise DataError(
+            f"{path.parent / file_of[lost[0]]} lacks the tensor {lost[0]}, which {path.name} says it has; copy it again"
+        )
+    return tensors
 
 
 def _read(path: Path) -> Any:
     if _is_safetensors(path):
         return load_file(path)
+    if tarfile.is_tarfile(path):
+        raise DataError(
+            f"{path} is a tar archive. Unpack it; if it is itself a checkpoint of PyTorch before 0.2, save it again where you "
+            "trust it: torch.save(torch.load(FILE, weights_only=False), 'weights.pt')"
+        )
+    if is_npz(path):
+        return _read_npz(path)
     if _is_torchscript(path):
         raise DataError(
             f"{path} is a TorchScript archive, which holds code. Extract its weights where you trust it: "
@@ -86,6 +154,28 @@ def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         return file.read(1) == b"{" and header_size < path.stat().st_size
+
+
+def is_npz(path: Path) -> bool:
+    """Return whether a file holds NumPy arrays by name."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_npz(path: Path) -> StateDict:
+    tensors = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                tensors[name] = torch.from_numpy(arrays[name])
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as cause:
+        raise DataError(
+            f"{path} holds arrays that are no plain numbers, or is damaged ({cause}). Save float32 arrays, each under its name"
+        ) from cause
+    return tensors
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -14,7 +14,7 @@ from reptk.core import files
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home, parse_json
 from reptk.core.images import resize_to_square, to_float
-from reptk.data.resize import Interpolation, Preprocessing, Resize
+from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.image_inputs import ImageInput, image_tensors
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
         self,
         images: ImageInput | Sequence[ImageInput],
         crop: float = 1.0,
-        resize: Resize = "crop",
+        resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
     ) -> Tensor:
         """Return the normalized features (B, F) of images of any size.
@@ -179,7 +179,7 @@ class Encoder(nn.Module):
 
         Args:
             images: a batch (B, 3, H, W), uint8 or floats in 0..1; or paths, PIL images, arrays, see `image_tensors`.
-            crop: share of the side that is retained; `reptk.models.preprocessing_of(backbone)` says what timm uses.
+            crop: share of the side that is retained; `reptk.models.preprocessing.preprocessing_of(backbone)` is what timm uses.
             resize: what becomes of an image that is not square: its center square, the whole with a border, or squashed.
             interpolation: of the resize.
 
@@ -192,8 +192,10 @@ class Encoder(nn.Module):
         size = self.config["size"]
         prepared, encoded = [], []
         with eval_mode(self):
-            preprocessing = Preprocessing(crop, resize, interpolation)
-            for batch in image_tensors(images, size, preprocessing, self.border_color):
+            # Unreduced, so that a file gives what the same image gives once it is opened.
+            preprocessing = Preprocessing(crop, resize, interpolation, reduce_jpeg=False)
+            square = preprocessing.square_options(size, self.border_color)
+            for batch in image_tensors(images, preprocessing.decode_px(size), square):
                 batch = batch.to(self.mean.device)
                 prepared.append(resize_to_square(batch, size, crop, resize, interpolation, self.border_color))
                 # A long list of files may not fit into memory at once.

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from reptk.core.files import expand_home
-from reptk.data.decode import decode, to_rgb, to_tensor
-from reptk.data.resize import BORDER_COLOR, WHOLE_SQUARES, Color, Preprocessing
+from reptk.data.decode import decode, to_rgb
+from reptk.data.resize import DEFAULT_SQUARE, SquareOptions, resize_picture, write_square
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)
@@ -20,19 +20,17 @@ CHANNELS = (1, 3, 4)
 
 
 def image_tensors(
-    images: ImageInput | Sequence[ImageInput],
-    size: int,
-    preprocessing: Preprocessing = WHOLE_SQUARES,
-    border_color: Color = BORDER_COLOR,
+    images: ImageInput | Sequence[ImageInput], decode_px: int, square: SquareOptions = DEFAULT_SQUARE
 ) -> Iterator[Tensor]:
     """Yield batches (b, 3, H, W), uint8 or floats in 0..1, in the order of the images: files are read one by one.
+
+    Files and PIL images become squares, and so the same pixels; arrays and tensors remain as they are.
 
     Args:
         images: one image or several: paths, PIL images, arrays or tensors. Tensors are (3, H, W) or (H, W, 3), arrays
             (H, W, 3), (3, H, W) or (H, W), or a batch of such. They are uint8 in 0..255 or floats in 0..1.
-        size: side of the images that will be encoded.
-        preprocessing: files are decoded as squares, of the size that it crops.
-        border_color: of files that are padded.
+        decode_px: side of the squares.
+        square: how files and PIL images become squares.
 
     Raises:
         DataError: a file that cannot be read as an image.
@@ -47,23 +45,19 @@ def image_tensors(
     if not isinstance(images, Sequence) or not len(images):
         raise ValueError("give an image, or a sequence of at least one")
     for image in images:
-        yield _from_one(image, size, preprocessing, border_color)
+        yield _from_one(image, decode_px, square)
 
 
-def _from_one(image: ImageInput, size: int, preprocessing: Preprocessing, border_color: Color) -> Tensor:
+def _from_one(image: ImageInput, decode_px: int, square: SquareOptions) -> Tensor:
     """Return one image as a batch (1, 3, H, W)."""
     if isinstance(image, str | os.PathLike):
-        return decode(
-            expand_home(image),
-            preprocessing.decode_px(size),
-            resize=preprocessing.resize,
-            interpolation=preprocessing.interpolation,
-            reduce_jpeg=preprocessing.reduce_jpeg,
-            crop_px=size,
-            border_color=border_color,
-        )[None]
+        return decode(expand_home(image), decode_px, square=square)[None]
     if isinstance(image, Image.Image):
-        return to_tensor(to_rgb(ImageOps.exif_transpose(image)))[None]
+        rgb = to_rgb(ImageOps.exif_transpose(image))
+        picture = resize_picture(rgb, decode_px, square.resize, square.interpolation)
+        pixels = np.empty((decode_px, decode_px, 3), np.uint8)
+        write_square(picture, pixels, square)
+        return rearrange(torch.from_numpy(pixels), "h w c -> c h w")[None]
     if isinstance(image, np.ndarray | Tensor):
         batch = _from_array(image)
         if len(batch) != 1:

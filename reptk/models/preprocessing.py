@@ -27,18 +27,21 @@ def preprocessing_of(backbone: str) -> Preprocessing:
     )
 
 
-def with_preprocessing(table: dict[str, Any], backbone: str, *, has_weights: bool) -> dict[str, Any]:
+def with_preprocessing(
+    table: dict[str, Any], backbone: str, *, has_weights: bool, is_trained: bool = False
+) -> dict[str, Any]:
     """Return the complete table of a data set with the fields of `Preprocessing`, if it has these arguments.
 
     Args:
         table: of a data set; what is set in it remains.
         backbone: its preprocessing is used where the table sets nothing.
         has_weights: whether the backbone starts from trained weights; otherwise the defaults are used.
+        is_trained: whether reptk trains it, or trained it. Large JPEG files are then reduced when they are decoded, since
+            decoding would otherwise take longer than training.
     """
     if "interpolation" not in table:
         return table
     preprocessing = DEFAULT_PREPROCESSING
     if has_weights:
-        preprocessing = preprocessing_of(backbone)
-    fields = {name: table.get(name) for name in Preprocessing._fields}
-    return {**table, **preprocessing.replace_set(**fields)._asdict()}
+        preprocessing = preprocessing_of(backbone)._replace(reduce_jpeg=is_trained)
+    return {**table, **preprocessing.updated(table)._asdict()}

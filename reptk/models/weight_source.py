@@ -10,15 +10,19 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import expand_home, real_path
+from reptk.models.checkpoint_file import INDEX_ENDING, files_of_index, is_index
 
 HUB = "hf-hub:"
 LOCAL_FOLDER = "local-dir:"
 TIMM_ORGANIZATION = "timm/"
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_INDEXES = tuple(f"{name}{INDEX_ENDING}" for name in HUB_FILES)
+"""What a repository has instead if its model is in several files."""
+
 HUB_TIMEOUT_SECONDS = 4
 
-FOLDER_FILES = ("encoder.safetensors", "model/encoder.safetensors", *HUB_FILES)
+FOLDER_FILES = ("encoder.safetensors", "model/encoder.safetensors", *HUB_FILES, *HUB_INDEXES)
 """Files of weights in the model folder of a run, in a run's folder, and in folders as timm and the hub write them."""
 
 
@@ -37,7 +41,12 @@ def find_weights(source: str | Path) -> tuple[Path, str | None]:
     repository = _hub_repository(text)
     if repository is not None:
         name, _, part = repository.partition(":")
-        return fetch(name, HUB_FILES), part or None
+        path = fetch(name, (*HUB_FILES, *HUB_INDEXES))
+        if is_index(path):
+            # They are put next to the index.
+            for file in files_of_index(path):
+                fetch(name, (file,))
+        return path, part or None
     path, part = _split_part(text.removeprefix(LOCAL_FOLDER))
     if not path.is_dir():
         return path, part

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reptk.core.errors import DataError
 from reptk.models.checkpoint_file import StateDict, read_tensors
+from reptk.models.jax_weights import converted_by_timm, has_jax_names
 from reptk.models.weight_source import find_weights
 
 COUNTER = "num_batches_tracked"
@@ -118,6 +119,8 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
     """
     path, part = find_weights(source)
     tensors = read_tensors(path)
+    if has_jax_names(tensors):
+        tensors = converted_by_timm(path, backbone) or tensors
     if not tensors:
         raise DataError(f"{path} holds no plain weights: there is no tensor in it. Name a file with a state dict")
     prefixes = _prefixes(tensors, backbone, part)

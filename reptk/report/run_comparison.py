@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.data.resize import Preprocessing
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.predictions import Predictions
 from reptk.report.run_files import Run
 
-ACCESS_ARGUMENTS = ("cache", "download", "jpeg", "on_error")
+ACCESS_ARGUMENTS = ("cache", "download", "jpeg", "on_error", *Preprocessing._fields)
 """Arguments of a data set that change how its images are read, not which images they are."""
 
 Bounds = tuple[float, float]
@@ -90,7 +91,11 @@ def have_same_queries(run: Run, baseline: Run) -> bool:
 
 def data_identity(data_part: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a data set that decide which images it has."""
-    return {key: value for key, value in data_part.items() if key not in ACCESS_ARGUMENTS}
+    ignored = set(ACCESS_ARGUMENTS)
+    # Image files are decoded at the size that an encoder needs.
+    if "interpolation" in data_part:
+        ignored.add("size")
+    return {key: value for key, value in data_part.items() if key not in ignored}
 
 
 def _hits(predictions: Predictions, metric: str) -> Tensor | None:

@@ -43,9 +43,9 @@ def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, si
         check_requirements(with_defaults(views, Views), "views", requirements, images, size)
 
 
-def _draw(views: Views, images: Tensor, key: int, *aspect_ratios: Tensor) -> Tensor:
+def _draw(views: Views, images: Tensor, key: int, **options: Tensor) -> Tensor:
     """Return the views as one tensor; those smaller than the first are padded in black."""
-    out = views(images, key, *aspect_ratios)
+    out = views(images, key, **options)
     if not isinstance(out, list | tuple):
         return out
     largest_px = out[0].shape[-1]
@@ -104,7 +104,7 @@ def _square_aspect_ratios_differ(views: Views, images: Tensor, size: int) -> str
         return None
     squares = images[..., : images.shape[-1], :]
     ones = torch.ones(len(squares))
-    return _difference(_draw(views, squares, 1, ones), _draw(views, squares, 1))
+    return _difference(_draw(views, squares, 1, aspect_ratios=ones), _draw(views, squares, 1))
 
 
 def _shards_differ(views: Views, images: Tensor, size: int) -> str | None:

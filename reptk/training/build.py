@@ -45,7 +45,8 @@ class Settings(NamedTuple):
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
     initial_weights: "pretrained" or "random", those of the backbone before training.
-    data_table, evaluator_tables: the recipe's `[data]` and `[eval]`, which results.json records.
+    data_table, evaluator_tables: the recipe's `[data]`, with the preprocessing that was used, and `[eval]`, which results.json
+        records.
     """
 
     name: str
@@ -127,7 +128,7 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
 def data_table(recipe: Recipe) -> Table:
     """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
     has_weights = _initial_weights(recipe) == "pretrained"
-    return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights)
+    return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights, is_trained=True)
 
 
 def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
@@ -195,7 +196,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
         initial_weights=_initial_weights(recipe),
-        data_table=recipe.data,
+        data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
     )
     return Parts(

@@ -19,6 +19,7 @@ from reptk.data.bad_samples import BadSamples
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
+from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, write_report
 from reptk.training.health import check_outputs, diverged, non_finite_loss
@@ -77,7 +78,8 @@ def train(
             logger.line(_new_length_message(parts, state, recorded_epochs, recipe.optim.schedule))
         bad_samples = BadSamples(parts.data, logger, folder, parts.device)
         bad_samples.update()
-        train_loop(parts, state, folder, logger, bad_samples)
+        with explain_compiler_errors(recipe.train.compile):
+            train_loop(parts, state, folder, logger, bad_samples)
         # Before the evaluation, which may fail: what was trained is not lost.
         distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
         with logger.stages("trained encoder") as progress:

@@ -127,16 +127,8 @@ class RandomResizedCrop(ViewOperation):
                 # numpy scalars, so that the compiled loop computes in float32 as torch does.
                 scale_start, scale_span = np.float32(self.scale[0]), np.float32(self.scale[1] - self.scale[0])
                 ratio_start, ratio_span = np.float32(log_ratio[0]), np.float32(log_ratio[1] - log_ratio[0])
-                arguments = (
-                    u.numpy(),
-                    sides.numpy(),
-                    fallback.numpy(),
-                    scale_start,
-                    scale_span,
-                    ratio_start,
-                    ratio_span,
-                )
-                fill_crop_boxes(boxes, *arguments)
+                arrays = (boxes, u.numpy(), sides.numpy(), fallback.numpy())
+                fill_crop_boxes(*arrays, scale_start, scale_span, ratio_start, ratio_span)
                 return torch.from_numpy(boxes)
         return _crop_boxes(u, sides, fallback, self.scale, log_ratio)
 

@@ -21,7 +21,7 @@ from reptk.views.backends import Backend
 from reptk.views.backends.kornia_backend import BatchRows, KorniaBackend, KorniaChoice, KorniaOperation, build_kornia
 from reptk.views.backends.torch_backend import TorchBackend, is_batched
 from reptk.views.buffers import BufferPool
-from reptk.views.operations import CenterSquare, RandomFlip, Shape, ViewOperation
+from reptk.views.operations import CenterSquare, RandomFlip, Resize, Shape, ViewOperation
 from reptk.views.passes import COLORS, group_into_passes
 from reptk.views.tables import Operation, native_operation
 
@@ -112,12 +112,18 @@ class ViewPipeline:
                 images = to_float(images)
             batch = len(images)
             rows = BatchRows(batch * self.rank, batch, batch * self.world_size)
+            squares = None
+            if aspect_ratios is not None and not all(map(_takes_aspect_ratios, self.steps)):
+                squares = self._center_squares(images, rows, key, aspect_ratios)
             groups = []
             view = 0
             for size, group in groupby(self.sizes):
                 out = self._empty((len(list(group)), batch, 3, size, size), images)
                 for view_out in out:
-                    self._compute_view(view_out, view, images, rows, key, aspect_ratios)
+                    if squares is None or _takes_aspect_ratios(self.steps[view]):
+                        self._compute_view(view_out, view, images, rows, key, aspect_ratios)
+                    else:
+                        self._compute_view(view_out, view, squares, rows, key)
                     view += 1
                 groups.append(out)
         if len(groups) == 1:
@@ -130,22 +136,29 @@ class ViewPipeline:
         return self._buffers.empty(shape, float_type(images))
 
     def _compute_view(
-        self, out: Tensor, view: int, images: Tensor, rows: BatchRows, key: int, aspect_ratios: Tensor | None
+        self,
+        out: Tensor,
+        view: int,
+        images: Tensor,
+        rows: BatchRows,
+        key: int,
+        aspect_ratios: Tensor | None = None,
     ) -> None:
         """Write view number `view` of the images to `out` (B, 3, size, size)."""
         steps = self.steps[view]
-        if aspect_ratios is not None and not (steps and steps[0].takes_aspect_ratios):
-            center_squares = NativeStep([CenterSquare(tuple(images.shape[-2:]))], [[]])
-            images = center_squares.run(images, rows, key, aspect_ratios=aspect_ratios)
-            aspect_ratios = None
         last = len(steps) - 1
         for position, step in enumerate(steps):
             step_out = out if position == last else None
             images = step.run(images, rows, key, step_out, aspect_ratios)
+            # What comes out of the first step has its proportions.
             aspect_ratios = None
         _check_size(images, self.sizes[view])
         if images is not out:
             torch.clamp(scale_to_unit(images), 0, 1, out=out)
+
+    def _center_squares(self, images: Tensor, rows: BatchRows, key: int, aspect_ratios: Tensor) -> Tensor:
+        """Return the center squares of squashed pictures."""
+        return NativeStep([CenterSquare(tuple(images.shape[-2:]))], [[]]).run(images, rows, key, None, aspect_ratios)
 
     def _try_out(self) -> None:
         """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""
@@ -331,15 +344,23 @@ def _native_step(group: list[_ListedOperation], view: int, backend: BackendName,
     return NativeStep(operations, salts, exact_hue=exact_hue, kornia=kornia)
 
 
+def _takes_aspect_ratios(steps: Sequence["NativeStep | KorniaStep"]) -> bool:
+    return bool(steps) and steps[0].takes_aspect_ratios
+
+
 def _first_crop(operations: Sequence[ViewOperation]) -> int | None:
-    """Return the position of the first operation that takes aspect ratios; None if one before depends on proportions."""
+    """Return the position of the operation that gets the aspect ratios; None if one before depends on proportions."""
+    resize = None
     for position, operation in enumerate(operations):
-        if operation.takes_aspect_ratios:
+        if isinstance(operation, Resize) and operation.size[0] == operation.size[1]:
+            # From square to square: a crop that follows is drawn on the picture.
+            resize = position
+        elif operation.takes_aspect_ratios:
             return position
         # Flips and colors are the same for squashed pictures.
-        if not isinstance(operation, (RandomFlip, *COLORS)):
-            return None
-    return None
+        elif not isinstance(operation, (RandomFlip, *COLORS)):
+            return resize
+    return resize
 
 
 def _check_size(images: Tensor, size: int) -> None:

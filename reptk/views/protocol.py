@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Views(Protocol):
@@ -41,4 +41,8 @@ class Views(Protocol):
 
 def takes_aspect_ratios(views: Views) -> bool:
     """Return whether views have the parameter `aspect_ratios`, and so can be drawn on squashed pictures."""
-    return "aspect_ratios" in inspect.signature(views).parameters
+    function = views
+    if isinstance(views, nn.Module):
+        # `nn.Module.__call__` passes on whatever it gets.
+        function = views.forward
+    return "aspect_ratios" in inspect.signature(function).parameters

@@ -104,10 +104,44 @@ def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     lines = [f"a/{number:02}.png;cat;3\n" for number in range(5)]
     (tmp_path / "t.csv").write_text("".join(["file;class;width\n", *lines, "a/gone.png;dog;1\n"]))
     printed = run_command(["check-data", tmp_path / "t.csv"], capsys)
-    assert "6 images, 2 classes" in printed
+    assert "6 images, 2 classes of 1 (dog) to 5 (cat) images" in printed
     assert "columns not read: width" in printed
     assert "missing: 1 file, the first" in printed
     assert "unreadable: 1 file\n" in printed
+
+
+def test_a_table_with_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_drawings(tmp_path, a=6)
+    shutil.copy(tmp_path / "a" / "00.png", tmp_path / "a" / "05.png")
+    splits = ["train", "train", "train", "train", "test", "test"]
+    lines = [f"a/{number:02}.png,{'xy'[number % 2]},{split}\n" for number, split in enumerate(splits)]
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,split\n" + "".join(lines))
+    printed = run_command(["check-data", table], capsys)
+    assert "  splits: train 4, test 2" in printed
+    assert "in several classes: 1 image; in several splits: 1 image" in printed
+    assert f"  training: 4 images, 2 queries (bank split train of {table}, queries split test of {table})" in printed
+    assert "no labels" in run_command(["check-data", table, "data.labels=none"], capsys)
+    table.write_text("path,split\na/00.png,train\na/01.png,7\n")
+    assert "line 3: '7' is no split" in run_command(["check-data", table], capsys, exit_code=3)
+
+
+def test_parquet_files_that_hold_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_drawings(tmp_path / "files", a=6)
+    images = [{"bytes": path.read_bytes()} for path in sorted((tmp_path / "files").rglob("*.png"))]
+    images[2] = images[0]
+    images[5] = {"bytes": b"no image"}
+    path = tmp_path / "train-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.table({"image": images, "label": ["x", "y"] * 3}), path)
+    printed = run_command(["check-data", path], capsys)
+    assert "6 images, 2 classes of 3 images each" in printed
+    assert "  width: 50 to 50 px, median 50" in printed
+    assert f"    {path}, row 0 = {path}, row 2" in printed
+    assert "  unreadable: 1 file" in printed
+    assert f"cannot read {path}, row 5 as an image" in printed
+    assert "  usable" in printed
 
 
 def test_a_data_set_in_memory(capsys: pytest.CaptureFixture) -> None:

@@ -68,3 +68,11 @@ def test_to_float_accepts_uint8_and_floats_in_0_to_1():
     unit = torch.tensor([0.0, 0.2, 1.0])
     assert to_float(unit) is unit
     assert to_float(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+def test_a_line_of_pixels_takes_no_memory_to_speak_of():
+    """Resized as a whole, it would have 64 * 64 * 3,000,000 pixels."""
+    line = torch.zeros(1, 3, 1, 3_000_000, dtype=torch.uint8)
+    line[..., 1_499_000:1_501_000] = 255
+    assert resize_center_crop(line, 64).min() == 1
+    assert resize_center_crop(line.transpose(2, 3), 64).min() == 1

@@ -12,6 +12,7 @@ from reptk.core.errors import DataError
 from reptk.data import folder
 from reptk.data.decode import HAS_HEIF
 from reptk.data.folder_scan import SkippedFiles
+from reptk.data.raw_photograph import HAS_RAW
 
 # The small folders of these tests cause these warnings; the tests of the warnings check them.
 pytestmark = [
@@ -210,12 +211,18 @@ def test_photographs_of_phones_are_read_or_counted(tmp_path):
             folder(str(tmp_path))
 
 
-def test_raw_photographs_are_counted(tmp_path):
+def test_raw_photographs_are_read_or_counted(tmp_path):
     write_images(tmp_path, cat=1)
-    for name in ("a.CR2", "b.nef", "c.NEF"):
+    for name in ("a.CR2", "00.nef", "c.NEF"):
         (tmp_path / "cat" / name).write_bytes(b"x")
-    with pytest.warns(SkippedFiles, match=r"1 \.cr2 file, which are raw .*; 2 \.nef files, .* convert them to JPEG"):
-        folder(str(tmp_path))
+    if HAS_RAW:
+        data = folder(str(tmp_path))
+        assert len(data.train) == 4
+        assert "  note: next to an image of the same name: 1 raw photograph; both are read" in data.summary
+    else:
+        skipped = r"1 \.cr2 file, which are raw .*; 2 \.nef files, .* need pip install 'reptk\[raw\]'"
+        with pytest.warns(SkippedFiles, match=skipped):
+            folder(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +251,7 @@ def test_any_name_that_the_file_system_accepts_is_read(tmp_path, name):
 
 
 def test_an_empty_folder_lists_the_extensions(tmp_path):
-    with pytest.raises(DataError, match=re.escape(str(tmp_path)) + r" .*it is empty; images are \.apng .*\.webp"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path)) + r" .*it is empty; images are .*\.apng .*\.webp"):
         folder(str(tmp_path))
 
 

@@ -5,7 +5,8 @@ import pytest
 from image_files import relative_paths, write_images
 from reptk.core.errors import DataError
 from reptk.data import folder
-from reptk.data.folder_layout import class_names, read_layout
+from reptk.data.folder_layout import read_layout
+from reptk.data.image_layout import class_names
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:no class of .* is held out"),
@@ -120,3 +121,65 @@ def test_a_single_folder_that_holds_the_classes_is_named(tmp_path):
 def test_images_of_deep_folders_are_counted(tmp_path):
     data = folder(str(write_images(tmp_path, train__cat__old=2, train__cat=1, train__dog__a__b=1, val__cat=1)))
     assert "  note: in folders within those of the classes: 3 images, which belong to these classes" in data.summary
+
+
+# Splits within classes
+
+
+def test_splits_within_class_folders_are_splits(tmp_path):
+    write_images(tmp_path, cat__train=3, cat__test=1, dog__train=2, dog__test=2)
+    layout = read_layout(tmp_path, "auto")
+    assert layout.has_splits
+    data = folder(str(tmp_path))
+    assert data.classes == ("cat", "dog")
+    assert relative_paths(data.train, tmp_path) == [
+        *(f"cat/train/{number:02}.png" for number in range(3)),
+        *(f"dog/train/{number:02}.png" for number in range(2)),
+    ]
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert relative_paths(data.query, tmp_path) == ["cat/test/00.png", "dog/test/00.png", "dog/test/01.png"]
+    assert data.bank is data.train
+    assert data.protocol == f"bank {tmp_path}/*/train, queries {tmp_path}/*/test"
+    assert list(data.summary) == [
+        f"{tmp_path}: 8 images, 2 classes of 4 images each",
+        "  splits: train 5, test 3",
+        "  note: every folder is a class that holds the same splits (train, test), so these are the splits",
+    ]
+
+
+def test_a_class_may_have_an_empty_split(tmp_path):
+    write_images(tmp_path, cat__Train=3, cat__val=1, dog__Train=2)
+    (tmp_path / "dog" / "val").mkdir()
+    assert relative_paths(folder(str(tmp_path)).query, tmp_path) == ["cat/val/00.png"]
+
+
+def test_unlabeled_images_next_to_classes_with_splits(tmp_path):
+    write_images(tmp_path, cat__train=2, cat__val=1, dog__train=2, dog__val=1, unlabeled__x=3, **{"": 1})
+    data = folder(str(tmp_path))
+    assert data.train.labels.tolist() == [0, 0, 1, 1, -1, -1, -1]
+    assert "  not used in training: 1 in no split" in data.summary
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"cat__train": 3, "cat__test": 2, "dog__train": 3},
+        {"cat__train": 3, "cat__test": 2, "dog__train": 3, "dog__test": 1, "dog__old": 1},
+        {"cat__train": 3, "cat__test": 2, "dog__train": 3, "dog__test": 1, "dog": 1},
+        {"cat__train": 3, "cat__test": 2, "dog__train": 3, "dog__test": 1, "eel": 1},
+        {"cat__train": 3, "dog__train": 3},
+        {"cat__val": 3, "cat__test": 2, "dog__val": 3, "dog__test": 2},
+        {"cat__train": 3, "cat__test": 2, "dog__Train": 3, "dog__Test": 1},
+    ],
+    ids=str,
+)
+def test_classes_that_do_not_all_hold_the_same_splits_are_just_classes(tmp_path, counts):
+    layout = read_layout(write_images(tmp_path, **counts), "auto")
+    assert not layout.has_splits
+    assert len(layout.files) == sum(counts.values())
+    assert class_names(layout.files) == tuple(sorted({name.partition("__")[0] for name in counts}))
+
+
+def test_splits_come_before_splits_within_them(tmp_path):
+    write_images(tmp_path, train__val=2, train__train=2, test__train=1, test__val=1)
+    assert class_names(read_layout(tmp_path, "auto").parts["train"]) == ("train", "val")

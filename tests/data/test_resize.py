@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from image_files import BLUE, GREEN, RED, every_decoder, photograph, same_data
 from reptk.data import Loader, folder
 from reptk.data.decode import decode
-from reptk.data.resize import BORDER_COLOR, Preprocessing, resize_picture, write_square
+from reptk.data.resize import BORDER_COLOR, Preprocessing, SquareOptions, resize_picture, write_square
 from reptk.models.preprocessing import preprocessing_of, with_preprocessing
 
 SIZE = 48
@@ -30,7 +30,7 @@ def striped(size: tuple[int, int]) -> Image.Image:
 def square_of(image: Image.Image, resize: str, size: int = SIZE) -> torch.Tensor:
     picture = resize_picture(image, size, "crop", "bilinear")
     square = np.empty((size, size, 3), np.uint8)
-    write_square(picture, square, resize)
+    write_square(picture, square, SquareOptions(resize))
     return torch.from_numpy(square).permute(2, 0, 1)
 
 
@@ -44,7 +44,7 @@ def test_the_center_crop_is_torchvisions(size, interpolation, decode_px, crop_px
     image = photograph().resize(size)
     expected = CenterCrop(crop_px)(Resize(decode_px, InterpolationMode(interpolation))(image))
     square = np.empty((decode_px, decode_px, 3), np.uint8)
-    write_square(resize_picture(image, decode_px, "crop", interpolation), square, "crop", crop_px=crop_px)
+    write_square(resize_picture(image, decode_px, "crop", interpolation), square, SquareOptions(crop_px=crop_px))
     start = round((decode_px - crop_px) / 2)
     center = square[start : start + crop_px, start : start + crop_px]
     assert np.array_equal(center, np.asarray(expected))
@@ -61,7 +61,9 @@ def test_files_become_what_timms_transform_makes_of_them(tmp_path, size, crop_mo
     )
     expected = (transform(Image.open(tmp_path / "a.png")) + 0.5) * 255
     decoded = decode(
-        tmp_path / "a.png", 64, resize=resize, interpolation="bicubic", crop_px=64, border_color=(128, 128, 128)
+        tmp_path / "a.png",
+        64,
+        square=SquareOptions(resize, "bicubic", crop_px=64, border_color=(128, 128, 128)),
     )
     # The border of a picture with an odd margin may be a pixel further.
     assert (decoded - expected).abs().mean() < 0.1
@@ -177,6 +179,8 @@ def test_only_what_a_table_leaves_unset_is_the_backbones():
     table = {"name": "folder", "crop": None, "resize": None, "interpolation": None, "reduce_jpeg": None}
     assert with_preprocessing(table, "tf_efficientnet_lite0", has_weights=True)["interpolation"] == "bicubic"
     assert with_preprocessing(table, "tf_efficientnet_lite0", has_weights=False)["interpolation"] == "bilinear"
+    assert not with_preprocessing(table, "tf_efficientnet_lite0", has_weights=True)["reduce_jpeg"]
+    assert with_preprocessing(table, "tf_efficientnet_lite0", has_weights=True, is_trained=True)["reduce_jpeg"]
     squashed = with_preprocessing({**table, "resize": "squash"}, "tf_efficientnet_lite0", has_weights=True)
     assert squashed["crop"] == 1.0
     assert squashed["interpolation"] == "bicubic"

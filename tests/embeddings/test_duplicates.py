@@ -228,6 +228,40 @@ def test_turned_copies_between_sets(tmp_path: Path) -> None:
     assert kinds(duplicates) == [dict.fromkeys(("x.png", "y.png"), ("mirrored_turned_270", "1.png"))]
 
 
+def panorama(left: int, center: int, right: int) -> Image.Image:
+    picture = Image.new("RGB", (288, 96))
+    for column, number in enumerate((left, center, right)):
+        picture.paste(detailed_image(number), (96 * column, 0))
+    return picture
+
+
+def test_pictures_that_share_their_center_alone_are_no_duplicates(tmp_path: Path) -> None:
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+    panorama(1, 0, 2).save(tmp_path / "train" / "a.png")
+    panorama(3, 0, 4).save(tmp_path / "train" / "b.jpg")
+    detailed_image(0).save(tmp_path / "train" / "c.png")
+    panorama(1, 0, 2).save(tmp_path / "train" / "d.jpg", quality=60)
+    panorama(5, 0, 6).save(tmp_path / "test" / "x.png")
+    # As encoders see them that are shown the centers.
+    first = embeddings_of_files(tmp_path / "train", torch.ones(4, 4) / 2)
+    duplicates = near_duplicates(first, threshold=0.95)
+    assert kinds(duplicates) == [{"a.png": ("", ""), "d.jpg": ("", "")}]
+    assert [duplicate.nearest for duplicate in duplicates.groups[0]] == [3, 0]
+    second = embeddings_of_files(tmp_path / "test", torch.ones(1, 4) / 2)
+    assert near_duplicates(first, second, threshold=0.95).count == 0
+    assert near_duplicates(first, threshold=0.95, read_images=False).count == 4
+
+
+def test_a_picture_that_is_not_square_is_turned_as_a_whole(tmp_path: Path) -> None:
+    panorama(1, 0, 2).save(tmp_path / "a.png")
+    panorama(1, 0, 2).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.jpg")
+    # The same center, turned, between other sides.
+    panorama(3, 0, 4).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "c.png")
+    duplicates = near_duplicates(embeddings_of_files(tmp_path), threshold=0.95)
+    assert kinds(duplicates) == [{"a.png": ("turned_90", "b.jpg"), "b.jpg": ("turned_270", "a.png")}]
+
+
 def test_blank_images_are_in_no_group(tmp_path: Path) -> None:
     for number in range(4):
         Image.new("RGB", (40, 30), (250, 250, 250 - number)).save(tmp_path / f"blank{number}.png")

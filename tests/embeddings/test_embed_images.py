@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from reptk.cli import main
 from reptk.core.errors import EnvironmentProblem, NumericalError, UsageError
 from reptk.data import digits
 from reptk.data.decode import decode
+from reptk.data.resize import SquareOptions
 from reptk.embeddings import Embedder, Embeddings
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*has random weights")]
@@ -28,7 +30,9 @@ def test_images_are_preprocessed_as_in_evaluation(
     assert embeddings.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert list(embeddings.ids) == sorted(str(path.relative_to(photo_folder)) for path in photo_folder.rglob("*.png"))
     # 32 px are 0.875 of 36 px, rounded down.
-    images = torch.stack([decode(photo_folder / name, 36, "auto", crop_px=32) for name in embeddings.ids])
+    images = torch.stack(
+        [decode(photo_folder / name, 36, "auto", square=SquareOptions(crop_px=32)) for name in embeddings.ids]
+    )
     assert torch.allclose(embeddings.vectors, Encoder.from_run(encoder_run).embed(images, 0.875), atol=1e-5)
     assert [embeddings.file(row).is_file() for row in range(12)] == [True] * 12
 
@@ -242,3 +246,56 @@ def test_long_embedding_is_a_line_a_minute_off_a_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("embedding: 5 of 12, 0:")]
     assert [line for line in lines if line.startswith("embedding: 12 of 12, 0:00 left")]
+
+
+@pytest.fixture
+def folder_of_wide_pictures(tmp_path: Path) -> Path:
+    for number in range(10):
+        path = tmp_path / "wide" / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_image(number).resize((200, 60 + 10 * number)).save(path)
+    return tmp_path / "wide"
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_a_split_of_a_cached_folder_is_resized_as_its_queries(
+    resize: str, folder_of_wide_pictures: Path, tmp_path: Path
+) -> None:
+    table = {"name": "folder", "root": str(folder_of_wide_pictures), "cache": str(tmp_path / "cache")}
+    table |= {"background": "black", "reduce_jpeg": False}
+    for split in ("train", "query"):
+        embeddings = reptk.embed(data=table, split=split, resize=resize, **TIMM_BACKBONE)
+        recorded = embeddings.about["preprocessing"]
+        assert (recorded["resize"], recorded["reduce_jpeg"], recorded["background"]) == (resize, False, "black")
+        embedder = Embedder.reopen(embeddings.about)
+        for row, vector in enumerate(embeddings.vectors):
+            assert torch.allclose(embedder.embed_file(embeddings.file(row)), vector, atol=1e-5)
+
+
+def test_crop_and_resize_replace_what_the_data_set_sets(folder_of_wide_pictures: Path) -> None:
+    table = {"name": "folder", "root": str(folder_of_wide_pictures), "crop": 0.8, "resize": "pad"}
+    changed = reptk.embed(data=table, crop=0.5, resize="squash", **TIMM_BACKBONE).about
+    assert (changed["preprocessing"]["crop"], changed["preprocessing"]["resize"]) == (0.5, "squash")
+    assert (changed["data"]["crop"], changed["data"]["resize"]) == (0.5, "squash")
+    # The crop is not enlarged again.
+    assert changed["preprocessing"]["decoded_px"] == 2 * changed["preprocessing"]["size_px"]
+    unchanged = reptk.embed(data=table, **TIMM_BACKBONE).about["preprocessing"]
+    assert (unchanged["crop"], unchanged["resize"]) == (0.8, "pad")
+    assert unchanged["decoded_px"] == int(unchanged["size_px"] / 0.8)
+
+
+@pytest.mark.parametrize("options", [{}, {"resize": "pad"}, {"resize": "squash", "crop": 0.5}, {"crop": 0.7}])
+def test_images_in_memory_are_resized_as_by_the_encoder(options: dict, encoder_run: Path) -> None:
+    images = torch.stack(
+        [torch.from_numpy(np.array(draw_image(n).resize((50, 30)))).permute(2, 0, 1) for n in range(3)]
+    )
+    embeddings = reptk.embed(encoder_run, images, **options)
+    encoder = Encoder.from_run(encoder_run)
+    assert torch.allclose(embeddings.vectors, encoder.embed(images, **options), atol=1e-5)
+    assert embeddings.about["preprocessing"]["resize"] == options.get("resize", "crop")
+    assert embeddings.about["preprocessing"]["crop"] == options.get("crop", 1.0)
+
+
+def test_a_wrong_argument_of_the_data_set_is_named(photo_folder: Path) -> None:
+    with pytest.raises(UsageError, match="crop"):
+        reptk.embed(data={"name": "folder", "root": str(photo_folder), "crop": "wide"}, **TIMM_BACKBONE)

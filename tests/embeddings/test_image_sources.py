@@ -1,5 +1,6 @@
 """Where images come from: memory, tables, folders, data sets."""
 
+import io
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import reptk
 from embedding_inputs import draw_image
@@ -15,6 +17,7 @@ from reptk.core import rng
 from reptk.core.errors import DataError, ReptkError
 from reptk.data import Data, InMemory, Split
 from reptk.data.resize import WHOLE_SQUARES
+from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.image_sources import distinct_splits, from_table
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -148,3 +151,122 @@ def test_a_damaged_table_never_ends_in_a_traceback(tmp_path: Path) -> None:
             assert len(source) == len(source.groups[0].ids)
             num_read += 1
     assert 10 < num_read < 90
+
+
+SPLIT_ROWS = "path,label,split\n0.png,a,Train\n1.png,b,val\n2.png,b,TEST\n3.png,a,extra\n4.png,,\n"
+
+
+def write_split_table(folder: Path) -> Path:
+    for number in range(5):
+        draw_image(number).save(folder / f"{number}.png")
+    (folder / "t.csv").write_text(SPLIT_ROWS)
+    return folder / "t.csv"
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("test", ["2.png"]), ("TEST", ["2.png"]), ("train", ["0.png"]), ("validation", ["1.png"]), ("extra", ["3.png"])],
+)
+def test_a_split_of_a_table(split: str, expected: list[str], encoder_run: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    embeddings = reptk.embed(encoder_run, write_split_table(tmp_path), split=split, report=lines.append)
+    assert lines[-1] == f"  embedded: 1 image of the split {split}"
+    assert list(embeddings.ids) == expected
+    assert embeddings.classes == ("a", "b")
+    everything = reptk.embed(encoder_run, tmp_path / "t.csv")
+    row = list(everything.ids).index(expected[0])
+    # Of another batch, so that values differ by rounding.
+    assert torch.allclose(embeddings.vectors[0], everything.vectors[row], atol=1e-6)
+    assert embeddings.labels[0] == everything.labels[row]
+
+
+def test_a_split_that_a_table_lacks(encoder_run: Path, tmp_path: Path) -> None:
+    table = write_split_table(tmp_path)
+    splits = r"TEST \(1 image\), Train \(1 image\), extra \(1 image\), val \(1 image\)"
+    with pytest.raises(DataError, match=f"has no split 'tset'; its splits are {splits}"):
+        reptk.embed(encoder_run, table, split="tset")
+    table.write_text("0.png\n1.png\n")
+    with pytest.raises(DataError, match="has no splits, so there is no 'test'; leave --split out"):
+        reptk.embed(encoder_run, table, split="test")
+
+
+def test_a_split_of_a_folder(encoder_run: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(["train/a/0.png", "train/b/1.png", "Testing/b/2.png"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(number).save(tmp_path / name)
+    embeddings = reptk.embed(encoder_run, tmp_path, split="test")
+    assert list(embeddings.ids) == ["Testing/b/2.png"]
+    assert embeddings.class_of(0) == "b"
+    with pytest.raises(DataError, match=r"has no split 'dev'; its splits are Testing \(1 image\), train \(2 images\)"):
+        reptk.embed(encoder_run, tmp_path, split="dev")
+
+
+def test_the_splits_of_training_on_a_table(encoder_run: Path, tmp_path: Path) -> None:
+    for number in range(10):
+        draw_image(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "t.csv").write_text("".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(10)))
+    assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="query").ids) == ["8.png", "9.png"]
+    assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="train").ids) == [f"{n}.png" for n in range(8)]
+
+
+def draw_square(number: int) -> Image.Image:
+    return draw_image(number).crop((0, 0, 40, 40))
+
+
+def write_parquet_data_set(root: Path) -> Path:
+    """Write 8 images for training, 3 for validation and 2 for testing without labels."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    number = 0
+    for split, labels in (("train", [0, 1] * 4), ("validation", [1, 0, 1]), ("test", [-1, -1])):
+        images = []
+        for _ in labels:
+            content = io.BytesIO()
+            draw_square(number).save(content, "PNG")
+            images.append({"bytes": content.getvalue(), "path": None})
+            number += 1
+        table = pyarrow.table({"image": images, "label": labels})
+        parquet.write_table(table, root / f"{split}-00000-of-00001.parquet", row_group_size=2)
+    return root
+
+
+def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> None:
+    root = write_parquet_data_set(tmp_path)
+    embeddings = reptk.embed(encoder_run, root)
+    assert list(embeddings.ids) == [
+        *(f"test-00000-of-00001/{row}" for row in range(2)),
+        *(f"train-00000-of-00001/{row}" for row in range(8)),
+        *(f"validation-00000-of-00001/{row}" for row in range(3)),
+    ]
+    assert embeddings.paths is None
+    assert embeddings.classes == ("0", "1")
+    assert embeddings.labels.tolist() == [-1, -1, *([0, 1] * 4), 1, 0, 1]
+    for row, number in enumerate([11, 12, *range(11)]):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        draw_square(number).save(tmp_path / "files" / f"{row:02}.png")
+    expected = reptk.embed(encoder_run, tmp_path / "files")
+    assert torch.equal(embeddings.vectors, expected.vectors)
+    assert embeddings.about["preprocessing"] == expected.about["preprocessing"]
+
+
+def test_splits_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
+    root = write_parquet_data_set(tmp_path)
+    everything = reptk.embed(encoder_run, root)
+    test = reptk.embed(encoder_run, root, split="test")
+    assert list(test.ids) == ["test-00000-of-00001/0", "test-00000-of-00001/1"]
+    assert torch.allclose(test.vectors, everything.vectors[:2], atol=1e-6)
+    query = reptk.embed(encoder_run, root, split="query")
+    assert list(query.ids) == ["query/0", "query/1", "query/2"]
+    assert torch.allclose(query.vectors, everything.vectors[-3:], atol=1e-6)
+    with pytest.raises(DataError, match=r"has no split 'dev2'; its splits are test-?.* \(2 images\), train"):
+        reptk.embed(encoder_run, root, split="dev2")
+
+
+def test_pages_show_the_images_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:
+    embeddings = reptk.embed(encoder_run, write_parquet_data_set(tmp_path))
+    images = EmbeddingImages(embeddings)
+    draw_square(11).save(tmp_path / "first.png")
+    assert images.data_uri(0) == images.data_uri_of_file(tmp_path / "first.png")
+    assert len({images.data_uri(row) for row in range(13)}) == 13
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    assert images.data_uri(0) == ""

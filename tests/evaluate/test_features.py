@@ -1,13 +1,18 @@
 """Features of splits: computed once, the same whatever the blocks and the number of ranks; random views; raw pixels."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
+from reptk import VIEWS
 from reptk.core import distributed
 from reptk.core.errors import UsageError
-from reptk.data import InMemory, Split
+from reptk.core.images import resize_center_crop
+from reptk.data import InMemory, Split, folder
 from reptk.evaluate import FeatureStore, ImageFeatures, pixels
 from reptk.views.sets import crop_flip
 from small_features import CountingEmbedding, small_data
@@ -116,3 +121,25 @@ def test_local_parts_of_any_store_are_all_its_rows(images: int, monkeypatch: pyt
         assert first == sum(len(part) for part in parts)
         parts.append(rows)
     assert torch.equal(torch.cat(parts), torch.eye(images))
+
+
+@pytest.mark.parametrize("name", ["resized_crop_flip", "center"])
+def test_random_views_are_drawn_on_whole_pictures_if_they_can_be(name: str, tmp_path: Path) -> None:
+    for number in range(20):
+        picture = Image.new("RGB", (60, 30), (128, 128, 128))
+        picture.paste((255, 0, 0), (0, 0, 10, 30))
+        path = tmp_path / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
+    data = folder(str(tmp_path), size=30)
+
+    def center(images: Tensor, key: int) -> Tensor:
+        return resize_center_crop(images, 16)[None]
+
+    views = center
+    if name != "center":
+        views = VIEWS.get(name)(size=16)
+    features = ImageFeatures(lambda images: images.mean((2, 3)), size_px=16, views=views)
+    drawn = features.view(data.train, 0)
+    # Red is at the left end, which no center square shows.
+    assert bool((drawn[:, 0] > drawn[:, 1] + 0.01).any()) == (name != "center")

@@ -5,8 +5,10 @@ import collections
 import datetime
 import enum
 import io
+import json
 import os
 import random
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +127,102 @@ def test_the_ending_says_nothing_about_the_format(tmp_path: Path) -> None:
     torch.save({"b": torch.ones(3)}, tmp_path / "weights.safetensors")
     assert list(read_tensors(tmp_path / "weights.pth")) == ["a"]
     assert list(read_tensors(tmp_path / "weights.safetensors")) == ["b"]
+
+
+# Several files, and arrays of NumPy
+
+
+def write_shards(state: dict[str, torch.Tensor], folder: Path, ending: str = "safetensors", count: int = 3) -> Path:
+    """Write tensors into several files and an index, as the hub has large models; return the index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "model" if ending == "safetensors" else "pytorch_model"
+    names = list(state)
+    file_of = {}
+    for number in range(count):
+        file = f"{stem}-{number + 1:05}-of-{count:05}.{ending}"
+        part = {name: state[name].contiguous().clone() for name in names[number::count]}
+        if ending == "safetensors":
+            save_file(part, folder / file)
+        else:
+            torch.save(part, folder / file)
+        file_of |= dict.fromkeys(part, file)
+    index = folder / f"{stem}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": file_of}))
+    return index
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("names", ["the index", "the folder"])
+@torch.no_grad()
+def test_a_model_in_several_files(ending: str, names: str, tmp_path: Path) -> None:
+    source = trained_encoder(seed=1)
+    state = {f"model.{name}": value for name, value in source.backbone.state_dict().items()}
+    index = write_shards(state, tmp_path / "large", ending)
+    assert read_tensors(index).keys() == state.keys()
+    encoder = build_encoder(weights=str(index if names == "the index" else index.parent))
+    assert torch.equal(encoder.features(random_images()), source.features(random_images()))
+
+
+def test_files_that_an_index_lists_must_be_there(tmp_path: Path) -> None:
+    index = write_shards({str(number): torch.ones(1) for number in range(6)}, tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    message = "lists 3 files, of which 1 are missing: model-00002-of-00003.safetensors. Copy them next to it"
+    with pytest.raises(DataError, match=message):
+        read_tensors(index)
+    save_file({"1": torch.ones(1)}, tmp_path / "model-00002-of-00003.safetensors")
+    with pytest.raises(DataError, match=r"model-00002-of-00003\.safetensors lacks the tensor 4"):
+        read_tensors(index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        '{"weight_map": {"a": "/etc/x.safetensors"}}',
+        '{"weight_map": {"a": "model.safetensors.index.json"}}',
+    ],
+)
+def test_what_is_no_index_of_files_is_refused(text: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(DataError, match=r"is no index of a model's files"):
+        read_tensors(index)
+
+
+@torch.no_grad()
+def test_arrays_of_numpy(tmp_path: Path) -> None:
+    source = trained_encoder(seed=1)
+    arrays = {f"encoder.{name}": value.numpy() for name, value in source.backbone.state_dict().items()}
+    np.savez_compressed(tmp_path / "weights.npz", **arrays)
+    encoder = build_encoder(weights=str(tmp_path / "weights.npz"))
+    assert torch.equal(encoder.features(random_images()), source.features(random_images()))
+
+
+def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    call = Reduced(exec, f"open({str(marker)!r}, 'w').close()")
+    np.savez(tmp_path / "weights.npz", a=np.ones(1), b=np.array([call], dtype=object))
+    with pytest.raises(DataError, match="holds arrays that are no plain numbers"):
+        read_tensors(tmp_path / "weights.npz")
+    assert not marker.exists()
+    with np.load(tmp_path / "weights.npz", allow_pickle=True) as arrays:
+        arrays["b"]
+    assert marker.exists()  # without the protection
+
+
+def test_a_tar_archive_says_what_to_do(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "weights.pt")
+    with tarfile.open(tmp_path / "weights.tar", "w") as archive:
+        archive.add(tmp_path / "weights.pt", "storages")
+    with pytest.raises(DataError, match=r"is a tar archive. Unpack it; .*save it again where you trust it"):
+        read_tensors(tmp_path / "weights.tar")
 
 
 # Code

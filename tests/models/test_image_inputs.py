@@ -82,12 +82,36 @@ def test_gray_arrays_have_three_equal_channels() -> None:
 
 
 def test_a_palette_and_a_rotated_pil_image_are_as_viewers_show_them() -> None:
-    image = Image.new("RGB", (20, 10), "red")
-    image.getexif()[0x0112] = 6
-    [batch] = image_tensors(image, 10)
-    assert batch.shape == (1, 3, 20, 10)
-    [batch] = image_tensors(image.convert("P"), 10)
+    image = Image.new("RGB", (20, 20), "red")
+    image.paste("blue", (10, 0, 20, 20))
+    [batch] = image_tensors(image.convert("P"), 20)
     assert batch[0, :, 0, 0].tolist() == [255, 0, 0]
+    image.getexif()[0x0112] = 6
+    [batch] = image_tensors(image, 20)
+    assert batch[0, :, 0].T.tolist() == [[255, 0, 0]] * 20
+    assert batch[0, :, -1].T.tolist() == [[0, 0, 255]] * 20
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (900, 7), (1, 700), (1, 1)])
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("file_format", ["png", "jpeg"])
+def test_a_file_and_the_image_that_pillow_opens_are_the_same(
+    size: tuple[int, int], resize: str, file_format: str, tmp_path: Path
+) -> None:
+    encoder = Encoder("test_resnet", size=32).eval()
+    path = tmp_path / "a"
+    Image.fromarray(LAST.numpy()).resize(size).save(path, file_format)
+    [from_file] = encoder.embed(path, 0.9, resize, "bicubic")
+    [from_image] = encoder.embed(Image.open(path), 0.9, resize, "bicubic")
+    torch.testing.assert_close(from_file, from_image, atol=1e-6, rtol=0)
+
+
+def test_a_large_jpeg_file_is_not_reduced(tmp_path: Path) -> None:
+    encoder = Encoder("test_resnet", size=16).eval()
+    noise = torch.randint(0, 256, (96, 96, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(tmp_path / "a.jpg")
+    from_file, from_image = encoder.embed([tmp_path / "a.jpg", Image.open(tmp_path / "a.jpg")])
+    torch.testing.assert_close(from_file, from_image, atol=1e-6, rtol=0)
 
 
 MISTAKES = {

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants as hub
+from safetensors.torch import save_file
 
 from encoders import build_encoder, random_images, trained_encoder
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
@@ -108,6 +109,24 @@ def cached_hub(source: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_weights_of_the_hub_are_read_from_its_cache(name: str, source: Encoder, cached_hub: Path) -> None:
     assert same_features(source, build_encoder(weights=name))
     assert absolute_source(name) == name
+
+
+def test_a_model_in_several_files_of_the_hub(source: Encoder, cached_hub: Path) -> None:
+    snapshot = cached_hub / "models--someone--tiny" / "snapshots" / "abc"
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(EnvironmentProblem, match="cannot be fetched"):
+        build_encoder(weights="hf-hub:someone/tiny")
+    state = source.backbone.state_dict()
+    file_of = {}
+    for number, names in enumerate((list(state)[:9], list(state)[9:])):
+        file = f"model-0000{number + 1}-of-00002.safetensors"
+        save_file({name: state[name] for name in names}, snapshot / file)
+        file_of |= dict.fromkeys(names, file)
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of}))
+    assert same_features(source, build_encoder(weights="hf-hub:someone/tiny"))
+    (snapshot / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(EnvironmentProblem, match=r"model-00002-of-00002\.safetensors of hf-hub:someone/tiny cannot be"):
+        build_encoder(weights="hf-hub:someone/tiny")
 
 
 def test_a_folder_named_timm_is_a_folder(source: Encoder, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,10 +144,10 @@ MISTAKES = {
         3,
         ["no images in", "files of .txt", ".png"],
     ),
-    "file for a folder": (
+    "a text that is no table": (
         ["tiny.toml", *FOLDER, "data.root=notes.txt"],
         3,
-        ["notes.txt (data.root) is a file"],
+        ["notes.txt, line 1: 'not weights,no folder' is neither an image file nor a line of headings"],
     ),
     "no labels for positives by class": (
         ["tiny.toml", *FOLDER, "data.root=photos", "method.positives=class"],

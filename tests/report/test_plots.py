@@ -18,7 +18,7 @@ def test_the_same_runs_give_the_same_plots(run: Path, other: Path, tmp_path: Pat
     pytest.importorskip("matplotlib")
     folders = [tmp_path / "1", tmp_path / "2"]
     for folder in folders:
-        write([run, other], tmp_path / "page.html", png=folder)
+        write([run, other], folder.with_suffix(".html"), png=folder)
         assert sorted(path.name for path in folder.iterdir()) == NAMES
     for name in NAMES:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()

@@ -50,3 +50,11 @@ def test_another_folder_is_another_data_set() -> None:
     part = {"name": "folder", "root": "mine", "cache": False}
     assert data_identity(part) == data_identity(part | {"cache": True})
     assert data_identity(part) != data_identity(part | {"root": "yours"})
+
+
+def test_encoders_with_other_preprocessing_are_compared_on_the_same_images() -> None:
+    part = {"name": "folder", "root": "mine", "size": 256, "crop": 0.875, "resize": "crop", "interpolation": "bilinear"}
+    other = part | {"size": 248, "crop": 0.9, "resize": "pad", "interpolation": "bicubic"}
+    assert data_identity(part) == data_identity(other)
+    # The size of generated images decides what they show.
+    assert data_identity({"name": "generated", "size": 16}) != data_identity({"name": "generated", "size": 32})

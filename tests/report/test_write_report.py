@@ -31,7 +31,7 @@ def empty_folder(run: Path) -> None:
             "metrics.trained.knn@5",
         ),
         (lambda run: (run / "results.json").write_bytes(b"\xff\xfe"), 3, "is damaged"),
-        (lambda run: (run / "metrics.jsonl").write_text("not JSON\n"), 3, "none of its 1 lines"),
+        (lambda run: (run / "metrics.jsonl").write_text("not JSON\n"), 3, "none of its 1 line is"),
         (lambda run: (run / PREDICTIONS).write_bytes(b"x" * 100), 3, "evaluate the run again"),
         (lambda run: (run / "recipe.toml").write_text("= 1"), 2, "not valid TOML"),
         (lambda run: (run / "report.html").mkdir(), 4, "it is a folder"),

@@ -6,12 +6,14 @@ import torch
 from reptk.config.registry import VIEWS
 from reptk.core import rng
 from reptk.core.images import resize_center_crop
+from reptk.methods import Batch
 from reptk.testing import (
     FIXED_VIEWS_REQUIREMENTS,
     RANDOM_VIEWS_REQUIREMENTS,
     VIEWS_REQUIREMENTS,
     check_views,
 )
+from reptk.views import takes_aspect_ratios
 from violations import assert_each_is_violated, assert_rng_untouched, assert_violates, shipped
 
 SIZE = 16
@@ -148,6 +150,21 @@ def test_views_that_are_not_fixed_are_detected(views, expected):
 def test_every_requirement_is_violated_by_broken_views():
     requirements = VIEWS_REQUIREMENTS + RANDOM_VIEWS_REQUIREMENTS + FIXED_VIEWS_REQUIREMENTS
     assert_each_is_violated(requirements, BROKEN_VIEWS, BROKEN_FIXED_VIEWS)
+
+
+class AsModule(torch.nn.Module):
+    """Views may be a module, and aspect ratios may be passed by name only."""
+
+    def forward(self, images, key, *, aspect_ratios=None):
+        return BrightensByAspectRatio()(images, key, aspect_ratios)
+
+
+def test_the_aspect_ratios_of_a_module_are_tried_as_well():
+    assert takes_aspect_ratios(AsModule())
+    with pytest.raises(AssertionError, match="aspect ratios of 1"):
+        check_views(AsModule(), size=SIZE)
+    batch = Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), torch.arange(2), torch.ones(2))
+    assert not torch.equal(batch.draw_views(AsModule(), 0), AsModule()(batch.images, 0))
 
 
 def test_views_are_reset_to_one_process():

@@ -122,3 +122,38 @@ def test_workers_and_a_cache_do_not_change_the_weights(photos: Path, tmp_path: P
 def test_a_run_that_is_told_to_stop_names_the_first(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*00\.png"):
         run_silently(recipe(photos, on_error="stop"), tmp_path / "run")
+
+
+def test_a_run_on_a_table_equals_one_on_its_folder(photos: Path, tmp_path: Path) -> None:
+    table = photos / "images.csv"
+    paths = sorted(photos.rglob("*.png"), reverse=True)
+    lines = [f"{path.relative_to(photos)},{path.parent.name}\n" for path in paths]
+    table.write_text("file,species\n" + "".join(lines))
+    by_table = run_silently(recipe(photos, root=str(table)), tmp_path / "table")
+    by_folder = run_silently(recipe(photos), tmp_path / "folder")
+    assert by_table == by_folder
+    listed = [(tmp_path / name / "bad_samples.csv").read_text() for name in ("table", "folder")]
+    assert listed[0] == listed[1]
+    assert are_equal(exported_weights(tmp_path / "table"), exported_weights(tmp_path / "folder"))
+
+
+def test_a_run_on_parquet_files_equals_one_on_a_folder(photos: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    paths = sorted(photos.rglob("*.png"))
+    columns = {
+        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+        "label": [path.parent.name for path in paths],
+    }
+    root = tmp_path / "hub"
+    root.mkdir()
+    table = pyarrow.table(columns)
+    parquet.write_table(table.slice(0, 30), root / "train-00000-of-00002.parquet", row_group_size=7)
+    parquet.write_table(table.slice(30), root / "train-00001-of-00002.parquet", row_group_size=7)
+    by_shards = run_silently(recipe(photos, root=str(root)), tmp_path / "shards")
+    assert by_shards == run_silently(recipe(photos), tmp_path / "folder")
+    assert are_equal(exported_weights(tmp_path / "shards"), exported_weights(tmp_path / "folder"))
+    with (tmp_path / "shards" / "bad_samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["query/4", "train/0"]
+    assert f"cannot read {root / 'train-00000-of-00002.parquet'}, row 0 as an image" in rows[1]["reason"]

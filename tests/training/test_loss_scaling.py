@@ -172,3 +172,12 @@ def test_a_precision_without_scaling_steps_as_the_optimizer_does() -> None:
 def test_numbers_beyond_float16_name_the_precision(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match=r"or numbers above 65,504, .* train\.precision=fp32"):
         run_silently(tiny(*FP16, "optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"), tmp_path / "run")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "auto"])
+def test_a_run_on_a_gpu_is_close_to_fp32(precision: str, tmp_path: Path) -> None:
+    on_gpu = ["train.device=cuda", f"train.precision={precision}"]
+    run_silently(tiny(*on_gpu), tmp_path / precision)
+    run_silently(tiny("train.device=cuda"), tmp_path / "fp32")
+    assert logged_losses(tmp_path / precision) == pytest.approx(logged_losses(tmp_path / "fp32"), rel=0.05)

@@ -1,15 +1,21 @@
 """Training on pictures that are not square: whole ones, if the method and the views can use them."""
 
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from reptk import METHODS, VIEWS
+from reptk.cli import main
 from reptk.config import Recipe
+from reptk.data.resize import Preprocessing
 from reptk.methods import Batch, Method, Step
+from reptk.models.preprocessing import preprocessing_of
 from reptk.training.build import build, load_data
 from tiny_runs import result_metrics, run_silently, tiny
 
@@ -89,3 +95,19 @@ def test_a_resumed_run_sees_the_same_pictures(
     again = build(recipe, load_data(recipe), torch.device("cpu"))
     for first, second in zip(parts.loader.batches(1, 3), list(again.loader.batches(0, 3))[1:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_report_leaves_the_cache_of_a_pretrained_run(wide_pictures: Path, tmp_path: Path) -> None:
+    """The preprocessing is that of the backbone's weights, which decides what the cache holds."""
+    save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.safetensors")
+    encoder = {"backbone": "test_efficientnet", "weights": str(tmp_path / "weights.safetensors")}
+    data = {"name": "folder", "root": str(wide_pictures), "size": 18, "cache": str(tmp_path / "cache")}
+    recipe = recipe_of(wide_pictures, "train.epochs=1", encoder=encoder, data=data)
+    run_silently(recipe, tmp_path / "run")
+    [manifest] = (tmp_path / "cache").rglob("manifest.json")
+    before = manifest.read_bytes(), manifest.stat().st_mtime_ns
+    recorded = json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["data"]
+    recorded_preprocessing = Preprocessing(**{name: recorded[name] for name in Preprocessing._fields})
+    assert recorded_preprocessing == preprocessing_of("test_efficientnet")._replace(reduce_jpeg=True)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert (manifest.read_bytes(), manifest.stat().st_mtime_ns) == before

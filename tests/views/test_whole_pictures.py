@@ -103,6 +103,33 @@ def test_a_resize_shows_the_whole_picture():
     assert (view - expected / 255).abs().mean() < 0.01
 
 
+def test_a_crop_behind_a_resize_is_drawn_on_the_picture():
+    resize = {"name": "Resize", "size": [96, 96], "antialias": True}
+    squashed = squash(photo()[..., :400, :600], 96)
+    [[behind]] = ViewPipeline([[resize, crop((0.2, 0.5))]], 32)(squashed, 4, WIDE)
+    [step] = ViewPipeline([[resize, crop((0.2, 0.5))]], 32).steps[0]
+    count = 500
+    boxes = step.sample(4, torch.arange(count), (96, 96), WIDE.repeat(count))[1]
+    # Of the pictures, width / height lies in 3/4..4/3.
+    ratios = 1.5 * boxes[:, 3] / boxes[:, 2]
+    assert 0.7 < ratios.min() < 0.8
+    assert 1.25 < ratios.max() < 1.45
+    assert not torch.equal(behind, ViewPipeline([[resize, crop((0.2, 0.5))]], 32)(squashed, 4)[0, 0])
+
+
+def test_views_with_and_without_crops_of_their_own():
+    """The center square is for those that cannot be drawn on the picture."""
+    blur = {"name": "RandomGaussianBlur", "kernel_size": [3, 3], "sigma": [0.1, 0.1], "p": 1.0}
+    resize = {"name": "Resize", "size": [32, 32], "antialias": True}
+    squashed = squash(photo()[..., :400, :600], 400)
+    whole, center, again = ViewPipeline([[resize], [blur, resize], [resize]], 32)(squashed, 0, WIDE)
+    assert torch.equal(whole, again)
+    torch.testing.assert_close(whole, ViewPipeline([[resize]], 32)(squashed, 0, WIDE)[0])
+    [alone] = ViewPipeline([[blur, resize]], 32)(squashed, 0, WIDE)
+    torch.testing.assert_close(center, alone)
+    assert (center - whole).abs().mean() > 0.01
+
+
 def test_center_squares():
     boxes = CenterSquare((60, 60)).sample(torch.empty(3, 0), (60, 60), torch.tensor([0.5, 1.0, 2.0]))
     assert boxes.tolist() == [[15, 0, 30, 60], [0, 0, 60, 60], [0, 15, 60, 30]]
@@ -164,3 +191,17 @@ def test_compiled_views_take_them(monkeypatch):
     eager, compiled = VIEWS.get("simclr_small")(size=32), VIEWS.get("simclr_small")(size=32)
     monkeypatch.setattr(compiled, "_compute", torch.compile(ViewPipeline._compute_views, backend="eager"))
     torch.testing.assert_close(compiled(images, 3, aspect_ratios), eager(images, 3, aspect_ratios), atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_draws_the_same_views_of_whole_pictures(compiled):
+    images = torch.cat([squash(photo()[..., :400, :600], 96)] * 6)
+    aspect_ratios = torch.tensor([1.5, 0.7, 2.0, 0.5, 1.0, 1.2])
+    expected = VIEWS.get("simclr")(size=64)(images, 3, aspect_ratios)
+    views = VIEWS.get("simclr")(size=64)
+    if compiled:
+        views.compile()
+    drawn = views(images.cuda(), 3, aspect_ratios.cuda()).cpu()
+    # Resampling is in float16 on a GPU.
+    assert (drawn - expected).abs().mean() < 1 / 255

@@ -4,12 +4,13 @@ from reptk.config.registry import DATASETS
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
-from reptk.data.folder_layout import class_names
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
+from reptk.data.image_layout import class_names
 from reptk.data.protocol import Data, with_shape
-from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
-from reptk.data.sources.folder import Share, build_data, existing_folder
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
+from reptk.data.sources.folder import Share, existing_folder
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
+from reptk.data.sources.layout_data import build_data
 
 
 @DATASETS.register("imagenet")
@@ -21,7 +22,7 @@ def imagenet(
     jpeg: Jpeg = "auto",
     on_error: OnError = "skip",
     crop: Share | None = None,
-    resize: Resize | None = None,
+    resize: ResizeMode | None = None,
     interpolation: Interpolation | None = None,
     reduce_jpeg: bool | None = None,
 ) -> Data:

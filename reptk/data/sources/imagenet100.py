@@ -9,9 +9,10 @@ from reptk.core.files import expand_home
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.protocol import Data, with_shape
-from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Resize
-from reptk.data.sources.folder import Share, build_data
+from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
+from reptk.data.sources.folder import Share
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
+from reptk.data.sources.layout_data import build_data
 
 
 @DATASETS.register("imagenet100")
@@ -23,7 +24,7 @@ def imagenet100(
     jpeg: Jpeg = "auto",
     on_error: OnError = "skip",
     crop: Share | None = None,
-    resize: Resize | None = None,
+    resize: ResizeMode | None = None,
     interpolation: Interpolation | None = None,
     reduce_jpeg: bool | None = None,
 ) -> Data:
