@@ -61,6 +61,13 @@ def test_one_file_alone_means_leave_one_out(tmp_path: Path) -> None:
     assert metrics["knn@5"] == pytest.approx(expected["knn@5"])
 
 
+def test_a_folder_gets_the_results_and_a_report(tmp_path: Path) -> None:
+    bank = saved(tmp_path / "bank.safetensors")
+    assert main(["evaluate", str(bank), "--only=knn", "eval.knn.k=[1,5]", "--out", str(tmp_path / "numbers")]) == 0
+    assert {"results.json", "report.html"} <= {path.name for path in (tmp_path / "numbers").iterdir()}
+    assert "knn@5" in (tmp_path / "numbers" / "results.json").read_text()
+
+
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     bank = saved(tmp_path / "bank.safetensors")
     labels = vectors(30, 1)[1]
