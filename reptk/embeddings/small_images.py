@@ -15,7 +15,7 @@ from reptk.core.errors import DataError
 from reptk.data import num_cpus
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import PixelOptions, decode
-from reptk.data.resize import ResizeMode
+from reptk.data.resize import ResizeMode, SquareOptions
 from reptk.embeddings.embedder import recorded_options
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -86,7 +86,7 @@ def read_square(
     if file is None:
         return None
     try:
-        square = decode(file, size_px, "auto", options, resize=resize)
+        square = decode(file, size_px, "auto", options, SquareOptions(resize=resize))
     except DataError:
         return None
     return rearrange(square, "c h w -> h w c").numpy()
