@@ -132,6 +132,8 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
             "--duplicates compares whole sets and takes no queries: reptk search photos.index --duplicates"
         )
     if args.out is not None:
+        if args.out.suffix.lower() in (".html", ".htm"):
+            raise UsageError(f"--out writes a CSV file; for the page: --html {args.out}")
         check_output_file(args.out, force=args.force)
     index = _open(named.index)
     other = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.data.resize import Interpolation, ResizeMode
+from reptk.data.resize import BORDER_COLOR, Color, Interpolation, ResizeMode
 
 
 @runtime_checkable
@@ -48,10 +48,14 @@ class Images(Protocol):
         """
         return {}
 
-    def resized(self, resize: ResizeMode) -> "Images":
+    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> "Images":
         """Return the same images, with pictures that are not square cropped, padded or squashed (`reptk.data.resize`).
 
         A collection that does not have whole pictures returns itself.
+
+        Args:
+            resize: which of the three.
+            border_color: of a picture that is padded.
         """
         return self
 
@@ -198,8 +202,8 @@ class ImageSubset(Images):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
-    def resized(self, resize: ResizeMode) -> Images:
-        return ImageSubset(self._images.resized(resize), self._numbers)
+    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> Images:
+        return ImageSubset(self._images.resized(resize, border_color), self._numbers)
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
         return self._images.aspect_ratios(self._numbers[numbers])
@@ -227,8 +231,8 @@ class WritableSubset(WritableImages):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
-    def resized(self, resize: ResizeMode) -> Images:
-        return WritableSubset(self._images.resized(resize), self._numbers)
+    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> Images:
+        return WritableSubset(self._images.resized(resize, border_color), self._numbers)
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
         return self._images.aspect_ratios(self._numbers[numbers])

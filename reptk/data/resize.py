@@ -36,6 +36,9 @@ MAX_ASPECT_RATIO = 2.0
 Where as much is cut off on both sides, it may have a pixel more.
 """
 
+PAGE_COLOR = (247, 247, 247)
+"""Color of the border of pictures that people look at, near that of the pages."""
+
 EVALUATION_CROP = 0.875
 """Share of the shorter side that evaluation keeps of a photograph, as is usual for ImageNet."""
 

@@ -13,7 +13,7 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decode import decode
-from reptk.data.resize import SquareOptions
+from reptk.data.resize import PAGE_COLOR, SquareOptions
 from reptk.data.shard_layout import find_row
 from reptk.embeddings.store import Embeddings
 from reptk.report.data_uri import encode_data_uri
@@ -39,7 +39,7 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX, square=SquareOptions("pad")))
+            return thumbnail_data_uri(decode(path, SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR)))
         except ReptkError:
             return ""
 
@@ -54,7 +54,7 @@ class EmbeddingImages:
                 return self._data_uri_of_row(image_id)
             if split is None or not number.isdigit() or int(number) >= len(split.images):
                 return ""
-            return thumbnail_data_uri(split.images.resized("pad").fetch(torch.tensor([int(number)]))[0])
+            return thumbnail_data_uri(split.images.resized("pad", PAGE_COLOR).fetch(torch.tensor([int(number)]))[0])
         except ReptkError:
             return ""
 
@@ -63,7 +63,9 @@ class EmbeddingImages:
         row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
         if row is None:
             return ""
-        return thumbnail_data_uri(decode(row.read_bytes(), SIDE_PX, square=SquareOptions("pad")))
+        return thumbnail_data_uri(
+            decode(row.read_bytes(), SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR))
+        )
 
     @property
     def _is_folder(self) -> bool:

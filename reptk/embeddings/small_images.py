@@ -86,7 +86,7 @@ def read_square(
     if file is None:
         return None
     try:
-        square = decode(file, size_px, "auto", options, SquareOptions(resize))
+        square = decode(file, size_px, "auto", options, SquareOptions(resize=resize))
     except DataError:
         return None
     return rearrange(square, "c h w -> h w c").numpy()

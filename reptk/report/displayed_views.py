@@ -10,6 +10,7 @@ from reptk.config.registry import METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import Data, Loader
+from reptk.data.resize import PAGE_COLOR
 from reptk.methods import Batch, draws_on_whole_pictures
 
 
@@ -70,7 +71,7 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
         for view in views_of_one_size:
             shown.append(_to_uint8(view[:count]))
     index = batch.index[:count].cpu()
-    whole_images = data.train.images.resized("pad").fetch(index)
+    whole_images = data.train.images.resized("pad", PAGE_COLOR).fetch(index)
     return DisplayedViews(whole_images, shown, batch.labels[:count].cpu(), index, num_steps)
 
 

@@ -13,6 +13,7 @@ from reptk import config
 from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data, Split, num_cpus, subsample
+from reptk.data.resize import PAGE_COLOR
 from reptk.evaluate.predictions import Predictions
 from reptk.report.run_comparison import data_identity
 from reptk.report.run_files import Run
@@ -144,7 +145,7 @@ def _mismatch(images: RunImages, predictions: Predictions | None) -> str:
 
 def _read_block(split: Split, numbers: Tensor) -> list[Tensor | None]:
     try:
-        return list(split.images.resized("pad").fetch(numbers).cpu())
+        return list(split.images.resized("pad", PAGE_COLOR).fetch(numbers).cpu())
     except UNREADABLE:
         # One unreadable image fails its whole block; the others are read one by one.
         return [_read_one(split, number) for number in numbers.split(1)]
@@ -152,6 +153,6 @@ def _read_block(split: Split, numbers: Tensor) -> list[Tensor | None]:
 
 def _read_one(split: Split, number: Tensor) -> Tensor | None:
     try:
-        return split.images.resized("pad").fetch(number)[0].cpu()
+        return split.images.resized("pad", PAGE_COLOR).fetch(number)[0].cpu()
     except UNREADABLE:
         return None

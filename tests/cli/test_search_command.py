@@ -97,6 +97,11 @@ def test_duplicates_within_a_set(folder_with_copy: Path, tmp_path: Path, capsys:
     assert "threshold 0.95: fewer than 20 images are too few to measure random pairs; changed copies" in printed
 
 
+def test_a_table_is_not_written_into_a_page(folder_with_copy: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["search", str(folder_with_copy), "--duplicates", "--out", "d.html"]) == 2
+    assert capsys.readouterr().err == "error: --out writes a CSV file; for the page: --html d.html\n"
+
+
 def test_duplicates_between_sets(
     photo_folder: Path, encoder_run: Path, folder_with_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
