@@ -38,6 +38,7 @@ class Evaluated(NamedTuple):
     rows: "dict[str, Evaluation]"
     data: "Data"
     protocol: config.Table
+    has_images: bool = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +91,7 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
         "evaluators": tables,
         **software(),
     }
-    return Evaluated({"encoder": evaluation}, data, protocol)
+    return Evaluated({"encoder": evaluation}, data, protocol, has_images=False)
 
 
 def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables: Tables, logger: "Logger") -> Evaluated:
@@ -200,7 +201,9 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
             out.mkdir(parents=True, exist_ok=True)
             write_results(out, results, evaluation)
             with logger.status("drawing the report"):
-                report.write(out, data=evaluated.data)
+                # The splits of a file of embeddings hold vectors, which the report cannot show.
+                data_with_images = evaluated.data if evaluated.has_images else None
+                report.write(out, data=data_with_images)
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {out}: {cause}") from cause
     logger.line(f"  results  {out}")

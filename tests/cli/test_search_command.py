@@ -10,6 +10,7 @@ from PIL import Image
 
 import reptk
 from embedding_inputs import draw_image, run_command
+from reptk.cli import main
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
