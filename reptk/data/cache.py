@@ -23,7 +23,7 @@ from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_c
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
-from reptk.data.resize import BORDER_COLOR, Color, Pixels, ResizeMode, write_square
+from reptk.data.resize import Color, Pixels, ResizeMode, write_square
 
 
 class DecodedCache(WritableImages):
@@ -90,9 +90,9 @@ class DecodedCache(WritableImages):
         for number, pixels in zip(numbers.tolist(), out, strict=True):
             write_square(self._picture(number), pixels, self.square)
 
-    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> "DecodedCache":
+    def resized(self, resize: ResizeMode, border_color: Color | None = None) -> "DecodedCache":
         images = copy.copy(self)
-        images.square = self.square._replace(resize=resize, border_color=border_color)
+        images.square = self.square.with_resize(resize, border_color)
         return images
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:

@@ -31,7 +31,6 @@ from reptk.data.decode import (
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.protocol import Images, WritableImages, WritableSubset
 from reptk.data.resize import (
-    BORDER_COLOR,
     DEFAULT_PREPROCESSING,
     DEFAULT_SQUARE,
     Color,
@@ -136,10 +135,10 @@ class ImageFiles(WritableImages):
         self._aspect_ratios[number] = 1.0
         return np.zeros((self.size, self.size, 3), np.uint8)
 
-    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> "ImageFiles":
+    def resized(self, resize: ResizeMode, border_color: Color | None = None) -> "ImageFiles":
         # A shallow copy: what is known of unreadable images is known to both.
         images = copy.copy(self)
-        images.square = self.square._replace(resize=resize, border_color=border_color)
+        images.square = self.square.with_resize(resize, border_color)
         return images
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.data.resize import BORDER_COLOR, Color, Interpolation, ResizeMode
+from reptk.data.resize import Color, Interpolation, ResizeMode
 
 
 @runtime_checkable
@@ -48,14 +48,14 @@ class Images(Protocol):
         """
         return {}
 
-    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> "Images":
+    def resized(self, resize: ResizeMode, border_color: Color | None = None) -> "Images":
         """Return the same images, with pictures that are not square cropped, padded or squashed (`reptk.data.resize`).
 
         A collection that does not have whole pictures returns itself.
 
         Args:
             resize: which of the three.
-            border_color: of a picture that is padded.
+            border_color: of a picture that is padded; None for the one that it has.
         """
         return self
 
@@ -202,7 +202,7 @@ class ImageSubset(Images):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
-    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> Images:
+    def resized(self, resize: ResizeMode, border_color: Color | None = None) -> Images:
         return ImageSubset(self._images.resized(resize, border_color), self._numbers)
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
@@ -231,7 +231,7 @@ class WritableSubset(WritableImages):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
-    def resized(self, resize: ResizeMode, border_color: Color = BORDER_COLOR) -> Images:
+    def resized(self, resize: ResizeMode, border_color: Color | None = None) -> Images:
         return WritableSubset(self._images.resized(resize, border_color), self._numbers)
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:

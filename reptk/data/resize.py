@@ -63,6 +63,12 @@ class SquareOptions(NamedTuple):
     crop_px: int | None = None
     border_color: Color = BORDER_COLOR
 
+    def with_resize(self, resize: ResizeMode, border_color: Color | None = None) -> "SquareOptions":
+        """Return the same with another `resize`, and another color if it is not None."""
+        if border_color is None:
+            border_color = self.border_color
+        return self._replace(resize=resize, border_color=border_color)
+
 
 DEFAULT_SQUARE = SquareOptions()
 

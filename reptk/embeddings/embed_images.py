@@ -109,6 +109,31 @@ def embed(
     if report is not None:
         for line in source.summary:
             report(line)
+    _set_preprocessing(embedder, source, chosen)
+    header = _header(source, embedder, half)
+    earlier = None
+    if update and out is not None:
+        earlier = open_earlier(out, source, header)
+        if earlier is not None and report is not None:
+            report(earlier.describe())
+    blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers, earlier)
+    if out is None:
+        return _in_memory(header, blocks)
+    with embeddings_file(out).writer(header) as writer:
+        for block in blocks:
+            writer.add(block)
+    return Embeddings.load(out)
+
+
+def _in_memory(header: Header, blocks: Iterator[RowBlock]) -> Embeddings:
+    columns = concatenate(header, blocks)
+    return Embeddings(
+        columns.vectors, columns.ids, columns.paths, columns.labels, header.classes, header.about, columns.file_stats
+    )
+
+
+def _set_preprocessing(embedder: Embedder, source: ImageSource, chosen: dict[str, Any]) -> None:
+    """Let the embedder and the images of a source be preprocessed alike; `chosen` are fields of `Preprocessing`, or None."""
     # The preprocessing of the images is recorded with the vectors, so that queries get the same.
     embedder.jpeg = source.jpeg
     embedder.preprocessing = source.preprocessing.updated(chosen)
@@ -119,29 +144,6 @@ def embed(
             # As queries are decoded: in one step, for the center that will be cut out.
             group.images.in_one_step = True
             group.images.square = embedder.square_options()
-
-    header = _header(source, embedder, half)
-    earlier = None
-    if update and out is not None:
-        earlier = open_earlier(out, source, header)
-        if earlier is not None and report is not None:
-            report(earlier.describe())
-    blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers, earlier)
-    if out is None:
-        columns = concatenate(header, blocks)
-        return Embeddings(
-            columns.vectors,
-            columns.ids,
-            columns.paths,
-            columns.labels,
-            header.classes,
-            header.about,
-            columns.file_stats,
-        )
-    with embeddings_file(out).writer(header) as writer:
-        for block in blocks:
-            writer.add(block)
-    return Embeddings.load(out)
 
 
 class SkippedImages:

@@ -156,38 +156,45 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         device=device,
         whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), evaluation_views),
     )
-    precision = choose_precision(train.precision, device)
-    total_steps = train.epochs * loader.steps_per_epoch
-    optim = recipe.optim
-    optimizer = create_optimizer(
-        method.parameter_groups(),
-        name=optim.name,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        momentum=optim.momentum,
-        decay_all=optim.decay_all,
-        undecayed=_undecayed_parameters(method),
-        fused=precision != "fp16",
-    )
-    schedule = Schedule(
-        optimizer,
-        kind=optim.schedule,
-        steps=total_steps,
-        warmup_steps=round(optim.warmup_epochs * loader.steps_per_epoch),
-        warmup_lr=optim.warmup_lr,
-        final_lr=optim.lr * optim.final_lr_ratio,
-    )
+    settings = _settings(recipe, data, loader.steps_per_epoch, _view_count(evaluation_views, recipe), device)
+    optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
     evaluators, every_epochs = build_evaluators(recipe.eval, data)
-    settings = Settings(
+    return Parts(
+        data=data,
+        loader=loader,
+        method=method,
+        optimizer=optimizer,
+        scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
+        schedule=schedule,
+        evaluators=evaluators,
+        every_epochs=every_epochs,
+        evaluation_views=evaluation_views,
+        device=device,
+        settings=settings,
+    )
+
+
+def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, device: torch.device) -> Settings:
+    """Return the plain values of a recipe.
+
+    Args:
+        recipe: of the run.
+        data: its data set.
+        steps_per_epoch: batches of the loader.
+        num_views: views of each image.
+        device: where the run trains.
+    """
+    train = recipe.train
+    return Settings(
         name=recipe.title,
         seed=recipe.seed,
         epochs=train.epochs,
-        steps_per_epoch=loader.steps_per_epoch,
-        total_steps=total_steps,
-        views_per_step=train.batch_size * _view_count(evaluation_views, recipe),
-        precision=precision,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=train.epochs * steps_per_epoch,
+        views_per_step=train.batch_size * num_views,
+        precision=choose_precision(train.precision, device),
         clip_norm=train.clip_norm,
-        lr=optim.lr,
+        lr=recipe.optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
         log_every_steps=train.log_every_steps,
         checkpoint_every_epochs=train.checkpoint_every_epochs,
@@ -199,19 +206,31 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
     )
-    return Parts(
-        data=data,
-        loader=loader,
-        method=method,
-        optimizer=optimizer,
-        scaled_optimizer=ScaledOptimizer(optimizer, precision, device),
-        schedule=schedule,
-        evaluators=evaluators,
-        every_epochs=every_epochs,
-        evaluation_views=evaluation_views,
-        device=device,
-        settings=settings,
+
+
+def _optimizer_and_schedule(
+    recipe: Recipe, method: Method, settings: Settings
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    optim = recipe.optim
+    optimizer = create_optimizer(
+        method.parameter_groups(),
+        name=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        decay_all=optim.decay_all,
+        undecayed=_undecayed_parameters(method),
+        fused=settings.precision != "fp16",
     )
+    schedule = Schedule(
+        optimizer,
+        kind=optim.schedule,
+        steps=settings.total_steps,
+        warmup_steps=round(optim.warmup_epochs * settings.steps_per_epoch),
+        warmup_lr=optim.warmup_lr,
+        final_lr=optim.lr * optim.final_lr_ratio,
+    )
+    return optimizer, schedule
 
 
 def build_method(recipe: Recipe, device: torch.device) -> Method:

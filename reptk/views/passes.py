@@ -10,16 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reptk.views.crops import CenterSquare, RandomCrop, RandomResizedCrop, Resize
 from reptk.views.operations import (
-    CenterSquare,
     ColorJitter,
     ColorOperation,
-    RandomCrop,
     RandomFlip,
     RandomGaussianBlur,
     RandomGrayscale,
-    RandomResizedCrop,
-    Resize,
     Shape,
     ViewOperation,
     color_matrices,

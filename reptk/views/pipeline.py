@@ -21,7 +21,8 @@ from reptk.views.backends import Backend
 from reptk.views.backends.kornia_backend import BatchRows, KorniaBackend, KorniaChoice, KorniaOperation, build_kornia
 from reptk.views.backends.torch_backend import TorchBackend, is_batched
 from reptk.views.buffers import BufferPool
-from reptk.views.operations import CenterSquare, RandomFlip, Resize, Shape, ViewOperation
+from reptk.views.crops import CenterSquare, Resize
+from reptk.views.operations import RandomFlip, Shape, ViewOperation
 from reptk.views.passes import COLORS, group_into_passes
 from reptk.views.tables import Operation, native_operation
 

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from reptk.views.crops import RandomCrop, RandomResizedCrop, Resize
 from reptk.views.operations import (
     ColorJitter,
-    RandomCrop,
     RandomFlip,
     RandomGaussianBlur,
     RandomGrayscale,
-    RandomResizedCrop,
     Range,
-    Resize,
     Shape,
     ViewOperation,
 )

@@ -10,15 +10,8 @@ from reptk.config.registry import VIEWS
 from reptk.core.numba_jit import load_kernels
 from reptk.views import operations, pipeline
 from reptk.views.backends import torch_backend
-from reptk.views.operations import (
-    ColorJitter,
-    RandomCrop,
-    RandomFlip,
-    RandomGaussianBlur,
-    RandomGrayscale,
-    RandomResizedCrop,
-    Resize,
-)
+from reptk.views.crops import RandomCrop, RandomResizedCrop, Resize
+from reptk.views.operations import ColorJitter, RandomFlip, RandomGaussianBlur, RandomGrayscale
 from reptk.views.pipeline import BatchRows
 from view_references import (
     CHAIN,

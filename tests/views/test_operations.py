@@ -11,15 +11,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from reptk.core import rng
-from reptk.views import operations
+from reptk.views import crops, operations
+from reptk.views.crops import RandomCrop, RandomResizedCrop
 from reptk.views.operations import (
     ColorGains,
     ColorJitter,
-    RandomCrop,
     RandomFlip,
     RandomGaussianBlur,
     RandomGrayscale,
-    RandomResizedCrop,
     color_matrices,
     luma,
 )
@@ -34,7 +33,7 @@ from view_references import JITTER, NEAR, float64_patches, patches, sample, step
 def test_crops_compiled_with_numba_are_the_same_to_the_bit(shape, scale, ratio, monkeypatch):
     step, numbers = step_of([RandomResizedCrop((8, 8), scale, ratio), RandomFlip()]), torch.arange(20000)
     compiled = step.sample(5, numbers, shape)
-    monkeypatch.setattr(operations, "compile_exact", lambda function: None)
+    monkeypatch.setattr(crops, "compile_exact", lambda function: None)
     for from_numba, from_torch in zip(compiled, step.sample(5, numbers, shape), strict=True):
         assert torch.equal(from_numba, from_torch)
 

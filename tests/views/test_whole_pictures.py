@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from reptk.config.registry import VIEWS
 from reptk.views import ViewPipeline, takes_aspect_ratios
-from reptk.views.operations import CenterSquare, RandomResizedCrop
+from reptk.views.crops import CenterSquare, RandomResizedCrop
 from view_references import patches, photo
 
 SIZE = 64

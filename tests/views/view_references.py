@@ -12,16 +12,8 @@ from torchvision.transforms.v2 import functional as reference
 
 from reptk.config.registry import VIEWS
 from reptk.views import Operation, ViewPipeline
-from reptk.views.operations import (
-    ColorJitter,
-    RandomCrop,
-    RandomFlip,
-    RandomGaussianBlur,
-    RandomGrayscale,
-    RandomResizedCrop,
-    Resize,
-    ViewOperation,
-)
+from reptk.views.crops import RandomCrop, RandomResizedCrop, Resize
+from reptk.views.operations import ColorJitter, RandomFlip, RandomGaussianBlur, RandomGrayscale, ViewOperation
 from reptk.views.pipeline import NativeStep
 
 SIZE = 32

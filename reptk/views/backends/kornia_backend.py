@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from reptk.config.registry import unknown
 from reptk.core import rng
 from reptk.core.images import scale_to_unit
-from reptk.views.operations import (
-    ColorJitter,
-    RandomCrop,
-    RandomGaussianBlur,
-    RandomResizedCrop,
-    ViewOperation,
-)
+from reptk.views.crops import RandomCrop, RandomResizedCrop
+from reptk.views.operations import ColorJitter, RandomGaussianBlur, ViewOperation
 from reptk.views.tables import Operation
 
 KorniaParams = dict[str, Tensor]

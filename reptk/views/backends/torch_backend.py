@@ -11,9 +11,8 @@ from torch import Tensor
 
 from reptk.core.images import float_type, scale_to_unit
 from reptk.views.buffers import Scratch, no_scratch, thread_scratch
+from reptk.views.crops import RandomCrop, Resize
 from reptk.views.operations import (
-    RandomCrop,
-    Resize,
     Shape,
     enlarging_weights,
     gaussian,
