@@ -156,10 +156,10 @@ def _without_same_centers(
     groups: list[NDArray[np.int64]], images: SmallImages, vectors: Tensor, best: Tensor, nearest: Tensor
 ) -> list[NDArray[np.int64]]:
     """Return the groups without pictures that have only the center in common; `best` and `nearest` follow."""
-    kept = []
+    whole_groups = []
     for rows in groups:
         parts = split_by_sides(rows, images)
-        kept += parts
+        whole_groups += parts
         if len(parts) == 1 and len(parts[0]) == len(rows):
             continue
         nearest[rows] = NO_ROW
@@ -168,7 +168,7 @@ def _without_same_centers(
             similarities = vectors[part].float() @ vectors[part].float().T
             best[part], position = similarities.fill_diagonal_(-1.0).max(1)
             nearest[part] = torch.from_numpy(part)[position].to(nearest.dtype)
-    return sorted(kept, key=len, reverse=True)
+    return sorted(whole_groups, key=len, reverse=True)
 
 
 def _join_groups(groups: list[NDArray[np.int64]], pairs: list[TurnedPair], count: int) -> list[NDArray[np.int64]]:

@@ -99,14 +99,14 @@ def turned_pairs(pictures: SmallImages, originals: SmallImages, finder: Symmetry
     if originals is pictures:
         ordered = {(max(pair), min(pair)) for pair in pairs}
         pairs = sorted(pair for pair in ordered if pair[0] != pair[1])
-    found = set()
+    turned_rows = set()
     turned = []
     for row, original in _agreeing_in_gray(pictures, originals, pairs):
-        if row in found:
+        if row in turned_rows:
             continue
         symmetry = finder.find(row, original)
         if symmetry is not None:
-            found.add(row)
+            turned_rows.add(row)
             turned.append(TurnedPair(row, original, symmetry))
     return turned
 
