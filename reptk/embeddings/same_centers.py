@@ -32,6 +32,8 @@ def split_by_sides(rows: NDArray[np.int64], images: SmallImages) -> list[NDArray
 
     Groups of one row are left out.
     """
+    if _cannot_differ(rows, images):
+        return [rows]
     parts: list[list[int]] = []
     for row in rows.tolist():
         for part in parts:
@@ -41,6 +43,14 @@ def split_by_sides(rows: NDArray[np.int64], images: SmallImages) -> list[NDArray
         else:
             parts.append([row])
     return [np.array(part) for part in parts if len(part) > 1]
+
+
+def _cannot_differ(rows: NDArray[np.int64], images: SmallImages) -> bool:
+    """Return whether a look at each picture shows that no two have other sides, without a comparison of all pairs."""
+    if np.array_equal(images.center[rows], images.gray[rows]):
+        return True  # all are squares
+    to_first = _mean_difference(images.gray[rows[0]], images.gray[rows])
+    return bool(2 * to_first.max() < MIN_WHOLE_LEVELS)
 
 
 def _mean_difference(image: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
