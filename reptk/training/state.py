@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core import distributed
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.evaluate import Evaluation
 from reptk.training import checkpoint
 from reptk.training.build import Parts, Settings
 from reptk.training.health import check_finite_weights
 from reptk.training.meters import StepClock, StepMeter
+
+CHECKPOINT_KEYS = (
+    "step",
+    "seconds",
+    "steps_without_positives",
+    "baselines",
+    "method",
+    "optimizer",
+    "scaled_optimizer",
+)
 
 
 @dataclass
@@ -40,9 +50,17 @@ class RunState:
 
 
 def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
-    """Load a checkpoint into the parts and return its state; if there is none, return the initial state."""
+    """Load a checkpoint into the parts and return its state; if there is none, return the initial state.
+
+    Raises:
+        DataError: another version of reptk wrote it.
+    """
     if saved is None:
         return RunState()
+    if not set(CHECKPOINT_KEYS) <= saved.keys():
+        raise DataError(
+            "the checkpoint was written by another version of reptk and cannot be continued; train again, with another --out"
+        )
     # The evaluators, views and the loader have no state.
     parts.method.load_state_dict(saved["method"])
     parts.optimizer.load_state_dict(saved["optimizer"])

@@ -13,7 +13,10 @@ from torch import nn
 
 from reptk.core.errors import DataError
 from reptk.core.files import write_text
+from reptk.training.build import build, load_data
 from reptk.training.checkpoint import load_last, save
+from reptk.training.state import restore
+from tiny_runs import tiny
 
 SaveFunction = Callable[[Path, int, dict[str, Any]], object]
 
@@ -279,3 +282,10 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     assert not marker.exists()
     torch.load(checkpoint / "state.pt", weights_only=False)
     assert marker.exists()  # without the restriction the code runs
+
+
+def test_a_checkpoint_of_another_version_is_refused() -> None:
+    recipe = tiny()
+    parts = build(recipe, load_data(recipe), torch.device("cpu"))
+    with pytest.raises(DataError, match="written by another version of reptk"):
+        restore(parts, {"step": 3, "method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
