@@ -1,6 +1,6 @@
 """Batches whose order is a function of (seed, epoch), for any number of ranks, workers and interruptions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -138,12 +138,19 @@ def read_blocks(
         DataError: an image cannot be read.
     """
     blocks = (torch.arange(block.start, block.stop) for block in ranges)
-    for pixels, numbers in prefetch(images, blocks, workers=workers, device=device):
-        aspect_ratios = images.aspect_ratios(numbers)
-        if aspect_ratios is None:
-            yield (pixels,)
-        else:
-            yield pixels, aspect_ratios
+    for pixels, _, *aspect_ratios in with_aspect_ratios(
+        images, prefetch(images, blocks, workers=workers, device=device)
+    ):
+        yield pixels, *aspect_ratios
+
+
+def with_aspect_ratios(images: Images, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    """Append the aspect ratios (b,) of squashed images (`Images.resized`) to batches of images and their numbers (b,)."""
+    for batch in batches:
+        aspect_ratios = images.aspect_ratios(batch[1])
+        if aspect_ratios is not None:
+            batch += (aspect_ratios,)
+        yield batch
 
 
 def check_num_images(split: Split, batch_size: int) -> None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from reptk.core.errors import DataError
 from reptk.data import num_cpus
 from reptk.data.blank_images import is_blank, may_be_blank
-from reptk.data.decode import PixelOptions, decode
-from reptk.data.resize import ResizeMode, SquareOptions
+from reptk.data.decode import PixelOptions, decode, decode_picture, decoder
+from reptk.data.resize import MAX_ASPECT_RATIO, Pixels, ResizeMode, SquareOptions, write_square
 from reptk.embeddings.embedder import recorded_options
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -79,14 +79,12 @@ def options_of(embeddings: Embeddings) -> PixelOptions:
     return recorded_options(preprocessing)
 
 
-def read_square(
-    file: Path | None, size_px: int, options: PixelOptions, resize: ResizeMode = "squash"
-) -> NDArray[np.uint8] | None:
-    """Return an image file as a square (size, size, 3), by default the whole picture; None if it cannot be read."""
+def read_square(file: Path | None, size_px: int, options: PixelOptions) -> NDArray[np.uint8] | None:
+    """Return the whole picture in a file, squashed into a square (size, size, 3); None if it cannot be read."""
     if file is None:
         return None
     try:
-        square = decode(file, size_px, "auto", options, SquareOptions(resize=resize))
+        square = decode(file, size_px, "auto", options, SquareOptions("squash"))
     except DataError:
         return None
     return rearrange(square, "c h w -> h w c").numpy()
@@ -122,22 +120,27 @@ def _read_batches(files: Sequence[Path], options: PixelOptions) -> Iterator[list
 
 
 def _read(row: int, file: Path | None, options: PixelOptions) -> _SmallImage | None:
-    center = read_square(file, DECODED_PX, options, "crop")
-    if center is None:
+    if file is None:
         return None
-    whole = read_square(file, DECODED_PX, options)
-    if whole is None:  # gone in between
-        return None
-    return _SmallImage(row, _gray(whole), _gray(center), _is_blank(file, whole, options))
-
-
-def _is_blank(file: Path, square: NDArray[np.uint8], options: PixelOptions) -> bool:
-    if not may_be_blank(square):
-        return False
     try:
-        return is_blank(file.read_bytes(), options)
-    except OSError:
-        return False
+        content = file.read_bytes()
+        picture = decode_picture(content, DECODED_PX, decoder("auto"), options=options).pixels
+        whole = picture
+        if max(picture.shape) >= MAX_ASPECT_RATIO * DECODED_PX:
+            # It may be the middle of a longer one.
+            squash = SquareOptions("squash")
+            whole = decode_picture(content, DECODED_PX, decoder("auto"), options=options, square=squash).pixels
+    except (OSError, DataError):
+        return None
+    whole, center = _square(whole, "squash"), _square(picture, "crop")
+    blank = may_be_blank(whole) and is_blank(content, options)
+    return _SmallImage(row, _gray(whole), _gray(center), blank)
+
+
+def _square(picture: Pixels, resize: ResizeMode) -> Pixels:
+    square = np.empty((DECODED_PX, DECODED_PX, 3), np.uint8)
+    write_square(picture, square, SquareOptions(resize))
+    return square
 
 
 def _gray(square: NDArray[np.uint8]) -> NDArray[np.uint8]:

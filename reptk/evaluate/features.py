@@ -11,6 +11,7 @@ from torch import Tensor
 from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import DevicePrefetcher, Images, Split, read_blocks
+from reptk.data.loader import with_aspect_ratios
 from reptk.data.prefetch import prefetch
 from reptk.data.resize import Interpolation, ResizeMode
 from reptk.views import resize_center_crop, takes_aspect_ratios
@@ -83,8 +84,13 @@ class FeatureStore(ABC):
         """Return features of random view `number` of every image; the same at each call, independent between numbers."""
         raise UsageError("random views need images, of which a file of embeddings has none")
 
-    def image_batches(self, split: Split, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (b, 3, H, W) uint8 on the device and their indices, for each tensor (b,) of indices."""
+    def image_batches(
+        self, split: Split, batches: Iterable[Tensor], *, whole_pictures: bool = False
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield images (b, 3, H, W) uint8 on the device and their indices, for each tensor (b,) of indices.
+
+        With `whole_pictures`, pictures that are not square are squashed, and their aspect ratios (b,) follow the indices.
+        """
         raise UsageError("image batches need images, of which a file of embeddings has none")
 
     def embed(self, images: Tensor) -> Tensor:
@@ -175,10 +181,15 @@ class ImageFeatures(FeatureStore):
             images = images.resized("squash")
         return self._encoded_once(split, number, images, draw).gathered().unit
 
-    def image_batches(self, split: Split, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def image_batches(
+        self, split: Split, batches: Iterable[Tensor], *, whole_pictures: bool = False
+    ) -> Iterator[tuple[Tensor, ...]]:
+        images = split.images
+        if whole_pictures:
+            images = images.resized("squash")
         # A generator, which its caller can close; this ends the threads that read the images.
-        with closing(prefetch(split.images, batches, workers=self.workers, device=self.device)) as host_batches:
-            yield from DevicePrefetcher(host_batches, self.device)
+        with closing(prefetch(images, batches, workers=self.workers, device=self.device)) as host_batches:
+            yield from DevicePrefetcher(with_aspect_ratios(images, host_batches), self.device)
 
     def embed(self, images: Tensor) -> Tensor:
         return self._embed(images)

@@ -17,6 +17,7 @@ from reptk.data import Data, Split
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.protocol import EvalResult, Evaluator
+from reptk.views import takes_aspect_ratios
 
 HELD_OUT_FRACTION = 10
 """One row in so many is held out to choose the learning rate."""
@@ -129,10 +130,11 @@ class LinearStage(Evaluator):
             stream = rng.generator("linear stage", len(rows), epoch)
             order = rows[torch.randperm(len(rows), generator=stream)]
             batches = order.split(batch_size)[:steps_per_epoch]
-            for step, (images, index) in enumerate(features.image_batches(bank, batches)):
+            image_batches = features.image_batches(bank, batches, whole_pictures=takes_aspect_ratios(views))
+            for step, (images, index, *aspect_ratios) in enumerate(image_batches):
                 # Only the encoder is frozen: the caller trains on h with gradients enabled.
                 with torch.no_grad():
-                    augmented = views(images, rng.key("linear stage", epoch, step))
+                    augmented = views(images, rng.key("linear stage", epoch, step), *aspect_ratios)
                     if isinstance(augmented, list | tuple):  # views of several sizes: those of the first
                         augmented = augmented[0]
                     augmented = augmented[0]
