@@ -45,6 +45,26 @@ def float_type(images: Tensor) -> torch.dtype:
     return torch.float32
 
 
+def resized_size(height: int, width: int, size: int, resize: Literal["crop", "pad", "squash"]) -> tuple[int, int]:
+    """Return height and width to which a picture is resized for a square of `size` pixels.
+
+    Args:
+        height, width: of the picture.
+        size: side of the square.
+        resize: "crop": the shorter side becomes `size`; "pad": the longer one; "squash": both.
+    """
+    if resize == "squash":
+        return size, size
+    longer = max(height, width)
+    if resize == "pad":
+        return max(1, round(size * height / longer)), max(1, round(size * width / longer))
+    # Rounded down, as in torchvision.
+    longer_px = int(size * longer / min(height, width))
+    if height <= width:
+        return size, longer_px
+    return longer_px, size
+
+
 def resize_center_crop(
     images: Tensor, size: int, crop: float = 1.0, interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> Tensor:
@@ -64,8 +84,7 @@ def resize_center_crop(
     # Rounded down, as in timm; 224 / 0.875 must not become 255.
     shorter = max(size, floor(size / crop + 1e-6))
     if min(height, width) != shorter:
-        # Rounded down, as in torchvision.
-        target = (shorter * height // min(height, width), shorter * width // min(height, width))
+        target = resized_size(height, width, shorter, "crop")
         images = functional.interpolate(images, target, mode=interpolation, antialias=True, align_corners=False)
         images = images.clamp(0, 1)  # rounding may leave the range by a bit
     # Odd margins as in torchvision's CenterCrop.
@@ -108,10 +127,7 @@ def resize_to_square(
         return resize_center_crop(images, size, crop, interpolation)
     images = to_float(images)
     side = max(size, floor(size / crop + 1e-6))
-    if resize == "squash":
-        fitted = (side, side)
-    else:
-        fitted = (max(1, round(side * height / max(height, width))), max(1, round(side * width / max(height, width))))
+    fitted = resized_size(height, width, side, resize)
     resized = functional.interpolate(images, fitted, mode=interpolation, antialias=True, align_corners=False)
     square = torch.tensor(border_color, device=images.device, dtype=images.dtype).view(1, 3, 1, 1) / 255
     square = square.repeat(len(images), 1, side, side)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from reptk.core.images import BORDER_COLOR, MAX_RESIZED_ASPECT_RATIO
+from reptk.core.images import BORDER_COLOR, MAX_RESIZED_ASPECT_RATIO, resized_size
 
 ResizeMode = Literal["crop", "pad", "squash"]
 """What becomes of a picture that is not square: its center square, the whole picture with a border, or the whole picture with
@@ -126,7 +126,7 @@ def resize_picture(image: Image.Image, size: int, resize: ResizeMode, interpolat
         interpolation: of the resize.
     """
     box = _middle(image.height, image.width, resize)
-    height, width = _resized_size(box[3] - box[1], box[2] - box[0], size, resize)
+    height, width = resized_size(box[3] - box[1], box[2] - box[0], size, resize)
     resized = image.resize((width, height), _PILLOW_FILTERS[interpolation], box=box)
     return _cut(np.array(resized), size, resize)
 
@@ -134,7 +134,7 @@ def resize_picture(image: Image.Image, size: int, resize: ResizeMode, interpolat
 def resize_array(pixels: Pixels, size: int, resize: ResizeMode, interpolation: Interpolation) -> Pixels:
     """Do what `resize_picture` does with torch, which is several times as fast."""
     left, top, right, bottom = _middle(*pixels.shape[:2], resize)
-    height, width = _resized_size(bottom - top, right - left, size, resize)
+    height, width = resized_size(bottom - top, right - left, size, resize)
     return _cut(_interpolate(pixels[top:bottom, left:right], height, width, interpolation), size, resize)
 
 
@@ -152,7 +152,7 @@ def write_square(picture: Pixels, out: Pixels, square: SquareOptions = DEFAULT_S
         top, left = _square_start(height, size, square.crop_px), _square_start(width, size, square.crop_px)
         np.copyto(out, picture[top : top + size, left : left + size])
         return
-    picture = _interpolate(picture, *_resized_size(height, width, size, square.resize), square.interpolation)
+    picture = _interpolate(picture, *resized_size(height, width, size, square.resize), square.interpolation)
     height, width = picture.shape[:2]
     if (height, width) != (size, size):
         out[:] = square.border_color
@@ -168,19 +168,6 @@ def _middle(height: int, width: int, resize: ResizeMode) -> tuple[int, int, int,
     cut_width = min(width, MAX_RESIZED_ASPECT_RATIO * height)
     top, left = (height - cut_height) // 2, (width - cut_width) // 2
     return left, top, left + cut_width, top + cut_height
-
-
-def _resized_size(height: int, width: int, size: int, resize: ResizeMode) -> tuple[int, int]:
-    if resize == "squash":
-        return size, size
-    longer = max(height, width)
-    if resize == "pad":
-        return max(1, round(size * height / longer)), max(1, round(size * width / longer))
-    # Rounded down, as in torchvision.
-    longer_px = int(size * longer / min(height, width))
-    if height <= width:
-        return size, longer_px
-    return longer_px, size
 
 
 def _cut(picture: Pixels, size: int, resize: ResizeMode) -> Pixels:
