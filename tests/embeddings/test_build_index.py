@@ -71,6 +71,7 @@ def test_recall_is_measured(clustered: Embeddings, tmp_path: Path, monkeypatch: 
     assert measure_recall(index)["value"] < 0.5
 
 
+@pytest.mark.filterwarnings("ignore:FAISS is not installed")
 def test_flat_needs_no_faiss(photo_embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert reptk.index(photo_embeddings, out=tmp_path / "e.index").recall == 1
