@@ -1,0 +1,149 @@
+"""status.json: what became of a run, in its own folder."""
+
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reptk.core import distributed
+from reptk.core.console import Logger
+from reptk.core.errors import EnvironmentProblem, ReptkError
+from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.stop_signals import Stopped
+from reptk.training.rank_ends import FAILED, LOST, STOPPED, RankEnds, first_failure, is_lost_connection
+
+STATUS_FILE = "status.json"
+FINISHED = "finished"
+RUNNING = "running"
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the content of status.json.
+
+    `status` is "running", "finished", "preempted" (a signal, `signal`, stopped it, and the last step is saved), "interrupted"
+    (Ctrl-C twice) or "failed" (`reason`, and `rank` on several ranks). A process that was killed leaves "running". `step` is
+    that of the last checkpoint.
+
+    The status is "unknown" if there is no such file, or if it is damaged.
+    """
+    try:
+        content = parse_json((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or "status" not in content:
+        return {"status": "unknown"}
+    return content
+
+
+class RunStatus:
+    """Writes the status.json of a run that this process works on.
+
+    Args:
+        folder: the run's.
+        logger: where to say that the file cannot be written, which stops no run.
+        step: of the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, folder: Path, logger: Logger, step: int = 0) -> None:
+        self.folder = folder
+        self.logger = logger
+        self.step = step
+
+    def set(self, status: str, **details: Any) -> None:
+        """Write the status, and where and when it was written."""
+        content = {
+            "status": status,
+            "step": self.step,
+            **details,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            write_text(self.folder / STATUS_FILE, json_text(content, indent=2) + "\n")
+        except OSError as cause:
+            self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
+
+    def checkpoint_written(self, step: int) -> None:
+        """Record that everything up to this step is saved."""
+        self.step = step
+        self.set(RUNNING)
+
+
+@contextmanager
+def recorded_status(status: RunStatus, resume_command: str) -> Iterator[None]:
+    """Write how the block ended to status.json, and print how to go on if it was stopped.
+
+    Raises:
+        EnvironmentProblem: a collective failed since another rank failed, which the message names.
+    """
+    ends = RankEnds(status.folder, distributed.rank(), distributed.world_size())
+    try:
+        yield
+    except Stopped as stopped:
+        _record_stop(status, ends, stopped)
+        status.logger.line(f"stopped by {stopped.signal_name}; step {status.step} is saved. To go on: {resume_command}")
+        raise
+    except KeyboardInterrupt:  # the second Ctrl-C
+        if distributed.is_main():
+            status.set("interrupted")
+        status.logger.line(f"interrupted; step {status.step} is saved. To go on: {resume_command}")
+        raise
+    except Exception as error:
+        if ends.world_size > 1 and is_lost_connection(error):
+            raise _lost(status, ends, error) from error
+        reason = f"{type(error).__name__}: {error}"
+        ends.record(FAILED, reason)
+        _record_failure(status, error, reason)
+        raise
+    if distributed.is_main():
+        status.set(FINISHED)
+
+
+def _record_failure(status: RunStatus, error: Exception, reason: str) -> None:
+    details: dict[str, Any] = {"reason": reason}
+    if distributed.world_size() > 1:
+        if read_status(status.folder)["status"] == "failed":
+            return  # of the rank that failed first
+        details["rank"] = distributed.rank()
+    if not isinstance(error, ReptkError):
+        # Of an error that has no message of ours, the place says more than its text.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        details["place"] = f"{frame.filename}:{frame.lineno}, in {frame.name}"
+    status.set("failed", **details)
+
+
+def _record_stop(status: RunStatus, ends: RankEnds, stopped: Stopped) -> None:
+    if ends.world_size == 1:
+        status.set("preempted", signal=stopped.signal_name)
+        return
+    ends.record(STOPPED, stopped.signal_name)
+    reported = ends.wait()
+    if min(reported, default=ends.rank) != ends.rank:
+        return  # another rank writes
+    # torchrun stops the other ranks by a signal when one fails.
+    failure = first_failure(reported, ends.world_size)
+    if failure is None:
+        status.set("preempted", signal=stopped.signal_name)
+    else:
+        status.set("failed", rank=failure[0], reason=failure[1])
+
+
+def _lost(status: RunStatus, ends: RankEnds, error: Exception) -> EnvironmentProblem:
+    """Record the failure of another rank, which ended a collective of this one, and return the error that names it."""
+    ends.record(LOST, f"{type(error).__name__}: {error}")
+    reported = ends.wait()
+    failure = first_failure(reported, ends.world_size)
+    if failure is None:
+        signals = [end.reason for end in reported.values() if end.kind == STOPPED]
+        if min(reported, default=ends.rank) == ends.rank:
+            status.set("preempted", signal=signals[0])
+        return EnvironmentProblem(f"another rank was stopped by {signals[0]}; step {status.step} is saved")
+    rank, reason = failure
+    if min(reported, default=ends.rank) == ends.rank:
+        status.set("failed", rank=rank, reason=reason)
+    return EnvironmentProblem(f"rank {rank} failed: {reason}")
