@@ -74,7 +74,15 @@ def train(
 
         def open_run() -> run_folder.OpenedRun:
             data = fingerprint(parts.data, recipe.train.check_files)
-            run = claim.open(recipe, out, resume=resume, data=data, report=logger.line, allowed=allow)
+            run = claim.open(
+                recipe,
+                out,
+                resume=resume,
+                data=data,
+                steps_per_epoch=parts.settings.steps_per_epoch,
+                report=logger.line,
+                allowed=allow,
+            )
             if run.state != run_folder.COMPLETE:
                 RankEnds(run.folder, 0, distributed.world_size()).clear()
             return run
@@ -286,7 +294,6 @@ def _restore_newest(
 ) -> RunState:
     """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it."""
     settings, logger = parts.settings, status.logger
-    run_folder.check_epochs(run.folder, epochs=settings.epochs, steps_per_epoch=settings.steps_per_epoch)
     saved = checkpoint.load_newest(run.folder / "checkpoints")
     if saved is None:
         run_folder.check_nothing_is_lost(run.folder)

@@ -39,8 +39,24 @@ def read_status(folder: Path) -> dict[str, Any]:
     return content
 
 
+def write_status(folder: Path, status: str, **details: Any) -> None:
+    """Write status.json, with the process that writes it and the time.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = {
+        "status": status,
+        **details,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(folder / STATUS_FILE, json_text(content, indent=2) + "\n")
+
+
 class RunStatus:
-    """Writes the status.json of a run that this process works on.
+    """The status of a run that this process works on.
 
     Args:
         folder: the run's.
@@ -54,17 +70,9 @@ class RunStatus:
         self.step = step
 
     def set(self, status: str, **details: Any) -> None:
-        """Write the status, and where and when it was written."""
-        content = {
-            "status": status,
-            "step": self.step,
-            **details,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        """Write the status and the step that is saved."""
         try:
-            write_text(self.folder / STATUS_FILE, json_text(content, indent=2) + "\n")
+            write_status(self.folder, status, step=self.step, **details)
         except OSError as cause:
             self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
 
