@@ -1,6 +1,5 @@
 """Checks of a run while it trains: losses and weights that are not finite, and time spent waiting for images."""
 
-import math
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -30,11 +29,6 @@ def diverged(precision: Precision) -> str:
     if precision == "fp16":
         return DIVERGED + OVERFLOWED
     return DIVERGED
-
-
-def non_finite_loss(step: int, lr: float, loss: float = math.nan) -> str:
-    """Return the beginning of a message about the loss of step `step`, counted from 0."""
-    return f"the loss is {loss} at step {step + 1} (lr {lr:g})"
 
 
 def check_outputs(outputs: object, method: Method) -> None:

@@ -22,8 +22,9 @@ from reptk.training.build import Parts, build, describe, dropped_images_note, lo
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, write_report
-from reptk.training.health import check_outputs, diverged, non_finite_loss
+from reptk.training.health import check_outputs
 from reptk.training.interrupt import InterruptHandler
+from reptk.training.loss_scaling import gradient_norm
 from reptk.training.optim import learning_rate
 from reptk.training.state import RunState, restore, save
 
@@ -138,22 +139,44 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
         model: the method, or DDP around it.
         batch: of this rank.
         step: its number and its random key.
+
+    Raises:
+        NonFiniteStep: the loss, embeddings or the gradient are not finite on a rank, and nothing was changed. On a GPU it may
+            be raised by `parts.finite_check.read` instead.
     """
+    try:
+        outputs = _forward(parts, model, batch, step)
+    except NumericalError as cause:
+        raise parts.finite_check.forward_failed(cause, batch, step.number) from cause
+    check_outputs(outputs, parts.method)
+    checked = parts.finite_check.after_forward(outputs, batch, step.number)
+    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
+    norm = parts.scaled_optimizer.backward(outputs["loss"], model, parts.settings.clip_norm)
+    try:
+        is_bad = parts.finite_check.after_backward(checked, norm, lambda: _local_gradient_norm(parts, batch, step))
+    except NumericalError:
+        parts.optimizer.zero_grad()
+        raise
+    parts.scaled_optimizer.step(is_bad)
+    with torch.no_grad():
+        parts.method.after_step(step)
+    return outputs
+
+
+def _forward(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+    """Return the outputs of the method, in the precision of the run."""
     settings = parts.settings
     # Dropout and stochastic depth draw from torch's global stream: seeded per step, a resumed run draws the same.
     torch.manual_seed(rng.key(settings.seed, "dropout", step.number, distributed.rank()))
     with autocast(parts.device, settings.precision):
-        try:
-            outputs = model(batch, step)
-        except NumericalError as cause:
-            beginning = non_finite_loss(step.number, settings.lr)
-            raise NumericalError(f"{beginning}; {cause}; {diverged(settings.precision)}") from cause
-    check_outputs(outputs, parts.method)
-    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
-    parts.scaled_optimizer.step(outputs["loss"], model, settings.clip_norm)
-    with torch.no_grad():
-        parts.method.after_step(step)
-    return outputs
+        return model(batch, step)
+
+
+def _local_gradient_norm(parts: Parts, batch: Batch, step: Step) -> Tensor:
+    """Compute a step again without DDP, whose mean of the gradients hides on which rank one is not finite."""
+    parts.optimizer.zero_grad()
+    _forward(parts, parts.method, batch, step)["loss"].backward()
+    return gradient_norm(parts.method)
 
 
 def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:
@@ -183,7 +206,8 @@ def _is_reading_due(parts: Parts, steps_done: int) -> bool:
 def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:
     """Check and report the steps since the last reading, and log the last of them if it is due."""
     settings, meter, clock = parts.settings, state.meter, state.clock
-    steps = meter.read(state.step - 1, lr=settings.lr, loss_name=settings.loss_name, precision=settings.precision)
+    parts.finite_check.read()
+    steps = meter.read()
     clock.add(steps * settings.views_per_step)
     progress.step(state.step, meter.loss, clock.views_per_second, state.seconds_left(settings))
     if state.step % settings.log_every_steps:

@@ -27,9 +27,9 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
     assert main(["tiny.toml", "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
     message = error_message(capsys.readouterr().err)
     assert message.startswith(
-        "the loss is nan at step 1 (lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
+        "the loss is nan at step 1 (epoch 1, lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
     )
-    assert read_status() == {"status": "failed", "reason": f"NumericalError: {message}"}
+    assert read_status() == {"status": "failed", "reason": f"NonFiniteStep: {message}"}
     assert not Path("runs/tiny/1/results.json").exists()
     assert not Path("runs/tiny/1/checkpoints").exists()
 
@@ -37,7 +37,9 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
 def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
     assert main(["tiny.toml", "optim.lr=1e30"]) == 5
     message = error_message(capsys.readouterr().err)
-    assert message.startswith("the loss is nan at step 2 (lr 1e+30); 32 of 32 rows of z hold NaN or infinity: 0, 1")
+    assert message.startswith(
+        "the loss is nan at step 2 (epoch 1, lr 1e+30); 32 of 32 embeddings hold NaN or infinity: the weights have diverged"
+    )
     assert "optim.lr" in message
     assert "optim.warmup_epochs" in message
 

@@ -234,7 +234,7 @@ class NanFromThirdCall(torch.nn.Module):
     ("overrides", "cause"),
     [
         (["loss.name=nan_from_third_call"], "arose in the loss"),
-        (["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "rows of z hold NaN"),
+        (["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "32 of 32 embeddings hold NaN"),
     ],
     ids=["loss", "embedding"],
 )
