@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core.arrays import names_of_non_finite
 from reptk.core.counts import format_count
 from reptk.core.device import Precision
 from reptk.core.errors import NumericalError, UsageError
@@ -48,15 +49,12 @@ def check_outputs(outputs: object, method: Method) -> None:
 
 
 def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:
-    """Check weights before they are saved.
+    """Check weights and buffers, e.g. running statistics of BatchNorm, before they are saved.
 
     Raises:
         NumericalError: some are NaN or infinite.
     """
-    non_finite = []
-    for name, value in state_dict.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            non_finite.append(name)
+    non_finite = names_of_non_finite(state_dict)
     if non_finite:
         raise NumericalError(
             f"after step {step}, NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first; nothing "
