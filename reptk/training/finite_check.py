@@ -211,7 +211,7 @@ class FiniteCheck:
         epoch = number // facts.steps_per_epoch + 1
         message = (
             f"{findings.symptom()} at step {number + 1} (epoch {epoch}, lr {facts.lr:g}){where}; "
-            f"{findings.cause(facts.loss_name, facts.precision)}"
+            f"{findings.cause(number, facts.loss_name, facts.precision)}"
         )
         numbers = findings.image_numbers_of(ranks)
         samples = [image_name("train", self.images, image_number) for image_number in numbers]
@@ -334,8 +334,18 @@ class Findings(NamedTuple):
             return "the loss is finite, but embeddings are not,"
         return f"the norm of the gradient is {self.norm}"
 
-    def cause(self, loss_name: str, precision: Precision) -> str:
-        """Return the cause as far as it is known, and what to change."""
+    def cause(self, number: int, loss_name: str, precision: Precision) -> str:
+        """Return the cause as far as it is known, and what to change.
+
+        Args:
+            number: of the step, from 0.
+            loss_name, precision: of the run.
+        """
+        if self.has_bad_images and number == 0:
+            return (
+                f"{self.num_bad_rows} of {self.num_rows} embeddings hold NaN or infinity before any training: the views hold "
+                f"some, or the weights that training begins with (encoder.weights), or numbers exceed {precision}"
+            )
         if self.has_bad_images:
             return f"{self.num_bad_rows} of {self.num_rows} embeddings hold NaN or infinity: {diverged(precision)}"
         if self.reason:

@@ -88,6 +88,14 @@ def test_other_faults_name_the_batch(fault: str, message: str) -> None:
     assert str(error).endswith(f"The images of the batch: {first_five} and 11 more")
 
 
+def test_weights_that_were_not_trained_yet_have_not_diverged() -> None:
+    parts = built(recipe_of("byol"))
+    inject(parts, "view")
+    message = str(bad_step(parts, parts.method, 0))
+    assert "1 of 32 embeddings hold NaN or infinity before any training: the views hold some, or the weights" in message
+    assert "diverged" not in message
+
+
 def test_embeddings_that_are_not_finite_count_even_if_the_loss_is() -> None:
     parts = built(recipe_of("contrastive"))
     forward = parts.method.forward
