@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.neighbors import check_vectors
+
 MAX_ROWS = 4096
 """Rows that are used at most, since products of all pairs are computed."""
 
@@ -49,7 +51,11 @@ def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
         `rank`: see `effective_rank`; `dimensions`: its maximum, min(n, F).
         `std`: standard deviation of unit rows over the sample, averaged over dimensions, times sqrt(F): 1 if spread
         evenly, 0 for collapse.
+
+    Raises:
+        NonFiniteValues: a ValueError: rows hold NaN or infinity.
     """
+    check_vectors("h", h[:MAX_ROWS])
     z = functional.normalize(h[:MAX_ROWS].float(), dim=1)
     # Of unit rows; rounding could make the distance of equal ones negative.
     squared_distance = (2 - 2 * z @ z.T).clamp_min_(0)

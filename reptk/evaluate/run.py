@@ -177,9 +177,7 @@ def _call(evaluator: Evaluator, features: FeatureStore, data: Data, during_train
     try:
         return call(features, data)
     except NonFiniteValues as cause:
-        raise NumericalError(
-            f"{type(evaluator).__name__}: {cause}. The encoder gives no usable features: its weights may hold NaN"
-        ) from cause
+        raise NumericalError(f"{type(evaluator).__name__}: {cause}") from cause
     # What the functions of this package raise for data that they cannot use.
     except ValueError as cause:
         raise DataError(f"{type(evaluator).__name__} cannot evaluate this data: {cause}") from cause

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from reptk.core import files
-from reptk.core.errors import DataError, UsageError
+from reptk.core.arrays import names_of_non_finite
+from reptk.core.counts import format_count
+from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.core.files import expand_home, parse_json
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
@@ -173,7 +175,7 @@ class Encoder(nn.Module):
         resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
     ) -> Tensor:
-        """Return the normalized features (B, F) of images of any size.
+        """Return the normalized features (B, F) of images of any size; rows of NaN where the features are not finite.
 
         The images are resized, cropped and encoded in evaluation mode. Afterwards all modules are in their former modes.
 
@@ -205,7 +207,10 @@ class Encoder(nn.Module):
             if prepared:
                 encoded.append(self.features(torch.cat(prepared)))
         # Under autocast, features may be in half precision; the result is float32 in any case.
-        return nn.functional.normalize(torch.cat(encoded).float(), dim=1)
+        h = torch.cat(encoded).float()
+        # Features whose length overflows would become zeros, as if they were valid.
+        has_length = h.norm(dim=1, keepdim=True).isfinite()
+        return torch.where(has_length, nn.functional.normalize(h, dim=1), torch.nan)
 
     def __repr__(self) -> str:
         num_weights = sum(parameter.numel() for parameter in self.parameters())
@@ -215,7 +220,16 @@ class Encoder(nn.Module):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write `encoder.safetensors` and `config.json` into `folder`, each of them atomically."""
+        """Write `encoder.safetensors` and `config.json` into `folder`, each of them atomically.
+
+        Raises:
+            NumericalError: weights or running statistics hold NaN or infinity; nothing is written.
+        """
+        non_finite = names_of_non_finite(self.state_dict())
+        if non_finite:
+            raise NumericalError(
+                f"the model is not saved: NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors stores contiguous tensors only, and weights may be in channels-last memory.

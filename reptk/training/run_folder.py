@@ -15,6 +15,7 @@ from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.training import checkpoint
+from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
 from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
 from reptk.training.run_status import FINISHED, read_status
@@ -206,18 +207,27 @@ def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
         raise UsageError(_fewer_epochs(folder, steps_done / steps_per_epoch, epochs))
 
 
-def check_nothing_is_lost(folder: Path) -> None:
-    """Check that a run without a checkpoint has not saved one before: it must not silently begin anew.
+def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
+    """Return lines about checkpoints that are newer than the one to go on from, which are damaged or gone.
 
     Raises:
-        DataError: status.json says that it has.
+        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently begin anew.
     """
-    step = read_status(folder).get("step", 0)
-    if isinstance(step, int) and step > 0:
-        raise DataError(
-            f"{folder / 'status.json'} says that step {step} was saved, but there is no checkpoint in "
-            f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
-        )
+    saved_step = read_status(folder).get("step", 0)
+    if not isinstance(saved_step, int):
+        saved_step = 0
+    if newest is None:
+        if saved_step > 0:
+            raise DataError(
+                f"{folder / 'status.json'} says that step {saved_step} was saved, but there is no checkpoint in "
+                f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
+            )
+        return []
+    if newest.damaged:
+        return [f"{message}; going on from {newest.path.name}" for message in newest.damaged]
+    if saved_step > newest.manifest["step"]:
+        return [f"status.json says that step {saved_step} was saved; it is gone, going on from {newest.path.name}"]
+    return []
 
 
 def newest(name: str) -> Path:

@@ -117,7 +117,8 @@ def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_
     if ends.world_size > 1 and is_lost_connection(error):
         return _lost(status, ends, error)
     reason = f"{type(error).__name__}: {error}"
-    ends.record(FAILED, reason)
+    if ends.world_size > 1:
+        ends.record(FAILED, reason)
     _record_failure(status, error, reason)
     return error
 
