@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from reptk.core.counts import format_count
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import atomic_write, parse_json
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
-from reptk.embeddings.output_path import check_free_space, explain_write_errors
+from reptk.embeddings.output_path import check_space_for_vectors
 from reptk.embeddings.string_array import are_utf8
 
 COLUMNS = ("id", "path", "label", "class", "vector")
@@ -48,7 +49,7 @@ class ParquetFile:
         self.check_installed()
         import pyarrow.parquet
 
-        check_free_space(self.path, header.vector_bytes())
+        check_space_for_vectors(self.path, header.vector_bytes())
         with explain_write_errors(self.path), atomic_write(self.path) as temporary:
             # A dictionary pays off only for class names, which repeat. zstd shrinks ids and paths, and hardly the vectors.
             file = pyarrow.parquet.ParquetWriter(

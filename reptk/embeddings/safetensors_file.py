@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
 from reptk.core.files import atomic_write, parse_json
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns
-from reptk.embeddings.output_path import check_free_space, explain_write_errors
+from reptk.embeddings.output_path import check_space_for_vectors
 from reptk.embeddings.string_array import StringArray, StringArrayBuilder
 
 RESERVED_BYTES = 1 << 15
@@ -53,7 +54,7 @@ class SafetensorsFile:
     @contextmanager
     def writer(self, header: Header) -> Iterator["SafetensorsWriter"]:
         """Open the file for writing; see `EmbeddingsFile`."""
-        check_free_space(self.path, header.vector_bytes())
+        check_space_for_vectors(self.path, header.vector_bytes())
         with explain_write_errors(self.path), atomic_write(self.path) as temporary, temporary.open("wb") as file:
             writer = SafetensorsWriter(file, header)
             yield writer

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import recover_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.embeddings_file import SUFFIXES
 from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME
@@ -52,6 +53,7 @@ class Index:
             DataError: it is missing, damaged, of another program, or of a newer reptk.
         """
         path = Path(path)
+        recover_folder(path)
         if path.is_dir():
             return cls._open_folder(path, verify)
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
