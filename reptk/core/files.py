@@ -140,8 +140,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def holds_only(folder: Path, names: frozenset[str]) -> bool:
-    """Return whether `path` is a folder with files of these names alone, which may be replaced by new ones."""
-    return folder.is_dir() and names.issuperset(path.name for path in folder.iterdir())
+    """Return whether `folder` is a folder with files of these names alone, which may be replaced by new ones.
+
+    What a killed writer of one of them left is no other file. Earlier versions wrote to `.NAME.PROCESS`.
+    """
+    if not folder.is_dir():
+        return False
+    leftovers = tuple(f".{name}." for name in names)
+    return all(path.name in names or path.name.startswith(leftovers) for path in folder.iterdir())
 
 
 # What a writer does
