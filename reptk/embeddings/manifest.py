@@ -7,6 +7,7 @@ from typing import Any
 from reptk.core.errors import DataError
 from reptk.core.file_records import find_damage
 from reptk.core.files import parse_json
+from reptk.embeddings.content_hash import MAX_HASHED_BYTES
 
 FORMAT = "reptk index"
 VERSION = 1
@@ -15,9 +16,6 @@ EMBEDDINGS_NAME = "embeddings.safetensors"
 FAISS_NAME = "index.faiss"
 MANIFEST_NAME = "manifest.json"
 FILE_NAMES = frozenset({EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME})
-
-MAX_HASHED_BYTES = 1 << 30
-"""Embeddings up to this size are checked against their hash whenever an index is opened, larger ones by their length."""
 
 _REQUIRED_TYPES = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
 
