@@ -1,10 +1,12 @@
-"""Kills writers at every moment at which they change the file system, and damages files, for tests of what is left.
+"""Kills writers at every moment at which they change the file system, fills their disk, and damages files.
 
 A moment is an operation of the child process that an audit hook sees (a file is opened to be written, a folder is created, a
 name is changed or removed) or a flush to the disk. The child is a real process that ends without cleaning up.
 """
 
+import io
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -13,6 +15,8 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from reptk.core.errors import EnvironmentProblem
 
 OPERATIONS = (
     "os.mkdir",
@@ -79,11 +83,7 @@ def is_killed(action: Callable[[], object], moment: int, folder: Path) -> bool:
         moment: see `MomentCounter`.
         folder: what is written to.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: other threads are not copied
-        child = os.fork()
+    child = fork()
     if child == 0:
         exit_code = 1
         try:
@@ -117,6 +117,43 @@ def kill_at_every_moment(
         yield moment, killed
         if not killed:
             return
+
+
+def run_with_full_disk(action: Callable[[], object], max_file_bytes: int) -> str:
+    """Run `action` in a child process that cannot write files of more than so many bytes; return what it prints as errors.
+
+    `action` returns the exit code of a command, which must be that of a problem of the environment, or raises one.
+    """
+    reader, writer = os.pipe()
+    child = fork()
+    if child == 0:
+        sys.stderr = io.StringIO()
+        exit_code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+            exit_code = action()
+        except EnvironmentProblem as problem:
+            exit_code = problem.exit_code
+            print(f"error: {problem}", file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os.write(writer, sys.stderr.getvalue().encode("utf-8", "replace")[:60_000])  # what a pipe holds
+            os._exit(exit_code)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:  # noqa: PTH123 (a descriptor)
+        message = pipe.read()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == EnvironmentProblem.exit_code, message
+    return message
+
+
+def fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: other threads are not copied
+        return os.fork()
 
 
 def hidden_names(folder: Path) -> list[str]:

@@ -176,7 +176,9 @@ def _create_work_folder(target: Path) -> tuple[Path, int]:
             lock = os.open(work / LOCK_FILE, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileNotFoundError:
             continue  # another writer swept the folder before it was locked
-        os.write(lock, f"{_machine()} {os.getpid()}".encode())
+        # Only needed where there are no locks. A disk may be full already.
+        with suppress(OSError):
+            os.write(lock, f"{_machine()} {os.getpid()}".encode())
         if _try_lock(lock) is not False and (work / LOCK_FILE).exists():
             return work, lock
         os.close(lock)
