@@ -235,18 +235,6 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path: Path) -> N
     assert file_names(tmp_path) == ["step_00000001", "step_00000003"]
 
 
-def test_text_file_is_replaced_atomically(tmp_path: Path) -> None:
-    contents = []
-    for moment in count():
-        (tmp_path / "status.json").write_text("old")
-        killed = is_killed(lambda: write_text(tmp_path / "status.json", "the new text"), moment)
-        contents.append((tmp_path / "status.json").read_text())
-        if not killed:
-            break
-    assert contents == ["old"] * (len(contents) - 1) + ["the new text"]
-    assert len(contents) == 5  # write, open to flush, fsync, replace; then it is not killed
-
-
 # Damage
 
 
