@@ -228,6 +228,18 @@ def _flush_tree(folder: Path) -> None:
 # What dead writers leave
 
 
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what dead writers of any file or folder in `folder` have left there."""
+    pattern = re.compile(r"\.(.+)\.[0-9a-f]{8}" + re.escape(WORK_SUFFIX))
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is not None:
+            with suppress(OSError):
+                _sweep_one(path, folder / match[1])
+
+
 def _sweep(target: Path) -> None:
     """Remove the hidden folders of writers of `target` that are dead, after putting back what one had moved aside."""
     pattern = re.compile(re.escape(_work_prefix(target)) + "[0-9a-f]{8}" + re.escape(WORK_SUFFIX))

@@ -4,7 +4,6 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.core.files import write_text
+from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.training import checkpoint
 from reptk.training.checkpoint import Checkpoint
@@ -103,6 +102,9 @@ class RunClaim:
                     return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
             folder.mkdir(parents=True, exist_ok=True)
             self._acquire(folder, report)
+            # With the lock, since these writers are dead then.
+            for place in (folder, folder / "checkpoints", folder / "plugins"):
+                sweep_leftovers(place)
             if not (folder / "recipe.toml").is_file():
                 return create(recipe, folder, data)
             # Another process may have written the recipe, or finished the run, meanwhile.
@@ -319,7 +321,7 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
     for spec in recipe.plugins:
         if spec.endswith(".py"):
             (folder / "plugins").mkdir(exist_ok=True)
-            shutil.copyfile(spec, folder / "plugins" / Path(spec).name)
+            write_bytes(folder / "plugins" / Path(spec).name, Path(spec).read_bytes())
             spec = f"plugins/{Path(spec).name}"
         plugins.append(spec)
     return recipe.model_copy(update={"plugins": tuple(plugins)})
