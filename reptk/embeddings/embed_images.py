@@ -123,7 +123,7 @@ def embed(
     with embeddings_file(out).writer(header) as writer:
         for block in blocks:
             writer.add(block)
-    return Embeddings.load(out)
+    return Embeddings.load(out, verify=False)  # its hash was computed a moment ago
 
 
 def _in_memory(header: Header, blocks: Iterator[RowBlock]) -> Embeddings:

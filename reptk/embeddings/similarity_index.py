@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import recover_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.embeddings_file import SUFFIXES
 from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME
@@ -52,6 +53,7 @@ class Index:
             DataError: it is missing, damaged, of another program, or of a newer reptk.
         """
         path = Path(path)
+        recover_folder(path)
         if path.is_dir():
             return cls._open_folder(path, verify)
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
@@ -62,7 +64,7 @@ class Index:
     def _open_folder(cls, folder: Path, verify: bool) -> "Index":
         manifest = manifests.read_manifest(folder)
         manifests.verify_embeddings(folder, manifest, any_size=verify)
-        embeddings = Embeddings.load(folder / EMBEDDINGS_NAME)
+        embeddings = Embeddings.load(folder / EMBEDDINGS_NAME, verify=False)  # it has the hash that the manifest says
         approximate = None
         if manifest["kind"] != "Flat":
             approximate = ApproximateIndex.from_bytes(manifests.read_verified_faiss(folder, manifest))

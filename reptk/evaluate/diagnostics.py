@@ -100,25 +100,17 @@ def is_collapsed(state: Mapping[str, float], min_std: float = COLLAPSED_STD) -> 
 
 @torch.no_grad()
 def concerns(
-    z: Tensor,
-    ids: Tensor | None,
-    loss: float,
-    *,
-    temperature: float | None = None,
-    accuracy: float | None = None,
-    untrained: float | None = None,
+    z: Tensor, ids: Tensor | None, *, temperature: float | None = None
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Compute the health of a training step's embeddings, and what is wrong with them.
 
     Args:
         z: (N, D) embeddings of the global batch.
         ids: (N,) rows that share one are positives.
-        loss: of that step.
         temperature: of the loss, if it has one.
-        accuracy, untrained: the headline metric now and before training, if it was measured.
 
     Returns:
-        `health`, and messages that say what to change, under "collapse", "temperature" and "shortcut".
+        `health`, and messages that say what to change, under "collapse" and "temperature".
     """
     if ids is not None:
         # `health` reads negative ids as none, but those of unlabeled images in a batch of classes are negative.
@@ -133,17 +125,28 @@ def concerns(
         flatness = softmax_flatness(z, temperature)
         if flatness > FLAT_SOFTMAX:
             messages["temperature"] = _dead_temperature(temperature, flatness)
-    # NT-Xent and SupCon of random embeddings: all other rows have about the same probability.
-    chance_loss = math.log(max(len(z) - 1, 2))
-    is_solved = loss < SOLVED_LOSS * chance_loss
-    if is_solved and accuracy is not None and untrained is not None and accuracy <= untrained:
-        messages["shortcut"] = (
-            f"leak: the loss is {loss:.3g} of {chance_loss:.3g} for random embeddings, so the task is solved, yet the "
-            "evaluation is no better than before training. Something gives the answer away: stronger color changes and "
-            "smaller crops (views.strength, views.scale), or on several GPUs BatchNorm statistics of each rank's own "
-            "(train.sync_batchnorm=true)"
-        )
     return state, messages
+
+
+def shortcut_message(loss: float, rows: int, *, accuracy: float, untrained: float) -> str | None:
+    """Return a message if the loss of a training step is near 0 and the evaluation is no better than before training.
+
+    Args:
+        loss: NT-Xent, SupCon or alike.
+        rows: embeddings in the step.
+        accuracy, untrained: the headline metric now and before training.
+    """
+    # Of random embeddings: all other rows have about the same probability.
+    chance_loss = math.log(max(rows - 1, 2))
+    is_solved = loss < SOLVED_LOSS * chance_loss
+    if not is_solved or accuracy > untrained:
+        return None
+    return (
+        f"leak: the loss is {loss:.3g} of {chance_loss:.3g} for random embeddings, so the task is solved, yet the "
+        "evaluation is no better than before training. Something gives the answer away: stronger color changes and "
+        "smaller crops (views.strength, views.scale), or on several GPUs BatchNorm statistics of each rank's own "
+        "(train.sync_batchnorm=true)"
+    )
 
 
 def _dead_temperature(temperature: float, flatness: float) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_image
+from reptk.core import disk_space
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Data, Loader, cache, cache_build, folder, image_files
 from reptk.data.decode import DecodedImage
@@ -251,7 +252,7 @@ def test_an_image_that_can_be_read_again_is_not_black(photos: Path) -> None:
 
 
 def test_missing_space_is_noticed_before_anything_is_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(EnvironmentProblem, match=r"data\.cache=/path"):
         cached_folder(photos)
     assert not (photos.parent / "cache").exists()
