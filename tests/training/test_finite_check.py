@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,9 +24,10 @@ from faulty_steps import (
 
 from reptk.core.errors import NonFiniteStep, NumericalError
 from reptk.methods import Batch
+from reptk.training.checkpoint_writer import CheckpointInterval, CheckpointWriter
 from reptk.training.finite_check import allows_asynchronous_check
 from reptk.training.loop import train_step
-from reptk.training.state import RunState, save
+from reptk.training.state import RunState, checkpoint_content
 from tiny_runs import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,9 +131,14 @@ def test_poisoned_running_statistics_are_not_saved(tmp_path: Path) -> None:
     parts = built(tiny("encoder.backbone=test_resnet"))
     inject(parts, "view")
     bad_step(parts, parts.method, 0)
+    writer = CheckpointWriter(
+        tmp_path, CheckpointInterval(), keep=2, details={}, warn=warnings.warn, written=lambda step: None
+    )
     assert all(parameter.isfinite().all() for parameter in parts.method.parameters())
+    writer.save(0, checkpoint_content(parts, RunState()))
     with pytest.raises(NumericalError, match=r"^after step 0, NaN .*running_mean first; nothing is saved"):
-        save(parts, RunState(), tmp_path)
+        writer.wait()
+    writer.close()
     with pytest.raises(NumericalError, match=r"^the model is not saved: NaN .*running_mean first"):
         parts.encoder.save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
