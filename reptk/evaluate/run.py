@@ -216,4 +216,7 @@ def evaluators_for(data: Data, evaluators: Mapping[str, Evaluator]) -> dict[str,
 def _health_of(predictions: Predictions) -> dict[str, float]:
     """Health of at most about `MAX_ROWS` queries at even distances: data sets may be sorted by class."""
     step = max(1, len(predictions) // MAX_ROWS)
-    return health(predictions.features[::step], predictions.labels[::step])
+    try:
+        return health(predictions.features[::step], predictions.labels[::step])
+    except NonFiniteValues as cause:  # of an evaluator that computes features itself
+        raise NumericalError(f"the features of the predictions: {cause}") from cause

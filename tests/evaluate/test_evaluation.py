@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.data import Data
 from reptk.evaluate import (
     EvalResult,
     Evaluation,
@@ -115,6 +116,16 @@ def test_features_that_are_not_finite_are_a_numerical_error(evaluator: Evaluator
     ) as error:
         run_evaluators(features, data, [evaluator])
     assert "optim.lr" in str(error.value)
+
+
+def test_features_of_predictions_that_are_not_finite_are_a_numerical_error() -> None:
+    def evaluator(features: ImageFeatures, data: Data) -> EvalResult:
+        result = Knn(k=(1,))(features, data)
+        result.predictions.features[4, 0] = math.nan
+        return result
+
+    with pytest.raises(NumericalError, match="the features of the predictions: 1 of 21 rows of h hold NaN"):
+        run_evaluators(ImageFeatures(few_pixels, size_px=8), small_data(), [evaluator])
 
 
 def test_classifiers_that_diverge_are_a_numerical_error_or_are_not_chosen() -> None:

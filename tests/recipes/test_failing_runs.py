@@ -42,6 +42,13 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
     assert [path.name for path in Path("runs/tiny/1/checkpoints").iterdir()] == ["step_00000000"]
 
 
+def test_images_of_a_step_that_is_not_finite_are_named_by_their_files(capsys):
+    photos = [*FOLDER, "data.root=photos", "train.batch_size=2"]
+    assert main(["tiny.toml", *photos, "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
+    message = error_message(capsys.readouterr().err)
+    assert re.search(r"\. The images of the batch: photos/\d\d\.png, photos/\d\d\.png$", message)
+
+
 def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
     assert main(["tiny.toml", "optim.lr=1e30"]) == 5
     message = error_message(capsys.readouterr().err)

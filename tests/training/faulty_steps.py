@@ -140,12 +140,20 @@ def _case_on_rank(method: str, fault: str) -> dict[str, Any]:
     parts = built(recipe_of(method))
     model = _wrap_in_ddp(parts)
     train_steps(parts, model, 0, 2)
+    before = state_of(parts)
+    views, forward = parts.method.views, parts.method.forward
     if distributed.rank() == 1:
         inject(parts, fault)
-    before = state_of(parts)
     error = bad_step(parts, model, 2)
     after = state_of(parts)
+    # As after a roll-back, the same step without the fault.
+    parts.method.views, parts.method.forward = views, forward
+    train_steps(parts, model, 2, 4)
+    other = built(recipe_of(method))
+    train_steps(other, _wrap_in_ddp(other), 0, 4)
+    end, expected = state_of(parts), state_of(other)
     return {
+        "goes_on": all(torch.equal(end[name], expected[name]) for name in expected),
         "message": str(error),
         "step": error.step,
         "ranks": error.ranks,

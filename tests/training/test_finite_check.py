@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,10 +22,13 @@ from faulty_steps import (
     train_steps,
 )
 
-from reptk.core.errors import NonFiniteStep
+from reptk.core.errors import NonFiniteStep, NumericalError
 from reptk.methods import Batch
+from reptk.training.checkpoint_writer import CheckpointInterval, CheckpointWriter
 from reptk.training.finite_check import allows_asynchronous_check
 from reptk.training.loop import train_step
+from reptk.training.state import RunState, checkpoint_content
+from tiny_runs import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,6 +124,24 @@ def test_float16_skips_gradients_that_overflow_but_no_loss_that_is_not_finite() 
     inject(parts, "infinite loss")
     assert change_of(lambda: bad_step(parts, parts.method, 2), parts) == []
     assert parts.scaled_optimizer.skipped_steps == 1
+
+
+def test_poisoned_running_statistics_are_not_saved(tmp_path: Path) -> None:
+    """The forward pass writes them, before anything can be checked."""
+    parts = built(tiny("encoder.backbone=test_resnet"))
+    inject(parts, "view")
+    bad_step(parts, parts.method, 0)
+    writer = CheckpointWriter(
+        tmp_path, CheckpointInterval(), keep=2, details={}, warn=warnings.warn, written=lambda step: None
+    )
+    assert all(parameter.isfinite().all() for parameter in parts.method.parameters())
+    writer.save(0, checkpoint_content(parts, RunState()))
+    with pytest.raises(NumericalError, match=r"^after step 0, NaN .*running_mean first; nothing is saved"):
+        writer.wait()
+    writer.close()
+    with pytest.raises(NumericalError, match=r"^the model is not saved: NaN .*running_mean first"):
+        parts.encoder.save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_goes_on_after_the_error() -> None:
@@ -245,4 +267,5 @@ def test_every_rank_names_the_rank_where_it_began(method: str, fault: str, outco
     if fault == "view":
         expected = [expected[BAD_IMAGE]]
     for outcome in (first, second):
+        assert outcome["goes_on"]
         assert (outcome["step"], outcome["ranks"], outcome["samples"]) == (2, [1], expected)
