@@ -64,8 +64,13 @@ class ParquetFile:
         self.check_installed()
         import pyarrow.parquet
 
-        check_space_for_vectors(self.path, header.vector_bytes())
-        with explain_write_errors(self.path), atomic_write(self.path) as temporary, temporary.open("wb") as file:
+        needed_bytes = header.vector_bytes()
+        check_space_for_vectors(self.path, needed_bytes)
+        with (
+            explain_write_errors(self.path),
+            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
+            temporary.open("wb") as file,
+        ):
             sink = HashedFile(file)
             # A dictionary pays off only for class names, which repeat. zstd shrinks ids and paths, and hardly the vectors.
             # Checksums of pages notice damage of files that are too large to be hashed whenever they are read.

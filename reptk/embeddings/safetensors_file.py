@@ -62,8 +62,13 @@ class SafetensorsFile:
     @contextmanager
     def writer(self, header: Header) -> Iterator["SafetensorsWriter"]:
         """Open the file for writing; see `EmbeddingsFile`."""
-        check_space_for_vectors(self.path, header.vector_bytes())
-        with explain_write_errors(self.path), atomic_write(self.path) as temporary, temporary.open("wb") as file:
+        needed_bytes = header.vector_bytes()
+        check_space_for_vectors(self.path, needed_bytes)
+        with (
+            explain_write_errors(self.path),
+            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
+            temporary.open("wb") as file,
+        ):
             writer = SafetensorsWriter(file, header)
             yield writer
             writer.finish()
