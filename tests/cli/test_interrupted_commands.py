@@ -21,7 +21,7 @@ from reptk.cli import main
 from reptk.embeddings import Embeddings, Index
 from reptk.evaluate.predictions import Predictions
 
-pytestmark = [pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 Command = list[object]
 
@@ -204,7 +204,6 @@ def test_evaluate_into_a_file(labeled_embeddings: Path, tmp_path: Path) -> None:
     check_full_disk(command, path, 100, read, tmp_path)
 
 
-@pytest.mark.slow
 def test_evaluate_into_a_folder(labeled_embeddings: Path, tmp_path: Path) -> None:
     folder = tmp_path / "numbers"
     command = ["evaluate", labeled_embeddings, "--only", "knn", "eval.knn.k=[1,5]", "--out", folder]
@@ -217,14 +216,16 @@ def test_evaluate_into_a_folder(labeled_embeddings: Path, tmp_path: Path) -> Non
         if (folder / "results.json").exists():
             assert json.loads((folder / "results.json").read_text())["metrics"]
             assert len(Predictions.load(folder)) == 40
+        next_command = command
         if (folder / "report.html").exists():
             assert (folder / "report.html").read_text().rstrip().endswith("</html>")
+            next_command = ["report", folder]
         else:
             assert killed
-            assert run(command) == 0
+        assert run(next_command) == 0
         assert hidden_names(folder) == []
     remove()
-    check_full_disk(command, folder / "evaluation.safetensors", 100, folder.exists, tmp_path)
+    check_full_disk(command, folder / "evaluation.safetensors", 100, (folder / "results.json").exists, tmp_path)
 
 
 # search and views

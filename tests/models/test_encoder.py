@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from encoders import build_encoder, random_images, trained_encoder
-from killed_processes import flip_bit, hidden_names, kill_at_every_moment
+from killed_processes import flip_bit, hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk.core import files, rng
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.file_records import file_record
@@ -149,6 +149,16 @@ def test_a_model_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
         assert killed or written[-1] == 1
     assert written == sorted(written)
     assert written.count(0) >= 10
+    assert hidden_names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(tmp_path: Path) -> None:
+    old = build_encoder()
+    old.save(tmp_path / "model")
+    message = run_with_full_disk(lambda: build_encoder(seed=1).save(tmp_path / "model"), 10_000)
+    assert message.startswith(f"error: the disk of {tmp_path / 'model'} is full (File too large): ")
+    assert " needed, " in message
+    assert save(Encoder.from_run(tmp_path).state_dict()) == save(old.state_dict())
     assert hidden_names(tmp_path) == []
 
 
