@@ -19,8 +19,9 @@ from torch import Tensor
 from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.file_records import NO_HASH
 from reptk.core.files import atomic_write, parse_json
-from reptk.embeddings.content_hash import NO_HASH, HashedFile, damaged, is_hashed
+from reptk.embeddings.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
 from reptk.embeddings.output_path import check_space_for_vectors
 from reptk.embeddings.string_array import are_utf8

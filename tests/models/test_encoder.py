@@ -14,7 +14,7 @@ from encoders import build_encoder, random_images, trained_encoder
 from killed_processes import flip_bit, hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk.core import files, rng
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.core.file_records import file_record
+from reptk.core.file_records import file_record, manifest_text
 from reptk.models.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,7 +174,7 @@ def without_manifest(damage: Callable[[Path], object]) -> Callable[[Path], None]
 
 def change_manifest(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    (folder / "manifest.json").write_text(manifest_text(manifest | changes))
 
 
 def name_a_file_outside(folder: Path) -> None:
@@ -206,6 +206,7 @@ def change_backbone(folder: Path) -> None:
         (lambda folder: flip_bit(folder / "config.json", 30), "config.json has another hash"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is of something else"),
+        (lambda folder: flip_bit(folder / "manifest.json", 60), "manifest.json (has another hash|cannot be read)"),
         (lambda folder: change_manifest(folder, version=2), "newer reptk"),
         (lambda folder: change_manifest(folder, version=None), "does not say of which version"),
         (lambda folder: change_manifest(folder, files=3), "lists no files"),
