@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from reptk.core.errors import DataError
 from reptk.core.files import sha256_of
+
+T = TypeVar("T")
 
 NO_HASH = "0" * 64
 """Is in the place of a hash that a file holds of itself while it is computed."""
@@ -30,6 +34,34 @@ def is_intact(text: str, manifest: dict[str, Any]) -> bool:
     if not isinstance(own_hash, str):
         return False
     return _sha256(text.replace(_hash_entry(own_hash), _hash_entry(NO_HASH))) == own_hash
+
+
+def read_replaceable(manifest: Path, read: Callable[[], T]) -> T:
+    """Return what `read` returns of a folder that another process may replace meanwhile; then it is read again.
+
+    Otherwise files of the old folder would be compared with the manifest of the new one, and be taken for damaged.
+
+    Args:
+        manifest: the folder's manifest, which differs between the two.
+        read: reads the folder. It raises DataError if the folder is damaged.
+    """
+    while True:
+        before = _content(manifest)
+        try:
+            result = read()
+        except DataError:
+            if _content(manifest) == before:
+                raise
+        else:
+            if _content(manifest) == before:
+                return result
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _hash_entry(digest: str) -> str:
