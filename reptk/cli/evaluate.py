@@ -235,14 +235,17 @@ def _check_out(out: Path | None, *, force: bool) -> None:
     from reptk.core.files import holds_only
     from reptk.embeddings.output_path import check_output_file
     from reptk.evaluate.results import FILE_NAMES
+    from reptk.report.write_report import FILE as REPORT_FILE
 
     if out is None:
         return
     if out.suffix == ".json":
         check_output_file(out, force=force)
-    # Results without a report are those of a process that was killed before it had written all: they are written again.
-    elif out.exists() and not holds_only(out, FILE_NAMES):
-        raise UsageError(f"{out} is there already; choose another --out")
+    elif out.exists():
+        # The report is written last. Without it, a process was killed before it had written all, and all is written again.
+        is_unfinished = holds_only(out, FILE_NAMES | {REPORT_FILE}) and not (out / REPORT_FILE).exists()
+        if not is_unfinished:
+            raise UsageError(f"{out} is there already; choose another --out")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

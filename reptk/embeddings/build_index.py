@@ -1,6 +1,5 @@
 """index(): a folder to search in: the embeddings, a FAISS index unless search is exact, and a manifest with their hashes."""
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from reptk.core import environment, rng
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
-from reptk.core.file_records import file_record
+from reptk.core.file_records import file_record, manifest_text
 from reptk.core.files import atomic_folder, holds_only, recover_folder
 from reptk.embeddings import manifest
 from reptk.embeddings.embeddings_file import embeddings_file, existing_file
@@ -106,7 +105,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
         "versions": environment.package_versions(),
         "commit": environment.git_commit(),
     }
-    (folder / MANIFEST_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST_NAME).write_text(manifest_text(record), encoding="utf-8")
 
 
 def _recommended_kind(embeddings: Embeddings) -> str:

@@ -13,9 +13,6 @@ from reptk.core.errors import DataError
 MAX_HASHED_BYTES = 1 << 30
 """Files up to this size are compared with their hash whenever they are read, larger ones on request: it takes a second a GB."""
 
-NO_HASH = "0" * 64
-"""Is in the place of the hash while it is computed."""
-
 
 class HashedFile:
     """A file that is open for writing, with the hash of all that has been written to it.

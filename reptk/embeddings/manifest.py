@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.errors import DataError
-from reptk.core.file_records import find_damage
+from reptk.core.file_records import find_damage, is_intact
 from reptk.core.files import parse_json
 from reptk.embeddings.content_hash import MAX_HASHED_BYTES
 
@@ -17,6 +17,11 @@ FAISS_NAME = "index.faiss"
 MANIFEST_NAME = "manifest.json"
 FILE_NAMES = frozenset({EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME})
 
+KEYS_WITHOUT_HASH = frozenset(
+    {"format", "version", "kind", "count", "width", "recall", "seconds", "files", "about", "versions", "commit"}
+)
+"""The keys of manifests of earlier versions, which carry no hash of themselves."""
+
 _REQUIRED_TYPES = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
 
 
@@ -27,7 +32,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        manifest = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        manifest = parse_json(text)
     except FileNotFoundError as cause:
         raise DataError(
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."
@@ -40,6 +46,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     # Older versions can be read; a newer one may mean something else by the same keys.
     if not isinstance(version, int) or version > VERSION:
         raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
+    # Earlier versions wrote other keys and no hash; a damaged key is none of theirs.
+    if not is_intact(text, manifest) and not KEYS_WITHOUT_HASH.issuperset(manifest):
+        raise DataError(damage_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
     if not _is_complete(manifest):
         raise DataError(damage_message(folder, f"{MANIFEST_NAME} is incomplete"))
     return manifest

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
+from reptk.core.file_records import NO_HASH
 from reptk.core.files import atomic_write, parse_json
-from reptk.embeddings.content_hash import NO_HASH, HashedFile, damaged, is_hashed
+from reptk.embeddings.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns
 from reptk.embeddings.output_path import check_space_for_vectors
 from reptk.embeddings.string_array import StringArray, StringArrayBuilder
@@ -62,8 +63,13 @@ class SafetensorsFile:
     @contextmanager
     def writer(self, header: Header) -> Iterator["SafetensorsWriter"]:
         """Open the file for writing; see `EmbeddingsFile`."""
-        check_space_for_vectors(self.path, header.vector_bytes())
-        with explain_write_errors(self.path), atomic_write(self.path) as temporary, temporary.open("wb") as file:
+        needed_bytes = header.vector_bytes()
+        check_space_for_vectors(self.path, needed_bytes)
+        with (
+            explain_write_errors(self.path),
+            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
+            temporary.open("wb") as file,
+        ):
             writer = SafetensorsWriter(file, header)
             yield writer
             writer.finish()

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from reptk.core.errors import DataError, UsageError
+from reptk.core.file_records import read_replaceable
 from reptk.core.files import recover_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.embeddings_file import SUFFIXES
-from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.neighbors import ApproximateIndex, rerank, search
@@ -55,7 +56,7 @@ class Index:
         path = Path(path)
         recover_folder(path)
         if path.is_dir():
-            return cls._open_folder(path, verify)
+            return read_replaceable(path / MANIFEST_NAME, lambda: cls._open_folder(path, verify))
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
             raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {path}")
         return cls(with_unit_length(Embeddings.load(path), path.name), path=path)

@@ -13,13 +13,22 @@ from reptk.core.arrays import names_of_non_finite
 from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.core.file_records import read_replaceable
 from reptk.core.files import expand_home, parse_json
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.image_inputs import ImageInput, image_tensors
-from reptk.models.model_folder import CONFIG_FILE, WEIGHTS_FILE, check_model, damage_message, find_model, write_model
+from reptk.models.model_folder import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    check_model,
+    damage_message,
+    find_model,
+    write_model,
+)
 from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
 from reptk.models.weights import load_weights
@@ -258,6 +267,10 @@ class Encoder(nn.Module):
             DataError: there is no model, or it is damaged.
         """
         folder = find_model(run, expand_home(run))
+        return read_replaceable(folder / MANIFEST_FILE, lambda: cls._from_folder(folder)).eval()
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> "Encoder":
         check_model(folder)
         try:
             config = parse_json((folder / CONFIG_FILE).read_text())
@@ -274,7 +287,7 @@ class Encoder(nn.Module):
             encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as cause:
             raise DataError(damage_message(folder, str(cause))) from cause
-        return encoder.eval()
+        return encoder
 
     def _embeddings(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

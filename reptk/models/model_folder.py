@@ -6,7 +6,7 @@ from typing import Any
 
 import reptk
 from reptk.core.errors import DataError, UsageError
-from reptk.core.file_records import file_record, find_damage
+from reptk.core.file_records import file_record, find_damage, is_intact, manifest_text
 from reptk.core.files import atomic_folder, holds_only, parse_json, recover_folder
 
 WEIGHTS_FILE = "encoder.safetensors"
@@ -39,7 +39,7 @@ def write_model(folder: Path, weights: bytes, config: dict[str, Any]) -> None:
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         files = {name: file_record(temporary / name) for name in (WEIGHTS_FILE, CONFIG_FILE)}
         manifest = {"format": FORMAT, "version": VERSION, "reptk": reptk.__version__, "files": files}
-        (temporary / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
 
 
 def find_model(run: str | Path, folder: Path) -> Path:
@@ -68,7 +68,8 @@ def check_model(folder: Path) -> None:
         DataError: a file is missing or damaged, or the model was written by a newer reptk.
     """
     try:
-        manifest = parse_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        manifest = parse_json(text)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as cause:
@@ -82,6 +83,8 @@ def check_model(folder: Path) -> None:
         raise DataError(
             f"the model in {folder} was written by a newer reptk (version {version}); update reptk to read it"
         )
+    if not is_intact(text, manifest):
+        raise DataError(damage_message(folder, f"{MANIFEST_FILE} has another hash than when it was written"))
     records = manifest.get("files")
     if not isinstance(records, dict):
         raise DataError(damage_message(folder, f"{MANIFEST_FILE} lists no files"))

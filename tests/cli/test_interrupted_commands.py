@@ -1,5 +1,6 @@
 """A command that is killed, or that fills the disk, leaves what was there or all that is new, and the next one goes on."""
 
+import io
 import json
 import shutil
 import signal
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 import reptk
 from embedding_inputs import both_formats, draw_image, make_embeddings, needs_pyarrow, unit_vectors
@@ -18,13 +21,14 @@ from reptk.cli import main
 from reptk.embeddings import Embeddings, Index
 from reptk.evaluate.predictions import Predictions
 
-pytestmark = [pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 Command = list[object]
 
 
 def run(command: Command) -> int:
-    return main([str(argument) for argument in command])
+    with redirect_stdout(io.StringIO()):
+        return main([str(argument) for argument in command])
 
 
 def check_killed(
@@ -149,7 +153,7 @@ def test_index(tmp_path: Path) -> None:
 
     check_killed(command, prepare, read, tmp_path)
     prepare()
-    check_full_disk(command, folder / "embeddings.safetensors", 20_000, read, tmp_path)
+    check_full_disk(command, folder, 20_000, read, tmp_path)
 
 
 def test_a_new_index(tmp_path: Path) -> None:
@@ -183,23 +187,14 @@ def check_killed_new(command: Command, remove: Callable[[], object], read: Calla
 
 @pytest.fixture
 def labeled_embeddings(tmp_path: Path) -> Path:
-    labels = reptk.rng.generator("labels")
-    import torch
-
-    embeddings = Embeddings(
-        unit_vectors(40),
-        [str(row) for row in range(40)],
-        labels=torch.randint(0, 2, (40,), generator=labels),
-        classes=("cat", "dog"),
-        about={"encoder": {"backbone": "x"}},
-    )
-    (tmp_path / "in").mkdir()
-    return embeddings.save(tmp_path / "in" / "e.safetensors")
+    ids = [str(row) for row in range(40)]
+    embeddings = Embeddings(unit_vectors(40), ids, labels=torch.arange(40) % 2, classes=("cat", "dog"))
+    return embeddings.save(tmp_path / "e.safetensors")
 
 
 def test_evaluate_into_a_file(labeled_embeddings: Path, tmp_path: Path) -> None:
     path = tmp_path / "numbers.json"
-    command = ["evaluate", labeled_embeddings, "--only", "knn", "--out", path, "--force"]
+    command = ["evaluate", labeled_embeddings, "--only", "knn", "eval.knn.k=[1,5]", "--out", path, "--force"]
 
     def read() -> list[str]:
         return list(json.loads(path.read_text()))
@@ -209,10 +204,9 @@ def test_evaluate_into_a_file(labeled_embeddings: Path, tmp_path: Path) -> None:
     check_full_disk(command, path, 100, read, tmp_path)
 
 
-@pytest.mark.slow
 def test_evaluate_into_a_folder(labeled_embeddings: Path, tmp_path: Path) -> None:
     folder = tmp_path / "numbers"
-    command = ["evaluate", labeled_embeddings, "--only", "knn", "--out", folder]
+    command = ["evaluate", labeled_embeddings, "--only", "knn", "eval.knn.k=[1,5]", "--out", folder]
 
     def remove() -> None:
         if folder.exists():
@@ -222,14 +216,16 @@ def test_evaluate_into_a_folder(labeled_embeddings: Path, tmp_path: Path) -> Non
         if (folder / "results.json").exists():
             assert json.loads((folder / "results.json").read_text())["metrics"]
             assert len(Predictions.load(folder)) == 40
+        next_command = command
         if (folder / "report.html").exists():
             assert (folder / "report.html").read_text().rstrip().endswith("</html>")
+            next_command = ["report", folder]
         else:
             assert killed
-            assert run(command) == 0
+        assert run(next_command) == 0
         assert hidden_names(folder) == []
     remove()
-    check_full_disk(command, folder / "evaluation.safetensors", 100, folder.exists, tmp_path)
+    check_full_disk(command, folder / "evaluation.safetensors", 100, (folder / "results.json").exists, tmp_path)
 
 
 # search and views

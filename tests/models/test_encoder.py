@@ -11,10 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from encoders import build_encoder, random_images, trained_encoder
-from killed_processes import flip_bit, hidden_names, kill_at_every_moment
+from killed_processes import flip_bit, hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk.core import files, rng
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.core.file_records import file_record
+from reptk.core.file_records import file_record, manifest_text
 from reptk.models.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,6 +152,16 @@ def test_a_model_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
     assert hidden_names(tmp_path) == []
 
 
+def test_a_full_disk_leaves_the_model_that_was_there(tmp_path: Path) -> None:
+    old = build_encoder()
+    old.save(tmp_path / "model")
+    message = run_with_full_disk(lambda: build_encoder(seed=1).save(tmp_path / "model"), 10_000)
+    assert message.startswith(f"error: the disk of {tmp_path / 'model'} is full (File too large): ")
+    assert " needed, " in message
+    assert save(Encoder.from_run(tmp_path).state_dict()) == save(old.state_dict())
+    assert hidden_names(tmp_path) == []
+
+
 def without_manifest(damage: Callable[[Path], object]) -> Callable[[Path], None]:
     """Do the same damage to a model of an earlier version, which has no manifest."""
 
@@ -164,7 +174,7 @@ def without_manifest(damage: Callable[[Path], object]) -> Callable[[Path], None]
 
 def change_manifest(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    (folder / "manifest.json").write_text(manifest_text(manifest | changes))
 
 
 def name_a_file_outside(folder: Path) -> None:
@@ -196,6 +206,7 @@ def change_backbone(folder: Path) -> None:
         (lambda folder: flip_bit(folder / "config.json", 30), "config.json has another hash"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is of something else"),
+        (lambda folder: flip_bit(folder / "manifest.json", 60), "manifest.json (has another hash|cannot be read)"),
         (lambda folder: change_manifest(folder, version=2), "newer reptk"),
         (lambda folder: change_manifest(folder, version=None), "does not say of which version"),
         (lambda folder: change_manifest(folder, files=3), "lists no files"),
