@@ -12,9 +12,7 @@ from typing import Any, NoReturn
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
-
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it."""
+from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
@@ -65,10 +63,14 @@ def run_command(command: Callable[[], int]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning  # restored by catch_warnings
         try:
-            return command()
+            with handled_stop_signals():
+                return command()
         except ReptkError as error:
             _print_error(error)
+            _report_to_torchrun(error)
             return error.exit_code
+        except Stopped as stopped:
+            return stopped.exit_code
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:  # the reader has closed the pipe: `reptk search ... | head`
@@ -78,7 +80,20 @@ def run_command(command: Callable[[], int]) -> int:
         except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
             problem = EnvironmentProblem(_describe(error))
             _print_error(problem)
+            _report_to_torchrun(problem)
             return problem.exit_code
+        except Exception as error:
+            _report_to_torchrun(error)
+            raise
+
+
+def _report_to_torchrun(error: Exception) -> None:
+    """Write the error into the file from which torchrun learns why a rank has ended; see `torch.distributed.elastic`."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
 
 
 def _describe(error: OSError) -> str:

@@ -112,7 +112,7 @@ def recover_folder(path: Path) -> None:
     """
     if not path.exists():
         with suppress(OSError):  # e.g. no right to write
-            remove_leftovers(real_path(path))
+            sweep_leftovers_of(real_path(path))
 
 
 def flush_to_disk(path: Path) -> None:
@@ -156,7 +156,7 @@ def holds_only(folder: Path, names: frozenset[str]) -> bool:
 @contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
     """Yield a new hidden folder next to `target`, which is removed afterwards; those of dead writers are removed first."""
-    remove_leftovers(target)
+    sweep_leftovers_of(target)
     work, lock = _create_work_folder(target)
     try:
         yield work
@@ -228,7 +228,19 @@ def _flush_tree(folder: Path) -> None:
 # What dead writers leave
 
 
-def remove_leftovers(target: Path) -> None:
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what dead writers of any file or folder in `folder` have left there."""
+    pattern = re.compile(r"\.(.+)\.[0-9a-f]{8}" + re.escape(WORK_SUFFIX))
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is not None:
+            with suppress(OSError):
+                _sweep_one(path, folder / match[1])
+
+
+def sweep_leftovers_of(target: Path) -> None:
     """Remove the hidden folders of writers of `target` that are dead, after putting back what one had moved aside.
 
     Every writer does so; for readers that know that a file is complete and will not be written again.

@@ -93,6 +93,9 @@ class DecodedCache(WritableImages):
     def path(self, number: int) -> Path | None:
         return self._images.path(number)
 
+    def files(self) -> list[Path]:
+        return self._images.files()
+
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         candidates = numbers[torch.from_numpy(self._is_unreadable[numbers.numpy()])]
         # The files, which may not have been opened since the cache was built, say why.

@@ -9,8 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from reptk.core.arrays import names_of_non_finite
+from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
-from reptk.core.errors import DataError, UsageError
+from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.core.file_records import read_replaceable
 from reptk.core.files import expand_home, parse_json
 from reptk.core.images import resize_to_square, to_float
@@ -180,7 +182,7 @@ class Encoder(nn.Module):
         resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
     ) -> Tensor:
-        """Return the normalized features (B, F) of images of any size.
+        """Return the normalized features (B, F) of images of any size; rows of NaN where the features are not finite.
 
         The images are resized, cropped and encoded in evaluation mode. Afterwards all modules are in their former modes.
 
@@ -212,7 +214,10 @@ class Encoder(nn.Module):
             if prepared:
                 encoded.append(self.features(torch.cat(prepared)))
         # Under autocast, features may be in half precision; the result is float32 in any case.
-        return nn.functional.normalize(torch.cat(encoded).float(), dim=1)
+        h = torch.cat(encoded).float()
+        # Features whose length overflows would become zeros, as if they were valid.
+        has_length = h.norm(dim=1, keepdim=True).isfinite()
+        return torch.where(has_length, nn.functional.normalize(h, dim=1), torch.nan)
 
     def __repr__(self) -> str:
         num_weights = sum(parameter.numel() for parameter in self.parameters())
@@ -232,7 +237,13 @@ class Encoder(nn.Module):
         Raises:
             UsageError: the folder exists and holds other files, which would be lost.
             EnvironmentProblem: it cannot be written.
+            NumericalError: weights or running statistics hold NaN or infinity; nothing is written.
         """
+        non_finite = names_of_non_finite(self.state_dict())
+        if non_finite:
+            raise NumericalError(
+                f"the model is not saved: NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first"
+            )
         folder = Path(folder)
         # safetensors stores contiguous tensors only, and weights may be in channels-last memory.
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
