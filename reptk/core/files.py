@@ -112,7 +112,7 @@ def recover_folder(path: Path) -> None:
     """
     if not path.exists():
         with suppress(OSError):  # e.g. no right to write
-            sweep_leftovers_of(real_path(path))
+            remove_leftovers(real_path(path))
 
 
 def flush_to_disk(path: Path) -> None:
@@ -156,7 +156,7 @@ def holds_only(folder: Path, names: frozenset[str]) -> bool:
 @contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
     """Yield a new hidden folder next to `target`, which is removed afterwards; those of dead writers are removed first."""
-    sweep_leftovers_of(target)
+    remove_leftovers(target)
     work, lock = _create_work_folder(target)
     try:
         yield work
@@ -240,7 +240,7 @@ def sweep_leftovers(folder: Path) -> None:
                 _sweep_one(path, folder / match[1])
 
 
-def sweep_leftovers_of(target: Path) -> None:
+def remove_leftovers(target: Path) -> None:
     """Remove the hidden folders of writers of `target` that are dead, after putting back what one had moved aside.
 
     Every writer does so; for readers that know that a file is complete and will not be written again.

@@ -134,7 +134,7 @@ def remove_leftovers(cache: CacheFiles) -> None:
     Files that a build could still be resumed with stay for a day.
     """
     with suppress(OSError), _exclusive_lock(cache.folder, wait=False):
-        files.sweep_leftovers_of(cache.manifest)
+        files.remove_leftovers(cache.manifest)
         for path in _others(cache):
             age_seconds = time.time() - path.stat().st_mtime
             if not path.name.endswith(PART_SUFFIX) or age_seconds > ABANDONED_SECONDS:
