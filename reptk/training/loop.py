@@ -91,6 +91,8 @@ def train(
         run = distributed.run_on_main(open_run)
         if run.state == run_folder.COMPLETE:
             logger.line(f"already complete: {run.folder / 'results.json'}")
+            if run_folder.lacks_report(recipe, run.folder):
+                write_report(parts, run.folder, logger)
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
         with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
@@ -118,20 +120,20 @@ def _train_in_folder(
     logger.facts(describe(recipe, parts))
     for note in [*notes, *run.notes, *dropped_images_note(parts)]:
         logger.line(f"note: {note}")
-    state = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
+    state, is_restored = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
     if distributed.is_main():
         status.set(RUNNING)
     process = RunProcess(
         folder=folder,
         logger=logger,
-        writer=_checkpoint_writer(parts, status),
+        writer=_checkpoint_writer(parts, status, saved_step=state.step if is_restored else None),
         signals=signals,
         bad_samples=BadSamples(parts.data, logger, folder, parts.device),
         flags=distributed.SharedFlags(parts.device),
     )
     logger.write_metrics_to(folder / "metrics.jsonl", state.metrics_rows)
     with closing(process.writer):
-        if state.step == 0 and not state.baselines:
+        if not is_restored:
             state.baselines = evaluate_baselines(parts, logger)
             # So that they are not evaluated again, and so that a folder that cannot be written fails now.
             process.save(parts, state)
@@ -316,14 +318,18 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
 
 def _restore_newest(
     parts: Parts, run: run_folder.OpenedRun, status: RunStatus, allow: Collection[str], schedule: str
-) -> RunState:
-    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it."""
+) -> tuple[RunState, bool]:
+    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it.
+
+    Returns:
+        The state, and whether there was a checkpoint.
+    """
     settings, logger = parts.settings, status.logger
     saved = checkpoint.load_newest(run.folder / "checkpoints")
     for line in run_folder.lost_checkpoints(run.folder, saved):
         logger.line(line)
     if saved is None:
-        return RunState()
+        return RunState(), False
     ranks_before = saved.manifest.get("ranks", distributed.world_size())
     note = check_same_ranks(ranks_before, distributed.world_size(), parts.method, allow, settings.drop_path)
     if note is not None:
@@ -332,13 +338,20 @@ def _restore_newest(
     status.step = state.step
     if settings.epochs != run.recorded_epochs:
         logger.line(_new_length_message(parts, state, run.recorded_epochs, schedule))
-    return state
+    return state, True
 
 
-def _checkpoint_writer(parts: Parts, status: RunStatus) -> CheckpointWriter | NoCheckpoints:
+def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) -> CheckpointWriter | NoCheckpoints:
+    """Return the writer of this rank.
+
+    Args:
+        parts: the run's.
+        status: the run's.
+        saved_step: step of the checkpoint that was read.
+    """
     if not distributed.is_main():
         return NoCheckpoints()
-    return CheckpointWriter(
+    writer = CheckpointWriter(
         status.folder / "checkpoints",
         parts.settings.checkpoint_interval,
         keep=parts.settings.keep_checkpoints,
@@ -346,6 +359,8 @@ def _checkpoint_writer(parts: Parts, status: RunStatus) -> CheckpointWriter | No
         warn=status.logger.line,
         written=status.checkpoint_written,
     )
+    writer.last_step = saved_step
+    return writer
 
 
 def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:

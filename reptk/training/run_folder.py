@@ -198,6 +198,11 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     return recipe.train.epochs == epochs_done
 
 
+def lacks_report(recipe: Recipe, folder: Path) -> bool:
+    """Return whether a finished run has no report although its recipe wants one: it was killed while it was drawn."""
+    return recipe.train.report and not (folder / "report.html").exists()
+
+
 def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
     """Check that a run that is to be resumed has not been trained for more than `epochs` epochs already.
 

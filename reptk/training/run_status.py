@@ -71,8 +71,12 @@ class RunStatus:
 
     def set(self, status: str, **details: Any) -> None:
         """Write the status and the step that is saved."""
+        step = self.step
+        if not distributed.is_main():
+            # Rank 0 writes the checkpoints.
+            step = read_status(self.folder).get("step", step)
         try:
-            write_status(self.folder, status, step=self.step, **details)
+            write_status(self.folder, status, step=step, **details)
         except OSError as cause:
             self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
 
