@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reptk import config
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.errors import DataError, UsageError
 
 EXAMPLES = """examples:
@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         return _copy(args.name)
     if args.resume:
         return _resume(args)
-    recipe = config.load(args.name, args.overrides, plugins=args.plugin)
+    recipe = config.load(args.name, args.overrides, plugins=args.plugin, trust=args.trust)
     if args.show:
         print(recipe.dump(), end="")
         return 0
@@ -88,7 +88,7 @@ def _resume(args: argparse.Namespace) -> int:
         folder = args.out
     else:
         folder = run_folder.newest(Path(args.name).stem)
-    recipe = config.load(folder, args.overrides, plugins=args.plugin, shorten_warmup=False)
+    recipe = config.load(folder, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=False)
     run_folder.check_same_recipe(recipe, folder)
     if run_folder.is_complete(recipe, folder):
         print(f"already complete: {folder / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
@@ -233,9 +233,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
-    )
+    add_plugin_options(parser)
     parser.add_argument("--out", type=Path, help="folder of the run; default: the next runs/NAME/N")
     # Each of these decides what the command does. With --check ignored, for example, --resume would train.
     action = parser.add_mutually_exclusive_group()

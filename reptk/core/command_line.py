@@ -35,6 +35,16 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plugin_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin` and `--trust`, see `reptk.config.plugins`."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="run the plugin files that the recipe or run brings in its own folder"
+    )
+
+
 def integer_from(minimum: int) -> Callable[[str], int]:
     """Return an argument type for argparse: an integer of at least `minimum`."""
 

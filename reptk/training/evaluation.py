@@ -1,6 +1,5 @@
 """Evaluation of a run: the baselines before training, the encoder at any time, results and report at the end."""
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -106,10 +105,7 @@ def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
 
 def _try_to_write_report(parts: Parts, folder: Path) -> str:
     try:
-        with warnings.catch_warnings():
-            # The run has executed its plugins already; the warning is for reports that are written later.
-            warnings.filterwarnings("ignore", message=".* brings a plugin, which is run")
-            return f"report   {report.write(folder, data=parts.data)}"
+        return f"report   {report.write(folder, data=parts.data)}"
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}. Try again: reptk report {folder}"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reptk.config import Recipe, read, validate
+from reptk.config.plugins import is_contributed
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, UsageError
@@ -205,11 +206,16 @@ def recorded_status(folder: Path, logger: Logger, resume_command: str) -> Iterat
 
 
 def resume_command(folder: Path, plugins: Sequence[str]) -> str:
-    """Return the command that resumes a run. It names plugin modules, of which a run folder has no copy."""
+    """Return the command that resumes a run.
+
+    It names plugin modules, of which a run folder has no copy, and trusts the copies of plugin files, which have been
+    executed already.
+    """
     command = f"python -m reptk.recipe {folder} --resume"
+    if any(spec.endswith(".py") for spec in plugins):
+        command += " --trust"
     for spec in plugins:
-        is_copied = spec.endswith(".py")
-        if not is_copied and not spec.startswith("reptk.plugins."):
+        if not spec.endswith(".py") and not is_contributed(spec):
             command += f" --plugin {spec}"
     return command
 
