@@ -13,6 +13,9 @@ from reptk.config.registry import REGISTRIES
 from reptk.config.schema import RecipeError
 from reptk.core.errors import UsageError
 from reptk.core.files import real_path
+from reptk.core.foreign_files import read_bytes
+
+MAX_PLUGIN_BYTES = 1 << 24
 
 CONTRIBUTED = "reptk.plugins"
 """The package of the plugins that come with reptk."""
@@ -116,7 +119,7 @@ def load_plugin(spec: str) -> ModuleType:
     source = b""
     if spec.endswith(".py"):
         module = _import_file(Path(spec))
-        source = Path(spec).read_bytes()
+        source = read_bytes(spec, MAX_PLUGIN_BYTES)
     else:
         module = _import_module(spec)
     if _SOURCE in vars(module):
@@ -187,7 +190,7 @@ def _check_same_plugin(loaded: ModuleType, path: Path) -> ModuleType:
     Raises:
         UsageError: it has another content.
     """
-    content = path.read_bytes()
+    content = read_bytes(path, MAX_PLUGIN_BYTES)
     file = vars(loaded).get("__file__")  # built-in modules have none
     is_this_file = file is not None and Path(file).resolve() == path
     # A module that a script imported has no record of its source. If it is from this file, it is assumed to be unchanged.

@@ -83,10 +83,31 @@ def run_command(command: Callable[[], int]) -> int:
             # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+        except MemoryError as error:
+            problem = EnvironmentProblem(_OUT_OF_MEMORY.format(error or "an array was too large"))
+            _print_error(problem)
+            return problem.exit_code
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            problem = EnvironmentProblem(_OUT_OF_MEMORY.format(str(error).splitlines()[0]))
+            _print_error(problem)
+            return problem.exit_code
         except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
             problem = EnvironmentProblem(_describe(error))
             _print_error(problem)
             return problem.exit_code
+
+
+_OUT_OF_MEMORY = "not enough memory ({}); make the batches, images or sets smaller, or close other programs"
+
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is torch's error for memory that it does not get. torch itself may not be imported."""
+    message = str(error).lower()
+    return any(words in message for words in _OUT_OF_MEMORY_WORDS)
 
 
 def _describe(error: OSError) -> str:

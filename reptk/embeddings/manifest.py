@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.errors import DataError
-from reptk.core.files import parse_json, sha256_of
+from reptk.core.files import sha256_of
+from reptk.core.foreign_files import read_json
 
 FORMAT = "reptk index"
 VERSION = 1
@@ -28,7 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        manifest = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST_NAME)
     except FileNotFoundError as cause:
         raise DataError(
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."

@@ -11,7 +11,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_json
 from reptk.models.weight_source import (
     HUB,
     LOCAL_FOLDER,
@@ -137,7 +137,7 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
     else:
         file = fetch(name.removeprefix(HUB), ("config.json",))
     try:
-        table = parse_json(file.read_text())
+        table = read_json(file)
         architecture = table["architecture"]
         # Older files have everything in one table.
         described = dict(table.get("pretrained_cfg", table))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from reptk.core import files
 from reptk.core.errors import DataError, UsageError
-from reptk.core.files import expand_home, parse_json
+from reptk.core.files import expand_home
+from reptk.core.foreign_files import read_json
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
@@ -245,7 +246,7 @@ class Encoder(nn.Module):
         if not (folder / WEIGHTS_FILE).is_file():
             raise DataError(f"no model in {run}: it needs model/{WEIGHTS_FILE}, which a finished run has")
         try:
-            config = parse_json((folder / CONFIG_FILE).read_text())
+            config = read_json(folder / CONFIG_FILE)
             encoder = cls(
                 config["backbone"],
                 size=config["size"],

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from reptk.core.errors import DataError
-from reptk.core.files import parse_json, sha256_of, write_text
+from reptk.core.files import sha256_of, write_text
+from reptk.core.foreign_files import read_json, read_text
+
+MAX_NAME_BYTES = 4096
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -58,7 +61,7 @@ def load_last(folder: Path) -> dict[str, Any] | None:
     checkpoint = folder / name
     state_file = checkpoint / "state.pt"
     try:
-        manifest = parse_json((checkpoint / "manifest.json").read_text())
+        manifest = read_json(checkpoint / "manifest.json")
         if state_file.stat().st_size != manifest["bytes"] or sha256_of(state_file) != manifest["sha256"]:
             raise DataError(f"checkpoint {checkpoint} is damaged: its content does not match its manifest")
         return torch.load(state_file, map_location="cpu", weights_only=True)
@@ -74,7 +77,7 @@ def last_step(folder: Path) -> int:
     if name is None:
         return 0
     try:
-        return int(parse_json((folder / name / "manifest.json").read_text())["step"])
+        return int(read_json(folder / name / "manifest.json")["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # `load_last` raises, and says what to do
 
@@ -93,7 +96,10 @@ def _last_name(folder: Path) -> str | None:
     pointer = folder / "last"
     if not pointer.is_file():
         return None
-    return pointer.read_text().strip()
+    name = read_text(pointer, MAX_NAME_BYTES).strip()
+    if not name or Path(name).name != name:
+        raise DataError(f"{pointer} is damaged: it must hold the name of a folder next to it, such as step_00000042")
+    return name
 
 
 def _unused_path(folder: Path, name: str) -> Path:

@@ -17,7 +17,8 @@ from reptk.config.plugins import is_contributed
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.files import json_text, write_text
+from reptk.core.foreign_files import read_json
 from reptk.training import checkpoint
 
 MAY_CHANGE_ON_RESUME = (
@@ -177,7 +178,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     The status is "unknown" if there is no such file, or if it is damaged.
     """
     try:
-        content = parse_json((folder / "status.json").read_text())
+        content = read_json(folder / "status.json")
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or "status" not in content:
