@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.foreign_files import open_regular
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
 
@@ -48,9 +49,11 @@ class Logger:
     def write_metrics_to(self, path: Path, first_step: int = 0) -> None:
         """Append to this file from now on; rows of steps after `first_step`, left by an interrupted run, are dropped."""
         self._metrics_file = path
-        if self.writes and path.is_file():
-            # A resumed run repeats these steps, and would log them twice.
-            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
+        if self.writes and (path.exists() or path.is_symlink()):
+            # A resumed run repeats these steps, and would log them twice. A link is replaced by a file.
+            with open_regular(path) as file:
+                lines = [line.decode("utf-8", "surrogateescape").rstrip("\n") for line in file]
+            rows = [line for line in lines if _step_of(line) <= first_step]
             write_text(path, "".join(f"{line}\n" for line in rows))
 
     def metrics(self, **values: Any) -> None:
@@ -252,5 +255,5 @@ def _format_numbers(loss: float, views_per_second: float, seconds_left: float, s
 def _step_of(line: str) -> int:
     try:
         return int(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError):  # e.g. a line that was cut off when the disk was full
+    except (ValueError, KeyError, TypeError, OverflowError):  # e.g. a line that was cut off when the disk was full
         return UNKNOWN_STEP

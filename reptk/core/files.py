@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+MAX_INT_DIGITS = 300
+"""Of integers in JSON files. Longer ones cannot become floating-point numbers."""
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -47,12 +50,19 @@ def parse_json(text: str | bytes) -> Any:
     """Return what JSON holds.
 
     Raises:
-        ValueError: it is not JSON, or too deeply nested, for which `json.loads` raises a RecursionError.
+        ValueError: it is not JSON, holds an integer beyond all floating-point numbers, or is too deeply nested, for which
+            `json.loads` raises a RecursionError.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_bounded_int)
     except RecursionError as cause:
         raise ValueError("too deeply nested") from cause
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MAX_INT_DIGITS:
+        raise ValueError(f"an integer of {len(text):,} digits")
+    return int(text)
 
 
 def _without_nan(value: Any) -> Any:

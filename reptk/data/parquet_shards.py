@@ -72,6 +72,8 @@ class ParquetShards:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
+        if not self.paths:
+            raise DataError("there are no Parquet files")
         self._files = [_open(path) for path in self.paths]
         self.image_column = _image_column(self.paths[0], self._files[0])
         self._groups: list[tuple[int, int]] = []
@@ -241,6 +243,8 @@ def _image_columns(schema: Any) -> list[_ImageColumn]:
 
     columns = []
     for field in schema:
+        if schema.names.count(field.name) > 1:
+            continue
         if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             columns.append(_ImageColumn(field.name, is_struct=True))
         elif pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type):
@@ -265,8 +269,10 @@ def _label_columns(schema: Any) -> list[str]:
     """Return the columns of labels: those with usual headings, then those that the hub calls class labels, largest first."""
     import pyarrow
 
-    flat = [field.name for field in schema if not pyarrow.types.is_nested(field.type)]
-    flat = [name for name in flat if not pyarrow.types.is_binary(schema.field(name).type)]
+    columns = [field for field in schema if not pyarrow.types.is_nested(field.type)]
+    flat = [field.name for field in columns if not pyarrow.types.is_binary(field.type)]
+    # pyarrow cannot read a column whose name another one has, too.
+    flat = [name for name in flat if schema.names.count(name) == 1]
     by_key = {heading_key(name): name for name in reversed(flat)}
     usual = [by_key[key] for key in HEADINGS["label"] if key in by_key]
     hub = {name: classes for name, classes in _hub_class_names(schema).items() if name in flat and name not in usual}

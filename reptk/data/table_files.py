@@ -205,6 +205,8 @@ def _read_parquet(table: Path) -> list[TableRow]:
         with pyarrow.parquet.ParquetFile(table) as file:
             schema = file.schema_arrow
             names = [field.name for field in schema if not pyarrow.types.is_nested(field.type)]
+            # pyarrow cannot read a column whose name another one has, too.
+            names = [name for name in names if schema.names.count(name) == 1]
             names = [name for name in names if not _is_binary(pyarrow, schema.field(name).type)]
             if "image" in schema.names and "image" not in names:
                 raise DataError(

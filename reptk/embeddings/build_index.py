@@ -61,7 +61,7 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
             _replace_folder(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Index.open(folder)
+    return Index.open(folder, trust=True)
 
 
 def measure_recall(index: Index) -> dict[str, Any]:

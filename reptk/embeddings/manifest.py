@@ -6,7 +6,8 @@ from typing import Any
 
 from reptk.core.errors import DataError
 from reptk.core.files import sha256_of
-from reptk.core.foreign_files import read_json
+from reptk.core.foreign_files import read_bytes, read_json
+from reptk.embeddings.index_signature import is_signed, sign
 
 FORMAT = "reptk index"
 VERSION = 1
@@ -48,8 +49,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """Return what the manifest says of a file: its length and its hash."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    """Return what the manifest says of a file: its length and its hash, and that of FAISS's index is signed."""
+    record = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    signature = sign(record["sha256"]) if path.name == FAISS_NAME else None
+    if signature is not None:
+        record["signature"] = signature
+    return record
 
 
 def verify_embeddings(folder: Path, manifest: dict[str, Any], *, any_size: bool) -> None:
@@ -77,11 +82,17 @@ def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
         DataError: they are not those that the manifest describes.
     """
     record = _verified_record(folder, manifest, FAISS_NAME)
-    content = (folder / FAISS_NAME).read_bytes()
+    content = read_bytes(folder / FAISS_NAME, record["bytes"])
     if hashlib.sha256(content).hexdigest() != record.get("sha256"):
         reason = f"{FAISS_NAME} has another hash than {MANIFEST_NAME} says, so it is not read"
         raise DataError(damage_message(folder, reason))
     return content
+
+
+def is_built_here(manifest: dict[str, Any]) -> bool:
+    """Return whether this user built the FAISS index on this machine, see `reptk.embeddings.index_signature`."""
+    record = manifest["files"].get(FAISS_NAME)
+    return isinstance(record, dict) and is_signed(record.get("sha256"), record.get("signature"))
 
 
 def damage_message(folder: Path, reason: str) -> str:

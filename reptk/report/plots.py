@@ -1,5 +1,6 @@
 """The page's plots as PNG files, for slides and papers: curves, map, confusions. They need matplotlib."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ import torch
 from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
+from reptk.core.files import write_bytes
 from reptk.report.formatting import class_name
 from reptk.report.layouts import map_positions
 from reptk.report.per_class import confusion_matrix
@@ -94,13 +96,12 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    # Under another name first: an interrupted run leaves no half of a plot.
-    unfinished = path.with_name(f".{path.name}")
+    content = io.BytesIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without the name and version of the software, so that the same plot is the same file.
-        figure.savefig(unfinished, dpi=DPI, format="png", metadata={"Software": None})
-        unfinished.replace(path)
+        figure.savefig(content, dpi=DPI, format="png", metadata={"Software": None})
+        write_bytes(path, content.getvalue())
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --png") from cause
 
@@ -204,7 +205,11 @@ def _draw_confusions(runs: Sequence[Run]) -> "Figure | None":
 def _has_readable_matrix(run: Run) -> bool:
     if run.predictions is None or not run.predictions.vote:
         return False
-    return 1 < len(run.predictions.classes) <= MAX_MATRIX_CLASSES
+    if not len(run.predictions.labels):
+        return False
+    # A label may have no name, and needs a row all the same.
+    highest = max(int(run.predictions.labels.max()), int(run.predictions.predicted.max()))
+    return 1 < len(run.predictions.classes) <= MAX_MATRIX_CLASSES and highest < MAX_MATRIX_CLASSES
 
 
 def _draw_matrix(run: Run, title: str, axes: "Axes") -> None:

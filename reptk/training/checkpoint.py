@@ -96,7 +96,7 @@ def _last_name(folder: Path) -> str | None:
     pointer = folder / "last"
     if not pointer.is_file():
         return None
-    name = read_text(pointer, MAX_NAME_BYTES).strip()
+    name = read_text(pointer, MAX_NAME_BYTES, errors="replace").strip()
     if not name or Path(name).name != name:
         raise DataError(f"{pointer} is damaged: it must hold the name of a folder next to it, such as step_00000042")
     return name

@@ -10,6 +10,7 @@ from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.evaluate import Evaluation
 from reptk.training import checkpoint
 from reptk.training.build import Parts, Settings
+from reptk.training.checkpoint_check import check_optimizer_state
 from reptk.training.health import check_finite_weights
 from reptk.training.meters import StepClock, StepMeter
 
@@ -53,23 +54,36 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     """Load a checkpoint into the parts and return its state; if there is none, return the initial state.
 
     Raises:
-        DataError: another version of reptk wrote it.
+        DataError: another version of reptk wrote it, or it is that of another run.
     """
     if saved is None:
         return RunState()
-    if not set(CHECKPOINT_KEYS) <= saved.keys():
+    if not isinstance(saved, dict) or not set(CHECKPOINT_KEYS) <= saved.keys():
         raise DataError(
             "the checkpoint was written by another version of reptk and cannot be continued; train again, with another --out"
         )
+    try:
+        return _restore(parts, saved)
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as cause:
+        # Its hash is right, so that it was written as it is, for another model or by another program.
+        reason = str(cause).splitlines()[0]
+        raise DataError(f"the checkpoint does not fit this run ({reason}); train again, with another --out") from cause
+
+
+def _restore(parts: Parts, saved: dict[str, Any]) -> RunState:
     # The evaluators, views and the loader have no state.
     parts.method.load_state_dict(saved["method"])
+    check_optimizer_state(parts.optimizer, saved["optimizer"])
     parts.optimizer.load_state_dict(saved["optimizer"])
     parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
+    step = int(saved["step"])
+    if not 0 <= step <= parts.settings.total_steps:
+        raise ValueError(f"it was saved after step {step} of {parts.settings.total_steps}")
     return RunState(
-        step=saved["step"],
-        clock=StepClock(saved["seconds"]),
-        meter=StepMeter(saved["steps_without_positives"]),
-        baselines={row: Evaluation.from_state(state) for row, state in saved["baselines"].items()},
+        step=step,
+        clock=StepClock(float(saved["seconds"])),
+        meter=StepMeter(int(saved["steps_without_positives"])),
+        baselines={str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()},
     )
 
 
