@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import parse_json
+from reptk.core.foreign_files import open_regular
 from reptk.data.table_headings import HEADINGS, heading_key
 
 MAX_CACHED_BYTES = 1 << 29
@@ -185,7 +186,7 @@ class ParquetShards:
 def holds_images(path: Path) -> bool:
     """Return whether a file is Parquet with a column of encoded images; False without pyarrow."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(PARQUET_SIGNATURE)) != PARQUET_SIGNATURE or find_spec("pyarrow") is None:
                 return False
         return bool(_image_columns(_open(path).schema_arrow))
@@ -231,7 +232,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _is_lfs_pointer(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return False

@@ -99,6 +99,14 @@ class Index:
             UsageError: k is below 1, or more than there are images.
         """
         self._check_queries(queries, k, exclude)
+        try:
+            return self._search(queries, k, exclude)
+        except ValueError as cause:  # rows that are not finite or not of unit length, as those of an index are
+            raise DataError(
+                f"the index is damaged: {cause}. Build it again: reptk index EMBEDDINGS --out ..."
+            ) from cause
+
+    def _search(self, queries: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         bank = self.embeddings.vectors
         if self.approximate is None:
             return exact_search(bank, queries, k, exclude)
@@ -106,9 +114,7 @@ class Index:
         # FAISS's similarities are those of compressed vectors; the stored ones rank the candidates exactly.
         _, candidates = self.approximate.search(queries.float(), num_candidates)
         if candidates.numel() and int(candidates.max()) >= len(bank):
-            raise DataError(
-                f"the index {self.path or ''} is damaged: it names rows that do not exist. Build it again: reptk index"
-            )
+            raise DataError("the index is damaged: it names rows that do not exist. Build it again: reptk index")
         return rerank(bank, queries, candidates, k, exclude)
 
     def _check_queries(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:
