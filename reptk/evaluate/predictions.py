@@ -38,6 +38,7 @@ TENSORS = (
     "features",
 )
 MAX_CLASSES = 1_000_000
+MAX_NAME_CHARACTERS = 1000
 TEXTS = ("row", "vote", "query_split", "bank_split")
 
 
@@ -109,7 +110,8 @@ class Predictions:
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
                 metadata = file.metadata() or {}
             texts = {name: metadata[name] for name in TEXTS}
-            classes = tuple(parse_json(metadata["classes"]))
+            # A page repeats each of them many times.
+            classes = tuple(str(name)[:MAX_NAME_CHARACTERS] for name in parse_json(metadata["classes"]))
             predictions = cls(classes=classes, **texts, **tensors)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as cause:
             raise DataError(f"{path} is damaged ({cause}); evaluate the run again: reptk evaluate {folder}") from cause
