@@ -24,8 +24,13 @@ EXAMPLES = """examples:
   python -m reptk.recipe simclr_photos --plugin my_loss.py loss.name=my_loss
   torchrun --nproc-per-node 8 -m reptk.recipe tcl_selfsup_imagenet100 data.root=/data/imagenet
 
-exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130 interrupted
+The same command goes on with a run that was stopped or killed, if it names the folder (--out), or with --resume auto.
+
+exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130 interrupted, 143 stopped by another signal
 """
+
+RESUME = {None: None, "last": True, "auto": "auto"}
+"""The option `--resume` as the argument of `train`."""
 
 LIST_WIDTH = 140
 """Characters of the list of recipes where there is no terminal to fit it to."""
@@ -43,27 +48,45 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
     if args.copy:
         return _copy(args.name)
-    if args.resume:
-        return _resume(args)
-    recipe = config.load(args.name, args.overrides, plugins=args.plugin, trust=args.trust)
+    folder = _run_to_resume(args)
+    # The folder of the run is a recipe as well, whose warm-up is not shortened once more.
+    recipe = config.load(
+        folder or args.name, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=folder is None
+    )
     if args.show:
         print(recipe.dump(), end="")
         return 0
-    notes = config.override_notes(args.name, args.overrides, recipe)
+    notes = [] if folder is not None else config.override_notes(args.name, args.overrides, recipe)
     if args.smoke:
         recipe = smoke_version(recipe)
     if args.check:
         return _check(recipe, notes)
     if args.smoke and args.out is None:
         return _smoke(recipe, notes)
-    return _train(recipe, args.out, notes=notes)
+    return _train(recipe, folder or args.out, resume=RESUME[args.resume], allow=args.allow, notes=notes)
 
 
-def _train(recipe: config.Recipe, out: Path | None, *, resume: bool = False, notes: Sequence[str] = ()) -> int:
+def _train(
+    recipe: config.Recipe,
+    out: Path | None,
+    *,
+    resume: "bool | str | None" = None,
+    allow: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> int:
     from reptk.core import distributed
+    from reptk.training import run_folder
     from reptk.training.loop import train
 
-    train(recipe, out, resume=resume, notes=notes)
+    if out is not None and (out / "recipe.toml").is_file():
+        # Before data and parts are built, which may take minutes.
+        run_folder.check_same_recipe(recipe, out)
+        if run_folder.is_complete(recipe, out) and not run_folder.lacks_report(recipe, out):
+            print(f"already complete: {out / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
+            return 0
+    elif out is None and resume is None:
+        notes = [*notes, *run_folder.unfinished_run_note(recipe)]
+    train(recipe, out, resume=resume, allow=allow, notes=notes)
     distributed.cleanup()
     return 0
 
@@ -78,22 +101,22 @@ def _smoke(recipe: config.Recipe, notes: Sequence[str]) -> int:
     return exit_code
 
 
-def _resume(args: argparse.Namespace) -> int:
-    """Continue a run: that of the named folder, else that in --out, else the newest run of the named recipe."""
+def _run_to_resume(args: argparse.Namespace) -> Path | None:
+    """Return the folder of the run that `--resume` names; None if the recipe decides, or nothing is to be resumed.
+
+    It is the named folder, else that in --out, else the newest run of the named recipe.
+    """
+    if args.resume != "last":
+        return None
     from reptk.training import run_folder
 
     if (Path(args.name) / "recipe.toml").is_file():
-        folder = Path(args.name)
-    elif args.out is not None:
-        folder = args.out
-    else:
-        folder = run_folder.newest(Path(args.name).stem)
-    recipe = config.load(folder, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=False)
-    run_folder.check_same_recipe(recipe, folder)
-    if run_folder.is_complete(recipe, folder):
-        print(f"already complete: {folder / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
-        return 0
-    return _train(recipe, folder, resume=True)
+        return Path(args.name)
+    if args.out is None:
+        return run_folder.newest(Path(args.name).stem)
+    if not (args.out / "recipe.toml").is_file():
+        raise UsageError(f"nothing to resume in {args.out}: there is no recipe.toml")
+    return args.out
 
 
 def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
@@ -234,19 +257,53 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
     add_plugin_options(parser)
-    parser.add_argument("--out", type=Path, help="folder of the run; default: the next runs/NAME/N")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the run; default: the next runs/NAME/N. An unfinished run of this recipe in it goes on",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=("data", "ranks"),
+        help="what may have changed since the run was started; repeatable",
+    )
     # Each of these decides what the command does. With --check ignored, for example, --resume would train.
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--resume", action="store_true", help="continue a run: of this folder, or the recipe's newest")
+    action.add_argument(
+        "--resume",
+        choices=("last", "auto"),
+        metavar="[auto]",
+        help="continue a run: of this folder, or the recipe's newest. auto: if there is one, else start one",
+    )
     action.add_argument("--list", action="store_true", help="all recipes")
     action.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")
     action.add_argument("--check", action="store_true", help="validate and build everything, train nothing")
     action.add_argument("--copy", action="store_true", help="copy the recipe's file here, to be changed")
     parser.add_argument("--smoke", action="store_true", help="two steps on generated images, offline")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(_joined_resume(argv))
     if args.name is not None and "=" in args.name:
         raise UsageError(f"the recipe's name comes first, before {args.name!r}")
     return args
+
+
+def _joined_resume(argv: Sequence[str] | None) -> list[str]:
+    """Return the arguments with `--resume auto` joined to one, and `--resume` given its other value.
+
+    argparse would take the recipe's name in `--resume NAME` for the value of the option.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    joined = []
+    for position, argument in enumerate(arguments):
+        follows_resume = position > 0 and arguments[position - 1] == "--resume"
+        if follows_resume and argument == "auto":
+            joined[-1] = "--resume=auto"
+        elif argument == "--resume":
+            joined.append("--resume=last")
+        else:
+            joined.append(argument)
+    return joined
 
 
 if __name__ == "__main__":

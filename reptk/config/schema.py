@@ -25,6 +25,12 @@ UNTITLED_KEYS = (
     "train.log_every_steps",
     "train.report",
     "train.checkpoint_every_epochs",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+    "train.keep_best",
+    "train.check_files",
+    "train.rank_timeout_seconds",
 )
 """Keys that say where and how a run is executed, not what is trained."""
 
@@ -89,7 +95,20 @@ class TrainSection(Section):
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     sync_batchnorm: bool = False
     log_every_steps: int = Field(10, ge=1)
-    checkpoint_every_epochs: int = Field(1, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=0, description="0: none by epochs; the last step is saved in any case")
+    checkpoint_every_steps: int = Field(0, ge=0, description="0: none by steps")
+    checkpoint_every_minutes: float = Field(10.0, ge=0, description="0: none by time")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the last ones remain")
+    keep_best: bool = Field(
+        False, description="keep the one with the best headline number, too (eval.NAME.every_epochs)"
+    )
+    check_files: Literal["stat", "content", "off"] = Field(
+        "stat", description="what a resumed run compares of its files: size and time, SHA-256, or nothing"
+    )
+    rank_timeout_seconds: float = Field(300.0, gt=0, description="a rank that does not answer for so long ends the run")
+    max_omitted_steps: int = Field(
+        0, ge=0, description="steps of NaN or infinity to leave out, each after going back to the last checkpoint"
+    )
     baselines: bool = Field(True, description="evaluate raw pixels and the encoder before training as well")
     report: bool = Field(True, description="end in report.html, one page to look at and to send")
 

@@ -7,12 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
-
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it."""
+from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
@@ -73,10 +73,14 @@ def run_command(command: Callable[[], int]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning  # restored by catch_warnings
         try:
-            return command()
+            with handled_stop_signals():
+                return command()
         except ReptkError as error:
             _print_error(error)
+            _report_to_torchrun(error)
             return error.exit_code
+        except Stopped as stopped:
+            return stopped.exit_code
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:  # the reader has closed the pipe: `reptk search ... | head`
@@ -96,7 +100,20 @@ def run_command(command: Callable[[], int]) -> int:
         except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
             problem = EnvironmentProblem(_describe(error))
             _print_error(problem)
+            _report_to_torchrun(problem)
             return problem.exit_code
+        except Exception as error:
+            _report_to_torchrun(error)
+            raise
+
+
+def _report_to_torchrun(error: Exception) -> None:
+    """Write the error into the file from which torchrun learns why a rank has ended; see `torch.distributed.elastic`."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
 
 
 _OUT_OF_MEMORY = "not enough memory ({}); make the batches, images or sets smaller, or close other programs"
@@ -113,6 +130,10 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _describe(error: OSError) -> str:
     """Return what the operating system refuses, and why, in one line."""
     reason = error.strerror or str(error) or type(error).__name__
+    if is_disk_full(error):
+        if error.filename is None:
+            return f"a disk is full ({reason}). Free some space"
+        return str(disk_problem(Path(os.fsdecode(error.filename)), error))
     if error.filename is None:
         return f"the operating system reports: {reason}"
     return f"cannot use {error.filename}: {reason}"

@@ -1,5 +1,6 @@
 """The output of a run: a progress bar on a terminal, a line per epoch and minute elsewhere, and the file metrics.jsonl."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.disk_space import explain_full_disk
+from reptk.core.files import json_text, write_bytes
 from reptk.core.foreign_files import open_regular
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
-
-UNKNOWN_STEP = 1 << 62
-"""Step of a line of metrics.jsonl that cannot be read, so that resuming drops it."""
 
 
 class Logger:
@@ -44,24 +43,39 @@ class Logger:
         self.console = console or Console(highlight=False)
         if not self.console.is_terminal:
             self.console.width = 160  # a file or a pipe has no width of its own
+        self.metrics_rows = 0
+        """Rows of the file of metrics so far."""
         self._metrics_file: Path | None = None
 
-    def write_metrics_to(self, path: Path, first_step: int = 0) -> None:
-        """Append to this file from now on; rows of steps after `first_step`, left by an interrupted run, are dropped."""
+    def write_metrics_to(self, path: Path, rows: int = 0) -> None:
+        """Append to this file from now on, after its first `rows` lines; further ones are of steps that are done again."""
         self._metrics_file = path
-        if self.writes and (path.exists() or path.is_symlink()):
-            # A resumed run repeats these steps, and would log them twice. A link is replaced by a file.
-            with open_regular(path) as file:
-                lines = [line.decode("utf-8", "surrogateescape").rstrip("\n") for line in file]
-            rows = [line for line in lines if _step_of(line) <= first_step]
-            write_text(path, "".join(f"{line}\n" for line in rows))
+        self.metrics_rows = rows
+        if not self.writes or not (path.exists() or path.is_symlink()):
+            return
+        with open_regular(path) as file:
+            lines = file.read().splitlines(keepends=True)
+        # A crash of the system may have lost the last lines, or a part of one.
+        complete = [line for line in lines[:rows] if line.endswith(b"\n")]
+        self.metrics_rows = len(complete)
+        if complete != lines:
+            write_bytes(path, b"".join(complete))
 
     def metrics(self, **values: Any) -> None:
         """Append one row to metrics.jsonl."""
-        if self.writes and self._metrics_file is not None:
+        if self._metrics_file is None:
+            return
+        self.metrics_rows += 1
+        if self.writes:
             # Opened and closed for every row, so that no row is lost if the process is killed.
-            with self._metrics_file.open("a", encoding="utf-8") as file:
+            with explain_full_disk(self._metrics_file), self._metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json_text(values) + "\n")
+
+    def flush_metrics(self) -> None:
+        """Wait until the rows so far are on the disk."""
+        if self.writes and self._metrics_file is not None and self._metrics_file.is_file():
+            with self._metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Print a line; nothing in it is interpreted as markup."""
@@ -244,16 +258,11 @@ class EpochProgress:
 
 
 def _format_numbers(loss: float, views_per_second: float, seconds_left: float, suffix: str) -> str:
-    # In the first steps the rate is not known yet.
-    left = format_duration(seconds_left) if seconds_left < 1e6 else "?"
-    text = f"loss {loss:.3f}  {views_per_second:,.0f} views/s  {left} left"
+    text = f"loss {loss:.3f}"
+    # Before the first step of a process the rate is not known.
+    if views_per_second > 0:
+        left = format_duration(seconds_left) if seconds_left < 1e6 else "?"
+        text = f"{text}  {views_per_second:,.0f} views/s  {left} left"
     if suffix:
         text = f"{text}  {suffix}"
     return text
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError):  # e.g. a line that was cut off when the disk was full
-        return UNKNOWN_STEP

@@ -1,7 +1,11 @@
 """Process groups: setup, rank, world size and collectives. On a single process every collective is the identity."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +16,12 @@ from reptk.core.device import choose_device
 from reptk.core.errors import EnvironmentProblem
 
 T = TypeVar("T")
+
+LONG_TIMEOUT_SECONDS = 1800.0
+"""How long a rank waits for the others, e.g. while rank 0 decodes all images or draws the report."""
+
+PR_SET_PDEATHSIG = 1
+"""Number of the Linux call that sets which signal a process gets when its parent ends."""
 
 
 def setup(device: str = "auto") -> torch.device:
@@ -31,8 +41,27 @@ def setup(device: str = "auto") -> torch.device:
     is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if is_distributed and not dist.is_initialized():
         backend = "nccl" if torch_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=LONG_TIMEOUT_SECONDS))
+        _stop_with_launcher()
     return torch_device
+
+
+def set_timeout(seconds: float, device: torch.device) -> None:
+    """Let collectives fail from now on if another rank does not answer for so long."""
+    if world_size() == 1:
+        return
+    # What torch.distributed.set_timeout does, which torch has since 2.14.
+    dist.group.WORLD._get_backend(device)._set_default_timeout(timedelta(seconds=seconds))
+
+
+def _stop_with_launcher() -> None:
+    """Get SIGTERM when torchrun ends: a rank must not train on while the run is started again.
+
+    Only Linux can do this. Elsewhere a rank notices by the ranks that have ended.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _cuda_device(device: torch.device) -> torch.device:
@@ -129,6 +158,49 @@ def run_on_main(function: Callable[[], T]) -> T:
     return result
 
 
+class SharedFlags:
+    """Flags that any rank may raise, and that all ranks see after the same step.
+
+    Nothing waits for a GPU: what the ranks have said after one step is read after the next.
+
+    Args:
+        device: of the collectives.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._values: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def update(self, *are_raised: bool) -> list[bool]:
+        """Share this rank's flags; return which of them any rank had raised at the call before (a single process: at this one).
+
+        All ranks have to call this after the same steps.
+        """
+        if world_size() == 1:
+            return list(are_raised)
+        were_raised = self._read(len(are_raised))
+        values = torch.zeros(len(are_raised), dtype=torch.int32, device=self._device)
+        for position, is_raised in enumerate(are_raised):
+            if is_raised:
+                values[position] = 1
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        self._values = values
+        if self._device.type == "cuda":
+            # A copy to page-locked memory, and an event: reading the values directly would wait for all work on the GPU.
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return were_raised
+
+    def _read(self, count: int) -> list[bool]:
+        if self._values is None:
+            return [False] * count
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.bool().tolist()
+
+
 def broadcast_buffers(module: torch.nn.Module) -> None:
     """Copy rank 0's buffers to every rank, since BatchNorm's running statistics differ between ranks after a step."""
     if world_size() == 1:
@@ -143,7 +215,10 @@ class _AllGather(torch.autograd.Function):
         ctx.count = rows.shape[0]
         ctx.replicated_loss = replicated_loss
         out = rows.new_empty(rows.shape[0] * world_size(), *rows.shape[1:])
-        dist.all_gather_into_tensor(out, rows)
+        if torch.__version__ >= "2.14":
+            dist.all_gather_single(out, rows)
+        else:
+            dist.all_gather_into_tensor(out, rows)  # the name until then
         return out
 
     @staticmethod

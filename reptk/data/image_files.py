@@ -118,6 +118,9 @@ class ImageFiles(WritableImages):
         source = self._sources[number]
         return source if isinstance(source, Path) else None
 
+    def files(self) -> list[Path]:
+        return self._sources.files()
+
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
         for number, pixels in zip(numbers.tolist(), out, strict=True):
             write_square(self.picture(number), pixels, self.square)
@@ -186,6 +189,9 @@ class _PathArray:
         encoded = self._bytes[self._ends[number] : self._ends[number + 1]]
         return Path(os.fsdecode(encoded.numpy().tobytes()))
 
+    def files(self) -> list[Path]:
+        return [self[number] for number in range(len(self._ends) - 1)]
+
 
 class _RowArray:
     """Many rows of the same Parquet shards as one tensor of their numbers."""
@@ -196,6 +202,9 @@ class _RowArray:
 
     def __getitem__(self, number: int) -> ShardRow:
         return ShardRow(int(self._numbers[number]), self._shards)
+
+    def files(self) -> list[Path]:
+        return self._shards.paths
 
 
 @dataclass(frozen=True)

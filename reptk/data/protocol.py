@@ -41,6 +41,14 @@ class Images(Protocol):
         """Return the file that holds image `number`; None if the images are not in files of their own."""
         return None
 
+    def files(self) -> list[Path]:
+        """Return the files that the images are read from, in order; none if they are not in files.
+
+        They tell a run that goes on whether its data has changed. By default, the `path` of each image.
+        """
+        paths = map(self.path, range(len(self)))
+        return [path for path in paths if path is not None]
+
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         """Return which of these images were fetched and could not be read, and why. They are black.
 
@@ -199,6 +207,9 @@ class ImageSubset(Images):
     def path(self, number: int) -> Path | None:
         return self._images.path(int(self._numbers[number]))
 
+    def files(self) -> list[Path]:
+        return super().files() or self._images.files()
+
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
@@ -227,6 +238,9 @@ class WritableSubset(WritableImages):
 
     def path(self, number: int) -> Path | None:
         return self._images.path(int(self._numbers[number]))
+
+    def files(self) -> list[Path]:
+        return super().files() or self._images.files()
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)

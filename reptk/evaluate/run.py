@@ -11,6 +11,7 @@ from reptk import config
 from reptk.config.registry import EVALUATORS, with_defaults
 from reptk.core.device import Precision, autocast
 from reptk.core.errors import DataError, NonFiniteValues, NumericalError, UsageError
+from reptk.core.files import json_text, parse_json
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
 from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, Progress, pixels
@@ -41,24 +42,25 @@ class Evaluation:
     predictions: Predictions | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return metrics and health as tensors and floats, for a checkpoint."""
+        """Return metrics, health and notes as tensors and plain values, for a checkpoint."""
         # Checkpoints are loaded with weights_only=True, which allows tensors but no QueryMean.
         metrics = {}
         for name, value in self.metrics.items():
             if isinstance(value, QueryMean):
                 value = value.values
             metrics[name] = value
-        return {"metrics": metrics, "health": self.health}
+        # As results.json holds them.
+        return {"metrics": metrics, "health": self.health, "notes": json_text(self.notes)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Evaluation":
-        """Return the evaluation of a `state_dict`, without notes and predictions."""
+        """Return the evaluation of a `state_dict`, without predictions."""
         metrics = {}
         for name, value in state["metrics"].items():
             if isinstance(value, Tensor):
                 value = QueryMean(value)
             metrics[name] = value
-        return cls(metrics, state["health"])
+        return cls(metrics, state["health"], parse_json(state["notes"]))
 
 
 def evaluate_encoder(
@@ -175,9 +177,7 @@ def _call(evaluator: Evaluator, features: FeatureStore, data: Data, during_train
     try:
         return call(features, data)
     except NonFiniteValues as cause:
-        raise NumericalError(
-            f"{type(evaluator).__name__}: {cause}. The encoder gives no usable features: its weights may hold NaN"
-        ) from cause
+        raise NumericalError(f"{type(evaluator).__name__}: {cause}") from cause
     # What the functions of this package raise for data that they cannot use.
     except ValueError as cause:
         raise DataError(f"{type(evaluator).__name__} cannot evaluate this data: {cause}") from cause
@@ -216,4 +216,7 @@ def evaluators_for(data: Data, evaluators: Mapping[str, Evaluator]) -> dict[str,
 def _health_of(predictions: Predictions) -> dict[str, float]:
     """Health of at most about `MAX_ROWS` queries at even distances: data sets may be sorted by class."""
     step = max(1, len(predictions) // MAX_ROWS)
-    return health(predictions.features[::step], predictions.labels[::step])
+    try:
+        return health(predictions.features[::step], predictions.labels[::step])
+    except NonFiniteValues as cause:  # of an evaluator that computes features itself
+        raise NumericalError(f"the features of the predictions: {cause}") from cause

@@ -11,7 +11,7 @@ import torch
 
 from reptk.core import rng
 from reptk.core.counts import format_count
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.files import write_bytes
 from reptk.report.formatting import class_name
 from reptk.report.layouts import map_positions
@@ -96,14 +96,14 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    content = io.BytesIO()
-    try:
+    png = io.BytesIO()
+    # Without the name and version of the software, so that the same plot is the same file.
+    figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
+    with explain_write_errors(path, advice="Choose another --png"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Without the name and version of the software, so that the same plot is the same file.
-        figure.savefig(content, dpi=DPI, format="png", metadata={"Software": None})
-        write_bytes(path, content.getvalue())
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --png") from cause
+        if path.is_symlink():
+            path.unlink()  # a run from elsewhere may hold one that leads to another file
+        write_bytes(path, png.getvalue())
 
 
 def _new_figure(width_inches: float, height_inches: float) -> "Figure":

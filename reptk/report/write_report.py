@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.data import Data
@@ -60,10 +61,8 @@ def write(
         datasets.add(runs[0], data)
     images = [datasets.images_of(run) for run in runs]
     page = render_page(runs, images, layouts)
-    try:
+    with explain_write_errors(path):
         write_text(path, page)
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause
     if png is not None:
         write_plots(runs, Path(png))
     return path
@@ -76,6 +75,11 @@ def _page_path(folders: Sequence[Path], out: str | Path | None, force: bool) -> 
         path = folders[0] / FILE
     else:
         path = Path(FILE)
+    if out is None and path.is_symlink():
+        # A run from elsewhere may hold a link to any file of the user's.
+        raise EnvironmentProblem(
+            f"cannot write {path}: it is a link to {path.readlink()}. Remove it, or name the page: --out"
+        )
     if path.is_dir():
         raise EnvironmentProblem(f"cannot write {path}: it is a folder. Name a file, e.g. {path / FILE}")
     # A run has one page, which is a function of its files. Any other file may be something else.

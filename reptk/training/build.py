@@ -24,6 +24,8 @@ from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.encoder import Encoder, eval_mode
 from reptk.models.grad_cache import BATCH_NORMS
 from reptk.models.preprocessing import with_preprocessing
+from reptk.training.checkpoint_writer import CheckpointInterval
+from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer
@@ -60,7 +62,12 @@ class Settings(NamedTuple):
     lr: float
     loss_name: str
     log_every_steps: int
-    checkpoint_every_epochs: int
+    checkpoint_interval: CheckpointInterval
+    keep_checkpoints: int
+    keeps_best: bool
+    rank_timeout_seconds: float
+    max_omitted_steps: int
+    drop_path: float
     workers: int
     measures_baselines: bool
     writes_report: bool
@@ -83,6 +90,7 @@ class Parts:
     method: Method
     optimizer: torch.optim.Optimizer
     scaled_optimizer: ScaledOptimizer
+    finite_check: FiniteCheck
     schedule: Schedule
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
@@ -165,6 +173,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         method=method,
         optimizer=optimizer,
         scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
+        finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
         evaluators=evaluators,
         every_epochs=every_epochs,
@@ -197,7 +206,14 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         lr=recipe.optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
         log_every_steps=train.log_every_steps,
-        checkpoint_every_epochs=train.checkpoint_every_epochs,
+        checkpoint_interval=CheckpointInterval(
+            train.checkpoint_every_epochs, train.checkpoint_every_steps, train.checkpoint_every_minutes
+        ),
+        keep_checkpoints=train.keep_checkpoints,
+        keeps_best=train.keep_best,
+        rank_timeout_seconds=train.rank_timeout_seconds,
+        max_omitted_steps=train.max_omitted_steps,
+        drop_path=recipe.encoder.drop_path,
         workers=train.workers,
         measures_baselines=train.baselines,
         writes_report=train.report,
@@ -231,6 +247,14 @@ def _optimizer_and_schedule(
         final_lr=optim.lr * optim.final_lr_ratio,
     )
     return optimizer, schedule
+
+
+def _finite_check(
+    data: Data, method: Method, optimizer: torch.optim.Optimizer, settings: Settings, device: torch.device
+) -> FiniteCheck:
+    facts = RunFacts(settings.steps_per_epoch, settings.lr, settings.loss_name, settings.precision)
+    is_asynchronous = allows_asynchronous_check(method, optimizer, device)
+    return FiniteCheck(data.train.images, facts, device, is_asynchronous=is_asynchronous)
 
 
 def build_method(recipe: Recipe, device: torch.device) -> Method:

@@ -1,105 +1,231 @@
-"""Atomic checkpoints: written to a temporary folder with a checksum, flushed to disk, then renamed."""
+"""Checkpoints of a run: folders that appear as a whole, with a checksum.
 
+`checkpoints/step_00000042` holds `state.pt`, tensors and plain values only, and `manifest.json`. A checkpoint is whole if its
+state has the length and the SHA-256 that its manifest says.
+"""
+
+import hashlib
 import json
-import os
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+import reptk
 from reptk.core.errors import DataError
-from reptk.core.files import sha256_of, write_text
-from reptk.core.foreign_files import read_json, read_text
+from reptk.core.files import atomic_folder, sha256_of, sweep_leftovers, write_text
+from reptk.core.foreign_files import read_json
 
-MAX_NAME_BYTES = 4096
+FORMAT = 1
+"""Number of the layout of `state.pt`. A change that older files do not fit needs a higher one, and code that reads both."""
+
+BEST_FILE = "best.json"
+NAME = re.compile(r"step_[0-9]+(\.[0-9]+)?")
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `folder/step_00000042` (state and manifest), and its name into the file `folder/last`.
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read.
 
-    Older checkpoints are deleted, except for the one before, which is there in case the new one is damaged.
+    path: its folder.
+    state: what was saved.
+    manifest: `step`, `format`, `reptk`, `torch`, and what was passed to `save`.
+    damaged: messages about newer checkpoints that could not be read.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    manifest: dict[str, Any]
+    damaged: list[str]
+
+
+def save(
+    folder: Path, step: int, state: dict[str, Any], *, keep: int = 2, details: dict[str, Any] | None = None
+) -> Path:
+    """Write `folder/step_00000042`, then delete older checkpoints.
 
     Args:
         folder: the run's `checkpoints`.
         step: number of steps done.
         state: tensors and plain values only, so that reading it back executes no code.
+        keep: how many of the last checkpoints remain, this one included; the best one (`mark_best`) remains, too.
+        details: further entries of the manifest.
 
     Returns:
         The folder of the new checkpoint.
+
+    Raises:
+        EnvironmentProblem: the disk is full.
+        OSError: the checkpoint cannot be written for another reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Left by a process that was killed while it wrote.
-    for abandoned in folder.glob(".step_*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    previous = _last_name(folder)
+    sweep_leftovers(folder)
     target = _unused_path(folder, f"step_{step:08d}")
-    temporary = folder / f".{target.name}"
-    temporary.mkdir()
-    try:
-        _write_state(temporary, step, state)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    # Before older checkpoints are deleted, so that the file never names one that is gone.
-    write_text(folder / "last", target.name + "\n")
-    for older in folder.glob("step_*"):
-        if older.name not in (target.name, previous):
-            shutil.rmtree(older, ignore_errors=True)
+    with atomic_folder(target) as temporary:
+        _write(temporary, state, {"step": step, **(details or {})})
+    _delete_others(folder, target, keep)
     return target
 
 
-def load_last(folder: Path) -> dict[str, Any] | None:
-    """Return the state of the checkpoint that `folder/last` names, verified by its manifest; None if there is none yet.
+def load_newest(folder: Path) -> Checkpoint | None:
+    """Read the newest whole checkpoint; None if there is none at all.
+
+    The newest is the one with the most steps, whatever the times of the files say.
 
     Raises:
-        DataError: the checkpoint is damaged or incomplete.
+        DataError: there are checkpoints, but none is whole; or the newest was written by a newer reptk.
     """
-    name = _last_name(folder)
-    if name is None:
-        return None
-    checkpoint = folder / name
-    state_file = checkpoint / "state.pt"
-    try:
-        manifest = read_json(checkpoint / "manifest.json")
-        if state_file.stat().st_size != manifest["bytes"] or sha256_of(state_file) != manifest["sha256"]:
-            raise DataError(f"checkpoint {checkpoint} is damaged: its content does not match its manifest")
-        return torch.load(state_file, map_location="cpu", weights_only=True)
-    except DataError as error:
-        raise DataError(f"{error}.{_hint_at_older(folder, checkpoint)}") from error
-    except Exception as cause:
-        raise DataError(f"checkpoint {checkpoint} is damaged: {cause}.{_hint_at_older(folder, checkpoint)}") from cause
+    damaged: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            manifest = _read_manifest(path)
+            state = _read_state(path, manifest)
+        except _DamagedError as error:
+            damaged.append(f"checkpoint {path} is damaged: {error}")
+            continue
+        return Checkpoint(path, state, manifest, damaged)
+    if damaged:
+        listed = "\n  ".join(damaged)
+        raise DataError(
+            f"no checkpoint in {folder} is whole. To train anew from step 0, delete that folder:\n  {listed}"
+        )
+    return None
 
 
 def last_step(folder: Path) -> int:
-    """Return the number of steps done at the checkpoint that `folder/last` names; 0 if there is none, or it is damaged."""
-    name = _last_name(folder)
-    if name is None:
-        return 0
-    try:
-        return int(read_json(folder / name / "manifest.json")["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0  # `load_last` raises, and says what to do
+    """Return the number of steps done at the newest checkpoint whose manifest can be read; 0 if there is none."""
+    for path in _newest_first(folder):
+        try:
+            return int(_read_manifest(path)["step"])
+        except _DamagedError:
+            continue
+    return 0
 
 
-def _write_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    state_file = folder / "state.pt"
-    with state_file.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    manifest = {"step": step, "bytes": state_file.stat().st_size, "sha256": sha256_of(state_file)}
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
+    """Record that the checkpoint of a step is the best so far, so that it is not deleted.
+
+    Args:
+        folder: the run's `checkpoints`.
+        step: number of steps done.
+        metric: name of what was measured, e.g. "knn@20".
+        value: higher is better.
+    """
+    content = {"step": step, "metric": metric, "value": value}
+    write_text(folder / BEST_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def _last_name(folder: Path) -> str | None:
-    pointer = folder / "last"
-    if not pointer.is_file():
+def best_value(folder: Path, metric: str) -> float | None:
+    """Return the value of the best checkpoint in this metric; None if there is none."""
+    best = _read_best(folder)
+    if best.get("metric") != metric or not isinstance(best.get("value"), float):
         return None
-    name = read_text(pointer, MAX_NAME_BYTES, errors="replace").strip()
-    if not name or Path(name).name != name:
-        raise DataError(f"{pointer} is damaged: it must hold the name of a folder next to it, such as step_00000042")
-    return name
+    if not any(_step_of(path) == best.get("step") for path in _newest_first(folder)):
+        return None
+    return best["value"]
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not whole; the message says why."""
+
+
+def _write(folder: Path, state: dict[str, Any], details: dict[str, Any]) -> None:
+    with (folder / "state.pt").open("wb") as file:
+        hashing = _HashingFile(file)
+        torch.save(state, hashing)
+    manifest = {
+        "format": FORMAT,
+        "reptk": reptk.__version__,
+        "torch": torch.__version__,
+        **details,
+        "bytes": hashing.num_bytes,
+        "sha256": hashing.sha256.hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+class _HashingFile:
+    """Passes what is written on to a file, and computes its hash on the way, which saves reading it again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        self.sha256.update(content)
+        self.num_bytes += len(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json(checkpoint / "manifest.json")
+    except (OSError, ValueError) as cause:
+        raise _DamagedError(f"manifest.json cannot be read: {cause}") from cause
+    if not isinstance(manifest, dict):
+        raise _DamagedError("manifest.json is no table")
+    for key in ("step", "bytes", "sha256"):
+        if key not in manifest:
+            raise _DamagedError(f"manifest.json lacks {key}")
+    if not isinstance(manifest["step"], int):
+        raise _DamagedError("manifest.json names no step")
+    version = manifest.get("format", 0)
+    if not isinstance(version, int) or version > FORMAT:
+        raise DataError(
+            f"{checkpoint} was written by a newer reptk ({manifest.get('reptk')}, format {version}; this one reads up to "
+            f"{FORMAT}); update reptk to go on with it"
+        )
+    return manifest
+
+
+def _read_state(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    state_file = checkpoint / "state.pt"
+    try:
+        num_bytes = state_file.stat().st_size
+        if num_bytes != manifest["bytes"]:
+            raise _DamagedError(f"state.pt has {num_bytes:,} bytes, its manifest says {manifest['bytes']}")
+        if sha256_of(state_file) != manifest["sha256"]:
+            raise _DamagedError("the content of state.pt does not match its manifest")
+    except OSError as cause:
+        raise _DamagedError(f"state.pt cannot be read: {cause.strerror}") from cause
+    try:
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+    except Exception as cause:
+        # Without torch's message, which advises to permit the execution of code.
+        raise _DamagedError(f"state.pt holds more than tensors and plain values ({type(cause).__name__})") from cause
+    if not isinstance(state, dict):
+        raise _DamagedError("state.pt holds no table")
+    return state
+
+
+def _delete_others(folder: Path, newest: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints up to the newest, and the best one.
+
+    Those of later steps are of a run that went on from an earlier checkpoint since they were damaged.
+    """
+    paths = _newest_first(folder)
+    position = paths.index(newest)
+    remaining = {path.name for path in paths[position : position + keep]}
+    best_step = _read_best(folder).get("step")
+    for path in paths:
+        if path.name not in remaining and _step_of(path) != best_step:
+            # A failure leaves a folder too many, no more.
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints by their steps; of those of one step, the one that was written last comes first."""
+    paths = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(paths, key=lambda path: (_step_of(path), path.name), reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("_")[1].split(".")[0])
 
 
 def _unused_path(folder: Path, name: str) -> Path:
@@ -112,8 +238,11 @@ def _unused_path(folder: Path, name: str) -> Path:
     return path
 
 
-def _hint_at_older(folder: Path, damaged: Path) -> str:
-    others = [path.name for path in sorted(folder.glob("step_*")) if path != damaged]
-    if not others:
-        return ""
-    return f" To go on from {others[-1]}, write that name into {folder / 'last'}"
+def _read_best(folder: Path) -> dict[str, Any]:
+    try:
+        best = read_json(folder / BEST_FILE)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(best, dict):
+        return {}
+    return best

@@ -1,32 +1,35 @@
-"""The end of an epoch: the evaluations that are due, diagnostics of the embeddings, a checkpoint, and a line of output."""
+"""The end of an epoch: diagnostics of the embeddings, the evaluations that are due, and a line of output."""
 
-from pathlib import Path
+from typing import Any
 
-from reptk.core.console import EpochProgress, Logger
+from reptk.core.console import EpochProgress
 from reptk.core.metric_names import display_name
-from reptk.evaluate.diagnostics import concerns
+from reptk.evaluate import Evaluator
+from reptk.evaluate.diagnostics import concerns, shortcut_message
 from reptk.evaluate.results import headline
 from reptk.training.build import Parts
 from reptk.training.evaluation import evaluate_now
 from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
-from reptk.training.state import RunState, save
+from reptk.training.process import RunProcess
+from reptk.training.state import RunState
 
 
 class EpochEnd:
-    """The loop calls `run` after the last step of every epoch; its time is not counted as training.
+    """What the loop calls after the last step of every epoch, in two parts, between which a checkpoint may be written.
 
     Args:
         parts: the run's.
-        state: the run's; its clock is stopped during the call.
-        folder: the run's.
-        logger: where to print and log.
+        state: the run's; its clock is stopped between `begin` and the end of `finish`.
+        process: where to print, log and save.
     """
 
-    def __init__(self, parts: Parts, state: RunState, folder: Path, logger: Logger) -> None:
+    def __init__(self, parts: Parts, state: RunState, process: RunProcess) -> None:
         self.parts = parts
         self.state = state
-        self.folder = folder
-        self.logger = logger
+        self.process = process
+        self.logger = process.logger
+        self._warnings: dict[str, str] = {}
+        """Warnings of this epoch by kind."""
         self._reported: set[str] = set()
         """Kinds of warnings that were printed; each is printed once in a run."""
 
@@ -43,31 +46,78 @@ class EpochEnd:
             weights = self.parts.settings.initial_weights
             self.logger.line(f"before training  {name}: raw pixels {pixels:.1f} %, {weights} weights {untrained:.1f} %")
 
-    def run(self, progress: EpochProgress, waited_seconds: float) -> None:
-        """Evaluate, save and report.
+    def begin(self, waited_seconds: float) -> None:
+        """Compute the diagnostics of the last step, which a checkpoint then holds until `finish` has logged them.
+
+        Args:
+            waited_seconds: time of this epoch that the device spent waiting for images.
+        """
+        state, meter = self.state, self.state.meter
+        # Seconds and views per second are those of training alone.
+        state.clock.stop()
+        waiting_share = state.clock.share_of_epoch(waited_seconds)
+        row: dict[str, Any] = {"step": state.step, "epoch": self._epoch, "waiting": round(waiting_share, 3)}
+        self._warnings = {}
+        if meter.z is not None:
+            health, self._warnings = concerns(meter.z, meter.ids, temperature=meter.scalars.get("temperature"))
+            # The number of dimensions is the same in every row.
+            row |= {key: round(value, 4) for key, value in health.items() if key != "dimensions"}
+        if waiting_share > INPUT_BOUND_SHARE:
+            self._warnings["input"] = input_bound_message(waiting_share, self.parts.settings.input_advice)
+        state.unfinished_epoch = row
+
+    def finish(self, progress: EpochProgress) -> None:
+        """Evaluate, log and report.
 
         Args:
             progress: to report to.
-            waited_seconds: time of this epoch that the device spent waiting for images.
         """
-        state, settings = self.state, self.parts.settings
-        # Seconds and views per second are those of training alone.
-        state.clock.stop()
-        epoch = state.step // settings.steps_per_epoch
-        # Before evaluation and checkpoint, which are no part of the epoch's time.
-        waiting_share = state.clock.share_of_epoch(waited_seconds)
-        metrics = self._evaluate_due(epoch, progress)
-        warnings = self._diagnose(epoch, metrics, waiting_share, progress)
-        if epoch % settings.checkpoint_every_epochs == 0 or epoch == settings.epochs:
-            save(self.parts, state, self.folder)
-        progress.epoch(epoch, state.meter.loss, state.clock.views_per_second, state.seconds_left(settings))
-        if waiting_share > INPUT_BOUND_SHARE:
-            warnings["input"] = input_bound_message(waiting_share, settings.input_advice)
-        for kind, text in warnings.items():
+        state, settings, meter = self.state, self.parts.settings, self.state.meter
+        row = state.unfinished_epoch or {}
+        metrics = self._evaluate_due(progress)
+        suffix = []
+        if metrics:
+            name = headline(metrics)
+            suffix.append(f"{display_name(name)} {100 * metrics[name]:.1f} %")
+            self._check_shortcut(metrics[name], name)
+        if "rank" in row:
+            suffix.append(f"rank {row['rank']:.0f}")
+            if meter.z is not None:
+                suffix[-1] += f"/{meter.z.shape[1]}"
+        self.logger.metrics(**row, **metrics)
+        state.unfinished_epoch = None
+        state.metrics_rows = self.logger.metrics_rows
+        if metrics and settings.keeps_best:
+            self.process.mark_best(self.parts, state, name, metrics[name])
+        progress.suffix = "  ".join(suffix)
+        progress.epoch(self._epoch, meter.loss, state.clock.views_per_second, state.seconds_left(settings))
+        for kind, text in self._warnings.items():
             if kind not in self._reported:
                 self.logger.line(text)
                 self._reported.add(kind)
         state.clock.start()
+
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether an evaluation is due after this epoch."""
+        return bool(self._due_evaluators())
+
+    @property
+    def _epoch(self) -> int:
+        return self.state.step // self.parts.settings.steps_per_epoch
+
+    def _check_shortcut(self, accuracy: float, metric: str) -> None:
+        """Add the warning about a loss that is low for a wrong reason."""
+        meter = self.state.meter
+        untrained = self.state.baselines.get("untrained")
+        # The loss is compared with that of random embeddings, which only a contrastive loss has.
+        if meter.z is None or meter.ids is None or untrained is None or "collapse" in self._warnings:
+            return
+        if metric not in untrained.metrics:
+            return
+        message = shortcut_message(meter.loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric])
+        if message is not None:
+            self._warnings["shortcut"] = message
 
     def warn_of_steps_without_positives(self) -> None:
         """Print how many steps of the run had no positives, and so no gradient."""
@@ -88,49 +138,22 @@ class EpochEnd:
                 f"loss is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
             )
 
-    def _evaluate_due(self, epoch: int, progress: EpochProgress) -> dict[str, float]:
-        """Return the metrics of the evaluators that are due after this epoch."""
-        if epoch == self.parts.settings.epochs:
-            return {}  # the final evaluation follows
+    def _due_evaluators(self) -> list[Evaluator]:
+        if self.state.step == self.parts.settings.total_steps:
+            return []  # the final evaluation follows
         due = []
         for key, evaluator in self.parts.evaluators.items():
             every_epochs = self.parts.every_epochs[key]
-            if every_epochs and epoch % every_epochs == 0:
+            if every_epochs and self._epoch % every_epochs == 0:
                 due.append(evaluator)
+        return due
+
+    def _evaluate_due(self, progress: EpochProgress) -> dict[str, float]:
+        """Return the metrics of the evaluators that are due after this epoch."""
+        due = self._due_evaluators()
         if not due:
             return {}
-        with progress.stages(f"evaluation after epoch {epoch}") as report:
+        # On several ranks, a signal in the last step has not stopped the run yet.
+        self.process.signals.raise_if_received()
+        with progress.stages(f"evaluation after epoch {self._epoch}") as report:
             return evaluate_now(self.parts, due, during_training=True, progress=report).metrics
-
-    def _diagnose(
-        self, epoch: int, metrics: dict[str, float], waiting_share: float, progress: EpochProgress
-    ) -> dict[str, str]:
-        """Log the metrics and the diagnostics of the last step's embeddings; return warnings by kind."""
-        meter = self.state.meter
-        row = {"step": self.state.step, "epoch": epoch, "waiting": round(waiting_share, 3)}
-        suffix = []
-        name = ""
-        if metrics:
-            name = headline(metrics)
-            suffix.append(f"{display_name(name)} {100 * metrics[name]:.1f} %")
-        warnings: dict[str, str] = {}
-        if meter.z is not None:
-            untrained = self.state.baselines.get("untrained")
-            untrained_metrics = {} if untrained is None else untrained.metrics
-            health, warnings = concerns(
-                meter.z,
-                meter.ids,
-                meter.loss,
-                temperature=meter.scalars.get("temperature"),
-                accuracy=metrics.get(name),
-                untrained=untrained_metrics.get(name),
-            )
-            if meter.ids is None:
-                # "Shortcut" compares the loss with that of random embeddings, which only a contrastive loss has.
-                warnings.pop("shortcut", None)
-            # The number of dimensions is the same in every row.
-            row |= {key: round(value, 4) for key, value in health.items() if key != "dimensions"}
-            suffix.append(f"rank {row['rank']:.0f}/{meter.z.shape[1]}")
-        self.logger.metrics(**row, **metrics)
-        progress.suffix = "  ".join(suffix)
-        return warnings

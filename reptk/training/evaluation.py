@@ -9,7 +9,8 @@ import torch
 from reptk import report
 from reptk.core import distributed
 from reptk.core.console import Logger
-from reptk.core.errors import ReptkError
+from reptk.core.errors import DataError, ReptkError
+from reptk.core.foreign_files import read_json
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
@@ -88,6 +89,19 @@ def report_results(
     logger.verdict(results["verdict"], remarks(trained))
     distributed.run_on_main(lambda: write_results(folder, results, trained))
     logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+
+
+def trained_metrics(folder: Path) -> dict[str, float]:
+    """Return the trained encoder's metrics of a finished run, from its results.json.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = folder / "results.json"
+    try:
+        return dict(read_json(path)["metrics"]["trained"])
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise DataError(f"{path} of a finished run cannot be read: {cause!r}") from cause
 
 
 def _row_label(row: str) -> str:

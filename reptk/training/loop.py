@@ -1,7 +1,8 @@
 """The training loop, in the order in which it runs: `train` evaluates two baselines, trains, evaluates and reports."""
 
-from collections.abc import Sequence
-from contextlib import closing
+import signal
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -13,35 +14,49 @@ from reptk.config import Recipe
 from reptk.core import distributed, environment, rng
 from reptk.core.console import EpochProgress, Logger
 from reptk.core.device import autocast
-from reptk.core.errors import NumericalError, UsageError
+from reptk.core.errors import NonFiniteStep, NumericalError
+from reptk.core.stop_signals import Stopped, StopSignals, handled_stop_signals
 from reptk.data import DevicePrefetcher
 from reptk.data.bad_samples import BadSamples
+from reptk.data.fingerprint import fingerprint
+from reptk.evaluate.results import headline
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
+from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.epoch import EpochEnd
-from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, write_report
-from reptk.training.health import check_outputs, diverged, non_finite_loss
-from reptk.training.interrupt import InterruptHandler
+from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, trained_metrics, write_report
+from reptk.training.health import check_outputs
+from reptk.training.loss_scaling import gradient_norm
 from reptk.training.optim import learning_rate
-from reptk.training.state import RunState, restore, save
+from reptk.training.process import RunProcess
+from reptk.training.rank_ends import RankEnds
+from reptk.training.run_status import RUNNING, RunStatus, recorded_status
+from reptk.training.same_run import check_same_ranks
+from reptk.training.state import RunState, restore
 
 
 def train(
     recipe: Recipe,
     out: str | Path | None = None,
     *,
-    resume: bool = False,
+    resume: run_folder.Resume = None,
+    allow: Collection[str] = (),
     logger: Logger | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Train a recipe and evaluate it.
+    """Train a recipe and evaluate it, or go on with a run that was stopped or killed.
+
+    A run that goes on ends in the weights of the run that nothing has disturbed: bit for bit on the CPU with the same number
+    of threads.
 
     Args:
         recipe: from `load`.
-        out: the run's folder, new or empty; None for the next unused `runs/NAME/N`. To resume, the folder of the run.
-        resume: continue from the folder's last checkpoint.
+        out: the run's folder; None for the next unused `runs/NAME/N`.
+        resume: None: go on with the run in `out` if there is one of this recipe. "auto": without `out`, too, with the last run
+            of this recipe under `runs/`. True: there has to be one. False: there must not be one.
+        allow: what may have changed since the run was started: "data", "ranks".
         logger: where to print and log; standard output by default.
         notes: lines to print below the description of the run, e.g. `reptk.config.override_notes`.
 
@@ -50,82 +65,168 @@ def train(
 
     Raises:
         ReptkError: its subclass says what has to change; status.json in the run's folder records the reason.
+        KeyboardInterrupt: a signal stopped the run, which is saved (`reptk.core.stop_signals.Stopped`).
     """
-    if resume and out is None:
-        raise UsageError("which run is to be resumed? Name its folder: train(recipe, folder, resume=True)")
-    device = distributed.setup(recipe.train.device)
-    logger = logger or Logger(prints=distributed.is_main())
-    # Everything that may be wrong with the recipe or the data is found before there is a folder.
-    parts = build(recipe, load_data(recipe, logger), device)
-    # On rank 0 alone, since every call of `create` takes another number.
-    recorded_epochs = parts.settings.epochs
-    if resume:
-        recorded_epochs = run_folder.check_same_recipe(recipe, Path(out)).train.epochs
-        run_folder.check_epochs(Path(out), epochs=parts.settings.epochs, steps_per_epoch=parts.settings.steps_per_epoch)
-        folder = distributed.run_on_main(lambda: run_folder.reopen(recipe, Path(out)))
-    else:
-        folder = distributed.run_on_main(lambda: run_folder.create(recipe, out))
-    with run_folder.recorded_status(folder, logger, run_folder.resume_command(folder, recipe.plugins)):
-        commit = environment.git_commit()  # of the code as it was when the run began
-        logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
-        logger.facts(describe(recipe, parts))
-        for note in [*notes, *dropped_images_note(parts)]:
-            logger.line(f"note: {note}")
-        state = restore(parts, checkpoint.load_last(folder / "checkpoints"))
-        if state.step == 0:  # later, the checkpoint holds the baselines
+    with handled_stop_signals() as signals, run_folder.RunClaim() as claim:
+        device = distributed.setup(recipe.train.device)
+        logger = logger or Logger(prints=distributed.is_main())
+        # Everything that may be wrong with the recipe or the data is found before there is a folder.
+        parts = build(recipe, load_data(recipe, logger), device)
+
+        def open_run() -> run_folder.OpenedRun:
+            data = fingerprint(parts.data, recipe.train.check_files)
+            run = claim.open(
+                recipe,
+                out,
+                resume=resume,
+                data=data,
+                steps_per_epoch=parts.settings.steps_per_epoch,
+                report=logger.line,
+                allowed=allow,
+            )
+            if run.state != run_folder.COMPLETE:
+                RankEnds(run.folder, 0, distributed.world_size()).clear()
+            return run
+
+        run = distributed.run_on_main(open_run)
+        if run.state == run_folder.COMPLETE:
+            logger.line(f"already complete: {run.folder / 'results.json'}")
+            if run_folder.lacks_report(recipe, run.folder):
+                write_report(parts, run.folder, logger)
+            return trained_metrics(run.folder)
+        status = RunStatus(run.folder, logger)
+        with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
+            metrics = _train_in_folder(recipe, parts, run, status, signals, allow, logger, notes)
+        # After the status is "finished": the report is not part of what a run has to achieve.
+        if parts.settings.writes_report:
+            write_report(parts, run.folder, logger)
+        return metrics
+
+
+def _train_in_folder(
+    recipe: Recipe,
+    parts: Parts,
+    run: run_folder.OpenedRun,
+    status: RunStatus,
+    signals: StopSignals,
+    allow: Collection[str],
+    logger: Logger,
+    notes: Sequence[str],
+) -> dict[str, float]:
+    """Train, evaluate and report in the folder that this process has opened."""
+    folder = run.folder
+    commit = environment.git_commit()  # of the code as it was when the run began
+    logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
+    logger.facts(describe(recipe, parts))
+    for note in [*notes, *run.notes, *dropped_images_note(parts)]:
+        logger.line(f"note: {note}")
+    state, is_restored = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
+    if distributed.is_main():
+        status.set(RUNNING)
+    process = RunProcess(
+        folder=folder,
+        logger=logger,
+        writer=_checkpoint_writer(parts, status, saved_step=state.step if is_restored else None),
+        signals=signals,
+        bad_samples=BadSamples(parts.data, logger, folder, parts.device),
+        flags=distributed.SharedFlags(parts.device),
+    )
+    logger.write_metrics_to(folder / "metrics.jsonl", state.metrics_rows)
+    with closing(process.writer):
+        if not is_restored:
             state.baselines = evaluate_baselines(parts, logger)
-        elif parts.settings.epochs != recorded_epochs:
-            logger.line(_new_length_message(parts, state, recorded_epochs, recipe.optim.schedule))
-        bad_samples = BadSamples(parts.data, logger, folder, parts.device)
-        bad_samples.update()
+            # So that they are not evaluated again, and so that a folder that cannot be written fails now.
+            process.save(parts, state)
+        process.bad_samples.update()
         with explain_compiler_errors(recipe.train.compile):
-            train_loop(parts, state, folder, logger, bad_samples)
+            state = train_until_end(parts, state, process)
+        process.save_and_wait(parts, state)
         # Before the evaluation, which may fail: what was trained is not lost.
         distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
-        bad_samples.update()
+        process.bad_samples.update()
+        if parts.settings.keeps_best:
+            metric = headline(trained.metrics)
+            process.mark_best(parts, state, metric, trained.metrics[metric])
         report_results(parts, state, trained, folder, logger, commit)
-    # After the status is "finished": the report is not part of what a run has to achieve.
-    if parts.settings.writes_report:
-        write_report(parts, folder, logger)
     return trained.metrics
 
 
-def train_loop(parts: Parts, state: RunState, folder: Path, logger: Logger, bad_samples: BadSamples) -> None:
-    """Train from `state.step` to the last step, with a checkpoint and the due evaluations after every epoch."""
-    settings = parts.settings
+def train_until_end(parts: Parts, state: RunState, process: RunProcess) -> RunState:
+    """Train to the last step, and return the state there.
+
+    If a value is not finite and the recipe permits it, go back to the last checkpoint, and leave out the step.
+
+    Raises:
+        NonFiniteStep: a value is not finite.
+        Stopped: a signal has stopped the run, which is saved.
+    """
     model = _wrap_in_ddp(parts)
+    while True:
+        try:
+            train_loop(parts, model, state, process)
+        except NonFiniteStep as error:
+            state = go_back(parts, state, process, error)
+        else:
+            return state
+
+
+def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProcess) -> None:
+    """Train from `state.step` to the last step, with the due checkpoints, and the due evaluations after every epoch.
+
+    Args:
+        parts: the run's.
+        model: the method, or DDP around it.
+        state: the run's, which is updated.
+        process: that trains.
+    """
+    settings, logger = parts.settings, process.logger
     model.train()
-    logger.write_metrics_to(folder / "metrics.jsonl", state.step)
-    end_of_epoch = EpochEnd(parts, state, folder, logger)
+    end_of_epoch = EpochEnd(parts, state, process)
     end_of_epoch.announce()
     with (
+        saved_when_stopped(parts, state, process),
         logger.progress(settings.epochs, settings.steps_per_epoch, state.step) as progress,
-        InterruptHandler() as ctrl_c,
         # Closed, so that its threads end with the loop even while a traceback holds this frame.
         closing(parts.loader.batches(state.step, settings.total_steps)) as host_batches,
     ):
         batches = DevicePrefetcher(host_batches, parts.device)
+        if state.unfinished_epoch is not None:
+            # The run was stopped during the evaluation after this step.
+            end_of_epoch.finish(progress)
         state.clock.start()
         for number in range(state.step, settings.total_steps):
-            batch = Batch(*next(batches))
-            parts.schedule.set_step(number)
-            outputs = train_step(parts, model, batch, parts.step(number))
-            state.step = number + 1
-            state.meter.add(outputs)
-            if _is_reading_due(parts, state.step):
-                _report_steps(parts, state, logger, progress)
-            if state.step % settings.steps_per_epoch == 0:
-                end_of_epoch.run(progress, batches.waited())
-                bad_samples.update()
-            # Between two steps, where the state is consistent.
-            if ctrl_c.requested:
-                if state.meter.unread_steps:
+            # A signal is only recorded until the state is consistent, and all ranks have seen it.
+            with process.signals.deferred():
+                batch = Batch(*next(batches))
+                if number not in state.omitted_steps:
+                    parts.schedule.set_step(number)
+                    outputs = train_step(parts, model, batch, parts.step(number))
+                    state.meter.add(outputs)
+                state.step = number + 1
+                is_end_of_epoch = state.step % settings.steps_per_epoch == 0
+                if state.meter.unread_steps and _is_reading_due(parts, state.step):
                     _report_steps(parts, state, logger, progress)
-                state.clock.stop()
-                save(parts, state, folder)
-                raise KeyboardInterrupt
+                if is_end_of_epoch:
+                    end_of_epoch.begin(batches.waited())
+                is_stopping, is_time_due = process.flags.update(
+                    process.signals.received is not None, process.writer.is_time_due()
+                )
+                if is_stopping or is_time_due or _is_checkpoint_due(parts, state, end_of_epoch):
+                    if state.meter.unread_steps:
+                        # A checkpoint holds no step whose loss was not checked.
+                        _report_steps(parts, state, logger, progress)
+                    process.save(parts, state)
+            if is_stopping:
+                raise Stopped(process.signals.received or signal.SIGTERM)
+            if is_end_of_epoch:
+                distributed.set_timeout(distributed.LONG_TIMEOUT_SECONDS, parts.device)
+                end_of_epoch.finish(progress)
+                process.bad_samples.update()
+            # The first step may take minutes, e.g. to compile; each of the others should not.
+            distributed.set_timeout(settings.rank_timeout_seconds, parts.device)
+    distributed.set_timeout(distributed.LONG_TIMEOUT_SECONDS, parts.device)
     end_of_epoch.warn_of_steps_without_positives()
     end_of_epoch.say_skipped_steps()
 
@@ -138,22 +239,131 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
         model: the method, or DDP around it.
         batch: of this rank.
         step: its number and its random key.
+
+    Raises:
+        NonFiniteStep: the loss, embeddings or the gradient are not finite on a rank, and nothing was changed. On a GPU it may
+            be raised by `parts.finite_check.read` instead.
     """
+    try:
+        outputs = _forward(parts, model, batch, step)
+    except NumericalError as cause:
+        raise parts.finite_check.forward_failed(cause, batch, step.number) from cause
+    check_outputs(outputs, parts.method)
+    checked = parts.finite_check.after_forward(outputs, batch, step.number)
+    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
+    norm = parts.scaled_optimizer.backward(outputs["loss"], model, parts.settings.clip_norm)
+    try:
+        is_bad = parts.finite_check.after_backward(checked, norm, lambda: _local_gradient_norm(parts, batch, step))
+    except NumericalError:
+        parts.optimizer.zero_grad()
+        raise
+    parts.scaled_optimizer.step(is_bad)
+    with torch.no_grad():
+        parts.method.after_step(step)
+    return outputs
+
+
+def _forward(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+    """Return the outputs of the method, in the precision of the run."""
     settings = parts.settings
     # Dropout and stochastic depth draw from torch's global stream: seeded per step, a resumed run draws the same.
     torch.manual_seed(rng.key(settings.seed, "dropout", step.number, distributed.rank()))
     with autocast(parts.device, settings.precision):
-        try:
-            outputs = model(batch, step)
-        except NumericalError as cause:
-            beginning = non_finite_loss(step.number, settings.lr)
-            raise NumericalError(f"{beginning}; {cause}; {diverged(settings.precision)}") from cause
-    check_outputs(outputs, parts.method)
-    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
-    parts.scaled_optimizer.step(outputs["loss"], model, settings.clip_norm)
-    with torch.no_grad():
-        parts.method.after_step(step)
-    return outputs
+        return model(batch, step)
+
+
+def _local_gradient_norm(parts: Parts, batch: Batch, step: Step) -> Tensor:
+    """Compute a step again without DDP, whose mean of the gradients hides on which rank one is not finite."""
+    parts.optimizer.zero_grad()
+    _forward(parts, parts.method, batch, step)["loss"].backward()
+    return gradient_norm(parts.method)
+
+
+@contextmanager
+def saved_when_stopped(parts: Parts, state: RunState, process: RunProcess) -> Iterator[None]:
+    """If a signal stops the block between two steps, save the last one."""
+    try:
+        yield
+    except Stopped:
+        state.clock.stop()
+        process.save_and_wait(parts, state)
+        raise
+
+
+def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFiniteStep) -> RunState:
+    """Restore the last checkpoint, and return its state, in which the step of an error is left out.
+
+    Raises:
+        NonFiniteStep: no (further) step may be left out.
+    """
+    maximum = parts.settings.max_omitted_steps
+    omitted = [*state.omitted_steps, error.step]
+    if len(omitted) > maximum:
+        # Without collectives, since another rank may not have the error.
+        process.writer.wait()
+        advice = f"The last checkpoint is that of step {checkpoint.last_step(process.folder / 'checkpoints')}"
+        if not maximum:
+            advice += "; train.max_omitted_steps=1 would go back to it and leave this step out"
+        raise error.with_sentence(advice) from error
+    distributed.run_on_main(process.writer.wait)
+    saved = checkpoint.load_newest(process.folder / "checkpoints")
+    if saved is None:
+        raise error
+    step = saved.manifest["step"]
+    restored = restore(parts, saved.state)
+    restored.omitted_steps = omitted
+    process.logger.write_metrics_to(process.folder / "metrics.jsonl", restored.metrics_rows)
+    process.logger.line(
+        f"{error}. Back to step {step}, and step {error.step + 1} is left out, {len(omitted)} of {maximum}"
+    )
+    return restored
+
+
+def _restore_newest(
+    parts: Parts, run: run_folder.OpenedRun, status: RunStatus, allow: Collection[str], schedule: str
+) -> tuple[RunState, bool]:
+    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it.
+
+    Returns:
+        The state, and whether there was a checkpoint.
+    """
+    settings, logger = parts.settings, status.logger
+    saved = checkpoint.load_newest(run.folder / "checkpoints")
+    for line in run_folder.lost_checkpoints(run.folder, saved):
+        logger.line(line)
+    if saved is None:
+        return RunState(), False
+    ranks_before = saved.manifest.get("ranks", distributed.world_size())
+    note = check_same_ranks(ranks_before, distributed.world_size(), parts.method, allow, settings.drop_path)
+    if note is not None:
+        logger.line(f"note: {note}")
+    state = restore(parts, saved.state)
+    status.step = state.step
+    if settings.epochs != run.recorded_epochs:
+        logger.line(_new_length_message(parts, state, run.recorded_epochs, schedule))
+    return state, True
+
+
+def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) -> CheckpointWriter | NoCheckpoints:
+    """Return the writer of this rank.
+
+    Args:
+        parts: the run's.
+        status: the run's.
+        saved_step: step of the checkpoint that was read.
+    """
+    if not distributed.is_main():
+        return NoCheckpoints()
+    writer = CheckpointWriter(
+        status.folder / "checkpoints",
+        parts.settings.checkpoint_interval,
+        keep=parts.settings.keep_checkpoints,
+        details={"ranks": distributed.world_size()},
+        warn=status.logger.line,
+        written=status.checkpoint_written,
+    )
+    writer.last_step = saved_step
+    return writer
 
 
 def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:
@@ -180,10 +390,22 @@ def _is_reading_due(parts: Parts, steps_done: int) -> bool:
     return parts.device.type == "cpu" or is_logged or is_end_of_epoch
 
 
+def _is_checkpoint_due(parts: Parts, state: RunState, end_of_epoch: EpochEnd) -> bool:
+    """Whether to save after this step, whatever the time."""
+    settings = parts.settings
+    if settings.checkpoint_interval.is_due(state.step, settings.steps_per_epoch):
+        return True
+    if state.step == settings.total_steps:
+        return True
+    # An evaluation may take long, and so be where a run is stopped.
+    return state.step % settings.steps_per_epoch == 0 and end_of_epoch.has_evaluation
+
+
 def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:
     """Check and report the steps since the last reading, and log the last of them if it is due."""
     settings, meter, clock = parts.settings, state.meter, state.clock
-    steps = meter.read(state.step - 1, lr=settings.lr, loss_name=settings.loss_name, precision=settings.precision)
+    parts.finite_check.read()
+    steps = meter.read()
     clock.add(steps * settings.views_per_step)
     progress.step(state.step, meter.loss, clock.views_per_second, state.seconds_left(settings))
     if state.step % settings.log_every_steps:
@@ -212,4 +434,7 @@ def _wrap_in_ddp(parts: Parts) -> nn.Module:
     device_ids = [parts.device] if parts.device.type == "cuda" else None
     # Buffers are not broadcast before every step: a queue is the same on all ranks, and BatchNorm's running statistics, which
     # training does not use, are rank 0's in evaluation and in checkpoints.
-    return DistributedDataParallel(parts.method, device_ids=device_ids, broadcast_buffers=False)
+    options = {"broadcast_buffers": False}
+    if torch.__version__ >= "2.14":
+        options = {"forward_sync_buffers": False}  # the name since then
+    return DistributedDataParallel(parts.method, device_ids=device_ids, **options)

@@ -1,133 +1,183 @@
-"""The folder of a run, which is created for one run and never overwritten.
+"""The folder of a run: created for one run, locked while a process trains in it, and resumed by the same command.
 
-It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the plugin files), status.json, metrics.jsonl,
-checkpoints/, model/, results.json and report.html.
+It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the plugin files), data.json (the fingerprint of
+the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
 """
 
-import difflib
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
 from reptk.config.plugins import is_contributed
-from reptk.core import distributed
-from reptk.core.console import Logger
-from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.files import json_text, write_text
-from reptk.core.foreign_files import read_json
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.files import sweep_leftovers, write_bytes, write_text
+from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.training import checkpoint
+from reptk.training.checkpoint import Checkpoint
+from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
+from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
+from reptk.training.run_status import FINISHED, read_status
+from reptk.training.same_run import check_same_data, check_same_recipe, recipe_differences
 
-MAY_CHANGE_ON_RESUME = (
-    "data.cache",
-    "train.workers",
-    "train.device",
-    "train.log_every_steps",
-    "train.report",
-    "train.checkpoint_every_epochs",
-    "expect",
-    "plugins",
-    "overrides",
-    "train.epochs",
-)
-"""Keys, or tables of keys, that a resumed run may change: they do not change its results, except for its length."""
+Resume = bool | Literal["auto"] | None
+"""Whether an earlier run goes on: it has to (True), must not (False), does if there is one ("auto"), or does if its folder is
+named (None)."""
 
-MAX_DIFFERENCE_LINES = 30
-"""Lines of the difference between a plugin and the run's copy that a message shows."""
+NEW = "new"
+RESUMED = "resumed"
+COMPLETE = "complete"
+
+FILES_BEFORE_RECIPE = {LOCK_FILE, RANKS_FOLDER, SUMMARY_FILE, FILES_FILE, "plugins", "status.json"}
+"""What a run's folder may hold before it holds a recipe, which is written last: then it is not a run yet."""
 
 
-def create(recipe: Recipe, out: str | Path | None) -> Path:
-    """Create the folder of a new run: `out`, or the next unused `runs/NAME/N`.
+class OpenedRun(NamedTuple):
+    """The folder of a run.
 
-    Raises:
-        UsageError: the folder is not empty.
-        EnvironmentProblem: it cannot be written.
+    state: `NEW`, `RESUMED`, or `COMPLETE`, in which case there is nothing left to train.
+    recorded_epochs: of the recipe in the folder, before this process changed it.
+    notes: lines to print.
     """
-    try:
-        if out is None:
-            folder = _create_next_numbered(Path("runs") / recipe.name)
-        else:
-            folder = Path(out)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(_not_empty(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        set_status(folder, "running")
-        # Last, since a folder without a recipe cannot be resumed.
-        write_text(folder / "recipe.toml", _with_copied_plugins(recipe, folder).dump())
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write the run to {out or 'runs/'}: {cause}") from cause
-    return folder
+
+    folder: Path
+    state: str
+    recorded_epochs: int
+    notes: list[str]
 
 
-def reopen(recipe: Recipe, folder: Path) -> Path:
-    """Open the folder of a run that is to be resumed; if it is to train for another number of epochs, record that.
+class RunClaim:
+    """Context manager that opens the folder of a run, and holds its lock until the end of the block. For rank 0 alone."""
+
+    def __init__(self) -> None:
+        self._lock: RunLock | None = None
+
+    def __enter__(self) -> "RunClaim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes open the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def open(
+        self,
+        recipe: Recipe,
+        out: str | Path | None,
+        *,
+        resume: Resume,
+        data: Fingerprint,
+        steps_per_epoch: int,
+        report: Callable[[str], None],
+        allowed: Collection[str] = (),
+    ) -> OpenedRun:
+        """Create the folder of a run, or open that of an earlier run of the same recipe.
+
+        Args:
+            recipe: of the run.
+            out: the folder; None for the next unused `runs/NAME/N`, or the one that is to be resumed.
+            resume: see `Resume`.
+            data: the fingerprint of the data set.
+            steps_per_epoch: of the run.
+            report: prints a line while another process has the folder.
+            allowed: see `same_run.ALLOWABLE`.
+
+        Raises:
+            UsageError: the folder holds something else, or there is nothing to resume, or the recipe differs.
+            DataError: the data set has changed.
+            EnvironmentProblem: another process has the folder, or it cannot be written.
+        """
+        try:
+            folder = _folder_to_open(recipe, out, resume)
+            if folder is None:
+                return self._create_next_numbered(recipe, data)
+            if (folder / "recipe.toml").is_file():
+                # Before the lock, since nothing is written if they differ.
+                check_same_recipe(recipe, folder)
+                if is_complete(recipe, folder):
+                    return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
+            folder.mkdir(parents=True, exist_ok=True)
+            self._acquire(folder, report)
+            # With the lock, since these writers are dead then.
+            for place in (folder, folder / "checkpoints", folder / "plugins"):
+                sweep_leftovers(place)
+            if not (folder / "recipe.toml").is_file():
+                return create(recipe, folder, data)
+            # Another process may have written the recipe, or finished the run, meanwhile.
+            return reopen(recipe, folder, data, steps_per_epoch, allowed)
+        except OSError as cause:
+            raise EnvironmentProblem(f"cannot write the run to {out or 'runs/'}: {cause}") from cause
+
+    def _acquire(self, folder: Path, report: Callable[[str], None], wait_seconds: float = WAIT_SECONDS) -> None:
+        lock = RunLock(folder)
+        lock.acquire(report, wait_seconds)
+        self._lock = lock
+
+    def _create_next_numbered(self, recipe: Recipe, data: Fingerprint) -> OpenedRun:
+        """Create the run in `runs/NAME/N`, where N follows the largest number of a run."""
+        runs = Path("runs") / recipe.name
+        runs.mkdir(parents=True, exist_ok=True)
+        first = 1
+        present = _numbered_folders(runs)
+        if present:
+            first = int(present[-1].name)
+        for number in count(first):
+            folder = runs / str(number)
+            # A folder that holds no run yet is that of a process that was killed, or is about to write one.
+            if folder.exists() and not _is_unused(folder):
+                continue
+            folder.mkdir(exist_ok=True)
+            lock = RunLock(folder)
+            try:
+                lock.acquire(lambda text: None, wait_seconds=0)
+            except EnvironmentProblem:
+                continue
+            if (folder / "recipe.toml").is_file():
+                lock.release()
+                continue
+            self._lock = lock
+            return create(recipe, folder, data)
+        raise AssertionError("unreachable: the numbers do not end")
+
+
+def create(recipe: Recipe, folder: Path, data: Fingerprint) -> OpenedRun:
+    """Write what a new run's folder begins with. A process that is killed meanwhile leaves a folder without a recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe_of_folder = _with_copied_plugins(recipe, folder)
+    write_fingerprint(data, folder)
+    write_text(folder / "recipe.toml", recipe_of_folder.dump())
+    return OpenedRun(folder, NEW, recipe.train.epochs, [])
+
+
+def reopen(
+    recipe: Recipe, folder: Path, data: Fingerprint, steps_per_epoch: int, allowed: Collection[str] = ()
+) -> OpenedRun:
+    """Check that a run can go on, and record another number of epochs or another data set.
 
     Raises:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
-        EnvironmentProblem: it cannot be written.
+        DataError: the data set has changed.
     """
     recorded = check_same_recipe(recipe, folder)
-    try:
-        if recorded.train.epochs != recipe.train.epochs:
-            # Everything else stays as recorded, such as the relative paths of plugins.
-            train = recorded.train.model_copy(update={"epochs": recipe.train.epochs})
-            changes = {"train": train, "overrides": recipe.overrides, "expect": None}
-            write_text(folder / "recipe.toml", recorded.model_copy(update=changes).dump())
-        set_status(folder, "running")
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write to {folder}: {cause}") from cause
-    return folder
-
-
-def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
-    """Check that a run can go on with this recipe, and return the recipe in its folder.
-
-    Raises:
-        UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists), or a plugin.
-    """
-    if not (folder / "recipe.toml").is_file():
-        raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
-    # Validated, so that defaults of a later version of reptk are compared, too.
-    recorded_recipe = validate(read(folder / "recipe.toml"))
-    recorded, current = _flatten(recorded_recipe), _flatten(recipe)
-    differences = []
-    for key in sorted({*recorded, *current}):
-        if recorded.get(key) != current.get(key) and not _may_change(key):
-            differences.append(f"  {key:<24} {recorded.get(key)!r} in the run, {current.get(key)!r} now")
-    if differences:
-        raise UsageError(
-            "\n".join([f"{folder} was started with another recipe; resume it with its own:", *differences])
-        )
-    _check_same_plugins(recipe, folder)
-    return recorded_recipe
-
-
-def _check_same_plugins(recipe: Recipe, folder: Path) -> None:
-    """Check that the recipe's plugin files hold what the run's copies hold."""
-    for spec in recipe.plugins:
-        copy = folder / "plugins" / Path(spec).name
-        if not spec.endswith(".py") or not copy.is_file() or copy.read_bytes() == Path(spec).read_bytes():
-            continue
-        before, now = _lines(copy), _lines(Path(spec))
-        difference = list(difflib.unified_diff(before, now, str(copy), spec, n=1, lineterm=""))
-        if len(difference) > MAX_DIFFERENCE_LINES:
-            difference = [*difference[:MAX_DIFFERENCE_LINES], "..."]
-        raise UsageError(
-            "\n  ".join(
-                [
-                    f"{spec} was changed since {folder} was started. To resume with the run's own copy, leave out --plugin; to "
-                    "train with the changed file, start another run:",
-                    *difference,
-                ]
-            )
-        )
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="backslashreplace").splitlines()
+    if is_complete(recipe, folder):
+        return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
+    check_epochs(folder, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
+    notes = []
+    data_note = check_same_data(data, folder, allowed)
+    if data_note is not None:
+        notes.append(data_note)
+        write_fingerprint(data, folder)
+    if recorded.train.epochs != recipe.train.epochs:
+        # Everything else stays as recorded, such as the relative paths of plugins.
+        train = recorded.train.model_copy(update={"epochs": recipe.train.epochs})
+        changes = {"train": train, "overrides": recipe.overrides, "expect": None}
+        write_text(folder / "recipe.toml", recorded.model_copy(update=changes).dump())
+    return OpenedRun(folder, RESUMED, recorded.train.epochs, notes)
 
 
 def is_complete(recipe: Recipe, folder: Path) -> bool:
@@ -136,7 +186,7 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     Raises:
         UsageError: it has finished, and the recipe has fewer epochs; or it has more, and there is no checkpoint to go on from.
     """
-    if read_status(folder)["status"] != "finished":
+    if read_status(folder)["status"] != FINISHED:
         return False
     epochs_done = validate(read(folder / "recipe.toml")).train.epochs
     if recipe.train.epochs < epochs_done:
@@ -147,6 +197,11 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
             f"python -m reptk.recipe {folder} train.epochs={recipe.train.epochs}"
         )
     return recipe.train.epochs == epochs_done
+
+
+def lacks_report(recipe: Recipe, folder: Path) -> bool:
+    """Return whether a finished run has no report although its recipe wants one: it was killed while it was drawn."""
+    return recipe.train.report and not (folder / "report.html").exists()
 
 
 def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
@@ -160,50 +215,64 @@ def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
         raise UsageError(_fewer_epochs(folder, steps_done / steps_per_epoch, epochs))
 
 
+def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
+    """Return lines about checkpoints that are newer than the one to go on from, which are damaged or gone.
+
+    Raises:
+        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently begin anew.
+    """
+    saved_step = read_status(folder).get("step", 0)
+    if not isinstance(saved_step, int):
+        saved_step = 0
+    if newest is None:
+        if saved_step > 0:
+            raise DataError(
+                f"{folder / 'status.json'} says that step {saved_step} was saved, but there is no checkpoint in "
+                f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
+            )
+        return []
+    if newest.damaged:
+        return [f"{message}; going on from {newest.path.name}" for message in newest.damaged]
+    if saved_step > newest.manifest["step"]:
+        return [f"status.json says that step {saved_step} was saved; it is gone, going on from {newest.path.name}"]
+    return []
+
+
 def newest(name: str) -> Path:
     """Return the folder of the last run of a recipe under `runs/`.
 
     Raises:
         UsageError: there is none.
     """
-    runs = _numbered_folders(Path("runs") / name)
+    runs = _runs_of(name)
     if not runs:
         raise UsageError(f"nothing to resume: there is no run of {name} in {Path('runs') / name}")
     return runs[-1]
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """Return the content of status.json: `status` (running, finished, interrupted, failed) and, if it failed, `reason`.
-
-    The status is "unknown" if there is no such file, or if it is damaged.
-    """
-    try:
-        content = read_json(folder / "status.json")
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or "status" not in content:
-        return {"status": "unknown"}
-    return content
+def newest_of_recipe(recipe: Recipe) -> Path | None:
+    """Return the folder of the last run under `runs/` that was started with the same recipe; None if there is none."""
+    for folder in reversed(_runs_of(recipe.name)):
+        try:
+            if not recipe_differences(recipe, folder):
+                return folder
+        except UsageError:
+            continue  # a recipe of another version, which does not validate any more
+    return None
 
 
-def set_status(folder: Path, status: str, **details: Any) -> None:
-    """Write status.json."""
-    write_text(folder / "status.json", json_text({"status": status, **details}, indent=2) + "\n")
-
-
-@contextmanager
-def recorded_status(folder: Path, logger: Logger, resume_command: str) -> Iterator[None]:
-    """Write how the block ended to status.json: finished, interrupted (and print how to resume), or failed and why."""
-    try:
-        yield
-    except KeyboardInterrupt:  # not an Exception
-        _set_final_status(folder, logger, "interrupted")
-        logger.line(f"interrupted. To go on: {resume_command}")
-        raise
-    except Exception as error:
-        _set_final_status(folder, logger, "failed", reason=f"{type(error).__name__}: {error}")
-        raise
-    _set_final_status(folder, logger, "finished")
+def unfinished_run_note(recipe: Recipe) -> list[str]:
+    """Say that the last run of the same recipe is unfinished, and how it goes on, as a list of at most one line."""
+    folder = newest_of_recipe(recipe)
+    if folder is None:
+        return []
+    status = read_status(folder)
+    if status["status"] == FINISHED:
+        return []
+    return [
+        f"{folder} is an unfinished run of this recipe ({status['status']}, step {status.get('step', 0)}); to go on with it: "
+        "--resume auto"
+    ]
 
 
 def resume_command(folder: Path, plugins: Sequence[str]) -> str:
@@ -221,14 +290,40 @@ def resume_command(folder: Path, plugins: Sequence[str]) -> str:
     return command
 
 
-def _set_final_status(folder: Path, logger: Logger, status: str, **details: Any) -> None:
-    # Rank 0 writes the status, except for failures, which may happen on a single other rank.
-    if not distributed.is_main() and status != "failed":
-        return
-    try:
-        set_status(folder, status, **details)
-    except OSError as cause:
-        logger.line(f"cannot write {folder / 'status.json'}: {cause}")
+def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> Path | None:
+    """Return the folder to create or to resume; None for a new numbered one.
+
+    Raises:
+        UsageError: the folder cannot be used, or there is nothing to resume.
+    """
+    if out is None:
+        if resume is True:
+            return newest(recipe.name)
+        if resume == "auto":
+            return newest_of_recipe(recipe)
+        return None
+    folder = Path(out)
+    has_run = (folder / "recipe.toml").is_file()
+    if resume is True and not has_run:
+        raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
+    if resume is False and has_run:
+        name = read(folder / "recipe.toml").get("name", "?")
+        raise UsageError(f"{folder} holds a run ({name}, {read_status(folder)['status']}). Choose another folder")
+    if not has_run and folder.exists() and not _is_unused(folder):
+        raise UsageError(f"{folder} is not empty and holds no run. Choose another --out")
+    return folder
+
+
+def _is_unused(folder: Path) -> bool:
+    """Return whether a folder is empty, or holds only what a process that was killed wrote before the recipe."""
+    if not folder.is_dir():
+        return False
+    for path in folder.iterdir():
+        # While a file is written, its name begins with a dot.
+        is_temporary = path.name.startswith((".recipe.toml", ".status.json", f".{SUMMARY_FILE}", f".{FILES_FILE}"))
+        if path.name not in FILES_BEFORE_RECIPE and not is_temporary:
+            return False
+    return True
 
 
 def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
@@ -237,33 +332,22 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
     for spec in recipe.plugins:
         if spec.endswith(".py"):
             (folder / "plugins").mkdir(exist_ok=True)
-            shutil.copyfile(spec, folder / "plugins" / Path(spec).name)
+            write_bytes(folder / "plugins" / Path(spec).name, Path(spec).read_bytes())
             spec = f"plugins/{Path(spec).name}"
         plugins.append(spec)
     return recipe.model_copy(update={"plugins": tuple(plugins)})
 
 
-def _create_next_numbered(runs: Path) -> Path:
-    """Create and return `runs/N`, where N follows the largest present number."""
-    runs.mkdir(parents=True, exist_ok=True)
-    first = 1
-    present = _numbered_folders(runs)
-    if present:
-        first = int(present[-1].name) + 1
-    for number in count(first):
-        folder = runs / str(number)
-        try:
-            folder.mkdir()
-        except FileExistsError:  # another process was faster
-            continue
-        return folder
-    raise AssertionError("unreachable: the numbers do not end")
+def _runs_of(name: str) -> list[Path]:
+    """Return the folders of a recipe's runs by number; without those that were never started."""
+    folders = _numbered_folders(Path("runs") / name)
+    return [folder for folder in folders if (folder / "recipe.toml").is_file()]
 
 
 def _numbered_folders(runs: Path) -> list[Path]:
     if not runs.is_dir():
         return []
-    return sorted((path for path in runs.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    return sorted((path for path in runs.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:
@@ -271,32 +355,3 @@ def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:
         f"{folder} has trained for {epochs_done:g} epochs, and train.epochs={epochs} is fewer: training cannot be undone. For "
         f"a shorter run, start another one: python -m reptk.recipe {folder} train.epochs={epochs}"
     )
-
-
-def _not_empty(folder: Path) -> str:
-    if not (folder / "recipe.toml").is_file():
-        return f"{folder} is not empty and holds no run. Choose another --out"
-    name = read(folder / "recipe.toml").get("name", "?")
-    return (
-        f"{folder} holds another run ({name}, {read_status(folder)['status']}). Choose another --out, or go on with it: "
-        f"python -m reptk.recipe {folder} --resume"
-    )
-
-
-def _flatten(recipe: Recipe) -> dict[str, Any]:
-    """Return the values of a recipe by dotted keys; keys without a value are left out."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                visit(f"{prefix}.{key}" if prefix else key, inner)
-        elif value is not None:
-            flat[prefix] = value
-
-    visit("", recipe.model_dump(mode="json"))
-    return flat
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_ON_RESUME)

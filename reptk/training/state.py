@@ -1,24 +1,23 @@
-"""The state of a run, saved into a checkpoint and restored from it."""
+"""The state of a run: what a checkpoint holds, and how it is restored."""
 
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from reptk.core import distributed
-from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.errors import DataError
 from reptk.evaluate import Evaluation
-from reptk.training import checkpoint
 from reptk.training.build import Parts, Settings
 from reptk.training.checkpoint_check import check_optimizer_state
-from reptk.training.health import check_finite_weights
 from reptk.training.meters import StepClock, StepMeter
 
 CHECKPOINT_KEYS = (
     "step",
     "seconds",
     "steps_without_positives",
+    "loss",
     "baselines",
+    "unfinished_epoch",
+    "metrics_rows",
+    "omitted_steps",
     "method",
     "optimizer",
     "scaled_optimizer",
@@ -37,12 +36,19 @@ class RunState:
         clock: counts seconds and views.
         meter: records losses and embeddings.
         baselines: the evaluations before training, by row of the results ("raw pixels", "untrained").
+        unfinished_epoch: the row of metrics.jsonl of the epoch that ended with this step, as long as the evaluation after it is
+            not done; None otherwise.
+        metrics_rows: rows of metrics.jsonl up to this step.
+        omitted_steps: numbers of the steps that are left out since they gave a value that is not finite.
     """
 
     step: int = 0
     clock: StepClock = field(default_factory=StepClock)
     meter: StepMeter = field(default_factory=StepMeter)
     baselines: dict[str, Evaluation] = field(default_factory=dict)
+    unfinished_epoch: dict[str, Any] | None = None
+    metrics_rows: int = 0
+    omitted_steps: list[int] = field(default_factory=list)
 
     def seconds_left(self, settings: Settings) -> float:
         """Estimate the seconds until the last step, from the rate so far."""
@@ -50,66 +56,54 @@ class RunState:
         return steps_left * self.clock.seconds_for(settings.views_per_step)
 
 
-def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
-    """Load a checkpoint into the parts and return its state; if there is none, return the initial state.
-
-    Raises:
-        DataError: another version of reptk wrote it, or it is that of another run.
-    """
-    if saved is None:
-        return RunState()
-    if not isinstance(saved, dict) or not set(CHECKPOINT_KEYS) <= saved.keys():
-        raise DataError(
-            "the checkpoint was written by another version of reptk and cannot be continued; train again, with another --out"
-        )
-    try:
-        return _restore(parts, saved)
-    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as cause:
-        # Its hash is right, so that it was written as it is, for another model or by another program.
-        reason = str(cause).splitlines()[0]
-        raise DataError(f"the checkpoint does not fit this run ({reason}); train again, with another --out") from cause
-
-
-def _restore(parts: Parts, saved: dict[str, Any]) -> RunState:
-    # The evaluators, views and the loader have no state.
-    parts.method.load_state_dict(saved["method"])
-    check_optimizer_state(parts.optimizer, saved["optimizer"])
-    parts.optimizer.load_state_dict(saved["optimizer"])
-    parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
-    step = int(saved["step"])
-    if not 0 <= step <= parts.settings.total_steps:
-        raise ValueError(f"it was saved after step {step} of {parts.settings.total_steps}")
-    return RunState(
-        step=step,
-        clock=StepClock(float(saved["seconds"])),
-        meter=StepMeter(int(saved["steps_without_positives"])),
-        baselines={str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()},
-    )
-
-
-def save(parts: Parts, state: RunState, folder: Path) -> None:
-    """Write a checkpoint into the run's folder, from rank 0.
-
-    Raises:
-        NumericalError: a weight is NaN or infinite; nothing is written.
-        EnvironmentProblem: the disk is full or cannot be written.
-    """
-    content = {
+def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
+    """Return what a checkpoint holds. Its tensors are those that training changes."""
+    return {
         "step": state.step,
         "seconds": state.clock.seconds,
         "steps_without_positives": state.meter.steps_without_positives,
+        "loss": state.meter.loss,
         "baselines": {row: evaluation.state_dict() for row, evaluation in state.baselines.items()},
+        "unfinished_epoch": state.unfinished_epoch,
+        "metrics_rows": state.metrics_rows,
+        "omitted_steps": state.omitted_steps,
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaled_optimizer": parts.scaled_optimizer.state_dict(),
     }
-    # Every rank raises if rank 0 cannot write, so that none goes on alone.
-    distributed.run_on_main(partial(_write, folder, content))
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    check_finite_weights(content["method"], content["step"])
+def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
+    """Load a checkpoint into the parts and return its state; if there is none, return the initial state.
+
+    Raises:
+        DataError: the checkpoint lacks something, or does not fit the parts.
+    """
+    if saved is None:
+        return RunState()
+    missing = [key for key in CHECKPOINT_KEYS if not isinstance(saved, dict) or key not in saved]
+    if missing:
+        raise DataError(
+            f"the checkpoint was written by another version of reptk and cannot be continued: it lacks {', '.join(missing)}. "
+            "Train again, with another --out"
+        )
+    # The evaluators, views and the loader have no state.
     try:
-        checkpoint.save(folder / "checkpoints", content["step"], content)
-    except (OSError, RuntimeError) as cause:
-        raise EnvironmentProblem(f"cannot save a checkpoint in {folder}: {cause}") from cause
+        parts.method.load_state_dict(saved["method"])
+        check_optimizer_state(parts.optimizer, saved["optimizer"])
+        parts.optimizer.load_state_dict(saved["optimizer"])
+        parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
+        baselines = {row: Evaluation.from_state(state) for row, state in saved["baselines"].items()}
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise DataError(
+            f"the checkpoint does not fit what the recipe builds: {cause}. Train again, with another --out"
+        ) from cause
+    return RunState(
+        step=saved["step"],
+        clock=StepClock(saved["seconds"]),
+        meter=StepMeter(saved["steps_without_positives"], saved["loss"]),
+        baselines=baselines,
+        unfinished_epoch=saved["unfinished_epoch"],
+        metrics_rows=saved["metrics_rows"],
+        omitted_steps=list(saved["omitted_steps"]),
+    )

@@ -31,6 +31,7 @@ from random_command_lines import TINY
 from reptk import Embeddings, Encoder, index
 from reptk.cli import main
 from reptk.core import rng
+from reptk.core.file_records import HASH_KEY, manifest_text
 
 SPECIAL_FILES = (
     "pipe.png",
@@ -111,10 +112,15 @@ def targets() -> list[Target]:
         Target("run/metrics.jsonl", [REPORT, RESUME]),
         Target("run/status.json", [REPORT, RESUME]),
         Target("run/evaluation.safetensors", [REPORT]),
-        Target("run/model/encoder.safetensors", [EVALUATE, EMBED, weights("run/model/encoder.safetensors")]),
-        Target("run/model/config.json", [EVALUATE, EMBED]),
+        Target(
+            "run/model/encoder.safetensors",
+            [EVALUATE, EMBED, weights("run/model/encoder.safetensors")],
+            "run/model/manifest.json",
+        ),
+        Target("run/model/config.json", [EVALUATE, EMBED], "run/model/manifest.json"),
         Target("run/bad_samples.csv", [RESUME]),
-        Target("run/checkpoints/last", [RESUME]),
+        Target("run/data.json", [RESUME]),
+        Target("run/model/manifest.json", [EVALUATE, EMBED]),
         Target("run/checkpoints/step_00000002/manifest.json", [RESUME]),
         Target(
             "run/checkpoints/step_00000002/state.pt",
@@ -261,7 +267,10 @@ def record_hash(manifest: Path, path: Path) -> None:
     table = json.loads(manifest.read_text())
     record = table["files"][path.name] if "files" in table else table
     record |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    manifest.write_text(json.dumps(table))
+    if HASH_KEY in table:
+        manifest.write_text(manifest_text(table))
+    else:
+        manifest.write_text(json.dumps(table))
 
 
 def _damage(draw: random.Random, content: bytes) -> bytes:
@@ -391,6 +400,8 @@ def _mangle_safetensors(draw: random.Random, content: bytes) -> bytes:
     header = json.loads(content[8 : 8 + length])
     data = bytearray(content[8 + length :])
     metadata = header.get("__metadata__", {})
+    # Whoever changes the file can leave out its hash.
+    metadata.pop("reptk_sha256", None)
     kind = draw.choice(["header", "metadata", "values", "values", "length"])
     if kind == "metadata" and metadata:
         key = draw.choice(list(metadata))

@@ -1,0 +1,110 @@
+"""How the processes of a run on several ranks ended: which of them failed first, and which ended without a message."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from reptk.core.counts import format_count
+from reptk.core.files import json_text, write_text
+from reptk.core.foreign_files import read_json
+
+FOLDER_NAME = ".ranks"
+
+STOPPED = "stopped"
+FAILED = "failed"
+LOST = "lost"
+"""A collective failed, since another rank has ended or does not answer."""
+
+WAIT_SECONDS = 8.0
+"""How long a rank that was stopped or lost waits to learn how the others ended. torchrun kills ranks after 30 s."""
+
+POLL_SECONDS = 0.1
+
+
+class RankEnd(NamedTuple):
+    """How one rank ended: `kind` is `STOPPED`, `FAILED` or `LOST`, `reason` the signal or the error."""
+
+    kind: str
+    reason: str
+    time: float
+
+
+class RankEnds:
+    """The ends of all ranks, each written into a file of the run's folder.
+
+    Not by collectives: these fail when a rank has ended.
+
+    Args:
+        folder: the run's.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self.folder = folder / FOLDER_NAME
+        self.rank = rank
+        self.world_size = world_size
+
+    def clear(self) -> None:
+        """Forget how an earlier process of the run ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def record(self, kind: str, reason: str) -> None:
+        """Write how this rank ends."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            content = {"kind": kind, "reason": reason, "time": time.time()}
+            write_text(self.folder / f"{self.rank}.json", json_text(content))
+        except OSError:
+            return  # the disk that fails is the reason, which this rank prints
+
+    def wait(self) -> dict[int, RankEnd]:
+        """Return how the ranks ended, once all have, or after `WAIT_SECONDS` those that have."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            ends = self.read()
+            if len(ends) == self.world_size or time.monotonic() >= deadline:
+                return ends
+            time.sleep(POLL_SECONDS)
+
+    def read(self) -> dict[int, RankEnd]:
+        """Return how the ranks ended that have."""
+        ends = {}
+        for rank in range(self.world_size):
+            try:
+                content = read_json(self.folder / f"{rank}.json")
+                ends[rank] = RankEnd(str(content["kind"]), str(content["reason"]), float(content["time"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return ends
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error is that of a collective, as it is when another rank has ended or does not answer."""
+    if isinstance(error, dist.DistError):
+        return True
+    # gloo raises plain RuntimeErrors, whose text names its source files.
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+
+
+def first_failure(ends: dict[int, RankEnd], world_size: int) -> tuple[int, str] | None:
+    """Return the rank that failed first and why; None if all ranks were stopped by a signal.
+
+    A rank that has left no message was killed, or does not answer.
+    """
+    failed = [(end.time, rank, end.reason) for rank, end in ends.items() if end.kind == FAILED]
+    if failed:
+        _, rank, reason = min(failed)
+        return rank, reason
+    silent = [rank for rank in range(world_size) if rank not in ends]
+    if silent:
+        others = ""
+        if len(silent) > 1:
+            others = f" (and {format_count(len(silent) - 1, 'other')})"
+        return silent[0], f"ended without a message{others}: it was killed, e.g. for want of memory, or it hangs"
+    if any(end.kind == STOPPED for end in ends.values()):
+        return None
+    rank = min(ends, key=lambda other: ends[other].time)
+    return rank, ends[rank].reason

@@ -1,0 +1,187 @@
+"""Whether a run that goes on is the run that was started: recipe, plugins, data, number of ranks."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from reptk.config import Recipe, read, validate
+from reptk.core.counts import format_count
+from reptk.core.errors import DataError, UsageError
+from reptk.core.files import sha256_of
+from reptk.data.fingerprint import Fingerprint, differences, read_fingerprint
+from reptk.models.grad_cache import BATCH_NORMS
+
+ALLOWABLE = ("data", "ranks")
+"""Differences that a resumed run may have if it says so (`--allow`)."""
+
+MAY_CHANGE_ON_RESUME = (
+    "data.cache",
+    "train.workers",
+    "train.device",
+    "train.log_every_steps",
+    "train.report",
+    "train.checkpoint_every_epochs",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+    "train.keep_best",
+    "train.check_files",
+    "train.rank_timeout_seconds",
+    "train.max_omitted_steps",
+    "expect",
+    "plugins",
+    "overrides",
+    "train.epochs",
+)
+"""Keys, or tables of keys, that a resumed run may change: they do not change its results, except for its length."""
+
+MAX_DIFFERENCE_LINES = 30
+"""Lines of the difference between a plugin and the run's copy that a message shows."""
+
+
+def recipe_differences(recipe: Recipe, folder: Path) -> list[str]:
+    """Return in which keys a recipe differs from that of a run, a line each; without those that may change."""
+    # Validated, so that defaults of a later version of reptk are compared, too.
+    recorded, current = _flatten(validate(read(folder / "recipe.toml"))), _flatten(recipe)
+    lines = []
+    for key in sorted({*recorded, *current}):
+        if recorded.get(key) != current.get(key) and not _may_change(key):
+            lines.append(f"  {key:<24} {recorded.get(key)!r} in the run, {current.get(key)!r} now")
+    return lines
+
+
+def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
+    """Check that a run can go on with this recipe, and return the recipe in its folder.
+
+    Raises:
+        UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists), or a plugin.
+    """
+    if not (folder / "recipe.toml").is_file():
+        raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
+    lines = recipe_differences(recipe, folder)
+    if lines:
+        raise UsageError(
+            "\n".join(
+                [f"{folder} was started with another recipe. Choose another --out, or resume it with its own:", *lines]
+            )
+        )
+    _check_same_plugins(recipe, folder)
+    return validate(read(folder / "recipe.toml"))
+
+
+def check_same_data(now: Fingerprint, folder: Path, allowed: Collection[str]) -> str | None:
+    """Check that the data set is the one that a run was started with.
+
+    Args:
+        now: the fingerprint of the data set.
+        folder: the run's.
+        allowed: with "data" in it, another data set is let pass.
+
+    Returns:
+        A line about what is let pass; None if nothing has changed.
+
+    Raises:
+        DataError: the data set has changed.
+    """
+    before = read_fingerprint(folder)
+    if before is None:
+        return f"{folder} does not say which data it was started with, so it is not known whether the data has changed"
+    lines = differences(before, now)
+    if not lines:
+        return None
+    listed = "\n  ".join(lines)
+    if "data" in allowed:
+        return f"the data has changed since {folder} was started, as --allow data lets pass:\n  {listed}"
+    raise DataError(
+        f"the data has changed since {folder} was started, so the run would not end as it would have:\n  {listed}\n"
+        "Restore the data, or go on with what is there: --allow data"
+    )
+
+
+def check_same_ranks(
+    before: int, now: int, method: nn.Module, allowed: Collection[str], drop_path: float
+) -> str | None:
+    """Check that a number of ranks leads to the weights of another, up to rounding.
+
+    Args:
+        before, now: numbers of ranks.
+        method: that is trained.
+        allowed: with "ranks" in it, another number is let pass.
+        drop_path: rate of stochastic depth.
+
+    Returns:
+        A line about another number that is let pass; None if it is the same.
+
+    Raises:
+        UsageError: the number matters.
+    """
+    if before == now:
+        return None
+    change = f"{format_count(before, 'rank')} until now, {now} from here"
+    reasons = []
+    # SyncBatchNorm, which normalizes over all ranks, is none of these.
+    num_norms = sum(
+        isinstance(module, BATCH_NORMS) and not isinstance(module, nn.SyncBatchNorm) for module in method.modules()
+    )
+    if num_norms:
+        reasons.append(
+            f"{format_count(num_norms, 'BatchNorm layer')} normalize the images of each rank by themselves "
+            "(train.sync_batchnorm=true, over all)"
+        )
+    if drop_path:
+        reasons.append("stochastic depth (encoder.drop_path) is drawn for each rank")
+    if not reasons:
+        return f"{change}: the global batches stay the same, and the weights equal those of {before} up to rounding"
+    if "ranks" in allowed:
+        return f"{change}, as --allow ranks lets pass: the weights will be others than those of {before}"
+    raise UsageError(
+        f"{change}: the run would end in other weights, since {' and '.join(reasons)}. Start it with "
+        f"{format_count(before, 'rank')}, or let that pass: --allow ranks"
+    )
+
+
+def _check_same_plugins(recipe: Recipe, folder: Path) -> None:
+    """Check that the recipe's plugin files hold what the run's copies hold."""
+    for spec in recipe.plugins:
+        copy = folder / "plugins" / Path(spec).name
+        if not spec.endswith(".py") or not copy.is_file() or sha256_of(copy) == sha256_of(Path(spec)):
+            continue
+        before, now = _lines(copy), _lines(Path(spec))
+        difference = list(difflib.unified_diff(before, now, str(copy), spec, n=1, lineterm=""))
+        if len(difference) > MAX_DIFFERENCE_LINES:
+            difference = [*difference[:MAX_DIFFERENCE_LINES], "..."]
+        raise UsageError(
+            "\n  ".join(
+                [
+                    f"{spec} was changed since {folder} was started. To resume with the run's own copy, leave out --plugin; to "
+                    "train with the changed file, start another run:",
+                    *difference,
+                ]
+            )
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="backslashreplace").splitlines()
+
+
+def _flatten(recipe: Recipe) -> dict[str, Any]:
+    """Return the values of a recipe by dotted keys; keys without a value are left out."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, inner)
+        elif value is not None:
+            flat[prefix] = value
+
+    visit("", recipe.model_dump(mode="json"))
+    return flat
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_ON_RESUME)
