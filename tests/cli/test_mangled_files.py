@@ -22,7 +22,7 @@ from reptk import cli
 pytest.importorskip("pyarrow")
 pytest.importorskip("faiss")
 
-NUM_FILES = int(os.environ.get("REPTK_MANGLED_FILES", "240"))
+NUM_FILES = int(os.environ.get("REPTK_MANGLED_FILES", "160"))
 """In all blocks together. The whole number is 3000: REPTK_MANGLED_FILES=3000."""
 
 NUM_BLOCKS = 4
@@ -132,8 +132,7 @@ def test_a_mangled_file_ends_with_an_exit_code_and_one_message(
             shutil.rmtree("run")
             shutil.copytree(tmp_path / "run", "run")
             _WRITES.outside.clear()
-    assert min(ends[0], ends[3]) > 5, "some mangled files can be read, others not"
-    print(dict(ends))
+    assert min(ends[0], ends[3]) >= 5, "some mangled files can be read, others not"
 
 
 # The checks of this file

@@ -12,9 +12,9 @@ import torch
 import reptk
 from embedding_inputs import change_manifest, needs_faiss, run_command
 from reptk.core.errors import DataError
+from reptk.core.file_records import file_record
 from reptk.embeddings import Embeddings, Index
 from reptk.embeddings.index_signature import is_signed, sign
-from reptk.embeddings.manifest import file_record
 from reptk.neighbors import ApproximateIndex
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]

@@ -191,7 +191,9 @@ def test_loss_of_a_file_trains_resumes_and_runs_again(working_folder, expected_l
     # The run folder is all that is needed from here on. This process has not imported the plugin.
     (working_folder / "parts" / "my_loss.py").unlink()
     write_status(first, "interrupted")
-    assert main([str(first), "--resume"]) == 0
+    assert main([str(first), "--resume"]) == 2
+    assert "brings the plugin plugins/my_loss.py, which is code" in capsys.readouterr().err
+    assert main([str(first), "--resume", "--trust"]) == 0
     assert "resumed after step 2" in capsys.readouterr().out
     assert read_status(first)["status"] == "finished"
     assert logged_losses(first) == expected_losses
