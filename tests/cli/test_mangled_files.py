@@ -105,6 +105,8 @@ def mangled(draw: random.Random, target: Target) -> Iterator[str]:
                 Path(name).rmdir()
             else:
                 Path(name).unlink(missing_ok=True)
+            # A run that was resumed may have deleted its checkpoint.
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_bytes(content)
         _WRITES.folder = folder
 
