@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reptk import config
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.errors import DataError, UsageError
 
 EXAMPLES = """examples:
@@ -50,7 +50,9 @@ def _run(args: argparse.Namespace) -> int:
         return _copy(args.name)
     folder = _run_to_resume(args)
     # The folder of the run is a recipe as well, whose warm-up is not shortened once more.
-    recipe = config.load(folder or args.name, args.overrides, plugins=args.plugin, shorten_warmup=folder is None)
+    recipe = config.load(
+        folder or args.name, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=folder is None
+    )
     if args.show:
         print(recipe.dump(), end="")
         return 0
@@ -255,9 +257,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
-    )
+    add_plugin_options(parser)
     parser.add_argument(
         "--out",
         type=Path,

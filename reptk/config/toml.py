@@ -6,6 +6,7 @@ from typing import Any
 
 from reptk.config.schema import Table
 from reptk.core.errors import UsageError
+from reptk.core.foreign_files import MAX_TOML_BYTES, read_bytes
 
 
 def read(path: Path) -> Table:
@@ -15,7 +16,7 @@ def read(path: Path) -> Table:
         UsageError: unreadable, or not TOML (with line and column).
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, MAX_TOML_BYTES)
     except OSError as cause:
         raise UsageError(f"cannot read {path}: {cause}") from cause
     try:

@@ -35,6 +35,16 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plugin_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin` and `--trust`, see `reptk.config.plugins`."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="run the plugin files that the recipe or run brings in its own folder"
+    )
+
+
 def integer_from(minimum: int) -> Callable[[str], int]:
     """Return an argument type for argparse: an integer of at least `minimum`."""
 
@@ -77,6 +87,16 @@ def run_command(command: Callable[[], int]) -> int:
             # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+        except MemoryError as error:
+            problem = EnvironmentProblem(_OUT_OF_MEMORY.format(error or "an array was too large"))
+            _print_error(problem)
+            return problem.exit_code
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            problem = EnvironmentProblem(_OUT_OF_MEMORY.format(str(error).splitlines()[0]))
+            _print_error(problem)
+            return problem.exit_code
         except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
             problem = EnvironmentProblem(_describe(error))
             _print_error(problem)
@@ -94,6 +114,17 @@ def _report_to_torchrun(error: Exception) -> None:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
+
+
+_OUT_OF_MEMORY = "not enough memory ({}); make the batches, images or sets smaller, or close other programs"
+
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is torch's error for memory that it does not get. torch itself may not be imported."""
+    message = str(error).lower()
+    return any(words in message for words in _OUT_OF_MEMORY_WORDS)
 
 
 def _describe(error: OSError) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reptk.core.files import json_text, write_bytes
+from reptk.core.foreign_files import open_regular
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
 
@@ -51,9 +52,10 @@ class Logger:
         """Append to this file from now on, after its first `rows` lines; further ones are of steps that are done again."""
         self._metrics_file = path
         self.metrics_rows = rows
-        if not self.writes or not path.is_file():
+        if not self.writes or not (path.exists() or path.is_symlink()):
             return
-        lines = path.read_bytes().splitlines(keepends=True)
+        with open_regular(path) as file:
+            lines = file.read().splitlines(keepends=True)
         # A crash of the system may have lost the last lines, or a part of one.
         complete = [line for line in lines[:rows] if line.endswith(b"\n")]
         self.metrics_rows = len(complete)

@@ -34,6 +34,9 @@ MAX_NAME_BYTES = 200
 UNLOCKED_SECONDS = 24 * 3600
 """On a file system without locks, a hidden folder of another machine that has not changed for so long is abandoned."""
 
+MAX_INT_DIGITS = 300
+"""Of integers in JSON files. Longer ones cannot become floating-point numbers."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Arguments of renameat2, as Linux defines them."""
@@ -365,12 +368,19 @@ def parse_json(text: str | bytes) -> Any:
     """Return what JSON holds.
 
     Raises:
-        ValueError: it is not JSON, or too deeply nested, for which `json.loads` raises a RecursionError.
+        ValueError: it is not JSON, holds an integer beyond all floating-point numbers, or is too deeply nested, for which
+            `json.loads` raises a RecursionError.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_bounded_int)
     except RecursionError as cause:
         raise ValueError("too deeply nested") from cause
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MAX_INT_DIGITS:
+        raise ValueError(f"an integer of {len(text):,} digits")
+    return int(text)
 
 
 def _without_nan(value: Any) -> Any:
@@ -401,5 +411,7 @@ def real_path(path: str | Path) -> Path:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))  # e.g. a pipe, which may never end
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,8 @@ import torch
 
 import reptk
 from reptk.core.errors import DataError
-from reptk.core.files import atomic_folder, parse_json, remove_folder, sha256_of, sweep_leftovers, write_text
+from reptk.core.files import atomic_folder, remove_folder, sha256_of, sweep_leftovers, write_text
+from reptk.core.foreign_files import read_json
 
 FORMAT = 1
 """Number of the layout of `state.pt`. A change that older files do not fit needs a higher one, and code that reads both."""
@@ -163,7 +164,7 @@ class _HashingFile:
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
-        manifest = parse_json((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(checkpoint / "manifest.json")
     except (OSError, ValueError) as cause:
         raise _DamagedError(f"manifest.json cannot be read: {cause}") from cause
     if not isinstance(manifest, dict):
@@ -240,7 +241,7 @@ def _unused_path(folder: Path, name: str) -> Path:
 
 def _read_best(folder: Path) -> dict[str, Any]:
     try:
-        best = parse_json((folder / BEST_FILE).read_text(encoding="utf-8"))
+        best = read_json(folder / BEST_FILE)
     except (OSError, ValueError):
         return {}
     if not isinstance(best, dict):

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
-from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.files import json_text, write_text
+from reptk.core.foreign_files import read_json
 
 FOLDER_NAME = ".ranks"
 
@@ -74,7 +75,7 @@ class RankEnds:
         ends = {}
         for rank in range(self.world_size):
             try:
-                content = parse_json((self.folder / f"{rank}.json").read_text(encoding="utf-8"))
+                content = read_json(self.folder / f"{rank}.json")
                 ends[rank] = RankEnd(str(content["kind"]), str(content["reason"]), float(content["time"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue

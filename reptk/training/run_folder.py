@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
+from reptk.config.plugins import is_contributed
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
@@ -291,11 +292,16 @@ def unfinished_run_note(recipe: Recipe) -> list[str]:
 
 
 def resume_command(folder: Path, plugins: Sequence[str]) -> str:
-    """Return the command that resumes a run. It names plugin modules, of which a run folder has no copy."""
+    """Return the command that resumes a run.
+
+    It names plugin modules, of which a run folder has no copy, and trusts the copies of plugin files, which have been
+    executed already.
+    """
     command = f"python -m reptk.recipe {folder} --resume"
+    if any(spec.endswith(".py") for spec in plugins):
+        command += " --trust"
     for spec in plugins:
-        is_copied = spec.endswith(".py")
-        if not is_copied and not spec.startswith("reptk.plugins."):
+        if not spec.endswith(".py") and not is_contributed(spec):
             command += f" --plugin {spec}"
     return command
 
