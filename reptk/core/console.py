@@ -255,9 +255,11 @@ class EpochProgress:
 
 
 def _format_numbers(loss: float, views_per_second: float, seconds_left: float, suffix: str) -> str:
-    # In the first steps the rate is not known yet.
-    left = format_duration(seconds_left) if seconds_left < 1e6 else "?"
-    text = f"loss {loss:.3f}  {views_per_second:,.0f} views/s  {left} left"
+    text = f"loss {loss:.3f}"
+    # Before the first step of a process the rate is not known.
+    if views_per_second > 0:
+        left = format_duration(seconds_left) if seconds_left < 1e6 else "?"
+        text = f"{text}  {views_per_second:,.0f} views/s  {left} left"
     if suffix:
         text = f"{text}  {suffix}"
     return text

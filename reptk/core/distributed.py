@@ -215,7 +215,10 @@ class _AllGather(torch.autograd.Function):
         ctx.count = rows.shape[0]
         ctx.replicated_loss = replicated_loss
         out = rows.new_empty(rows.shape[0] * world_size(), *rows.shape[1:])
-        dist.all_gather_into_tensor(out, rows)
+        if torch.__version__ >= "2.14":
+            dist.all_gather_single(out, rows)
+        else:
+            dist.all_gather_into_tensor(out, rows)  # the name until then
         return out
 
     @staticmethod

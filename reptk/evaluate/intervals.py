@@ -31,9 +31,11 @@ class QueryMean(float):
     values: Tensor
 
     def __new__(cls, values: Tensor) -> "QueryMean":
+        # float32 holds 0, 1 and shares well enough; checkpoints keep a value per query and metric. The mean is that of the
+        # rounded values, so that it is the same when they are read back.
+        values = values.float()
         mean = super().__new__(cls, values.double().nanmean())
-        # float32 holds 0, 1 and shares well enough; checkpoints keep a value per query and metric.
-        mean.values = values.float()
+        mean.values = values
         return mean
 
     def interval(self) -> Interval:

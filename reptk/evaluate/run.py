@@ -11,6 +11,7 @@ from reptk import config
 from reptk.config.registry import EVALUATORS, with_defaults
 from reptk.core.device import Precision, autocast
 from reptk.core.errors import DataError, NonFiniteValues, NumericalError, UsageError
+from reptk.core.files import json_text, parse_json
 from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
 from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, Progress, pixels
@@ -41,24 +42,25 @@ class Evaluation:
     predictions: Predictions | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return metrics and health as tensors and floats, for a checkpoint."""
+        """Return metrics, health and notes as tensors and plain values, for a checkpoint."""
         # Checkpoints are loaded with weights_only=True, which allows tensors but no QueryMean.
         metrics = {}
         for name, value in self.metrics.items():
             if isinstance(value, QueryMean):
                 value = value.values
             metrics[name] = value
-        return {"metrics": metrics, "health": self.health}
+        # As results.json holds them.
+        return {"metrics": metrics, "health": self.health, "notes": json_text(self.notes)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Evaluation":
-        """Return the evaluation of a `state_dict`, without notes and predictions."""
+        """Return the evaluation of a `state_dict`, without predictions."""
         metrics = {}
         for name, value in state["metrics"].items():
             if isinstance(value, Tensor):
                 value = QueryMean(value)
             metrics[name] = value
-        return cls(metrics, state["health"])
+        return cls(metrics, state["health"], parse_json(state["notes"]))
 
 
 def evaluate_encoder(

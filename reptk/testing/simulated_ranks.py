@@ -90,6 +90,7 @@ class _Group:
             "barrier": lambda *_, **__: self._barrier.wait(),
             "all_gather": self._all_gather,
             "all_gather_into_tensor": self._all_gather_into_tensor,
+            "all_gather_single": self._all_gather_into_tensor,
             "all_reduce": self._all_reduce,
             "broadcast": self._broadcast,
         }

@@ -30,6 +30,7 @@ from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_r
 from reptk.training.health import check_outputs, diverged, non_finite_loss
 from reptk.training.optim import learning_rate
 from reptk.training.process import RunProcess
+from reptk.training.rank_ends import RankEnds
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import check_same_ranks
 from reptk.training.state import RunState, restore
@@ -73,14 +74,25 @@ def train(
 
         def open_run() -> run_folder.OpenedRun:
             data = fingerprint(parts.data, recipe.train.check_files)
-            return claim.open(recipe, out, resume=resume, data=data, report=logger.line, allowed=allow)
+            run = claim.open(
+                recipe,
+                out,
+                resume=resume,
+                data=data,
+                steps_per_epoch=parts.settings.steps_per_epoch,
+                report=logger.line,
+                allowed=allow,
+            )
+            if run.state != run_folder.COMPLETE:
+                RankEnds(run.folder, 0, distributed.world_size()).clear()
+            return run
 
         run = distributed.run_on_main(open_run)
         if run.state == run_folder.COMPLETE:
             logger.line(f"already complete: {run.folder / 'results.json'}")
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
-        with recorded_status(status, run_folder.resume_command(run.folder, recipe.plugins)):
+        with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
             metrics = _train_in_folder(recipe, parts, run, status, signals, allow, logger, notes)
         # After the status is "finished": the report is not part of what a run has to achieve.
         if parts.settings.writes_report:
@@ -282,7 +294,6 @@ def _restore_newest(
 ) -> RunState:
     """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it."""
     settings, logger = parts.settings, status.logger
-    run_folder.check_epochs(run.folder, epochs=settings.epochs, steps_per_epoch=settings.steps_per_epoch)
     saved = checkpoint.load_newest(run.folder / "checkpoints")
     if saved is None:
         run_folder.check_nothing_is_lost(run.folder)
@@ -369,4 +380,7 @@ def _wrap_in_ddp(parts: Parts) -> nn.Module:
     device_ids = [parts.device] if parts.device.type == "cuda" else None
     # Buffers are not broadcast before every step: a queue is the same on all ranks, and BatchNorm's running statistics, which
     # training does not use, are rank 0's in evaluation and in checkpoints.
-    return DistributedDataParallel(parts.method, device_ids=device_ids, broadcast_buffers=False)
+    options = {"broadcast_buffers": False}
+    if torch.__version__ >= "2.14":
+        options = {"forward_sync_buffers": False}  # the name since then
+    return DistributedDataParallel(parts.method, device_ids=device_ids, **options)

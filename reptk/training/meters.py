@@ -39,9 +39,9 @@ class StepMeter:
         steps_without_positives: steps of the run in which no two rows shared an id.
     """
 
-    def __init__(self, steps_without_positives: int = 0) -> None:
+    def __init__(self, steps_without_positives: int = 0, loss: float = math.nan) -> None:
         self.steps_without_positives = steps_without_positives
-        self.loss = float("nan")
+        self.loss = loss
         self.scalars: dict[str, float] = {}
         self.z: Tensor | None = None
         self.ids: Tensor | None = None

@@ -16,7 +16,7 @@ from reptk.core.files import write_text
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.training import checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
-from reptk.training.run_lock import LOCK_FILE, RunLock
+from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
 from reptk.training.run_status import FINISHED, read_status
 from reptk.training.same_run import check_same_data, check_same_recipe, recipe_differences
 
@@ -71,6 +71,7 @@ class RunClaim:
         *,
         resume: Resume,
         data: Fingerprint,
+        steps_per_epoch: int,
         report: Callable[[str], None],
         allowed: Collection[str] = (),
     ) -> OpenedRun:
@@ -81,6 +82,7 @@ class RunClaim:
             out: the folder; None for the next unused `runs/NAME/N`, or the one that is to be resumed.
             resume: see `Resume`.
             data: the fingerprint of the data set.
+            steps_per_epoch: of the run.
             report: prints a line while another process has the folder.
             allowed: see `same_run.ALLOWABLE`.
 
@@ -103,13 +105,13 @@ class RunClaim:
             if not (folder / "recipe.toml").is_file():
                 return create(recipe, folder, data)
             # Another process may have written the recipe, or finished the run, meanwhile.
-            return reopen(recipe, folder, data, allowed)
+            return reopen(recipe, folder, data, steps_per_epoch, allowed)
         except OSError as cause:
             raise EnvironmentProblem(f"cannot write the run to {out or 'runs/'}: {cause}") from cause
 
-    def _acquire(self, folder: Path, report: Callable[[str], None]) -> None:
+    def _acquire(self, folder: Path, report: Callable[[str], None], wait_seconds: float = WAIT_SECONDS) -> None:
         lock = RunLock(folder)
-        lock.acquire(report)
+        lock.acquire(report, wait_seconds)
         self._lock = lock
 
     def _create_next_numbered(self, recipe: Recipe, data: Fingerprint) -> OpenedRun:
@@ -148,7 +150,9 @@ def create(recipe: Recipe, folder: Path, data: Fingerprint) -> OpenedRun:
     return OpenedRun(folder, NEW, recipe.train.epochs, [])
 
 
-def reopen(recipe: Recipe, folder: Path, data: Fingerprint, allowed: Collection[str] = ()) -> OpenedRun:
+def reopen(
+    recipe: Recipe, folder: Path, data: Fingerprint, steps_per_epoch: int, allowed: Collection[str] = ()
+) -> OpenedRun:
     """Check that a run can go on, and record another number of epochs or another data set.
 
     Raises:
@@ -158,6 +162,7 @@ def reopen(recipe: Recipe, folder: Path, data: Fingerprint, allowed: Collection[
     recorded = check_same_recipe(recipe, folder)
     if is_complete(recipe, folder):
         return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
+    check_epochs(folder, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
     notes = []
     data_note = check_same_data(data, folder, allowed)
     if data_note is not None:

@@ -13,7 +13,7 @@ from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, ReptkError
 from reptk.core.files import json_text, parse_json, write_text
-from reptk.core.stop_signals import Stopped
+from reptk.core.stop_signals import Stopped, StopSignals
 from reptk.training.rank_ends import FAILED, LOST, STOPPED, RankEnds, first_failure, is_lost_connection
 
 STATUS_FILE = "status.json"
@@ -39,8 +39,24 @@ def read_status(folder: Path) -> dict[str, Any]:
     return content
 
 
+def write_status(folder: Path, status: str, **details: Any) -> None:
+    """Write status.json, with the process that writes it and the time.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = {
+        "status": status,
+        **details,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(folder / STATUS_FILE, json_text(content, indent=2) + "\n")
+
+
 class RunStatus:
-    """Writes the status.json of a run that this process works on.
+    """The status of a run that this process works on.
 
     Args:
         folder: the run's.
@@ -54,17 +70,9 @@ class RunStatus:
         self.step = step
 
     def set(self, status: str, **details: Any) -> None:
-        """Write the status, and where and when it was written."""
-        content = {
-            "status": status,
-            "step": self.step,
-            **details,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        """Write the status and the step that is saved."""
         try:
-            write_text(self.folder / STATUS_FILE, json_text(content, indent=2) + "\n")
+            write_status(self.folder, status, step=self.step, **details)
         except OSError as cause:
             self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
 
@@ -75,7 +83,7 @@ class RunStatus:
 
 
 @contextmanager
-def recorded_status(status: RunStatus, resume_command: str) -> Iterator[None]:
+def recorded_status(status: RunStatus, signals: StopSignals, resume_command: str) -> Iterator[None]:
     """Write how the block ended to status.json, and print how to go on if it was stopped.
 
     Raises:
@@ -84,27 +92,37 @@ def recorded_status(status: RunStatus, resume_command: str) -> Iterator[None]:
     ends = RankEnds(status.folder, distributed.rank(), distributed.world_size())
     try:
         yield
-    except Stopped as stopped:
-        _record_stop(status, ends, stopped)
-        status.logger.line(f"stopped by {stopped.signal_name}; step {status.step} is saved. To go on: {resume_command}")
-        raise
-    except KeyboardInterrupt:  # the second Ctrl-C
-        if distributed.is_main():
-            status.set("interrupted")
-        status.logger.line(f"interrupted; step {status.step} is saved. To go on: {resume_command}")
-        raise
-    except Exception as error:
-        if ends.world_size > 1 and is_lost_connection(error):
-            raise _lost(status, ends, error) from error
-        reason = f"{type(error).__name__}: {error}"
-        ends.record(FAILED, reason)
-        _record_failure(status, error, reason)
-        raise
+    except BaseException as error:
+        # torchrun sends a signal to the other ranks when one ends.
+        with signals.deferred():
+            reported = _record_end(status, ends, error, resume_command)
+        if reported is error:
+            raise
+        raise reported from error
     if distributed.is_main():
         status.set(FINISHED)
 
 
-def _record_failure(status: RunStatus, error: Exception, reason: str) -> None:
+def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_command: str) -> BaseException:
+    """Write how a run ended that did not finish, and return the error to raise."""
+    if isinstance(error, Stopped):
+        _record_stop(status, ends, error)
+        status.logger.line(f"stopped by {error.signal_name}; step {status.step} is saved. To go on: {resume_command}")
+        return error
+    if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
+        if distributed.is_main():
+            status.set("interrupted")
+        status.logger.line(f"interrupted; step {status.step} is saved. To go on: {resume_command}")
+        return error
+    if ends.world_size > 1 and is_lost_connection(error):
+        return _lost(status, ends, error)
+    reason = f"{type(error).__name__}: {error}"
+    ends.record(FAILED, reason)
+    _record_failure(status, error, reason)
+    return error
+
+
+def _record_failure(status: RunStatus, error: BaseException, reason: str) -> None:
     details: dict[str, Any] = {"reason": reason}
     if distributed.world_size() > 1:
         if read_status(status.folder)["status"] == "failed":
@@ -121,29 +139,34 @@ def _record_stop(status: RunStatus, ends: RankEnds, stopped: Stopped) -> None:
     if ends.world_size == 1:
         status.set("preempted", signal=stopped.signal_name)
         return
+    # torchrun stops the other ranks by a signal when one fails, too.
     ends.record(STOPPED, stopped.signal_name)
-    reported = ends.wait()
-    if min(reported, default=ends.rank) != ends.rank:
-        return  # another rank writes
-    # torchrun stops the other ranks by a signal when one fails.
-    failure = first_failure(reported, ends.world_size)
-    if failure is None:
-        status.set("preempted", signal=stopped.signal_name)
-    else:
-        status.set("failed", rank=failure[0], reason=failure[1])
+    _record_ends_of_all(status, ends)
 
 
-def _lost(status: RunStatus, ends: RankEnds, error: Exception) -> EnvironmentProblem:
+def _lost(status: RunStatus, ends: RankEnds, error: BaseException) -> EnvironmentProblem:
     """Record the failure of another rank, which ended a collective of this one, and return the error that names it."""
     ends.record(LOST, f"{type(error).__name__}: {error}")
+    failure = _record_ends_of_all(status, ends)
+    if failure is None:
+        return EnvironmentProblem(f"another rank was stopped by a signal; step {status.step} is saved")
+    rank, reason = failure
+    return EnvironmentProblem(f"rank {rank}: {reason}")
+
+
+def _record_ends_of_all(status: RunStatus, ends: RankEnds) -> tuple[int, str] | None:
+    """Wait for the ends of the other ranks, write the status that follows from them, and return the first failure."""
     reported = ends.wait()
     failure = first_failure(reported, ends.world_size)
+    if min(reported, default=ends.rank) != ends.rank:
+        return failure  # the lowest rank that has ended writes
     if failure is None:
-        signals = [end.reason for end in reported.values() if end.kind == STOPPED]
-        if min(reported, default=ends.rank) == ends.rank:
-            status.set("preempted", signal=signals[0])
-        return EnvironmentProblem(f"another rank was stopped by {signals[0]}; step {status.step} is saved")
+        signal_names = [end.reason for end in reported.values() if end.kind == STOPPED]
+        status.set("preempted", signal=signal_names[0])
+        return None
     rank, reason = failure
-    if min(reported, default=ends.rank) == ends.rank:
+    earlier = read_status(status.folder)
+    # The rank itself may have written more.
+    if earlier["status"] != "failed" or earlier.get("rank") != rank:
         status.set("failed", rank=rank, reason=reason)
-    return EnvironmentProblem(f"rank {rank} failed: {reason}")
+    return failure

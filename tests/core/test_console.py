@@ -19,20 +19,33 @@ def logged_steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+def test_rows_after_those_of_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     logger = Logger(console=Console(file=io.StringIO()))
     logger.write_metrics_to(path)
     for step in range(1, 7):
         logger.metrics(step=step, loss=1 / step)
-    # Two rows without a step, and one that the process could not finish before it was killed.
-    path.write_text(path.read_text() + '[1]\n{"loss": 3}\n{"step": 7, "lo')
+    assert logger.metrics_rows == 6
+    # A row that the process could not finish before it was killed.
+    path.write_text(path.read_text() + '{"step": 7, "lo')
     resumed = Logger(console=Console(file=io.StringIO()))
-    resumed.write_metrics_to(path, first_step=4)
+    resumed.write_metrics_to(path, 4)
     assert logged_steps(path) == [1, 2, 3, 4]
     resumed.metrics(step=5, loss=0.5)
+    resumed.flush_metrics()
+    assert resumed.metrics_rows == 5
     assert logged_steps(path) == [1, 2, 3, 4, 5]
     assert json.loads(path.read_text().splitlines()[-1]) == {"step": 5, "loss": 0.5}
+
+
+def test_rows_that_a_crash_of_the_system_has_lost_stay_lost(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    logger = Logger(console=Console(file=io.StringIO()))
+    logger.write_metrics_to(path, 4)
+    assert logger.metrics_rows == 2
+    logger.metrics(step=5)
+    assert logged_steps(path) == [1, 2, 5]
 
 
 def test_silent_logger_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

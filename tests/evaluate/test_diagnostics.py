@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from reptk.evaluate import concerns, effective_rank, health
-from reptk.evaluate.diagnostics import softmax_flatness
+from reptk.evaluate.diagnostics import shortcut_message, softmax_flatness
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -46,31 +46,36 @@ def test_health_matches_its_definitions() -> None:
 def test_good_embeddings_raise_no_concerns_and_bad_ones_the_matching_one() -> None:
     z = functional.normalize(normal(256, 32), dim=1)
     ids = torch.arange(128).repeat(2)
-    assert concerns(z, ids, 4.0, temperature=0.1)[1] == {}
+    assert concerns(z, ids, temperature=0.1)[1] == {}
     point = 1 + 0.01 * z
-    assert set(concerns(point, ids, 4.0, temperature=0.1)[1]) == {"collapse"}
+    assert set(concerns(point, ids, temperature=0.1)[1]) == {"collapse"}
     line = functional.pad(torch.where(ids[:, None] % 2 == 0, 1.0, -1.0), (0, 31))
-    assert set(concerns(line, ids, 4.0)[1]) == {"collapse"}
-    assert set(concerns(z, ids, 4.0, temperature=100.0)[1]) == {"temperature"}
-    leak = concerns(z, ids, 0.01, accuracy=0.3, untrained=0.4)[1]
-    assert set(leak) == {"shortcut"}
+    assert set(concerns(line, ids)[1]) == {"collapse"}
+    assert set(concerns(z, ids, temperature=100.0)[1]) == {"temperature"}
+
+
+def test_a_low_loss_is_a_leak_only_if_the_evaluation_does_not_improve() -> None:
+    leak = shortcut_message(0.01, 256, accuracy=0.3, untrained=0.4)
+    assert leak is not None
+    assert leak.startswith("leak: the loss is 0.01 of 5.54 for random embeddings")
     # Images that are in the data twice are negatives of each other, which makes the task harder.
-    assert "duplicates" not in leak["shortcut"]
-    assert concerns(z, ids, 0.01, accuracy=0.5, untrained=0.4)[1] == {}
+    assert "duplicates" not in leak
+    assert shortcut_message(0.01, 256, accuracy=0.5, untrained=0.4) is None
+    assert shortcut_message(4.0, 256, accuracy=0.3, untrained=0.4) is None
 
 
 def test_a_temperature_is_too_high_only_in_relation_to_the_embeddings() -> None:
     spread = functional.normalize(normal(256, 32), dim=1)
-    assert concerns(spread, None, 4.0, temperature=0.1)[1] == {}
+    assert concerns(spread, None, temperature=0.1)[1] == {}
     close_together = functional.normalize(0.2 * spread + functional.one_hot(torch.tensor(0), 32), dim=1)
-    state, messages = concerns(close_together, None, 4.0, temperature=0.3)
+    state, messages = concerns(close_together, None, temperature=0.3)
     assert state["std"] > 0.1
     assert messages["temperature"].startswith(
         "dead temperature: 0.3 is too high for embeddings this close together: all negatives get the same weight"
     )
     # In the usual range, training may still spread the embeddings; above it, the temperature is wrong.
     assert messages["temperature"].endswith("Lower loss.temperature if the rank does not rise within the next epochs")
-    assert concerns(spread, None, 4.0, temperature=50.0)[1]["temperature"].endswith("(0.05 to 0.5 is usual)")
+    assert concerns(spread, None, temperature=50.0)[1]["temperature"].endswith("(0.05 to 0.5 is usual)")
 
 
 def test_softmax_flatness_matches_the_entropy_written_out() -> None:

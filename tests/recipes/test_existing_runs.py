@@ -11,7 +11,7 @@ from PIL import Image
 from faulty_inputs import FOLDER, IMAGE_COUNT, TINY, error_message, folder_content
 from reptk.config import load
 from reptk.recipe import main
-from reptk.training import run_folder
+from reptk.training.run_status import write_status
 
 pytestmark = pytest.mark.usefixtures("one_thread", "faulty_folder")
 
@@ -40,29 +40,34 @@ def finished(faulty_folder, finished_run):
 @pytest.fixture
 def interrupted(finished):
     """An interrupted run in runs/tiny/1."""
-    run_folder.set_status(finished, "interrupted")
+    write_status(finished, "interrupted")
     return finished
 
 
 def test_folder_with_a_run_is_not_changed(faulty_folder, finished, capsys):
     before = folder_content(faulty_folder)
-    assert main(["tiny.toml", "--out", "runs/tiny/1"]) == 2
-    assert error_message(capsys.readouterr().err) == (
-        "runs/tiny/1 holds another run (tiny, finished). Choose another --out, or go on with it: "
-        "python -m reptk.recipe runs/tiny/1 --resume"
+    assert main(["tiny.toml", "--out", "runs/tiny/1", "loss.temperature=0.7"]) == 2
+    assert error_message(capsys.readouterr().err).startswith(
+        "runs/tiny/1 was started with another recipe. Choose another --out"
     )
     assert folder_content(faulty_folder) == before
 
 
 def test_second_run_has_the_next_number(finished):
     assert main(["tiny.toml"]) == 0
-    assert read_status("runs/tiny/2") == {"status": "finished"}
+    assert read_status("runs/tiny/2")["status"] == "finished"
 
 
-@pytest.mark.parametrize("arguments", [["runs/tiny/1"], ["tiny"], ["tiny.toml", "--out", "runs/tiny/1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["runs/tiny/1", "--resume"], ["tiny", "--resume"], ["--resume", "tiny"]),
+        *(["tiny.toml", "--out", "runs/tiny/1", "--resume"], ["tiny.toml", "--out", "runs/tiny/1"]),
+    ],
+)
 def test_finished_run_is_not_resumed(faulty_folder, finished, capsys, arguments):
     before = folder_content(faulty_folder)
-    assert main([*arguments, "--resume"]) == 0
+    assert main(arguments) == 0
     output = capsys.readouterr()
     assert output.out == "already complete: runs/tiny/1/results.json. To train on: train.epochs=2\n"
     assert output.err == ""
@@ -74,7 +79,7 @@ def test_finished_run_is_trained_on_for_more_epochs(finished, capsys):
     printed = capsys.readouterr().out
     assert "train.epochs=3 instead of 1: the learning rate follows the cosine of 3 epochs from here, epoch 1" in printed
     assert "resumed after step 2" in printed
-    assert read_status() == {"status": "finished"}
+    assert read_status()["status"] == "finished"
     assert json.loads((finished / "results.json").read_text())["protocol"]["epochs"] == 3
     # The run is now one of three epochs.
     assert main(["runs/tiny/1", "--resume"]) == 0
@@ -84,11 +89,12 @@ def test_finished_run_is_trained_on_for_more_epochs(finished, capsys):
 def test_epochs_that_are_trained_cannot_be_taken_back(faulty_folder, finished, capsys):
     assert main(["runs/tiny/1", "--resume", "train.epochs=2"]) == 0
     before = folder_content(faulty_folder)
+    status_before = (finished / "status.json").read_bytes()
     for status in ("finished", "interrupted"):
-        run_folder.set_status(finished, status)
+        write_status(finished, status)
         assert main(["runs/tiny/1", "--resume", "train.epochs=1"]) == 2
         assert "runs/tiny/1 has trained for 2 epochs, and train.epochs=1 is fewer" in capsys.readouterr().err
-    run_folder.set_status(finished, "finished")
+    (finished / "status.json").write_bytes(status_before)
     assert folder_content(faulty_folder) == before
 
 
@@ -96,7 +102,7 @@ def test_finished_run_without_a_checkpoint_cannot_be_trained_on(finished, capsys
     shutil.rmtree(finished / "checkpoints")
     assert main(["runs/tiny/1", "--resume", "train.epochs=3"]) == 2
     assert "holds no checkpoint to go on from" in capsys.readouterr().err
-    assert read_status() == {"status": "finished"}
+    assert read_status()["status"] == "finished"
 
 
 def test_finished_run_with_another_recipe_is_refused(finished, capsys):
@@ -104,22 +110,44 @@ def test_finished_run_with_another_recipe_is_refused(finished, capsys):
     assert "loss.temperature" in capsys.readouterr().err
 
 
-def test_run_is_resumed_by_the_file_of_its_recipe(interrupted):
-    assert main(["tiny.toml", "--resume"]) == 0
-    assert read_status() == {"status": "finished"}
+@pytest.mark.parametrize(
+    "arguments",
+    [["--resume"], ["--resume", "auto"], ["--out", "runs/tiny/1"], ["--out", "runs/tiny/1", "--resume", "auto"]],
+)
+def test_run_is_resumed_by_the_file_of_its_recipe(interrupted, capsys, arguments):
+    assert main(["tiny.toml", *arguments]) == 0
+    assert "resumed after step 2" in capsys.readouterr().out
+    assert read_status()["status"] == "finished"
+    assert not Path("runs/tiny/2").exists()
+
+
+def test_a_second_run_names_the_unfinished_one(interrupted, capsys):
+    assert main(["tiny.toml"]) == 0
+    assert (
+        "note: runs/tiny/1 is an unfinished run of this recipe (interrupted, step 0); to go on with it: --resume auto"
+        in capsys.readouterr().out
+    )
+    assert read_status("runs/tiny/2")["status"] == "finished"
+
+
+def test_auto_says_that_the_run_is_complete(faulty_folder, finished, capsys):
+    before = folder_content(faulty_folder)
+    assert main(["tiny.toml", "--resume", "auto"]) == 0
+    assert "already complete: runs/tiny/1/results.json" in capsys.readouterr().out
+    assert folder_content(faulty_folder) == before
 
 
 def test_run_is_resumed_by_the_name_of_its_recipe(interrupted, capsys):
     assert main(["tiny", "--resume", "train.log_every_steps=1"]) == 0
     assert "resumed after step 2" in capsys.readouterr().out
-    assert read_status() == {"status": "finished"}
+    assert read_status()["status"] == "finished"
 
 
 def test_resuming_with_other_keys_lists_them(faulty_folder, interrupted, capsys):
     before = folder_content(faulty_folder)
     assert main(["runs/tiny/1", "--resume", "optim.lr=0.1", "loss.name=supcon", "train.workers=1"]) == 2
     head, *lines = error_message(capsys.readouterr().err).splitlines()
-    assert head == "runs/tiny/1 was started with another recipe; resume it with its own:"
+    assert head == "runs/tiny/1 was started with another recipe. Choose another --out, or resume it with its own:"
     assert [line.split(maxsplit=1) for line in lines] == [
         ["loss.form", "None in the run, 'out' now"],
         ["loss.name", "'simclr' in the run, 'supcon' now"],
@@ -131,14 +159,26 @@ def test_resuming_with_other_keys_lists_them(faulty_folder, interrupted, capsys)
 
 @pytest.mark.parametrize("overwritten", [False, True], ids=["cut", "overwritten"])
 @pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
-def test_damaged_checkpoint_is_refused(interrupted, capsys, file, overwritten):
-    path = interrupted / "checkpoints" / "step_00000002" / file
-    content = path.read_bytes()[:-10]
-    if overwritten:
-        content += b"0" * 10
-    path.write_bytes(content)
+def test_damaged_checkpoints_never_begin_anew(interrupted, capsys, file, overwritten):
+    for folder in (interrupted / "checkpoints").glob("step_*"):
+        path = folder / file
+        content = path.read_bytes()[:-10]
+        if overwritten:
+            content += b"0" * 10
+        path.write_bytes(content)
     assert main(["runs/tiny/1", "--resume"]) == 3
-    assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged" in error_message(capsys.readouterr().err)
+    message = error_message(capsys.readouterr().err)
+    assert message.startswith("no checkpoint in runs/tiny/1/checkpoints is whole.")
+    assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged" in message
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(interrupted, capsys):
+    (interrupted / "checkpoints" / "step_00000002" / "state.pt").write_bytes(b"")
+    assert main(["runs/tiny/1", "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged: state.pt has 0 bytes" in printed
+    assert "going on from step_00000000" in printed
+    assert read_status()["status"] == "finished"
 
 
 def test_a_run_on_a_folder_whose_name_is_not_utf8_is_opened_again(faulty_folder, capsys):

@@ -41,7 +41,9 @@ LOSS_PARTS = [
     {"name": "dcl"},
     {"name": "plain"},
 ]
-COLLECTIVES = ("all_gather_into_tensor", "all_gather", "all_reduce", "broadcast")
+COLLECTIVES = ("all_gather_single", "all_gather_into_tensor", "all_gather", "all_reduce", "broadcast")
+NAMES_OF_GATHER = {"all_gather_single": "gather", "all_gather_into_tensor": "gather"}
+"""One function, which has the first name since torch 2.14."""
 
 
 def spawn(world_size: int, folder: Path) -> None:
@@ -117,7 +119,7 @@ class RecordedCollectives:
 
     def __enter__(self) -> "RecordedCollectives":
         self.names: list[str] = []
-        self._functions = {name: getattr(dist, name) for name in COLLECTIVES}
+        self._functions = {name: getattr(dist, name) for name in COLLECTIVES if hasattr(dist, name)}
         for name, function in self._functions.items():
             setattr(dist, name, self._recording(name, function))
         return self
@@ -128,7 +130,7 @@ class RecordedCollectives:
 
     def _recording(self, name: str, function: Callable) -> Callable:
         def recording(*args: object, **kwargs: object) -> object:
-            self.names.append(name)
+            self.names.append(NAMES_OF_GATHER.get(name, name))
             return function(*args, **kwargs)
 
         return recording

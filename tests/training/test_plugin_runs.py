@@ -18,7 +18,7 @@ from reptk.config.plugins import load_plugin
 from reptk.core.errors import UsageError
 from reptk.recipe import main
 from reptk.testing import check_loss
-from reptk.training import run_folder
+from reptk.training.run_status import read_status, write_status
 
 MARGIN_LOSS = '''\
 """Positives shall be more similar than negatives, by a margin."""
@@ -170,7 +170,7 @@ def expected_losses(in_process_run):
 
 
 def test_loss_registered_in_process_trains(in_process_run):
-    assert run_folder.read_status(in_process_run) == {"status": "finished"}
+    assert read_status(in_process_run)["status"] == "finished"
     assert recorded_recipe(in_process_run)["loss"] == {"name": "my_loss", "margin": 0.5}
     assert len(logged_losses(in_process_run)) == 2
     assert reptk.Encoder.from_run(in_process_run).num_features > 0
@@ -194,10 +194,10 @@ def test_loss_of_a_file_trains_resumes_and_runs_again(working_folder, expected_l
 
     # The run folder is all that is needed from here on. This process has not imported the plugin.
     (working_folder / "parts" / "my_loss.py").unlink()
-    run_folder.set_status(first, "interrupted")
+    write_status(first, "interrupted")
     assert main([str(first), "--resume"]) == 0
     assert "resumed after step 2" in capsys.readouterr().out
-    assert run_folder.read_status(first) == {"status": "finished"}
+    assert read_status(first)["status"] == "finished"
     assert logged_losses(first) == expected_losses
 
     assert main([str(first)]) == 0

@@ -108,10 +108,10 @@ def test_backward_of_a_loss_on_local_rows_communicates_nothing(
     world_size: int, number: int, results: dict[int, Path]
 ) -> None:
     if LOSS_PARTS[number]["name"] == "plain":
-        expected = {"forward": ["all_gather_into_tensor"] * 2, "backward": ["all_reduce"]}
+        expected = {"forward": ["gather"] * 2, "backward": ["all_reduce"]}
     else:
         learns_temperature = LOSS_PARTS[number].get("learn_temperature", False)
-        expected = {"forward": ["all_gather_into_tensor"] * (3 + learns_temperature), "backward": []}
+        expected = {"forward": ["gather"] * (3 + learns_temperature), "backward": []}
     for rank in range(world_size):
         file = results[world_size] / f"gradients{number}.{rank}.json"
         assert json.loads(file.read_text()) == expected

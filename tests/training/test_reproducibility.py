@@ -1,21 +1,21 @@
 """Equal runs end in equal weights: whatever is logged, however often they are interrupted, however the loss is computed."""
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from reptk.config import load
+from reptk.core.stop_signals import Stopped
 from reptk.losses import implementation
-from reptk.methods import Batch
-from reptk.training import loop, run_folder
-from reptk.training.build import build, load_data
-from reptk.training.loop import train_step
-from reptk.training.state import RunState, save
-from tiny_runs import are_equal, exported_weights, logged_losses, run_silently, tiny
+from reptk.training import epoch, loop
+from reptk.training.run_status import read_status, write_status
+from tiny_runs import are_equal, exported_weights, logged_losses, metric_rows, result_metrics, run_silently, tiny
 
 
 def test_same_recipe_gives_same_weights(reference_run: Path, tmp_path: Path) -> None:
@@ -49,73 +49,133 @@ def test_evaluation_and_logging_do_not_change_the_weights(reference_run: Path, t
 # Resumption
 
 
-class InterruptedAtFifthStep:
-    """Stands in for `train_step`; calls `interrupt` before the fifth step, in the middle of the second epoch."""
+class CalledBefore:
+    """Stands in for a function; calls `action` before its call number `number`, from 1."""
 
-    def __init__(self, interrupt: Callable[[], None]) -> None:
-        self.interrupt = interrupt
+    def __init__(self, function: Callable[..., Any], number: int, action: Callable[[], None]) -> None:
+        self.function = function
+        self.number = number
+        self.action = action
         self.calls = 0
-        self._train_step = loop.train_step
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
-        if self.calls == 5:
-            self.interrupt()
-        return self._train_step(*args, **kwargs)
+        if self.calls == self.number:
+            self.action()
+        return self.function(*args, **kwargs)
 
 
 def raise_keyboard_interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def send_sigint() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def send(name: str) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signal.Signals[name])
+
+
+def untimed_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without what depends on the time."""
+    timed = ("seconds", "views_per_second", "waiting")
+    return [{key: value for key, value in row.items() if key not in timed} for row in metric_rows(folder)]
 
 
 @pytest.mark.parametrize("overrides", [(), ("encoder.drop_path=0.3", "encoder.backbone=test_vit", "optim.name=sgd")])
 def test_interrupted_run_ends_in_the_same_weights(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the middle of the second epoch, at once, as by a second Ctrl-C."""
     recipe = tiny(*overrides)
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     run_silently(recipe, uninterrupted)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", InterruptedAtFifthStep(raise_keyboard_interrupt))
+        patch.setattr(loop, "train_step", CalledBefore(loop.train_step, 5, raise_keyboard_interrupt))
         with pytest.raises(KeyboardInterrupt):
             run_silently(recipe, interrupted)
-    assert run_folder.read_status(interrupted)["status"] == "interrupted"
-    run_silently(load(interrupted), interrupted, resume=True)
+    assert read_status(interrupted)["status"] == "interrupted"
+    assert read_status(interrupted)["step"] == 3
+    run_silently(recipe, interrupted)
     assert are_equal(exported_weights(uninterrupted), exported_weights(interrupted))
-    assert run_folder.read_status(interrupted)["status"] == "finished"
+    assert untimed_rows(uninterrupted) == untimed_rows(interrupted)
+    assert read_status(interrupted)["status"] == "finished"
 
 
-def test_ctrl_c_finishes_the_step_and_saves_it(
-    reference_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+MOMENTS = {
+    "baselines": (loop, "evaluate_baselines", 1, 0),
+    "first step": (loop, "train_step", 1, 1),
+    "step": (loop, "train_step", 5, 5),
+    "last step of an epoch": (loop, "train_step", 3, 3),
+    "last step": (loop, "train_step", 6, 6),
+    "evaluation after an epoch": (epoch, "evaluate_now", 1, 3),
+    "final evaluation": (loop, "evaluate_now", 1, 6),
+    "results": (loop, "report_results", 1, 6),
+}
+"""When a signal arrives: before the call of which function, and the step that is saved then."""
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        *((moment, "SIGTERM") for moment in MOMENTS),
+        *(("step", name) for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")),
+    ],
+)
+def test_a_signal_stops_a_run_within_a_step_and_nothing_is_lost(
+    moment: str, name: str, reference_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "interrupted"
-    train_step = InterruptedAtFifthStep(send_sigint)
+    module, function, number, saved_step = MOMENTS[moment]
+    folder = tmp_path / "stopped"
+    called = CalledBefore(vars(module)[function], number, send(name))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", train_step)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, function, called)
+        with pytest.raises(Stopped) as stopped:
             run_silently(tiny(), folder)
-    assert train_step.calls == 5
-    assert (folder / "checkpoints" / "last").read_text() == "step_00000005\n"
-    run_silently(load(folder), folder, resume=True)
+    assert stopped.value.exit_code == (130 if name == "SIGINT" else 143)
+    assert called.calls == number
+    status = read_status(folder)
+    assert (status["status"], status["signal"], status["step"]) == ("preempted", name, saved_step)
+    run_silently(tiny(), folder)
     assert are_equal(exported_weights(reference_run), exported_weights(folder))
+    assert untimed_rows(reference_run) == untimed_rows(folder)
+    assert result_metrics(reference_run) == result_metrics(folder)
 
 
 def test_any_step_can_be_resumed(reference_run: Path, tmp_path: Path) -> None:
     """A checkpoint in the middle of an epoch leads to the same weights: no random state has to be saved."""
-    recipe = tiny()
-    parts = build(recipe, load_data(recipe), torch.device("cpu"))
-    parts.method.train()
-    for number, batch in enumerate(parts.loader.batches(0, 4)):
-        parts.schedule.set_step(number)
-        train_step(parts, parts.method, Batch(*batch), parts.step(number))
-    folder = run_folder.create(recipe, tmp_path / "middle")
-    save(parts, RunState(step=4), folder)
-    run_silently(recipe, folder, resume=True)
-    assert are_equal(exported_weights(reference_run), exported_weights(folder))
+    recipe = tiny("train.checkpoint_every_steps=1", "train.keep_checkpoints=10")
+    run_silently(recipe, tmp_path / "whole")
+    steps = sorted((tmp_path / "whole" / "checkpoints").glob("step_*"))
+    assert [path.name for path in steps] == [f"step_{step:08d}" for step in range(7)]
+    for position in range(len(steps)):
+        folder = tmp_path / str(position)
+        shutil.copytree(tmp_path / "whole", folder)
+        for later in steps[position + 1 :]:
+            shutil.rmtree(folder / "checkpoints" / later.name)
+        write_status(folder, "running", step=position)
+        run_silently(recipe, folder)
+        assert are_equal(exported_weights(reference_run), exported_weights(folder))
+        assert untimed_rows(reference_run) == untimed_rows(folder)
+
+
+def test_the_number_of_workers_may_change_when_a_run_goes_on(
+    reference_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", CalledBefore(loop.train_step, 5, send("SIGTERM")))
+        with pytest.raises(Stopped):
+            run_silently(tiny("train.workers=2"), tmp_path / "run")
+    run_silently(tiny(), tmp_path / "run")
+    assert are_equal(exported_weights(reference_run), exported_weights(tmp_path / "run"))
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
+    run_silently(tiny("train.keep_best=true", "train.epochs=4", "train.keep_checkpoints=1"), tmp_path / "run")
+    by_step = {row["step"]: row["knn@5"] for row in metric_rows(tmp_path / "run") if "knn@5" in row}
+    by_step[12] = result_metrics(tmp_path / "run")["trained"]["knn@5"]
+    best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
+    assert best["metric"] == "knn@5"
+    assert best["value"] == max(by_step.values()) == by_step[best["step"]]
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"best.json", f"step_{best['step']:08d}", "step_00000012"}
 
 
 # Equivalent computations

@@ -1,16 +1,23 @@
-"""A run's folder: created, described, resumed."""
+"""A run's folder: created, locked, resumed by the same command."""
 
 import re
 import shutil
+import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reptk.config import Recipe, load, override, validate
-from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.data.fingerprint import Fingerprint
 from reptk.training import checkpoint, run_folder
+from reptk.training.run_folder import COMPLETE, NEW, RESUMED, OpenedRun, RunClaim
+from reptk.training.run_status import write_status
+
+DATA = Fingerprint({"train": {"images": 48, "labels": "a"}}, {"cat/1.png": "100,5", "cat/2.png": "200,6"}, "stat")
 
 
 def file_names(folder: Path) -> list[str]:
@@ -41,55 +48,108 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def claims() -> Iterator[list[RunClaim]]:
+    """Folders that are held until the end of the test."""
+    held: list[RunClaim] = []
+    yield held
+    for claim in held:
+        claim.release()
+
+
+def open_run(
+    recipe: Recipe,
+    out: str | Path | None,
+    resume: run_folder.Resume = None,
+    data: Fingerprint = DATA,
+    allowed: str = "",
+) -> OpenedRun:
+    """Open a folder as a process does that ends at once."""
+    with RunClaim() as claim:
+        return claim.open(
+            recipe, out, resume=resume, data=data, steps_per_epoch=3, report=lambda text: None, allowed=[allowed]
+        )
+
+
 def test_folders_are_numbered(working_folder: Path) -> None:
     for number in (1, 2, 3):
-        assert run_folder.create(recipe(), None) == Path(f"runs/tiny/{number}")
+        assert open_run(recipe(), None).folder == Path(f"runs/tiny/{number}")
     shutil.rmtree("runs/tiny/2")
-    Path("runs/tiny/10").mkdir()
+    shutil.copytree("runs/tiny/1", "runs/tiny/10")
     Path("runs/tiny/notes").mkdir()
     assert run_folder.newest("tiny") == Path("runs/tiny/10")
-    assert run_folder.create(recipe(), None) == Path("runs/tiny/11")
-    assert run_folder.create(recipe(name="other"), None) == Path("runs/other/1")
+    assert open_run(recipe(), None).folder == Path("runs/tiny/11")
+    assert open_run(recipe(name="other"), None).folder == Path("runs/other/1")
 
 
-def test_two_runs_never_get_the_same_number(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run_folder.create(recipe(), None)
-    monkeypatch.setattr(run_folder, "_numbered_folders", lambda runs: [])  # as the second process read them
-    assert run_folder.create(recipe(), None) == first.parent / "2"
+def test_many_starts_at_once_get_a_folder_each(working_folder: Path, claims: list[RunClaim]) -> None:
+    folders = []
+
+    def start() -> None:
+        claim = RunClaim()
+        claims.append(claim)
+        folders.append(claim.open(recipe(), None, resume=None, data=DATA, steps_per_epoch=3, report=print).folder)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 8
 
 
 def test_new_folder_contains_the_complete_recipe(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "deep" / "new", tmp_path / "empty"):
-        assert run_folder.create(recipe("loss.k1=7.0"), str(folder)) == folder
+        assert open_run(recipe("loss.k1=7.0"), str(folder)) == OpenedRun(folder, NEW, 2, [])
         assert load(folder) == recipe("loss.k1=7.0")
-        assert run_folder.read_status(folder) == {"status": "running"}
-        assert file_names(folder) == ["recipe.toml", "status.json"]
+        assert file_names(folder) == [".lock", "data.json", "data_files.txt.gz", "recipe.toml"]
 
 
-@pytest.mark.parametrize("status", ["running", "finished", "failed", "interrupted"])
-def test_folder_with_another_run_is_refused_and_described(status: str, tmp_path: Path) -> None:
-    folder = run_folder.create(recipe(), tmp_path / "mine")
-    run_folder.set_status(folder, status, reason="why")
+def test_folder_of_a_start_that_was_killed_is_used(working_folder: Path) -> None:
+    """The recipe is written last."""
+    for out in ("run", None):
+        folder = open_run(recipe(), out).folder
+        (folder / "recipe.toml").unlink()
+        (folder / ".recipe.toml.999").write_text("half a rec")
+        assert open_run(recipe(), out) == OpenedRun(folder, NEW, 2, [])
+
+
+def test_folder_with_a_run_of_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+    folder = open_run(recipe("encoder.drop_path=0.1"), tmp_path / "mine").folder
+    write_status(folder, "interrupted")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match=rf"another run \(tiny, {status}\)") as error:
-        run_folder.create(recipe(name="other"), folder)
-    assert str(error.value).endswith(f"python -m reptk.recipe {folder} --resume")
+    other = recipe("loss.k1=7.0", "encoder.head_width=12", "train.workers=3", "encoder.drop_path=0.1")
+    with pytest.raises(UsageError) as error:
+        open_run(other, folder)
+    first, *lines = str(error.value).splitlines()
+    assert first == f"{folder} was started with another recipe. Choose another --out, or resume it with its own:"
+    k1 = recipe().loss["k1"]
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["encoder.head_width", "None in the run, 12 now"],
+        ["loss.k1", f"{k1!r} in the run, 7.0 now"],
+    ]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
-        run_folder.create(recipe(), tmp_path)
+        open_run(recipe(), tmp_path)
     assert file_names(tmp_path) == ["thesis.tex"]
+
+
+def test_a_folder_may_have_to_be_new(tmp_path: Path) -> None:
+    open_run(recipe(), tmp_path / "run", resume=False)
+    with pytest.raises(UsageError, match=r"run holds a run \(tiny, unknown\)\. Choose another folder"):
+        open_run(recipe(), tmp_path / "run", resume=False)
 
 
 def test_plugin_files_are_copied_and_named_from_the_folder(tmp_path: Path) -> None:
     plugin = tmp_path / "somewhere" / "my_loss.py"
     plugin.parent.mkdir()
     plugin.write_text("# a loss\n")
-    folder = run_folder.create(recipe(plugins=(str(plugin), "reptk.plugins.dcl")), tmp_path / "run")
+    folder = open_run(recipe(plugins=(str(plugin), "reptk.plugins.dcl")), tmp_path / "run").folder
     plugin.write_text("# changed since\n")
     assert (folder / "plugins" / "my_loss.py").read_text() == "# a loss\n"
     written = tomllib.loads((folder / "recipe.toml").read_text())
@@ -98,60 +158,57 @@ def test_plugin_files_are_copied_and_named_from_the_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("out", ["file/run", "file", None])
-def test_folder_that_cannot_be_created_is_an_environment_problem(out: str | None, working_folder: Path) -> None:
+def test_folder_that_cannot_be_created_is_refused(out: str | None, working_folder: Path) -> None:
     Path("file").write_text("")
     Path("runs").write_text("")
-    with pytest.raises(EnvironmentProblem, match=re.escape(out or "runs/")):
-        run_folder.create(recipe(), out)
+    with pytest.raises((EnvironmentProblem, UsageError), match=re.escape(out or "runs/")):
+        open_run(recipe(), out)
 
 
-def test_dangling_link_is_an_environment_problem(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dangling_link_is_an_environment_problem(working_folder: Path) -> None:
     Path("runs").symlink_to("unmounted")
-    monkeypatch.setattr(run_folder, "count", lambda first: range(first, first + 100))
     with pytest.raises(EnvironmentProblem, match="runs"):
-        run_folder.create(recipe(), None)
+        open_run(recipe(), None)
 
 
 # The folder of a run that is resumed
 
 
-def test_run_is_reopened_with_the_recipe_it_was_started_with(tmp_path: Path) -> None:
-    folder = run_folder.create(recipe(), tmp_path / "run")
-    run_folder.set_status(folder, "interrupted")
+def test_the_same_recipe_goes_on_in_its_folder(tmp_path: Path) -> None:
+    folder = open_run(recipe(), tmp_path / "run").folder
     may_change = ("train.workers=3", "train.device=cpu", "train.log_every_steps=1", "train.checkpoint_every_epochs=2")
     for equivalent in (recipe(), load(folder), recipe(*may_change), recipe(plugins=("elsewhere.py",))):
-        assert run_folder.reopen(equivalent, folder) == folder
-        assert run_folder.read_status(folder) == {"status": "running"}
+        for resume in (None, True, "auto"):
+            assert open_run(equivalent, folder, resume) == OpenedRun(folder, RESUMED, 2, [])
 
 
-def test_keys_that_differ_are_listed(tmp_path: Path) -> None:
-    folder = run_folder.create(recipe("encoder.drop_path=0.1"), tmp_path / "run")
-    run_folder.set_status(folder, "interrupted")
-    other = recipe("loss.k1=7.0", "encoder.head_width=12", "train.workers=3", "encoder.drop_path=0.1")
-    with pytest.raises(UsageError) as error:
-        run_folder.reopen(other, folder)
-    first, *lines = str(error.value).splitlines()
-    assert first == f"{folder} was started with another recipe; resume it with its own:"
-    k1 = recipe().loss["k1"]
-    assert [line.split(maxsplit=1) for line in lines] == [
-        ["encoder.head_width", "None in the run, 12 now"],
-        ["loss.k1", f"{k1!r} in the run, 7.0 now"],
+def test_auto_goes_on_with_the_last_run_of_the_recipe_or_starts_one(working_folder: Path) -> None:
+    assert open_run(recipe(), None, "auto") == OpenedRun(Path("runs/tiny/1"), NEW, 2, [])
+    assert open_run(recipe("loss.k1=7.0"), None, "auto").folder == Path("runs/tiny/2")
+    assert open_run(recipe(), None, "auto") == OpenedRun(Path("runs/tiny/1"), RESUMED, 2, [])
+    assert run_folder.unfinished_run_note(recipe()) == [
+        "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to go on with it: --resume auto"
     ]
-    assert run_folder.read_status(folder) == {"status": "interrupted"}
+    write_status(Path("runs/tiny/1"), "finished")
+    assert run_folder.unfinished_run_note(recipe()) == []
+    assert open_run(recipe(), None, "auto").state == COMPLETE
+    assert open_run(recipe(), None).folder == Path("runs/tiny/3")
 
 
 def test_another_length_is_recorded_and_nothing_else(tmp_path: Path) -> None:
-    folder = run_folder.create(recipe(plugins=()), tmp_path / "run")
+    folder = open_run(recipe(plugins=()), tmp_path / "run").folder
     before = (folder / "recipe.toml").read_text()
-    run_folder.reopen(recipe("train.epochs=5", "train.workers=3"), folder)
+    opened = open_run(recipe("train.epochs=5", "train.workers=3"), folder)
+    assert opened == OpenedRun(folder, RESUMED, 2, [])
     assert (folder / "recipe.toml").read_text() == before.replace("epochs = 2", "epochs = 5", 1)
 
 
 def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) -> None:
-    folder = run_folder.create(recipe(), tmp_path / "run")
+    folder = open_run(recipe(), tmp_path / "run").folder
     assert not run_folder.is_complete(recipe(), folder)
-    run_folder.set_status(folder, "finished")
+    write_status(folder, "finished")
     assert run_folder.is_complete(recipe(), folder)
+    assert open_run(recipe(), folder).state == COMPLETE
     with pytest.raises(UsageError, match="holds no checkpoint"):
         run_folder.is_complete(recipe("train.epochs=3"), folder)
     with pytest.raises(UsageError, match="has trained for 2 epochs, and"):
@@ -161,7 +218,7 @@ def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) ->
 
 
 def test_steps_of_the_checkpoint_limit_the_epochs_from_below(tmp_path: Path) -> None:
-    folder = run_folder.create(recipe(), tmp_path / "run")
+    folder = open_run(recipe(), tmp_path / "run").folder
     run_folder.check_epochs(folder, epochs=1, steps_per_epoch=3)
     checkpoint.save(folder / "checkpoints", 5, {"step": 5})
     run_folder.check_epochs(folder, epochs=2, steps_per_epoch=3)
@@ -171,15 +228,57 @@ def test_steps_of_the_checkpoint_limit_the_epochs_from_below(tmp_path: Path) -> 
 
 def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing to resume in empty: there is no recipe\.toml"):
-        run_folder.reopen(recipe(), Path("empty"))
+        open_run(recipe(), "empty", True)
     with pytest.raises(UsageError, match="no run of tiny in runs/tiny"):
         run_folder.newest("tiny")
 
 
-def test_run_that_cannot_be_written_is_an_environment_problem(tmp_path: Path) -> None:
-    folder = run_folder.create(recipe(), tmp_path / "run")
-    (folder / "status.json").unlink()
-    (folder / "status.json").mkdir()
-    assert run_folder.read_status(folder) == {"status": "unknown"}
-    with pytest.raises(EnvironmentProblem, match=f"cannot write to {folder}"):
-        run_folder.reopen(recipe(), folder)
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path) -> None:
+    folder = open_run(recipe(), tmp_path / "run").folder
+    write_status(folder, "running", step=0)
+    run_folder.check_nothing_is_lost(folder)
+    write_status(folder, "running", step=40)
+    with pytest.raises(DataError, match=r"says that step 40 was saved, but there is no checkpoint in"):
+        run_folder.check_nothing_is_lost(folder)
+
+
+# The data of a run that is resumed
+
+
+CHANGES = {
+    "a file was added": (DATA._replace(files={**DATA.files, "cat/3.png": "1,1"}), "1 file added: cat/3.png"),
+    "a file was removed": (DATA._replace(files={"cat/1.png": "100,5"}), "1 file removed: cat/2.png"),
+    "a file was replaced": (
+        DATA._replace(files={"cat/1.png": "100,5", "cat/2.png": "300,9"}),
+        "1 file changed: cat/2.png",
+    ),
+    "another order": (DATA._replace(files=dict(reversed(DATA.files.items()))), "the same files in another order"),
+    "other labels": (
+        DATA._replace(splits={"train": {"images": 48, "labels": "b"}}),
+        "split train: other labels",
+    ),
+    "fewer images": (
+        DATA._replace(splits={"train": {"images": 47, "labels": "b"}}),
+        "split train: 48 images before, 47 images now",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_data_is_refused_unless_it_is_allowed(change: str, tmp_path: Path) -> None:
+    changed, message = CHANGES[change]
+    folder = open_run(recipe(), tmp_path / "run").folder
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        open_run(recipe(), folder, data=changed)
+    assert str(error.value).endswith("Restore the data, or go on with what is there: --allow data")
+    opened = open_run(recipe(), folder, data=changed, allowed="data")
+    assert message in opened.notes[0]
+    # From now on it is the data of the run.
+    assert open_run(recipe(), folder, data=changed).notes == []
+
+
+def test_a_run_without_a_fingerprint_says_so(tmp_path: Path) -> None:
+    folder = open_run(recipe(), tmp_path / "run").folder
+    (folder / "data.json").write_text('{"half')
+    [note] = open_run(recipe(), folder).notes
+    assert "does not say which data it was started with" in note
