@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported, and in every process.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from disturbances import changes, checkpoint_faults, every_operation, faults, kills, signals, two_starts
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     import_everything(folder)
     print(versions_line(["torch", "timm", "reptk"]), flush=True)
     if args.self_test:
-        is_right = faults.self_test(folder, args.seed)
+        is_right = faults.self_test(folder, args.seed, args.faults)
     else:
         is_right = run_rows(Bench(folder, args.seed), args)
     if is_right:
@@ -107,8 +107,10 @@ def run_rows(bench: Bench, args: argparse.Namespace) -> bool:
             continue
         start = time.monotonic()
         new = run()
+        seconds_left = time.monotonic() - start - sum(row.seconds for row in new)
+        num_untimed = sum(not row.seconds for row in new)
         for row in new:
-            row.seconds = (time.monotonic() - start) / len(new)
+            row.seconds = row.seconds or seconds_left / num_untimed
             _print_row(row)
         rows += new
     print("\n| what was done | cases | broken | s | |\n|---|---|---|---|---|")
@@ -185,6 +187,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--folder", type=Path, help="where the temporary folder is created")
     parser.add_argument("--self-test", action="store_true", help="break resuming on purpose, and see that it is noticed")
+    parser.add_argument("--faults", type=int, help="with --self-test: how many faults; default: all")
     return parser.parse_args(argv)
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disturbances.commands import RECIPE, Command, Preparation, Process, fork, fork_ranks, marked_processes
-from disturbances.outcome import Outcome, differences, read_outcome, saved_step
+from disturbances.outcome import KEPT_CHECKPOINTS, Outcome, differences, read_outcome, saved_step
 from disturbances.recipes import write_recipe
 
 RESUMED = re.compile(r"resumed after step ([0-9]+)")
 COMPLETE = "already complete"
+
+TORCHRUN_FILES = "torchelastic_"
+"""With this the names of torchrun's own temporary folders begin, of which it leaves one each time."""
 
 
 @dataclass
@@ -131,7 +134,10 @@ class Bench:
         text = process.text()
         if process.exit_code != 0:
             return [f"the same command fails with {process.exit_code}: {process.last_line()}"]
-        problems = differences(case.run, reference.outcome)
+        max_checkpoints = KEPT_CHECKPOINTS
+        if (case.run / "checkpoints" / "best.json").is_file():
+            max_checkpoints += 1
+        problems = differences(case.run, reference.outcome, max_checkpoints=max_checkpoints)
         resumed = RESUMED.search(text)
         if step and COMPLETE not in text and (resumed is None or int(resumed.group(1)) < step):
             problems.append(f"step {step} was saved, and the run does not go on from there")
@@ -146,8 +152,9 @@ def leftovers(case: Case) -> list[str]:
     for path in case.folder.iterdir():
         if path.name not in allowed:
             problems.append(f"left over: {path.name}")
-    for path in (case.folder / "tmp").rglob("*"):
-        problems.append(f"left over: tmp/{path.relative_to(case.folder / 'tmp')}")
+    for path in (case.folder / "tmp").iterdir():
+        if not path.name.startswith(TORCHRUN_FILES):
+            problems.append(f"left over: tmp/{path.name}")
     pids = marked_processes(case.folder)
     if pids:
         problems.append(f"processes run on: {pids}")

@@ -14,7 +14,7 @@ from disturbances.outcome import largest_difference, metric_rows, read_status
 from disturbances.recipes import write_image, write_images
 from reptk.config import read
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Of weights, relative to the largest one of each tensor: ranks sum gradients in another order."""
 
 

@@ -1,6 +1,7 @@
 """Rows that kill a command at its 1st, 2nd, 3rd, ... operation on the file system, until it finishes."""
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,17 +54,20 @@ def commands(bench: Bench, stride: int) -> list[Row]:
     images = bench.folder / "images"
     write_images(images)
     run = bench.reference("byol_batchnorm", *SHORT).run
+    old_images = bench.folder / "old_images"
+    write_images(old_images, per_class=8)
     embed = ["embed", str(run), "--data", str(images), "--device", "cpu", "--out"]
+    embed_old = ["embed", str(run), "--data", str(old_images), "--device", "cpu", "--out"]
     rows = []
     for suffix in ("safetensors", "parquet"):
         rows.append(_command(bench, stride, f"reptk embed, {suffix}", [*embed, f"new.{suffix}"], f"new.{suffix}", []))
     old = bench.case("byol_batchnorm")
-    for arguments in ([*embed, "e.safetensors"], [*embed[:-1], "size=20", "--out", "old.safetensors"]):
+    for arguments in ([*embed, "e.safetensors"], [*embed_old, "old.safetensors"]):
         process = bench.start(Command(REPTK, tuple(arguments), old.folder))
         if process.wait():
             raise RuntimeError(process.text())
     for suffix in ("safetensors", "parquet"):
-        prepare = [[*embed[:-1], "size=20", "--out", f"new.{suffix}"]]
+        prepare = [[*embed_old, f"new.{suffix}"]]
         arguments = [*embed, f"new.{suffix}", "--force"]
         rows.append(_command(bench, stride, f"reptk embed --force, {suffix}", arguments, f"new.{suffix}", prepare))
     embeddings, old_embeddings = str(old.folder / "e.safetensors"), str(old.folder / "old.safetensors")
@@ -89,6 +93,7 @@ def _command(
         prepare: commands before it, which write an older target.
     """
     row = Row(f"SIGKILL at every file operation: {name}")
+    start = time.monotonic()
     reference = _prepared(bench, prepare)
     process = bench.start(Command(REPTK, tuple(arguments), reference.folder))
     if process.wait():
@@ -131,6 +136,7 @@ def _command(
         if left_over:
             problems.append(f"left over: {', '.join(sorted(left_over))}")
         _record(bench, row, case, log, problems)
+    row.seconds = time.monotonic() - start
     return row
 
 

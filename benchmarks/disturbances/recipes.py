@@ -17,7 +17,12 @@ SHARED: dict[str, Any] = {
 }
 """Twelve steps: four epochs of three."""
 
-CONTRASTIVE = {"method": {"name": "contrastive", "positives": "instance"}, "loss": {"name": "tcl", "k1": 10.0}}
+CONTRASTIVE = {
+    "method": {"name": "contrastive", "positives": "instance"},
+    "loss": {"name": "tcl", "k1": 10.0},
+    # AdamW would turn the rounding of a gradient near zero into a whole step.
+    "optim": {"name": "sgd", "lr": 0.05},
+}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "byol_batchnorm": {
