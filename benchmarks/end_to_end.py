@@ -125,6 +125,7 @@ def _reptk(recipe: Recipe, data: Data) -> Training:
             parts.schedule.set_step(number)
             outputs = train_step(parts, parts.method, Batch(*batch), parts.step(number))
             yield outputs["loss"].detach()
+        parts.finite_check.read()
 
     return parts.encoder, losses()
 

@@ -15,6 +15,7 @@ from PIL import Image
 import reptk
 from reptk.cli import main
 from reptk.core import rng
+from reptk.core.file_records import manifest_text
 
 needs_faiss = pytest.mark.skipif(find_spec("faiss") is None, reason="approximate indexes need FAISS")
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
@@ -72,15 +73,10 @@ def run_command(arguments: list[object], capsys: pytest.CaptureFixture, exit_cod
     return captured.out if exit_code == 0 else captured.err
 
 
-def flip_bit(path: Path, at: int = -5) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
-
-
 def change_manifest(index: Path, **changes: object) -> None:
+    """Change a manifest on purpose: it has the hash of what it holds then."""
     manifest = json.loads((index / "manifest.json").read_text())
-    (index / "manifest.json").write_text(json.dumps(manifest | changes))
+    (index / "manifest.json").write_text(manifest_text(manifest | changes))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from reptk.cli.overrides import parse_overrides
 from reptk.cli.subject import Subject, data_table, open_subject
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, add_device_option, integer_from, run_command
-from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from reptk.core.console import Logger
@@ -185,6 +185,7 @@ def _evaluate_rows(
 def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
     """Print the metrics, and write them to the file `out`, or with a report into the folder `out`."""
     from reptk import report
+    from reptk.core.disk_space import explain_write_errors
     from reptk.core.files import json_text, write_text
     from reptk.evaluate.results import build_results, remarks, table_columns, write_results
 
@@ -194,7 +195,7 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
     logger.verdict(results["verdict"], remarks(evaluation))
     if out is None:
         return
-    try:
+    with explain_write_errors(out):
         if out.suffix == ".json":
             write_text(out, json_text(results, indent=2) + "\n")
         else:
@@ -204,8 +205,6 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
                 # The splits of a file of embeddings hold vectors, which the report cannot show.
                 data_with_images = evaluated.data if evaluated.has_images else None
                 report.write(out, data=data_with_images)
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {out}: {cause}") from cause
     logger.line(f"  results  {out}")
 
 
@@ -233,14 +232,20 @@ def _complete(name: str, overrides: config.Table) -> config.Table:
 
 
 def _check_out(out: Path | None, *, force: bool) -> None:
+    from reptk.core.files import holds_only
     from reptk.embeddings.output_path import check_output_file
+    from reptk.evaluate.results import FILE_NAMES
+    from reptk.report.write_report import FILE as REPORT_FILE
 
     if out is None:
         return
     if out.suffix == ".json":
         check_output_file(out, force=force)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already; choose another --out")
+    elif out.exists():
+        # The report is written last. Without it, a process was killed before it had written all, and all is written again.
+        is_unfinished = holds_only(out, FILE_NAMES | {REPORT_FILE}) and not (out / REPORT_FILE).exists()
+        if not is_unfinished:
+            raise UsageError(f"{out} is there already; choose another --out")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

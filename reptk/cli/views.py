@@ -10,7 +10,9 @@ from reptk import config
 from reptk.cli.contact_sheet import Column, RowLabel, describe_size, draw, drawable
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.counts import format_count
-from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.disk_space import explain_write_errors
+from reptk.core.errors import DataError, UsageError
+from reptk.core.files import write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,13 +128,10 @@ def _class_name(classes: Sequence[str], label: int) -> str:
 
 
 def _write(sheet: "Image.Image", out: Path) -> None:
-    # In memory first, so that a failure of Pillow leaves no broken file.
     png = io.BytesIO()
     sheet.save(png, "PNG", optimize=True)
-    try:
-        out.write_bytes(png.getvalue())
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {out}: {cause.strerror or cause}. Choose another --out") from cause
+    with explain_write_errors(out):
+        write_bytes(out, png.getvalue())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""Arrays of NumPy, and sequences of numbers, where tensors are expected."""
+"""Arrays of NumPy and sequences of numbers where tensors are expected, and tensors that hold NaN or infinity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,3 +25,12 @@ def as_tensor(name: str, values: ArrayLike | Tensor) -> Tensor:
         except (TypeError, ValueError, RuntimeError) as cause:
             raise TypeError(f"{name} cannot be converted to a tensor: {cause}") from cause
     raise TypeError(f"{name} must be a tensor, an array or a sequence of numbers, not {type(values).__name__}")
+
+
+def names_of_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors, e.g. of a state dict with its buffers, that hold NaN or infinity."""
+    names = []
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            names.append(name)
+    return names

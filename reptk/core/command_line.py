@@ -7,8 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
 from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
@@ -97,6 +99,10 @@ def _report_to_torchrun(error: Exception) -> None:
 def _describe(error: OSError) -> str:
     """Return what the operating system refuses, and why, in one line."""
     reason = error.strerror or str(error) or type(error).__name__
+    if is_disk_full(error):
+        if error.filename is None:
+            return f"a disk is full ({reason}). Free some space"
+        return str(disk_problem(Path(os.fsdecode(error.filename)), error))
     if error.filename is None:
         return f"the operating system reports: {reason}"
     return f"cannot use {error.filename}: {reason}"

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from reptk.core.disk_space import explain_full_disk
 from reptk.core.files import json_text, write_bytes
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
@@ -65,7 +66,7 @@ class Logger:
         self.metrics_rows += 1
         if self.writes:
             # Opened and closed for every row, so that no row is lost if the process is killed.
-            with self._metrics_file.open("a", encoding="utf-8") as file:
+            with explain_full_disk(self._metrics_file), self._metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json_text(values) + "\n")
 
     def flush_metrics(self) -> None:

@@ -37,7 +37,7 @@ class NonFiniteValues(ValueError):  # noqa: N818 - it is a ValueError
     """Vectors that were passed to a function hold NaN or infinity."""
 
 
-class NonFiniteRows(NumericalError):  # noqa: N818 - it says what, not that
+class NonFiniteRows(NumericalError):  # noqa: N818 - as NonFiniteValues
     """Embeddings that were passed to a loss hold NaN or infinity.
 
     Args:
@@ -52,7 +52,7 @@ class NonFiniteRows(NumericalError):  # noqa: N818 - it says what, not that
         self.num_rows = num_rows
 
 
-class NonFiniteStep(NumericalError):  # noqa: N818 - it says what, not that
+class NonFiniteStep(NumericalError):  # noqa: N818 - as NonFiniteValues
     """A training step had a loss, embeddings or a gradient that are not finite. Every rank raises it, in the same step.
 
     The weights, the state of the optimizer and what `Method.after_step` updates are those from before the step; running

@@ -36,10 +36,27 @@ def njit(function: Callable[..., Any], fastmath: Iterable[str] = REASSOCIATE) ->
     # The error model of NumPy divides by zero without a branch that would raise, which would prevent vectorizing.
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
+        dispatcher = numba.njit(cache=True, **options)(function)
+    except (RuntimeError, OSError):
         # No cache folder is writable: every process compiles its own copy.
         return numba.njit(**options)(function)
+    # numba looks for a writable folder once, and raises if the disk is full or the folder is locked later on.
+    cache = dispatcher._cache
+    cache.load_overload = _ignoring_io_errors(cache.load_overload)
+    cache.save_overload = _ignoring_io_errors(cache.save_overload)
+    return dispatcher
+
+
+def _ignoring_io_errors(access: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that accesses the cache where that is possible, and returns None, as of no entry, where it is not."""
+
+    def access_or_nothing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return access(*args, **kwargs)
+        except OSError:
+            return None
+
+    return access_or_nothing
 
 
 def njit_exact(function: Callable[..., Any]) -> Callable[..., Any]:

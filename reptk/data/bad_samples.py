@@ -12,7 +12,7 @@ from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.csv_cells import escape_formula
 from reptk.core.files import write_text
-from reptk.data.protocol import Data, Split
+from reptk.data.protocol import Data, Images, Split
 
 FILE = "bad_samples.csv"
 
@@ -94,9 +94,15 @@ def _listed_before(folder: Path | None) -> dict[str, str]:
         return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != HEADINGS}
 
 
-def _name_of(split_name: str, split: Split, number: int) -> str:
-    path = split.images.path(number)
+def image_name(split_name: str, images: Images, number: int) -> str:
+    """Return the path of image `number`, or the split and the number if it is not in a file of its own."""
+    path = images.path(number)
     if path is None:
         return f"{split_name}/{number}"
     # Names of files may be no valid text.
-    return str(escape_formula(os.fsencode(path).decode("utf-8", "backslashreplace")))
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _name_of(split_name: str, split: Split, number: int) -> str:
+    """Return the name of an image as a cell of the file."""
+    return str(escape_formula(image_name(split_name, split.images, number)))

@@ -17,9 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import expand_home
-from reptk.data.cache_build import UNREADABLE, CacheFiles, PictureFiles, build_cache, offsets_of, read_records
+from reptk.data.cache_build import (
+    SPACE_ADVICE,
+    UNREADABLE,
+    CacheFiles,
+    PictureFiles,
+    build_cache,
+    offsets_of,
+    read_records,
+    remove_leftovers,
+)
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
@@ -57,10 +67,14 @@ class DecodedCache(WritableImages):
             try:
                 build_cache(self._files, images, workers)
             except OSError as cause:
+                if is_disk_full(cause):
+                    needed_bytes = self._files.min_bytes
+                    raise disk_problem(folder, cause, needed_bytes=needed_bytes, advice=SPACE_ADVICE) from cause
                 raise EnvironmentProblem(
                     f"cannot store the decoded images in {folder}: {cause}. Name another folder (data.cache=/path), or "
                     "data.cache=false"
                 ) from cause
+        remove_leftovers(self._files)
         try:
             self._records = read_records(self._files.records)
             self._offsets = offsets_of(self._records)

@@ -14,13 +14,13 @@ earlier cache of the folder are copied from it.
 import hashlib
 import json
 import os
-import shutil
 import sys
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -32,7 +32,7 @@ from rich.console import Console
 from reptk.core import files
 from reptk.core.console import Logger
 from reptk.core.counts import format_count
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.disk_space import check_free_space
 from reptk.core.files import parse_json
 from reptk.data.protocol import WritableImages
 from reptk.data.resize import Pixels, SquareOptions
@@ -44,6 +44,14 @@ BLOCK_IMAGES = 64
 
 BLOCKS_AHEAD = 2
 """Blocks that are decoded while one is written."""
+
+PART_SUFFIX = ".part"
+"""Ends the names of files while they are written."""
+
+ABANDONED_SECONDS = 24 * 3600
+"""A build that has written nothing for so long, while another cache of the folder is used, is not resumed any more."""
+
+SPACE_ADVICE = "Name a folder on another disk (data.cache=/path), choose a smaller data.size, or data.cache=false"
 
 RECORD = np.dtype([("key", "S32"), ("checksum", "<u4"), ("height", "<u2"), ("width", "<u2")])
 
@@ -112,12 +120,25 @@ def build_cache(cache: CacheFiles, images: PictureFiles, workers: int) -> None:
         DataError: an image cannot be read, and `images` does not skip it. What was decoded before it is used by the next
             build.
     """
-    _check_free_space(cache.folder, cache.min_bytes - _num_bytes(_part(cache.pixels)))
+    check_free_space(cache.folder, cache.min_bytes - _num_bytes(_part(cache.pixels)), SPACE_ADVICE)
     cache.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive_lock(cache.folder):
         if not cache.is_complete():  # another process may have built it while this one waited
             _write_images(cache, images, workers)
             _publish(cache, images.decoded_by)
+
+
+def remove_leftovers(cache: CacheFiles) -> None:
+    """Remove what killed builds of other caches left next to a complete one, unless a process builds there now.
+
+    Files that a build could still be resumed with stay for a day.
+    """
+    with suppress(OSError), _exclusive_lock(cache.folder, wait=False):
+        files.remove_leftovers(cache.manifest)
+        for path in _others(cache):
+            age_seconds = time.time() - path.stat().st_mtime
+            if not path.name.endswith(PART_SUFFIX) or age_seconds > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def read_records(path: Path) -> NDArray:
@@ -236,10 +257,18 @@ def _publish(cache: CacheFiles, decoded_by: str | None) -> None:
     for path in (cache.pixels, cache.records):
         _part(path).replace(path)
     files.write_text(cache.manifest, json.dumps(manifest, indent=2) + "\n")
-    _flush_folder_to_disk(cache.folder)
-    for path in cache.folder.iterdir():
+    files.flush_to_disk(cache.folder)
+    for path in _others(cache):
+        path.unlink()
+
+
+def _others(cache: CacheFiles) -> list[Path]:
+    """Return the files of other caches in the folder, complete or not."""
+    others = []
+    for path in sorted(cache.folder.iterdir()):
         if path.name.startswith(("pixels-", "rows-")) and path not in (cache.pixels, cache.records):
-            path.unlink()
+            others.append(path)
+    return others
 
 
 class _EarlierCaches:
@@ -280,27 +309,16 @@ class _EarlierCaches:
 
 def _part(path: Path) -> Path:
     """Return the name of a file while it is written."""
-    return path.with_name(f"{path.name}.part")
+    return path.with_name(path.name + PART_SUFFIX)
 
 
 def _num_bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _check_free_space(folder: Path, needed_bytes: int) -> None:
-    candidates = (folder.absolute(), *folder.absolute().parents)
-    nearest = next(candidate for candidate in candidates if candidate.exists())
-    free_bytes = shutil.disk_usage(nearest).free
-    if needed_bytes > free_bytes:
-        raise EnvironmentProblem(
-            f"the images take at least {needed_bytes / 1e9:.1f} GB in {folder}, where {free_bytes / 1e9:.1f} GB are free. Name "
-            "a folder on another disk (data.cache=/path), choose a smaller data.size, or data.cache=false"
-        )
-
-
 @contextmanager
-def _exclusive_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time run the block; the others wait.
+def _exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time run the block; the others wait, or without `wait` get a BlockingIOError.
 
     Unlike a barrier of all ranks, waiting has no timeout. The system releases the lock of a process that ends.
     """
@@ -309,7 +327,10 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
     except ImportError as cause:
         raise OSError("this system has no flock") from cause
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        mode = fcntl.LOCK_EX
+        if not wait:
+            mode |= fcntl.LOCK_NB
+        fcntl.flock(file, mode)
         yield
 
 
@@ -327,12 +348,3 @@ def _with_progress(
 def _flush_to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _flush_folder_to_disk(folder: Path) -> None:
-    """Make renamed files survive a crash of the system."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

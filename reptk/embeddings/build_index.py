@@ -1,7 +1,5 @@
 """index(): a folder to search in: the embeddings, a FAISS index unless search is exact, and a manifest with their hashes."""
 
-import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -10,13 +8,15 @@ from typing import Any
 import torch
 
 from reptk.core import environment, rng
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
-from reptk.core.files import write_text
+from reptk.core.file_records import file_record, manifest_text
+from reptk.core.files import atomic_folder, holds_only, recover_folder
 from reptk.embeddings import manifest
 from reptk.embeddings.embeddings_file import embeddings_file, existing_file
 from reptk.embeddings.layout import rows_per_block
 from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
-from reptk.embeddings.output_path import check_free_space, check_parent_writable, explain_write_errors
+from reptk.embeddings.output_path import check_parent_writable, check_space_for_vectors
 from reptk.embeddings.parquet_file import ParquetFile
 from reptk.embeddings.progress import progress, spinner
 from reptk.embeddings.similarity_index import Index, exact_search
@@ -52,15 +52,9 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
         source = embeddings
     else:
         source = existing_file(embeddings).path
-    # The folder is filled under another name, so that the old index can be searched until the new one is complete.
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        with explain_write_errors(folder):
-            temporary.mkdir()
-            _build(temporary, source, kind)
-            _replace_folder(folder, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    # The old index can be searched until the new one is complete.
+    with explain_write_errors(folder), atomic_folder(folder, force=force) as temporary:
+        _build(temporary, source, kind)
     return Index.open(folder)
 
 
@@ -97,7 +91,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
         (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
     with spinner("measuring recall"):
         recall = measure_recall(Index(embeddings, kind, approximate=approximate))
-    files = {path.name: manifest.file_record(path) for path in sorted(folder.iterdir())}
+    files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     record = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
@@ -111,7 +105,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
         "versions": environment.package_versions(),
         "commit": environment.git_commit(),
     }
-    write_text(folder / MANIFEST_NAME, json.dumps(record, indent=2) + "\n")
+    (folder / MANIFEST_NAME).write_text(manifest_text(record), encoding="utf-8")
 
 
 def _recommended_kind(embeddings: Embeddings) -> str:
@@ -130,7 +124,7 @@ def _copy_normalized(source: Path | Embeddings, target: Path) -> None:
     if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
         file, source = source, Embeddings.load(source)
         if _has_unit_length(source, name):
-            check_free_space(target, file.stat().st_size)
+            check_space_for_vectors(target, file.stat().st_size)
             shutil.copyfile(file, target)
             return
     if isinstance(source, Embeddings):
@@ -173,20 +167,11 @@ def _build_approximate(embeddings: Embeddings, kind: str) -> ApproximateIndex:
 
 
 def _check_output_folder(folder: Path, force: bool) -> None:
+    recover_folder(folder)
     if folder.exists():
         # An empty folder, or one with files of an index alone: nothing else is ever deleted.
-        is_index = folder.is_dir() and {path.name for path in folder.iterdir()} <= manifest.FILE_NAMES
-        if not is_index:
+        if not holds_only(folder, manifest.FILE_NAMES):
             raise UsageError(f"{folder} exists and is no index, or holds more than one. Choose another --out")
         if not force:
             raise UsageError(f"{folder} exists. Choose another --out, or put the new one in its place: --force")
     check_parent_writable(folder)
-
-
-def _replace_folder(folder: Path, temporary: Path) -> None:
-    """Rename a folder to its final name. One of that name is moved away first and deleted last."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

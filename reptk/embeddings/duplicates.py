@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.csv_cells import escape_formula
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.files import write_text
 from reptk.data.symmetries import BY_NAME
-from reptk.embeddings.output_path import explain_write_errors
 from reptk.embeddings.similarity_threshold import SimilarityThreshold
 from reptk.embeddings.store import Embeddings
 

@@ -20,7 +20,7 @@ from reptk.data.image_files import ImageFiles
 from reptk.data.prefetch import prefetch
 from reptk.data.resize import ResizeMode
 from reptk.embeddings import image_sources
-from reptk.embeddings.embedder import Embedder, recipe_of
+from reptk.embeddings.embedder import NOT_FINITE_CAUSE, Embedder, recipe_of
 from reptk.embeddings.embeddings_file import check_output, embeddings_file
 from reptk.embeddings.image_sources import ImageGroup, ImageSource
 from reptk.embeddings.layout import Header, RowBlock, concatenate
@@ -89,6 +89,7 @@ def embed(
         UsageError, EnvironmentProblem: an argument, the encoder, or the place to write to is wrong.
         DataError: there are no images, or none that can be read; with `strict`, one that cannot be read; with `update`, `out`
             was written by another encoder or with other preprocessing.
+        NumericalError: no image has an embedding that is finite and not zero; with `strict`, one has not.
     """
     if batch_size < 1 or (workers or 0) < 0:
         raise UsageError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
@@ -122,7 +123,7 @@ def embed(
     with embeddings_file(out).writer(header) as writer:
         for block in blocks:
             writer.add(block)
-    return Embeddings.load(out)
+    return Embeddings.load(out, verify=False)  # its hash was computed a moment ago
 
 
 def _in_memory(header: Header, blocks: Iterator[RowBlock]) -> Embeddings:
@@ -156,6 +157,8 @@ class SkippedImages:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
         self.count = 0
+        self.num_without_vector = 0
+        """How many of them were read, and have no usable embedding."""
         self.reasons: list[str] = []
 
     def add(self, reason: str, error: type[ReptkError] = DataError) -> None:
@@ -163,6 +166,8 @@ class SkippedImages:
         if self.strict:
             raise error(f"{reason}. To skip such images: without --strict")
         self.count += 1
+        if error is NumericalError:
+            self.num_without_vector += 1
         if len(self.reasons) < MAX_LISTED_REASONS:
             self.reasons.append(reason[:MAX_REASON_LETTERS])
 
@@ -287,6 +292,11 @@ def _embed_blocks(
                         yield _row_block(group, row_numbers, vectors)
     if count == 0:
         reasons = "\n  ".join(skipped.reasons)
+        if skipped.num_without_vector:
+            raise NumericalError(
+                f"no usable embedding of {format_count(len(source), 'image')}: {NOT_FINITE_CAUSE}. The first of them:\n  "
+                f"{reasons}"
+            )
         raise DataError(
             f"none of {format_count(len(source), 'image')} can be embedded; the first of them:\n  {reasons}"
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from reptk import config
 from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
-from reptk.core.errors import DataError, UsageError
+from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.core.files import expand_home, real_path
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
 from reptk.data.resize import (
@@ -30,6 +30,10 @@ from reptk.models.preprocessing import with_preprocessing
 from reptk.models.weight_source import absolute_source, find_weights
 
 MIN_SIZE_PX = 4
+
+
+NOT_FINITE_CAUSE = "the encoder's weights have diverged, or its numbers exceed its precision"
+"""Why an embedding holds NaN or infinity."""
 
 
 @dataclass
@@ -183,12 +187,13 @@ class Embedder:
 
         Raises:
             DataError: the file is missing or cannot be read as an image.
+            NumericalError: its embedding is not finite.
         """
         if not path.is_file():
             raise DataError(f"no image {path}")
         vector = self.embed_images(self.decode_image(path)[None])[0]
         if not vector.isfinite().all():
-            raise DataError(f"{path} gets an embedding that is not finite")
+            raise NumericalError(f"the embedding of {path} is not finite: {NOT_FINITE_CAUSE}")
         return vector
 
     def decode_image(self, source: Path | bytes) -> Tensor:

@@ -38,8 +38,12 @@ class EmbeddingsFile(Protocol):
         """
         ...
 
-    def read(self) -> StoredColumns:
+    def read(self, *, verify: bool | None = None) -> StoredColumns:
         """Return all columns; those of a safetensors file are memory-mapped.
+
+        Args:
+            verify: whether the file is compared with the hash that it carries, if it has one; by default, unless it is larger
+                than `MAX_HASHED_BYTES`.
 
         Raises:
             DataError: the file is damaged, of a newer reptk, or holds no embeddings.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reptk.core.counts import format_count
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, NumericalError
 from reptk.data import Data, Split
 from reptk.embeddings.store import Embeddings
 from reptk.evaluate import Evaluation, Evaluator, FeatureStore, run_evaluators
@@ -90,6 +90,12 @@ def _normalized(vectors: Tensor) -> NormalizedFeatures:
     for chunk in vectors.split(CHUNK):
         norms.append(chunk.float().norm(dim=1, keepdim=True))
     norm = torch.cat(norms)
+    not_finite = (~norm[:, 0].isfinite()).nonzero()[:, 0]
+    if len(not_finite):
+        raise NumericalError(
+            f"{len(not_finite):,} of {format_count(len(vectors), 'embedding')} hold NaN or infinity, or are too long; first "
+            f"numbers: {not_finite[:5].tolist()}. Leave them out, or embed those images again"
+        )
     zeros = (norm[:, 0] == 0).nonzero()[:, 0]
     if len(zeros):
         raise DataError(

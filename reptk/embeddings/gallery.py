@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reptk.core.counts import format_count
-from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.core.disk_space import explain_write_errors
+from reptk.core.errors import UsageError
 from reptk.core.files import write_text
 from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embedding_images import EmbeddingImages
@@ -101,10 +102,8 @@ def write(path: Path, text: str) -> None:
     Raises:
         EnvironmentProblem: it cannot be written.
     """
-    try:
+    with explain_write_errors(path, advice="Choose another --html"):
         write_text(path, text)
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --html") from cause
 
 
 def _result_group(result: SearchResult, embeddings: Embeddings, images: EmbeddingImages) -> CardGroup:

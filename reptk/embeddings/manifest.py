@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.errors import DataError
-from reptk.core.files import parse_json, sha256_of
+from reptk.core.file_records import find_damage, is_intact
+from reptk.core.files import parse_json
+from reptk.embeddings.content_hash import MAX_HASHED_BYTES
 
 FORMAT = "reptk index"
 VERSION = 1
@@ -15,8 +17,10 @@ FAISS_NAME = "index.faiss"
 MANIFEST_NAME = "manifest.json"
 FILE_NAMES = frozenset({EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME})
 
-MAX_HASHED_BYTES = 1 << 30
-"""Embeddings up to this size are checked against their hash whenever an index is opened, larger ones by their length."""
+KEYS_WITHOUT_HASH = frozenset(
+    {"format", "version", "kind", "count", "width", "recall", "seconds", "files", "about", "versions", "commit"}
+)
+"""The keys of manifests of earlier versions, which carry no hash of themselves."""
 
 _REQUIRED_TYPES = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
 
@@ -28,7 +32,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        manifest = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        manifest = parse_json(text)
     except FileNotFoundError as cause:
         raise DataError(
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."
@@ -41,14 +46,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     # Older versions can be read; a newer one may mean something else by the same keys.
     if not isinstance(version, int) or version > VERSION:
         raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
+    # Earlier versions wrote other keys and no hash; a damaged key is none of theirs.
+    if not is_intact(text, manifest) and not KEYS_WITHOUT_HASH.issuperset(manifest):
+        raise DataError(damage_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
     if not _is_complete(manifest):
         raise DataError(damage_message(folder, f"{MANIFEST_NAME} is incomplete"))
     return manifest
-
-
-def file_record(path: Path) -> dict[str, Any]:
-    """Return what the manifest says of a file: its length and its hash."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def verify_embeddings(folder: Path, manifest: dict[str, Any], *, any_size: bool) -> None:
@@ -59,12 +62,9 @@ def verify_embeddings(folder: Path, manifest: dict[str, Any], *, any_size: bool)
         manifest: its manifest.
         any_size: whether to compare hashes of embeddings larger than `MAX_HASHED_BYTES`, too.
     """
-    record = _verified_record(folder, manifest, EMBEDDINGS_NAME)
     # Hashing reads the whole file, which may take longer than the search itself.
-    if not any_size and record["bytes"] > MAX_HASHED_BYTES:
-        return
-    if sha256_of(folder / EMBEDDINGS_NAME) != record.get("sha256"):
-        raise DataError(damage_message(folder, f"{EMBEDDINGS_NAME} has another hash than {MANIFEST_NAME} says"))
+    max_hashed_bytes = None if any_size else MAX_HASHED_BYTES
+    _check_file(folder, manifest, EMBEDDINGS_NAME, max_hashed_bytes)
 
 
 def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
@@ -75,9 +75,9 @@ def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
     Raises:
         DataError: they are not those that the manifest describes.
     """
-    record = _verified_record(folder, manifest, FAISS_NAME)
+    _check_file(folder, manifest, FAISS_NAME, max_hashed_bytes=0)
     content = (folder / FAISS_NAME).read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+    if hashlib.sha256(content).hexdigest() != manifest["files"][FAISS_NAME].get("sha256"):
         reason = f"{FAISS_NAME} has another hash than {MANIFEST_NAME} says, so it is not read"
         raise DataError(damage_message(folder, reason))
     return content
@@ -95,12 +95,7 @@ def _is_complete(manifest: dict[str, Any]) -> bool:
     return isinstance(manifest["recall"].get("value"), int | float)
 
 
-def _verified_record(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the manifest's record of a file, after checking that the file exists and has the recorded length."""
-    path = folder / name
-    record = manifest["files"].get(name)
-    if not path.is_file() or not isinstance(record, dict):
-        raise DataError(damage_message(folder, f"{name} is missing"))
-    if path.stat().st_size != record.get("bytes"):
-        raise DataError(damage_message(folder, f"{name} has another length than {MANIFEST_NAME} says"))
-    return record
+def _check_file(folder: Path, manifest: dict[str, Any], name: str, max_hashed_bytes: int | None) -> None:
+    damage = find_damage(folder / name, manifest["files"].get(name), max_hashed_bytes=max_hashed_bytes)
+    if damage is not None:
+        raise DataError(damage_message(folder, f"{name} {damage}"))

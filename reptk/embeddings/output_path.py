@@ -1,11 +1,9 @@
-"""Checks of a path that is to be written to, made before any work is done, and messages for writes that fail."""
+"""Checks of a path that is to be written to, made before any work is done."""
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from reptk.core.disk_space import check_free_space
 from reptk.core.errors import EnvironmentProblem, UsageError
 
 
@@ -32,20 +30,7 @@ def check_parent_writable(path: Path) -> None:
         raise EnvironmentProblem(f"cannot write {path}: no right to write in {parent}. Choose another --out")
 
 
-def check_free_space(path: Path, needed_bytes: int) -> None:
+def check_space_for_vectors(path: Path, needed_bytes: int) -> None:
     """Raise EnvironmentProblem unless the disk of `path` has that much free space."""
-    free_bytes = shutil.disk_usage(path.absolute().parent).free
-    if needed_bytes > free_bytes:  # said at once, not after an hour of encoding
-        raise EnvironmentProblem(
-            f"{path} needs {needed_bytes / 1e9:.1f} GB, and {free_bytes / 1e9:.1f} GB are free on its disk. Choose an --out "
-            "on another disk, or store half as much: --half"
-        )
-
-
-@contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into an EnvironmentProblem that names `path`."""
-    try:
-        yield
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause
+    # Before any work is done, and not after an hour of encoding.
+    check_free_space(path, needed_bytes, "Choose an --out on another disk, or store half as much: --half")

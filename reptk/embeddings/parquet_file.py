@@ -3,27 +3,44 @@
 Of images that are files, the columns file_bytes and file_mtime_ns follow.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reptk.core.counts import format_count
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.file_records import NO_HASH
 from reptk.core.files import atomic_write, parse_json
+from reptk.embeddings.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
-from reptk.embeddings.output_path import check_free_space, explain_write_errors
+from reptk.embeddings.output_path import check_space_for_vectors
 from reptk.embeddings.string_array import are_utf8
 
 COLUMNS = ("id", "path", "label", "class", "vector")
 FILE_STATS = ("file_bytes", "file_mtime_ns")
 METADATA_KEY = b"reptk"
+
+HASH_MARK = b"reptk-sha256 "
+"""Begins the hash of all other bytes, which stands between the rows and the footer, where no reader of Parquet looks.
+
+It is not part of the metadata, which another program may copy into a file with other rows. There are two copies of it, so that
+a damaged one is not taken for none.
+"""
+
+_TAIL_BYTES = 8
+"""A Parquet file ends with the length of its footer and a mark, of four bytes each."""
+
+_CHUNK_BYTES = 1 << 20
 
 
 class ParquetFile:
@@ -48,25 +65,36 @@ class ParquetFile:
         self.check_installed()
         import pyarrow.parquet
 
-        check_free_space(self.path, header.vector_bytes())
-        with explain_write_errors(self.path), atomic_write(self.path) as temporary:
+        needed_bytes = header.vector_bytes()
+        check_space_for_vectors(self.path, needed_bytes)
+        with (
+            explain_write_errors(self.path),
+            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
+            temporary.open("wb") as file,
+        ):
+            sink = HashedFile(file)
             # A dictionary pays off only for class names, which repeat. zstd shrinks ids and paths, and hardly the vectors.
-            file = pyarrow.parquet.ParquetWriter(
-                temporary, _schema(header), compression="zstd", use_dictionary=["class"]
+            # Checksums of pages notice damage of files that are too large to be hashed whenever they are read.
+            table = pyarrow.parquet.ParquetWriter(
+                sink, _schema(header), compression="zstd", use_dictionary=["class"], write_page_checksum=True
             )
             try:
-                yield ParquetBlockWriter(file, header)
-                file.add_key_value_metadata({METADATA_KEY: _encode_metadata(header)})
+                yield ParquetBlockWriter(table, header)
+                table.add_key_value_metadata({METADATA_KEY: _encode_metadata(header)})
+                hash_position = file.tell()
+                file.write(_hash_entry(NO_HASH))
             finally:
-                file.close()
+                table.close()
+            file.seek(hash_position)
+            file.write(_hash_entry(sink.sha256.hexdigest()))
 
-    def read(self) -> StoredColumns:
+    def read(self, *, verify: bool | None = None) -> StoredColumns:
         """Return all columns, in memory; see `EmbeddingsFile`."""
-        header = self.read_header()
+        header = self.read_header(verify=verify)
         return concatenate(header, self.read_blocks(rows_per_block(header.width)))
 
-    def read_header(self) -> Header:
-        """Return what holds for all rows.
+    def read_header(self, *, verify: bool | None = None) -> Header:
+        """Return what holds for all rows, after comparing the file with its hash; see `EmbeddingsFile.read`.
 
         Raises:
             DataError: the file is damaged, of a newer reptk, or holds no embeddings.
@@ -75,6 +103,7 @@ class ParquetFile:
         import pyarrow
 
         with self._open() as file:
+            self._check_hash(verify)
             metadata = _metadata(file)
             columns = file.schema_arrow.names
             if metadata.get("version", VERSION) > VERSION:
@@ -123,6 +152,27 @@ class ParquetFile:
                 yield block
                 first_row += len(batch)
 
+    def _check_hash(self, verify: bool | None) -> None:
+        with self.path.open("rb") as file:
+            footer_end = file.seek(-_TAIL_BYTES, os.SEEK_END)
+            footer_bytes = int.from_bytes(file.read(4), "little")
+            position = max(0, footer_end - footer_bytes - len(_hash_entry(NO_HASH)))
+            file.seek(position)
+            entry = file.read(len(_hash_entry(NO_HASH)))
+            copies = [entry[: len(entry) // 2], entry[len(entry) // 2 :]]
+            if not any(copy.startswith(HASH_MARK) for copy in copies):
+                return
+            if copies[0] != copies[1]:
+                raise damaged(self.path)
+            if not is_hashed(self.path, verify):
+                return
+            rest = file.read()
+            file.seek(0)
+            sha256 = _hash_of(file, position)
+        sha256.update(rest)
+        if _hash_entry(sha256.hexdigest()) != entry:
+            raise damaged(self.path)
+
     @contextmanager
     def _open(self) -> Iterator[Any]:
         self.check_installed()
@@ -130,7 +180,7 @@ class ParquetFile:
         import pyarrow.parquet
 
         try:
-            with pyarrow.parquet.ParquetFile(self.path, memory_map=True) as file:
+            with pyarrow.parquet.ParquetFile(self.path, memory_map=True, page_checksum_verification=True) as file:
                 yield file
         except (OSError, pyarrow.ArrowException, ValueError, KeyError, TypeError) as cause:
             raise DataError(f"{self.path} cannot be read as embeddings: {cause}") from cause
@@ -167,6 +217,22 @@ class ParquetBlockWriter:
         if self.header.has_file_stats and block.file_stats is not None:
             columns += [pyarrow.array(column.numpy()) for column in block.file_stats.unbind(1)]
         self.file.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+
+
+def _hash_entry(digest: str) -> bytes:
+    return 2 * (HASH_MARK + digest.encode())
+
+
+def _hash_of(file: BinaryIO, num_bytes: int) -> "hashlib._Hash":
+    """Return the hash of so many bytes from here."""
+    sha256 = hashlib.sha256()
+    while num_bytes:
+        chunk = file.read(min(num_bytes, _CHUNK_BYTES))
+        if not chunk:
+            break
+        sha256.update(chunk)
+        num_bytes -= len(chunk)
+    return sha256
 
 
 def _schema(header: Header) -> Any:

@@ -4,6 +4,7 @@ The file begins with a header that says where each tensor lies. How many rows th
 space for the header is reserved at the start, the vectors follow, and the header is written last.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -17,14 +18,23 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
+from reptk.core.file_records import NO_HASH
 from reptk.core.files import atomic_write, parse_json
+from reptk.embeddings.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns
-from reptk.embeddings.output_path import check_free_space, explain_write_errors
+from reptk.embeddings.output_path import check_space_for_vectors
 from reptk.embeddings.string_array import StringArray, StringArrayBuilder
 
 RESERVED_BYTES = 1 << 15
 """Space in the header for the tensors' entries and for what is added to `about` while rows are written."""
+
+HASH_KEY = "reptk_sha256"
+"""Key in the header's metadata: the hash of the data, then of the header with `NO_HASH` in this place."""
+
+KEYS_WITHOUT_HASH = frozenset({"format", "version", "ids", "classes", "about"})
+"""The metadata of earlier versions, which stored no hash."""
 
 FILE_STATS = ("file_bytes", "file_mtimes_ns")
 
@@ -53,26 +63,28 @@ class SafetensorsFile:
     @contextmanager
     def writer(self, header: Header) -> Iterator["SafetensorsWriter"]:
         """Open the file for writing; see `EmbeddingsFile`."""
-        check_free_space(self.path, header.vector_bytes())
-        with explain_write_errors(self.path), atomic_write(self.path) as temporary, temporary.open("wb") as file:
+        needed_bytes = header.vector_bytes()
+        check_space_for_vectors(self.path, needed_bytes)
+        with (
+            explain_write_errors(self.path),
+            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
+            temporary.open("wb") as file,
+        ):
             writer = SafetensorsWriter(file, header)
             yield writer
             writer.finish()
 
-    def read(self) -> StoredColumns:
-        """Return all columns, memory-mapped.
+    def read(self, *, verify: bool | None = None) -> StoredColumns:
+        """Return all columns, memory-mapped; see `EmbeddingsFile`.
 
         Any safetensors file with a matrix `vectors` can be read; the other tensors may be missing.
-
-        Raises:
-            DataError: the file is damaged, of a newer reptk, or holds no embeddings.
         """
         try:
-            return self._read()
+            return self._read(verify)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as cause:
             raise DataError(f"{self.path} cannot be read as embeddings: {cause}") from cause
 
-    def _read(self) -> StoredColumns:
+    def _read(self, verify: bool | None) -> StoredColumns:
         with safe_open(self.path, framework="pt") as file:  # checks the whole header against the file
             names = set(file.keys())
             metadata = file.metadata() or {}
@@ -81,6 +93,7 @@ class SafetensorsFile:
             raise DataError(
                 f"{self.path} was written by a newer reptk (format {metadata['version']}); update reptk to read it"
             )
+        self._check_hash(metadata, verify)
         if "vectors" not in names:
             raise DataError(f"{self.path} holds no embeddings: it has no 'vectors', only {_list_some(names)}")
 
@@ -107,12 +120,30 @@ class SafetensorsFile:
             about=parse_json(metadata.get("about", "{}")),
         )
 
+    def _check_hash(self, metadata: dict[str, str], verify: bool | None) -> None:
+        expected = metadata.get(HASH_KEY)
+        if expected is None:
+            # The key itself may be damaged.
+            if metadata.get("format") == FORMAT and not KEYS_WITHOUT_HASH.issuperset(metadata):
+                raise damaged(self.path)
+            return
+        if not is_hashed(self.path, verify):
+            return
+        with self.path.open("rb") as file:
+            length = file.read(_LENGTH_BYTES)
+            header = length + file.read(struct.unpack("<Q", length)[0])
+            sha256 = hashlib.file_digest(file, "sha256")  # from here to the end
+        sha256.update(header.replace(_hash_entry(expected), _hash_entry(NO_HASH)))
+        if sha256.hexdigest() != expected:
+            raise damaged(self.path)
+
 
 class SafetensorsWriter:
     """Writes vectors as they come; the other columns are small and are kept in memory until the end."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self.file = file
+        self.data = HashedFile(file)
         self.header = header
         self.count = 0
         self.labels: list[NDArray[np.int64]] = []
@@ -125,7 +156,7 @@ class SafetensorsWriter:
 
     def add(self, block: RowBlock) -> None:
         """Write the rows of a block."""
-        self.file.write(block.vectors.to(self.header.dtype).contiguous().numpy())
+        self.data.write(block.vectors.to(self.header.dtype).contiguous().numpy())
         self.labels.append(block.labels.numpy().astype(np.int64))
         if self.header.has_file_stats and block.file_stats is not None:
             self.file_stats.append(block.file_stats.numpy().astype(np.int64))
@@ -142,7 +173,7 @@ class SafetensorsWriter:
         offset = self.count * self.header.width * vectors_type.itemsize
         entries = {"vectors": _entry(vectors_type, vectors_shape, 0, offset)}
         for name, column in self._columns(offset).items():
-            self.file.write(column)
+            self.data.write(column)
             entries[name] = _entry(column.dtype, [len(column)], offset, offset + column.nbytes)
             offset += column.nbytes
 
@@ -154,8 +185,11 @@ class SafetensorsWriter:
             self.header.about.pop("skipped", None)
             encoded = self._encoded_header(entries)
         # Padded with spaces, as the format allows, to the length that was reserved.
+        header = struct.pack("<Q", reserved) + encoded.ljust(reserved)
+        sha256 = self.data.sha256
+        sha256.update(header)
         self.file.seek(0)
-        self.file.write(struct.pack("<Q", reserved) + encoded.ljust(reserved))
+        self.file.write(header.replace(_hash_entry(NO_HASH), _hash_entry(sha256.hexdigest())))
         self.file.flush()
 
     def _columns(self, offset: int) -> dict[str, NDArray[Any]]:
@@ -187,6 +221,7 @@ class SafetensorsWriter:
             "ids": "paths" if self.header.ids_are_paths else "ids",
             "classes": json.dumps(self.header.classes),
             "about": json.dumps(self.header.about),
+            HASH_KEY: NO_HASH,
         }
         return json.dumps({"__metadata__": metadata, **entries}).encode()
 
@@ -231,6 +266,11 @@ def _unmapped_tensors(file: Any, names: set[str]) -> dict[str, Tensor]:
 
 def _entry(dtype: np.dtype, shape: list[int], start: int, stop: int) -> dict[str, Any]:
     return {"dtype": _TYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, stop]}
+
+
+def _hash_entry(digest: str) -> bytes:
+    """Return the hash as the header holds it. In `about`, which is JSON within JSON, quotation marks are escaped."""
+    return f'"{HASH_KEY}": "{digest}"'.encode()
 
 
 def _round_up(value: int, multiple: int) -> int:

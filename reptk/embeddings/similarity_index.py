@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from reptk.core.errors import DataError, UsageError
+from reptk.core.file_records import read_replaceable
+from reptk.core.files import recover_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.embeddings_file import SUFFIXES
-from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.neighbors import ApproximateIndex, rerank, search
@@ -52,8 +54,9 @@ class Index:
             DataError: it is missing, damaged, of another program, or of a newer reptk.
         """
         path = Path(path)
+        recover_folder(path)
         if path.is_dir():
-            return cls._open_folder(path, verify)
+            return read_replaceable(path / MANIFEST_NAME, lambda: cls._open_folder(path, verify))
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
             raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {path}")
         return cls(with_unit_length(Embeddings.load(path), path.name), path=path)
@@ -62,7 +65,7 @@ class Index:
     def _open_folder(cls, folder: Path, verify: bool) -> "Index":
         manifest = manifests.read_manifest(folder)
         manifests.verify_embeddings(folder, manifest, any_size=verify)
-        embeddings = Embeddings.load(folder / EMBEDDINGS_NAME)
+        embeddings = Embeddings.load(folder / EMBEDDINGS_NAME, verify=False)  # it has the hash that the manifest says
         approximate = None
         if manifest["kind"] != "Flat":
             approximate = ApproximateIndex.from_bytes(manifests.read_verified_faiss(folder, manifest))

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from reptk.core import rng
 from reptk.core.counts import format_count
-from reptk.core.errors import ReptkError
+from reptk.core.errors import NumericalError, ReptkError
 from reptk.data.decode import open_image, to_rgb
-from reptk.embeddings.embedder import Embedder
+from reptk.embeddings.embedder import NOT_FINITE_CAUSE, Embedder
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
 from reptk.models.encoder import Encoder
@@ -173,6 +173,8 @@ def _similarities_of_copies(
             if image is not None:
                 copies = torch.stack([embedder.decode_image(_changed_copy(image, change)) for change in CHANGES])
                 vectors = functional.normalize(embedder.embed_images(copies), dim=1)
+                if not vectors.isfinite().all():
+                    raise NumericalError(f"embeddings of {embeddings.file(row)} are not finite: {NOT_FINITE_CAUSE}")
                 similarities.append(vectors @ functional.normalize(embeddings.vectors[row].float(), dim=0))
             advance(1)
     if not similarities:

@@ -165,15 +165,20 @@ class Embeddings:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Embeddings":
+    def load(cls, path: str | Path, *, verify: bool | None = None) -> "Embeddings":
         """Read a file: safetensors by mapping it into memory, Parquet as a whole.
+
+        Args:
+            path: the file.
+            verify: whether it is compared with the hash that files of reptk carry; by default, unless it is larger than 1 GiB
+                (`MAX_HASHED_BYTES`). `verify=True` checks a file of any size.
 
         Raises:
             DataError: the file is missing, damaged, of a newer reptk, or holds no embeddings.
             UsageError: another suffix.
         """
         file = existing_file(path)
-        return cls.from_columns(file.read(), file.path)
+        return cls.from_columns(file.read(verify=verify), file.path)
 
     @classmethod
     def from_columns(cls, columns: StoredColumns, path: Path) -> "Embeddings":

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from reptk.losses import normalize
+from reptk.neighbors import check_vectors
 
 MAX_ROWS = 4096
 """Rows that are used at most, since products of all pairs are computed."""
@@ -49,8 +51,12 @@ def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
         `rank`: see `effective_rank`; `dimensions`: its maximum, min(n, F).
         `std`: standard deviation of unit rows over the sample, averaged over dimensions, times sqrt(F): 1 if spread
         evenly, 0 for collapse.
+
+    Raises:
+        NonFiniteValues: a ValueError: rows hold NaN or infinity.
     """
-    z = functional.normalize(h[:MAX_ROWS].float(), dim=1)
+    check_vectors("h", h[:MAX_ROWS].float())
+    z = normalize(h[:MAX_ROWS])
     # Of unit rows; rounding could make the distance of equal ones negative.
     squared_distance = (2 - 2 * z @ z.T).clamp_min_(0)
     is_pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
@@ -73,7 +79,12 @@ def effective_rank(z: Tensor) -> float:
     """Return exp of the entropy of the singular values of (N, D) embeddings: 1 if all are parallel, at most min(N, D).
 
     RankMe (Garrido et al. 2023, arXiv 2210.02885); a value that falls towards 1 means collapse.
+
+    Raises:
+        NonFiniteValues: a ValueError: rows hold NaN or infinity.
     """
+    # torch's error about them would speak of an algorithm that does not converge.
+    check_vectors("z", z.float())
     values = torch.linalg.svdvals(z.float())
     # 1e-7 as in the paper, so that the logarithm of an unused dimension is finite.
     share = values / values.sum().clamp_min(1e-12) + 1e-7
@@ -154,7 +165,7 @@ def _dead_temperature(temperature: float, flatness: float) -> str:
 
 def softmax_flatness(z: Tensor, temperature: float) -> float:
     """Return the perplexity of softmax(similarity / temperature) over the other rows as a share of their number, averaged."""
-    z = functional.normalize(z[:MAX_ROWS].float(), dim=1)
+    z = normalize(z[:MAX_ROWS])
     log_p = (z @ z.T / temperature).fill_diagonal_(-torch.inf).log_softmax(1)
     # The diagonal is -inf with probability 0, and 0 times -inf would be NaN.
     entropy = -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(1)

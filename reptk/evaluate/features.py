@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from reptk.core import distributed, rng
-from reptk.core.errors import UsageError
+from reptk.core.counts import format_count
+from reptk.core.errors import NumericalError, UsageError
 from reptk.data import DevicePrefetcher, Images, Split, read_blocks
+from reptk.data.bad_samples import image_name
 from reptk.data.loader import with_aspect_ratios
 from reptk.data.prefetch import prefetch
 from reptk.data.resize import Interpolation, ResizeMode
@@ -24,6 +26,9 @@ PIXELS_PX = 32
 
 MIN_NORM = 1e-12
 """Features are divided by at least this, as in `torch.nn.functional.normalize`, so that zero rows stay zero."""
+
+MAX_LISTED = 5
+"""Images that a message lists."""
 
 Embed = Callable[[Tensor], Tensor]
 """(b, 3, H, W) floats in 0..1 -> (b, F)."""
@@ -65,7 +70,11 @@ class FeatureStore(ABC):
 
     @abstractmethod
     def features(self, split: Split) -> Tensor:
-        """Return the features of every image of a split, (n, F) rows of unit length on the CPU."""
+        """Return the features of every image of a split, (n, F) rows of unit length on the CPU.
+
+        Raises:
+            NumericalError: some are not finite.
+        """
 
     @abstractmethod
     def raw(self, split: Split) -> Tensor:
@@ -206,6 +215,7 @@ class ImageFeatures(FeatureStore):
             if cached_split is split and cached_kind == kind:
                 return rows
         rows = self._encode_shard(images, prepare)
+        _check_finite(rows, split, self.device)
         self._cache.append((split, kind, rows))
         self._leave_out_unreadable(split)
         return rows
@@ -262,6 +272,27 @@ class _ShardedRows:
             parts = [distributed.all_gather_uneven(part.to(self.device)).cpu() for part in self.local]
             self._gathered = NormalizedFeatures(*parts)
         return self._gathered
+
+
+def _check_finite(rows: _ShardedRows, split: Split, device: torch.device | str) -> None:
+    """Check the features of all ranks, once for all evaluators: many functions take NaN without an error.
+
+    Raises:
+        NumericalError: on every rank, features of some images are not finite, or are so large that their length is not.
+    """
+    # The length of a row is finite only if all of its values are.
+    numbers = rows.first + (~rows.local.norm[:, 0].isfinite()).nonzero()[:, 0]
+    numbers = distributed.all_gather_uneven(numbers.to(device)).tolist()
+    if not numbers:
+        return
+    listed = ", ".join(image_name("image", split.images, number) for number in numbers[:MAX_LISTED])
+    if len(numbers) > MAX_LISTED:
+        listed += ", ..."
+    raise NumericalError(
+        f"the features of {len(numbers):,} of {format_count(len(split), 'image')} hold NaN or infinity ({listed}), so there is "
+        "nothing to evaluate: the encoder's weights have diverged, or its numbers exceed its precision. Train again with a "
+        "lower optim.lr, a longer optim.warmup_epochs or train.clip_norm=1; after training in fp16, with train.precision=fp32"
+    )
 
 
 def pixels(split: Split) -> Embed:

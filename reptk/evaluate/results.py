@@ -30,6 +30,7 @@ from reptk.core.files import json_text, write_text
 from reptk.data import Data
 from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
 from reptk.evaluate.metrics.knn import headline_k
+from reptk.evaluate.predictions import FILE as PREDICTIONS_FILE
 from reptk.evaluate.run import Evaluation
 from reptk.evaluate.verdict import RAW_PIXELS, verdict
 from reptk.evaluate.voting import WEIGHTING
@@ -38,6 +39,8 @@ from reptk.neighbors import engine_name
 
 SCHEMA = 1
 FILE = "results.json"
+FILE_NAMES = frozenset({FILE, PREDICTIONS_FILE})
+"""All that `write_results` writes."""
 MAX_CONFUSIONS = 50
 
 COPY_TOLERANCE = 1e-6

@@ -177,9 +177,7 @@ def _call(evaluator: Evaluator, features: FeatureStore, data: Data, during_train
     try:
         return call(features, data)
     except NonFiniteValues as cause:
-        raise NumericalError(
-            f"{type(evaluator).__name__}: {cause}. The encoder gives no usable features: its weights may hold NaN"
-        ) from cause
+        raise NumericalError(f"{type(evaluator).__name__}: {cause}") from cause
     # What the functions of this package raise for data that they cannot use.
     except ValueError as cause:
         raise DataError(f"{type(evaluator).__name__} cannot evaluate this data: {cause}") from cause
@@ -218,4 +216,7 @@ def evaluators_for(data: Data, evaluators: Mapping[str, Evaluator]) -> dict[str,
 def _health_of(predictions: Predictions) -> dict[str, float]:
     """Health of at most about `MAX_ROWS` queries at even distances: data sets may be sorted by class."""
     step = max(1, len(predictions) // MAX_ROWS)
-    return health(predictions.features[::step], predictions.labels[::step])
+    try:
+        return health(predictions.features[::step], predictions.labels[::step])
+    except NonFiniteValues as cause:  # of an evaluator that computes features itself
+        raise NumericalError(f"the features of the predictions: {cause}") from cause

@@ -96,7 +96,11 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """Update moving averages, queues or centers after the optimizer's step, without gradients. By default, do nothing.
 
-        In float16 it is also called after a step that changed no weights, because its gradients had overflowed.
+        In float16 it is also called after a step that changed no weights, because its gradients had overflowed. It is not
+        called if the loss, the embeddings or, in other precisions, the gradient are not finite: the run stops. So that
+        nothing of such a step remains, `forward` changes neither weights nor buffers, except running statistics of BatchNorm.
+
+        On a GPU, a method that overrides this makes the host wait for the device in every step.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:

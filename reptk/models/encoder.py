@@ -1,6 +1,5 @@
 """The encoder: a timm backbone, features(x) -> (B, F), and a projection head, forward(x) -> (B, D)."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,22 +9,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from reptk.core import files
-from reptk.core.errors import DataError, UsageError
+from reptk.core.arrays import names_of_non_finite
+from reptk.core.counts import format_count
+from reptk.core.disk_space import explain_write_errors
+from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.core.file_records import read_replaceable
 from reptk.core.files import expand_home, parse_json
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
 from reptk.models.image_inputs import ImageInput, image_tensors
+from reptk.models.model_folder import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    check_model,
+    damage_message,
+    find_model,
+    write_model,
+)
 from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
 from reptk.models.weights import load_weights
 
 __all__ = ["Encoder", "eval_mode", "native_size"]
 
-WEIGHTS_FILE = "encoder.safetensors"
-CONFIG_FILE = "config.json"
 STEMS = ("timm", "small")
 
 MAX_LISTED_IMAGES = 128
@@ -173,7 +182,7 @@ class Encoder(nn.Module):
         resize: ResizeMode = "crop",
         interpolation: Interpolation = "bilinear",
     ) -> Tensor:
-        """Return the normalized features (B, F) of images of any size.
+        """Return the normalized features (B, F) of images of any size; rows of NaN where the features are not finite.
 
         The images are resized, cropped and encoded in evaluation mode. Afterwards all modules are in their former modes.
 
@@ -205,7 +214,10 @@ class Encoder(nn.Module):
             if prepared:
                 encoded.append(self.features(torch.cat(prepared)))
         # Under autocast, features may be in half precision; the result is float32 in any case.
-        return nn.functional.normalize(torch.cat(encoded).float(), dim=1)
+        h = torch.cat(encoded).float()
+        # Features whose length overflows would become zeros, as if they were valid.
+        has_length = h.norm(dim=1, keepdim=True).isfinite()
+        return torch.where(has_length, nn.functional.normalize(h, dim=1), torch.nan)
 
     def __repr__(self) -> str:
         num_weights = sum(parameter.numel() for parameter in self.parameters())
@@ -215,9 +227,24 @@ class Encoder(nn.Module):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write `encoder.safetensors` and `config.json` into `folder`, each of them atomically."""
+        """Write a folder with `encoder.safetensors`, `config.json` and their hashes, in place of an earlier model's.
+
+        At every moment there is either the earlier model or the new one, complete, even if the process is killed.
+
+        Args:
+            folder: the folder. Those above it are created.
+
+        Raises:
+            UsageError: the folder exists and holds other files, which would be lost.
+            EnvironmentProblem: it cannot be written.
+            NumericalError: weights or running statistics hold NaN or infinity; nothing is written.
+        """
+        non_finite = names_of_non_finite(self.state_dict())
+        if non_finite:
+            raise NumericalError(
+                f"the model is not saved: NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first"
+            )
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         # safetensors stores contiguous tensors only, and weights may be in channels-last memory.
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
         # Not needed to load the encoder, but to use its weights without reptk.
@@ -226,8 +253,8 @@ class Encoder(nn.Module):
             "std": self.std.flatten().tolist(),
             "num_features": self.num_features,
         }
-        files.write_bytes(folder / WEIGHTS_FILE, save(state))
-        files.write_text(folder / CONFIG_FILE, json.dumps(self.config | for_other_programs, indent=2) + "\n")
+        with explain_write_errors(folder, advice="Choose another folder"):
+            write_model(folder, save(state), self.config | for_other_programs)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "Encoder":
@@ -239,11 +266,12 @@ class Encoder(nn.Module):
         Raises:
             DataError: there is no model, or it is damaged.
         """
-        folder = expand_home(run)
-        if (folder / "model").is_dir():
-            folder = folder / "model"
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise DataError(f"no model in {run}: it needs model/{WEIGHTS_FILE}, which a finished run has")
+        folder = find_model(run, expand_home(run))
+        return read_replaceable(folder / MANIFEST_FILE, lambda: cls._from_folder(folder)).eval()
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> "Encoder":
+        check_model(folder)
         try:
             config = parse_json((folder / CONFIG_FILE).read_text())
             encoder = cls(
@@ -258,8 +286,8 @@ class Encoder(nn.Module):
             )
             encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as cause:
-            raise DataError(f"the model in {folder} is damaged: {cause}") from cause
-        return encoder.eval()
+            raise DataError(damage_message(folder, str(cause))) from cause
+        return encoder
 
     def _embeddings(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

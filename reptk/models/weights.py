@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reptk.core.errors import DataError
 from reptk.models.checkpoint_file import StateDict, read_tensors
 from reptk.models.jax_weights import converted_by_timm, has_jax_names
+from reptk.models.model_folder import check_weights_file
 from reptk.models.weight_source import find_weights
 
 COUNTER = "num_batches_tracked"
@@ -118,6 +119,7 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
         EnvironmentProblem: weights of the hub cannot be downloaded.
     """
     path, part = find_weights(source)
+    check_weights_file(path)
     tensors = read_tensors(path)
     if has_jax_names(tensors):
         tensors = converted_by_timm(path, backbone) or tensors

@@ -1,5 +1,6 @@
 """The page's plots as PNG files, for slides and papers: curves, map, confusions. They need matplotlib."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,7 +11,8 @@ import torch
 
 from reptk.core import rng
 from reptk.core.counts import format_count
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.disk_space import explain_write_errors
+from reptk.core.files import write_bytes
 from reptk.report.formatting import class_name
 from reptk.report.layouts import map_positions
 from reptk.report.per_class import confusion_matrix
@@ -94,15 +96,12 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    # Under another name first: an interrupted run leaves no half of a plot.
-    unfinished = path.with_name(f".{path.name}")
-    try:
+    png = io.BytesIO()
+    # Without the name and version of the software, so that the same plot is the same file.
+    figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
+    with explain_write_errors(path, advice="Choose another --png"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Without the name and version of the software, so that the same plot is the same file.
-        figure.savefig(unfinished, dpi=DPI, format="png", metadata={"Software": None})
-        unfinished.replace(path)
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --png") from cause
+        write_bytes(path, png.getvalue())
 
 
 def _new_figure(width_inches: float, height_inches: float) -> "Figure":

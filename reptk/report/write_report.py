@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import write_text
 from reptk.data import Data
@@ -57,10 +58,8 @@ def write(
         datasets.add(runs[0], data)
     images = [datasets.images_of(run) for run in runs]
     page = render_page(runs, images, layouts)
-    try:
+    with explain_write_errors(path):
         write_text(path, page)
-    except OSError as cause:
-        raise EnvironmentProblem(f"cannot write {path}: {cause.strerror or cause}. Choose another --out") from cause
     if png is not None:
         write_plots(runs, Path(png))
     return path

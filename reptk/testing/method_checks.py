@@ -21,6 +21,9 @@ SIZE_PX = 16
 BATCH_SIZE = 6
 TOTAL_STEPS = 8
 
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers that layers of torch write in their forward pass."""
+
 
 def check_method(
     factory: Callable[..., Method], *, loss: nn.Module | None = None, backbone: str = "test_vit", **arguments: Any
@@ -198,6 +201,18 @@ def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
+def _forward_changes_state(factory: Any, builder: _MethodBuilder) -> str | None:
+    method = builder.build()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    _forward(method, 0)["loss"].backward()
+    for name, value in method.state_dict().items():
+        if name.rpartition(".")[2] in RUNNING_STATISTICS:
+            continue
+        if not torch.equal(value, before[name]):
+            return f"{name} changed; change it in after_step, which is not called if the step is not finite"
+    return None
+
+
 def _ignores_aspect_ratios(factory: Any, builder: _MethodBuilder) -> str | None:
     if not builder.build().uses_aspect_ratios:
         return None
@@ -247,6 +262,7 @@ METHOD_REQUIREMENTS = (
     Requirement("the same state, batch and step give the same loss", _depends_on_more),
     Requirement("the step's key decides what is drawn", _ignores_key),
     Requirement("the batch is not written to", _writes_to_batch),
+    Requirement("forward changes nothing but running statistics of BatchNorm", _forward_changes_state),
     Requirement("with uses_aspect_ratios, views depend on the aspect ratios", _ignores_aspect_ratios),
     Requirement("images without labels give a finite loss", _fails_without_labels),
     Requirement("a run resumed from its state_dict ends in the same weights and buffers", _resumes_differently),

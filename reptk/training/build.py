@@ -25,6 +25,7 @@ from reptk.models.encoder import Encoder, eval_mode
 from reptk.models.grad_cache import BATCH_NORMS
 from reptk.models.preprocessing import with_preprocessing
 from reptk.training.checkpoint_writer import CheckpointInterval
+from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer
@@ -89,6 +90,7 @@ class Parts:
     method: Method
     optimizer: torch.optim.Optimizer
     scaled_optimizer: ScaledOptimizer
+    finite_check: FiniteCheck
     schedule: Schedule
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
@@ -171,6 +173,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         method=method,
         optimizer=optimizer,
         scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
+        finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
         evaluators=evaluators,
         every_epochs=every_epochs,
@@ -244,6 +247,14 @@ def _optimizer_and_schedule(
         final_lr=optim.lr * optim.final_lr_ratio,
     )
     return optimizer, schedule
+
+
+def _finite_check(
+    data: Data, method: Method, optimizer: torch.optim.Optimizer, settings: Settings, device: torch.device
+) -> FiniteCheck:
+    facts = RunFacts(settings.steps_per_epoch, settings.lr, settings.loss_name, settings.precision)
+    is_asynchronous = allows_asynchronous_check(method, optimizer, device)
+    return FiniteCheck(data.train.images, facts, device, is_asynchronous=is_asynchronous)
 
 
 def build_method(recipe: Recipe, device: torch.device) -> Method:

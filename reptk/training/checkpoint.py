@@ -1,12 +1,11 @@
-"""Checkpoints of a run: written to a temporary folder with a checksum, flushed to disk, then renamed.
+"""Checkpoints of a run: folders that appear as a whole, with a checksum.
 
-`checkpoints/step_00000042` holds `state.pt`, tensors and plain values only, and `manifest.json`, which is written last. A
-checkpoint is whole if its state has the length and the SHA-256 that its manifest says.
+`checkpoints/step_00000042` holds `state.pt`, tensors and plain values only, and `manifest.json`. A checkpoint is whole if its
+state has the length and the SHA-256 that its manifest says.
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 import reptk
 from reptk.core.errors import DataError
-from reptk.core.files import parse_json, sha256_of, write_text
+from reptk.core.files import atomic_folder, parse_json, sha256_of, sweep_leftovers, write_text
 
 FORMAT = 1
 """Number of the layout of `state.pt`. A change that older files do not fit needs a higher one, and code that reads both."""
@@ -54,20 +53,16 @@ def save(
 
     Returns:
         The folder of the new checkpoint.
+
+    Raises:
+        EnvironmentProblem: the disk is full.
+        OSError: the checkpoint cannot be written for another reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Left by a process that was killed while it wrote.
-    for abandoned in folder.glob(".step_*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
+    sweep_leftovers(folder)
     target = _unused_path(folder, f"step_{step:08d}")
-    temporary = folder / f".{target.name}"
-    temporary.mkdir()
-    try:
+    with atomic_folder(target) as temporary:
         _write(temporary, state, {"step": step, **(details or {})})
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _flush_folder(folder)
     _delete_others(folder, target, keep)
     return target
 
@@ -137,15 +132,7 @@ class _DamagedError(Exception):
 def _write(folder: Path, state: dict[str, Any], details: dict[str, Any]) -> None:
     with (folder / "state.pt").open("wb") as file:
         hashing = _HashingFile(file)
-        try:
-            torch.save(state, hashing)
-        except RuntimeError as cause:
-            # torch hides that the disk is full.
-            if isinstance(cause.__context__, OSError):
-                raise cause.__context__ from cause
-            raise
-        file.flush()
-        os.fsync(file.fileno())
+        torch.save(state, hashing)
     manifest = {
         "format": FORMAT,
         "reptk": reptk.__version__,
@@ -154,8 +141,7 @@ def _write(folder: Path, state: dict[str, Any], details: dict[str, Any]) -> None
         "bytes": hashing.num_bytes,
         "sha256": hashing.sha256.hexdigest(),
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    _flush_folder(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 class _HashingFile:
@@ -259,12 +245,3 @@ def _read_best(folder: Path) -> dict[str, Any]:
     if not isinstance(best, dict):
         return {}
     return best
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renamed files survive a crash of the system."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

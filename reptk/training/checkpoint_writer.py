@@ -116,7 +116,7 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         try:
             pending.result()
-        except (OSError, RuntimeError) as cause:
+        except (OSError, RuntimeError, EnvironmentProblem) as cause:
             self._num_failed += 1
             problem = f"cannot save a checkpoint in {self.folder}: {cause}"
             if must_succeed or self._num_failed >= MAX_FAILED_WRITES:

@@ -1,6 +1,5 @@
 """Checks of a run while it trains: losses and weights that are not finite, and time spent waiting for images."""
 
-import math
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptk.core.arrays import names_of_non_finite
 from reptk.core.counts import format_count
 from reptk.core.device import Precision
 from reptk.core.errors import NumericalError, UsageError
@@ -32,11 +32,6 @@ def diverged(precision: Precision) -> str:
     return DIVERGED
 
 
-def non_finite_loss(step: int, lr: float, loss: float = math.nan) -> str:
-    """Return the beginning of a message about the loss of step `step`, counted from 0."""
-    return f"the loss is {loss} at step {step + 1} (lr {lr:g})"
-
-
 def check_outputs(outputs: object, method: Method) -> None:
     """Check what a method's `forward` returned.
 
@@ -54,15 +49,12 @@ def check_outputs(outputs: object, method: Method) -> None:
 
 
 def check_finite_weights(state_dict: Mapping[str, Tensor], step: int) -> None:
-    """Check weights before they are saved.
+    """Check weights and buffers, e.g. running statistics of BatchNorm, before they are saved.
 
     Raises:
         NumericalError: some are NaN or infinite.
     """
-    non_finite = []
-    for name, value in state_dict.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            non_finite.append(name)
+    non_finite = names_of_non_finite(state_dict)
     if non_finite:
         raise NumericalError(
             f"after step {step}, NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first; nothing "

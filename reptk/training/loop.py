@@ -27,7 +27,8 @@ from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, trained_metrics, write_report
-from reptk.training.health import check_outputs, diverged, non_finite_loss
+from reptk.training.health import check_outputs
+from reptk.training.loss_scaling import gradient_norm
 from reptk.training.optim import learning_rate
 from reptk.training.process import RunProcess
 from reptk.training.rank_ends import RankEnds
@@ -90,6 +91,8 @@ def train(
         run = distributed.run_on_main(open_run)
         if run.state == run_folder.COMPLETE:
             logger.line(f"already complete: {run.folder / 'results.json'}")
+            if run_folder.lacks_report(recipe, run.folder):
+                write_report(parts, run.folder, logger)
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
         with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
@@ -117,20 +120,20 @@ def _train_in_folder(
     logger.facts(describe(recipe, parts))
     for note in [*notes, *run.notes, *dropped_images_note(parts)]:
         logger.line(f"note: {note}")
-    state = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
+    state, is_restored = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
     if distributed.is_main():
         status.set(RUNNING)
     process = RunProcess(
         folder=folder,
         logger=logger,
-        writer=_checkpoint_writer(parts, status),
+        writer=_checkpoint_writer(parts, status, saved_step=state.step if is_restored else None),
         signals=signals,
         bad_samples=BadSamples(parts.data, logger, folder, parts.device),
         flags=distributed.SharedFlags(parts.device),
     )
     logger.write_metrics_to(folder / "metrics.jsonl", state.metrics_rows)
     with closing(process.writer):
-        if state.step == 0 and not state.baselines:
+        if not is_restored:
             state.baselines = evaluate_baselines(parts, logger)
             # So that they are not evaluated again, and so that a folder that cannot be written fails now.
             process.save(parts, state)
@@ -233,22 +236,44 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
         model: the method, or DDP around it.
         batch: of this rank.
         step: its number and its random key.
+
+    Raises:
+        NonFiniteStep: the loss, embeddings or the gradient are not finite on a rank, and nothing was changed. On a GPU it may
+            be raised by `parts.finite_check.read` instead.
     """
+    try:
+        outputs = _forward(parts, model, batch, step)
+    except NumericalError as cause:
+        raise parts.finite_check.forward_failed(cause, batch, step.number) from cause
+    check_outputs(outputs, parts.method)
+    checked = parts.finite_check.after_forward(outputs, batch, step.number)
+    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
+    norm = parts.scaled_optimizer.backward(outputs["loss"], model, parts.settings.clip_norm)
+    try:
+        is_bad = parts.finite_check.after_backward(checked, norm, lambda: _local_gradient_norm(parts, batch, step))
+    except NumericalError:
+        parts.optimizer.zero_grad()
+        raise
+    parts.scaled_optimizer.step(is_bad)
+    with torch.no_grad():
+        parts.method.after_step(step)
+    return outputs
+
+
+def _forward(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+    """Return the outputs of the method, in the precision of the run."""
     settings = parts.settings
     # Dropout and stochastic depth draw from torch's global stream: seeded per step, a resumed run draws the same.
     torch.manual_seed(rng.key(settings.seed, "dropout", step.number, distributed.rank()))
     with autocast(parts.device, settings.precision):
-        try:
-            outputs = model(batch, step)
-        except NumericalError as cause:
-            beginning = non_finite_loss(step.number, settings.lr)
-            raise NumericalError(f"{beginning}; {cause}; {diverged(settings.precision)}") from cause
-    check_outputs(outputs, parts.method)
-    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
-    parts.scaled_optimizer.step(outputs["loss"], model, settings.clip_norm)
-    with torch.no_grad():
-        parts.method.after_step(step)
-    return outputs
+        return model(batch, step)
+
+
+def _local_gradient_norm(parts: Parts, batch: Batch, step: Step) -> Tensor:
+    """Compute a step again without DDP, whose mean of the gradients hides on which rank one is not finite."""
+    parts.optimizer.zero_grad()
+    _forward(parts, parts.method, batch, step)["loss"].backward()
+    return gradient_norm(parts.method)
 
 
 @contextmanager
@@ -268,18 +293,20 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
     Raises:
         NonFiniteStep: no (further) step may be left out.
     """
+    maximum = parts.settings.max_omitted_steps
+    omitted = [*state.omitted_steps, error.step]
+    if len(omitted) > maximum:
+        # Without collectives, since another rank may not have the error.
+        process.writer.wait()
+        advice = f"The last checkpoint is that of step {checkpoint.last_step(process.folder / 'checkpoints')}"
+        if not maximum:
+            advice += "; train.max_omitted_steps=1 would go back to it and leave this step out"
+        raise error.with_sentence(advice) from error
     distributed.run_on_main(process.writer.wait)
     saved = checkpoint.load_newest(process.folder / "checkpoints")
     if saved is None:
         raise error
     step = saved.manifest["step"]
-    maximum = parts.settings.max_omitted_steps
-    omitted = [*state.omitted_steps, error.step]
-    if len(omitted) > maximum:
-        advice = f"The last checkpoint is that of step {step}"
-        if not maximum:
-            advice += "; train.max_omitted_steps=1 would go back to it and leave the step out"
-        raise error.with_sentence(advice) from error
     restored = restore(parts, saved.state)
     restored.omitted_steps = omitted
     process.logger.write_metrics_to(process.folder / "metrics.jsonl", restored.metrics_rows)
@@ -291,15 +318,18 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
 
 def _restore_newest(
     parts: Parts, run: run_folder.OpenedRun, status: RunStatus, allow: Collection[str], schedule: str
-) -> RunState:
-    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it."""
+) -> tuple[RunState, bool]:
+    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it.
+
+    Returns:
+        The state, and whether there was a checkpoint.
+    """
     settings, logger = parts.settings, status.logger
     saved = checkpoint.load_newest(run.folder / "checkpoints")
+    for line in run_folder.lost_checkpoints(run.folder, saved):
+        logger.line(line)
     if saved is None:
-        run_folder.check_nothing_is_lost(run.folder)
-        return RunState()
-    for message in saved.damaged:
-        logger.line(f"{message}; going on from {saved.path.name}")
+        return RunState(), False
     ranks_before = saved.manifest.get("ranks", distributed.world_size())
     note = check_same_ranks(ranks_before, distributed.world_size(), parts.method, allow, settings.drop_path)
     if note is not None:
@@ -308,13 +338,20 @@ def _restore_newest(
     status.step = state.step
     if settings.epochs != run.recorded_epochs:
         logger.line(_new_length_message(parts, state, run.recorded_epochs, schedule))
-    return state
+    return state, True
 
 
-def _checkpoint_writer(parts: Parts, status: RunStatus) -> CheckpointWriter | NoCheckpoints:
+def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) -> CheckpointWriter | NoCheckpoints:
+    """Return the writer of this rank.
+
+    Args:
+        parts: the run's.
+        status: the run's.
+        saved_step: step of the checkpoint that was read.
+    """
     if not distributed.is_main():
         return NoCheckpoints()
-    return CheckpointWriter(
+    writer = CheckpointWriter(
         status.folder / "checkpoints",
         parts.settings.checkpoint_interval,
         keep=parts.settings.keep_checkpoints,
@@ -322,6 +359,8 @@ def _checkpoint_writer(parts: Parts, status: RunStatus) -> CheckpointWriter | No
         warn=status.logger.line,
         written=status.checkpoint_written,
     )
+    writer.last_step = saved_step
+    return writer
 
 
 def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:
@@ -351,7 +390,8 @@ def _is_reading_due(parts: Parts, steps_done: int) -> bool:
 def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:
     """Check and report the steps since the last reading, and log the last of them if it is due."""
     settings, meter, clock = parts.settings, state.meter, state.clock
-    steps = meter.read(state.step - 1, lr=settings.lr, loss_name=settings.loss_name, precision=settings.precision)
+    parts.finite_check.read()
+    steps = meter.read()
     clock.add(steps * settings.views_per_step)
     progress.step(state.step, meter.loss, clock.views_per_second, state.seconds_left(settings))
     if state.step % settings.log_every_steps:

@@ -38,22 +38,46 @@ class ScaledOptimizer:
         """The factor on the loss, 1 if it is not scaled."""
         return self._scaler.get_scale()
 
-    def step(self, loss: Tensor, module: nn.Module, clip_norm: float) -> None:
-        """Compute the gradients of `loss`, clip them, step the optimizer and clear the gradients.
+    def backward(self, loss: Tensor, module: nn.Module, clip_norm: float) -> Tensor | None:
+        """Compute the gradients of `loss`, and clip them.
 
         Args:
             loss: scalar.
             module: whose gradients are clipped.
             clip_norm: largest norm of the gradient, measured without the scale; 0 for no clipping.
 
+        Returns:
+            The norm of the module's gradient before clipping; None if the loss is scaled, where it may be infinite in a step
+            that is skipped.
+        """
+        self._scaler.scale(loss).backward()
+        if self.is_scaling:
+            if clip_norm:
+                self._scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+            return None
+        if clip_norm:
+            return nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        return gradient_norm(module)
+
+    def step(self, is_bad: Tensor | None = None) -> None:
+        """Step the optimizer and clear the gradients.
+
+        Args:
+            is_bad: scalar bool on the device; if it is true, a fused optimizer changes neither weights nor its state.
+
         Raises:
             NumericalError: gradients overflow however small the scale is.
         """
-        self._scaler.scale(loss).backward()
-        if clip_norm:
-            self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
-        self._scaler.step(self.optimizer)
+        if is_bad is None:
+            self._scaler.step(self.optimizer)
+        else:
+            # The attribute by which `torch.amp.GradScaler` tells fused optimizers the same.
+            self.optimizer.found_inf = is_bad.float()
+            try:
+                self.optimizer.step()
+            finally:
+                del self.optimizer.found_inf
         self.optimizer.zero_grad()
         if self.is_scaling:
             self._update_scale()
@@ -80,3 +104,9 @@ class ScaledOptimizer:
         self.skipped_steps = state["skipped_steps"]
         if self.is_scaling and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def gradient_norm(module: nn.Module) -> Tensor:
+    """Return the norm of the gradient of all parameters of a module, a scalar; it is not finite if an entry is not."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients)

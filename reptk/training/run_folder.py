@@ -4,7 +4,6 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.core.files import write_text
+from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.training import checkpoint
+from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
 from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
 from reptk.training.run_status import FINISHED, read_status
@@ -102,6 +102,9 @@ class RunClaim:
                     return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
             folder.mkdir(parents=True, exist_ok=True)
             self._acquire(folder, report)
+            # With the lock, since these writers are dead then.
+            for place in (folder, folder / "checkpoints", folder / "plugins"):
+                sweep_leftovers(place)
             if not (folder / "recipe.toml").is_file():
                 return create(recipe, folder, data)
             # Another process may have written the recipe, or finished the run, meanwhile.
@@ -195,6 +198,11 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     return recipe.train.epochs == epochs_done
 
 
+def lacks_report(recipe: Recipe, folder: Path) -> bool:
+    """Return whether a finished run has no report although its recipe wants one: it was killed while it was drawn."""
+    return recipe.train.report and not (folder / "report.html").exists()
+
+
 def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
     """Check that a run that is to be resumed has not been trained for more than `epochs` epochs already.
 
@@ -206,18 +214,27 @@ def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
         raise UsageError(_fewer_epochs(folder, steps_done / steps_per_epoch, epochs))
 
 
-def check_nothing_is_lost(folder: Path) -> None:
-    """Check that a run without a checkpoint has not saved one before: it must not silently begin anew.
+def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
+    """Return lines about checkpoints that are newer than the one to go on from, which are damaged or gone.
 
     Raises:
-        DataError: status.json says that it has.
+        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently begin anew.
     """
-    step = read_status(folder).get("step", 0)
-    if isinstance(step, int) and step > 0:
-        raise DataError(
-            f"{folder / 'status.json'} says that step {step} was saved, but there is no checkpoint in "
-            f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
-        )
+    saved_step = read_status(folder).get("step", 0)
+    if not isinstance(saved_step, int):
+        saved_step = 0
+    if newest is None:
+        if saved_step > 0:
+            raise DataError(
+                f"{folder / 'status.json'} says that step {saved_step} was saved, but there is no checkpoint in "
+                f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
+            )
+        return []
+    if newest.damaged:
+        return [f"{message}; going on from {newest.path.name}" for message in newest.damaged]
+    if saved_step > newest.manifest["step"]:
+        return [f"status.json says that step {saved_step} was saved; it is gone, going on from {newest.path.name}"]
+    return []
 
 
 def newest(name: str) -> Path:
@@ -309,7 +326,7 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
     for spec in recipe.plugins:
         if spec.endswith(".py"):
             (folder / "plugins").mkdir(exist_ok=True)
-            shutil.copyfile(spec, folder / "plugins" / Path(spec).name)
+            write_bytes(folder / "plugins" / Path(spec).name, Path(spec).read_bytes())
             spec = f"plugins/{Path(spec).name}"
         plugins.append(spec)
     return recipe.model_copy(update={"plugins": tuple(plugins)})

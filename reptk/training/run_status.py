@@ -71,8 +71,12 @@ class RunStatus:
 
     def set(self, status: str, **details: Any) -> None:
         """Write the status and the step that is saved."""
+        step = self.step
+        if not distributed.is_main():
+            # Rank 0 writes the checkpoints.
+            step = read_status(self.folder).get("step", step)
         try:
-            write_status(self.folder, status, step=self.step, **details)
+            write_status(self.folder, status, step=step, **details)
         except OSError as cause:
             self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
 
@@ -117,7 +121,8 @@ def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_
     if ends.world_size > 1 and is_lost_connection(error):
         return _lost(status, ends, error)
     reason = f"{type(error).__name__}: {error}"
-    ends.record(FAILED, reason)
+    if ends.world_size > 1:
+        ends.record(FAILED, reason)
     _record_failure(status, error, reason)
     return error
 

@@ -114,6 +114,18 @@ def test_what_cannot_be_compared_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("factor", [float("nan"), 1e25], ids=["nan", "too long"])
+@pytest.mark.parametrize("evaluator", ["knn", "linear", "few_shot"])
+def test_vectors_that_are_not_finite_are_refused_by_every_evaluator(
+    evaluator: str, factor: float, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = vectors(30)[0]
+    rows[[3, 8]] *= factor
+    bank, queries = saved(tmp_path / "bank.safetensors"), saved(tmp_path / "queries.safetensors", 30, 1, vectors=rows)
+    assert main(["evaluate", str(bank), "--queries", str(queries), f"--only={evaluator}"]) == 5
+    assert "2 of 30 embeddings hold NaN or infinity, or are too long; first numbers: [3, 8]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -36,7 +36,8 @@ def test_names_that_are_not_utf8_are_printed_with_their_bytes(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device"), "the operating system reports: No space left on device"),
+        (OSError(28, "No space left on device"), "a disk is full (No space left on device). Free some space"),
+        (OSError(5, "Input/output error"), "the operating system reports: Input/output error"),
         (OSError(36, "File name too long", "xxx"), "cannot use xxx: File name too long"),
         (PermissionError("not now"), "the operating system reports: not now"),
     ],

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_image
+from killed_processes import hidden_names, kill_at_every_moment, run_with_full_disk
+from reptk.core import disk_space
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Data, Loader, cache, cache_build, folder, image_files
 from reptk.data.decode import DecodedImage
@@ -247,11 +249,57 @@ def test_an_image_that_can_be_read_again_is_not_black(photos: Path) -> None:
     assert same_data(data, folder(str(photos), size=SIZE))
 
 
+def test_a_build_that_is_killed_at_any_moment_is_finished_by_the_next(photos: Path, tmp_path: Path) -> None:
+    """The folder holds the cache of fewer images before, whose files are replaced."""
+    expected = fetch_all(folder(str(photos), size=SIZE).train)
+    cached_folder(photos)
+    hidden = photos / "a" / "00.png"
+    content, times = hidden.read_bytes(), hidden.stat()
+
+    def build_without_one() -> None:
+        hidden.unlink()
+        cached_folder(photos)
+        hidden.write_bytes(content)
+        os.utime(hidden, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    num_moments = 0
+    for _, killed in kill_at_every_moment(build_without_one, lambda: cached_folder(photos), cache_folder(photos)):
+        num_moments += killed
+        assert torch.equal(fetch_all(cached_folder(photos).train), expected)
+        assert hidden_names(cache_folder(photos)) == []
+        assert len(list(cache_folder(photos).iterdir())) == 4, "pixels, rows, the manifest and the lock"
+    assert num_moments > 20
+
+
+def test_leftovers_next_to_a_complete_cache_are_removed(photos: Path) -> None:
+    cached_folder(photos)
+    names = sorted(path.name for path in cache_folder(photos).iterdir())
+    leftovers = [cache_folder(photos) / name for name in ("pixels-00.u8", "rows-00.bin", "pixels-11.u8.part")]
+    for path in leftovers:
+        path.write_bytes(b"x")
+    cached_folder(photos)
+    assert [path.exists() for path in leftovers] == [False, False, True], "a build could be resumed for a day"
+    long_ago = leftovers[2].stat().st_mtime - 2 * cache_build.ABANDONED_SECONDS
+    os.utime(leftovers[2], (long_ago, long_ago))
+    with cache_build._exclusive_lock(cache_folder(photos)):
+        cached_folder(photos)
+    assert leftovers[2].exists(), "a process builds a cache there"
+    cached_folder(photos)
+    assert sorted(path.name for path in cache_folder(photos).iterdir()) == names
+
+
 # Where it cannot be written
 
 
+def test_a_full_disk_is_named(photos: Path, decoded: list[Path]) -> None:
+    message = run_with_full_disk(lambda: cached_folder(photos), 3 * 6 * SIZE**2)
+    assert f"error: the disk of {cache_folder(photos)} is full (File too large): 51.8 kB needed, " in message
+    assert "data.cache=/path" in message
+    assert same_data(cached_folder(photos), folder(str(photos), size=SIZE))
+
+
 def test_missing_space_is_noticed_before_anything_is_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(EnvironmentProblem, match=r"data\.cache=/path"):
         cached_folder(photos)
     assert not (photos.parent / "cache").exists()

@@ -125,6 +125,25 @@ def test_vectors_without_a_direction_are_skipped(
         reptk.embed(encoder_run, photo_folder, strict=True)
 
 
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e30])
+def test_an_encoder_that_diverged_has_no_embeddings(
+    factor: float, photo_folder: Path, encoder_run: Path, tmp_path: Path
+) -> None:
+    """Also if its features are finite, but too long for float32: they are no zeros."""
+    encoder = Encoder.from_run(encoder_run)
+    features = encoder.features
+    encoder.features = lambda images: features(images) * factor
+    with pytest.raises(NumericalError, match=r"^no usable embedding of 12 images: the encoder's weights have diverged"):
+        reptk.embed(encoder, photo_folder, out=tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    embeddings = reptk.embed(encoder_run, photo_folder)
+    query = photo_folder / embeddings.ids[0]
+    with pytest.raises(
+        NumericalError, match=r"^the embedding of .* is not finite: the encoder's weights have diverged"
+    ):
+        reptk.search(embeddings, query, encoder=encoder, k=1)
+
+
 def test_an_interruption_leaves_no_file(
     photo_folder: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 """A damaged index folder is refused, before FAISS reads any of it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import reptk
-from embedding_inputs import change_manifest, flip_bit, needs_faiss, run_command
+from embedding_inputs import change_manifest, make_embeddings, needs_faiss, run_command
+from killed_processes import flip_bit
 from reptk import neighbors
 from reptk.core.errors import DataError
 from reptk.embeddings import Embeddings, Index, manifest
@@ -14,7 +16,7 @@ from reptk.embeddings import Embeddings, Index, manifest
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 DAMAGE = {
-    "another hash": (lambda folder: flip_bit(folder / "embeddings.safetensors"), "another hash"),
+    "another hash": (lambda folder: flip_bit(folder / "embeddings.safetensors", -5), "another hash"),
     "cut": (lambda folder: (folder / "embeddings.safetensors").write_bytes(b"x"), "another length"),
     "gone": (lambda folder: (folder / "embeddings.safetensors").unlink(), "is missing"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "is no index"),
@@ -40,11 +42,36 @@ def test_a_damaged_index_is_refused(
     assert message in run_command(arguments, capsys, exit_code=3)
 
 
+@needs_faiss
+def test_every_flipped_bit_is_noticed(clustered: Embeddings, tmp_path: Path) -> None:
+    folder = tmp_path / "e.index"
+    reptk.index(clustered, out=folder, kind="IVF4,Flat")
+    for name in sorted(manifest.FILE_NAMES):
+        content = (folder / name).read_bytes()
+        # Of the manifest, every byte; of the others, which have one hash each, a few.
+        step = 1 if name == "manifest.json" else len(content) // 10
+        for at in range(0, len(content), step):
+            flip_bit(folder / name, at, bit=at % 8)
+            with pytest.raises(DataError):
+                Index.open(folder)
+            (folder / name).write_bytes(content)
+    assert len(Index.open(folder, verify=True)) == len(clustered)
+
+
+def test_an_index_of_an_earlier_version_is_opened(tmp_path: Path) -> None:
+    reptk.index(make_embeddings(list("abc")), out=tmp_path / "e.index")
+    path = tmp_path / "e.index" / "manifest.json"
+    record = json.loads(path.read_text())
+    del record["manifest_sha256"]
+    path.write_text(json.dumps(record))
+    assert len(Index.open(tmp_path / "e.index")) == 3
+
+
 def test_large_embeddings_are_hashed_on_demand(
     photo_embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reptk.index(photo_embeddings, out=tmp_path / "e.index")
-    flip_bit(tmp_path / "e.index" / "embeddings.safetensors")
+    flip_bit(tmp_path / "e.index" / "embeddings.safetensors", -5)
     monkeypatch.setattr(manifest, "MAX_HASHED_BYTES", 10)
     Index.open(tmp_path / "e.index")
     with pytest.raises(DataError, match="another hash"):
@@ -59,7 +86,7 @@ def test_faiss_reads_only_bytes_that_were_hashed(
     monkeypatch.setattr(
         neighbors.ApproximateIndex, "from_bytes", lambda _: pytest.fail("bytes of another hash were read")
     )
-    flip_bit(tmp_path / "e.index" / "index.faiss")
+    flip_bit(tmp_path / "e.index" / "index.faiss", -5)
     with pytest.raises(DataError, match="another hash"):
         Index.open(tmp_path / "e.index")
     (tmp_path / "e.index" / "index.faiss").unlink()

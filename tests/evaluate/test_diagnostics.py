@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from reptk.core.errors import NonFiniteValues
 from reptk.evaluate import concerns, effective_rank, health
 from reptk.evaluate.diagnostics import shortcut_message, softmax_flatness
 
@@ -25,6 +26,16 @@ def test_effective_rank_counts_dimensions() -> None:
     shares = np.array([0.5, 0.25, 0.125, 0.125])
     scaled = orthogonal[:, :4] * torch.tensor(shares, dtype=torch.float32)
     assert effective_rank(scaled) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+
+
+def test_rows_that_are_not_finite_are_refused_and_long_ones_are_not() -> None:
+    z = normal(20, 6)
+    expected = health(z)
+    assert health(z * 1e25) == pytest.approx(expected, rel=1e-4)
+    z[3, 2] = math.nan
+    for measure in (health, effective_rank, lambda z: concerns(z, None, 1.0)):
+        with pytest.raises(NonFiniteValues, match=r"^1 of 20 rows of [hz] hold NaN or infinity, first \[3\]"):
+            measure(z)
 
 
 def test_health_matches_its_definitions() -> None:

@@ -1,17 +1,22 @@
 """The assembly: evaluators built and chosen for a data set, called, and joined to one evaluation."""
 
 import importlib
+import math
 
 import pytest
 import torch
 
 from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.data import Data
 from reptk.evaluate import (
     EvalResult,
     Evaluation,
+    Evaluator,
+    FewShot,
     ImageFeatures,
     Knn,
     LinearProbe,
+    LinearStage,
     QueryMean,
     ViewRetrieval,
     build_evaluators,
@@ -84,10 +89,56 @@ def test_what_an_evaluator_cannot_use_is_an_error_that_names_it() -> None:
         run_evaluators(ImageFeatures(few_pixels, size_px=8), data, [LinearProbe()])
 
 
-def test_features_that_are_not_finite_are_a_numerical_error() -> None:
-    features = ImageFeatures(lambda images: few_pixels(images) * torch.nan, size_px=8)
-    with pytest.raises(NumericalError, match="Knn: 40 of 40 rows of bank hold NaN or infinity"):
-        run_evaluators(features, small_data(), [Knn(k=(1,))])
+EVALUATORS_OF_FEATURES = [
+    Knn(k=(1,)),
+    LinearProbe(),
+    FewShot(shots=(1,)),
+    ViewRetrieval(),
+    LinearStage(epochs=1, batch_size=8),
+    LinearStage(epochs=1, batch_size=8, views="none"),
+]
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e25], ids=["nan", "infinite", "too long for float32"])
+@pytest.mark.parametrize("evaluator", EVALUATORS_OF_FEATURES, ids=lambda evaluator: type(evaluator).__name__)
+def test_features_that_are_not_finite_are_a_numerical_error(evaluator: Evaluator, factor: float) -> None:
+    """Whatever an evaluator would compute of them; the last images alone are bad, so that some are labeled queries."""
+    data = small_data()
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        h = few_pixels(images) + 0.1
+        h[-3:] *= factor
+        return h
+
+    features = ImageFeatures(embed, size_px=8, views=lambda images, key: images[None] / 255)
+    with pytest.raises(
+        NumericalError, match=r"^the features of 3 of \d+ images hold NaN or infinity \(image/\d+, "
+    ) as error:
+        run_evaluators(features, data, [evaluator])
+    assert "optim.lr" in str(error.value)
+
+
+def test_features_of_predictions_that_are_not_finite_are_a_numerical_error() -> None:
+    def evaluator(features: ImageFeatures, data: Data) -> EvalResult:
+        result = Knn(k=(1,))(features, data)
+        result.predictions.features[4, 0] = math.nan
+        return result
+
+    with pytest.raises(NumericalError, match="the features of the predictions: 1 of 21 rows of h hold NaN"):
+        run_evaluators(ImageFeatures(few_pixels, size_px=8), small_data(), [evaluator])
+
+
+def test_classifiers_that_diverge_are_a_numerical_error_or_are_not_chosen() -> None:
+    data = small_data()
+
+    def accuracy(*lr: float) -> float:
+        features = ImageFeatures(few_pixels, size_px=8)
+        stage = LinearStage(epochs=3, batch_size=8, views="none", lr=lr, weight_decay=1.0, momentum=0.0)
+        return run_evaluators(features, data, [stage]).metrics["linear_stage"]
+
+    with pytest.raises(NumericalError, match="LinearStage: all classifiers of the linear stage hold NaN"):
+        accuracy(1e30)
+    assert accuracy(0.1, 1e30) == accuracy(0.1)
 
 
 def test_evaluators_are_built_from_tables() -> None:

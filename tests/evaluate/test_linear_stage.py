@@ -86,3 +86,14 @@ def test_each_learning_rate_trains_its_own_classifier() -> None:
     for number, classifiers in enumerate(alone):
         torch.testing.assert_close(joint.weights[number], classifiers.weights[0])
     assert not torch.allclose(joint.weights[0], joint.weights[1])
+
+
+def test_a_classifier_that_is_not_finite_predicts_nothing() -> None:
+    """The largest of scores that are NaN would be the first class."""
+    h, labels = torch.randn(6, 3), torch.zeros(6, dtype=torch.long)
+    classifiers = LinearClassifiers(h, 2, [0.1, 0.2, 0.3], "cpu")
+    with torch.no_grad():
+        classifiers.weights[1][0, 2] = torch.nan
+        classifiers.biases[2][0] = torch.inf
+    assert classifiers.are_finite().tolist() == [True, False, False]
+    assert classifiers.correct(h, labels).tolist() == [[1] * 6, [0] * 6, [0] * 6]

@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from encoders import build_encoder, random_images, trained_encoder
+from killed_processes import flip_bit, hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk.core import files, rng
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.file_records import file_record, manifest_text
 from reptk.models.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODEL_FILES = ["config.json", "encoder.safetensors", "manifest.json"]
 
 
 # Features and embeddings
@@ -113,14 +118,70 @@ def test_an_interrupted_save_leaves_the_model_that_was_there(tmp_path: Path, mon
     old.save(tmp_path)
 
     def fail(descriptor: int) -> None:
-        raise OSError("disk full")
+        raise OSError("broken")
 
     monkeypatch.setattr(files.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(EnvironmentProblem, match=f"cannot write {tmp_path}: broken"):
         build_encoder(seed=1).save(tmp_path)
     loaded = Encoder.from_run(tmp_path).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in old.state_dict().items())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "encoder.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == MODEL_FILES
+
+
+def test_a_model_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="holds more than a model"):
+        build_encoder().save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.tex"]
+    for seed in (0, 1):
+        build_encoder(seed=seed).save(tmp_path / "runs" / "model")
+    assert sorted(path.name for path in (tmp_path / "runs" / "model").iterdir()) == MODEL_FILES
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["model"]
+
+
+def test_a_model_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    encoders = [build_encoder(seed=seed) for seed in (0, 1)]
+    weights = [save(encoder.state_dict()) for encoder in encoders]
+    folder = tmp_path / "model"
+    written = []
+    for _, killed in kill_at_every_moment(lambda: encoders[0].save(folder), lambda: encoders[1].save(folder), tmp_path):
+        written.append(weights.index(save(Encoder.from_run(folder).state_dict())))
+        assert killed or written[-1] == 1
+    assert written == sorted(written)
+    assert written.count(0) >= 10
+    assert hidden_names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(tmp_path: Path) -> None:
+    old = build_encoder()
+    old.save(tmp_path / "model")
+    message = run_with_full_disk(lambda: build_encoder(seed=1).save(tmp_path / "model"), 10_000)
+    assert message.startswith(f"error: the disk of {tmp_path / 'model'} is full (File too large): ")
+    assert " needed, " in message
+    assert save(Encoder.from_run(tmp_path).state_dict()) == save(old.state_dict())
+    assert hidden_names(tmp_path) == []
+
+
+def without_manifest(damage: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Do the same damage to a model of an earlier version, which has no manifest."""
+
+    def damage_without_manifest(folder: Path) -> None:
+        (folder / "manifest.json").unlink()
+        damage(folder)
+
+    return damage_without_manifest
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(manifest_text(manifest | changes))
+
+
+def name_a_file_outside(folder: Path) -> None:
+    """Write a manifest that lists files outside of the folder, in place of its own."""
+    record = file_record(Path("/etc/hostname"))
+    names = ("../../../../../../../../etc/hostname", "/etc/hostname")
+    change_manifest(folder, files=dict.fromkeys(names, record))
 
 
 def truncate_weights(folder: Path) -> None:
@@ -137,11 +198,24 @@ def change_backbone(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "encoder.safetensors").unlink(), "no model in .*needs model/encoder.safetensors"),
-        (lambda folder: (folder / "config.json").unlink(), "is damaged: .*config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "is damaged: 'backbone'"),
-        (truncate_weights, "is damaged"),
-        (change_backbone, "is damaged: (.|\n)*Missing key"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json has another length"),
+        (change_backbone, "config.json has another (length|hash)"),
+        (truncate_weights, "encoder.safetensors has another length"),
+        (lambda folder: flip_bit(folder / "encoder.safetensors", -5), "encoder.safetensors has another hash"),
+        (lambda folder: flip_bit(folder / "config.json", 30), "config.json has another hash"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is of something else"),
+        (lambda folder: flip_bit(folder / "manifest.json", 60), "manifest.json (has another hash|cannot be read)"),
+        (lambda folder: change_manifest(folder, version=2), "newer reptk"),
+        (lambda folder: change_manifest(folder, version=None), "does not say of which version"),
+        (lambda folder: change_manifest(folder, files=3), "lists no files"),
+        (name_a_file_outside, "config.json is not listed"),
+        (without_manifest(lambda folder: (folder / "config.json").unlink()), "is damaged: .*config.json"),
+        (without_manifest(lambda folder: (folder / "config.json").write_text("{")), "is damaged"),
+        (without_manifest(lambda folder: (folder / "config.json").write_text("{}")), "is damaged: 'backbone'"),
+        (without_manifest(truncate_weights), "is damaged"),
+        (without_manifest(change_backbone), "is damaged: (.|\n)*Missing key"),
     ],
 )
 def test_a_damaged_model_is_reported(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
@@ -149,6 +223,21 @@ def test_a_damaged_model_is_reported(damage: Callable[[Path], object], message: 
     damage(tmp_path / "model")
     with pytest.raises(DataError, match=message):
         Encoder.from_run(tmp_path)
+
+
+def test_damaged_weights_are_not_loaded_by_name(tmp_path: Path) -> None:
+    build_encoder().save(tmp_path / "model")
+    flip_bit(tmp_path / "model" / "encoder.safetensors", -5)
+    for source in (tmp_path, tmp_path / "model", tmp_path / "model" / "encoder.safetensors"):
+        with pytest.raises(DataError, match=r"encoder\.safetensors has another hash"):
+            build_encoder(weights=str(source))
+
+
+def test_a_model_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
+    encoder = build_encoder()
+    encoder.save(tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    assert save(Encoder.from_run(tmp_path).state_dict()) == save(encoder.state_dict())
 
 
 # embed

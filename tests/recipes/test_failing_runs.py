@@ -1,11 +1,13 @@
 """Mistakes that show while a run trains: one message, and the run's folder says what happened."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from faulty_inputs import FOLDER, TINY, error_message
+from reptk.cli.evaluate import main as evaluate
 from reptk.recipe import main
 
 pytestmark = pytest.mark.usefixtures("one_thread", "faulty_folder")
@@ -32,7 +34,7 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
     assert main(["tiny.toml", "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
     message = error_message(capsys.readouterr().err)
     assert message.startswith(
-        "the loss is nan at step 1 (lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
+        "the loss is nan at step 1 (epoch 1, lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
     )
     assert has_failed(f"NonFiniteStep: {message}")
     assert not Path("runs/tiny/1/results.json").exists()
@@ -40,12 +42,46 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
     assert [path.name for path in Path("runs/tiny/1/checkpoints").iterdir()] == ["step_00000000"]
 
 
+def test_images_of_a_step_that_is_not_finite_are_named_by_their_files(capsys):
+    photos = [*FOLDER, "data.root=photos", "train.batch_size=2"]
+    assert main(["tiny.toml", *photos, "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
+    message = error_message(capsys.readouterr().err)
+    assert re.search(r"\. The images of the batch: photos/\d\d\.png, photos/\d\d\.png$", message)
+
+
 def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
     assert main(["tiny.toml", "optim.lr=1e30"]) == 5
     message = error_message(capsys.readouterr().err)
-    assert message.startswith("the loss is nan at step 2 (lr 1e+30); 32 of 32 rows of z hold NaN or infinity: 0, 1")
+    assert message.startswith(
+        "the loss is nan at step 2 (epoch 1, lr 1e+30); 32 of 32 embeddings hold NaN or infinity: the weights have diverged"
+    )
     assert "optim.lr" in message
     assert "optim.warmup_epochs" in message
+
+
+@pytest.mark.parametrize("evaluator", ["knn", "linear", "few_shot", "view_retrieval", "linear_stage"])
+def test_weights_that_diverge_in_the_last_step_are_noticed_by_the_evaluation(evaluator, capsys):
+    """They are finite, and the features that they give are not."""
+    one_step = ["train.epochs=1", "train.batch_size=32", "train.baselines=false", f"eval.knn.name={evaluator}"]
+    if evaluator == "linear_stage":
+        one_step += ["eval.knn.epochs=1"]
+    assert main(["tiny.toml", "optim.lr=1e30", *one_step]) == 5
+    message = error_message(capsys.readouterr().err)
+    assert re.match(r"the features of \d+ of \d+ images hold NaN or infinity \(image/0, ", message)
+    assert has_failed(f"NumericalError: {message}")
+    assert not Path("runs/tiny/1/results.json").exists()
+    assert evaluate(["runs/tiny/1", "data.name=generated", "data.size=32", "--only", "linear", "--no-baselines"]) == 5
+    assert "the encoder's weights have diverged" in error_message(capsys.readouterr().err)
+
+
+def test_weights_that_give_no_features_are_noticed_before_training(capsys):
+    assert main(["tiny.toml", "optim.lr=1e30", "train.epochs=1", "train.batch_size=32", "train.baselines=false"]) == 5
+    capsys.readouterr()
+    assert main(["tiny.toml", "encoder.weights=runs/tiny/1"]) == 5
+    assert "at step 1 (epoch 1, lr 0.05); 32 of 32 embeddings hold NaN" in capsys.readouterr().err
+    assert main(["tiny.toml", "encoder.weights=runs/tiny/1", "train.baselines=true"]) == 5
+    assert error_message(capsys.readouterr().err).startswith("the features of 20 of 20 images hold NaN or infinity")
+    assert not Path("runs/tiny/3/checkpoints").exists()
 
 
 def test_interruption_prints_how_to_resume(capsys):

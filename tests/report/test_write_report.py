@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from killed_processes import hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk.cli import main
 from reptk.evaluate.predictions import FILE as PREDICTIONS
+from reptk.report import plots, write, write_report
+from reptk.report.run_files import read_runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +112,41 @@ def test_the_page_of_a_run_is_written_again(run: Path, tmp_path: Path) -> None:
     (folder / "report.html").write_text("of yesterday")
     assert main(["report", str(folder)]) == 0
     assert "of yesterday" not in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_page_and_its_plots_are_whole_whenever_their_writer_is_killed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    # Drawn once, since the page is written anew at every moment.
+    page = write(run, tmp_path / "page.html").read_text()
+    monkeypatch.setattr(write_report, "render_page", lambda *_: page)
+    monkeypatch.setattr(plots, "_draw_map", lambda _: None)
+    monkeypatch.setattr(plots, "_draw_confusions", lambda _: None)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    names = ["report.html", "curves.png"]
+    write(folder, png=folder)
+    new = [(folder / name).read_bytes() for name in names]
+
+    def write_old_files() -> None:
+        for name in names:
+            (folder / name).write_bytes(b"old")
+
+    for _, killed in kill_at_every_moment(write_old_files, lambda: write(folder, png=folder), folder):
+        are_new = []
+        for name, content in zip(names, new, strict=True):
+            are_new.append((folder / name).read_bytes() == content)
+            assert are_new[-1] or (killed and (folder / name).read_bytes() == b"old")
+        assert are_new == sorted(are_new, reverse=True)
+    assert hidden_names(folder) == []
+    message = run_with_full_disk(lambda: write(folder, png=folder), 100)
+    assert message.startswith(f"error: the disk of {folder / 'report.html'} is full")
+    message = run_with_full_disk(lambda: plots.write_plots(read_runs([folder]), folder), 100)
+    assert message.startswith(f"error: the disk of {folder / 'curves.png'} is full")
+    assert [(folder / name).read_bytes() for name in names] == new
+    assert hidden_names(folder) == []
 
 
 def test_the_command_writes_into_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

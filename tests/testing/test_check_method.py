@@ -114,6 +114,19 @@ class UnsavedAverage(Good):
         return {"loss": loss * (1 + self.average)}
 
 
+class AveragesInForward(Good):
+    """Keeps a moving average that a loss of NaN would poison."""
+
+    def __init__(self, encoder: nn.Module, views: Any, loss: nn.Module) -> None:
+        super().__init__(encoder, views, loss)
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Any]:
+        outputs = super().forward(batch, step)
+        self.average.lerp_(outputs["loss"].detach(), 0.5)
+        return outputs
+
+
 class DrawsOnWholePictures(Good):
     uses_aspect_ratios = True
 
@@ -154,12 +167,14 @@ BROKEN_METHODS = {
     "writes to the batch": (WritesToTheBatch, ["the batch is not written"]),
     "mean of labels": (MeanOfLabels, ["images without labels"]),
     "forgets aspect ratios": (ForgetsAspectRatios, ["with uses_aspect_ratios"]),
+    "averages in forward": (AveragesInForward, ["forward changes nothing"]),
     "unsaved average": (UnsavedAverage, ["a run resumed"]),
 }
 
 
 def test_the_base_of_broken_methods_meets_the_requirements() -> None:
     check_method(Good)
+    check_method(Good, backbone="test_resnet")
     check_method(DrawsOnWholePictures)
 
 

@@ -14,9 +14,10 @@ from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.evaluate import Evaluation
 from reptk.losses import supcon
 from reptk.models.encoder import Encoder
-from reptk.training import loop, run_folder
+from reptk.training import loop
 from reptk.training.build import Parts
 from reptk.training.loop import train
+from reptk.training.run_status import read_status
 from tiny_runs import (
     are_equal,
     exported_weights,
@@ -53,7 +54,7 @@ def test_run_folder_describes_the_run(reference_run: Path) -> None:
     assert {"torch", "timm", "kornia", "reptk"} <= set(protocol["versions"])
     assert protocol["evaluators"]["knn"]["temperature"] == 0.07
     assert load(reference_run) == tiny()
-    assert run_folder.read_status(reference_run) == {"status": "finished"}
+    assert read_status(reference_run)["status"] == "finished"
     checkpoints = sorted(path.name for path in (reference_run / "checkpoints").glob("step_*"))
     assert checkpoints == ["step_00000003", "step_00000006"]
 
@@ -71,7 +72,7 @@ def test_scalars_of_the_method_are_logged(reference_run: Path) -> None:
 
 def test_folder_with_a_run_is_not_overwritten(reference_run: Path) -> None:
     before = {path: path.read_bytes() for path in reference_run.rglob("*") if path.is_file()}
-    with pytest.raises(UsageError, match="holds another run"):
+    with pytest.raises(UsageError, match="was started with another recipe"):
         run_silently(tiny("loss.k1=3"), reference_run)
     assert before == {path: path.read_bytes() for path in reference_run.rglob("*") if path.is_file()}
 
@@ -234,7 +235,7 @@ class NanFromThirdCall(torch.nn.Module):
     ("overrides", "cause"),
     [
         (["loss.name=nan_from_third_call"], "arose in the loss"),
-        (["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "rows of z hold NaN"),
+        (["optim.name=sgd", "optim.lr=1e30", "loss.name=supcon"], "32 of 32 embeddings hold NaN"),
     ],
     ids=["loss", "embedding"],
 )
@@ -243,7 +244,7 @@ def test_loss_that_is_not_finite_stops_the_run(overrides: list[str], cause: str,
     with pytest.raises(NumericalError, match=cause) as error:
         run_silently(tiny(*overrides), tmp_path / "run")
     assert "at step" in str(error.value)
-    assert run_folder.read_status(tmp_path / "run")["status"] == "failed"
+    assert read_status(tmp_path / "run")["status"] == "failed"
     assert not (tmp_path / "run" / "results.json").exists()
 
 

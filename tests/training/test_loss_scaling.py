@@ -150,10 +150,12 @@ def test_gradients_that_always_overflow_stop_the_run() -> None:
     scaled = ScaledOptimizer(optimizer, "fp16", torch.device("cpu"))
     infinite = torch.full((1, 2), float("inf"))
     while scaled.scale / 2 >= MIN_SCALE:
-        scaled.step(module(infinite).sum(), module, clip_norm=0)
+        assert scaled.backward(module(infinite).sum(), module, clip_norm=0) is None
+        scaled.step()
     assert scaled.skipped_steps == 29
+    scaled.backward(module(infinite).sum(), module, clip_norm=0)
     with pytest.raises(NumericalError, match=r"NaN or infinity however .* train\.precision=fp32 or bf16"):
-        scaled.step(module(infinite).sum(), module, clip_norm=0)
+        scaled.step()
     assert torch.equal(module.weight, before)
 
 
@@ -161,7 +163,9 @@ def test_a_precision_without_scaling_steps_as_the_optimizer_does() -> None:
     module = nn.Linear(2, 1)
     before = module.weight.detach().clone()
     scaled = ScaledOptimizer(torch.optim.SGD(module.parameters(), lr=0.5), "bf16", torch.device("cpu"))
-    scaled.step(module(torch.ones(1, 2)).sum(), module, clip_norm=0)
+    norm = scaled.backward(module(torch.ones(1, 2)).sum(), module, clip_norm=0)
+    assert norm.item() == pytest.approx(3**0.5)  # of two weights and a bias
+    scaled.step()
     assert torch.equal(module.weight, before - 0.5)
     assert (scaled.scale, scaled.skipped_steps) == (1.0, 0)
     scaled.load_state_dict({"skipped_steps": 3, "scaler": {"scale": 8.0}})

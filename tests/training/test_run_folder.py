@@ -236,10 +236,17 @@ def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path) -> None:
     folder = open_run(recipe(), tmp_path / "run").folder
     write_status(folder, "running", step=0)
-    run_folder.check_nothing_is_lost(folder)
+    assert run_folder.lost_checkpoints(folder, None) == []
     write_status(folder, "running", step=40)
     with pytest.raises(DataError, match=r"says that step 40 was saved, but there is no checkpoint in"):
-        run_folder.check_nothing_is_lost(folder)
+        run_folder.lost_checkpoints(folder, None)
+    for step in (30, 40):
+        checkpoint.save(folder / "checkpoints", step, {"step": step})
+    assert run_folder.lost_checkpoints(folder, checkpoint.load_newest(folder / "checkpoints")) == []
+    shutil.rmtree(folder / "checkpoints" / "step_00000040")
+    assert run_folder.lost_checkpoints(folder, checkpoint.load_newest(folder / "checkpoints")) == [
+        "status.json says that step 40 was saved; it is gone, going on from step_00000030"
+    ]
 
 
 # The data of a run that is resumed

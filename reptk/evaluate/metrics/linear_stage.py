@@ -12,7 +12,7 @@ from torch.nn import functional
 from reptk import config
 from reptk.config.registry import EVALUATORS, VIEWS
 from reptk.core import rng
-from reptk.core.errors import UsageError
+from reptk.core.errors import NonFiniteValues, UsageError
 from reptk.data import Data, Split
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
@@ -109,6 +109,8 @@ class LinearStage(Evaluator):
                 optimizer.step()
                 optimizer.zero_grad()
                 scheduler.step()
+        if not classifiers.are_finite().any():
+            raise NonFiniteValues("all classifiers of the linear stage hold NaN or infinity; lower its lr")
         return classifiers
 
     def _views_table(self, size_px: int) -> config.Table:
@@ -186,8 +188,21 @@ class LinearClassifiers(nn.Module):
 
     @torch.no_grad()
     def correct(self, h: Tensor, labels: Tensor) -> Tensor:
-        """Return (classifiers, n) whether each classifier predicts each row's class, as 0 or 1."""
+        """Return (classifiers, n) whether each classifier predicts each row's class, as 0 or 1.
+
+        A classifier whose learning rate was so high that it holds NaN or infinity predicts nothing.
+        """
+        # The largest of scores that are NaN would be the first class.
+        is_finite = self.are_finite()[:, None]
         predicted = []
         for chunk in h.split(CHUNK):
             predicted.append(torch.stack([scores.argmax(1) for scores in self(chunk)]))
-        return (torch.cat(predicted, dim=1).cpu() == labels).float()
+        correct = torch.cat(predicted, dim=1).cpu() == labels
+        return (correct & is_finite).float()
+
+    def are_finite(self) -> Tensor:
+        """Return (classifiers,) whether the weights of each classifier are finite, on the CPU."""
+        are_finite = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            are_finite.append(weight.isfinite().all() & bias.isfinite().all())
+        return torch.stack(are_finite).cpu()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reptk.core.errors import NonFiniteRows, NumericalError
+
 
 class NormalizedRows(NamedTuple):
     """Unit rows (N, D), and the two (N, 1) divisors that z was divided by one after the other.
@@ -40,16 +42,20 @@ def backward_through_normalization_(grad_unit: Tensor, rows: NormalizedRows) -> 
     return grad_unit.div_(rows.norm).div_(rows.largest_entry)
 
 
-def describe_nonfinite_rows(unit: Tensor, keys: Tensor) -> str:
-    """Return a message that says which rows of z, or else of keys, hold NaN or infinity."""
+def nonfinite_error(unit: Tensor, keys: Tensor) -> NumericalError:
+    """Return the error about rows of z, or else of keys, that hold NaN or infinity; for z, it lists their numbers."""
     for name, rows in (("z", unit), ("keys", keys)):
         numbers = (~rows.isfinite().all(1)).nonzero().flatten().tolist()
-        if numbers:
-            listed = ", ".join(map(str, numbers[:5]))
-            if len(numbers) > 5:
-                listed += ", ..."
-            return f"{len(numbers)} of {len(rows)} rows of {name} hold NaN or infinity: {listed}"
-    return "the temperature or a weight of the loss is NaN"
+        if not numbers:
+            continue
+        listed = ", ".join(map(str, numbers[:5]))
+        if len(numbers) > 5:
+            listed += ", ..."
+        message = f"{len(numbers)} of {len(rows)} rows of {name} hold NaN or infinity: {listed}"
+        if name == "z":
+            return NonFiniteRows(message, numbers, len(rows))
+        return NumericalError(message)
+    return NumericalError("the temperature or a weight of the loss is NaN")
 
 
 def _zeros_to_ones(divisors: Tensor) -> Tensor:

@@ -27,13 +27,12 @@ import torch
 from torch import Tensor
 
 from reptk.core import distributed
-from reptk.core.errors import NumericalError
 from reptk.losses.core import implementations
 from reptk.losses.core.key_blocks import CANDIDATES, Candidates, KeyBlock, LogSums, compared_rows, make_exp_sums
 from reptk.losses.core.normalization import (
     NormalizedRows,
     backward_through_normalization_,
-    describe_nonfinite_rows,
+    nonfinite_error,
     normalize_rows,
 )
 from reptk.losses.core.positives import Groups, add_gradient_of_means, class_sums, mean_over_positives
@@ -198,7 +197,7 @@ def _forward(inputs: _Inputs) -> _Outputs:
     log_sums = sums_of_exp.log_sum
     # A row that is NaN shows in its norm even if it has no candidate. Reading the result from a GPU would wait for it.
     if not z.is_cuda and (rows.norm.isnan().any() or log_sums.isnan().any()):
-        raise NumericalError(describe_nonfinite_rows(unit, keys))
+        raise nonfinite_error(unit, keys)
     return _Outputs(
         log_sums=log_sums,
         means=means,
