@@ -116,15 +116,12 @@ def _command(
         process = bench.start(command)
         process.wait()
         is_refused = process.exit_code == 2 and target in process.text() and "--force" not in arguments
-        if is_refused:
-            # The target is there: either it is whole, or the user replaces it as the message says.
-            forced = [*arguments, "--force"] if "--force" in process.text() else None
-            if forced is None:
-                problems.append(f"cannot be done again: {process.last_line()}")
-            else:
-                process = bench.start(Command(REPTK, tuple(forced), case.folder))
-                process.wait()
-        if process.exit_code != 0:
+        if is_refused and "--force" in process.text():
+            # The user replaces it, as the message says.
+            process = bench.start(Command(REPTK, (*arguments, "--force"), case.folder))
+            process.wait()
+        is_whole = is_refused and not _target_problems(case.folder / target, must_exist=True)
+        if process.exit_code != 0 and not is_whole:
             problems.append(f"the same command fails with {process.exit_code}: {process.last_line()}")
         elif _content(case.folder / target) != expected:
             problems.append("it ends in something else")
@@ -152,7 +149,8 @@ def _prepared(bench: Bench, prepare: list[list[str]]) -> Case:
 
 def _target_problems(target: Path, *, must_exist: bool) -> list[str]:
     """Return whether the target cannot be opened. Without an older one it may be missing."""
-    if not target.exists():
+    is_unfinished = target.is_dir() and target.suffix != ".index" and not (target / "results.json").is_file()
+    if is_unfinished or not target.exists():
         return [f"{target.name} is gone"] if must_exist else []
     try:
         _content(target)
