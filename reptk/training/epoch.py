@@ -153,5 +153,7 @@ class EpochEnd:
         due = self._due_evaluators()
         if not due:
             return {}
+        # On several ranks, a signal in the last step has not stopped the run yet.
+        self.process.signals.raise_if_received()
         with progress.stages(f"evaluation after epoch {self._epoch}") as report:
             return evaluate_now(self.parts, due, during_training=True, progress=report).metrics

@@ -162,19 +162,26 @@ def train_until_end(parts: Parts, state: RunState, process: RunProcess) -> RunSt
         NonFiniteStep: a value is not finite.
         Stopped: a signal has stopped the run, which is saved.
     """
+    model = _wrap_in_ddp(parts)
     while True:
         try:
-            train_loop(parts, state, process)
+            train_loop(parts, model, state, process)
         except NonFiniteStep as error:
             state = go_back(parts, state, process, error)
         else:
             return state
 
 
-def train_loop(parts: Parts, state: RunState, process: RunProcess) -> None:
-    """Train from `state.step` to the last step, with the due checkpoints, and the due evaluations after every epoch."""
+def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProcess) -> None:
+    """Train from `state.step` to the last step, with the due checkpoints, and the due evaluations after every epoch.
+
+    Args:
+        parts: the run's.
+        model: the method, or DDP around it.
+        state: the run's, which is updated.
+        process: that trains.
+    """
     settings, logger = parts.settings, process.logger
-    model = _wrap_in_ddp(parts)
     model.train()
     end_of_epoch = EpochEnd(parts, state, process)
     end_of_epoch.announce()
@@ -206,11 +213,7 @@ def train_loop(parts: Parts, state: RunState, process: RunProcess) -> None:
                 is_stopping, is_time_due = process.flags.update(
                     process.signals.received is not None, process.writer.is_time_due()
                 )
-                # Before an evaluation, which may take long, too.
-                is_last = is_stopping or state.step == settings.total_steps
-                is_before_evaluation = is_end_of_epoch and end_of_epoch.has_evaluation
-                is_interval_over = settings.checkpoint_interval.is_due(state.step, settings.steps_per_epoch)
-                if is_last or is_before_evaluation or is_interval_over or is_time_due:
+                if is_stopping or is_time_due or _is_checkpoint_due(parts, state, end_of_epoch):
                     if state.meter.unread_steps:
                         # A checkpoint holds no step whose loss was not checked.
                         _report_steps(parts, state, logger, progress)
@@ -385,6 +388,17 @@ def _is_reading_due(parts: Parts, steps_done: int) -> bool:
     is_logged = steps_done % settings.log_every_steps == 0
     is_end_of_epoch = steps_done % settings.steps_per_epoch == 0
     return parts.device.type == "cpu" or is_logged or is_end_of_epoch
+
+
+def _is_checkpoint_due(parts: Parts, state: RunState, end_of_epoch: EpochEnd) -> bool:
+    """Whether to save after this step, whatever the time."""
+    settings = parts.settings
+    if settings.checkpoint_interval.is_due(state.step, settings.steps_per_epoch):
+        return True
+    if state.step == settings.total_steps:
+        return True
+    # An evaluation may take long, and so be where a run is stopped.
+    return state.step % settings.steps_per_epoch == 0 and end_of_epoch.has_evaluation
 
 
 def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: EpochProgress) -> None:

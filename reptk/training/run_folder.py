@@ -297,6 +297,8 @@ def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> P
             return newest_of_recipe(recipe)
         return None
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise EnvironmentProblem(f"cannot write the run to {folder}: it is no folder. Choose another --out")
     has_run = (folder / "recipe.toml").is_file()
     if resume is True and not has_run:
         raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")

@@ -33,7 +33,7 @@ def test_rows_that_are_not_finite_are_refused_and_long_ones_are_not() -> None:
     expected = health(z)
     assert health(z * 1e25) == pytest.approx(expected, rel=1e-4)
     z[3, 2] = math.nan
-    for measure in (health, effective_rank, lambda z: concerns(z, None, 1.0)):
+    for measure in (health, effective_rank, lambda z: concerns(z, None)):
         with pytest.raises(NonFiniteValues, match=r"^1 of 20 rows of [hz] hold NaN or infinity, first \[3\]"):
             measure(z)
 

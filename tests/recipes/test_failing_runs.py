@@ -46,7 +46,7 @@ def test_images_of_a_step_that_is_not_finite_are_named_by_their_files(capsys):
     photos = [*FOLDER, "data.root=photos", "train.batch_size=2"]
     assert main(["tiny.toml", *photos, "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
     message = error_message(capsys.readouterr().err)
-    assert re.search(r"\. The images of the batch: photos/\d\d\.png, photos/\d\d\.png$", message)
+    assert re.search(r"\. The images of the batch: photos/\d\d\.png, photos/\d\d\.png\. The last ", message)
 
 
 def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
