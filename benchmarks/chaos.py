@@ -9,6 +9,7 @@ torch and reptk already, so that a start takes a second and not ten; some are st
 """
 
 import argparse
+import importlib
 import os
 import shutil
 import sys
@@ -29,6 +30,8 @@ from measuring import versions_line
 
 MAX_PROBLEMS = 12
 """How many problems of a row are printed."""
+
+IMPORTED_WHEN_NEEDED = ("reptk.cli", "reptk.embeddings", "reptk.plugins.moco", "faiss", "pyarrow.parquet")
 
 ROWS = {
     "reference": "two undisturbed runs are the same",
@@ -81,13 +84,15 @@ def import_everything(folder: Path) -> None:
 
         code = train(list(command.arguments))
         sys.stdout.flush()
-        import faiss  # noqa: F401 - reptk index imports it
-        import pyarrow.parquet  # noqa: F401
 
         import reptk.cli
         import reptk.embeddings  # noqa: F401
         import reptk.evaluate  # noqa: F401
         import reptk.plugins.moco  # noqa: F401
+
+        # What reptk index and reptk embed import when they need it.
+        for name in ("faiss", "pyarrow.parquet"):
+            importlib.import_module(name)
     finally:
         os.chdir(here)
         os.dup2(output, 1)
@@ -186,7 +191,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--folder", type=Path, help="where the temporary folder is created")
-    parser.add_argument("--self-test", action="store_true", help="break resuming on purpose, and see that it is noticed")
+    parser.add_argument(
+        "--self-test", action="store_true", help="break resuming on purpose, and see that it is noticed"
+    )
     parser.add_argument("--faults", type=int, help="with --self-test: how many faults; default: all")
     return parser.parse_args(argv)
 

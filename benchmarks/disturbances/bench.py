@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disturbances.commands import RECIPE, Command, Preparation, Process, fork, fork_ranks, marked_processes
-from disturbances.outcome import KEPT_CHECKPOINTS, Outcome, differences, read_outcome, saved_step
+from disturbances.outcome import KEPT_CHECKPOINTS, Outcome, differences, read_outcome
 from disturbances.recipes import write_recipe
 
 RESUMED = re.compile(r"resumed after step ([0-9]+)")
@@ -173,10 +173,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, poll_seconds: floa
 
 def is_saved(case: Case, step: int) -> bool:
     """Whether the run of a case has saved this step or a later one. Reads names alone: it may change at any moment."""
-    for path in (case.run / "checkpoints").glob("step_*"):
-        if int(path.name[5:13]) >= step:
-            return True
-    return False
+    return any(int(path.name[5:13]) >= step for path in (case.run / "checkpoints").glob("step_*"))
 
 
 def stop_after(bench: Bench, case: Case, step: int, number: int, *arguments: str) -> Process:
@@ -186,18 +183,3 @@ def stop_after(bench: Bench, case: Case, step: int, number: int, *arguments: str
     process.send(number)
     process.wait()
     return process
-
-
-__all__ = [
-    "COMPLETE",
-    "RESUMED",
-    "Bench",
-    "Case",
-    "Reference",
-    "Row",
-    "is_saved",
-    "leftovers",
-    "saved_step",
-    "stop_after",
-    "wait_until",
-]

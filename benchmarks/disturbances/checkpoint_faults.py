@@ -72,6 +72,11 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def _empty_folder(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "state.pt truncated": lambda checkpoint: _truncate(checkpoint / "state.pt"),
     "a bit of state.pt flipped": lambda checkpoint: _flip_bit(checkpoint / "state.pt"),
@@ -80,7 +85,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "manifest.json truncated": lambda checkpoint: _truncate(checkpoint / "manifest.json"),
     "manifest.json empty": lambda checkpoint: _empty(checkpoint / "manifest.json"),
     "manifest.json deleted": lambda checkpoint: (checkpoint / "manifest.json").unlink(),
-    "folder emptied": lambda checkpoint: [path.unlink() for path in checkpoint.iterdir()] and None,
+    "folder emptied": _empty_folder,
     "folder deleted": shutil.rmtree,
 }
 

@@ -107,7 +107,9 @@ class Process:
         return lines[-1][:200]
 
 
-def fork(command: Command, preparations: Sequence[Preparation] = (), environment: dict[str, str] | None = None) -> Process:
+def fork(
+    command: Command, preparations: Sequence[Preparation] = (), environment: dict[str, str] | None = None
+) -> Process:
     """Run a command in a fork of this process."""
 
     def call() -> int:
@@ -153,7 +155,9 @@ def torchrun_line(command: Command, ranks: int) -> list[str]:
     return [*launcher, "-m", command.module, *command.arguments]
 
 
-def wait_as_launcher(ranks: Sequence[Process], seconds: float = LIMIT_SECONDS, *, sends_signal: bool = True) -> list[int]:
+def wait_as_launcher(
+    ranks: Sequence[Process], seconds: float = LIMIT_SECONDS, *, sends_signal: bool = True
+) -> list[int]:
     """Wait for all ranks, and return their exit codes.
 
     When one fails, the others get SIGTERM, and after `LAUNCHER_GRACE_SECONDS` SIGKILL, as by torchrun.
@@ -167,21 +171,26 @@ def wait_as_launcher(ranks: Sequence[Process], seconds: float = LIMIT_SECONDS, *
     """
     deadline = time.monotonic() + seconds
     failed_at = None
-    while not all([rank.has_ended() for rank in ranks]):
+    while True:
+        running = [rank for rank in ranks if not rank.has_ended()]
+        if not running:
+            return [rank.exit_code for rank in ranks]
         now = time.monotonic()
         if failed_at is None and any(rank.exit_code for rank in ranks):
             failed_at = now
             if sends_signal:
-                for rank in ranks:
-                    rank.send(signal.SIGTERM)
+                _send_to_all(running, signal.SIGTERM)
         is_grace_over = failed_at is not None and now - failed_at > LAUNCHER_GRACE_SECONDS
         if is_grace_over or now > deadline:
-            for rank in ranks:
-                rank.send(signal.SIGKILL)
+            _send_to_all(running, signal.SIGKILL)
             if not is_grace_over:
                 raise HangsError("ranks do not end: " + "; ".join(rank.last_line() for rank in ranks))
         time.sleep(POLL_SECONDS)
-    return [rank.exit_code for rank in ranks]
+
+
+def _send_to_all(processes: Sequence[Process], number: int) -> None:
+    for process in processes:
+        process.send(number)
 
 
 def marked_processes(folder: Path) -> list[int]:

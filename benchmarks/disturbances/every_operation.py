@@ -1,14 +1,15 @@
 """Rows that kill a command at its 1st, 2nd, 3rd, ... operation on the file system, until it finishes."""
 
+import json
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from disturbances.bench import Bench, Case, Row, leftovers
-from disturbances.commands import REPTK, Command
+from disturbances.bench import Bench, Case, Row
+from disturbances.commands import REPTK, Command, Process
 from disturbances.operations import KillAtOperation
-from disturbances.outcome import metric_rows, read_outcome, saved_step, unreadable_files
+from disturbances.outcome import saved_step, unreadable_files
 from disturbances.recipes import write_images
 
 SHORT = ("train.epochs=2", "data.train=32", "train.keep_best=true")
@@ -28,18 +29,26 @@ def training(bench: Bench, stride: int) -> Row:
         log = case.folder.with_name(f"{case.folder.name}.operation")
         process = bench.start(case.command(), KillAtOperation(number, case.folder, log))
         if process.wait() != -signal.SIGKILL:
-            row.check(process.exit_code == 0, f"without a kill it ends with {process.exit_code}: {process.last_line()}")
-            row.notes.append(f"{number - 1} operations" + (f", every {stride}th" if stride > 1 else ""))
+            _end(row, process, number - 1, stride)
             bench.forget(case)
             break
         row.cases += 1
-        problems = unreadable_files(case.run) if case.run.exists() else []
+        problems = unreadable_files(case.run)
         step = saved_step(case.run)
         process = bench.start(case.command())
         process.wait()
         problems += bench.end_problems(case, process, reference, step)
         _record(bench, row, case, log, problems)
     return row
+
+
+def _end(row: Row, process: Process, num_operations: int, stride: int) -> None:
+    """Record the command that came to its end, since it has fewer operations."""
+    row.check(process.exit_code == 0, f"without a kill it ends with {process.exit_code}: {process.last_line()}")
+    note = f"{num_operations} operations"
+    if stride > 1:
+        note += f", one of {stride} of them"
+    row.notes.append(note)
 
 
 def _record(bench: Bench, row: Row, case: Case, log: Path, problems: list[str]) -> None:
@@ -82,9 +91,7 @@ def commands(bench: Bench, stride: int) -> list[Row]:
     return rows
 
 
-def _command(
-    bench: Bench, stride: int, name: str, arguments: list[str], target: str, prepare: list[list[str]]
-) -> Row:
+def _command(bench: Bench, stride: int, name: str, arguments: list[str], target: str, prepare: list[list[str]]) -> Row:
     """Kill a command at every operation; then what the user would type finishes it.
 
     Args:
@@ -107,8 +114,7 @@ def _command(
         command = Command(REPTK, tuple(arguments), case.folder)
         process = bench.start(command, KillAtOperation(number, case.folder, log))
         if process.wait() != -signal.SIGKILL:
-            row.check(process.exit_code == 0, f"without a kill it ends with {process.exit_code}: {process.last_line()}")
-            row.notes.append(f"{number - 1} operations" + (f", every {stride}th" if stride > 1 else ""))
+            _end(row, process, number - 1, stride)
             bench.forget(case)
             break
         row.cases += 1
@@ -151,7 +157,9 @@ def _target_problems(target: Path, *, must_exist: bool) -> list[str]:
     """Return whether the target cannot be opened. Without an older one it may be missing."""
     is_unfinished = target.is_dir() and target.suffix != ".index" and not (target / "results.json").is_file()
     if is_unfinished or not target.exists():
-        return [f"{target.name} is gone"] if must_exist else []
+        if must_exist:
+            return [f"{target.name} is gone"]
+        return []
     try:
         _content(target)
     except Exception as error:
@@ -161,9 +169,7 @@ def _target_problems(target: Path, *, must_exist: bool) -> list[str]:
 
 def _content(target: Path) -> object:
     """Open what a command has written; return what is the same every time."""
-    import json
-
-    from reptk.embeddings import Embeddings, Index
+    from reptk.embeddings import Embeddings, Index  # imports torch, as late as the commands do
 
     if target.suffix == ".json":
         return json.loads(target.read_text())["metrics"]
@@ -178,6 +184,3 @@ def _content(target: Path) -> object:
 
 def _rows(embeddings: object) -> object:
     return embeddings.vectors.tolist(), list(embeddings.ids), embeddings.labels.tolist()
-
-
-__all__ = ["commands", "leftovers", "metric_rows", "read_outcome", "training"]

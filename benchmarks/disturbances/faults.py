@@ -42,7 +42,9 @@ def skip_key() -> None:
     restore = loop.restore
 
     def restore_all_but_one(parts: Any, saved: dict[str, Any]) -> Any:
-        name, value = next((name, value) for name, value in parts.method.state_dict().items() if name.startswith("target"))
+        name, value = next(
+            (name, value) for name, value in parts.method.state_dict().items() if name.startswith("target")
+        )
         initial = value.clone()
         state = restore(parts, saved)
         parts.method.state_dict()[name].copy_(initial)
@@ -229,8 +231,6 @@ def _expectations() -> dict[Preparation, Expectation]:
         accept_damage: Expectation(checkpoint_faults.damaged_checkpoints, "bit of state.pt flipped"),
         forget_data: Expectation(changes.data, "it is not refused"),
     }
-
-
 
 
 def self_test(folder: Path, seed: int, count: int | None = None) -> bool:

@@ -2,10 +2,9 @@
 
 import os
 import signal
-import sys
 import time
 
-from disturbances.bench import Bench, Case, Row, leftovers, wait_until
+from disturbances.bench import Bench, Case, Row, wait_until
 from disturbances.commands import HangsError, Process, execute, marked_processes, torchrun_line, wait_as_launcher
 from disturbances.outcome import read_status, saved_step, unreadable_files
 
@@ -42,7 +41,7 @@ def _kill_until_finished(bench: Bench, row: Row, recipe: str, kills: int, is_for
     problems = []
     for _ in range(STARTS):
         step = saved_step(case.run)
-        delay = bench.random.uniform(0.0, reference.seconds)
+        delay = bench.random.uniform(0.0, 1.5 * reference.seconds)
         if is_forked:
             process = bench.start(case.command())
         else:
@@ -100,7 +99,7 @@ def _kill_ranks(bench: Bench, processes: list[Process], seconds: float) -> bool:
     victims = bench.random.choice([processes, *([process] for process in processes)])
     deadline = time.monotonic() + delay
     while time.monotonic() < deadline:
-        if any([process.has_ended() for process in processes]):
+        if any(process.has_ended() for process in processes):
             return False
         time.sleep(0.005)
     for process in victims:
@@ -196,6 +195,3 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-
-
-__all__ = ["leftovers", "random_kills", "rank_kills", "silent_rank", "sys", "torchrun_kills"]

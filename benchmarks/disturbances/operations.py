@@ -23,7 +23,7 @@ PATH_EVENTS = {
     "shutil.copyfile": None,
     "shutil.move": None,
 }
-"""Audit events of Python by which something changes, and the position of the argument that names the folder of a relative path."""
+"""Audit events of Python by which something changes, and which argument is the open folder that a relative path is below."""
 
 WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -71,7 +71,9 @@ class KillAtOperation:
             return -1
         return value
 
-    def _pass(self, event: str, path: Any, folder_descriptor: int = -1, before_end: Callable[[], None] | None = None) -> None:
+    def _pass(
+        self, event: str, path: Any, folder_descriptor: int = -1, before_end: Callable[[], None] | None = None
+    ) -> None:
         """Count an operation, and end this process if it is the one."""
         name = self._absolute(path, folder_descriptor)
         if name is None or not name.startswith(self.folder):
@@ -88,10 +90,10 @@ class KillAtOperation:
     def _absolute(self, path: Any, folder_descriptor: int) -> str | None:
         try:
             if isinstance(path, int):
-                return os.readlink(f"/proc/self/fd/{path}")
+                return str(Path(f"/proc/self/fd/{path}").readlink())
             name = os.fsdecode(path)
             if folder_descriptor >= 0 and not os.path.isabs(name):  # noqa: PTH117 - called at every operation
-                return f"{os.readlink(f'/proc/self/fd/{folder_descriptor}')}/{name}"
+                return str(Path(f"/proc/self/fd/{folder_descriptor}").readlink() / name)
             return os.path.abspath(name)  # noqa: PTH100
         except (OSError, TypeError):
             return None

@@ -44,7 +44,9 @@ def read_outcome(run: Path) -> Outcome:
         name = str(path.relative_to(run))
         if not name.startswith("checkpoints/"):
             files.add(name)
-    return Outcome(hashes, metric_rows(run), _read_json(run / "results.json").get("metrics", {}), files, read_status(run))
+    return Outcome(
+        hashes, metric_rows(run), _read_json(run / "results.json").get("metrics", {}), files, read_status(run)
+    )
 
 
 def _sha256_of_content(path: Path) -> str:
@@ -171,7 +173,9 @@ def unreadable_files(run: Path) -> list[str]:
         problems.append("model/ has weights without config.json")
     status = read_status(run)
     if status.get("step", 0) > saved_step(run):
-        problems.append(f"status.json says that step {status['step']} is saved, and the checkpoint is {saved_step(run)}")
+        problems.append(
+            f"status.json says that step {status['step']} is saved, and the checkpoint is {saved_step(run)}"
+        )
     return problems
 
 

@@ -1,6 +1,5 @@
 """Rows about two processes of the same run, and about what a long run accumulates."""
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -146,6 +145,3 @@ def _resources(pid: int) -> dict[str, int]:
     if not samples:
         return {}
     return {key: max(sample[key] for sample in samples) for key in samples[0]}
-
-
-__all__ = ["flat_memory", "held_folder", "json", "two_starts"]
