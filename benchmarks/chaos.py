@@ -86,8 +86,8 @@ def import_everything(folder: Path) -> None:
         sys.stdout.flush()
 
         import reptk.cli
-        import reptk.embeddings  # noqa: F401
-        import reptk.evaluate  # noqa: F401
+        import reptk.embeddings
+        import reptk.evaluate
         import reptk.plugins.moco  # noqa: F401
 
         # What reptk index and reptk embed import when they need it.

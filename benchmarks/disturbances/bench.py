@@ -37,19 +37,29 @@ class Row:
 
 @dataclass
 class Case:
-    """A folder in which commands run, and the recipe there. The run is in `run` below it."""
+    """A folder in which commands run, and the recipe there.
+
+    names_no_folder: the command says `--resume auto` in place of `--out run`.
+    """
 
     folder: Path
     recipe: str
     recipe_name: str
+    names_no_folder: bool = False
 
     @property
     def run(self) -> Path:
+        """The folder of the run."""
+        if self.names_no_folder:
+            return self.folder / "runs" / self.recipe_name / "1"
         return self.folder / "run"
 
     def command(self, *arguments: str) -> Command:
         """The command of the run, with further arguments."""
-        return Command(RECIPE, (self.recipe, "--out", "run", *arguments), self.folder)
+        folder = ("--out", "run")
+        if self.names_no_folder:
+            folder = ("--resume", "auto")
+        return Command(RECIPE, (self.recipe, *folder, *arguments), self.folder)
 
 
 @dataclass
@@ -148,10 +158,10 @@ class Bench:
 def leftovers(case: Case) -> list[str]:
     """Return what commands have left outside of the run's folder, temporary files and processes."""
     problems = []
-    allowed = {"run", "tmp", case.recipe}
-    for path in case.folder.iterdir():
-        if path.name not in allowed:
-            problems.append(f"left over: {path.name}")
+    expected = {case.folder / "tmp", case.folder / case.recipe, case.run, *case.run.parents}
+    for path in [*case.folder.iterdir(), *case.run.parent.iterdir()]:
+        if path not in expected:
+            problems.append(f"left over: {path.relative_to(case.folder)}")
     for path in (case.folder / "tmp").iterdir():
         if not path.name.startswith(TORCHRUN_FILES):
             problems.append(f"left over: tmp/{path.name}")

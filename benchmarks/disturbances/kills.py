@@ -27,17 +27,17 @@ def random_kills(bench: Bench, kills: int, executed: int = 4) -> Row:
     row = Row("SIGKILL at a random moment, one process")
     number = 0
     while row.cases < kills:
-        recipe = RANDOM_RECIPES[number % len(RANDOM_RECIPES)]
+        case = bench.case(RANDOM_RECIPES[number % len(RANDOM_RECIPES)])
+        case.names_no_folder = number % 3 == 2
         number += 1
         is_forked = row.cases < kills - executed
-        _kill_until_finished(bench, row, recipe, kills, is_forked)
+        _kill_until_finished(bench, row, case, kills, is_forked)
     row.notes.append(f"{number} runs; {min(executed, kills)} kills of processes that were not forked")
     return row
 
 
-def _kill_until_finished(bench: Bench, row: Row, recipe: str, kills: int, is_forked: bool) -> None:
-    case = bench.case(recipe)
-    reference = bench.reference(recipe)
+def _kill_until_finished(bench: Bench, row: Row, case: Case, kills: int, is_forked: bool) -> None:
+    reference = bench.reference(case.recipe_name)
     problems = []
     for _ in range(STARTS):
         step = saved_step(case.run)
@@ -95,7 +95,7 @@ def rank_kills(bench: Bench, kills: int, ranks: int) -> Row:
 
 def _kill_ranks(bench: Bench, processes: list[Process], seconds: float) -> bool:
     """Kill a random rank or all at a random moment; return False if one has ended before."""
-    delay = bench.random.uniform(0.0, seconds)
+    delay = bench.random.uniform(0.0, 1.5 * seconds)
     victims = bench.random.choice([processes, *([process] for process in processes)])
     deadline = time.monotonic() + delay
     while time.monotonic() < deadline:
