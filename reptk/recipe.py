@@ -82,6 +82,7 @@ def _train(
         # Before data and parts are built, which may take minutes.
         run_folder.check_same_recipe(recipe, out)
         if run_folder.is_complete(recipe, out) and not run_folder.lacks_report(recipe, out):
+            run_folder.remove_leftovers_of_run(out)
             print(f"already complete: {out / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
             return 0
     elif out is None and resume is None:

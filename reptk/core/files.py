@@ -108,6 +108,16 @@ def atomic_folder(path: Path, *, force: bool = False, needed_bytes: int | None =
         flush_to_disk(target.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that it holds; under `path` there is all of it or nothing, even if the process is killed.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    with _work_folder(path) as work:
+        path.rename(work / path.name)
+
+
 def recover_folder(path: Path) -> None:
     """Put a folder back that a killed writer had moved aside, on systems that cannot exchange two folders.
 

@@ -7,7 +7,7 @@ state has the length and the SHA-256 that its manifest says.
 import hashlib
 import json
 import re
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 
 import reptk
 from reptk.core.errors import DataError
-from reptk.core.files import atomic_folder, sha256_of, sweep_leftovers, write_text
+from reptk.core.files import atomic_folder, remove_folder, sha256_of, sweep_leftovers, write_text
 from reptk.core.foreign_files import read_json
 
 FORMAT = 1
@@ -215,7 +215,8 @@ def _delete_others(folder: Path, newest: Path, keep: int) -> None:
     for path in paths:
         if path.name not in remaining and _step_of(path) != best_step:
             # A failure leaves a folder too many, no more.
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                remove_folder(path)
 
 
 def _newest_first(folder: Path) -> list[Path]:

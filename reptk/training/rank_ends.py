@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from reptk.core.counts import format_count
+from reptk.core.errors import EnvironmentProblem
 from reptk.core.files import json_text, write_text
 from reptk.core.foreign_files import read_json
 
@@ -57,7 +58,7 @@ class RankEnds:
             self.folder.mkdir(exist_ok=True)
             content = {"kind": kind, "reason": reason, "time": time.time()}
             write_text(self.folder / f"{self.rank}.json", json_text(content))
-        except OSError:
+        except (OSError, EnvironmentProblem):
             return  # the disk that fails is the reason, which this rank prints
 
     def wait(self) -> dict[int, RankEnd]:

@@ -100,12 +100,11 @@ class RunClaim:
                 # Before the lock, since nothing is written if they differ.
                 check_same_recipe(recipe, folder)
                 if is_complete(recipe, folder):
+                    remove_leftovers_of_run(folder)
                     return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
             folder.mkdir(parents=True, exist_ok=True)
             self._acquire(folder, report)
-            # With the lock, since these writers are dead then.
-            for place in (folder, folder / "checkpoints", folder / "plugins"):
-                sweep_leftovers(place)
+            _sweep(folder)
             if not (folder / "recipe.toml").is_file():
                 return create(recipe, folder, data)
             # Another process may have written the recipe, or finished the run, meanwhile.
@@ -197,6 +196,23 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
             f"python -m reptk.recipe {folder} train.epochs={recipe.train.epochs}"
         )
     return recipe.train.epochs == epochs_done
+
+
+def remove_leftovers_of_run(folder: Path) -> None:
+    """Remove what a process that was killed has left in the folder of a finished run, unless another one works on it."""
+    lock = RunLock(folder)
+    try:
+        lock.acquire(lambda text: None, wait_seconds=0)
+    except (EnvironmentProblem, OSError):
+        return  # e.g. no right to write
+    _sweep(folder)
+    lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove hidden folders of dead writers in a run's folder, whose lock this process has."""
+    for place in (folder, folder / "checkpoints", folder / "plugins"):
+        sweep_leftovers(place)
 
 
 def lacks_report(recipe: Recipe, folder: Path) -> bool:
@@ -303,6 +319,8 @@ def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> P
             return newest_of_recipe(recipe)
         return None
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise EnvironmentProblem(f"cannot write the run to {folder}: it is no folder. Choose another --out")
     has_run = (folder / "recipe.toml").is_file()
     if resume is True and not has_run:
         raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from reptk.core.errors import EnvironmentProblem
 from reptk.core.files import parse_json
+from reptk.core.foreign_files import require_regular_file
 
 LOCK_FILE = ".lock"
 
@@ -30,6 +31,8 @@ WAIT_SECONDS = 15.0
 """How long a start waits for a process that is about to end, e.g. since its launcher was killed."""
 
 POLL_SECONDS = 0.25
+
+MAX_HOLDER_BYTES = 10_000
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems without locks."""
@@ -58,6 +61,8 @@ class RunLock:
             EnvironmentProblem: another process has it, and does not end.
             OSError: the folder cannot be written.
         """
+        if self.path.exists():
+            require_regular_file(self.path)
         file = self.path.open("a+", encoding="utf-8")
         try:
             is_supported = self._wait_for_lock(file, report, wait_seconds)
@@ -155,15 +160,6 @@ class RunLock:
                 continue  # the disk may be back at the next beat
 
 
-def holder_of(folder: Path) -> dict[str, Any]:
-    """Return `user`, `host`, `pid` and `since` of the process that a folder's lock names; empty without one."""
-    try:
-        with (folder / LOCK_FILE).open(encoding="utf-8") as file:
-            return _read(file)
-    except OSError:
-        return {}
-
-
 def _lock(file: TextIO) -> None:
     """Take the system's lock.
 
@@ -179,7 +175,7 @@ def _lock(file: TextIO) -> None:
 def _read(file: TextIO) -> dict[str, Any]:
     file.seek(0)
     try:
-        holder = parse_json(file.read())
+        holder = parse_json(file.read(MAX_HOLDER_BYTES))
     except ValueError:
         return {}
     if not isinstance(holder, dict) or not isinstance(holder.get("pid"), int):

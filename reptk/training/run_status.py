@@ -44,7 +44,8 @@ def write_status(folder: Path, status: str, **details: Any) -> None:
     """Write status.json, with the process that writes it and the time.
 
     Raises:
-        OSError: it cannot be written.
+        EnvironmentProblem: the disk is full.
+        OSError: it cannot be written for another reason.
     """
     content = {
         "status": status,
@@ -78,7 +79,7 @@ class RunStatus:
             step = read_status(self.folder).get("step", step)
         try:
             write_status(self.folder, status, step=step, **details)
-        except OSError as cause:
+        except (OSError, EnvironmentProblem) as cause:
             self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
 
     def checkpoint_written(self, step: int) -> None:
