@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from rich.table import Table
 from reptk import config
 from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import write_bytes
 
 EXAMPLES = """examples:
   python -m reptk.recipe --list
@@ -78,8 +78,9 @@ def _train(
     from reptk.training import run_folder
     from reptk.training.loop import train
 
-    if out is not None and (out / "recipe.toml").is_file():
-        # Before data and parts are built, which may take minutes.
+    is_single = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if out is not None and is_single and (out / "recipe.toml").is_file():
+        # Before data and parts are built, which may take minutes. Several ranks have to decide together.
         run_folder.check_same_recipe(recipe, out)
         if run_folder.is_complete(recipe, out) and not run_folder.lacks_report(recipe, out):
             run_folder.remove_leftovers_of_run(out)
@@ -243,7 +244,7 @@ def _copy(name: str) -> int:
     target = Path(source.name)
     if target.exists():
         raise UsageError(f"{target} exists already; remove it, or change to another folder")
-    shutil.copyfile(source, target)
+    write_bytes(target, source.read_bytes())
     print(f"{target}: change it, then python -m reptk.recipe {target}")
     return 0
 

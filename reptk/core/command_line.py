@@ -76,9 +76,7 @@ def run_command(command: Callable[[], int]) -> int:
             with handled_stop_signals():
                 return command()
         except ReptkError as error:
-            _print_error(error)
-            _report_to_torchrun(error)
-            return error.exit_code
+            return _report(error)
         except Stopped as stopped:
             return stopped.exit_code
         except KeyboardInterrupt:
@@ -88,23 +86,21 @@ def run_command(command: Callable[[], int]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except MemoryError as error:
-            problem = EnvironmentProblem(_OUT_OF_MEMORY.format(error or "an array was too large"))
-            _print_error(problem)
-            return problem.exit_code
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            problem = EnvironmentProblem(_OUT_OF_MEMORY.format(str(error).splitlines()[0]))
-            _print_error(problem)
-            return problem.exit_code
+            return _report(EnvironmentProblem(_OUT_OF_MEMORY.format(error or "an array was too large")))
         except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
-            problem = EnvironmentProblem(_describe(error))
-            _print_error(problem)
-            _report_to_torchrun(problem)
-            return problem.exit_code
+            return _report(EnvironmentProblem(_describe(error)))
         except Exception as error:
+            if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+                return _report(EnvironmentProblem(_OUT_OF_MEMORY.format(str(error).splitlines()[0])))
             _report_to_torchrun(error)
             raise
+
+
+def _report(error: ReptkError) -> int:
+    """Print an error, and return its exit code."""
+    _print_error(error)
+    _report_to_torchrun(error)
+    return error.exit_code
 
 
 def _report_to_torchrun(error: Exception) -> None:

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Logger:
     def write_metrics_to(self, path: Path, rows: int = 0) -> None:
         """Append to this file from now on, after its first `rows` lines; further ones are of steps that are done again."""
         self._metrics_file = path
+        self._unwritten_rows = []
         self.metrics_rows = rows
         if not self.writes or not (path.exists() or path.is_symlink()):
             return
@@ -91,8 +92,12 @@ class Logger:
         self._unwritten_rows = []
 
     def flush_metrics(self) -> None:
-        """Wait until the rows so far are on the disk."""
-        if self.writes and self._metrics_file is not None and self._metrics_file.is_file():
+        """Wait until the rows so far are on the disk; a disk that is full stops nothing."""
+        if not self.writes or self._metrics_file is None:
+            return
+        with suppress(OSError):
+            if self._unwritten_rows:
+                self._append_rows(self._metrics_file)
             with self._metrics_file.open("rb") as file:
                 os.fsync(file.fileno())
 

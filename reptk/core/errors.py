@@ -78,6 +78,9 @@ class NonFiniteStep(NumericalError):  # noqa: N818 - as NonFiniteValues
             return None
         return self.ranks[0]
 
+    is_agreed: bool = True
+    """False: other ranks may not know of it, and wait for this one."""
+
     def with_sentence(self, sentence: str) -> "NonFiniteStep":
         """Return the same error with a further sentence, e.g. which checkpoint is the last one before it."""
         return NonFiniteStep(f"{self}. {sentence}", step=self.step, ranks=self.ranks, samples=self.samples)

@@ -1,7 +1,11 @@
 """Locks of files between processes. The system releases the lock of a process that ends, however it ends."""
 
+import errno
 import os
 import socket
+
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""Errors of file systems without locks."""
 
 
 def try_lock(descriptor: int) -> bool | None:
@@ -18,8 +22,10 @@ def try_lock(descriptor: int) -> bool | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        return None
+    except OSError as cause:
+        if cause.errno in UNSUPPORTED:
+            return None
+        raise
     return True
 
 

@@ -68,6 +68,8 @@ def atomic_write(path: Path, *, needed_bytes: int | None = None) -> Iterator[Pat
     with explain_full_disk(path, needed_bytes=needed_bytes), _work_folder(target) as work:
         temporary = work / target.name
         yield temporary
+        if target.exists():
+            shutil.copymode(target, temporary)  # of a file that others may not read, say
         # Otherwise a crash of the system soon after the renaming could leave an empty file.
         flush_to_disk(temporary)
         temporary.replace(target)
@@ -102,9 +104,10 @@ def atomic_folder(path: Path, *, force: bool = False, needed_bytes: int | None =
         temporary.mkdir()
         yield temporary
         _flush_tree(temporary)
-        if target.exists():
+        if force and target.exists():
             _swap(temporary, target, work)
         else:
+            # Fails if another process has written a folder there meanwhile.
             temporary.rename(target)
         flush_to_disk(target.parent)
 
@@ -161,7 +164,9 @@ def holds_only(folder: Path, names: frozenset[str]) -> bool:
     if not folder.is_dir():
         return False
     leftovers = tuple(f".{name}." for name in names)
-    return all(path.name in names or path.name.startswith(leftovers) for path in folder.iterdir())
+    # Files that network file systems and desktops put into any folder.
+    foreign = (".nfs", ".DS_Store")
+    return all(path.name in names or path.name.startswith((*leftovers, *foreign)) for path in folder.iterdir())
 
 
 # What a writer does

@@ -40,6 +40,8 @@ def njit(function: Callable[..., Any], fastmath: Iterable[str] = REASSOCIATE) ->
     except (RuntimeError, OSError):
         # No cache folder is writable: every process compiles its own copy.
         return numba.njit(**options)(function)
+    if numba.config.DISABLE_JIT:
+        return dispatcher  # the function itself
     # numba looks for a writable folder once, and raises if the disk is full or the folder is locked later on.
     cache = dispatcher._cache
     cache.load_overload = _ignoring_io_errors(cache.load_overload)

@@ -36,8 +36,8 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """Raises `Stopped` in the main thread at the first signal, or only records it while signals are deferred.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, deferred or not. Signals that the process ignored when it was started
-    stay ignored, as by `nohup`. A forked process handles them as if this class did not exist.
+    Ctrl-C after a first signal raises KeyboardInterrupt at once, deferred or not. Signals that the process ignored when it
+    was started stay ignored, as by `nohup`. A forked process handles them as if this class did not exist.
     """
 
     def __init__(self) -> None:
@@ -83,8 +83,8 @@ class StopSignals:
             return
         now = time.monotonic()
         if self.received is not None:
-            is_second_interrupt = number == self.received == signal.SIGINT
-            if is_second_interrupt and now - self._received_at >= _shortest_repetition():
+            # After another signal, too: somebody waits for the process.
+            if number == signal.SIGINT and now - self._received_at >= _shortest_repetition():
                 raise KeyboardInterrupt
             return
         self.received = number
@@ -103,12 +103,12 @@ def handled_stop_signals() -> Iterator[StopSignals]:
 
     Inside another such block, it is that block's object. In another thread than the main one nothing is handled.
     """
-    if _active:
-        yield _active[0]
-        return
     signals = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
+        return
+    if _active:
+        yield _active[0]
         return
     signals.install()
     _active.append(signals)

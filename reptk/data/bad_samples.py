@@ -11,6 +11,7 @@ from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.csv_cells import escape_formula
+from reptk.core.errors import EnvironmentProblem
 from reptk.core.files import write_text
 from reptk.core.foreign_files import read_text
 from reptk.data.protocol import Data, Images, Split
@@ -59,12 +60,18 @@ class BadSamples:
         if self.folder is not None:
             where = f", listed in {self.folder / FILE}"
             if distributed.is_main():
-                write_text(self.folder / FILE, self._table())
+                self._write_table(self.folder / FILE)
         self.logger.line(f"skipped {format_count(len(new), 'image')} that cannot be read{where}:")
         for reason in new[:MAX_PRINTED]:
             self.logger.line(f"  {reason}")
         if len(new) > MAX_PRINTED:
             self.logger.line(f"  and {len(new) - MAX_PRINTED:,} more")
+
+    def _write_table(self, path: Path) -> None:
+        try:
+            write_text(path, self._table())
+        except (OSError, EnvironmentProblem) as cause:
+            self.logger.line(f"cannot write {path}: {cause}")  # the next update tries again
 
     def _unreadable(self, split: Split) -> dict[int, str]:
         unreadable = split.images.unreadable(torch.arange(len(split)))

@@ -85,10 +85,12 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
         summary = read_json(folder / SUMMARY_FILE)
         files = {}
         if summary["files"]:
-            lines = _unpacked(folder / FILES_FILE).decode("utf-8", "surrogateescape").splitlines()
+            lines = _unpacked(folder / FILES_FILE).decode("utf-8", "surrogateescape").split("\n")[:-1]
             for line in lines:
                 identity, _, name = line.partition(" ")
                 files[_unescaped(name)] = identity
+        if len(files) != summary["files"]:
+            return None
         return Fingerprint(dict(summary["splits"]), files, summary["check"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None

@@ -69,6 +69,10 @@ def _create_key() -> bytes | None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as stream:  # noqa: PTH123 - a descriptor
             stream.write(key)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if file.is_file() and file.stat().st_size != KEY_BYTES:
+            file.unlink()  # of a disk that was full
         try:
             os.link(temporary, file)  # fails if there is one already
         finally:

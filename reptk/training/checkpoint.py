@@ -7,16 +7,18 @@ state has the length and the SHA-256 that its manifest says.
 import hashlib
 import json
 import re
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 import reptk
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import atomic_folder, remove_folder, sha256_of, sweep_leftovers, write_text
-from reptk.core.foreign_files import read_json
+from reptk.core.foreign_files import UnsuitableFile, read_json, require_regular_file
 
 FORMAT = 1
 """Number of the layout of `state.pt`. A change that older files do not fit needs a higher one, and code that reads both."""
@@ -93,6 +95,27 @@ def load_newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def load(checkpoint: Path, wait_seconds: float = 60.0) -> Checkpoint:
+    """Read a checkpoint that another machine has just written or read.
+
+    Args:
+        checkpoint: its folder.
+        wait_seconds: how long to wait for a file system that shows new files late.
+
+    Raises:
+        DataError: it is damaged or missing.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            manifest = _read_manifest(checkpoint)
+            return Checkpoint(checkpoint, _read_state(checkpoint, manifest), manifest, [])
+        except _DamagedError as error:
+            if time.monotonic() >= deadline:
+                raise DataError(f"checkpoint {checkpoint}, which rank 0 has read, cannot be read: {error}") from error
+            time.sleep(1.0)
+
+
 def last_step(folder: Path) -> int:
     """Return the number of steps done at the newest checkpoint whose manifest can be read; 0 if there is none."""
     for path in _newest_first(folder):
@@ -163,17 +186,16 @@ class _HashingFile:
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
-    try:
+    with _damage_or_problem(checkpoint, "manifest.json"):
         manifest = read_json(checkpoint / "manifest.json")
-    except (OSError, ValueError) as cause:
-        raise _DamagedError(f"manifest.json cannot be read: {cause}") from cause
     if not isinstance(manifest, dict):
         raise _DamagedError("manifest.json is no table")
     for key in ("step", "bytes", "sha256"):
         if key not in manifest:
             raise _DamagedError(f"manifest.json lacks {key}")
-    if not isinstance(manifest["step"], int):
-        raise _DamagedError("manifest.json names no step")
+    for key in ("step", "ranks"):
+        if not isinstance(manifest.get(key, 0), int):
+            raise _DamagedError(f"{key} in manifest.json is no number")
     version = manifest.get("format", 0)
     if not isinstance(version, int) or version > FORMAT:
         raise DataError(
@@ -185,22 +207,43 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def _read_state(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     state_file = checkpoint / "state.pt"
-    try:
-        num_bytes = state_file.stat().st_size
+    with _damage_or_problem(checkpoint, "state.pt"):
+        num_bytes = require_regular_file(state_file)
         if num_bytes != manifest["bytes"]:
             raise _DamagedError(f"state.pt has {num_bytes:,} bytes, its manifest says {manifest['bytes']}")
         if sha256_of(state_file) != manifest["sha256"]:
             raise _DamagedError("the content of state.pt does not match its manifest")
-    except OSError as cause:
-        raise _DamagedError(f"state.pt cannot be read: {cause.strerror}") from cause
     try:
         state = torch.load(state_file, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):
+        raise
     except Exception as cause:
-        # Without torch's message, which advises to permit the execution of code.
-        raise _DamagedError(f"state.pt holds more than tensors and plain values ({type(cause).__name__})") from cause
+        # It is as it was written, so no older one is better. Without torch's message, which advises to permit code.
+        raise DataError(
+            f"{state_file} holds more than tensors and plain values ({type(cause).__name__}), so reptk has not written it"
+        ) from cause
     if not isinstance(state, dict):
         raise _DamagedError("state.pt holds no table")
     return state
+
+
+@contextmanager
+def _damage_or_problem(checkpoint: Path, name: str) -> Iterator[None]:
+    """Call what the block raises damage if it will not go away: a file that is missing, or that holds something else.
+
+    Raises:
+        _DamagedError: the file is damaged.
+        EnvironmentProblem: it cannot be read now, e.g. since a network file system is away, and may be intact.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, UnsuitableFile, ValueError) as cause:
+        reason = cause
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+        raise _DamagedError(f"{name} cannot be read: {reason}") from cause
+    except OSError as cause:
+        raise EnvironmentProblem(f"cannot read {checkpoint / name}: {cause.strerror}. Try again") from cause
 
 
 def _delete_others(folder: Path, newest: Path, keep: int) -> None:
@@ -222,11 +265,17 @@ def _delete_others(folder: Path, newest: Path, keep: int) -> None:
 def _newest_first(folder: Path) -> list[Path]:
     """Return the folders of checkpoints by their steps; of those of one step, the one that was written last comes first."""
     paths = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(paths, key=lambda path: (_step_of(path), path.name), reverse=True)
+    return sorted(paths, key=_step_and_number, reverse=True)
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("_")[1].split(".")[0])
+    return _step_and_number(checkpoint)[0]
+
+
+def _step_and_number(checkpoint: Path) -> tuple[int, int]:
+    """Return the step and which of several checkpoints of this step it is, from 0."""
+    step, _, number = checkpoint.name.removeprefix("step_").partition(".")
+    return int(step), int(number or 0)
 
 
 def _unused_path(folder: Path, name: str) -> Path:

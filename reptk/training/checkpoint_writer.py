@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.errors import EnvironmentProblem, NumericalError
 from reptk.training import checkpoint
 from reptk.training.health import check_finite_weights
 
 MAX_FAILED_WRITES = 3
-"""Checkpoints in a row that cannot be written before training stops. Until then the last whole one stands."""
+"""Checkpoints in a row that cannot be written before training stops. Until then the last one remains."""
 
 
 class CheckpointInterval(NamedTuple):
@@ -94,7 +94,10 @@ class CheckpointWriter:
 
     def mark_best(self, metric: str, value: float) -> None:
         """Let the last checkpoint, which is on disk, remain until there is a better one."""
-        checkpoint.mark_best(self.folder, self.last_step, metric, value)
+        try:
+            checkpoint.mark_best(self.folder, self.last_step, metric, value)
+        except (OSError, EnvironmentProblem) as cause:
+            self._warn(f"cannot mark the checkpoint of step {self.last_step} as the best: {cause}")
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk.
@@ -104,6 +107,18 @@ class CheckpointWriter:
             NumericalError: a weight is NaN or infinite.
         """
         self._collect(must_succeed=True)
+
+    def wait_or_warn(self) -> None:
+        """Wait until the last checkpoint is on disk, or print why it cannot be written."""
+        try:
+            self._collect()
+        except (EnvironmentProblem, NumericalError) as error:
+            self._warn(str(error))
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._pending is not None and not self._pending.done()
 
     def close(self) -> None:
         """Wait for the thread, whatever became of the last checkpoint."""
@@ -123,7 +138,7 @@ class CheckpointWriter:
                 raise EnvironmentProblem(problem) from cause
             self.last_step = None
             self._warn(
-                f"{problem}. Training goes on, and the checkpoint before it stands; the next one is tried as usual"
+                f"{problem}. Training continues, and the checkpoint before it remains; the next one is tried as usual"
             )
             return
         self._num_failed = 0
@@ -164,6 +179,13 @@ class NoCheckpoints:
 
     def wait(self) -> None:
         pass
+
+    def wait_or_warn(self) -> None:
+        pass
+
+    @property
+    def is_writing(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass

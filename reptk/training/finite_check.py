@@ -117,7 +117,9 @@ class FiniteCheck:
         record = CheckedStep(number, batch.index, loss, bad_rows, is_bad, reason=reason)
         self._reset()
         if not self.reads_after_forward:
-            return self._error(Findings.of_this_rank(record), number)
+            error = self._error(Findings.of_this_rank(record), number)
+            error.is_agreed = False
+            return error
         _any_rank(is_bad)
         return self._error(Findings.of_all_ranks(record, self.device), number)
 

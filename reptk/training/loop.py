@@ -23,6 +23,7 @@ from reptk.evaluate.results import headline
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
+from reptk.training.checkpoint import Checkpoint
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.epoch import EpochEnd
@@ -35,6 +36,8 @@ from reptk.training.rank_ends import RankEnds
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import check_same_ranks
 from reptk.training.state import RunState, restore
+
+DAY_SECONDS = 24 * 3600.0
 
 
 def train(
@@ -88,10 +91,13 @@ def train(
                 RankEnds(run.folder, 0, distributed.world_size()).clear()
             return run
 
+        # Hashes of all files (train.check_files=content) may take hours.
+        distributed.set_timeout(DAY_SECONDS, device)
         run = distributed.run_on_main(open_run)
+        distributed.set_timeout(distributed.LONG_TIMEOUT_SECONDS, device)
         if run.state == run_folder.COMPLETE:
             logger.line(f"already complete: {run.folder / 'results.json'}")
-            if run_folder.lacks_report(recipe, run.folder):
+            if distributed.run_on_main(lambda: run_folder.lacks_report(recipe, run.folder)):
                 write_report(parts, run.folder, logger)
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
@@ -141,6 +147,8 @@ def _train_in_folder(
         with explain_compiler_errors(recipe.train.compile):
             state = train_until_end(parts, state, process)
         process.save_and_wait(parts, state)
+        # In the last step a signal is only recorded.
+        signals.raise_if_received()
         # Before the evaluation, which may fail: what was trained is not lost.
         distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
         with logger.stages("trained encoder") as progress:
@@ -213,11 +221,12 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
                 is_stopping, is_time_due = process.flags.update(
                     process.signals.received is not None, process.writer.is_time_due()
                 )
-                if is_stopping or is_time_due or _is_checkpoint_due(parts, state, end_of_epoch):
+                must_save = is_stopping or state.step == settings.total_steps
+                if must_save or is_time_due or _is_checkpoint_due(parts, state, end_of_epoch):
                     if state.meter.unread_steps:
                         # A checkpoint holds no step whose loss was not checked.
                         _report_steps(parts, state, logger, progress)
-                    process.save(parts, state)
+                    process.save(parts, state, must_wait=must_save)
             if is_stopping:
                 raise Stopped(process.signals.received or signal.SIGTERM)
             if is_end_of_epoch:
@@ -298,15 +307,15 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
     """
     maximum = parts.settings.max_omitted_steps
     omitted = [*state.omitted_steps, error.step]
-    if len(omitted) > maximum:
-        # Without collectives, since another rank may not have the error.
-        process.writer.wait()
+    process.writer.wait_or_warn()
+    # Without collectives if another rank may not have the error.
+    is_of_all_ranks = error.is_agreed or distributed.world_size() == 1
+    if len(omitted) > maximum or not is_of_all_ranks:
         advice = f"The last checkpoint is that of step {checkpoint.last_step(process.folder / 'checkpoints')}"
         if not maximum:
             advice += "; train.max_omitted_steps=1 would go back to it and leave this step out"
         raise error.with_sentence(advice) from error
-    distributed.run_on_main(process.writer.wait)
-    saved = checkpoint.load_newest(process.folder / "checkpoints")
+    saved = _load_newest_of_rank_0(process.folder / "checkpoints")
     if saved is None:
         raise error
     step = saved.manifest["step"]
@@ -328,12 +337,12 @@ def _restore_newest(
         The state, and whether there was a checkpoint.
     """
     settings, logger = parts.settings, status.logger
-    saved = checkpoint.load_newest(run.folder / "checkpoints")
+    saved = _load_newest_of_rank_0(run.folder / "checkpoints")
     for line in run_folder.lost_checkpoints(run.folder, saved):
         logger.line(line)
     if saved is None:
         return RunState(), False
-    ranks_before = saved.manifest.get("ranks", distributed.world_size())
+    ranks_before = int(saved.manifest.get("ranks", distributed.world_size()))
     note = check_same_ranks(ranks_before, distributed.world_size(), parts.method, allow, settings.drop_path)
     if note is not None:
         logger.line(f"note: {note}")
@@ -342,6 +351,23 @@ def _restore_newest(
     if settings.epochs != run.recorded_epochs:
         logger.line(_new_length_message(parts, state, run.recorded_epochs, schedule))
     return state, True
+
+
+def _load_newest_of_rank_0(checkpoints: Path) -> Checkpoint | None:
+    """Read the newest intact checkpoint; all ranks that which rank 0 chooses, since they may see the folder at other times."""
+    newest: Checkpoint | None = None
+
+    def choose() -> Checkpoint | None:
+        nonlocal newest
+        newest = checkpoint.load_newest(checkpoints)
+        if newest is None:
+            return None
+        return newest._replace(state={})
+
+    chosen = distributed.run_on_main(choose)
+    if chosen is None or distributed.is_main():
+        return newest
+    return checkpoint.load(chosen.path)
 
 
 def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) -> CheckpointWriter | NoCheckpoints:
@@ -394,8 +420,6 @@ def _is_checkpoint_due(parts: Parts, state: RunState, end_of_epoch: EpochEnd) ->
     """Whether to save after this step, whatever the time."""
     settings = parts.settings
     if settings.checkpoint_interval.is_due(state.step, settings.steps_per_epoch):
-        return True
-    if state.step == settings.total_steps:
         return True
     # An evaluation may take long, and so be where a run is stopped.
     return state.step % settings.steps_per_epoch == 0 and end_of_epoch.has_evaluation

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reptk.core.device import Precision
-from reptk.core.errors import NumericalError
+from reptk.core.errors import DataError, NumericalError
 
 MIN_SCALE = 1e-4
 """Scale at which a run stops. From torch's first scale, 65,536, it is some thirty skipped steps away."""
@@ -30,6 +30,7 @@ class ScaledOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer, precision: Precision, device: torch.device) -> None:
         self.optimizer = optimizer
         self.skipped_steps = 0
+        self._is_state_untried = False
         self.is_scaling = precision == "fp16"
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.is_scaling)
 
@@ -68,19 +69,35 @@ class ScaledOptimizer:
 
         Raises:
             NumericalError: gradients overflow however small the scale is.
+            DataError: the optimizer cannot use the state that was restored.
         """
-        if is_bad is None:
-            self._scaler.step(self.optimizer)
-        else:
-            # The attribute by which `torch.amp.GradScaler` tells fused optimizers the same.
-            self.optimizer.found_inf = is_bad.float()
-            try:
-                self.optimizer.step()
-            finally:
-                del self.optimizer.found_inf
+        try:
+            self._step_optimizer(is_bad)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as cause:
+            if not self._is_state_untried:
+                raise
+            # Optimizers look at their state when they use it.
+            raise DataError(
+                f"the checkpoint is damaged: {type(self.optimizer).__name__} cannot use its state ({cause}). Train again, with "
+                "another --out"
+            ) from cause
+        self._is_state_untried = False
         self.optimizer.zero_grad()
         if self.is_scaling:
             self._update_scale()
+
+    def _step_optimizer(self, is_bad: Tensor | None) -> None:
+        if is_bad is None:
+            self._scaler.step(self.optimizer)
+            return
+        # The attribute by which `torch.amp.GradScaler` tells fused optimizers the same.
+        self.optimizer.found_inf = is_bad.float()
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
 
     def _update_scale(self) -> None:
         before = self.scale
@@ -102,6 +119,7 @@ class ScaledOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the scale of a checkpoint; a run that had another precision until now begins with torch's first scale."""
         self.skipped_steps = state["skipped_steps"]
+        self._is_state_untried = True
         if self.is_scaling and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
 

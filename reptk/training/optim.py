@@ -135,3 +135,26 @@ def learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """The scheduled learning rate as it is now, without the factor `lr_scale` that a parameter group may have."""
     group = optimizer.param_groups[0]
     return group["lr"] / group.get("lr_scale", 1.0)
+
+
+def check_state_of_fused(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Check the saved state of a fused optimizer, whose kernels trust the shapes: others could overwrite memory.
+
+    Args:
+        optimizer: that will load the state; nothing is checked unless it is fused.
+        saved: its state dict.
+
+    Raises:
+        ValueError: a tensor has another shape than its weight, and is no count of steps; or there is something else.
+    """
+    if not optimizer.defaults.get("fused"):
+        return
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, entries in saved["state"].items():
+        for name, value in entries.items():
+            if value is None:
+                continue  # the momentum of SGD before its first step
+            expected = torch.Size() if name == "step" else weights[number].shape
+            is_dense = value.is_floating_point() and value.layout is torch.strided
+            if not is_dense or value.shape != expected:
+                raise ValueError(f"the state {name} of the optimizer has another shape than its weight")

@@ -32,8 +32,16 @@ class RunProcess:
     bad_samples: BadSamples
     flags: SharedFlags
 
-    def save(self, parts: Parts, state: RunState) -> None:
-        """Write a checkpoint in the background."""
+    def save(self, parts: Parts, state: RunState, *, must_wait: bool = True) -> None:
+        """Write a checkpoint in the background.
+
+        Args:
+            parts: the run's.
+            state: the run's.
+            must_wait: wait if the one before is still being written; otherwise, on a slow disk, there is none of this step.
+        """
+        if self.writer.is_writing and not must_wait:
+            return
         self.logger.flush_metrics()
         state.metrics_rows = self.logger.metrics_rows
         self.writer.save(state.step, checkpoint_content(parts, state))
@@ -46,6 +54,10 @@ class RunProcess:
 
     def mark_best(self, parts: Parts, state: RunState, metric: str, value: float) -> None:
         """Keep a checkpoint of this step if its value is the best so far."""
-        if self.writer.is_best(metric, value):
-            self.save_and_wait(parts, state)
+        if not self.writer.is_best(metric, value):
+            return
+        if self.writer.last_step != state.step:
+            self.save(parts, state)
+        self.writer.wait_or_warn()
+        if self.writer.last_step == state.step:
             self.writer.mark_best(metric, value)

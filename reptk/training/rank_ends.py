@@ -1,5 +1,6 @@
 """How the processes of a run on several ranks ended: which of them failed first, and which ended without a message."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -56,7 +57,7 @@ class RankEnds:
         """Write how this rank ends."""
         try:
             self.folder.mkdir(exist_ok=True)
-            content = {"kind": kind, "reason": reason, "time": time.time()}
+            content = {"job": _job(), "kind": kind, "reason": reason, "time": time.time()}
             write_text(self.folder / f"{self.rank}.json", json_text(content))
         except (OSError, EnvironmentProblem):
             return  # the disk that fails is the reason, which this rank prints
@@ -76,10 +77,17 @@ class RankEnds:
         for rank in range(self.world_size):
             try:
                 content = read_json(self.folder / f"{rank}.json")
+                if content["job"] != _job():
+                    continue  # of a process of an earlier job that has ended since
                 ends[rank] = RankEnd(str(content["kind"]), str(content["reason"]), float(content["time"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return ends
+
+
+def _job() -> str:
+    """Return what distinguishes the processes of this start of torchrun from those of another."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.environ.get('MASTER_PORT')}"
 
 
 def is_lost_connection(error: BaseException) -> bool:

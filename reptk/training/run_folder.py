@@ -205,8 +205,10 @@ def remove_leftovers_of_run(folder: Path) -> None:
         lock.acquire(lambda text: None, wait_seconds=0)
     except (EnvironmentProblem, OSError):
         return  # e.g. no right to write
-    _sweep(folder)
-    lock.release()
+    try:
+        _sweep(folder)
+    finally:
+        lock.release()
 
 
 def _sweep(folder: Path) -> None:

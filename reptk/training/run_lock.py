@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,6 +31,9 @@ WAIT_SECONDS = 15.0
 """How long a start waits for a process that is about to end, e.g. since its launcher was killed."""
 
 POLL_SECONDS = 0.25
+
+RACE_SECONDS = 2.0
+"""After which a process that took a folder over looks whether another one did so at the same time."""
 
 MAX_HOLDER_BYTES = 10_000
 
@@ -62,12 +66,18 @@ class RunLock:
         file = self.path.open("a+", encoding="utf-8")
         try:
             is_supported = self._wait_for_lock(file, report, wait_seconds)
-            self._check_holder(file, report, is_lock_supported=is_supported)
+            is_free = self._check_holder(file, report, wait_seconds, is_lock_supported=is_supported)
+            self._write_holder(file)
+            if not is_free:
+                # Another process may have waited as long, where locks are not shared between machines.
+                time.sleep(RACE_SECONDS)
+                holder = _read(file)
+                if (holder.get("host"), holder.get("pid")) != (machine_name(), os.getpid()):
+                    raise EnvironmentProblem(self._in_use(holder))
         except BaseException:
             file.close()
             raise
         self._file = file
-        self._write_holder(file)
         threading.Thread(target=self._renew, name="reptk-lock", daemon=True).start()
 
     def release(self) -> None:
@@ -75,7 +85,8 @@ class RunLock:
         self._released.set()
         if self._file is not None:
             # No holder: the next process need not wait for a heartbeat.
-            self._file.truncate(0)
+            with suppress(OSError):
+                self._file.truncate(0)
             self._file.close()
             self._file = None
 
@@ -101,30 +112,35 @@ class RunLock:
                 is_first = False
             time.sleep(POLL_SECONDS)
 
-    def _check_holder(self, file: TextIO, report: Callable[[str], None], *, is_lock_supported: bool) -> None:
-        """Return when the process that the file names has ended.
+    def _check_holder(
+        self, file: TextIO, report: Callable[[str], None], wait_seconds: float, *, is_lock_supported: bool
+    ) -> bool:
+        """Return when the process that the file names has ended: whether that is certain.
 
         Raises:
-            EnvironmentProblem: it has not.
+            EnvironmentProblem: it has not, or there is no time to wait for a sign of it.
         """
         holder = _read(file)
         if not holder:
-            return
+            return is_lock_supported
         if holder.get("host") == machine_name():
             # The system's lock is reliable among the processes of one machine.
             if not is_lock_supported and holder["pid"] != os.getpid() and is_alive(holder["pid"]):
                 raise EnvironmentProblem(self._in_use(holder))
-            return
+            return is_lock_supported
         last_beat = self.path.stat().st_mtime
         # A difference much larger than that between the clocks of two machines.
         if time.time() - last_beat > LONG_AGO_SECONDS:
-            return
+            return True
+        if not wait_seconds:
+            raise EnvironmentProblem(self._in_use(holder))
         report(f"{self._in_use(holder)}; waiting up to {STALE_SECONDS:.0f} s for a sign of it")
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
             if self.path.stat().st_mtime != last_beat:
                 raise EnvironmentProblem(self._in_use(_read(file) or holder))
             time.sleep(POLL_SECONDS)
+        return False
 
     def _in_use(self, holder: dict[str, Any]) -> str:
         who = "another process"

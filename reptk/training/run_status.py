@@ -63,13 +63,16 @@ class RunStatus:
     Args:
         folder: the run's.
         logger: where to say that the file cannot be written, which stops no run.
-        step: of the checkpoint that the run goes on from.
+
+    Attributes:
+        step: of the last checkpoint.
     """
 
-    def __init__(self, folder: Path, logger: Logger, step: int = 0) -> None:
+    def __init__(self, folder: Path, logger: Logger) -> None:
         self.folder = folder
         self.logger = logger
-        self.step = step
+        # Whatever ends this process before it has read a checkpoint must not say that nothing is saved.
+        self.step = read_status(folder).get("step", 0)
 
     def set(self, status: str, **details: Any) -> None:
         """Write the status and the step that is saved."""
@@ -112,7 +115,9 @@ def recorded_status(status: RunStatus, signals: StopSignals, resume_command: str
 def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_command: str) -> BaseException:
     """Write how a run ended that did not finish, and return the error to raise."""
     if isinstance(error, Stopped):
-        _record_stop(status, ends, error)
+        failure = _record_stop(status, ends, error)
+        if failure is not None:
+            return EnvironmentProblem(f"rank {failure[0]}: {failure[1]}")
         status.logger.line(f"stopped by {error.signal_name}; step {status.step} is saved. To go on: {resume_command}")
         return error
     if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
@@ -142,13 +147,13 @@ def _record_failure(status: RunStatus, error: BaseException, reason: str) -> Non
     status.set("failed", **details)
 
 
-def _record_stop(status: RunStatus, ends: RankEnds, stopped: Stopped) -> None:
+def _record_stop(status: RunStatus, ends: RankEnds, stopped: Stopped) -> tuple[int, str] | None:
+    """Record that a signal has stopped this rank. Returns the failure of another one for which torchrun has sent it, if any."""
     if ends.world_size == 1:
         status.set("preempted", signal=stopped.signal_name)
-        return
-    # torchrun stops the other ranks by a signal when one fails, too.
+        return None
     ends.record(STOPPED, stopped.signal_name)
-    _record_ends_of_all(status, ends)
+    return _record_ends_of_all(status, ends)
 
 
 def _lost(status: RunStatus, ends: RankEnds, error: BaseException) -> EnvironmentProblem:

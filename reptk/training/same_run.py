@@ -90,6 +90,8 @@ def check_same_data(now: Fingerprint, folder: Path, allowed: Collection[str]) ->
     if before is None:
         return f"{folder} does not say which data it was started with, so it is not known whether the data has changed"
     lines = differences(before, now)
+    if not lines and before.check != now.check:
+        return f"the files are not compared, since train.check_files was {before.check} until now; from here they are"
     if not lines:
         return None
     listed = "\n  ".join(lines)
@@ -131,8 +133,9 @@ def check_same_ranks(
             f"{format_count(num_norms, 'BatchNorm layer')} normalize the images of each rank by themselves "
             "(train.sync_batchnorm=true, over all)"
         )
-    if drop_path:
-        reasons.append("stochastic depth (encoder.drop_path) is drawn for each rank")
+    has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in method.modules())
+    if drop_path or has_dropout:
+        reasons.append("dropout or stochastic depth is drawn for each rank")
     if not reasons:
         return f"{change}: the global batches stay the same, and the weights equal those of {before} up to rounding"
     if "ranks" in allowed:

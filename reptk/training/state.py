@@ -6,8 +6,8 @@ from typing import Any
 from reptk.core.errors import DataError
 from reptk.evaluate import Evaluation
 from reptk.training.build import Parts, Settings
-from reptk.training.checkpoint_check import check_optimizer_state
 from reptk.training.meters import StepClock, StepMeter
+from reptk.training.optim import check_state_of_fused
 
 CHECKPOINT_KEYS = (
     "step",
@@ -90,12 +90,12 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     # The evaluators, views and the loader have no state.
     try:
         parts.method.load_state_dict(saved["method"])
-        check_optimizer_state(parts.optimizer, saved["optimizer"])
+        check_state_of_fused(parts.optimizer, saved["optimizer"])
         parts.optimizer.load_state_dict(saved["optimizer"])
         parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
         baselines = {str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()}
         return _plain_state(parts, saved, baselines)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as cause:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:
         raise DataError(
             f"the checkpoint does not fit what the recipe builds: {cause}. Train again, with another --out"
         ) from cause

@@ -365,3 +365,22 @@ def test_links_in_a_circle_stay(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("folder")
     assert real_path(tmp_path / "link" / "a") == tmp_path.resolve() / "folder" / "a"
     assert real_path(tmp_path / "circle").name == "circle"
+
+
+def test_a_folder_that_another_process_has_written_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def write_while_another_one_does() -> None:
+        with atomic_folder(tmp_path / "index") as temporary:
+            (temporary / "file").write_text("mine")
+            (tmp_path / "index").mkdir()
+            (tmp_path / "index" / "file").write_text("theirs")
+
+    with pytest.raises(OSError, match="not empty"):
+        write_while_another_one_does()
+    assert (tmp_path / "index" / "file").read_text() == "theirs"
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("old")
+    (tmp_path / "secret").chmod(0o600)
+    write_text(tmp_path / "secret", "new")
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600

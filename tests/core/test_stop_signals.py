@@ -49,6 +49,13 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
         assert type(interrupt.value) is KeyboardInterrupt
 
 
+def test_ctrl_c_after_another_signal_stops_at_once() -> None:
+    with handled_stop_signals() as signals, signals.deferred():
+        send("SIGTERM")
+        with pytest.raises(KeyboardInterrupt):
+            send("SIGINT")
+
+
 def test_one_ctrl_c_under_torchrun_arrives_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with handled_stop_signals() as signals, signals.deferred():
@@ -72,12 +79,12 @@ def test_nested_blocks_share_one_object_and_threads_have_their_own() -> None:
         with handled_stop_signals() as signals:
             of_thread.append(signals)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
     with handled_stop_signals() as outer, handled_stop_signals() as inner:
         assert inner is outer
-    assert of_thread[0].received is None
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert of_thread[0] is not outer
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -37,7 +37,7 @@ def test_a_fingerprint_is_read_as_it_was_written(root: Path, tmp_path: Path) -> 
 
 
 def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
-    names = ["a\nb.png", "back\\slash\\n.png", os.fsdecode(b"caf\xe9.png"), "two words.png"]
+    names = ["a\nb.png", "back\\slash\\n.png", os.fsdecode(b"caf\xe9.png"), "two words.png", "a\u2028b\x85c\x0b.png"]
     written = Fingerprint({}, dict.fromkeys(names, "1,2"), "stat")
     write_fingerprint(written, tmp_path)
     assert read_fingerprint(tmp_path) == written

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import reptk
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.files import LOCK_FILE
+from reptk.core.files import LOCK_FILE, sha256_of
 from reptk.training.build import build, load_data
 from reptk.training.checkpoint import best_value, last_step, load_newest, mark_best, save
+from reptk.training.run_status import write_status
 from reptk.training.state import restore
-from tiny_runs import tiny
+from tiny_runs import run_silently, tiny
 
 SaveFunction = Callable[[Path, int, dict[str, Any]], object]
 
@@ -260,7 +262,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list": (lambda folder: (folder / "manifest.json").write_text("[1]"), "is no table"),
     "no step": (
         lambda folder: (folder / "manifest.json").write_text('{"step": "2", "bytes": 1, "sha256": ""}'),
-        "names no step",
+        "step in manifest.json is no number",
     ),
 }
 
@@ -282,6 +284,32 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_read(damage: str
     with pytest.raises(DataError, match=r"no checkpoint in .* is whole") as error:
         load_newest(tmp_path)
     assert str(error.value).count("is damaged") == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system is away, or there is no memory: an older one must not take its place."""
+    for step in (1, 2):
+        save(tmp_path, step, state(step))
+    for error, expected in ((OSError(116, "Stale file handle"), EnvironmentProblem), (MemoryError(), MemoryError)):
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "load", fail)
+            patch.setattr("reptk.training.checkpoint.sha256_of", fail if isinstance(error, OSError) else sha256_of)
+            with pytest.raises(expected):
+                load_newest(tmp_path)
+    assert load_newest(tmp_path).manifest["step"] == 2
+
+
+def test_checkpoints_of_one_step_are_ordered_by_number(tmp_path: Path) -> None:
+    for _ in range(12):
+        newest = save(tmp_path, 1, state(1), keep=20)
+    assert newest.name == "step_00000001.11"
+    assert load_newest(tmp_path).path == newest
 
 
 def test_a_checkpoint_of_a_newer_reptk_is_refused(tmp_path: Path) -> None:
@@ -318,3 +346,39 @@ def test_a_checkpoint_of_another_version_is_refused() -> None:
     parts = build(recipe, load_data(recipe), torch.device("cpu"))
     with pytest.raises(DataError, match="written by another version of reptk"):
         restore(parts, {"step": 3, "method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
+
+
+@pytest.mark.parametrize("damage", ["shape", "type", "option", "missing entry"])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_a_state_that_the_optimizer_cannot_use_is_refused(name: str, damage: str, tmp_path: Path) -> None:
+    """By the first step at the latest. Kernels of fused optimizers do not look at shapes."""
+    recipe = tiny(f"optim.name={name}", "train.report=false", "train.baselines=false")
+    run_silently(recipe, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000006")
+    write_status(tmp_path, "running", step=3)
+    saved = load_newest(tmp_path / "checkpoints").state
+    first = saved["optimizer"]["state"][0]
+    if damage == "shape":
+        first["exp_avg"] = torch.zeros(7)
+    elif damage == "type":
+        first["exp_avg"] = "often"
+    elif damage == "option":
+        saved["optimizer"]["param_groups"][0]["betas"] = "often"
+    else:
+        del first["exp_avg"]
+    save(tmp_path / "checkpoints", saved["step"], saved)
+    with pytest.raises(DataError, match=r"the checkpoint (is damaged|does not fit)"):
+        run_silently(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adafactorbv", "muon", "lamb", "lars", "lion"])
+def test_states_of_all_kinds_of_optimizers_are_restored(name: str, tmp_path: Path) -> None:
+    """Factored moments, several kinds of state in one optimizer."""
+    recipe = tiny(f"optim.name={name}", "train.report=false", "train.baselines=false", "encoder.backbone=test_vit")
+    run_silently(recipe, tmp_path / "whole")
+    run_silently(recipe, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_00000006")
+    write_status(tmp_path / "resumed", "running", step=3)
+    run_silently(recipe, tmp_path / "resumed")
+    weights = [load_file(tmp_path / run / "model" / "encoder.safetensors") for run in ("whole", "resumed")]
+    assert are_equal(*weights)

@@ -98,7 +98,7 @@ def test_training_goes_on_without_a_few_checkpoints_and_stops_without_many(
         written.writer.save(step, state())
     assert len(written.lines) == 2
     assert written.lines[0] == (
-        f"cannot save a checkpoint in {tmp_path}: the disk is full. Training goes on, and the checkpoint before it stands; "
+        f"cannot save a checkpoint in {tmp_path}: the disk is full. Training continues, and the checkpoint before it remains; "
         "the next one is tried as usual"
     )
     assert load_newest(tmp_path).manifest["step"] == 1

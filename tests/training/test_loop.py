@@ -1,6 +1,7 @@
 """Whole runs: the files they leave, what they print and log, and what stops them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from reptk.models.encoder import Encoder
 from reptk.training import loop
 from reptk.training.build import Parts
 from reptk.training.loop import train
-from reptk.training.run_status import read_status
+from reptk.training.run_status import read_status, write_status
 from tiny_runs import (
     are_equal,
     exported_weights,
@@ -75,6 +76,19 @@ def test_folder_with_a_run_is_not_overwritten(reference_run: Path) -> None:
     with pytest.raises(UsageError, match="was started with another recipe"):
         run_silently(tiny("loss.k1=3"), reference_run)
     assert before == {path: path.read_bytes() for path in reference_run.rglob("*") if path.is_file()}
+
+
+def test_a_run_whose_checkpoints_are_gone_never_begins_anew(reference_run: Path, tmp_path: Path) -> None:
+    """However often it is started."""
+    folder = tmp_path / "run"
+    shutil.copytree(reference_run, folder)
+    write_status(folder, "running", step=6)
+    shutil.rmtree(folder / "checkpoints")
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(DataError, match="says that step 6 was saved, but there is no checkpoint"):
+            run_silently(tiny(), folder)
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_run_writes_a_report(reference_run: Path) -> None:

@@ -88,6 +88,7 @@ def test_a_silent_process_of_another_machine_is_waited_for(tmp_path: Path, monke
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 0.5)
     written_by(tmp_path, host="elsewhere", pid=1)
     lines: list[str] = []
+    monkeypatch.setattr(run_lock, "RACE_SECONDS", 0.0)
     lock = RunLock(tmp_path)
     lock.acquire(lines.append)
     lock.release()
@@ -99,11 +100,27 @@ def test_a_process_of_another_machine_that_shows_signs_of_life_has_the_folder(
 ) -> None:
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 30.0)
     path = written_by(tmp_path, host="elsewhere", pid=1)
-    timer = threading.Timer(0.5, lambda: os.utime(path, (time.time() + 1, time.time() + 1)))
-    timer.start()
+    # As soon as this process waits.
+    monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: os.utime(path, (time.time() + 1, time.time() + 1)))
     with pytest.raises(EnvironmentProblem, match="on elsewhere"):
-        acquire(tmp_path)
-    timer.join()
+        acquire(tmp_path, wait_seconds=1)
+
+
+def test_a_start_that_does_not_wait_leaves_the_folder_to_another_machine(tmp_path: Path) -> None:
+    written_by(tmp_path, host="elsewhere", pid=1)
+    with pytest.raises(EnvironmentProblem, match="on elsewhere"):
+        acquire(tmp_path, wait_seconds=0)
+
+
+def test_of_two_processes_that_waited_for_a_third_one_gets_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where locks are not shared between machines."""
+    monkeypatch.setattr(run_lock, "STALE_SECONDS", 0.0)
+    written_by(tmp_path, host="elsewhere", pid=1)
+    monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: written_by(tmp_path, host="third", pid=7))
+    with pytest.raises(EnvironmentProblem, match="process 7 of ann on third"):
+        acquire(tmp_path, wait_seconds=1)
 
 
 def test_a_process_that_was_seen_long_ago_is_not_waited_for(tmp_path: Path) -> None:
@@ -116,6 +133,7 @@ def test_without_locks_of_the_system_a_living_process_has_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_lock, "try_lock", lambda descriptor: None)
+    monkeypatch.setattr(run_lock, "RACE_SECONDS", 0.0)
     written_by(tmp_path, host=socket.gethostname(), pid=os.getppid())
     with pytest.raises(EnvironmentProblem, match=f"process {os.getppid()}"):
         acquire(tmp_path)
