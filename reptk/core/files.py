@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.disk_space import WORK_SUFFIX, explain_full_disk
+from reptk.core.file_locks import is_alive, machine_name, try_lock
 
 LOCK_FILE = ".reptk-lock"
 REPLACED = ".reptk-replaced"
@@ -191,8 +192,8 @@ def _create_work_folder(target: Path) -> tuple[Path, int]:
             continue  # another writer swept the folder before it was locked
         # Only needed where there are no locks. A disk may be full already.
         with suppress(OSError):
-            os.write(lock, f"{_machine()} {os.getpid()}".encode())
-        if _try_lock(lock) is not False and (work / LOCK_FILE).exists():
+            os.write(lock, f"{machine_name()} {os.getpid()}".encode())
+        if try_lock(lock) is not False and (work / LOCK_FILE).exists():
             return work, lock
         os.close(lock)
 
@@ -288,41 +289,13 @@ def _sweep_one(work: Path, target: Path) -> None:
 
 def _is_abandoned(work: Path, lock: int) -> bool:
     """Return whether the writer of a hidden folder is dead. If so, this process holds its lock."""
-    is_locked = _try_lock(lock)
+    is_locked = try_lock(lock)
     if is_locked is not None:
         return is_locked
     machine, _, process = os.read(lock, 1000).decode("utf-8", "replace").rpartition(" ")
-    if machine == _machine() and process.isdecimal():
-        return not _is_alive(int(process))
+    if machine == machine_name() and process.isdecimal():
+        return not is_alive(int(process))
     return time.time() - work.stat().st_mtime > UNLOCKED_SECONDS
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """Lock an open file; False if another process has locked it, None if the system or its file system has no locks.
-
-    The system releases the lock of a process that ends, however it ends.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
-    return True
 
 
 def _remove(work: Path) -> None:
@@ -344,11 +317,6 @@ def _work_prefix(target: Path) -> str:
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     return f".{name}."
-
-
-def _machine() -> str:
-    """Return the name of this machine."""
-    return os.uname().nodename if sys.platform != "win32" else os.environ.get("COMPUTERNAME", "")
 
 
 def _is_stream(path: Path) -> bool:

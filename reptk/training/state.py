@@ -112,7 +112,7 @@ def _plain_state(parts: Parts, saved: dict[str, Any], baselines: dict[str, Evalu
     return RunState(
         step=step,
         clock=StepClock(float(saved["seconds"])),
-        meter=StepMeter(int(saved["steps_without_positives"]), saved["loss"]),
+        meter=StepMeter(int(saved["steps_without_positives"]), float(saved["loss"])),
         baselines=baselines,
         unfinished_epoch=unfinished_epoch,
         metrics_rows=max(0, int(saved["metrics_rows"])),
