@@ -125,7 +125,7 @@ def execute(line: Sequence[str], folder: Path) -> Process:
     """Run a command line in a process that imports everything anew, as a shell starts it."""
 
     def call() -> int:
-        os.execvpe(line[0], list(line), dict(os.environ))  # noqa: S606 - the command itself, without a shell
+        os.execvpe(line[0], list(line), dict(os.environ))
 
     return _start(call, folder, {})
 

@@ -44,7 +44,9 @@ def test_every_fault_in_resuming_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_starved_and_changed_runs_and_killed_commands_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    process = chaos(tmp_path, "--only kills commands disk starts workers data --kills 6 --executed 0 --pairs 3 --stride 5")
+    process = chaos(
+        tmp_path, "--only kills commands disk starts workers data --kills 6 --executed 0 --pairs 3 --stride 5"
+    )
     assert process.returncode == 0, process.stdout + process.stderr
 
 
