@@ -131,16 +131,21 @@ def _command(bench: Bench, stride: int, name: str, arguments: list[str], target:
             problems.append(f"the same command fails with {process.exit_code}: {process.last_line()}")
         elif _content(case.folder / target) != expected:
             problems.append("it ends in something else")
-        case_files = {target, *(path.name for path in template.folder.iterdir())}
-        left_over = {path.name for path in case.folder.iterdir()} - case_files
-        if left_over:
-            problems.append(f"left over: {', '.join(sorted(left_over))}")
-        left_over = {str(path.relative_to(case.folder)) for path in (case.folder / "tmp").rglob("*")}
-        if left_over:
-            problems.append(f"left over: {', '.join(sorted(left_over))}")
+        problems += _leftovers(case, target, template)
         _record(bench, row, case, log, problems)
     row.seconds = time.monotonic() - start
     return row
+
+
+def _leftovers(case: Case, target: str, template: Case) -> list[str]:
+    """Return what a command has left next to its target, hidden in it, or among temporary files."""
+    expected = {target, *(path.name for path in template.folder.iterdir())}
+    left_over = {path.name for path in case.folder.iterdir()} - expected
+    for folder, pattern in ((case.folder / target, ".*"), (case.folder / "tmp", "*")):
+        left_over |= {str(path.relative_to(case.folder)) for path in folder.glob(pattern)}
+    if not left_over:
+        return []
+    return [f"left over: {', '.join(sorted(left_over))}"]
 
 
 def _prepared(bench: Bench, prepare: list[list[str]]) -> Case:
@@ -177,7 +182,7 @@ def _content(target: Path) -> object:
         index = Index.open(target, verify=True)
         return _rows(index.embeddings)
     if target.is_dir():
-        files = sorted(path.name for path in target.iterdir())
+        files = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
         return files, json.loads((target / "results.json").read_text())["metrics"]
     return _rows(Embeddings.load(target))
 

@@ -32,7 +32,7 @@ def shift_data() -> None:
             arguments = tuple(argument + 1 for argument in arguments)
         return batches(self, first, *arguments)
 
-    Loader.batches = shifted
+    _replace(Loader, "batches", shifted)
 
 
 def skip_key() -> None:
@@ -50,15 +50,15 @@ def skip_key() -> None:
         parts.method.state_dict()[name].copy_(initial)
         return state
 
-    loop.restore = restore_all_but_one
+    _replace(loop, "restore", restore_all_but_one)
 
 
 def restart_from_zero() -> None:
     """The checkpoints are ignored: the end is the same, and the work is lost."""
     from reptk.training import checkpoint, run_folder
 
-    checkpoint.load_newest = lambda folder: None
-    run_folder.check_nothing_is_lost = lambda folder: None
+    _replace(checkpoint, "load_newest", lambda folder: None)
+    _replace(run_folder, "lost_checkpoints", lambda folder, newest: [])
 
 
 def leave_file() -> None:
@@ -72,7 +72,7 @@ def leave_file() -> None:
         (folder.parent / ".metrics.jsonl.tmp").touch()
         return target
 
-    checkpoint.save = save_and_leave
+    _replace(checkpoint, "save", save_and_leave)
 
 
 def leave_temporary_file() -> None:
@@ -86,7 +86,7 @@ def keep_all_checkpoints() -> None:
     """Old checkpoints are not deleted."""
     from reptk.training import checkpoint
 
-    checkpoint._delete_others = lambda *arguments: None
+    _replace(checkpoint, "_delete_others", lambda *arguments: None)
 
 
 def drop_row() -> None:
@@ -98,7 +98,7 @@ def drop_row() -> None:
     def write_fewer(self: Logger, path: Path, rows: int = 0) -> None:
         write(self, path, max(0, rows - 1))
 
-    Logger.write_metrics_to = write_fewer
+    _replace(Logger, "write_metrics_to", write_fewer)
 
 
 def repeat_rows() -> None:
@@ -110,14 +110,14 @@ def repeat_rows() -> None:
     def write_more(self: Logger, path: Path, rows: int = 0) -> None:
         write(self, path, rows + 1000)
 
-    Logger.write_metrics_to = write_more
+    _replace(Logger, "write_metrics_to", write_more)
 
 
 def ignore_lock() -> None:
     """Two processes train in one folder."""
     from reptk.training.run_lock import RunLock
 
-    RunLock.acquire = lambda self, *arguments, **options: None
+    _replace(RunLock, "acquire", lambda self, *arguments, **options: None)
 
 
 def write_in_place() -> None:
@@ -127,17 +127,17 @@ def write_in_place() -> None:
     from reptk.core import files
 
     @contextmanager
-    def write(path: Path) -> Iterator[Path]:
+    def write(path: Path, **_: Any) -> Iterator[Path]:
         yield path
 
-    files.atomic_write = write
+    _replace(files, "atomic_write", write)
 
 
 def accept_damage() -> None:
     """The hash of a checkpoint is not compared."""
     from reptk.training import checkpoint
 
-    checkpoint.sha256_of = lambda path: checkpoint._read_manifest(path.parent)["sha256"]
+    _replace(checkpoint, "sha256_of", lambda path: checkpoint._read_manifest(path.parent)["sha256"])
 
 
 def save_late() -> None:
@@ -150,7 +150,7 @@ def save_late() -> None:
         if self.signals.received is None:
             save(self, parts, state)
 
-    RunProcess.save = save_unless_stopped
+    _replace(RunProcess, "save", save_unless_stopped)
 
 
 def wrong_exit_code() -> None:
@@ -164,7 +164,14 @@ def forget_data() -> None:
     """The data is not compared."""
     from reptk.training import run_folder
 
-    run_folder.check_same_data = lambda *arguments: None
+    _replace(run_folder, "check_same_data", lambda *arguments: None)
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    """Replace a part of reptk, which must be there: a fault that changes nothing would test nothing."""
+    if name not in vars(owner):
+        raise AttributeError(f"{owner} has no {name} any more: adapt this fault")
+    setattr(owner, name, value)
 
 
 def _change_checkpoint(change: Callable[[dict[str, Any]], None]) -> None:
@@ -178,7 +185,7 @@ def _change_checkpoint(change: Callable[[dict[str, Any]], None]) -> None:
             change(saved.state)
         return saved
 
-    checkpoint.load_newest = load_changed
+    _replace(checkpoint, "load_newest", load_changed)
 
 
 def kill_and_resume(bench: Bench) -> Row:

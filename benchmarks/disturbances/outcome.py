@@ -161,10 +161,11 @@ def unreadable_files(run: Path) -> list[str]:
     """Return what could not be opened by someone who looks at the folder now: a file is the old one or the new one."""
     problems = []
     for path in run.rglob("*.json"):
-        is_visible = not any(part.startswith(".") for part in path.relative_to(run).parts)
-        if is_visible and not _is_json(path):
+        if not is_hidden(path, run) and not _is_json(path):
             problems.append(f"{path.relative_to(run)} cannot be read")
     for path in run.rglob("*.safetensors"):
+        if is_hidden(path, run):
+            continue
         try:
             load_file(path)
         except Exception as error:
@@ -177,6 +178,11 @@ def unreadable_files(run: Path) -> list[str]:
             f"status.json says that step {status['step']} is saved, and the checkpoint is {saved_step(run)}"
         )
     return problems
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file, or a folder that it is in, is hidden, as those are that are being written."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def is_locked(run: Path) -> bool:
