@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -241,7 +242,7 @@ def _copy(name: str) -> int:
     if target.exists():
         raise UsageError(f"{target} exists already; remove it, or change to another folder")
     shutil.copyfile(source, target)
-    print(f"{target}: change it, then python -m reptk.recipe {target}")
+    print(f"{target}: change it, then python -m reptk.recipe {shlex.quote(str(target))}")
     return 0
 
 

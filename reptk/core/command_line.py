@@ -12,10 +12,15 @@ from typing import Any, NoReturn
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
+from reptk.core.memory_errors import is_out_of_memory, memory_problem
 from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
+
+MEMORY_ADVICE = (
+    "Process fewer or smaller images at once (--batch-size, or the sizes of the recipe), or use another device"
+)
 
 ESCAPED_BYTES = "reptk-escaped-bytes"
 """Name under which Python's codecs know `_escape`."""
@@ -77,14 +82,14 @@ def run_command(command: Callable[[], int]) -> int:
             # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
-        except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
-            problem = EnvironmentProblem(_describe(error))
+        except Exception as error:
+            problem = _problem(error)
+            if problem is None:
+                _report_to_torchrun(error)
+                raise
             _print_error(problem)
             _report_to_torchrun(problem)
             return problem.exit_code
-        except Exception as error:
-            _report_to_torchrun(error)
-            raise
 
 
 def _report_to_torchrun(error: Exception) -> None:
@@ -94,6 +99,15 @@ def _report_to_torchrun(error: Exception) -> None:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
+
+
+def _problem(error: Exception) -> EnvironmentProblem | None:
+    """Return the message for what the machine refuses; None for an error of the code."""
+    if is_out_of_memory(error):
+        return memory_problem(error, MEMORY_ADVICE)
+    if isinstance(error, OSError):  # what is not expected where it occurs: a name that is too long, a disk that fails
+        return EnvironmentProblem(_describe(error))
+    return None
 
 
 def _describe(error: OSError) -> str:

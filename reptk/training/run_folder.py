@@ -4,6 +4,7 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
 """
 
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
@@ -193,7 +194,7 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     if recipe.train.epochs > epochs_done and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
             f"{folder} has finished and holds no checkpoint to go on from; train anew, without --resume: "
-            f"python -m reptk.recipe {folder} train.epochs={recipe.train.epochs}"
+            f"{recipe_command(folder)} train.epochs={recipe.train.epochs}"
         )
     return recipe.train.epochs == epochs_done
 
@@ -276,12 +277,17 @@ def unfinished_run_note(recipe: Recipe) -> list[str]:
 
 def resume_command(folder: Path, plugins: Sequence[str]) -> str:
     """Return the command that resumes a run. It names plugin modules, of which a run folder has no copy."""
-    command = f"python -m reptk.recipe {folder} --resume"
+    command = f"{recipe_command(folder)} --resume"
     for spec in plugins:
         is_copied = spec.endswith(".py")
         if not is_copied and not spec.startswith("reptk.plugins."):
             command += f" --plugin {spec}"
     return command
+
+
+def recipe_command(folder: Path) -> str:
+    """Return the command that a run's folder is the recipe of, as a shell takes it."""
+    return shlex.join(["python", "-m", "reptk.recipe", str(folder)])
 
 
 def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> Path | None:
@@ -349,5 +355,5 @@ def _numbered_folders(runs: Path) -> list[Path]:
 def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:
     return (
         f"{folder} has trained for {epochs_done:g} epochs, and train.epochs={epochs} is fewer: training cannot be undone. For "
-        f"a shorter run, start another one: python -m reptk.recipe {folder} train.epochs={epochs}"
+        f"a shorter run, start another one: {recipe_command(folder)} train.epochs={epochs}"
     )
