@@ -17,6 +17,8 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.file_retries import with_retries
+from reptk.core.printable_names import in_one_line
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
 from reptk.data.raw_photograph import HAS_RAW, RAW_EXTENSIONS, is_raw, open_raw
@@ -164,11 +166,12 @@ def decode_picture(
     """
     content = b""
     try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else with_retries(source.read_bytes)
         return _decode_bytes(content, size, jpeg, options, square)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
+        name = in_one_line(name)
         if isinstance(cause, FileNotFoundError):
             raise DataError(f"cannot read {name}: there is no such file") from cause
         if isinstance(cause, IsADirectoryError):

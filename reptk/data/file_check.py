@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import DataError
+from reptk.core.file_retries import with_retries
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture
 from reptk.data.parquet_shards import ShardRow
@@ -110,7 +111,7 @@ def _read_all(paths: Sequence[Path | ShardRow], workers: int, options: PixelOpti
 
 def _read(path: Path | ShardRow, options: PixelOptions) -> CheckedFile:
     try:
-        content = path.read_bytes()
+        content = with_retries(path.read_bytes)
     except (OSError, DataError) as cause:
         return CheckedFile(b"", error=str(cause))
     digest = hashlib.blake2b(content, digest_size=16).digest()

@@ -88,6 +88,18 @@ def test_last_checkpoints_remain(tmp_path: Path) -> None:
     assert file_names(tmp_path) == ["step_00000102"]
 
 
+def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_clocks_say(tmp_path: Path) -> None:
+    """Clocks of two machines differ, and are set back."""
+    for step in (9, 10, 11):
+        save(tmp_path, step, state(step), keep=3)
+        for path in (tmp_path / f"step_{step:08}").iterdir():
+            os.utime(path, (0, 2_000_000_000 - 1_000_000 * step))
+        os.utime(tmp_path / f"step_{step:08}", (0, 2_000_000_000 - 1_000_000 * step))
+    assert load_last(tmp_path)["step"] == 11
+    save(tmp_path, 12, state(12), keep=2)
+    assert file_names(tmp_path) == ["step_00000011", "step_00000012"]
+
+
 def test_checkpoints_of_a_run_that_went_back_are_deleted(tmp_path: Path) -> None:
     """It went on from step 20, since 30 and 40 were damaged."""
     for step in (20, 30, 40, 25):
