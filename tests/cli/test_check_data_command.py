@@ -183,7 +183,7 @@ def test_names_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert "a\\nb/3\\x1b[2J.png = " in printed
     assert "a\\nb/bad\\n.png as an image" in printed
     assert "\x1b" not in printed
-    assert "a\nb" not in printed
+    assert "(a\\nb) to 12 (c)" in printed
 
 
 def test_one_unreadable_image_is_too_many_for_a_run_that_stops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,9 +1,9 @@
 """Prefetching threads change neither batches nor their memory; they run ahead by two batches, and end with the iterator."""
 
-import os
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,7 +163,7 @@ def test_few_open_files_are_enough(tmp_path):
     resource = pytest.importorskip("resource")
     split = folder(str(write_images(tmp_path, **{"": 200})), size=8).train
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    num_open = max(map(int, os.listdir("/dev/fd"))) + 1
+    num_open = max(int(path.name) for path in Path("/dev/fd").iterdir()) + 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 16, hard))
     try:
         batches = list(Loader(split, batch_size=50, seed=0, workers=12).batches(0, 4))
