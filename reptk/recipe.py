@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reptk import config
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.errors import DataError, UsageError
 
 EXAMPLES = """examples:
@@ -51,7 +51,9 @@ def _run(args: argparse.Namespace) -> int:
         return _copy(args.name)
     folder = _run_to_resume(args)
     # The folder of the run is a recipe as well, whose warm-up is not shortened once more.
-    recipe = config.load(folder or args.name, args.overrides, plugins=args.plugin, shorten_warmup=folder is None)
+    recipe = config.load(
+        folder or args.name, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=folder is None
+    )
     if args.show:
         print(recipe.dump(), end="")
         return 0
@@ -81,6 +83,7 @@ def _train(
         # Before data and parts are built, which may take minutes.
         run_folder.check_same_recipe(recipe, out)
         if run_folder.is_complete(recipe, out) and not run_folder.lacks_report(recipe, out):
+            run_folder.remove_leftovers_of_run(out)
             print(f"already complete: {out / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
             return 0
     elif out is None and resume is None:
@@ -255,9 +258,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
-    )
+    add_plugin_options(parser)
     parser.add_argument(
         "--out",
         type=Path,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from reptk import config
 from reptk.cli.overrides import parse_overrides
-from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, add_device_option, run_command, share
+from reptk.cli.run_plugins import load_plugins
+from reptk.core.command_line import ArgumentParser, add_device_option, add_plugin_options, run_command, share
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 
@@ -33,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    load_plugins(args.encoder, args.plugin, trust=args.trust)
     # `--data data.name=digits`: argparse gives the pair to --data, and it is an override like the others.
     data_name = args.data
     pairs = list(args.overrides)
@@ -170,9 +169,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images encoded at once; default: 128")
     parser.add_argument("--workers", type=int, help="threads that decode ahead; default: one per core")
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
-    )
+    add_plugin_options(parser)
     parser.add_argument(
         "--update", action="store_true", help="embed only files that are new or changed since --out was written"
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reptk import config
 from reptk.cli.overrides import parse_overrides
+from reptk.cli.run_plugins import load_plugins
 from reptk.cli.subject import Subject, data_table, open_subject
-from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, add_device_option, integer_from, run_command
+from reptk.core.command_line import ArgumentParser, add_device_option, add_plugin_options, integer_from, run_command
 from reptk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from reptk.core.console import Logger
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    load_plugins(args.source, args.plugin, trust=args.trust)
     allowed = "data.*, eval.NAME.* and size"
     overrides = parse_overrides(args.overrides, tables=["data", "eval"], keys=["size"], allowed=allowed)
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
@@ -279,9 +278,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=integer_from(0), help="threads that decode images; default: as many as processor cores"
     )
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
-    )
+    add_plugin_options(parser)
     parser.add_argument(
         "--out",
         type=Path,

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.config.plugins import load_plugin
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 
 EXAMPLES = """examples:
   reptk report runs/tcl_selfsup_photos/1
@@ -23,13 +24,15 @@ def _run(args: argparse.Namespace) -> int:
     from reptk.core.console import Logger
     from reptk.report import write
 
+    for plugin in args.plugin:
+        load_plugin(plugin)
     png_folder = args.png
     is_in_run_folder = len(args.run) == 1 and args.out is None
     if is_in_run_folder and png_folder is None:
         png_folder = args.run[0]
     logger = Logger()
     with logger.status("reading images, drawing the page"):
-        path = write(args.run, args.out, map=args.map or "pca", png=png_folder, force=args.force)
+        path = write(args.run, args.out, map=args.map or "pca", png=png_folder, force=args.force, trust=args.trust)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0
 
@@ -54,4 +57,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="a folder for the plots as PNG; default: next to the page, if that is in the run's folder",
     )
+    add_plugin_options(parser)
     return parser.parse_args(arguments)

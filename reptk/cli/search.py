@@ -96,7 +96,7 @@ def _html_path(html: Path | None, find_duplicates: bool) -> Path:
 def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> int:
     from reptk.embeddings import search
 
-    index = _open(named.index)
+    index = _open(named.index, trust=args.trust)
     results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=args.device)
     summary = _summary(index, named.index)
     print(summary)
@@ -136,10 +136,10 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         if args.out.suffix.lower() in (".html", ".htm"):
             raise UsageError(f"--out writes a CSV file; for the page: --html {args.out}")
         check_output_file(args.out, force=args.force)
-    index = _open(named.index)
+    index = _open(named.index, trust=args.trust)
     other = None
     if named.other is not None:
-        other = _open(named.other).embeddings
+        other = _open(named.other, trust=args.trust).embeddings
     duplicates = near_duplicates(
         index.embeddings,
         other,
@@ -255,7 +255,7 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {', '.join(names)}"]
 
 
-def _open(path: str) -> "Index":
+def _open(path: str, *, trust: bool) -> "Index":
     """Open an index, a file of embeddings, or a run, whose data set is embedded first."""
     from reptk.embeddings import Index, embed
     from reptk.embeddings.embedder import recipe_of
@@ -265,14 +265,14 @@ def _open(path: str) -> "Index":
     is_index = (folder / "manifest.json").is_file()
     is_run = (folder / "model" / "encoder.safetensors").is_file()
     if is_index or not is_run:
-        return Index.open(path)
+        return Index.open(path, trust=trust)
     table = recipe_of(folder).get("data")
     if not table:
         raise UsageError(
             f"{folder} does not say what it was trained on. Embed a folder with it first: reptk embed {folder} ..."
         )
     print(
-        f"embedding what {folder} was trained on ({table['name']}); to keep that: reptk embed {folder} --out FILE",
+        f"embedding what {folder} was trained on ({table.get('name')}); to keep that: reptk embed {folder} --out FILE",
         flush=True,
     )
     return Index(embed(folder, table), path=folder)
@@ -342,5 +342,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
+    parser.add_argument(
+        "--trust", action="store_true", help="read an approximate index that was not built by you on this machine"
+    )
     add_device_option(parser)
     return parser.parse_intermixed_args(arguments)

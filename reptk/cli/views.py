@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reptk import config
 from reptk.cli.contact_sheet import Column, RowLabel, describe_size, draw, drawable
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, UsageError
@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("which recipe? All of them: python -m reptk.recipe --list")
     if args.out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, got {args.out}")
-    recipe = config.load(args.name, args.overrides, plugins=args.plugin)
+    recipe = config.load(args.name, args.overrides, plugins=args.plugin, trust=args.trust)
     if args.smoke:
         from reptk.recipe import smoke_version
 
@@ -143,9 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. views.scale=0.2")
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
-    )
+    add_plugin_options(parser)
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture; default: views.png")
     parser.add_argument("--images", type=int, help=f"how many images of the step's batch; default: {DEFAULT_IMAGES}")
     parser.add_argument("--step", type=int, default=0, help="which step of training, counted from 0")

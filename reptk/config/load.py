@@ -33,6 +33,7 @@ def load(
     overrides: Sequence[str] = (),
     *,
     plugins: Sequence[str] = (),
+    trust: bool = False,
     shorten_warmup: bool = True,
 ) -> Recipe:
     """Find, override and validate a recipe.
@@ -43,6 +44,8 @@ def load(
             key takes text alone. Changing a part's name drops the previous part's arguments, and a method without a loss
             drops `[loss]`; `reptk.config.override_notes` says what that was.
         plugins: `.py` files or modules that register further parts.
+        trust: execute the plugin files that the recipe brings in its own folder. A recipe that you did not write may bring any
+            code.
         shorten_warmup: if the overrides shorten the run and do not set its warm-up, shorten that in proportion. A run that is
             resumed keeps its warm-up.
 
@@ -57,7 +60,7 @@ def load(
     if "overrides" in keys:
         raise UsageError("overrides lists the key=value pairs of the command, and is not set by one of them")
     # First of all, since everything below looks parts up by their names.
-    table["plugins"] = load_recipe_plugins(path, table.get("plugins", []), plugins)
+    table["plugins"] = load_recipe_plugins(path, table.get("plugins", []), plugins, trust=trust)
     if overrides:
         # The result that was measured holds for exactly the recipe in the file.
         table.pop("expect", None)

@@ -3,8 +3,8 @@
 import importlib
 import importlib.util
 import sys
-import warnings
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,18 +13,27 @@ from reptk.config.registry import REGISTRIES
 from reptk.config.schema import RecipeError
 from reptk.core.errors import UsageError
 from reptk.core.files import real_path
+from reptk.core.foreign_files import read_bytes
+
+MAX_PLUGIN_BYTES = 1 << 24
+
+CONTRIBUTED = "reptk.plugins"
+"""The package of the plugins that come with reptk."""
 
 
-def load_recipe_plugins(recipe: Path, recorded: Sequence[str], requested: Sequence[str]) -> list[str]:
+def load_recipe_plugins(
+    recipe: Path, recorded: Sequence[str], requested: Sequence[str], *, trust: bool = False
+) -> list[str]:
     """Import the plugins that a recipe names and those of the command line.
 
-    A recipe may name plugin files in its own folder, which are executed with a warning, and the plugins that come with
-    reptk. Any other code is executed only if the command line names it as well.
+    A recipe may name the plugins that come with reptk. Files in its own folder are code of whoever wrote the folder, and
+    are executed only if the caller trusts them. Any other code is executed only if the command line names it as well.
 
     Args:
         recipe: the recipe's file.
         recorded: the recipe's `plugins`.
         requested: the plugins of `--plugin`.
+        trust: whether files in the recipe's folder may be executed.
 
     Returns:
         All of them, as absolute paths or module names.
@@ -39,19 +48,53 @@ def load_recipe_plugins(recipe: Path, recorded: Sequence[str], requested: Sequen
     for spec in recorded:
         if Path(spec).name in requested_names:
             continue  # the file or module that the user names takes its place
-        absolute = _absolute(spec, recipe.parent)
-        is_contributed = spec.startswith("reptk.plugins.")
-        # Links are resolved before the comparison, so that none leads out of the folder.
-        is_in_folder = spec.endswith(".py") and Path(absolute).is_relative_to(recipe.parent.resolve())
-        if not (is_contributed or is_in_folder):
-            raise UsageError(f"{recipe} asks for the plugin {spec}. If you trust it, name it: --plugin {spec}")
-        if not is_contributed:
-            warnings.warn(f"{recipe} brings a plugin, which is run: {absolute}", stacklevel=3)
-        specs.append(absolute)
+        specs.append(_check_recorded(recipe, spec, trust=trust))
     specs = list(dict.fromkeys(specs))  # each once, in their order
     for spec in specs:
         load_plugin(spec)
     return specs
+
+
+def load_contributed_plugins(recorded: Any) -> list[str]:
+    """Import those of a recipe's plugins that come with reptk, and return the others, which are not imported."""
+    if not isinstance(recorded, list):
+        return []
+    others = []
+    for spec in map(str, recorded):
+        if is_contributed(spec):
+            load_plugin(spec)
+        else:
+            others.append(spec)
+    return others
+
+
+def is_contributed(spec: str) -> bool:
+    """Whether a plugin is a module that comes with reptk: exactly `reptk.plugins.NAME`, with a file of that name."""
+    package, _, name = spec.rpartition(".")
+    if package != CONTRIBUTED or not name.isidentifier():
+        return False
+    return (files(CONTRIBUTED) / f"{name}.py").is_file()
+
+
+def _check_recorded(recipe: Path, spec: str, *, trust: bool) -> str:
+    """Return the absolute path or the module name of a plugin that a recipe names.
+
+    Raises:
+        UsageError: it is neither contributed nor a trusted file in the recipe's folder.
+    """
+    if is_contributed(spec):
+        return spec
+    absolute = _absolute(spec, recipe.parent)
+    # Links and ".." are resolved before the comparison, so that none leads out of the folder.
+    is_in_folder = spec.endswith(".py") and Path(absolute).is_relative_to(real_path(recipe.parent))
+    if not is_in_folder:
+        raise UsageError(f"{recipe} asks for the plugin {spec}. If you trust it, name it: --plugin {spec}")
+    if not trust:
+        raise UsageError(
+            f"{recipe} brings the plugin {spec}, which is code. If you trust it, run it with --trust (in Python: "
+            f"trust=True), or name it: --plugin {recipe.parent / spec}"
+        )
+    return absolute
 
 
 def _absolute(spec: str, folder: Path) -> str:
@@ -76,7 +119,7 @@ def load_plugin(spec: str) -> ModuleType:
     source = b""
     if spec.endswith(".py"):
         module = _import_file(Path(spec))
-        source = Path(spec).read_bytes()
+        source = read_bytes(spec, MAX_PLUGIN_BYTES)
     else:
         module = _import_module(spec)
     if _SOURCE in vars(module):
@@ -147,7 +190,7 @@ def _check_same_plugin(loaded: ModuleType, path: Path) -> ModuleType:
     Raises:
         UsageError: it has another content.
     """
-    content = path.read_bytes()
+    content = read_bytes(path, MAX_PLUGIN_BYTES)
     file = vars(loaded).get("__file__")  # built-in modules have none
     is_this_file = file is not None and Path(file).resolve() == path
     # A module that a script imported has no record of its source. If it is from this file, it is assumed to be unchanged.

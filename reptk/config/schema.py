@@ -130,7 +130,7 @@ class Expect(Section):
 class Recipe(Section):
     """Everything that a run needs. A part is a flat table `{name, ...arguments}`, complete with its defaults."""
 
-    name: str = Field("recipe", pattern=r"^[\w.+-]+$", description="unset in a file: the file's name")
+    name: str = Field("recipe", pattern=r"^[\w+-][\w.+-]*$", description="unset in a file: the file's name")
     seed: int = Field(0, ge=0)
     plugins: tuple[str, ...] = ()
     overrides: tuple[str, ...] = Field(

@@ -1,11 +1,15 @@
 """Reading TOML, with one kind of error for all that is wrong with it."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from reptk.config.schema import Table
 from reptk.core.errors import UsageError
+from reptk.core.foreign_files import MAX_TOML_BYTES, read_bytes
+
+MAX_INTEGER = 10**300
 
 
 def read(path: Path) -> Table:
@@ -15,7 +19,7 @@ def read(path: Path) -> Table:
         UsageError: unreadable, or not TOML (with line and column).
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, MAX_TOML_BYTES)
     except OSError as cause:
         raise UsageError(f"cannot read {path}: {cause}") from cause
     try:
@@ -42,16 +46,17 @@ def parse(text: str) -> Table:
         raise
     except (RecursionError, ValueError) as cause:
         raise tomllib.TOMLDecodeError(str(cause)) from cause
-    if _holds_nul(table):
+    if _holds(table, lambda value: isinstance(value, str) and "\0" in value):
         raise tomllib.TOMLDecodeError("a text holds the character NUL")
+    if _holds(table, lambda value: isinstance(value, int) and abs(value) > MAX_INTEGER):
+        raise tomllib.TOMLDecodeError("an integer is larger than any floating-point number")
     return table
 
 
-def _holds_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
+def _holds(value: Any, is_refused: Callable[[Any], bool]) -> bool:
+    """Whether a value, or one inside of it, a key included, is refused."""
     if isinstance(value, dict):
-        return any(_holds_nul(key) or _holds_nul(inner) for key, inner in value.items())
+        return any(is_refused(key) or _holds(inner, is_refused) for key, inner in value.items())
     if isinstance(value, list):
-        return any(map(_holds_nul, value))
-    return False
+        return any(_holds(inner, is_refused) for inner in value)
+    return is_refused(value)

@@ -18,9 +18,7 @@ from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
 
-MEMORY_ADVICE = (
-    "Process fewer or smaller images at once (--batch-size, or the sizes of the recipe), or use another device"
-)
+MEMORY_ADVICE = "Make the batches (--batch-size), images or sets smaller, close other programs, or use another device"
 
 ESCAPED_BYTES = "reptk-escaped-bytes"
 """Name under which Python's codecs know `_escape`."""
@@ -37,6 +35,16 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add `--device`, see `reptk.core.device.choose_device`."""
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: a GPU if there is one"
+    )
+
+
+def add_plugin_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin` and `--trust`, see `reptk.config.plugins`."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="run the plugin files that the recipe or run brings in its own folder"
     )
 
 

@@ -1,5 +1,6 @@
 """The output of a run: a progress bar on a terminal, a line per epoch and minute elsewhere, and the file metrics.jsonl."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from reptk.core.disk_space import explain_full_disk
 from reptk.core.files import json_text, write_bytes
+from reptk.core.foreign_files import open_regular
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import ProgressLines, format_duration, lines_while_running
 
@@ -45,14 +46,16 @@ class Logger:
         self.metrics_rows = 0
         """Rows of the file of metrics so far."""
         self._metrics_file: Path | None = None
+        self._unwritten_rows: list[str] = []
 
     def write_metrics_to(self, path: Path, rows: int = 0) -> None:
         """Append to this file from now on, after its first `rows` lines; further ones are of steps that are done again."""
         self._metrics_file = path
         self.metrics_rows = rows
-        if not self.writes or not path.is_file():
+        if not self.writes or not (path.exists() or path.is_symlink()):
             return
-        lines = path.read_bytes().splitlines(keepends=True)
+        with open_regular(path) as file:
+            lines = file.read().splitlines(keepends=True)
         # A crash of the system may have lost the last lines, or a part of one.
         complete = [line for line in lines[:rows] if line.endswith(b"\n")]
         self.metrics_rows = len(complete)
@@ -60,14 +63,32 @@ class Logger:
             write_bytes(path, b"".join(complete))
 
     def metrics(self, **values: Any) -> None:
-        """Append one row to metrics.jsonl."""
+        """Append one row to metrics.jsonl. If that fails, e.g. since the disk is full, it is tried again with the next row."""
         if self._metrics_file is None:
             return
         self.metrics_rows += 1
-        if self.writes:
-            # Opened and closed for every row, so that no row is lost if the process is killed.
-            with explain_full_disk(self._metrics_file), self._metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json_text(values) + "\n")
+        if not self.writes:
+            return
+        self._unwritten_rows.append(json_text(values) + "\n")
+        try:
+            self._append_rows(self._metrics_file)
+        except OSError as cause:
+            if len(self._unwritten_rows) == 1:
+                self.line(
+                    f"cannot write to {self._metrics_file}: {cause.strerror}. Training goes on; the rows are written later"
+                )
+
+    def _append_rows(self, path: Path) -> None:
+        """Write the rows that are not written yet, or none of them."""
+        content = "".join(self._unwritten_rows).encode()
+        # Opened and closed for every row, so that no row is lost if the process is killed; and without a buffer, which would
+        # be written once more when the file is closed.
+        with path.open("ab", buffering=0) as file:
+            num_bytes = file.seek(0, os.SEEK_END)
+            if file.write(content) < len(content):
+                os.ftruncate(file.fileno(), num_bytes)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unwritten_rows = []
 
     def flush_metrics(self) -> None:
         """Wait until the rows so far are on the disk."""

@@ -95,6 +95,8 @@ def explain_write_errors(path: Path, advice: str = DEFAULT_ADVICE) -> Iterator[N
     try:
         with explain_full_disk(path):
             yield
+    except BrokenPipeError:
+        raise  # the reader of a pipe has closed it, which is no mistake
     except OSError as cause:
         raise EnvironmentProblem(f"cannot write {_final_path(path)}: {cause.strerror or cause}. {advice}") from cause
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from reptk.core.errors import DataError
 from reptk.core.files import sha256_of
+from reptk.core.foreign_files import MAX_JSON_BYTES, read_bytes
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def read_replaceable(manifest: Path, read: Callable[[], T]) -> T:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_bytes(path, MAX_JSON_BYTES)
     except OSError:
         return None
 

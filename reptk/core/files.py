@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.disk_space import WORK_SUFFIX, explain_full_disk
+from reptk.core.file_locks import is_alive, machine_name, try_lock
 
 LOCK_FILE = ".reptk-lock"
 REPLACED = ".reptk-replaced"
@@ -33,6 +34,9 @@ MAX_NAME_BYTES = 200
 
 UNLOCKED_SECONDS = 24 * 3600
 """On a file system without locks, a hidden folder of another machine that has not changed for so long is abandoned."""
+
+MAX_INT_DIGITS = 300
+"""Of integers in JSON files. Longer ones cannot become floating-point numbers."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -103,6 +107,16 @@ def atomic_folder(path: Path, *, force: bool = False, needed_bytes: int | None =
         else:
             temporary.rename(target)
         flush_to_disk(target.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that it holds; under `path` there is all of it or nothing, even if the process is killed.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    with _work_folder(path) as work:
+        path.rename(work / path.name)
 
 
 def recover_folder(path: Path) -> None:
@@ -178,8 +192,8 @@ def _create_work_folder(target: Path) -> tuple[Path, int]:
             continue  # another writer swept the folder before it was locked
         # Only needed where there are no locks. A disk may be full already.
         with suppress(OSError):
-            os.write(lock, f"{_machine()} {os.getpid()}".encode())
-        if _try_lock(lock) is not False and (work / LOCK_FILE).exists():
+            os.write(lock, f"{machine_name()} {os.getpid()}".encode())
+        if try_lock(lock) is not False and (work / LOCK_FILE).exists():
             return work, lock
         os.close(lock)
 
@@ -275,41 +289,13 @@ def _sweep_one(work: Path, target: Path) -> None:
 
 def _is_abandoned(work: Path, lock: int) -> bool:
     """Return whether the writer of a hidden folder is dead. If so, this process holds its lock."""
-    is_locked = _try_lock(lock)
+    is_locked = try_lock(lock)
     if is_locked is not None:
         return is_locked
     machine, _, process = os.read(lock, 1000).decode("utf-8", "replace").rpartition(" ")
-    if machine == _machine() and process.isdecimal():
-        return not _is_alive(int(process))
+    if machine == machine_name() and process.isdecimal():
+        return not is_alive(int(process))
     return time.time() - work.stat().st_mtime > UNLOCKED_SECONDS
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """Lock an open file; False if another process has locked it, None if the system or its file system has no locks.
-
-    The system releases the lock of a process that ends, however it ends.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
-    return True
 
 
 def _remove(work: Path) -> None:
@@ -333,11 +319,6 @@ def _work_prefix(target: Path) -> str:
     return f".{name}."
 
 
-def _machine() -> str:
-    """Return the name of this machine."""
-    return os.uname().nodename if sys.platform != "win32" else os.environ.get("COMPUTERNAME", "")
-
-
 def _is_stream(path: Path) -> bool:
     """Return whether `path` is a pipe or a device such as /dev/stdout, which cannot be replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -355,12 +336,19 @@ def parse_json(text: str | bytes) -> Any:
     """Return what JSON holds.
 
     Raises:
-        ValueError: it is not JSON, or too deeply nested, for which `json.loads` raises a RecursionError.
+        ValueError: it is not JSON, holds an integer beyond all floating-point numbers, or is too deeply nested, for which
+            `json.loads` raises a RecursionError.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_bounded_int)
     except RecursionError as cause:
         raise ValueError("too deeply nested") from cause
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MAX_INT_DIGITS:
+        raise ValueError(f"an integer of {len(text):,} digits")
+    return int(text)
 
 
 def _without_nan(value: Any) -> Any:
@@ -391,5 +379,7 @@ def real_path(path: str | Path) -> Path:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))  # e.g. a pipe, which may never end
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.csv_cells import escape_formula
 from reptk.core.files import write_text
+from reptk.core.foreign_files import read_text
 from reptk.data.protocol import Data, Images, Split
 
 FILE = "bad_samples.csv"
@@ -91,8 +92,12 @@ def _listed_before(folder: Path | None) -> dict[str, str]:
     """Return what the file of a run that is resumed lists."""
     if folder is None or not (folder / FILE).is_file():
         return {}
-    with (folder / FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != HEADINGS}
+    text = read_text(folder / FILE, errors="surrogateescape")
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error:  # the file is written anew
+        return {}
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row != HEADINGS}
 
 
 def image_name(split_name: str, images: Images, number: int) -> str:

@@ -33,7 +33,7 @@ from reptk.core import files
 from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.disk_space import check_free_space
-from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_json
 from reptk.data.protocol import WritableImages
 from reptk.data.resize import Pixels, SquareOptions
 
@@ -92,7 +92,7 @@ class CacheFiles:
     def is_complete(self) -> bool:
         """Check the manifest, all records, and the length of the file of pixels."""
         try:
-            manifest = parse_json(self.manifest.read_text())
+            manifest = read_json(self.manifest)
             records = self.records.read_bytes()
         except (OSError, ValueError):
             return False

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.file_retries import with_retries
+from reptk.core.foreign_files import UnsuitableFile, read_bytes
 from reptk.core.printable_names import in_one_line
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
@@ -60,6 +61,10 @@ MAX_CAMERA_BITS = 14
 
 MAX_PIXELS = 250_000_000
 """Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded."""
+
+MAX_BYTES_PER_PIXEL = 4
+MIN_FILE_LIMIT_BYTES = 1 << 24
+"""An image file may have so many bytes for each pixel that an image may have, at most, and at least this many."""
 
 UNREDUCED = 8
 """Without `reduce_jpeg`, a JPEG file is still reduced to so many times the result, which bounds the memory for huge ones."""
@@ -166,7 +171,10 @@ def decode_picture(
     """
     content = b""
     try:
-        content = source if isinstance(source, bytes) else with_retries(source.read_bytes)
+        if isinstance(source, bytes):
+            content = source
+        else:
+            content = with_retries(functools.partial(read_image_file, source, options))
         return _decode_bytes(content, size, jpeg, options, square)
     except Exception as cause:
         if name is None:
@@ -176,8 +184,19 @@ def decode_picture(
             raise DataError(f"cannot read {name}: there is no such file") from cause
         if isinstance(cause, IsADirectoryError):
             raise DataError(f"cannot read {name}: it is a folder") from cause
+        if isinstance(cause, UnsuitableFile):
+            raise DataError(f"cannot read {name}: it {cause.reason}") from cause
         why = _non_image_content(content) or _message(cause)
         raise DataError(f"cannot read {name} as an image: {why}. Repair it, or take it out of the folder") from cause
+
+
+def read_image_file(path: Path, options: PixelOptions = DEFAULT_OPTIONS) -> bytes:
+    """Return the encoded content of an image file.
+
+    Raises:
+        OSError: it is missing, no regular file, or larger than an image of `max_pixels` can be.
+    """
+    return read_bytes(path, max(MIN_FILE_LIMIT_BYTES, MAX_BYTES_PER_PIXEL * options.max_pixels))
 
 
 def decoder(jpeg: Jpeg) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptk.core.counts import format_count
-from reptk.core.files import json_text, parse_json, sha256_of, write_bytes, write_text
+from reptk.core.files import json_text, sha256_of, write_bytes, write_text
+from reptk.core.foreign_files import open_regular, read_json
 from reptk.data.protocol import Data, InMemory
 
 FileCheck = Literal["stat", "content", "off"]
@@ -74,19 +75,32 @@ def write_fingerprint(data: Fingerprint, folder: Path) -> None:
     write_text(folder / SUMMARY_FILE, json_text(summary, indent=2) + "\n")
 
 
+MAX_LIST_BYTES = 1 << 30
+"""Of the list of files in a fingerprint, unpacked: more than ten million of them."""
+
+
 def read_fingerprint(folder: Path) -> Fingerprint | None:
     """Read the fingerprint in a run's folder; None if there is none, or it is damaged."""
     try:
-        summary = parse_json((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        summary = read_json(folder / SUMMARY_FILE)
         files = {}
         if summary["files"]:
-            lines = gzip.decompress((folder / FILES_FILE).read_bytes()).decode("utf-8", "surrogateescape").splitlines()
+            lines = _unpacked(folder / FILES_FILE).decode("utf-8", "surrogateescape").splitlines()
             for line in lines:
                 identity, _, name = line.partition(" ")
                 files[_unescaped(name)] = identity
         return Fingerprint(dict(summary["splits"]), files, summary["check"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
+
+
+def _unpacked(path: Path) -> bytes:
+    """Return the content of a compressed file, which may claim to be small and be endless."""
+    with open_regular(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
+        content = unpacked.read(MAX_LIST_BYTES + 1)
+    if len(content) > MAX_LIST_BYTES:
+        raise ValueError(f"{path} lists more files than a data set can have")
+    return content
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:

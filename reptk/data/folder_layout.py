@@ -168,6 +168,9 @@ def _notes(
     num_pairs = _count_raw_pairs(scan.images)
     if num_pairs:
         notes.append(f"next to an image of the same name: {format_count(num_pairs, 'raw photograph')}; both are read")
+    if scan.num_outside_links:
+        links = format_count(scan.num_outside_links, "link")
+        notes.append(f"followed out of {scan.base}: {links}")
     num_parquet = scan.other_files[".parquet"]
     if num_parquet:
         notes.append(f"not read, because there are image files: {format_count(num_parquet, '.parquet file')}")

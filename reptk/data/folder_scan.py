@@ -1,11 +1,13 @@
 """The image files below a folder, and a count of everything that is skipped."""
 
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from reptk.core.counts import format_count
+from reptk.core.files import real_path
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.split_names import is_split_name
@@ -34,7 +36,9 @@ class FolderScan:
         unsupported: how many files have each extension of images that are not read.
         other_files: how many files have each other extension; of a file without one, its name.
         num_empty: empty files with the extension of an image.
+        num_special: devices, pipes and sockets with the extension of an image.
         num_broken_links: links with the extension of an image that lead nowhere.
+        num_outside_links: links to files and folders outside of `base`, which are followed.
         unreadable_folders: folders that could not be listed.
     """
 
@@ -44,7 +48,9 @@ class FolderScan:
     unsupported: Counter[str] = field(default_factory=Counter)
     other_files: Counter[str] = field(default_factory=Counter)
     num_empty: int = 0
+    num_special: int = 0
     num_broken_links: int = 0
+    num_outside_links: int = 0
     unreadable_folders: list[Path] = field(default_factory=list)
 
     def describe_skipped(self) -> list[str]:
@@ -54,6 +60,8 @@ class FolderScan:
             phrases.append(f"{format_count(count, f'{extension} file')}, {_way_out(extension)}")
         if self.num_empty:
             phrases.append(format_count(self.num_empty, "empty file"))
+        if self.num_special:
+            phrases.append(format_count(self.num_special, "device or pipe", "devices and pipes"))
         if self.num_broken_links:
             phrases.append(format_count(self.num_broken_links, "broken link"))
         if self.unreadable_folders:
@@ -83,14 +91,15 @@ def scan_folder(base: Path) -> FolderScan:
     that links which form a cycle come to an end.
     """
     scan = FolderScan(base)
+    real_base = real_path(base)
     # Folders that are still to be read, the next one last; with each, the identities of the folders read before it.
     pending: list[tuple[Path, set[tuple[int, int]]]] = [(base, set())]
     while pending:
         folder, visited = pending.pop()
         try:
-            stat = folder.stat()
+            status = folder.stat()
             # Device and inode identify a folder, whatever link leads to it.
-            identity = (stat.st_dev, stat.st_ino)
+            identity = (status.st_dev, status.st_ino)
             if identity in visited:
                 continue
             with os.scandir(folder) as listing:
@@ -103,6 +112,8 @@ def scan_folder(base: Path) -> FolderScan:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if entry.is_symlink() and not real_path(folder / entry.name).is_relative_to(real_base):
+                scan.num_outside_links += 1
             if not _is_folder(entry):
                 _add_file(scan, folder / entry.name, entry)
             elif entry.name not in JUNK_FOLDERS:
@@ -134,11 +145,13 @@ def _add_file(scan: FolderScan, path: Path, entry: "os.DirEntry[str]") -> None:
             scan.other_files[extension or entry.name] += 1
         return
     try:
-        size_bytes = entry.stat().st_size
+        status = entry.stat()
     except OSError:
         scan.num_broken_links += 1
         return
-    if size_bytes == 0:
+    if not stat.S_ISREG(status.st_mode):
+        scan.num_special += 1
+    elif status.st_size == 0:
         scan.num_empty += 1
     else:
         scan.images.append(path)

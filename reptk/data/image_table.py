@@ -23,6 +23,9 @@ COLUMNS = ("path", "label", "id")
 
 MAX_LISTED = 6
 
+MAX_DIGITS = 18
+"""Names of classes that are longer numbers are sorted as text."""
+
 EXPECTED = "A table has a line of headings such as path,label,id, or lines of path[,label[,id]]"
 
 
@@ -70,6 +73,9 @@ class ImageTable:
                 names += ", ..."
             lines.append(f"  columns not read: {names}")
         root = self.file.absolute().parent
+        num_outside = sum(_leads_outside(root, row.path) for row in self.rows)
+        if num_outside:
+            lines.append(f"  outside of {root}: {format_count(num_outside, 'file')}, as the table names them")
         missing = [row.path for row in self.rows if not _exists(root, row.path)]
         if missing:
             lines.append(f"  missing: {format_count(len(missing), 'file')}, the first: {root / missing[0]}")
@@ -115,7 +121,7 @@ def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _numbers_first(class_name: str) -> tuple[int, int, str]:
-    if class_name.isascii() and class_name.isdigit():
+    if class_name.isascii() and class_name.isdigit() and len(class_name) <= MAX_DIGITS:
         return (0, int(class_name), class_name)
     return (1, 0, class_name)
 
@@ -243,6 +249,14 @@ def _has_undecoded_bytes(text: str) -> bool:
 def _exists(root: Path, path: str) -> bool:
     # Several times as fast as by Path, which matters for a million rows.
     return os.path.exists(os.path.join(root, path))  # noqa: PTH110, PTH118
+
+
+def _leads_outside(root: Path, path: str) -> bool:
+    """Whether a path leads out of the table's folder by its name; links are not resolved."""
+    # Most paths have neither, and the check of a million of them should cost little.
+    if not os.path.isabs(path) and ".." not in path:  # noqa: PTH117
+        return False
+    return not Path(os.path.normpath(root / path)).is_relative_to(root)
 
 
 def _looks_like_image(cell: str) -> bool:

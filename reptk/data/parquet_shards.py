@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import parse_json
+from reptk.core.foreign_files import open_regular
 from reptk.data.table_headings import HEADINGS, heading_key
 
 MAX_CACHED_BYTES = 1 << 29
@@ -72,6 +73,8 @@ class ParquetShards:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
+        if not self.paths:
+            raise DataError("there are no Parquet files")
         self._files = [_open(path) for path in self.paths]
         self.image_column = _image_column(self.paths[0], self._files[0])
         self._groups: list[tuple[int, int]] = []
@@ -183,7 +186,7 @@ class ParquetShards:
 def holds_images(path: Path) -> bool:
     """Return whether a file is Parquet with a column of encoded images; False without pyarrow."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(PARQUET_SIGNATURE)) != PARQUET_SIGNATURE or find_spec("pyarrow") is None:
                 return False
         return bool(_image_columns(_open(path).schema_arrow))
@@ -229,7 +232,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _is_lfs_pointer(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return False
@@ -241,6 +244,8 @@ def _image_columns(schema: Any) -> list[_ImageColumn]:
 
     columns = []
     for field in schema:
+        if schema.names.count(field.name) > 1:
+            continue
         if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             columns.append(_ImageColumn(field.name, is_struct=True))
         elif pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type):
@@ -265,8 +270,10 @@ def _label_columns(schema: Any) -> list[str]:
     """Return the columns of labels: those with usual headings, then those that the hub calls class labels, largest first."""
     import pyarrow
 
-    flat = [field.name for field in schema if not pyarrow.types.is_nested(field.type)]
-    flat = [name for name in flat if not pyarrow.types.is_binary(schema.field(name).type)]
+    columns = [field for field in schema if not pyarrow.types.is_nested(field.type)]
+    flat = [field.name for field in columns if not pyarrow.types.is_binary(field.type)]
+    # pyarrow cannot read a column whose name another one has, too.
+    flat = [name for name in flat if schema.names.count(name) == 1]
     by_key = {heading_key(name): name for name in reversed(flat)}
     usual = [by_key[key] for key in HEADINGS["label"] if key in by_key]
     hub = {name: classes for name, classes in _hub_class_names(schema).items() if name in flat and name not in usual}

@@ -3,7 +3,6 @@
 import codecs
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_bytes
 from reptk.data.decode import EXTENSIONS
 from reptk.data.table_headings import heading_key
 
@@ -24,6 +25,9 @@ TABLE_EXTENSIONS = JSON_LINES_EXTENSIONS | {".csv", ".tsv", ".txt", ".parquet"}
 """Endings that tables usually have; what they are is recognized by their content."""
 
 BATCH_ROWS = 8192
+
+MAX_TABLE_BYTES = 1 << 30
+"""More than ten million rows; they are all in memory, as text."""
 
 
 class TableRow(NamedTuple):
@@ -53,7 +57,7 @@ def read_cells(table: Path, known_headings: frozenset[str]) -> TableCells:
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
     try:
-        content = table.read_bytes()
+        content = read_bytes(table, MAX_TABLE_BYTES)
     except OSError as cause:
         raise DataError(f"cannot read {table}: {cause}") from cause
     if content.startswith(b"PAR1"):
@@ -170,8 +174,8 @@ def _read_json_lines(table: Path, text: str) -> list[TableRow]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as cause:
+            value = parse_json(line)
+        except ValueError as cause:
             raise DataError(f"{table}, line {number} is not JSON: {cause}. Write one object a line") from cause
         if not isinstance(value, dict):
             raise DataError(
@@ -201,6 +205,8 @@ def _read_parquet(table: Path) -> list[TableRow]:
         with pyarrow.parquet.ParquetFile(table) as file:
             schema = file.schema_arrow
             names = [field.name for field in schema if not pyarrow.types.is_nested(field.type)]
+            # pyarrow cannot read a column whose name another one has, too.
+            names = [name for name in names if schema.names.count(name) == 1]
             names = [name for name in names if not _is_binary(pyarrow, schema.field(name).type)]
             if "image" in schema.names and "image" not in names:
                 raise DataError(

@@ -55,7 +55,7 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
     # The old index can be searched until the new one is complete.
     with explain_write_errors(folder), atomic_folder(folder, force=force) as temporary:
         _build(temporary, source, kind)
-    return Index.open(folder)
+    return Index.open(folder, trust=True)
 
 
 def measure_recall(index: Index) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
     with spinner("measuring recall"):
         recall = measure_recall(Index(embeddings, kind, approximate=approximate))
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
+    manifest.sign_faiss(files)
     record = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,

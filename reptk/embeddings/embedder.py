@@ -319,12 +319,20 @@ def fingerprint(encoder: Encoder) -> str:
 
 def recipe_of(path: str | Path) -> config.Table:
     """Return the recipe of the run that a run folder or its model folder belongs to; empty if there is none."""
+    file = recipe_file(path)
+    if file is None:
+        return {}
+    return _read_recipe(file)
+
+
+def recipe_file(path: str | Path) -> Path | None:
+    """Return the recipe.toml of the run that a run folder or its model folder belongs to; None if there is none."""
     # The model folder is inside the run's folder; resolved, because the parent of "." is ".".
     path = expand_home(path)
     for folder in (path, real_path(path).parent):
         if (folder / "recipe.toml").is_file():
-            return _read_recipe(folder / "recipe.toml")
-    return {}
+            return folder / "recipe.toml"
+    return None
 
 
 def _read_recipe(file: Path) -> config.Table:

@@ -73,16 +73,18 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
         DataError: no labels, another width or another encoder, or a class that the bank does not have.
     """
     _check_labels("the bank has", bank)
-    bank_split = Split(bank.vectors, bank.labels)
+    numbers = _sparse_numbers(bank)
+    classes = _class_names(bank, numbers)
+    bank_split = Split(bank.vectors, _as_places(bank.labels, numbers, len(classes)))
     if queries is None:
         protocol = f"{format_count(len(bank), 'embedding')}, each a query in turn and left out of the bank"
-        return Data(bank_split, bank_split, bank_split, _class_names(bank), protocol)
+        return Data(bank_split, bank_split, bank_split, classes, protocol)
     _check_labels("the queries have", queries)
     bank.check_comparable(queries)
     _warn_of_shared_ids(bank, queries)
-    query_split = Split(queries.vectors, _bank_labels(bank, queries))
+    query_split = Split(queries.vectors, _as_places(_bank_labels(bank, queries), numbers, len(classes)))
     protocol = f"bank {format_count(len(bank), 'embedding')}, queries {len(queries):,} others"
-    return Data(bank_split, bank_split, query_split, _class_names(bank), protocol)
+    return Data(bank_split, bank_split, query_split, classes, protocol)
 
 
 def _normalized(vectors: Tensor) -> NormalizedFeatures:
@@ -128,11 +130,44 @@ def _warn_of_shared_ids(bank: Embeddings, queries: Embeddings) -> None:
         )
 
 
-def _class_names(embeddings: Embeddings) -> tuple[str, ...]:
-    if embeddings.classes:
-        return tuple(embeddings.classes)
-    num_classes = int(embeddings.labels.max()) + 1
-    return tuple(f"class {label}" for label in range(num_classes))
+def _sparse_numbers(bank: Embeddings) -> Tensor | None:
+    """Return the numbers of the classes, sorted, if they are not simply counted from 0.
+
+    Labels are the places of tables with a row for each class. Other programs may have numbered the classes by anything,
+    e.g. the numbers of products.
+    """
+    if bank.classes or int(bank.labels.max()) < len(bank):
+        return None
+    return torch.unique(bank.labels[bank.labels >= 0])
+
+
+def _class_names(bank: Embeddings, numbers: Tensor | None) -> tuple[str, ...]:
+    if bank.classes:
+        return tuple(bank.classes)
+    if numbers is None:
+        numbers = torch.arange(int(bank.labels.max()) + 1)
+    return tuple(f"class {number}" for number in numbers.tolist())
+
+
+def _as_places(labels: Tensor, numbers: Tensor | None, num_classes: int) -> Tensor:
+    """Return labels as places among the classes of the bank, -1 for none.
+
+    Raises:
+        DataError: a label is of no class of the bank.
+    """
+    labels = labels.clamp(min=-1)
+    places = labels
+    is_unknown = labels >= num_classes
+    if numbers is not None:
+        places = torch.searchsorted(numbers, labels).clamp(max=num_classes - 1)
+        is_unknown = (numbers[places] != labels) & (labels >= 0)
+        places = places.where(labels >= 0, -1)
+    if is_unknown.any():
+        raise DataError(
+            f"there is a label {int(labels[is_unknown][0])}, which is none of {format_count(num_classes, 'class', 'classes')} "
+            "of the bank; embed the images again"
+        )
+    return places
 
 
 def _bank_labels(bank: Embeddings, queries: Embeddings) -> Tensor:
@@ -145,4 +180,4 @@ def _bank_labels(bank: Embeddings, queries: Embeddings) -> Tensor:
         raise DataError(f"the queries have classes that the bank lacks: {', '.join(missing[:5])}")
     new_labels = [bank_label_of[name] for name in queries.classes]
     # Label -1, which is no label, picks the last entry and stays -1.
-    return torch.tensor([*new_labels, -1])[queries.labels]
+    return torch.tensor([*new_labels, -1])[_as_places(queries.labels, None, len(queries.classes))]

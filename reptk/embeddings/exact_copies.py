@@ -10,7 +10,7 @@ from typing import Literal
 from PIL import ImageOps
 
 from reptk.core.files import sha256_of
-from reptk.data.decode import open_image
+from reptk.data.decode import open_image, read_image_file
 
 Copy = Literal["bytes", "pixels", ""]
 """What an image shares with another one: its bytes; its pixels alone, e.g. as PNG and BMP; or neither."""
@@ -68,7 +68,7 @@ def _pixels_sha256(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        with open_image(file.read_bytes()) as image:
+        with open_image(read_image_file(file)) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode in EIGHT_BIT_MODES:
                 upright = upright.convert("RGBA")

@@ -10,6 +10,7 @@ from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
 from reptk.core.files import write_text
+from reptk.core.foreign_files import open_regular
 from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.search_images import Neighbor, SearchResult
@@ -91,7 +92,8 @@ def check(path: Path) -> None:
     if not path.exists():
         return
     # Only an earlier page is replaced: --html notes.html must not destroy somebody's notes.
-    head = path.read_text(encoding="utf-8", errors="replace")[:HEAD_CHARACTERS]
+    with open_regular(path) as file:
+        head = file.read(HEAD_CHARACTERS).decode("utf-8", "replace")
     if f'content="{GENERATOR}"' not in head:
         raise UsageError(f"--html {path} exists and was not written by reptk search; choose another name")
 

@@ -8,7 +8,9 @@ from typing import Any
 from reptk.core.errors import DataError
 from reptk.core.file_records import find_damage, is_intact
 from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_bytes, read_text
 from reptk.embeddings.content_hash import MAX_HASHED_BYTES
+from reptk.embeddings.index_signature import is_signed, sign
 
 FORMAT = "reptk index"
 VERSION = 1
@@ -33,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        text = read_text(folder / MANIFEST_NAME)
         manifest = parse_json(text)
     except FileNotFoundError as cause:
         raise DataError(
@@ -77,11 +79,26 @@ def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
         DataError: they are not those that the manifest describes.
     """
     _check_file(folder, manifest, FAISS_NAME, max_hashed_bytes=0)
-    content = (folder / FAISS_NAME).read_bytes()
+    content = read_bytes(folder / FAISS_NAME, manifest["files"][FAISS_NAME]["bytes"])
     if hashlib.sha256(content).hexdigest() != manifest["files"][FAISS_NAME].get("sha256"):
         reason = f"{FAISS_NAME} has another hash than {MANIFEST_NAME} says, so it is not read"
         raise DataError(damage_message(folder, reason))
     return content
+
+
+def sign_faiss(files: dict[str, dict[str, Any]]) -> None:
+    """Add the signature of this user to the record of the FAISS index, if there is one."""
+    if FAISS_NAME not in files:
+        return
+    signature = sign(files[FAISS_NAME]["sha256"])
+    if signature is not None:
+        files[FAISS_NAME]["signature"] = signature
+
+
+def is_built_here(manifest: dict[str, Any]) -> bool:
+    """Return whether this user built the FAISS index on this machine, see `reptk.embeddings.index_signature`."""
+    record = manifest["files"].get(FAISS_NAME)
+    return isinstance(record, dict) and is_signed(record.get("sha256"), record.get("signature"))
 
 
 def damage_message(folder: Path, reason: str) -> str:

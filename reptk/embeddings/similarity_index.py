@@ -1,6 +1,7 @@
 """Index: embeddings that can be searched, exactly or by an approximate index of FAISS."""
 
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,14 @@ class Index:
         return len(self.embeddings)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False) -> "Index":
+    def open(cls, path: str | Path, *, verify: bool = False, trust: bool = False) -> "Index":
         """Open an index folder, or a file of embeddings, which is searched exactly.
 
         Args:
             path: the folder or file.
             verify: whether to check embeddings of any size against their hash.
+            trust: whether to let FAISS read an approximate index that was not built by this user on this machine. Such a file
+                could make it execute anything; without this, its embeddings are searched exactly, with a warning.
 
         Raises:
             DataError: it is missing, damaged, of another program, or of a newer reptk.
@@ -57,24 +60,32 @@ class Index:
         path = Path(path)
         recover_folder(path)
         if path.is_dir():
-            return read_replaceable(path / MANIFEST_NAME, lambda: cls._open_folder(path, verify))
+            return read_replaceable(path / MANIFEST_NAME, lambda: cls._open_folder(path, verify, trust))
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
             raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {shlex.quote(str(path))}")
         return cls(with_unit_length(Embeddings.load(path), path.name), path=path)
 
     @classmethod
-    def _open_folder(cls, folder: Path, verify: bool) -> "Index":
+    def _open_folder(cls, folder: Path, verify: bool, trust: bool) -> "Index":
         manifest = manifests.read_manifest(folder)
         manifests.verify_embeddings(folder, manifest, any_size=verify)
         embeddings = Embeddings.load(folder / EMBEDDINGS_NAME, verify=False)  # it has the hash that the manifest says
         approximate = None
-        if manifest["kind"] != "Flat":
+        kind, recall = manifest["kind"], manifest["recall"]["value"]
+        if kind != "Flat" and not trust and not manifests.is_built_here(manifest):
+            warnings.warn(
+                f"{folder} was not built by you on this machine, so its {FAISS_NAME} is not read, and search is exact. Build "
+                "it again from its embeddings (reptk index), or trust it: --trust",
+                stacklevel=4,
+            )
+            kind, recall = "Flat", 1.0
+        if kind != "Flat":
             approximate = ApproximateIndex.from_bytes(manifests.read_verified_faiss(folder, manifest))
         # A valid file may still be that of another index, copied into the folder.
         for name, part in ((EMBEDDINGS_NAME, embeddings), (FAISS_NAME, approximate)):
             if part is not None and (len(part), part.width) != (manifest["count"], manifest["width"]):
                 raise DataError(manifests.damage_message(folder, f"{name} is {len(part):,} x {part.width}"))
-        return cls(embeddings, manifest["kind"], manifest["recall"]["value"], approximate, folder)
+        return cls(embeddings, kind, recall, approximate, folder)
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the k most similar images of each query, best first.
@@ -92,12 +103,22 @@ class Index:
             UsageError: k is below 1, or more than there are images.
         """
         self._check_queries(queries, k, exclude)
+        try:
+            return self._search(queries, k, exclude)
+        except ValueError as cause:  # rows that are not finite or not of unit length, as those of an index are
+            raise DataError(
+                f"the index is damaged: {cause}. Build it again: reptk index EMBEDDINGS --out ..."
+            ) from cause
+
+    def _search(self, queries: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         bank = self.embeddings.vectors
         if self.approximate is None:
             return exact_search(bank, queries, k, exclude)
         num_candidates = min(max(CANDIDATES_PER_NEIGHBOR * k, MIN_CANDIDATES), len(bank))
         # FAISS's similarities are those of compressed vectors; the stored ones rank the candidates exactly.
         _, candidates = self.approximate.search(queries.float(), num_candidates)
+        if candidates.numel() and int(candidates.max()) >= len(bank):
+            raise DataError("the index is damaged: it names rows that do not exist. Build it again: reptk index")
         return rerank(bank, queries, candidates, k, exclude)
 
     def _check_queries(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:

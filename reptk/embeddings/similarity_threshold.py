@@ -18,7 +18,7 @@ from torch.nn import functional
 from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.errors import NumericalError, ReptkError
-from reptk.data.decode import open_image, to_rgb
+from reptk.data.decode import open_image, read_image_file, to_rgb
 from reptk.embeddings.embedder import NOT_FINITE_CAUSE, Embedder
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -187,7 +187,7 @@ def _copied_rows(embeddings: Embeddings) -> list[int]:
     rows = []
     for row in _random_rows(len(embeddings), "copied")[:MAX_OPENED].tolist():
         try:
-            with open_image(embeddings.file(row).read_bytes()) as image:
+            with open_image(read_image_file(embeddings.file(row))) as image:
                 is_large = min(image.size) >= MIN_SIDE_PX
         except Exception:  # Pillow raises various types for damaged files
             continue
@@ -201,7 +201,7 @@ def _copied_rows(embeddings: Embeddings) -> list[int]:
 def _open_reduced(file: Path) -> Image.Image | None:
     """Return an upright image in RGB with sides of at most `MAX_SIDE_PX`; None if it cannot be read."""
     try:
-        with open_image(file.read_bytes()) as image:
+        with open_image(read_image_file(file)) as image:
             image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
             reduced = to_rgb(ImageOps.exif_transpose(image))
     except Exception:  # Pillow raises various types for damaged files

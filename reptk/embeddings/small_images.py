@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reptk.core.errors import DataError
 from reptk.data import num_cpus
 from reptk.data.blank_images import is_blank, may_be_blank
-from reptk.data.decode import PixelOptions, decode, decode_picture, decoder
+from reptk.data.decode import PixelOptions, decode, decode_picture, decoder, read_image_file
 from reptk.data.resize import MAX_ASPECT_RATIO, Pixels, ResizeMode, SquareOptions, write_square
 from reptk.embeddings.embedder import recorded_options
 from reptk.embeddings.progress import progress
@@ -123,7 +123,7 @@ def _read(row: int, file: Path | None, options: PixelOptions) -> _SmallImage | N
     if file is None:
         return None
     try:
-        content = file.read_bytes()
+        content = read_image_file(file, options)
         picture = decode_picture(content, DECODED_PX, decoder("auto"), options=options).pixels
         whole = picture
         if max(picture.shape) >= MAX_ASPECT_RATIO * DECODED_PX:

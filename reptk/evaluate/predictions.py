@@ -37,6 +37,8 @@ TENSORS = (
     "neighbor_labels",
     "features",
 )
+MAX_CLASSES = 1_000_000
+MAX_NAME_CHARACTERS = 1000
 TEXTS = ("row", "vote", "query_split", "bank_split")
 
 
@@ -108,12 +110,13 @@ class Predictions:
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
                 metadata = file.metadata() or {}
             texts = {name: metadata[name] for name in TEXTS}
-            classes = tuple(parse_json(metadata["classes"]))
+            # A page repeats each of them many times.
+            classes = tuple(str(name)[:MAX_NAME_CHARACTERS] for name in parse_json(metadata["classes"]))
             predictions = cls(classes=classes, **texts, **tensors)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as cause:
             raise DataError(f"{path} is damaged ({cause}); evaluate the run again: reptk evaluate {folder}") from cause
         if not predictions._is_consistent():
-            raise DataError(f"{path} is damaged: its tensors differ in length; evaluate the run again")
+            raise DataError(f"{path} is damaged: its tensors do not fit together; evaluate the run again")
         return predictions
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -124,7 +127,16 @@ class Predictions:
         if self.neighbors.ndim != 2 or self.similarities.shape != shape or self.neighbor_labels.shape != shape:
             return False
         # Shapes and not lengths, which a tensor without dimensions does not have.
-        return all(tensor.shape[:1] == self.index.shape for tensor in self._tensors().values())
+        if not all(tensor.shape[:1] == self.index.shape for tensor in self._tensors().values()):
+            return False
+        return all(map(_are_classes, (self.labels, self.predicted, self.neighbor_labels)))
+
+
+def _are_classes(labels: Tensor) -> bool:
+    """Whether numbers can be the places of a table with a row for each class, or -1."""
+    if labels.dtype != torch.int64:
+        return False
+    return labels.numel() == 0 or -1 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES
 
 
 class PredictionCollector:

@@ -11,7 +11,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_json
 from reptk.models.weight_source import (
     HUB,
     LOCAL_FOLDER,
@@ -22,6 +22,9 @@ from reptk.models.weight_source import (
     fetch,
     first_line,
 )
+
+MAX_MODEL_SIZE = 1 << 16
+"""Of any width, number of layers or classes in the description of a model from elsewhere."""
 
 
 def full_name(name: str) -> str:
@@ -65,8 +68,8 @@ def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float)
         options["img_size"] = size
     try:
         backbone = timm.create_model(name, **options)
-    # timm raises all of these for sizes and options that a model does not support.
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as cause:
+    # timm raises errors of many types for sizes and options that a model does not support, and for damaged files.
+    except Exception as cause:
         if is_external(name):
             raise DataError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
         if pretrained and isinstance(cause, OSError | RuntimeError):
@@ -137,11 +140,13 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
     else:
         file = fetch(name.removeprefix(HUB), ("config.json",))
     try:
-        table = parse_json(file.read_text())
+        table = read_json(file)
         architecture = table["architecture"]
         # Older files have everything in one table.
         described = dict(table.get("pretrained_cfg", table))
         defaults = timm.get_pretrained_cfg(architecture).to_dict()
+        _check_description(described)
+        _check_sizes(table)
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as cause:
         raise DataError(
             f"encoder.backbone: {name} is no model of timm ({first_line(cause)}). Such a folder has a config.json and "
@@ -149,6 +154,25 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         ) from cause
     known = {field: value for field, value in described.items() if field in defaults}
     return PretrainedCfg(**{**defaults, **known})
+
+
+def _check_description(described: dict[str, Any]) -> None:
+    """Raise ValueError unless what is read of a description is of the types that it must have."""
+    for field, types in (("input_size", int), ("mean", int | float), ("std", int | float)):
+        values = described.get(field, (1, 1, 1))
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(isinstance(v, types) for v in values):
+            raise ValueError(f"{field} must be 3 numbers, got {values!r:.100}")
+
+
+def _check_sizes(value: Any) -> None:
+    """Raise ValueError at an integer that would make a model of endless layers or width."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            _check_sizes(inner)
+    elif isinstance(value, int) and value > MAX_MODEL_SIZE:
+        raise ValueError(f"a size of {value}")
 
 
 def _check_name(name: str) -> None:

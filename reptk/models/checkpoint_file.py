@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reptk.core.errors import DataError
-from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_json
 
 StateDict = dict[str, Tensor]
 
@@ -92,7 +92,7 @@ def files_of_index(path: Path) -> list[str]:
 def _weight_map(path: Path) -> dict[str, str]:
     """Return the file of each tensor."""
     try:
-        file_of = parse_json(path.read_text(encoding="utf-8"))["weight_map"]
+        file_of = read_json(path)["weight_map"]
         # Names of files alone, so that an index cannot name files elsewhere.
         if file_of and all(file and Path(file).name == file and not is_index(Path(file)) for file in file_of.values()):
             return file_of

@@ -14,7 +14,8 @@ from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.core.file_records import read_replaceable
-from reptk.core.files import expand_home, parse_json
+from reptk.core.files import expand_home
+from reptk.core.foreign_files import read_json
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
@@ -273,7 +274,7 @@ class Encoder(nn.Module):
     def _from_folder(cls, folder: Path) -> "Encoder":
         check_model(folder)
         try:
-            config = parse_json((folder / CONFIG_FILE).read_text())
+            config = read_json(folder / CONFIG_FILE)
             encoder = cls(
                 config["backbone"],
                 size=config["size"],
@@ -285,7 +286,7 @@ class Encoder(nn.Module):
                 drop_path=config["drop_path"],
             )
             encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as cause:
+        except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as cause:
             raise DataError(damage_message(folder, str(cause))) from cause
         return encoder
 

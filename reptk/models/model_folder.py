@@ -8,6 +8,7 @@ import reptk
 from reptk.core.errors import DataError, UsageError
 from reptk.core.file_records import file_record, find_damage, is_intact, manifest_text
 from reptk.core.files import atomic_folder, holds_only, parse_json, recover_folder
+from reptk.core.foreign_files import read_text
 
 WEIGHTS_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.json"
@@ -68,7 +69,7 @@ def check_model(folder: Path) -> None:
         DataError: a file is missing or damaged, or the model was written by a newer reptk.
     """
     try:
-        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        text = read_text(folder / MANIFEST_FILE)
         manifest = parse_json(text)
     except FileNotFoundError:
         return

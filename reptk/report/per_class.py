@@ -104,21 +104,21 @@ def _counted_class_metrics(predictions: Predictions) -> ClassMetrics:
 
 
 def _counted_confusions(predictions: Predictions) -> list[ConfusedPair]:
-    counts = confusion_matrix(predictions)
-    num_classes = len(counts)
-    num_queries = counts.sum(1)
-    # The diagonal holds the correct predictions.
-    errors = counts.clone().fill_diagonal_(0).flatten()
+    has_both = (predictions.labels >= 0) & (predictions.predicted >= 0)
+    num_queries = torch.bincount(predictions.labels[has_both])
+    is_error = has_both & (predictions.labels != predictions.predicted)
+    errors = torch.stack([predictions.labels[is_error], predictions.predicted[is_error]], dim=1)
+    # Not a matrix of all classes, which would be large for many classes. The pairs are sorted.
+    cells, counts = torch.unique(errors, dim=0, return_counts=True)
     pairs = []
     # Stable, so that equally frequent confusions are in the same order on every machine.
-    for cell in errors.argsort(descending=True, stable=True)[:MAX_CONFUSIONS].tolist():
-        label, predicted = divmod(cell, num_classes)
-        if errors[cell] > 0:
-            pair = ConfusedPair(
-                name=class_name(predictions.classes, label),
-                predicted=class_name(predictions.classes, predicted),
-                count=int(errors[cell]),
-                of=int(num_queries[label]),
-            )
-            pairs.append(pair)
+    for number in counts.argsort(descending=True, stable=True)[:MAX_CONFUSIONS].tolist():
+        label, predicted = cells[number].tolist()
+        pair = ConfusedPair(
+            name=class_name(predictions.classes, label),
+            predicted=class_name(predictions.classes, predicted),
+            count=int(counts[number]),
+            of=int(num_queries[label]),
+        )
+        pairs.append(pair)
     return pairs

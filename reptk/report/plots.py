@@ -101,6 +101,8 @@ def _save(figure: "Figure", path: Path) -> None:
     figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
     with explain_write_errors(path, advice="Choose another --png"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()  # a run from elsewhere may hold one that leads to another file
         write_bytes(path, png.getvalue())
 
 
@@ -203,7 +205,11 @@ def _draw_confusions(runs: Sequence[Run]) -> "Figure | None":
 def _has_readable_matrix(run: Run) -> bool:
     if run.predictions is None or not run.predictions.vote:
         return False
-    return 1 < len(run.predictions.classes) <= MAX_MATRIX_CLASSES
+    if not len(run.predictions.labels):
+        return False
+    # A label may have no name, and needs a row all the same.
+    highest = max(int(run.predictions.labels.max()), int(run.predictions.predicted.max()))
+    return 1 < len(run.predictions.classes) <= MAX_MATRIX_CLASSES and highest < MAX_MATRIX_CLASSES
 
 
 def _draw_matrix(run: Run, title: str, axes: "Axes") -> None:

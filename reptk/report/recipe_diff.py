@@ -10,6 +10,7 @@ import tomli_w
 
 from reptk import config
 from reptk.core.errors import ReptkError
+from reptk.core.foreign_files import MAX_TOML_BYTES, read_text
 from reptk.report.run_files import Run
 
 IGNORED_TABLES = ("name", "expect", "plugins", "overrides")
@@ -144,7 +145,7 @@ def _toml_value(value: Any) -> str:
 def _head_comment(path: Path) -> str:
     """Return the comment lines at the top of a recipe file."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, MAX_TOML_BYTES).splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").removeprefix(" "))

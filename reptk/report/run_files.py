@@ -14,10 +14,15 @@ from reptk import config
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import parse_json, real_path
+from reptk.core.foreign_files import open_regular, read_json
 from reptk.evaluate.predictions import Predictions
 from reptk.evaluate.verdict import UNTRAINED
 
 Table = dict[str, Any]
+
+MAX_LINE_BYTES = 1 << 20
+MAX_LOG_BYTES = 1 << 26
+"""Of the rows of metrics.jsonl that are in memory: about half a million."""
 
 
 class SavedConfusion(BaseModel):
@@ -199,7 +204,7 @@ def _read_results(path: Path) -> SavedResults:
         return SavedResults()
     advice = f"evaluate the run again: reptk evaluate {path.parent} --out FOLDER"
     try:
-        return SavedResults.model_validate(parse_json(path.read_text(encoding="utf-8")))
+        return SavedResults.model_validate(read_json(path))
     except ValidationError as error:
         # One problem is enough: the file was not written by reptk, or was damaged as a whole.
         first = error.errors()[0]
@@ -213,18 +218,29 @@ def _read_log(path: Path) -> list[Table]:
     """Return every complete line; the last line of a run that was killed may be cut off."""
     if not path.is_file():
         return []
+    rows: list[Table] = []
+    num_lines = 0
+    num_bytes = 0
+    every = 1
     try:
-        # A run that was killed may have left half a character.
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open_regular(path) as file:
+            # Line by line, since the log of a long run is large.
+            while line := file.readline(MAX_LINE_BYTES):
+                num_lines += 1
+                if num_lines % every:
+                    continue
+                # A run that was killed may have left half a character.
+                row = _parse_line(line.decode("utf-8", "replace"))
+                if row:
+                    rows.append(row)
+                    num_bytes += len(line)
+                if num_bytes > MAX_LOG_BYTES:
+                    # Half of the rows draw the same curves.
+                    rows, num_bytes, every = rows[::2], num_bytes // 2, 2 * every
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause}") from cause
-    rows = []
-    for line in lines:
-        row = _parse_line(line)
-        if row:
-            rows.append(row)
-    if lines and not rows:
-        raise DataError(f"{path} is damaged: none of its {format_count(len(lines), 'line')} is a JSON object")
+    if num_lines and not rows:
+        raise DataError(f"{path} is damaged: none of its {format_count(num_lines, 'line')} is a JSON object")
     return rows
 
 
@@ -240,6 +256,6 @@ def _parse_line(line: str) -> Table:
 
 def _read_status(path: Path) -> str:
     try:
-        return str(parse_json(path.read_text(encoding="utf-8"))["status"])
+        return str(read_json(path)["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

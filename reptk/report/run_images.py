@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reptk import config
+from reptk.config.plugins import load_contributed_plugins, load_recipe_plugins
 from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data, Split, num_cpus, subsample
@@ -58,8 +59,13 @@ class RunImages:
 
 @dataclass
 class OpenedDatasets:
-    """Data sets, each opened once, however many runs it belongs to."""
+    """Data sets, each opened once, however many runs it belongs to.
 
+    Args:
+        trust: whether plugin files in the folders of the runs may be executed.
+    """
+
+    trust: bool = False
     opened: list[tuple[dict[str, Any], RunImages]] = field(default_factory=list)
 
     def add(self, run: Run, data: Data) -> None:
@@ -80,7 +86,7 @@ class OpenedDatasets:
         for opened_identity, images in self.opened:
             if opened_identity == identity:
                 return images
-        images = _open(run, f"d{len(self.opened)}")
+        images = _open(run, f"d{len(self.opened)}", trust=self.trust)
         self.opened.append((identity, images))
         return images
 
@@ -100,12 +106,15 @@ def _images_identity(run: Run) -> dict[str, Any]:
     return {**data_identity(run.data_part), "limit": run.results.protocol.get("limit")}
 
 
-def _open(run: Run, key: str) -> RunImages:
+def _open(run: Run, key: str, *, trust: bool) -> RunImages:
     if not run.data_part:
         return RunImages(key, None, "The run does not say which data set its images are from.")
     try:
-        if run.recipe.get("plugins"):
-            config.load(run.folder)  # registers the plugins, one of which may be the data set
+        skipped_plugins = _load_plugins(run, trust=trust)
+        if skipped_plugins and run.data_part.get("name") not in DATASETS.names():
+            names = ", ".join(skipped_plugins)
+            reason = f"The data set is not one of reptk's, and the plugins of the run were not executed: {names}."
+            return RunImages(key, None, f"{reason} If you trust them: reptk report --trust.")
         part = config.complete("data", run.data_part)
         if "download" in part:
             # A report never downloads anything.
@@ -119,6 +128,15 @@ def _open(run: Run, key: str) -> RunImages:
     if isinstance(limit, int):
         data = subsample(data, limit)
     return RunImages(key, data)
+
+
+def _load_plugins(run: Run, *, trust: bool) -> list[str]:
+    """Import the run's plugins, one of which may register the data set. Returns those that are not executed."""
+    recorded = run.recipe.get("plugins")
+    if trust and recorded:
+        load_recipe_plugins(run.folder / "recipe.toml", recorded, [], trust=True)
+        return []
+    return load_contributed_plugins(recorded)
 
 
 def _mismatch(images: RunImages, predictions: Predictions | None) -> str:

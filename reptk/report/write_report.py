@@ -24,6 +24,7 @@ def write(
     png: str | Path | None = None,
     data: Data | None = None,
     force: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Write one self-contained HTML page about one run, or about several next to each other.
 
@@ -34,6 +35,8 @@ def write(
         png: a folder for the plots as PNG files (curves, map, confusions), drawn by matplotlib.
         data: the first run's data set, if it is open already.
         force: write over a page that exists. The page in the folder of its run is written again in any case.
+        trust: execute the plugin files in the folders of the runs. Without it, a page whose images come from a data set of
+            such a plugin has no images, unless the plugin is imported already.
 
     Returns:
         The path of the page.
@@ -53,7 +56,7 @@ def write(
     paths = [Path(folder) for folder in folders]
     runs = read_runs(paths)
     path = _page_path(paths, out, force)
-    datasets = OpenedDatasets()
+    datasets = OpenedDatasets(trust)
     if data is not None:
         datasets.add(runs[0], data)
     images = [datasets.images_of(run) for run in runs]
@@ -72,6 +75,11 @@ def _page_path(folders: Sequence[Path], out: str | Path | None, force: bool) -> 
         path = folders[0] / FILE
     else:
         path = Path(FILE)
+    if out is None and path.is_symlink():
+        # A run from elsewhere may hold a link to any file of the user's.
+        raise EnvironmentProblem(
+            f"cannot write {path}: it is a link to {path.readlink()}. Remove it, or name the page: --out"
+        )
     if path.is_dir():
         raise EnvironmentProblem(f"cannot write {path}: it is a folder. Name a file, e.g. {path / FILE}")
     # A run has one page, which is a function of its files. Any other file may be something else.

@@ -7,7 +7,7 @@ state has the length and the SHA-256 that its manifest says.
 import hashlib
 import json
 import re
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,7 +15,8 @@ import torch
 
 import reptk
 from reptk.core.errors import DataError
-from reptk.core.files import atomic_folder, parse_json, sha256_of, sweep_leftovers, write_text
+from reptk.core.files import atomic_folder, remove_folder, sha256_of, sweep_leftovers, write_text
+from reptk.core.foreign_files import read_json
 
 FORMAT = 1
 """Number of the layout of `state.pt`. A change that older files do not fit needs a higher one, and code that reads both."""
@@ -163,7 +164,7 @@ class _HashingFile:
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
-        manifest = parse_json((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(checkpoint / "manifest.json")
     except (OSError, ValueError) as cause:
         raise _DamagedError(f"manifest.json cannot be read: {cause}") from cause
     if not isinstance(manifest, dict):
@@ -214,7 +215,8 @@ def _delete_others(folder: Path, newest: Path, keep: int) -> None:
     for path in paths:
         if path.name not in remaining and _step_of(path) != best_step:
             # A failure leaves a folder too many, no more.
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                remove_folder(path)
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -239,7 +241,7 @@ def _unused_path(folder: Path, name: str) -> Path:
 
 def _read_best(folder: Path) -> dict[str, Any]:
     try:
-        best = parse_json((folder / BEST_FILE).read_text(encoding="utf-8"))
+        best = read_json(folder / BEST_FILE)
     except (OSError, ValueError):
         return {}
     if not isinstance(best, dict):

@@ -1,7 +1,6 @@
 """Evaluation of a run: the baselines before training, the encoder at any time, results and report at the end."""
 
 import shlex
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from reptk import report
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, ReptkError
-from reptk.core.files import parse_json
+from reptk.core.foreign_files import read_json
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
@@ -101,7 +100,7 @@ def trained_metrics(folder: Path) -> dict[str, float]:
     """
     path = folder / "results.json"
     try:
-        return dict(parse_json(path.read_text(encoding="utf-8"))["metrics"]["trained"])
+        return dict(read_json(path)["metrics"]["trained"])
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise DataError(f"{path} of a finished run cannot be read: {cause!r}") from cause
 
@@ -121,10 +120,7 @@ def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
 
 def _try_to_write_report(parts: Parts, folder: Path) -> str:
     try:
-        with warnings.catch_warnings():
-            # The run has executed its plugins already; the warning is for reports that are written later.
-            warnings.filterwarnings("ignore", message=".* brings a plugin, which is run")
-            return f"report   {report.write(folder, data=parts.data)}"
+        return f"report   {report.write(folder, data=parts.data)}"
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}. Try again: reptk report {shlex.quote(str(folder))}"
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from reptk.core.counts import format_count
-from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.errors import EnvironmentProblem
+from reptk.core.files import json_text, write_text
+from reptk.core.foreign_files import read_json
 
 FOLDER_NAME = ".ranks"
 
@@ -56,7 +58,7 @@ class RankEnds:
             self.folder.mkdir(exist_ok=True)
             content = {"kind": kind, "reason": reason, "time": time.time()}
             write_text(self.folder / f"{self.rank}.json", json_text(content))
-        except OSError:
+        except (OSError, EnvironmentProblem):
             return  # the disk that fails is the reason, which this rank prints
 
     def wait(self) -> dict[int, RankEnd]:
@@ -73,7 +75,7 @@ class RankEnds:
         ends = {}
         for rank in range(self.world_size):
             try:
-                content = parse_json((self.folder / f"{rank}.json").read_text(encoding="utf-8"))
+                content = read_json(self.folder / f"{rank}.json")
                 ends[rank] = RankEnd(str(content["kind"]), str(content["reason"]), float(content["time"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue

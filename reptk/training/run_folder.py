@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
+from reptk.config.plugins import is_contributed
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
@@ -100,12 +101,11 @@ class RunClaim:
                 # Before the lock, since nothing is written if they differ.
                 check_same_recipe(recipe, folder)
                 if is_complete(recipe, folder):
+                    remove_leftovers_of_run(folder)
                     return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
             folder.mkdir(parents=True, exist_ok=True)
             self._acquire(folder, report)
-            # With the lock, since these writers are dead then.
-            for place in (folder, folder / "checkpoints", folder / "plugins"):
-                sweep_leftovers(place)
+            _sweep(folder)
             if not (folder / "recipe.toml").is_file():
                 return create(recipe, folder, data)
             # Another process may have written the recipe, or finished the run, meanwhile.
@@ -199,6 +199,23 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     return recipe.train.epochs == epochs_done
 
 
+def remove_leftovers_of_run(folder: Path) -> None:
+    """Remove what a process that was killed has left in the folder of a finished run, unless another one works on it."""
+    lock = RunLock(folder)
+    try:
+        lock.acquire(lambda text: None, wait_seconds=0)
+    except (EnvironmentProblem, OSError):
+        return  # e.g. no right to write
+    _sweep(folder)
+    lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove hidden folders of dead writers in a run's folder, whose lock this process has."""
+    for place in (folder, folder / "checkpoints", folder / "plugins"):
+        sweep_leftovers(place)
+
+
 def lacks_report(recipe: Recipe, folder: Path) -> bool:
     """Return whether a finished run has no report although its recipe wants one: it was killed while it was drawn."""
     return recipe.train.report and not (folder / "report.html").exists()
@@ -276,11 +293,16 @@ def unfinished_run_note(recipe: Recipe) -> list[str]:
 
 
 def resume_command(folder: Path, plugins: Sequence[str]) -> str:
-    """Return the command that resumes a run. It names plugin modules, of which a run folder has no copy."""
+    """Return the command that resumes a run.
+
+    It names plugin modules, of which a run folder has no copy, and trusts the copies of plugin files, which have been
+    executed already.
+    """
     command = f"{recipe_command(folder)} --resume"
+    if any(spec.endswith(".py") for spec in plugins):
+        command += " --trust"
     for spec in plugins:
-        is_copied = spec.endswith(".py")
-        if not is_copied and not spec.startswith("reptk.plugins."):
+        if not spec.endswith(".py") and not is_contributed(spec):
             command += f" --plugin {spec}"
     return command
 

@@ -1,10 +1,8 @@
 """The lock of a run's folder: one process trains in it, and a process that was killed holds no lock."""
 
-import errno
 import getpass
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from reptk.core.errors import EnvironmentProblem
+from reptk.core.file_locks import is_alive, machine_name, try_lock
 from reptk.core.files import parse_json
+from reptk.core.foreign_files import require_regular_file
 
 LOCK_FILE = ".lock"
 
@@ -31,8 +31,7 @@ WAIT_SECONDS = 15.0
 
 POLL_SECONDS = 0.25
 
-UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""Errors of file systems without locks."""
+MAX_HOLDER_BYTES = 10_000
 
 
 class RunLock:
@@ -58,6 +57,8 @@ class RunLock:
             EnvironmentProblem: another process has it, and does not end.
             OSError: the folder cannot be written.
         """
+        if self.path.exists():
+            require_regular_file(self.path)
         file = self.path.open("a+", encoding="utf-8")
         try:
             is_supported = self._wait_for_lock(file, report, wait_seconds)
@@ -87,19 +88,16 @@ class RunLock:
         deadline = time.monotonic() + wait_seconds
         is_first = True
         while True:
-            try:
-                _lock(file)
-            except BlockingIOError as cause:
-                if time.monotonic() >= deadline:
-                    raise EnvironmentProblem(self._in_use(_read(file))) from cause
-            except (OSError, ImportError) as cause:
-                if isinstance(cause, ImportError) or cause.errno in UNSUPPORTED:
-                    return False
-                raise
-            else:
+            is_locked = try_lock(file.fileno())
+            if is_locked is None:
+                return False
+            if is_locked:
                 return True
+            in_use = self._in_use(_read(file))
+            if time.monotonic() >= deadline:
+                raise EnvironmentProblem(in_use)
             if is_first:
-                report(f"{self._in_use(_read(file))}; waiting {wait_seconds:.0f} s for it")
+                report(f"{in_use}; waiting {wait_seconds:.0f} s for it")
                 is_first = False
             time.sleep(POLL_SECONDS)
 
@@ -112,9 +110,9 @@ class RunLock:
         holder = _read(file)
         if not holder:
             return
-        if holder.get("host") == socket.gethostname():
+        if holder.get("host") == machine_name():
             # The system's lock is reliable among the processes of one machine.
-            if not is_lock_supported and holder["pid"] != os.getpid() and _is_alive(holder["pid"]):
+            if not is_lock_supported and holder["pid"] != os.getpid() and is_alive(holder["pid"]):
                 raise EnvironmentProblem(self._in_use(holder))
             return
         last_beat = self.path.stat().st_mtime
@@ -138,7 +136,7 @@ class RunLock:
     def _write_holder(self, file: TextIO) -> None:
         holder = {
             "user": _user(),
-            "host": socket.gethostname(),
+            "host": machine_name(),
             "pid": os.getpid(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -155,46 +153,15 @@ class RunLock:
                 continue  # the disk may be back at the next beat
 
 
-def holder_of(folder: Path) -> dict[str, Any]:
-    """Return `user`, `host`, `pid` and `since` of the process that a folder's lock names; empty without one."""
-    try:
-        with (folder / LOCK_FILE).open(encoding="utf-8") as file:
-            return _read(file)
-    except OSError:
-        return {}
-
-
-def _lock(file: TextIO) -> None:
-    """Take the system's lock.
-
-    Raises:
-        BlockingIOError: another process has it.
-        ImportError, OSError: there are no locks.
-    """
-    import fcntl
-
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _read(file: TextIO) -> dict[str, Any]:
     file.seek(0)
     try:
-        holder = parse_json(file.read())
+        holder = parse_json(file.read(MAX_HOLDER_BYTES))
     except ValueError:
         return {}
     if not isinstance(holder, dict) or not isinstance(holder.get("pid"), int):
         return {}
     return holder
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # of another user
-    return True
 
 
 def _user() -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import EnvironmentProblem, ReptkError
-from reptk.core.files import json_text, parse_json, write_text
+from reptk.core.files import json_text, write_text
+from reptk.core.foreign_files import read_json
 from reptk.core.stop_signals import Stopped, StopSignals
 from reptk.training.rank_ends import FAILED, LOST, STOPPED, RankEnds, first_failure, is_lost_connection
 
@@ -31,7 +32,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     The status is "unknown" if there is no such file, or if it is damaged.
     """
     try:
-        content = parse_json((folder / STATUS_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / STATUS_FILE)
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or "status" not in content:
@@ -43,7 +44,8 @@ def write_status(folder: Path, status: str, **details: Any) -> None:
     """Write status.json, with the process that writes it and the time.
 
     Raises:
-        OSError: it cannot be written.
+        EnvironmentProblem: the disk is full.
+        OSError: it cannot be written for another reason.
     """
     content = {
         "status": status,
@@ -77,7 +79,7 @@ class RunStatus:
             step = read_status(self.folder).get("step", step)
         try:
             write_status(self.folder, status, step=step, **details)
-        except OSError as cause:
+        except (OSError, EnvironmentProblem) as cause:
             self.logger.line(f"cannot write {self.folder / STATUS_FILE}: {cause}")
 
     def checkpoint_written(self, step: int) -> None:

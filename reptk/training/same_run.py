@@ -10,6 +10,7 @@ from torch import nn
 from reptk.config import Recipe, read, validate
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
+from reptk.core.files import sha256_of
 from reptk.data.fingerprint import Fingerprint, differences, read_fingerprint
 from reptk.models.grad_cache import BATCH_NORMS
 
@@ -146,7 +147,7 @@ def _check_same_plugins(recipe: Recipe, folder: Path) -> None:
     """Check that the recipe's plugin files hold what the run's copies hold."""
     for spec in recipe.plugins:
         copy = folder / "plugins" / Path(spec).name
-        if not spec.endswith(".py") or not copy.is_file() or copy.read_bytes() == Path(spec).read_bytes():
+        if not spec.endswith(".py") or not copy.is_file() or sha256_of(copy) == sha256_of(Path(spec)):
             continue
         before, now = _lines(copy), _lines(Path(spec))
         difference = list(difflib.unified_diff(before, now, str(copy), spec, n=1, lineterm=""))

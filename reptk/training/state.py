@@ -6,6 +6,7 @@ from typing import Any
 from reptk.core.errors import DataError
 from reptk.evaluate import Evaluation
 from reptk.training.build import Parts, Settings
+from reptk.training.checkpoint_check import check_optimizer_state
 from reptk.training.meters import StepClock, StepMeter
 
 CHECKPOINT_KEYS = (
@@ -80,7 +81,7 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     """
     if saved is None:
         return RunState()
-    missing = [key for key in CHECKPOINT_KEYS if key not in saved]
+    missing = [key for key in CHECKPOINT_KEYS if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise DataError(
             f"the checkpoint was written by another version of reptk and cannot be continued: it lacks {', '.join(missing)}. "
@@ -89,19 +90,31 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     # The evaluators, views and the loader have no state.
     try:
         parts.method.load_state_dict(saved["method"])
+        check_optimizer_state(parts.optimizer, saved["optimizer"])
         parts.optimizer.load_state_dict(saved["optimizer"])
         parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
-        baselines = {row: Evaluation.from_state(state) for row, state in saved["baselines"].items()}
+        baselines = {str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()}
+        return _plain_state(parts, saved, baselines)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise DataError(
             f"the checkpoint does not fit what the recipe builds: {cause}. Train again, with another --out"
         ) from cause
+
+
+def _plain_state(parts: Parts, saved: dict[str, Any], baselines: dict[str, Evaluation]) -> RunState:
+    """Return the state of the run with values of the types that it needs; a file from elsewhere may hold any."""
+    step = int(saved["step"])
+    if not 0 <= step <= parts.settings.total_steps:
+        raise ValueError(f"it was saved after step {step} of {parts.settings.total_steps}")
+    unfinished_epoch = saved["unfinished_epoch"]
+    if unfinished_epoch is not None:
+        unfinished_epoch = dict(unfinished_epoch)
     return RunState(
-        step=saved["step"],
-        clock=StepClock(saved["seconds"]),
-        meter=StepMeter(saved["steps_without_positives"], saved["loss"]),
+        step=step,
+        clock=StepClock(float(saved["seconds"])),
+        meter=StepMeter(int(saved["steps_without_positives"]), float(saved["loss"])),
         baselines=baselines,
-        unfinished_epoch=saved["unfinished_epoch"],
-        metrics_rows=saved["metrics_rows"],
-        omitted_steps=list(saved["omitted_steps"]),
+        unfinished_epoch=unfinished_epoch,
+        metrics_rows=max(0, int(saved["metrics_rows"])),
+        omitted_steps=[int(number) for number in saved["omitted_steps"]],
     )

@@ -38,8 +38,9 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch, arguments: str = "", *
 
 
 def test_every_benchmark_is_tested() -> None:
-    source = Path(__file__).read_text()
-    assert all(f'benchmark("{path.stem}"' in source for path in FOLDER.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    for path in FOLDER.glob("*.py"):
+        assert f'benchmark("{path.stem}"' in source or f'"{path.name}"' in source, path.name
 
 
 def test_views(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -54,6 +55,13 @@ def test_views(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     benchmark("step", monkeypatch, ROUNDS=1).main(["simclr_digits", *TINY])
     assert "step / bare" in capsys.readouterr().out
+
+
+def test_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--minutes", "0.01", "--interval", "0.3", *TINY, *GENERATED]
+    assert benchmark("checkpoints", monkeypatch).main(arguments) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| 5 MB every 0 s, 2 | ")
 
 
 def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

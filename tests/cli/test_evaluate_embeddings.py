@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reptk.cli import main
+from reptk.core.errors import DataError
 from reptk.embeddings import Embeddings
 from reptk.embeddings.evaluating import as_data
 from reptk.evaluate import knn, retrieval
@@ -148,3 +149,35 @@ def test_mistakes(
     saved(tmp_path / "bank.safetensors")
     assert main(["evaluate", *arguments]) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*share an id")
+def test_labels_may_be_any_numbers_without_names(tmp_path: Path) -> None:
+    numbers = torch.tensor([7, 10**9, 2**62])
+    bank = saved(tmp_path / "bank.safetensors")
+    expected = metrics_of(str(bank), out=tmp_path / "expected.json")
+    sparse = saved(tmp_path / "sparse.safetensors", classes=(), labels=numbers[vectors(60)[1]])
+    assert metrics_of(str(sparse), out=tmp_path / "found.json") == expected
+    data = as_data(Embeddings.load(sparse), Embeddings.load(sparse))
+    assert data.classes == ("class 7", "class 1000000000", f"class {2**62}")
+    assert torch.equal(data.query.labels, vectors(60)[1])
+
+
+@pytest.mark.parametrize("label", [3, 2**62])
+@pytest.mark.parametrize("place", ["bank", "queries", "queries with other classes", "queries without names"])
+def test_a_label_of_no_class_is_refused(place: str, label: int, tmp_path: Path) -> None:
+    labels = vectors(30, 1)[1].clone()
+    labels[4] = label
+    good = Embeddings.load(saved(tmp_path / "good.safetensors", 30, 2))
+    classes = {"queries with other classes": ("bee", "cat", "ant"), "queries without names": ()}.get(place, CLASSES)
+    bad = Embeddings.load(saved(tmp_path / "bad.safetensors", 30, 1, labels=labels, classes=classes))
+    bank, queries = (bad, good) if place == "bank" else (good, bad)
+    with pytest.raises(DataError, match=f"a label {label}, which is none of 3 classes"):
+        as_data(bank, queries)
+
+
+def test_any_negative_label_is_none(tmp_path: Path) -> None:
+    labels = vectors(30, 1)[1].clone()
+    labels[4], labels[5] = -5, -(2**63)
+    data = as_data(Embeddings.load(saved(tmp_path / "e.safetensors", 30, 1, labels=labels)), None)
+    assert data.query.labels[3:7].tolist() == [0, -1, -1, 0]

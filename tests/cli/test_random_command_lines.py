@@ -19,7 +19,8 @@ from reptk.config import override_notes
 from reptk.core.errors import UsageError
 
 NUM_COMMAND_LINES = 1000
-NUM_OVERRIDE_SETS = 1000
+NUM_OVERRIDE_SETS = int(os.environ.get("REPTK_OVERRIDE_SETS", "1000"))
+"""The whole number is 5000: REPTK_OVERRIDE_SETS=5000."""
 NUM_BLOCKS = 4
 """Test functions among which each number is divided, so that several processes can share them."""
 

@@ -65,7 +65,6 @@ def plain(value: object) -> object:
     return value
 
 
-@pytest.mark.filterwarnings("ignore:.*brings a plugin, which is run")
 @pytest.mark.parametrize(
     "parameter",
     [
@@ -81,8 +80,10 @@ def plain(value: object) -> object:
 def test_part_is_built_with_its_default_before_and_after_a_dump(parameter):
     write("my_loss.py", UNUSUAL_DEFAULTS.format(parameter=parameter))
     text = 'plugins = ["my_loss.py"]\n' + TINY.replace("tcl", "my_loss")
-    recipe = load(write("tiny.toml", text.replace("temperature = 0.2\nk1 = 100.0\n", "")), ["loss.margin=0.3"])
-    reloaded = load(write("reloaded.toml", recipe.model_copy(update={"plugins": ("my_loss.py",)}).dump()))
+    recipe = load(
+        write("tiny.toml", text.replace("temperature = 0.2\nk1 = 100.0\n", "")), ["loss.margin=0.3"], trust=True
+    )
+    reloaded = load(write("reloaded.toml", recipe.model_copy(update={"plugins": ("my_loss.py",)}).dump()), trust=True)
     default = plain(LOSSES.get("my_loss")().odd)
     assert plain(build(LOSSES, recipe.loss).odd) == default
     assert plain(build(LOSSES, reloaded.loss).odd) == default

@@ -128,22 +128,44 @@ def recipe_with_plugins(*specs: str) -> str:
     return f"plugins = {list(specs)!r}\n{text}"
 
 
-def test_plugin_in_the_recipes_folder_is_loaded_with_a_warning():
+def test_plugin_in_the_recipes_folder_is_loaded_only_if_it_is_trusted():
     write("mine/parts/my_loss.py", LOSS_PLUGIN)
     path = write("mine/tiny.toml", recipe_with_plugins("parts/my_loss.py"))
-    with pytest.warns(UserWarning, match=r"mine/tiny\.toml brings a plugin, which is run: .*/mine/parts/my_loss\.py"):
-        recipe = load(path)
+    with pytest.raises(UsageError) as error:
+        load(path)
+    assert str(error.value) == (
+        "mine/tiny.toml brings the plugin parts/my_loss.py, which is code. If you trust it, run it with --trust (in Python: "
+        "trust=True), or name it: --plugin mine/parts/my_loss.py"
+    )
+    assert "my_loss" not in sys.modules
+    recipe = load(path, trust=True)
     assert recipe.loss == {"name": "my_loss", "margin": 0.2}
     assert recipe.plugins == (str(Path("mine/parts/my_loss.py").resolve()),)
 
 
-@pytest.mark.parametrize("spec", ["../my_loss.py", "{folder}/my_loss.py", "json", "my_loss"])
-def test_plugin_from_elsewhere_is_refused(tmp_path, spec):
+def test_plugin_in_the_recipes_folder_may_be_named():
+    write("mine/my_loss.py", LOSS_PLUGIN)
+    path = write("mine/tiny.toml", recipe_with_plugins("my_loss.py"))
+    assert load(path, plugins=["mine/my_loss.py"]).plugins == (str(Path("mine/my_loss.py").resolve()),)
+
+
+FROM_ELSEWHERE = (
+    *("../my_loss.py", "{folder}/my_loss.py", "inner/../../my_loss.py", "json", "my_loss", ""),
+    # Not the name of a contributed plugin, however it begins.
+    *("reptk.plugins./../../my_loss.py", "reptk.plugins.x/../../my_loss.py", "reptk.plugins.dcl.my_loss"),
+    *("reptk.plugins.no_such_plugin", "reptk.plugins", "reptk.plugins.", "reptk.plugins.README", "reptk.testing"),
+)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("spec", FROM_ELSEWHERE)
+def test_plugin_from_elsewhere_is_refused(tmp_path, spec, trust):
     write("my_loss.py", LOSS_PLUGIN)
+    write("mine/reptk.plugins.x", "")
     spec = spec.format(folder=tmp_path)
     path = write("mine/tiny.toml", recipe_with_plugins(spec))
     with pytest.raises(UsageError) as error:
-        load(path)
+        load(path, trust=trust)
     assert str(error.value) == f"mine/tiny.toml asks for the plugin {spec}. If you trust it, name it: --plugin {spec}"
     assert "my_loss" not in sys.modules
 
@@ -153,7 +175,7 @@ def test_link_in_the_recipes_folder_does_not_make_a_plugin_trusted():
     path = write("mine/tiny.toml", recipe_with_plugins("my_loss.py"))
     Path("mine/my_loss.py").symlink_to("../my_loss.py")
     with pytest.raises(UsageError, match="If you trust it, name it"):
-        load(path)
+        load(path, trust=True)
 
 
 def test_plugin_from_elsewhere_is_loaded_if_the_user_names_it():

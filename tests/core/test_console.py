@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import signal
 import time
 from pathlib import Path
 
@@ -46,6 +48,26 @@ def test_rows_that_a_crash_of_the_system_has_lost_stay_lost(tmp_path: Path) -> N
     assert logger.metrics_rows == 2
     logger.metrics(step=5)
     assert logged_steps(path) == [1, 2, 5]
+
+
+def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = Logger()
+    logger.write_metrics_to(path)
+    logger.metrics(step=1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, limit[1]))
+        logger.metrics(step=2)
+        logger.metrics(step=3)
+        assert logged_steps(path) == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    logger.metrics(step=4)
+    assert logged_steps(path) == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("cannot write to") == 1
 
 
 def test_silent_logger_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

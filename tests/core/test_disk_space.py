@@ -85,6 +85,11 @@ def test_other_errors_of_writing_name_the_path_and_the_advice(tmp_path: Path) ->
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
+def test_a_closed_pipe_is_not_explained(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), explain_write_errors(tmp_path):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
 def test_the_path_is_the_one_that_the_user_knows() -> None:
     hidden = Path("/data/.e.index.0123abcd.writing/e.index/embeddings.safetensors")
     message = str(disk_problem(hidden, OSError(errno.ENOSPC, "x"), needed_bytes=500))

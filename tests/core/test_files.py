@@ -15,6 +15,7 @@ import pytest
 
 from killed_processes import hidden_names, kill_at_every_moment
 from reptk.core import files
+from reptk.core.file_locks import machine_name
 from reptk.core.files import (
     atomic_folder,
     atomic_write,
@@ -293,9 +294,9 @@ def without_locks(descriptor: int) -> None:
 def test_without_locks_the_process_and_the_age_decide(
     machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_try_lock", without_locks)
+    monkeypatch.setattr(files, "try_lock", without_locks)
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    lock = {"this": f"{files._machine()} {int(ended.stdout)}", "another": f"another-{files._machine()} {os.getpid()}"}
+    lock = {"this": f"{machine_name()} {int(ended.stdout)}", "another": f"another-{machine_name()} {os.getpid()}"}
     work = tmp_path / ".file.0123abcd.writing"
     work.mkdir()
     (work / ".reptk-lock").write_text(lock[machine])

@@ -1,5 +1,7 @@
 """What the folders below a folder of images mean: splits, classes, or neither."""
 
+import os
+
 import pytest
 
 from image_files import relative_paths, write_images
@@ -183,3 +185,25 @@ def test_classes_that_do_not_all_hold_the_same_splits_are_just_classes(tmp_path,
 def test_splits_come_before_splits_within_them(tmp_path):
     write_images(tmp_path, train__val=2, train__train=2, test__train=1, test__val=1)
     assert class_names(read_layout(tmp_path, "auto").parts["train"]) == ("train", "val")
+
+
+def test_links_out_of_the_folder_are_followed_and_counted(tmp_path):
+    write_images(tmp_path / "elsewhere", dog=2)
+    root = write_images(tmp_path / "root", cat=2)
+    (root / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (root / "cat" / "more.png").symlink_to(tmp_path / "elsewhere" / "dog" / "00.png")
+    (root / "cat" / "inside.png").symlink_to("00.png")
+    layout = read_layout(root, "auto")
+    assert len(layout.files) == 6
+    assert [line for line in layout.details if "followed" in line] == [f"  note: followed out of {root}: 2 links"]
+    assert not any("followed" in line for line in read_layout(tmp_path / "elsewhere", "auto").details)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_devices_and_pipes_are_skipped(tmp_path):
+    root = write_images(tmp_path, cat=2, dog=2)
+    os.mkfifo(root / "cat" / "pipe.png")
+    (root / "cat" / "endless.png").symlink_to("/dev/zero")
+    layout = read_layout(root, "auto")
+    assert len(layout.files) == 4
+    assert "  skipped: 2 devices and pipes" in layout.details

@@ -10,7 +10,7 @@ import pytest
 
 from image_files import write_image
 from reptk.core.errors import DataError, ReptkError
-from reptk.data.image_table import ImageRow, read_image_table
+from reptk.data.image_table import ImageRow, read_image_table, sorted_class_names
 
 CAT_AND_DOG = [ImageRow("a.png", "cat"), ImageRow("b.png", "dog")]
 
@@ -231,3 +231,20 @@ def test_a_mangled_table_is_read_or_refused(
             assert all(row.path and "\0" not in row.path for row in rows)
     assert refusals
     assert all(re.search(r"t\.(csv|jsonl|txt)", message) for message in refusals)
+
+
+def test_paths_out_of_the_tables_folder_are_read_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_image(tmp_path / "out.png")
+    write_image(folder / "in.png")
+    write_image(folder / "a..b.png")
+    table = folder / "t.csv"
+    table.write_text(f"path\nin.png\n./x/../in.png\na..b.png\n../out.png\n{tmp_path}/out.png\n{folder}/in.png\n")
+    assert f"  outside of {folder}: 2 files, as the table names them" in read_image_table(table).details()
+    table.write_text("path\nin.png\n")
+    assert read_image_table(table).details() == []
+
+
+def test_class_names_of_thousands_of_digits_are_sorted_as_text(tmp_path: Path) -> None:
+    assert sorted_class_names(["9" * 5000, "10", "9"]) == ("9", "10", "9" * 5000)

@@ -1,6 +1,5 @@
 """Runs under torchrun: ranks that fail, die, hang or are stopped, and a launcher that is killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -51,10 +50,10 @@ encoder = {backbone = "test_vit"}
 method = {name = "contrastive"}
 loss = {name = "faulty"}
 optim = {name = "adamw", lr = 1e-3}
-train = {epochs = 6, batch_size = 16, log_every_steps = 1, baselines = false, report = false}
+train = {epochs = 15, batch_size = 16, log_every_steps = 1, baselines = false, report = false}
 eval = {knn = {k = [1]}}
 """
-"""Steps 1 to 24, four to an epoch."""
+"""Steps 1 to 60, four to an epoch."""
 
 
 @pytest.fixture
@@ -69,8 +68,8 @@ def start(working_folder: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts the recipe under torchrun; what is still there after the test is killed."""
     processes = []
 
-    def run(*overrides: str, ranks: int = 2) -> subprocess.Popen:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    def run(*overrides: str) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command = ["-m", "reptk.recipe", "ranks.toml", "--plugin", "faulty.py", "--out", "run", *overrides]
         process = subprocess.Popen(
             [*launcher, *command],
@@ -148,7 +147,7 @@ def test_stopped_and_killed_runs_end_in_the_weights_of_an_undisturbed_one(
     run = working_folder / "run"
     assert finish(start())[0] == 0
     run.rename(working_folder / "reference")
-    for number, signal_number in ((5, signal.SIGTERM), (12, signal.SIGKILL)):
+    for number, signal_number in ((5, signal.SIGTERM), (20, signal.SIGKILL)):
         process = start()
         wait_until(lambda steps=number: has_trained(run, steps))
         ranks = children_of(process.pid)
@@ -168,23 +167,3 @@ def test_stopped_and_killed_runs_end_in_the_weights_of_an_undisturbed_one(
     ]
     assert losses[0] == losses[1]
     assert not (run / ".ranks").exists()
-
-
-def test_another_number_of_ranks_goes_on_without_batch_norm_and_is_refused_with_it(
-    start: Callable, working_folder: Path
-) -> None:
-    run = working_folder / "run"
-    assert finish(start("train.epochs=3", "optim.schedule=constant"))[0] == 0
-    exit_code, output = finish(start("train.epochs=4", "optim.schedule=constant", ranks=1))
-    assert exit_code == 0
-    assert "note: 2 ranks until now, 1 from here: the global batches stay the same" in output
-    assert json.loads((run / "results.json").read_text())["protocol"]["ranks"] == 1
-    run.rename(working_folder / "vit")
-    batch_norm = ["encoder.backbone=test_resnet", "optim.schedule=constant"]
-    assert finish(start("train.epochs=1", *batch_norm))[0] == 0
-    exit_code, output = finish(start("train.epochs=2", *batch_norm, ranks=1))
-    assert exit_code != 0
-    assert "2 ranks until now, 1 from here: the run would end in other weights" in output
-    exit_code, output = finish(start("train.epochs=2", *batch_norm, "--allow", "ranks", ranks=1))
-    assert exit_code == 0
-    assert "as --allow ranks lets pass" in output

@@ -31,14 +31,14 @@ def test_a_run_says_what_to_change_and_records_it(tmp_path: Path) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
 
     message = (
-        r"out of memory \(CUDA out of memory\. Tried to allocate 2\.00 GiB\)\. test_resnet encodes 16 images in 2 views at "
+        r"not enough memory \(CUDA out of memory\. Tried to allocate 2\.00 GiB\)\. test_resnet encodes 16 images in 2 views at "
         r"once on each rank; train\.micro_batch_size=8 encodes half as many"
     )
     with pytest.raises(EnvironmentProblem, match=message):
         run_silently(tiny(loss={"name": "greedy"}), tmp_path / "run")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed"
-    assert status["reason"].startswith("EnvironmentProblem: out of memory")
+    assert status["reason"].startswith("EnvironmentProblem: not enough memory")
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
@@ -74,6 +74,6 @@ def test_other_commands_end_with_one_message(error: Exception, capsys: pytest.Ca
 
     assert run_command(command) == 4
     message = capsys.readouterr().err
-    assert message.startswith("error: out of memory (")
+    assert message.startswith("error: not enough memory (")
     assert message.count("\n") == 1
     assert "--batch-size" in message

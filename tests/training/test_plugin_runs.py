@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import reptk
-from reptk import DATASETS, LOSSES
+from reptk import DATASETS, LOSSES, cli
 from reptk.config.plugins import load_plugin
 from reptk.core.errors import UsageError
 from reptk.recipe import main
@@ -109,9 +109,6 @@ k = [1]
 
 WITH_MARGIN_LOSS = ("loss.name=my_loss", "loss.margin=0.5")
 
-# A recipe in a run folder brings its plugin, with a warning.
-allows_plugins_of_recipes = pytest.mark.filterwarnings("ignore:.*brings a plugin, which is run")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _single_thread(one_thread):
@@ -183,7 +180,6 @@ def test_loss_depends_on_its_arguments(expected_losses):
     assert logged_losses("runs/tiny/1") != expected_losses
 
 
-@allows_plugins_of_recipes
 @pytest.mark.slow
 def test_loss_of_a_file_trains_resumes_and_runs_again(working_folder, expected_losses, capsys):
     run_python("-m", "reptk.recipe", "tiny.toml", "--plugin", "parts/my_loss.py", *WITH_MARGIN_LOSS)
@@ -195,12 +191,14 @@ def test_loss_of_a_file_trains_resumes_and_runs_again(working_folder, expected_l
     # The run folder is all that is needed from here on. This process has not imported the plugin.
     (working_folder / "parts" / "my_loss.py").unlink()
     write_status(first, "interrupted")
-    assert main([str(first), "--resume"]) == 0
+    assert main([str(first), "--resume"]) == 2
+    assert "brings the plugin plugins/my_loss.py, which is code" in capsys.readouterr().err
+    assert main([str(first), "--resume", "--trust"]) == 0
     assert "resumed after step 2" in capsys.readouterr().out
     assert read_status(first)["status"] == "finished"
     assert logged_losses(first) == expected_losses
 
-    assert main([str(first)]) == 0
+    assert main([str(first), "--trust"]) == 0
     assert recorded_recipe(second) == recorded_recipe(first)
     assert logged_losses(second) == expected_losses
     assert (second / "plugins" / "my_loss.py").read_text() == MARGIN_LOSS
@@ -223,7 +221,6 @@ def test_loss_of_an_installed_distribution_trains(working_folder, expected_losse
     assert reptk.load("runs/tiny/1").loss == {"name": "my_loss", "margin": 0.5}
 
 
-@allows_plugins_of_recipes
 def test_contributed_loss_trains_by_its_module_name(capsys):
     assert main(["tiny.toml", "--plugin", "reptk.plugins.dcl", "loss.name=dcl", "loss.temperature=0.2"]) == 0
     recipe = recorded_recipe("runs/tiny/1")
@@ -240,19 +237,16 @@ def test_plugin_file_is_copied_into_the_run(capsys):
     assert Path("out/plugins/my_loss.py").read_text() == MARGIN_LOSS
 
 
-@allows_plugins_of_recipes
 @pytest.mark.slow
 def test_a_run_is_checked_in_the_folder_of_its_plugin(working_folder):
     """`python -m` puts that folder first on the path."""
     (working_folder / "my_loss.py").write_text(MARGIN_LOSS)
     run_python("-m", "reptk.recipe", "tiny.toml", "--plugin", "my_loss.py", *WITH_MARGIN_LOSS, "--out", "out")
-    command = [sys.executable, "-m", "reptk.recipe", "out", "--check"]
+    command = [sys.executable, "-m", "reptk.recipe", "out", "--check", "--trust"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert process.returncode == 0, process.stderr
-    assert "brings a plugin, which is run" in process.stderr
 
 
-@allows_plugins_of_recipes
 def test_a_changed_plugin_is_refused_on_resume_with_the_difference(working_folder, capsys):
     plugin = working_folder / "parts" / "my_loss.py"
     assert main(["tiny.toml", "--plugin", str(plugin), "loss.name=my_loss", "--out", "out"]) == 0
@@ -298,6 +292,42 @@ def test_workers_fetch_images_of_a_plugin_in_this_process(working_folder):
     process_ids = {line.rsplit(" ", 1)[-1] for line in lines[0] + lines[2]}
     assert process_ids == {str(os.getpid())}
     assert len(lines[2]) > len(lines[0])
+
+
+@pytest.mark.filterwarnings("always:the data set of out is of a plugin")
+def test_commands_that_read_a_run_execute_its_plugins_only_if_they_are_trusted(working_folder, capsys, monkeypatch):
+    overrides = ["data.name=stripes", f"data.log={working_folder / 'log'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DATASETS, "_registrations", dict(DATASETS._registrations))
+        reptk.train(reptk.load("tiny.toml", overrides, plugins=["parts/my_data.py"]), "out")
+    del sys.modules["my_data"]
+    sys.path.remove(str(working_folder / "parts"))
+    (working_folder / "out" / "report.html").unlink()
+    commands = {
+        "evaluate": ["out", "--only", "knn", "--no-baselines"],
+        "embed": ["out", "--out", "o.safetensors"],
+        "views": ["out", "--images", "2"],
+        "recipe": ["out", "--show"],
+    }
+    for verb, arguments in commands.items():
+        assert cli.main([verb, *arguments]) == 2, verb
+        assert "my_data" not in sys.modules, verb
+        assert "--trust" in capsys.readouterr().err
+    assert cli.main(["recipe", "--list"]) == 0
+    assert cli.main(["recipe", "out", "--copy"]) == 0
+    assert cli.main(["report", "out"]) == 0
+    page = Path("out/report.html").read_text()
+    assert "the plugins of the run were not executed: plugins/my_data.py" in page
+    assert "my_data" not in sys.modules
+    with pytest.raises(UsageError, match="trust=True"):
+        reptk.load("out")
+    assert "my_data" not in sys.modules
+
+    assert cli.main(["report", "out", "--trust"]) == 0
+    assert "were not executed" not in Path("out/report.html").read_text()
+    for verb, arguments in commands.items():
+        assert cli.main([verb, *arguments, "--trust"]) == 0, capsys.readouterr().err
+    assert reptk.load("out", trust=True).data["name"] == "stripes"
 
 
 def test_source_of_a_plugins_part_is_its_file():

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from reptk.core.console import Logger
+from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
 from reptk.losses import implementation
 from reptk.training import epoch, loop
+from reptk.training.loop import train
 from reptk.training.run_status import read_status, write_status
 from tiny_runs import are_equal, exported_weights, logged_losses, metric_rows, result_metrics, run_silently, tiny
 
@@ -176,6 +179,40 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path: Path) -> N
     assert best["value"] == max(by_step.values()) == by_step[best["step"]]
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"best.json", f"step_{best['step']:08d}", "step_00000012"}
+
+
+def claim_ranks(folder: Path, ranks: int) -> None:
+    """Write into all manifests that so many ranks trained."""
+    for path in (folder / "checkpoints").glob("*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ranks": ranks}))
+
+
+RANKS = {
+    "without BatchNorm": (["encoder.backbone=test_vit"], None),
+    "with BatchNorm": ([], "BatchNorm layers normalize the images of each rank by themselves"),
+    "stochastic depth": (["encoder.backbone=test_vit", "encoder.drop_path=0.1"], "stochastic depth"),
+}
+"""Overrides, and why another number of ranks would lead to other weights."""
+
+
+@pytest.mark.parametrize("case", RANKS)
+def test_another_number_of_ranks_goes_on_where_it_does_not_matter(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, reason = RANKS[case]
+    overrides = [*overrides, "train.baselines=false", "optim.schedule=constant"]
+    run_silently(tiny(*overrides, "train.epochs=1"), tmp_path / "run")
+    claim_ranks(tmp_path / "run", 2)
+    longer, logger = tiny(*overrides, "train.report=false"), Logger()
+    if reason is None:
+        train(longer, tmp_path / "run", logger=logger)
+        assert "note: 2 ranks until now, 1 from here: the global batches stay the same" in capsys.readouterr().out
+        return
+    with pytest.raises(UsageError, match=reason) as error:
+        train(longer, tmp_path / "run", logger=logger)
+    assert str(error.value).endswith("Start it with 2 ranks, or let that pass: --allow ranks")
+    train(longer, tmp_path / "run", allow=["ranks"], logger=logger)
+    assert "as --allow ranks lets pass" in capsys.readouterr().out
 
 
 # Equivalent computations

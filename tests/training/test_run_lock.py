@@ -14,7 +14,7 @@ import pytest
 
 from reptk.core.errors import EnvironmentProblem
 from reptk.training import run_lock
-from reptk.training.run_lock import RunLock, holder_of
+from reptk.training.run_lock import RunLock
 
 HOLD = """
 import sys, time
@@ -49,7 +49,7 @@ def test_a_lock_is_held_by_one_of_many(tmp_path: Path) -> None:
     assert len(locks) == 1
     assert all(refusal.startswith(f"{tmp_path} is in use by") for refusal in refusals)
     locks[0].release()
-    assert holder_of(tmp_path) == {}
+    assert (tmp_path / ".lock").read_text() == ""
     acquire(tmp_path).release()
 
 
@@ -58,7 +58,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        assert holder_of(tmp_path)["pid"] == process.pid
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
         with pytest.raises(EnvironmentProblem, match=rf"is in use by process {process.pid} of .* since 20"):
             acquire(tmp_path)
     finally:
@@ -115,15 +115,18 @@ def test_a_process_that_was_seen_long_ago_is_not_waited_for(tmp_path: Path) -> N
 def test_without_locks_of_the_system_a_living_process_has_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(file: object) -> None:
-        raise OSError(run_lock.UNSUPPORTED[0], "no locks here")
-
-    monkeypatch.setattr(run_lock, "_lock", refuse)
+    monkeypatch.setattr(run_lock, "try_lock", lambda descriptor: None)
     written_by(tmp_path, host=socket.gethostname(), pid=os.getppid())
     with pytest.raises(EnvironmentProblem, match=f"process {os.getppid()}"):
         acquire(tmp_path)
     written_by(tmp_path, host=socket.gethostname(), pid=2**22 + 1)  # Linux numbers processes up to 2**22
     acquire(tmp_path).release()
+
+
+def test_a_lock_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(OSError, match="is a named pipe"):
+        acquire(tmp_path)
 
 
 def test_a_holder_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

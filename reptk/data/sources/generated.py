@@ -13,6 +13,9 @@ from reptk.data.protocol import Data, InMemory, Split, with_shape
 
 PATTERN_PX = 4
 
+MAX_VALUES = 10**9
+"""Of the pixels of a split, which are drawn in float32, all at once: 4 GB."""
+
 
 @DATASETS.register("generated")
 @with_shape(classes=10, size_px=32)
@@ -24,6 +27,11 @@ def generated(
     query: Annotated[int, Ge(1)] = 100,
 ) -> Data:
     """`train`, `bank` and `query` generated images of `size` px, with the classes in turn; the same ones in every call."""
+    num_values = 3 * size**2 * max(train, bank, query, classes)
+    if num_values > MAX_VALUES:
+        raise ValueError(
+            f"its images would have {num_values:.0e} values; take fewer or smaller ones, up to {MAX_VALUES:.0e}"
+        )
     patterns = torch.rand(classes, 3, PATTERN_PX, PATTERN_PX, generator=rng.generator("generated", "patterns"))
     patterns = functional.interpolate(patterns, (size, size), mode="nearest")
     return Data(

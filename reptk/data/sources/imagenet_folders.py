@@ -17,6 +17,7 @@ from pathlib import Path
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.foreign_files import read_text, require_regular_file
 from reptk.data.folder_scan import scan_folder
 from reptk.data.image_layout import LabeledFile
 
@@ -35,6 +36,7 @@ MAX_LEVELS_UP = 3
 KAGGLE_LABELS = "LOC_val_solution.csv"
 DEVKIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT_SYNSETS = "meta.mat"
+MAX_DEVKIT_BYTES = 1 << 20
 TINY_LABELS = "val_annotations.txt"
 DEVKIT_FOLDERS = (".", "data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "devkit/data", "devkit")
 
@@ -198,6 +200,7 @@ def _read_devkit_synsets(path: Path) -> dict[int, str]:
             f"{path} is missing: it says which synset each number of {DEVKIT_LABELS} is; copy it from the devkit"
         )
     try:
+        require_regular_file(path, MAX_DEVKIT_BYTES)
         synsets = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
         return {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets}
     except Exception as cause:  # whatever scipy raises about a damaged file
@@ -208,6 +211,6 @@ def _read_devkit_synsets(path: Path) -> dict[int, str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        return read_text(path, encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause}") from cause

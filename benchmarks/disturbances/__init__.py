@@ -1,0 +1,1 @@
+"""What chaos.py does to commands of reptk, and how it checks what they leave behind."""

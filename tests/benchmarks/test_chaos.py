@@ -1,0 +1,59 @@
+"""benchmarks/chaos.py in small: disturbed runs end as undisturbed ones, and what is broken on purpose is noticed.
+
+It runs in a process of its own, which forks: this one has threads.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def chaos(folder: Path, arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), "--folder", str(folder), *arguments.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+
+
+def test_killed_runs_and_commands_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    process = chaos(tmp_path, "--only kills training commands --kills 2 --executed 0 --stride 41 --seed 1")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "| SIGKILL at a random moment, one process | 2 | 0 |" in process.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_in_resuming_is_noticed(tmp_path: Path) -> None:
+    process = chaos(tmp_path, "--self-test --faults 2")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.count("\nquiet ") == 2
+    assert process.stdout.count("\nnoticed ") == 2
+
+
+@pytest.mark.slow
+def test_every_fault_in_resuming_is_noticed(tmp_path: Path) -> None:
+    process = chaos(tmp_path, "--self-test")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "NOT NOTICED" not in process.stdout
+
+
+@pytest.mark.slow
+def test_starved_damaged_and_changed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    process = chaos(tmp_path, "--only kills disk damage starts workers data --kills 6 --executed 0 --pairs 3")
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_go_on(tmp_path: Path) -> None:
+    process = chaos(tmp_path, "--only ranks world --kills 4 --torchruns 0")
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_an_unknown_row_is_refused() -> None:
+    process = subprocess.run([sys.executable, str(SCRIPT), "--only", "nothing"], capture_output=True, check=False)
+    assert process.returncode == 2
