@@ -174,6 +174,8 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
             raise _DamagedError(f"manifest.json lacks {key}")
     if not isinstance(manifest["step"], int):
         raise _DamagedError("manifest.json names no step")
+    if not isinstance(manifest.get("ranks", 1), int):
+        raise _DamagedError("manifest.json names no number of ranks")
     version = manifest.get("format", 0)
     if not isinstance(version, int) or version > FORMAT:
         raise DataError(

@@ -1,5 +1,6 @@
 """A process killed at any moment leaves a whole checkpoint, and damage is detected."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -294,6 +295,16 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_read(damage: str
     with pytest.raises(DataError, match=r"no checkpoint in .* is whole") as error:
         load_newest(tmp_path)
     assert str(error.value).count("is damaged") == 2
+
+
+@pytest.mark.parametrize("key", ["step", "ranks"])
+def test_a_manifest_whose_numbers_are_none_is_damage(key: str, tmp_path: Path) -> None:
+    save(tmp_path, 1, state(1))
+    path = save(tmp_path, 2, state(2)) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: [2]}))
+    checkpoint = load_newest(tmp_path)
+    assert checkpoint.state["step"] == 1
+    assert "manifest.json names no " in checkpoint.damaged[0]
 
 
 def test_a_checkpoint_of_a_newer_reptk_is_refused(tmp_path: Path) -> None:
