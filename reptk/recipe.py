@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -245,7 +246,7 @@ def _copy(name: str) -> int:
     if target.exists():
         raise UsageError(f"{target} exists already; remove it, or change to another folder")
     write_bytes(target, source.read_bytes())
-    print(f"{target}: change it, then python -m reptk.recipe {target}")
+    print(f"{target}: change it, then python -m reptk.recipe {shlex.quote(str(target))}")
     return 0
 
 

@@ -15,6 +15,7 @@ from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
+from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
     from reptk.data import Data
@@ -192,13 +193,13 @@ def _print_classes(images: CheckedImages) -> None:
     sizes = Counter(name for name in images.class_names if name is not None)
     if not sizes:
         return
-    listed = [f"{name} {count:,}" for name, count in sorted(sizes.items())[:MAX_LISTED_CLASSES]]
+    listed = [f"{in_one_line(name)} {count:,}" for name, count in sorted(sizes.items())[:MAX_LISTED_CLASSES]]
     if len(sizes) > MAX_LISTED_CLASSES:
         listed.append(f"and {len(sizes) - MAX_LISTED_CLASSES:,} more")
     print(f"  classes: {', '.join(listed)}")
     too_small = sorted(name for name, count in sizes.items() if count < 2)
     if too_small:
-        names = ", ".join(too_small[:MAX_LISTED])
+        names = ", ".join(map(in_one_line, too_small[:MAX_LISTED]))
         if len(too_small) > MAX_LISTED:
             names += ", ..."
         print(f"  classes of a single image, which have no positives: {len(too_small):,} ({names})")
@@ -213,7 +214,7 @@ def _print_blank(check: "FileCheck") -> None:
     count = format_count(len(check.blank), "image")
     print(f"  blank: {count}, of one color up to {MAX_LEVELS} of 255 levels, and not counted as duplicates")
     for path in check.blank[:MAX_LISTED]:
-        print(f"    {path}")
+        print(f"    {in_one_line(str(path))}")
     if len(check.blank) > MAX_LISTED:
         print(f"    and {len(check.blank) - MAX_LISTED:,} more")
 
@@ -234,7 +235,8 @@ def _print_duplicates(images: CheckedImages, check: "FileCheck") -> None:
         line += f"; in several splits: {format_count(num_of_splits, 'image')}"
     print(line)
     for group in check.duplicates[:MAX_LISTED]:
-        print(f"    {group[0]} = {', '.join(str(path) for path in group[1:MAX_LISTED])}")
+        first, *copies = [in_one_line(str(path)) for path in group[:MAX_LISTED]]
+        print(f"    {first} = {', '.join(copies)}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

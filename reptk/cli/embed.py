@@ -1,6 +1,7 @@
 """Embed images: reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors"""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,8 +126,9 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
         num_unlisted = skipped["count"] - len(skipped["first"])
         if num_unlisted:
             print(f"    and {num_unlisted:,} more")
-    index = out.with_suffix(".index")
-    print(f"  search it: reptk search {out} query.jpg    build an index: reptk index {out} --out {index}")
+    embeddings = shlex.quote(str(out))
+    index = shlex.quote(str(out.with_suffix(".index")))
+    print(f"  search it: reptk search {embeddings} query.jpg    build an index: reptk index {embeddings} --out {index}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -232,7 +232,7 @@ def _complete(name: str, overrides: config.Table) -> config.Table:
 
 def _check_out(out: Path | None, *, force: bool) -> None:
     from reptk.core.files import holds_only
-    from reptk.embeddings.output_path import check_output_file
+    from reptk.embeddings.output_path import check_new_folder, check_output_file
     from reptk.evaluate.results import FILE_NAMES
     from reptk.report.write_report import FILE as REPORT_FILE
 
@@ -245,6 +245,8 @@ def _check_out(out: Path | None, *, force: bool) -> None:
         is_unfinished = holds_only(out, FILE_NAMES | {REPORT_FILE}) and not (out / REPORT_FILE).exists()
         if not is_unfinished:
             raise UsageError(f"{out} is there already; choose another --out")
+    else:
+        check_new_folder(out)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Build an index to search in: reptk index photos.safetensors --out photos.index"""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def _run(args: argparse.Namespace) -> int:
         quality = f"finds {100 * built.recall:.1f} % of the exact 10 nearest"
     count = f"{format_count(len(built), 'embedding')} of {built.embeddings.width} values"
     print(f"{args.out}: {count}, {built.kind} ({quality}), {size_mb:,.1f} MB")
-    print(f"  search it: reptk search {args.out} query.jpg    near duplicates: reptk search {args.out} --duplicates")
+    name = shlex.quote(str(args.out))
+    print(f"  search it: reptk search {name} query.jpg    near duplicates: reptk search {name} --duplicates")
     return 0
 
 

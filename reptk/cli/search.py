@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from reptk.core.command_line import ESCAPED_BYTES, ArgumentParser, add_device_option, run_command
+from reptk.core.command_line import ArgumentParser, add_device_option, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
+from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
     from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult
@@ -100,7 +101,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     summary = _summary(index, named.index)
     print(summary)
     for result in results:
-        print(f"\n{_printable(result.query)}")
+        print(f"\n{in_one_line(result.query)}")
         for line in _result_lines(result):
             print(line)
     if html is not None:
@@ -112,7 +113,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
 
 
 def _result_lines(result: "SearchResult") -> list[str]:
-    labels = [_printable(neighbor.label) for neighbor in result.neighbors]
+    labels = [in_one_line(neighbor.label) for neighbor in result.neighbors]
     label_width = max(map(len, labels), default=0)
     lines = []
     for neighbor, label in zip(result.neighbors, labels, strict=True):
@@ -184,7 +185,7 @@ def _group_lines(duplicates: "Duplicates") -> list[str]:
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
         lines.append(f"group {number}: {len(group):,} images")
         for duplicate in group[:MAX_IMAGES_PER_GROUP]:
-            label = _printable(duplicate.label)
+            label = in_one_line(duplicate.label)
             similarity = duplicates.format_similarity(duplicate.similarity)
             lines.append(f"  {similarity}  {label}  {_location(duplicate)}{_copy_note(duplicate, duplicates.first)}")
         if len(group) > MAX_IMAGES_PER_GROUP:
@@ -211,7 +212,7 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
     for leak in leaks[:MAX_LEAKS]:
         nearest = _short_path(first.file(leak.nearest)) or first.ids[leak.nearest]
         similarity = duplicates.format_similarity(leak.similarity)
-        lines.append(f"  {similarity}  {_location(leak)}  ~  {_printable(nearest)}{_copy_note(leak, first)}")
+        lines.append(f"  {similarity}  {_location(leak)}  ~  {in_one_line(nearest)}{_copy_note(leak, first)}")
     if len(leaks) > MAX_LEAKS:
         lines.append(f"and {len(leaks) - MAX_LEAKS:,} more")
     return lines
@@ -240,7 +241,7 @@ def _copy_note(duplicate: "Duplicate", originals: "Embeddings") -> str:
     text = duplicate.describe_copy(originals)
     if not text:
         return ""
-    return f"  ({_printable(text)})"
+    return f"  ({in_one_line(text)})"
 
 
 def _blank_lines(duplicates: "Duplicates") -> list[str]:
@@ -248,7 +249,7 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     if not duplicates.blank:
         return []
     images = duplicates.searched
-    names = [_printable(_short_path(images.file(row)) or images.ids[row]) for row in duplicates.blank[:MAX_BLANK]]
+    names = [in_one_line(_short_path(images.file(row)) or images.ids[row]) for row in duplicates.blank[:MAX_BLANK]]
     if len(duplicates.blank) > MAX_BLANK:
         names.append("...")
     return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {', '.join(names)}"]
@@ -291,7 +292,7 @@ def _summary(index: "Index", path: str) -> str:
 
 def _location(image: "Neighbor | Duplicate") -> str:
     """Return the path of an image, its id if it is not a file."""
-    return _printable(_short_path(image.path) or image.id)
+    return in_one_line(_short_path(image.path) or image.id)
 
 
 def _short_path(path: Path | None) -> str:
@@ -302,17 +303,6 @@ def _short_path(path: Path | None) -> str:
     if path.is_relative_to(working_directory):
         path = path.relative_to(working_directory)
     return str(path)
-
-
-def _printable(text: str) -> str:
-    """Return text as one line that any terminal can print: other characters are escaped."""
-    # File names that are not UTF-8 hold surrogates, which cannot be printed.
-    plain = text.encode("utf-8", ESCAPED_BYTES).decode()
-    printable = ""
-    for character in plain:
-        # File names may hold line breaks and terminal control sequences.
-        printable += character if character.isprintable() else repr(character)[1:-1]
-    return printable
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

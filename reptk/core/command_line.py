@@ -12,10 +12,13 @@ from typing import Any, NoReturn
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
+from reptk.core.memory_errors import is_out_of_memory, memory_problem
 from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
+
+MEMORY_ADVICE = "Make the batches (--batch-size), images or sets smaller, close other programs, or use another device"
 
 ESCAPED_BYTES = "reptk-escaped-bytes"
 """Name under which Python's codecs know `_escape`."""
@@ -85,15 +88,12 @@ def run_command(command: Callable[[], int]) -> int:
             # Python flushes standard output when it exits, which would raise once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
-        except MemoryError as error:
-            return _report(EnvironmentProblem(_OUT_OF_MEMORY.format(error or "an array was too large")))
-        except OSError as error:  # what is not expected where it occurs: a name that is too long, a disk that fails
-            return _report(EnvironmentProblem(_describe(error)))
         except Exception as error:
-            if isinstance(error, RuntimeError) and _is_out_of_memory(error):
-                return _report(EnvironmentProblem(_OUT_OF_MEMORY.format(str(error).splitlines()[0])))
-            _report_to_torchrun(error)
-            raise
+            problem = _problem(error)
+            if problem is None:
+                _report_to_torchrun(error)
+                raise
+            return _report(problem)
 
 
 def _report(error: ReptkError) -> int:
@@ -112,15 +112,13 @@ def _report_to_torchrun(error: Exception) -> None:
     get_error_handler().record_exception(error)
 
 
-_OUT_OF_MEMORY = "not enough memory ({}); make the batches, images or sets smaller, or close other programs"
-
-_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is torch's error for memory that it does not get. torch itself may not be imported."""
-    message = str(error).lower()
-    return any(words in message for words in _OUT_OF_MEMORY_WORDS)
+def _problem(error: Exception) -> EnvironmentProblem | None:
+    """Return the message for what the machine refuses; None for an error of the code."""
+    if is_out_of_memory(error):
+        return memory_problem(error, MEMORY_ADVICE)
+    if isinstance(error, OSError):  # what is not expected where it occurs: a name that is too long, a disk that fails
+        return EnvironmentProblem(_describe(error))
+    return None
 
 
 def _describe(error: OSError) -> str:

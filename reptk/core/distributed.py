@@ -158,6 +158,31 @@ def run_on_main(function: Callable[[], T]) -> T:
     return result
 
 
+def run_in_turns(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0, then on the first rank of each other machine, then on all others; return its result.
+
+    For what fills a folder that the later ones find filled, e.g. a download: ranks that do so at the same time would write
+    over each other.
+    """
+    if world_size() == 1:
+        return function()
+    local_turn = 1 if int(os.environ.get("LOCAL_RANK", 0)) == 0 else 2
+    turn = 0 if is_main() else local_turn
+    result_and_error: list[Any] = [None, None]
+    for number in range(3):
+        if number == turn:
+            try:
+                result_and_error[0] = function()
+            except Exception as error:
+                # The others would wait for this rank.
+                result_and_error[1] = error
+        dist.barrier()
+    result, error = result_and_error
+    if error is not None:
+        raise error
+    return result
+
+
 class SharedFlags:
     """Flags that any rank may raise, and that all ranks see after the same step.
 

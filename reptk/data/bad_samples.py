@@ -90,7 +90,8 @@ class BadSamples:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADINGS)
-        writer.writerows(sorted(self.reasons.items()))
+        for path, reason in sorted(self.reasons.items()):
+            writer.writerow([path, _with_escaped_bytes(reason)])
         return text.getvalue()
 
 
@@ -111,8 +112,12 @@ def image_name(split_name: str, images: Images, number: int) -> str:
     path = images.path(number)
     if path is None:
         return f"{split_name}/{number}"
-    # Names of files may be no valid text.
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _with_escaped_bytes(str(path))
+
+
+def _with_escaped_bytes(text: str) -> str:
+    """Return a text in which bytes of file names that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _name_of(split_name: str, split: Split, number: int) -> str:

@@ -17,7 +17,9 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.file_retries import with_retries
 from reptk.core.foreign_files import UnsuitableFile, read_bytes
+from reptk.core.printable_names import in_one_line
 from reptk.data.color_profile import to_srgb
 from reptk.data.png_check import PNG_SIGNATURE, checked_png
 from reptk.data.raw_photograph import HAS_RAW, RAW_EXTENSIONS, is_raw, open_raw
@@ -169,11 +171,15 @@ def decode_picture(
     """
     content = b""
     try:
-        content = source if isinstance(source, bytes) else read_image_file(source, options)
+        if isinstance(source, bytes):
+            content = source
+        else:
+            content = with_retries(functools.partial(read_image_file, source, options))
         return _decode_bytes(content, size, jpeg, options, square)
     except Exception as cause:
         if name is None:
             name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
+        name = in_one_line(name)
         if isinstance(cause, FileNotFoundError):
             raise DataError(f"cannot read {name}: there is no such file") from cause
         if isinstance(cause, IsADirectoryError):

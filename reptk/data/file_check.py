@@ -1,5 +1,6 @@
 """Read every image file once: size and mode, whether it can be decoded and is blank, and which files hold the same bytes."""
 
+import functools
 import hashlib
 import warnings
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import DataError
+from reptk.core.file_retries import with_retries
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture, read_image_file
 from reptk.data.parquet_shards import ShardRow
@@ -110,7 +112,10 @@ def _read_all(paths: Sequence[Path | ShardRow], workers: int, options: PixelOpti
 
 def _read(path: Path | ShardRow, options: PixelOptions) -> CheckedFile:
     try:
-        content = read_image_file(path, options) if isinstance(path, Path) else path.read_bytes()
+        if isinstance(path, Path):
+            content = with_retries(functools.partial(read_image_file, path, options))
+        else:
+            content = path.read_bytes()
     except (OSError, DataError) as cause:
         return CheckedFile(b"", error=str(cause))
     digest = hashlib.blake2b(content, digest_size=16).digest()

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Literal, NamedTuple
 
 from reptk.core.counts import format_count
+from reptk.core.printable_names import in_one_line
 from reptk.data.parquet_shards import ShardRow
 from reptk.data.split_names import split_role
 
@@ -119,7 +120,8 @@ def describe_class_sizes(files: Sequence[LabeledFile]) -> str:
     if sizes[smallest] == most:
         text = f" of {format_count(most, 'image')} each"
     else:
-        text = f" of {sizes[smallest]:,} ({smallest}) to {most:,} ({largest}) images, median {median(sizes.values()):g}"
+        least = f"{sizes[smallest]:,} ({in_one_line(smallest)})"
+        text = f" of {least} to {most:,} ({in_one_line(largest)}) images, median {median(sizes.values()):g}"
     num_unlabeled = len(files) - sizes.total()
     if num_unlabeled:
         text += f"; {format_count(num_unlabeled, 'image')} without a class"

@@ -1,6 +1,7 @@
 """manifest.json of an index folder: what the index is, and the length and hash of every file in it."""
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def is_built_here(manifest: dict[str, Any]) -> bool:
 
 def damage_message(folder: Path, reason: str) -> str:
     """Return the message for an index that cannot be trusted."""
-    return f"the index {folder} is damaged: {reason}. Build it again: reptk index EMBEDDINGS --out {folder} --force"
+    command = f"reptk index EMBEDDINGS --out {shlex.quote(str(folder))} --force"
+    return f"the index {folder} is damaged: {reason}. Build it again: {command}"
 
 
 def _is_complete(manifest: dict[str, Any]) -> bool:

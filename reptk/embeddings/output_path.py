@@ -30,6 +30,15 @@ def check_parent_writable(path: Path) -> None:
         raise EnvironmentProblem(f"cannot write {path}: no right to write in {parent}. Choose another --out")
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise EnvironmentProblem unless a folder that does not exist can be created, with those above it."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise EnvironmentProblem(f"cannot write {path}: {parent} is no folder. Choose another --out")
+    if not os.access(parent, os.W_OK):
+        raise EnvironmentProblem(f"cannot write {path}: no right to write in {parent}. Choose another --out")
+
+
 def check_space_for_vectors(path: Path, needed_bytes: int) -> None:
     """Raise EnvironmentProblem unless the disk of `path` has that much free space."""
     # Before any work is done, and not after an hour of encoding.

@@ -1,5 +1,6 @@
 """Index: embeddings that can be searched, exactly or by an approximate index of FAISS."""
 
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Index:
         if path.is_dir():
             return read_replaceable(path / MANIFEST_NAME, lambda: cls._open_folder(path, verify, trust))
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {path}")
+            raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {shlex.quote(str(path))}")
         return cls(with_unit_length(Embeddings.load(path), path.name), path=path)
 
     @classmethod

@@ -1,9 +1,10 @@
 """From a recipe to the parts that it names, on their device. Nothing here trains."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -21,6 +22,7 @@ from reptk.data import Data, Loader, check_num_images
 from reptk.data.folder_scan import SkippedFiles
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step, draws_on_whole_pictures
+from reptk.models.backbone import is_external
 from reptk.models.encoder import Encoder, eval_mode
 from reptk.models.grad_cache import BATCH_NORMS
 from reptk.models.preprocessing import with_preprocessing
@@ -30,6 +32,8 @@ from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer
 from reptk.views import ViewPipeline, Views
+
+T = TypeVar("T")
 
 DEFAULT_SIZE_PX = 224
 DEFAULT_VIEW_COUNT = 2
@@ -122,7 +126,7 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
         if logger is not None:
             warnings.simplefilter("ignore", SkippedFiles)  # the summary counts them
         try:
-            data = build_part(DATASETS, data_table(recipe))
+            data = _in_turns_if(recipe.data.get("download"), lambda: build_part(DATASETS, data_table(recipe)))
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
     if recipe.method.get("positives") == "class":
@@ -131,6 +135,13 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
         for line in data.summary:
             logger.line(line)
     return data
+
+
+def _in_turns_if(may_download: object, function: Callable[[], T]) -> T:
+    """Call a function on all ranks at once, or in turns if it may download files that the later ranks then find."""
+    if may_download:
+        return distributed.run_in_turns(function)
+    return function()
 
 
 def data_table(recipe: Recipe) -> Table:
@@ -154,6 +165,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         method = build_method(recipe, device)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
+    _check_views(evaluation_views, recipe)
     loader = Loader(
         data.train,
         batch_size=train.batch_size,
@@ -272,7 +284,10 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
     sizes_px = _view_sizes_px(views, recipe)
     # Vision transformers are built for one size: the first, which is the largest of the shipped views.
-    encoder = Encoder(**recipe.encoder.model_dump(), size=sizes_px[0])
+    encoder = _in_turns_if(
+        recipe.encoder.pretrained or recipe.encoder.weights or is_external(recipe.encoder.backbone),
+        lambda: Encoder(**recipe.encoder.model_dump(), size=sizes_px[0]),
+    )
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
@@ -407,6 +422,23 @@ def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
 def _arguments(part: dict[str, Any]) -> str:
     """Return the arguments of a part as one line; flags that are off are left out."""
     return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name" and value is not False)
+
+
+def _check_views(views: Views, recipe: Recipe) -> None:
+    """Draw views of an image of the data set's size, so that operations which refuse it do so before training.
+
+    Raises:
+        UsageError: they do.
+    """
+    size_px = recipe.data.get("size") or DATASETS.hint(recipe.data["name"], "size_px")
+    if size_px is None or not isinstance(views, ViewPipeline):
+        return
+    try:
+        views(torch.zeros(2, 3, size_px, size_px, dtype=torch.uint8), 0)
+    except ValueError as cause:
+        raise UsageError(
+            f"views: {cause} (the images of {recipe.data['name']} have {size_px} x {size_px} px)"
+        ) from cause
 
 
 def _view_sizes_px(views: Views, recipe: Recipe) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Evaluation of a run: the baselines before training, the encoder at any time, results and report at the end."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _try_to_write_report(parts: Parts, folder: Path) -> str:
     try:
         return f"report   {report.write(folder, data=parts.data)}"
     except (ReptkError, OSError) as cause:
-        return f"no report: {cause}. Try again: reptk report {folder}"
+        return f"no report: {cause}. Try again: reptk report {shlex.quote(str(folder))}"
 
 
 def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, trained_metrics, write_report
 from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
+from reptk.training.memory_advice import explain_out_of_memory
 from reptk.training.optim import learning_rate
 from reptk.training.process import RunProcess
 from reptk.training.rank_ends import RankEnds
@@ -144,7 +145,11 @@ def _train_in_folder(
             # So that they are not evaluated again, and so that a folder that cannot be written fails now.
             process.save(parts, state)
         process.bad_samples.update()
-        with explain_compiler_errors(recipe.train.compile):
+        num_views = parts.settings.views_per_step // recipe.train.batch_size
+        with (
+            explain_out_of_memory(recipe, num_views=num_views, num_ranks=distributed.world_size()),
+            explain_compiler_errors(recipe.train.compile),
+        ):
             state = train_until_end(parts, state, process)
         process.save_and_wait(parts, state)
         # In the last step a signal is only recorded.

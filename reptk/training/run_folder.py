@@ -4,6 +4,7 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
 """
 
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
@@ -193,7 +194,7 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     if recipe.train.epochs > epochs_done and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
             f"{folder} has finished and holds no checkpoint to go on from; train anew, without --resume: "
-            f"python -m reptk.recipe {folder} train.epochs={recipe.train.epochs}"
+            f"{recipe_command(folder)} train.epochs={recipe.train.epochs}"
         )
     return recipe.train.epochs == epochs_done
 
@@ -299,13 +300,18 @@ def resume_command(folder: Path, plugins: Sequence[str]) -> str:
     It names plugin modules, of which a run folder has no copy, and trusts the copies of plugin files, which have been
     executed already.
     """
-    command = f"python -m reptk.recipe {folder} --resume"
+    command = f"{recipe_command(folder)} --resume"
     if any(spec.endswith(".py") for spec in plugins):
         command += " --trust"
     for spec in plugins:
         if not spec.endswith(".py") and not is_contributed(spec):
             command += f" --plugin {spec}"
     return command
+
+
+def recipe_command(folder: Path) -> str:
+    """Return the command that a run's folder is the recipe of, as a shell takes it."""
+    return shlex.join(["python", "-m", "reptk.recipe", str(folder)])
 
 
 def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> Path | None:
@@ -373,5 +379,5 @@ def _numbered_folders(runs: Path) -> list[Path]:
 def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:
     return (
         f"{folder} has trained for {epochs_done:g} epochs, and train.epochs={epochs} is fewer: training cannot be undone. For "
-        f"a shorter run, start another one: python -m reptk.recipe {folder} train.epochs={epochs}"
+        f"a shorter run, start another one: {recipe_command(folder)} train.epochs={epochs}"
     )

@@ -172,6 +172,20 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "caf\\xe9.png" in run_command(["check-data", tmp_path], capsys)
 
 
+def test_names_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("a\nb", "c"):
+        (tmp_path / name).mkdir()
+    for number in range(12):
+        Image.effect_noise((9, 9), number).save(tmp_path / "c" / f"{number}.png")
+    shutil.copy(tmp_path / "c" / "3.png", tmp_path / "a\nb" / "3\x1b[2J.png")
+    (tmp_path / "a\nb" / "bad\n.png").write_text("no image")
+    printed = run_command(["check-data", tmp_path], capsys)
+    assert "a\\nb/3\\x1b[2J.png = " in printed
+    assert "a\\nb/bad\\n.png as an image" in printed
+    assert "\x1b" not in printed
+    assert "(a\\nb) to 12 (c)" in printed
+
+
 def test_one_unreadable_image_is_too_many_for_a_run_that_stops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for number in range(20):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")

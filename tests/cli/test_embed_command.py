@@ -28,6 +28,20 @@ def test_the_command_equals_the_function(
     assert by_command.about == by_function.about
 
 
+def test_commands_of_the_next_step_can_be_copied(
+    photo_folder: Path,
+    encoder_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = run_command(["embed", encoder_run, "--data", photo_folder, "--out", "my photos.safetensors"], capsys)
+    assert "reptk index 'my photos.safetensors' --out 'my photos.index'" in printed
+    printed = run_command(["index", "my photos.safetensors", "--out", "my photos.index"], capsys)
+    assert "reptk search 'my photos.index' query.jpg" in printed
+
+
 def test_the_runs_own_data_by_default(encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "own.safetensors"
     run_command(["embed", encoder_run, "--split", "query", "--out", out], capsys)

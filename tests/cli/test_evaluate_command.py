@@ -102,6 +102,19 @@ def test_a_file_of_results_is_not_written_over(
     assert set(metrics_in(out)) == {"encoder"}
 
 
+@pytest.mark.parametrize("name", ["numbers.json", "results", "new/results"])
+def test_a_folder_that_cannot_be_written_is_named_before_the_evaluation(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    (tmp_path / "new").mkdir()
+    data = [f"data.{key}={value}" for key, value in DATA.items()]
+    assert main(["evaluate", "test_vit", "size=32", *data, "--out", str(tmp_path / name)]) == 4
+    printed = capsys.readouterr()
+    assert "no right to write" in printed.err
+    assert printed.out == ""
+
+
 def test_any_backbone_and_all_evaluators(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     data = [f"data.{key}={value}" for key, value in DATA.items()]

@@ -30,7 +30,7 @@ def test_search_prints_neighbors_and_writes_a_page(
     assert "copy &lt;i&gt;.png" in page
     assert "<b>." not in page.replace("<b>1.", "").replace("<b>2.", "").replace("<b>3.", "")
     assert "dogs <b>" not in page
-    assert "http" not in page
+    assert "://" not in page, "nothing is loaded from elsewhere"
     by_option = run_command(["search", query, "--index", index, "--k", "3", "--html", html], capsys)
     assert by_option.splitlines()[2:6] == printed.splitlines()[2:6], "the index may be named as an option"
     html.write_text("<p>mine</p>")

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, multiprocessing, nn
 
 from reptk.core import distributed
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.errors import DataError, EnvironmentProblem
 
 WORLD_SIZE = 2
 
@@ -26,12 +27,14 @@ def run_rank(rank: int, port: int, out: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.setup("cpu")
     try:
-        torch.save(results_of_rank(rank), f"{out}/{rank}")
+        downloads = Path(out, "downloads")
+        downloads.mkdir(exist_ok=True)
+        torch.save(results_of_rank(rank, downloads), f"{out}/{rank}")
     finally:
         distributed.cleanup()
 
 
-def results_of_rank(rank: int) -> dict[str, Tensor]:
+def results_of_rank(rank: int, out: Path) -> dict[str, Tensor]:
     def rows(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.arange(2 * count, dtype=dtype).view(count, 2) + 100 * rank
 
@@ -48,11 +51,37 @@ def results_of_rank(rank: int) -> dict[str, Tensor]:
         leaf = rows(1).requires_grad_()
         distributed.all_gather(leaf, replicated_loss=replicated_loss).square().sum().backward()
         results[f"gradient_{replicated_loss}"] = leaf.grad
+    order = []
+
+    def download() -> str:
+        order.append(len(list(out.iterdir())))
+        Path(out, f"downloaded_{rank}").touch()
+        return f"rank {rank}"
+
+    assert distributed.run_in_turns(download) == f"rank {rank}"
+    results["files_before_turn"] = torch.tensor(order)
+    results["failures"] = torch.tensor(num_failures_in_turns(rank))
     norm = nn.BatchNorm1d(2)
     norm.running_mean.fill_(rank + 1)
     distributed.broadcast_buffers(norm)
     results["running_mean"] = norm.running_mean
     return results
+
+
+def num_failures_in_turns(rank: int) -> int:
+    """How often a function raises that fails on this rank alone, then on all."""
+
+    def fail(is_failing: bool) -> None:
+        if is_failing:
+            raise DataError("no such file")
+
+    failures = 0
+    for is_failing in (rank == 0, rank == 1, True):
+        try:
+            distributed.run_in_turns(partial(fail, is_failing))
+        except DataError:
+            failures += 1
+    return failures
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +139,16 @@ def test_ranks_are_numbered_and_the_first_is_main(ranks):
     assert [results["world"].tolist() for results in ranks] == [[0, 2, 1], [1, 2, 0]]
 
 
+@pytest.mark.slow
+def test_ranks_that_download_take_turns(ranks):
+    assert [results["files_before_turn"].tolist() for results in ranks] == [[0], [1]]
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_in_its_turn_does_not_hold_up_the_others(ranks):
+    assert [int(results["failures"]) for results in ranks] == [2, 2]
+
+
 def test_one_process_gathers_its_rows_unchanged():
     rows = torch.randn(3, 2, requires_grad=True)
     assert distributed.all_gather(rows) is rows
@@ -123,6 +162,7 @@ def test_one_process_is_main_and_calls_the_function():
     assert distributed.is_main()
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.run_on_main(lambda: 3) == 3
+    assert distributed.run_in_turns(lambda: 4) == 4
     with pytest.raises(ValueError, match="refused"):
         distributed.run_on_main(lambda: int("refused"))
 

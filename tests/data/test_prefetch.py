@@ -3,6 +3,7 @@
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,3 +156,18 @@ def test_batches_arrive_on_cuda_unchanged():
             assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(expected, batch, strict=True))
         torch.cuda.synchronize()
         assert prefetcher.waited() >= 0
+
+
+def test_few_open_files_are_enough(tmp_path):
+    """Threads close each file before they open the next one, so the system's limit does not matter."""
+    resource = pytest.importorskip("resource")
+    split = folder(str(write_images(tmp_path, **{"": 200})), size=8).train
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = max(int(path.name) for path in Path("/dev/fd").iterdir()) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 16, hard))
+    try:
+        batches = list(Loader(split, batch_size=50, seed=0, workers=12).batches(0, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(batches) == 4
+    assert split.images.unreadable(torch.arange(len(split))) == {}

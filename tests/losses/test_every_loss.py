@@ -161,6 +161,19 @@ def test_without_positives_the_loss_is_0_and_attached(loss, count):
     assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=0)
 
 
+@every_loss
+@pytest.mark.parametrize("scale", [0.0, 1e-300])
+def test_a_zero_row_has_a_small_gradient(loss, scale):
+    """Divided by its length it would be 1e12 or NaN."""
+    z = rows(6)
+    z[2] *= scale
+    value, gradient = value_and_gradient(loss, z, torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert value.isfinite()
+    assert gradient[:2].isfinite().all()
+    if not scale:
+        assert gradient[2].norm() < 100
+
+
 # Batches that are refused
 
 

@@ -91,6 +91,17 @@ MISTAKES = {
     "k of zero": (["tiny.toml", "eval.knn.k=[0]"], 2, ["eval.knn.k", "greater than or equal to 1", "got 0"]),
     "batch of one": (["tiny.toml", "train.batch_size=1"], 2, ["train.batch_size", "equal to 2", "got 1"]),
     "unknown device": (["tiny.toml", "train.device=gpu"], 2, ["train.device", "cpu", "cuda", "'gpu'"]),
+    "crop larger than the images": (
+        [
+            "tiny.toml",
+            "data.size=32",
+            "views.name=kornia",
+            "views.size=64",
+            'views.operations=[{name="RandomHorizontalFlip"}]',
+        ],
+        2,
+        ["views: the operations give 32 x 32 px, but size is 64", "the images of generated have 32 x 32 px"],
+    ),
     "third view of two": (
         ["tiny.toml", "views.name=crop_flip", "views.third=none"],
         2,

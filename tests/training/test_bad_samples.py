@@ -1,6 +1,7 @@
 """Runs on folders of which a few images cannot be read."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -157,3 +158,23 @@ def test_a_run_on_parquet_files_equals_one_on_a_folder(photos: Path, tmp_path: P
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ["query/4", "train/0"]
     assert f"cannot read {root / 'train-00000-of-00002.parquet'}, row 0 as an image" in rows[1]["reason"]
+
+
+def test_the_list_is_text_whatever_files_are_called(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(root / f"{number:02}.png")
+    try:
+        for name in (b"caf\xe9.png", b"two\nlines.png"):
+            (root / os.fsdecode(name)).write_text("no image")
+    except OSError as cause:
+        pytest.skip(f"this file system refuses the name: {cause}")
+    data = folder(str(root), size=8)
+    data.train.images.fetch(torch.arange(22))
+    BadSamples(data, Logger(prints=False), tmp_path).update()
+    with (tmp_path / "bad_samples.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{root}/caf\\xe9.png", f"{root}/two\nlines.png"]
+    assert rows[0]["reason"].startswith(f"cannot read {root}/caf\\xe9.png as an image")
+    assert rows[1]["reason"].startswith(f"cannot read {root}/two\\nlines.png as an image")

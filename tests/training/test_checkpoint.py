@@ -1,5 +1,6 @@
 """A process killed at any moment leaves a whole checkpoint, and damage is detected."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -88,6 +89,18 @@ def test_last_checkpoints_remain(tmp_path: Path) -> None:
     assert len(file_names(tmp_path)) == 3
     save(tmp_path, 102, state(102), keep=1)
     assert file_names(tmp_path) == ["step_00000102"]
+
+
+def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_clocks_say(tmp_path: Path) -> None:
+    """Clocks of two machines differ, and are set back."""
+    for step in (9, 10, 11):
+        save(tmp_path, step, state(step), keep=3)
+        for path in (tmp_path / f"step_{step:08}").iterdir():
+            os.utime(path, (0, 2_000_000_000 - 1_000_000 * step))
+        os.utime(tmp_path / f"step_{step:08}", (0, 2_000_000_000 - 1_000_000 * step))
+    assert load_last(tmp_path)["step"] == 11
+    save(tmp_path, 12, state(12), keep=2)
+    assert file_names(tmp_path) == ["step_00000011", "step_00000012"]
 
 
 def test_checkpoints_of_a_run_that_went_back_are_deleted(tmp_path: Path) -> None:
@@ -310,6 +323,16 @@ def test_checkpoints_of_one_step_are_ordered_by_number(tmp_path: Path) -> None:
         newest = save(tmp_path, 1, state(1), keep=20)
     assert newest.name == "step_00000001.11"
     assert load_newest(tmp_path).path == newest
+
+
+@pytest.mark.parametrize("key", ["step", "ranks"])
+def test_a_manifest_whose_numbers_are_none_is_damage(key: str, tmp_path: Path) -> None:
+    save(tmp_path, 1, state(1))
+    path = save(tmp_path, 2, state(2)) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: [2]}))
+    checkpoint = load_newest(tmp_path)
+    assert checkpoint.state["step"] == 1
+    assert f"{key} in manifest.json is no number" in checkpoint.damaged[0]
 
 
 def test_a_checkpoint_of_a_newer_reptk_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""What is checked and said while the parts of a run are built."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reptk.config.registry import DATASETS
+from reptk.core import distributed
+from reptk.core.errors import UsageError
+from reptk.data import Data
+from reptk.data.sources.generated import generated
+from reptk.training.build import build, load_data
+from tiny_runs import run_silently, tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread", "restored_registries")
+
+
+def test_a_single_class_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for number in range(20):
+        Image.effect_noise((16, 16), number + 1).save(tmp_path / "cat" / f"{number}.png")
+    data = {"name": "folder", "root": str(tmp_path), "size": 16, "labels": "folders"}
+    with pytest.warns(
+        UserWarning, match="there is a single class: with every pair a positive, nothing is pushed apart"
+    ):
+        load_data(tiny("method.positives=class", data=data))
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[Callable]:
+    """What was called in turns."""
+    called: list[Callable] = []
+
+    def record(function: Callable) -> object:
+        called.append(function)
+        return function()
+
+    monkeypatch.setattr(distributed, "run_in_turns", record)
+    return called
+
+
+def test_what_may_be_downloaded_is_fetched_in_turns(turns: list[Callable], tmp_path: Path) -> None:
+    @DATASETS.register("remote")
+    def remote(download: bool = True) -> Data:
+        return generated(train=48, bank=40, query=20, classes=4, size=16)
+
+    device = torch.device("cpu")
+    data = load_data(tiny(data={"name": "remote"}))
+    assert len(turns) == 1
+    load_data(tiny(data={"name": "remote", "download": False}))
+    build(tiny(), data, device)
+    assert len(turns) == 1, "nothing is downloaded"
+    run_silently(tiny("train.epochs=1", "train.baselines=false", "train.report=false"), tmp_path / "run")
+    build(tiny(f"encoder.weights={tmp_path / 'run'}"), data, device)
+    assert len(turns) == 2
+
+
+def test_views_that_refuse_the_images_are_named_before_training() -> None:
+    recipe = tiny(
+        "data.size=32", views={"name": "kornia", "size": 64, "operations": [{"name": "RandomHorizontalFlip"}]}
+    )
+    message = r"views: the operations give 32 x 32 px, but size is 64.*\(the images of generated have 32 x 32 px\)"
+    with pytest.raises(UsageError, match=message):
+        build(recipe, load_data(recipe), torch.device("cpu"))
