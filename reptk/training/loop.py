@@ -226,8 +226,8 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
                 is_stopping, is_time_due = process.flags.update(
                     process.signals.received is not None, process.writer.is_time_due()
                 )
-                must_save = is_stopping or state.step == settings.total_steps
-                if must_save or is_time_due or _is_checkpoint_due(parts, state, end_of_epoch):
+                must_save = is_stopping or _is_checkpoint_due(parts, state, end_of_epoch)
+                if must_save or is_time_due:
                     if state.meter.unread_steps:
                         # A checkpoint holds no step whose loss was not checked.
                         _report_steps(parts, state, logger, progress)
@@ -425,6 +425,8 @@ def _is_checkpoint_due(parts: Parts, state: RunState, end_of_epoch: EpochEnd) ->
     """Whether to save after this step, whatever the time."""
     settings = parts.settings
     if settings.checkpoint_interval.is_due(state.step, settings.steps_per_epoch):
+        return True
+    if state.step == settings.total_steps:
         return True
     # An evaluation may take long, and so be where a run is stopped.
     return state.step % settings.steps_per_epoch == 0 and end_of_epoch.has_evaluation

@@ -304,7 +304,7 @@ def test_commands_that_read_a_run_execute_its_plugins_only_if_they_are_trusted(w
     sys.path.remove(str(working_folder / "parts"))
     (working_folder / "out" / "report.html").unlink()
     commands = {
-        "evaluate": ["out", "--only", "knn", "--no-baselines"],
+        "evaluate": ["out", "--only", "knn", "--no-baselines", "eval.knn.k=[1]"],
         "embed": ["out", "--out", "o.safetensors"],
         "views": ["out", "--images", "2"],
         "recipe": ["out", "--show"],
