@@ -27,6 +27,9 @@ IMPORTS_BY_NAME = {
     "reptk/config/plugins.py": "plugins that the user names or trusts, and contributed ones",
     "reptk/config/registry.py": "the modules of the built-in parts",
     "reptk/core/numba_jit.py": "compiled loops, named by the callers",
+    "benchmarks/chaos.py": "modules of reptk, from a list",
+    "benchmarks/disturbances/commands.py": "modules of reptk's commands, from a list",
+    "benchmarks/disturbances/phases.py": "modules of reptk, from a table",
 }
 """Files that import modules by names that are no literals, and which these are. None of them comes from a file."""
 
@@ -40,8 +43,15 @@ def _faults(tree: ast.AST, file: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
+            for alias in node.names:
+                if alias.name in ("torch", "numpy") and alias.asname not in (None, "np"):
+                    yield node.lineno, f"import {alias.name} as {alias.asname}"
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
+            for alias in node.names:
+                # Under another name, calls would not be recognized.
+                if f"{node.module}.{alias.name}" in REQUIRED_ARGUMENTS:
+                    yield node.lineno, f"from {node.module} import {alias.name}"
         else:
             names = []
         for name in names:
@@ -105,6 +115,7 @@ UNSAFE = (
     *("import pickle", "from pickle import loads", "import yaml", "import joblib", "from xml.etree import ElementTree"),
     *("eval('1')", "exec(text)", "compile(text, '', 'exec')", "__import__(name)", "os.system('ls')"),
     *("torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=safe)"),
+    *("from torch import load", "from numpy import load", "import torch as t"),
     *("np.load(path)", "np.load(path, allow_pickle=True)", "np.load(path, allow_pickle=flag)"),
     *("numpy.load(path)", "read(path, allow_pickle=True)", "torch.hub.load('a', 'b')", "torch.jit.load(path)"),
     *("importlib.import_module(name)", "import_module(f'{a}.b')", "archive.extractall(folder)"),

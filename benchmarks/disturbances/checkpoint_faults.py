@@ -41,7 +41,7 @@ def full_disk(bench: Bench) -> Row:
         else:
             if code != 4:
                 problems.append(f"exit code {code}, not 4: {process.last_line()}")
-            if text.count("Training goes on") != 2 or "File too large" not in text:
+            if text.count("Training continues") != 2 or "File too large" not in text:
                 problems.append(f"two warnings and an error are expected: {text[-600:]}")
             if "Traceback" in text:
                 problems.append("it prints a traceback")

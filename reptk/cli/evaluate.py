@@ -231,7 +231,7 @@ def _complete(name: str, overrides: config.Table) -> config.Table:
 
 
 def _check_out(out: Path | None, *, force: bool) -> None:
-    from reptk.core.files import holds_only
+    from reptk.core.files import holds_only, sweep_leftovers
     from reptk.embeddings.output_path import check_new_folder, check_output_file
     from reptk.evaluate.results import FILE_NAMES
     from reptk.report.write_report import FILE as REPORT_FILE
@@ -243,6 +243,7 @@ def _check_out(out: Path | None, *, force: bool) -> None:
     elif out.exists():
         # The report is written last. Without it, a process was killed before it had written all, and all is written again.
         is_unfinished = holds_only(out, FILE_NAMES | {REPORT_FILE}) and not (out / REPORT_FILE).exists()
+        sweep_leftovers(out)
         if not is_unfinished:
             raise UsageError(f"{out} is there already; choose another --out")
     else:

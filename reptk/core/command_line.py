@@ -5,6 +5,7 @@ import codecs
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
 from reptk.core.memory_errors import is_out_of_memory, memory_problem
 from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
+
+SECONDS_FOR_RANK_0 = 3.0
+"""How long other ranks wait with their end after an error."""
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE."""
@@ -100,6 +104,9 @@ def _report(error: ReptkError) -> int:
     """Print an error, and return its exit code."""
     _print_error(error)
     _report_to_torchrun(error)
+    if int(os.environ.get("RANK", 0)) != 0:
+        # Rank 0 prints what all ranks meet, and torchrun ends it as soon as another rank ends.
+        time.sleep(SECONDS_FOR_RANK_0)
     return error.exit_code
 
 

@@ -15,7 +15,9 @@ MISTAKES = {
         ["train.epoch=3"],
         "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
         "precision, device, workers, "
-        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, baselines, report)",
+        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, checkpoint_every_steps, "
+        "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
+        "baselines, report)",
     ),
     "unknown section": (
         ["optimizer.lr=3"],

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from reptk.config import Recipe, load
 from reptk.core.console import Logger
+from reptk.training.checkpoint import load_newest
 from reptk.training.loop import train
 
 SMALL = [
@@ -58,8 +59,9 @@ def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def last_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     """The method's state of the last checkpoint."""
-    name = (folder / "checkpoints" / "last").read_text().strip()
-    return torch.load(folder / "checkpoints" / name / "state.pt", weights_only=True)["method"]
+    checkpoint = load_newest(folder / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.state["method"]
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

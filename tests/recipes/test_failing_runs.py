@@ -88,7 +88,9 @@ def test_interruption_prints_how_to_resume(capsys):
     assert main(["tiny.toml", "--plugin", "interrupted_loss.py", "loss.name=interrupted_loss"]) == 130
     output = capsys.readouterr()
     assert output.err == ""
-    assert output.out.endswith("interrupted; step 0 is saved. To go on: python -m reptk.recipe runs/tiny/1 --resume\n")
+    assert output.out.endswith(
+        "interrupted; step 0 is saved. To go on: python -m reptk.recipe runs/tiny/1 --resume --trust\n"
+    )
     assert read_status()["status"] == "interrupted"
 
 
