@@ -294,6 +294,7 @@ def test_workers_fetch_images_of_a_plugin_in_this_process(working_folder):
     assert len(lines[2]) > len(lines[0])
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout")
 @pytest.mark.filterwarnings("always:the data set of out is of a plugin")
 def test_commands_that_read_a_run_execute_its_plugins_only_if_they_are_trusted(working_folder, capsys, monkeypatch):
     overrides = ["data.name=stripes", f"data.log={working_folder / 'log'}"]
