@@ -142,7 +142,7 @@ def accept_damage() -> None:
 
 def save_late() -> None:
     """After a signal, nothing is saved."""
-    from reptk.training.process import RunProcess
+    from reptk.training.run_process import RunProcess
 
     save = RunProcess.save
 

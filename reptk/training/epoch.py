@@ -10,7 +10,7 @@ from reptk.evaluate.results import headline
 from reptk.training.build import Parts
 from reptk.training.evaluation import evaluate_now
 from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
-from reptk.training.process import RunProcess
+from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState
 
 

@@ -212,7 +212,7 @@ class FiniteCheck:
             where = f" on {_list_ranks(ranks)}"
         epoch = number // facts.steps_per_epoch + 1
         message = (
-            f"{findings.symptom()} at step {number + 1} (epoch {epoch}, lr {facts.lr:g}){where}; "
+            f"{findings.symptom()} at step {number + 1} (epoch {epoch}, optim.lr {facts.lr:g}){where}; "
             f"{findings.cause(number, facts.loss_name, facts.precision)}"
         )
         numbers = findings.image_numbers_of(ranks)

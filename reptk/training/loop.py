@@ -32,8 +32,8 @@ from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
 from reptk.training.optim import learning_rate
-from reptk.training.process import RunProcess
 from reptk.training.rank_ends import RankEnds
+from reptk.training.run_process import RunProcess
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import check_same_ranks
 from reptk.training.state import RunState, restore

@@ -34,7 +34,7 @@ def test_loss_that_is_not_a_number_is_named_with_its_step(capsys):
     assert main(["tiny.toml", "--plugin", "nan_loss.py", "loss.name=nan_loss"]) == 5
     message = error_message(capsys.readouterr().err)
     assert message.startswith(
-        "the loss is nan at step 1 (epoch 1, lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
+        "the loss is nan at step 1 (epoch 1, optim.lr 0.05); the embeddings are finite, so it arose in the loss 'nan_loss'"
     )
     assert has_failed(f"NonFiniteStep: {message}")
     assert not Path("runs/tiny/1/results.json").exists()
@@ -53,7 +53,8 @@ def test_weights_that_diverge_are_distinguished_from_a_faulty_loss(capsys):
     assert main(["tiny.toml", "optim.lr=1e30"]) == 5
     message = error_message(capsys.readouterr().err)
     assert message.startswith(
-        "the loss is nan at step 2 (epoch 1, lr 1e+30); 32 of 32 embeddings hold NaN or infinity: the weights have diverged"
+        "the loss is nan at step 2 (epoch 1, optim.lr 1e+30); 32 of 32 embeddings hold NaN or infinity: the weights have "
+        "diverged"
     )
     assert "optim.lr" in message
     assert "optim.warmup_epochs" in message
@@ -78,7 +79,7 @@ def test_weights_that_give_no_features_are_noticed_before_training(capsys):
     assert main(["tiny.toml", "optim.lr=1e30", "train.epochs=1", "train.batch_size=32", "train.baselines=false"]) == 5
     capsys.readouterr()
     assert main(["tiny.toml", "encoder.weights=runs/tiny/1"]) == 5
-    assert "at step 1 (epoch 1, lr 0.05); 32 of 32 embeddings hold NaN" in capsys.readouterr().err
+    assert "at step 1 (epoch 1, optim.lr 0.05); 32 of 32 embeddings hold NaN" in capsys.readouterr().err
     assert main(["tiny.toml", "encoder.weights=runs/tiny/1", "train.baselines=true"]) == 5
     assert error_message(capsys.readouterr().err).startswith("the features of 20 of 20 images hold NaN or infinity")
     assert not Path("runs/tiny/3/checkpoints").exists()

@@ -62,7 +62,7 @@ def test_the_image_whose_view_is_not_finite_is_named() -> None:
         expected = names_of_batch(parts, 4)[BAD_IMAGE]
         assert (error.step, error.rank, error.samples) == (4, 0, [expected])
         assert str(error).startswith(
-            "the loss is nan at step 5 (epoch 2, lr 0.001); 1 of 32 embeddings hold NaN or infinity: the weights have "
+            "the loss is nan at step 5 (epoch 2, optim.lr 0.001); 1 of 32 embeddings hold NaN or infinity: the weights have "
             "diverged. Lower optim.lr"
         )
         assert str(error).endswith(f"The images whose embeddings are not finite: {expected}")
@@ -73,12 +73,15 @@ def test_the_image_whose_view_is_not_finite_is_named() -> None:
     [
         (
             "loss",
-            "the loss is nan at step 1 (epoch 1, lr 0.001); the embeddings are finite, so it arose in the loss 'tcl'",
+            "the loss is nan at step 1 (epoch 1, optim.lr 0.001); the embeddings are finite, so it arose in the loss 'tcl'",
         ),
-        ("infinite loss", "the loss is inf at step 1 (epoch 1, lr 0.001); the embeddings are finite, so it arose in "),
+        (
+            "infinite loss",
+            "the loss is inf at step 1 (epoch 1, optim.lr 0.001); the embeddings are finite, so it arose in ",
+        ),
         (
             "gradient",
-            "the norm of the gradient is nan at step 1 (epoch 1, lr 0.001); the loss is finite, so it arose in ",
+            "the norm of the gradient is nan at step 1 (epoch 1, optim.lr 0.001); the loss is finite, so it arose in ",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_run_stops_at_the_step_and_says_where_to_go_on(nan_at: list[int], tmp_
     nan_at.append(5)
     with pytest.raises(NonFiniteStep) as error:
         run_silently(brittle(), tmp_path / "run")
-    assert str(error.value).startswith("the loss is nan at step 5 (epoch 2, lr 0.001)")
+    assert str(error.value).startswith("the loss is nan at step 5 (epoch 2, optim.lr 0.001)")
     assert str(error.value).endswith(
         "The last checkpoint is that of step 3; train.max_omitted_steps=1 would go back to it and leave this step out"
     )

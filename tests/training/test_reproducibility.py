@@ -15,7 +15,7 @@ from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
 from reptk.losses import implementation
-from reptk.training import epoch, loop, process
+from reptk.training import epoch, loop, run_process
 from reptk.training.loop import train
 from reptk.training.run_status import read_status, write_status
 from tiny_runs import are_equal, exported_weights, logged_losses, metric_rows, result_metrics, run_silently, tiny
@@ -108,7 +108,7 @@ MOMENTS = {
     "step": (loop, "train_step", 5, 5),
     "last step of an epoch": (loop, "train_step", 3, 3),
     "last step": (loop, "train_step", 6, 6),
-    "saving the last step": (process, "checkpoint_content", 3, 6),
+    "saving the last step": (run_process, "checkpoint_content", 3, 6),
     "evaluation after an epoch": (epoch, "evaluate_now", 1, 3),
     "final evaluation": (loop, "evaluate_now", 1, 6),
     "results": (loop, "report_results", 1, 6),
