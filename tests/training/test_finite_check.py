@@ -265,7 +265,7 @@ def test_every_rank_names_the_rank_where_it_began(method: str, fault: str, outco
     assert first["is_untouched"]
     assert second["is_untouched"]
     assert first["message"] == second["message"]
-    assert ", lr 0.001) on rank 1; " in first["message"]
+    assert ", optim.lr 0.001) on rank 1; " in first["message"]
     expected = second["batch"]
     if fault == "view":
         expected = [expected[BAD_IMAGE]]
