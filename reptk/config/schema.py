@@ -14,12 +14,8 @@ Table = dict[str, Any]
 PART_NAMES = ("data.name", "views.name", "encoder.backbone", "method.name", "loss.name")
 """Keys that say which part is used."""
 
-UNTITLED_KEYS = (
-    "name",
-    "data.root",
+EXECUTION_KEYS = (
     "data.cache",
-    "data.download",
-    "data.jpeg",
     "train.workers",
     "train.device",
     "train.log_every_steps",
@@ -32,6 +28,9 @@ UNTITLED_KEYS = (
     "train.check_files",
     "train.rank_timeout_seconds",
 )
+"""Keys that say how a run is executed, and do not change its results."""
+
+UNTITLED_KEYS = ("name", "data.root", "data.download", "data.jpeg", *EXECUTION_KEYS)
 """Keys that say where and how a run is executed, not what is trained."""
 
 MAX_TITLE_OVERRIDES = 4

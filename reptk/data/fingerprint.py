@@ -71,7 +71,7 @@ def write_fingerprint(data: Fingerprint, folder: Path) -> None:
     content = lines.encode("utf-8", "surrogateescape")
     if data.files:
         write_bytes(folder / FILES_FILE, gzip.compress(content, mtime=0))
-    summary = {"check": data.check, "files": len(data.files), "files_sha256": _sha256(content), "splits": data.splits}
+    summary = {"check": data.check, "files": len(data.files), "splits": data.splits}
     write_text(folder / SUMMARY_FILE, json_text(summary, indent=2) + "\n")
 
 

@@ -1,10 +1,14 @@
-"""Checks of a path that is to be written to, made before any work is done."""
+"""Checks of a path that is to be written to, made before any work is done, and the file that embeddings are written into."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from reptk.core.disk_space import check_free_space
+from reptk.core.disk_space import check_free_space, explain_write_errors
 from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.core.files import atomic_write
 
 
 def check_output_file(path: Path, *, force: bool) -> None:
@@ -37,6 +41,22 @@ def check_new_folder(path: Path) -> None:
         raise EnvironmentProblem(f"cannot write {path}: {parent} is no folder. Choose another --out")
     if not os.access(parent, os.W_OK):
         raise EnvironmentProblem(f"cannot write {path}: no right to write in {parent}. Choose another --out")
+
+
+@contextmanager
+def opened_for_embeddings(path: Path, vector_bytes: int) -> Iterator[BinaryIO]:
+    """Yield a file to write embeddings into, which appears at `path` as a whole when the block ends.
+
+    Raises:
+        EnvironmentProblem: the disk is full, or the file cannot be written.
+    """
+    check_space_for_vectors(path, vector_bytes)
+    with (
+        explain_write_errors(path),
+        atomic_write(path, needed_bytes=vector_bytes) as temporary,
+        temporary.open("wb") as file,
+    ):
+        yield file
 
 
 def check_space_for_vectors(path: Path, needed_bytes: int) -> None:

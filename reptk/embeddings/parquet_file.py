@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from reptk.core.counts import format_count
-from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.file_records import NO_HASH
-from reptk.core.files import atomic_write, parse_json
+from reptk.core.files import parse_json
 from reptk.embeddings.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns, concatenate, rows_per_block
-from reptk.embeddings.output_path import check_space_for_vectors
+from reptk.embeddings.output_path import opened_for_embeddings
 from reptk.embeddings.string_array import are_utf8
 
 COLUMNS = ("id", "path", "label", "class", "vector")
@@ -65,13 +64,7 @@ class ParquetFile:
         self.check_installed()
         import pyarrow.parquet
 
-        needed_bytes = header.vector_bytes()
-        check_space_for_vectors(self.path, needed_bytes)
-        with (
-            explain_write_errors(self.path),
-            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
-            temporary.open("wb") as file,
-        ):
+        with opened_for_embeddings(self.path, header.vector_bytes()) as file:
             sink = HashedFile(file)
             # A dictionary pays off only for class names, which repeat. zstd shrinks ids and paths, and hardly the vectors.
             # Checksums of pages notice damage of files that are too large to be hashed whenever they are read.

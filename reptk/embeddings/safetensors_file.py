@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
 from reptk.core.file_records import NO_HASH
-from reptk.core.files import atomic_write, parse_json
+from reptk.core.files import parse_json
 from reptk.embeddings.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.layout import FORMAT, VERSION, Header, RowBlock, StoredColumns
-from reptk.embeddings.output_path import check_space_for_vectors
+from reptk.embeddings.output_path import opened_for_embeddings
 from reptk.embeddings.string_array import StringArray, StringArrayBuilder
 
 RESERVED_BYTES = 1 << 15
@@ -63,13 +62,7 @@ class SafetensorsFile:
     @contextmanager
     def writer(self, header: Header) -> Iterator["SafetensorsWriter"]:
         """Open the file for writing; see `EmbeddingsFile`."""
-        needed_bytes = header.vector_bytes()
-        check_space_for_vectors(self.path, needed_bytes)
-        with (
-            explain_write_errors(self.path),
-            atomic_write(self.path, needed_bytes=needed_bytes) as temporary,
-            temporary.open("wb") as file,
-        ):
+        with opened_for_embeddings(self.path, header.vector_bytes()) as file:
             writer = SafetensorsWriter(file, header)
             yield writer
             writer.finish()

@@ -249,7 +249,7 @@ class Findings(NamedTuple):
     @classmethod
     def of_this_rank(cls, record: CheckedStep) -> "Findings":
         """Return what this rank knows alone, for an error that the other ranks do not know of."""
-        return cls._of(record, [record.loss], [record.image_numbers], [record.bad_rows], [record.reason], [])
+        return cls._of(record, [record.loss], [record.image_numbers], [record.bad_rows], [record.reason])
 
     @classmethod
     def of_all_ranks(
@@ -267,7 +267,7 @@ class Findings(NamedTuple):
         bad_rows = _gather(record.bad_rows.byte(), device)
         encoded_reason = torch.tensor(list(record.reason.encode()), dtype=torch.uint8)
         reasons = [bytes(reason.tolist()).decode() for reason in _gather(encoded_reason, device)]
-        findings = cls._of(record, losses, image_numbers, bad_rows, reasons, [])
+        findings = cls._of(record, losses, image_numbers, bad_rows, reasons)
         if local_norm is None or len(losses) == 1 or findings.ranks():
             return findings
         are_finite = _gather(local_norm().isfinite().byte()[None], device)
@@ -281,7 +281,6 @@ class Findings(NamedTuple):
         image_numbers: Sequence[Tensor],
         bad_rows: Sequence[Tensor],
         reasons: Sequence[str],
-        has_finite_gradient: list[bool],
     ) -> "Findings":
         norm = math.nan if record.norm is None else float(record.norm)
         rows_of_ranks = _split_gathered_rows(bad_rows)
@@ -292,7 +291,7 @@ class Findings(NamedTuple):
             num_bad_rows=sum(int(rows.sum()) for rows in rows_of_ranks),
             num_rows=sum(len(rows) for rows in rows_of_ranks),
             norm=norm,
-            has_finite_gradient=has_finite_gradient,
+            has_finite_gradient=[],
             reason=next(filter(None, reasons), ""),
         )
 

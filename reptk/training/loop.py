@@ -14,7 +14,7 @@ from reptk.config import Recipe
 from reptk.core import distributed, environment, rng
 from reptk.core.console import EpochProgress, Logger
 from reptk.core.device import autocast
-from reptk.core.errors import NonFiniteStep, NumericalError
+from reptk.core.errors import NonFiniteStep, NumericalError, UsageError
 from reptk.core.stop_signals import Stopped, StopSignals, handled_stop_signals
 from reptk.data import DevicePrefetcher
 from reptk.data.bad_samples import BadSamples
@@ -35,7 +35,7 @@ from reptk.training.optim import learning_rate
 from reptk.training.rank_ends import RankEnds
 from reptk.training.run_process import RunProcess
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
-from reptk.training.same_run import check_same_ranks
+from reptk.training.same_run import ALLOWABLE, check_same_ranks
 from reptk.training.state import RunState, restore
 
 DAY_SECONDS = 24 * 3600.0
@@ -71,6 +71,9 @@ def train(
         ReptkError: its subclass says what has to change; status.json in the run's folder records the reason.
         KeyboardInterrupt: a signal stopped the run, which is saved (`reptk.core.stop_signals.Stopped`).
     """
+    for difference in allow:
+        if difference not in ALLOWABLE:
+            raise UsageError(f"allow={difference!r} is unknown; it takes {', '.join(ALLOWABLE)}")
     with handled_stop_signals() as signals, run_folder.RunClaim() as claim:
         device = distributed.setup(recipe.train.device)
         logger = logger or Logger(prints=distributed.is_main())

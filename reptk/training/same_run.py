@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from reptk.config import Recipe, read, validate
+from reptk.config.schema import EXECUTION_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import sha256_of
@@ -17,25 +18,7 @@ from reptk.models.grad_cache import BATCH_NORMS
 ALLOWABLE = ("data", "ranks")
 """Differences that a resumed run may have if it says so (`--allow`)."""
 
-MAY_CHANGE_ON_RESUME = (
-    "data.cache",
-    "train.workers",
-    "train.device",
-    "train.log_every_steps",
-    "train.report",
-    "train.checkpoint_every_epochs",
-    "train.checkpoint_every_steps",
-    "train.checkpoint_every_minutes",
-    "train.keep_checkpoints",
-    "train.keep_best",
-    "train.check_files",
-    "train.rank_timeout_seconds",
-    "train.max_omitted_steps",
-    "expect",
-    "plugins",
-    "overrides",
-    "train.epochs",
-)
+MAY_CHANGE_ON_RESUME = (*EXECUTION_KEYS, "train.max_omitted_steps", "train.epochs", "expect", "plugins", "overrides")
 """Keys, or tables of keys, that a resumed run may change: they do not change its results, except for its length."""
 
 MAX_DIFFERENCE_LINES = 30

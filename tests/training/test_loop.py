@@ -78,6 +78,12 @@ def test_folder_with_a_run_is_not_overwritten(reference_run: Path) -> None:
     assert before == {path: path.read_bytes() for path in reference_run.rglob("*") if path.is_file()}
 
 
+def test_an_unknown_difference_cannot_be_allowed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"allow='date' is unknown; it takes data, ranks"):
+        run_silently(tiny(), tmp_path / "run", allow=["date"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_whose_checkpoints_are_gone_never_begins_anew(reference_run: Path, tmp_path: Path) -> None:
     """However often it is started."""
     folder = tmp_path / "run"
