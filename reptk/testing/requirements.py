@@ -2,8 +2,10 @@
 
 import inspect
 import random
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+
+REPTK_FOLDER = Path(__file__).parents[1]
 
 
 class Requirement(NamedTuple):
@@ -109,7 +113,19 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
         return violation(part, *copies)
     except Exception as error:
         # The report has one line for each violation; messages of torch have several.
-        return " ".join(f"it raised {type(error).__name__}: {error}".split())
+        return " ".join(f"it raised {type(error).__name__}: {error}{place_of(error)}".split())
+
+
+def place_of(error: Exception) -> str:
+    """Return the line of the part that raised an error, as ` (my_loss.py, line 12)`; empty if it is not in a plugin's file."""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        # Messages of libraries name a line that the author of a part does not know.
+        is_library = path.is_relative_to(REPTK_FOLDER) or "site-packages" in path.parts
+        if not is_library and path.is_file():
+            place = f" ({path.name}, line {frame.lineno})"
+    return place
 
 
 def qualified_name(part: Any) -> str:
