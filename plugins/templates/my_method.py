@@ -23,9 +23,10 @@ class MyMethod(Method):
     what is evaluated and exported. Optional are `after_step`, `parameter_groups` and `uses_aspect_ratios`; without them
     nothing happens after a step, everything that requires a gradient is trained, and views are drawn on center squares.
 
-    It is called with what its signature names: `encoder`, `views`, and `loss`, the recipe's [loss] (a recipe of a method
-    without this parameter has no such table). All other parameters are what the recipe's [method] table may set; their
-    names, types, ranges and defaults are those of this signature.
+    It is called with what its signature names: `encoder`; `views`; `loss`, the recipe's [loss] (a recipe of a method without
+    this parameter has no such table); and `num_classes`, for a weight of each class (data without labels is then an error).
+    All other parameters are what the recipe's [method] table may set; their names, types, ranges and defaults are those of
+    this signature.
 
     Whatever a step depends on is a parameter or a registered buffer. A checkpoint is the `state_dict()`, and a run that
     was interrupted then ends in the same weights.
@@ -93,7 +94,7 @@ class MyMethod(Method):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is trained, as groups for `torch.optim`; each may set `lr_scale` and `weight_decay`."""
         return [
-            {"params": list(self.encoder.parameters())},
+            {"params": [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]},
             {"params": list(self.predictor.parameters()), "lr_scale": self.predictor_lr_scale},
         ]
 

@@ -106,7 +106,8 @@ def _check_module_name(name: str) -> None:
         UsageError: it would.
     """
     found = importlib.util.find_spec(name)
-    if found is not None:
+    # A folder without Python files has no origin, and a module of its name comes first.
+    if found is not None and found.origin is not None:
         raise UsageError(f"a module is called {name!r} already ({found.origin}); take another name, e.g. my_{name}")
 
 

@@ -1,6 +1,7 @@
 """`reptk plugin check`: build the parts of a plugin, try what they must do, and say what a violation means."""
 
 import shlex
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from reptk.testing.view_checks import try_views
 
 Part = tuple[Registry, str]
 """A part's registry and its name."""
+
+VIOLATED = 1
+"""Exit code if a part violates a requirement."""
 
 LINE_WIDTH = 120
 
@@ -54,12 +58,15 @@ def check_plugin(spec: str, words: Sequence[str], *, fixed: bool) -> int:
         )
     # Wrong arguments are reported before any check, which may take seconds.
     tables = [_argument_table(spec, part, pairs) for part in parts]
-    is_usable = True
+    faulty = []
     for part, table in zip(parts, tables, strict=True):
-        is_usable &= _check_part(spec, part, table, fixed=fixed)
-    if is_usable:
+        if not _check_part(spec, part, table, fixed=fixed):
+            faulty.append(f"{kind_of(part[0])} {part[1]}")
+    if not faulty:
         return 0
-    return 1
+    sys.stdout.flush()
+    print(f"error: not as a part has to be: {', '.join(faulty)}; see the lines with FAIL", file=sys.stderr)
+    return VIOLATED
 
 
 def _argument_table(spec: str, part: Part, pairs: Sequence[str]) -> config.Table:
