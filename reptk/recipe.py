@@ -181,9 +181,11 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
         train["precision"] = "fp32"  # bf16 is emulated, and slow, on many CPUs
     evaluators = dict(recipe.eval)
     for key, part in recipe.eval.items():
-        if "k" in part:
-            # The recipe's k may be larger than the bank.
+        # The recipe's k may be larger than the bank.
+        if isinstance(part.get("k"), list):
             evaluators[key] = {**part, "k": [1]}
+        elif "k" in part:
+            evaluators[key] = {**part, "k": 1}
     changes = {
         "data": config.complete("data", {"name": "generated", **images}),
         "train": recipe.train.model_copy(update=train),
