@@ -1,12 +1,13 @@
 """The tables of a recipe as pydantic models, with their defaults and ranges. Unknown keys are errors."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from reptk.config.signature import Problem
+from reptk.config.signature import UNION_TAG, Problem
+from reptk.config.value_schedule import ValueSchedule
 from reptk.core.errors import UsageError
 
 Table = dict[str, Any]
@@ -43,6 +44,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+NUMBER_TAG = f"{UNION_TAG}number"
+SCHEDULE_TAG = f"{UNION_TAG}schedule"
+
+
+def _form_of(value: Any) -> str:
+    """Return in which of two forms a value is written: as a number, or as the table of a schedule."""
+    if isinstance(value, Mapping | ValueSchedule):
+        return SCHEDULE_TAG
+    return NUMBER_TAG
+
+
+def _check_not_negative(schedule: ValueSchedule) -> ValueSchedule:
+    if min(schedule.start, schedule.end) < 0:
+        raise ValueError(f"start and end must be at least 0, got {schedule.start:g} and {schedule.end:g}")
+    return schedule
+
+
+NonNegativeOrSchedule = Annotated[
+    Annotated[float, Field(ge=0), Tag(NUMBER_TAG)]
+    | Annotated[ValueSchedule, AfterValidator(_check_not_negative), Tag(SCHEDULE_TAG)],
+    Discriminator(_form_of),
+]
+"""A number of at least 0, or a schedule between two of them."""
+
+
 class EncoderSection(Section):
     """Any timm backbone and a projection head."""
 
@@ -64,7 +90,7 @@ class OptimSection(Section):
 
     name: str = "sgd"
     lr: float = Field(gt=0, description="as used, for the recipe's batch size: nothing scales it")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: NonNegativeOrSchedule = Field(1e-4, description="a number, or a table {start, end, schedule, epochs}")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
     schedule: Literal["cosine", "constant"] = "cosine"
