@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -13,6 +13,7 @@ from torch import nn
 from reptk.config import Recipe, Table
 from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
+from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
 from reptk.core.device import Precision, choose_precision
@@ -38,6 +39,7 @@ from reptk.training.recipe_checks import (
     check_other_sizes,
     check_views,
 )
+from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
 from reptk.training.view_sizes import view_count, view_sizes_px
 from reptk.views import ViewPipeline, Views
 
@@ -98,6 +100,7 @@ class Parts:
     scaled_optimizer: ScaledOptimizer
     finite_check: FiniteCheck
     schedule: Schedule
+    scheduled_values: ScheduledValues
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
     evaluation_views: Views
@@ -164,7 +167,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     check_num_images(data.train, train.batch_size)
     with rng.seeded(recipe.seed, "initial weights"):
-        method = build_method(recipe, device)
+        method, loss = build_method(recipe, device)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     check_views(evaluation_views, recipe)
@@ -189,6 +192,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
         finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
+        scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
@@ -242,11 +246,15 @@ def _optimizer_and_schedule(
     recipe: Recipe, method: Method, settings: Settings
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optim = recipe.optim
+    weight_decay = optim.weight_decay
+    if isinstance(weight_decay, ValueSchedule):
+        # Above 0 where anything is decayed; the schedule sets the value of each step.
+        weight_decay = max(weight_decay.start, weight_decay.end)
     optimizer = create_optimizer(
         method.parameter_groups(),
         name=optim.name,
         lr=optim.lr,
-        weight_decay=optim.weight_decay,
+        weight_decay=weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
         undecayed=_undecayed_parameters(method),
@@ -271,8 +279,26 @@ def _finite_check(
     return FiniteCheck(data.train.images, facts, device, is_asynchronous=is_asynchronous)
 
 
-def build_method(recipe: Recipe, device: torch.device) -> Method:
-    """Build the recipe's method with its encoder, its views and, if it takes one, its loss.
+def _scheduled_values(
+    recipe: Recipe, method: Method, loss: Any, optimizer: torch.optim.Optimizer, settings: Settings
+) -> ScheduledValues:
+    values = []
+    if recipe.loss is not None:
+        values += scheduled_arguments("loss", recipe.loss, LOSSES.get(recipe.loss["name"]), loss)
+    values += scheduled_arguments("method", recipe.method, METHODS.get(recipe.method["name"]), method)
+    if isinstance(recipe.optim.weight_decay, ValueSchedule):
+        fixed_parameters = []
+        for group in method.parameter_groups():
+            if "weight_decay" in group:
+                fixed_parameters += group["params"]
+        values.append(scheduled_weight_decay(recipe.optim.weight_decay, optimizer, fixed_parameters))
+    return ScheduledValues(values, total_steps=settings.total_steps, steps_per_epoch=settings.steps_per_epoch)
+
+
+def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
+    """Build the recipe's method with its encoder, its views and, if it takes one, its loss; return it and the loss.
+
+    What has a schedule is built with the value of its first step.
 
     Raises:
         UsageError: a part cannot be built, or cannot run on several ranks.
@@ -297,8 +323,8 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     # `build_part` leaves out what the method's factory has no parameter for.
     supplied = {"encoder": encoder, "views": views}
     if recipe.loss is not None:
-        supplied["loss"] = build_part(LOSSES, recipe.loss)
-    method = build_part(METHODS, recipe.method, **supplied)
+        supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
+    method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
     check_method(method, recipe.method["name"])
     if not train.sync_batchnorm:
         check_batch_norm(encoder, train.batch_size)
@@ -314,7 +340,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
             views.compile()
     if train.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    return method
+    return method, supplied.get("loss")
 
 
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:

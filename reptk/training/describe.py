@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from reptk.config import Recipe
+from reptk.config.value_schedule import ValueSchedule, describe_value
 from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.data import Data
@@ -34,6 +35,8 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     if ranks > 1:
         batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    if isinstance(optim.weight_decay, ValueSchedule):
+        schedule += f", weight decay {optim.weight_decay.describe()}"
     precision = parts.settings.precision
     if train.precision == "auto":
         precision = f"{precision} (auto)"
@@ -107,4 +110,6 @@ def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
 
 def _arguments(part: dict[str, Any]) -> str:
     """Return the arguments of a part as one line; flags that are off are left out."""
-    return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name" and value is not False)
+    return ", ".join(
+        f"{key} {describe_value(value)}" for key, value in part.items() if key != "name" and value is not False
+    )
