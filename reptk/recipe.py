@@ -167,6 +167,7 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     import torch
 
     from reptk.config.registry import DATASETS
+    from reptk.config.schema import SamplerSection
 
     dataset = recipe.data["name"]
     classes = DATASETS.hint(dataset, "classes") or 10
@@ -177,6 +178,8 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     batch_size = min(recipe.train.batch_size, images_per_rank * world_size)
     images = {"size": size, "classes": classes, "train": 2 * batch_size, "bank": 16, "query": 8}
     train = {"epochs": 1, "batch_size": batch_size, "workers": 0, "report": False}
+    # The few generated images allow no other.
+    train["sampler"] = SamplerSection()
     if not torch.cuda.is_available():
         train["precision"] = "fp32"  # bf16 is emulated, and slow, on many CPUs
     evaluators = dict(recipe.eval)

@@ -99,11 +99,28 @@ class OptimSection(Section):
     final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
 
 
+class SamplerSection(Section):
+    """Which images a batch consists of."""
+
+    name: Literal["random", "pk", "class_balanced", "square_root", "positives"] = Field(
+        "random",
+        description="pk: P classes x K images; class_balanced: all classes equally often; square_root: as often as the square "
+        "root of their sizes; positives: every labeled image with another one of its class",
+    )
+    images_per_class: int | None = Field(
+        None, ge=2, description="K of pk; unset: the smallest from 4 on that the classes allow"
+    )
+    labeled_per_batch: int | None = Field(
+        None, ge=1, description="labeled images of a batch, where others have no label; unset: their share of the data"
+    )
+
+
 class TrainSection(Section):
     """The length of the training, its batches, its device, and what is written."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="images of all ranks")
+    sampler: SamplerSection = Field(SamplerSection(), description="which images a batch consists of")
     micro_batch_size: int | None = Field(
         None, ge=1, description="images of all ranks encoded at once; the gradient stays that of the batch (GradCache)"
     )

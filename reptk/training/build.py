@@ -18,7 +18,7 @@ from reptk.core import distributed, rng
 from reptk.core.console import Logger
 from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
-from reptk.data import Data, Loader, check_num_images
+from reptk.data import Data, Loader, check_num_images, create_sampler
 from reptk.data.folder_scan import SkippedFiles
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step, draws_on_whole_pictures
@@ -166,6 +166,13 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     check_batch_size(train.batch_size, world_size)
     check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     check_num_images(data.train, train.batch_size)
+    sampler = create_sampler(
+        data.train.labels,
+        batch_size=train.batch_size,
+        seed=recipe.seed,
+        classes=data.classes,
+        **train.sampler.model_dump(),
+    )
     with rng.seeded(recipe.seed, "initial weights"):
         method, loss = build_method(recipe, device)
     # A second instance: the views of the method are sharded over the ranks.
@@ -175,6 +182,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         data.train,
         batch_size=train.batch_size,
         seed=recipe.seed,
+        sampler=sampler,
         rank=distributed.rank(),
         world=world_size,
         workers=train.workers,

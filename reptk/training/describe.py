@@ -34,6 +34,8 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     batch = f"batch {train.batch_size} (1 rank)"
     if ranks > 1:
         batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
+    if parts.loader.sampler.description:
+        batch += f", {parts.loader.sampler.description}"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
     if isinstance(optim.weight_decay, ValueSchedule):
         schedule += f", weight decay {optim.weight_decay.describe()}"
@@ -50,8 +52,10 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
 
 
 def dropped_images_note(parts: Parts) -> list[str]:
-    """Say how many images an epoch leaves out, as a list of at most one line."""
+    """Say how many images an epoch leaves out or repeats, as a list of at most one line."""
     dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
+    if parts.loader.sampler.description:
+        return [_composed_epoch_note(parts)]
     if not dropped:
         return []
     note = (
@@ -64,6 +68,17 @@ def dropped_images_note(parts: Parts) -> list[str]:
     if num_images % better < dropped:
         note += f". train.batch_size={better} would leave out {num_images % better:,}"
     return [note]
+
+
+def _composed_epoch_note(parts: Parts) -> str:
+    """Say what the first epoch of a sampler that composes batches draws."""
+    drawn, counts = parts.loader.sampler.epoch(0).unique(return_counts=True)
+    num_repeated = int((counts > 1).sum())
+    return (
+        f"train.sampler {parts.loader.sampler.description}: an epoch has {parts.loader.steps_per_epoch:,} steps, as with random "
+        f"batches; the first one draws {len(drawn):,} of {len(parts.data.train):,} training images, {num_repeated:,} of them "
+        "more than once"
+    )
 
 
 def _batch_size_that_drops_least(num_images: int, batch_size: int) -> int:
@@ -79,6 +94,9 @@ def _describe_data(data: Data) -> str:
         images = f"{len(data.train):,} training, {format_count(len(data.query), 'query image')}"
     if not data.classes:
         return f"{images}, no labels"
+    num_labeled = int((data.train.labels >= 0).sum())
+    if num_labeled < len(data.train):
+        images = f"{images}, {num_labeled:,} labeled for training"
     return f"{images}, {format_count(len(data.classes), 'class', 'classes')}"
 
 

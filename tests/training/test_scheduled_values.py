@@ -107,7 +107,7 @@ class Margin(torch.nn.Module):
 @pytest.fixture
 def margin_table(tmp_path: Path) -> dict:
     (tmp_path / "margin.py").write_text(PLUGIN)
-    load_plugin(tmp_path / "margin.py")
+    load_plugin(str(tmp_path / "margin.py"))
     assert "margin" in LOSSES.names()
     return {"name": "margin"}
 
