@@ -32,6 +32,10 @@ SCHEDULED_TABLES = ("loss", "method")
 """Tables of parts whose numbers may have a schedule, as `optim.weight_decay` may; see `reptk.config.value_schedule`."""
 
 
+LABEL_KEYS = ("labelled", "only_labelled")
+"""Keys of `[data]` that belong to every data set: which training images have labels (`reptk.data.label_selection`)."""
+
+
 def load(
     name_or_path: str | Path,
     overrides: Sequence[str] = (),
@@ -245,10 +249,19 @@ def build(registry: Registry, part: Table, **supplied: Any) -> Any:
         UsageError: the factory refuses the arguments.
     """
     arguments = _arguments(part)
+    if registry is DATASETS:
+        options = label_options(part)
+        arguments = {key: value for key, value in arguments.items() if key not in options}
     try:
         return registry.build(part["name"], arguments, supplied)
     except (ValueError, TypeError) as cause:
         raise UsageError(f"{registry.kind} {part['name']!r}: {cause}") from cause
+
+
+def label_options(part: Table) -> Table:
+    """Return those of `LABEL_KEYS` that a `[data]` table sets and that are no arguments of the data set itself."""
+    accepted = signature.names(DATASETS.get(part["name"]))
+    return {key: part[key] for key in LABEL_KEYS if key in part and key not in accepted}
 
 
 def complete(key: str, part: Table) -> Table:
@@ -276,6 +289,10 @@ def _complete_part(key: str, registry: Registry, part: Any, problems: list[Probl
         problems.append((f"{key}.name", str(error)))
         return part
     arguments = _arguments(part)
+    label_keys: Table = {}
+    if key == "data":
+        label_keys = _complete_label_keys(label_options(part), problems)
+        arguments = {argument: value for argument, value in arguments.items() if argument not in label_keys}
     schedules: dict[str, Table] = {}
     if key in SCHEDULED_TABLES:
         for argument, table in schedules_in(factory, arguments).items():
@@ -288,7 +305,26 @@ def _complete_part(key: str, registry: Registry, part: Any, problems: list[Probl
         # The value of a schedule that was checked is its start.
         suffix = ".start" if inner_key in schedules else ""
         problems.append((f"{key}.{inner_key}{suffix}", message))
-    return {"name": name, **checked.complete, **schedules}
+    return {"name": name, **checked.complete, **schedules, **label_keys}
+
+
+def _complete_label_keys(options: Table, problems: list[Problem]) -> Table:
+    """Return the `label_options` of a data set with their defaults, and append what is wrong with them to `problems`."""
+    if not options:
+        return {}
+    completed = dict(options)
+    labelled = completed.get("labelled")
+    is_number = isinstance(labelled, int | float) and not isinstance(labelled, bool)
+    if is_number and 0 < labelled <= 1:
+        completed["labelled"] = float(labelled)
+    elif labelled is not None and (is_number or not isinstance(labelled, str) or not labelled):
+        problems.append(
+            ("data.labelled", f"must be a share above 0 and at most 1, or the file of a list, got {labelled!r}")
+        )
+    only_labelled = completed.setdefault("only_labelled", False)
+    if not isinstance(only_labelled, bool):
+        problems.append(("data.only_labelled", f"must be true or false, got {only_labelled!r}"))
+    return completed
 
 
 def _complete_schedule(key: str, table: Table, problems: list[Problem]) -> Table:
@@ -378,7 +414,10 @@ def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
     for other, factory in registry.loaded().items():
         if argument in signature.names(factory, registry.supplied):
             parts_with_argument.append(other)
-    suggestion = signature.suggestion(argument, accepted)
+    known = accepted
+    if registry is DATASETS:
+        known = [*accepted, *LABEL_KEYS]
+    suggestion = signature.suggestion(argument, known)
     if parts_with_argument:
         hint = f"; {argument} belongs to {', '.join(parts_with_argument)}."
     elif suggestion:

@@ -12,6 +12,7 @@ from torch import nn
 
 from reptk.config import Recipe, Table
 from reptk.config import build as build_part
+from reptk.config.load import label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng
@@ -20,6 +21,7 @@ from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader, check_num_images, create_sampler
 from reptk.data.folder_scan import SkippedFiles
+from reptk.data.label_selection import select_labels
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.backbone import is_external
@@ -134,6 +136,9 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             data = _in_turns_if(recipe.data.get("download"), lambda: build_part(DATASETS, data_table(recipe)))
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    options = label_options(recipe.data)
+    if options:
+        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
     if recipe.method.get("positives") == "class":
         check_labels(recipe, data)
     if logger is not None:

@@ -72,12 +72,12 @@ def dropped_images_note(parts: Parts) -> list[str]:
 
 def _composed_epoch_note(parts: Parts) -> str:
     """Say what the first epoch of a sampler that composes batches draws."""
-    drawn, counts = parts.loader.sampler.epoch(0).unique(return_counts=True)
+    sampler = parts.loader.sampler
+    drawn, counts = sampler.epoch(0).unique(return_counts=True)
     num_repeated = int((counts > 1).sum())
     return (
-        f"train.sampler {parts.loader.sampler.description}: an epoch has {parts.loader.steps_per_epoch:,} steps, as with random "
-        f"batches; the first one draws {len(drawn):,} of {len(parts.data.train):,} training images, {num_repeated:,} of them "
-        "more than once"
+        f"train.sampler {sampler.description}: an epoch has {sampler.steps_per_epoch:,} steps, as with random batches; the "
+        f"first one draws {len(drawn):,} of {len(parts.data.train):,} training images, {num_repeated:,} of them more than once"
     )
 
 
