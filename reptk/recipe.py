@@ -131,6 +131,7 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     from reptk.core.console import Logger
     from reptk.training.build import build, load_data
     from reptk.training.describe import describe, dropped_images_note
+    from reptk.training.plan import plan
 
     device = distributed.setup(recipe.train.device)
     logger = Logger(prints=distributed.is_main())
@@ -153,6 +154,9 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
         notes = [*notes, *dropped_images_note(parts)]
     for note in notes:
         logger.line(f"note: {note}")
+    if data_error is None:
+        for line in plan(recipe, parts):
+            logger.line(f"plan: {line}")
     distributed.cleanup()
     if data_error is not None:
         raise data_error

@@ -89,7 +89,7 @@ def batch_shape(
         if images_per_class is None:
             k = _smallest_possible_k(sizes[sizes > 0], num_composed)
         _check_p_times_k(sizes, num_composed, k, key, classes)
-    if num_composed % group_size or num_composed == 0:
+    if name == "positives" and (num_composed % 2 or num_composed == 0):
         raise DataError(f"{source}, and guaranteed positives come in pairs: use an even number from 2 on")
     num_pairs = int((sizes // 2).sum())
     if name == "positives" and num_pairs < num_composed // 2:
