@@ -1,10 +1,10 @@
 """The tables of a recipe as pydantic models, with their defaults and ranges. Unknown keys are errors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from reptk.config.signature import UNION_TAG, Problem
 from reptk.config.value_schedule import ValueSchedule
@@ -113,6 +113,15 @@ class SamplerSection(Section):
     labeled_per_batch: int | None = Field(
         None, ge=1, description="labeled images of a batch, where others have no label; unset: their share of the data"
     )
+
+    @model_validator(mode="after")
+    def _check_images_per_class(self) -> Self:
+        if self.images_per_class is not None and self.name != "pk":
+            raise ValueError(
+                f"images_per_class={self.images_per_class} is that of name = 'pk', and the name is {self.name!r}; set "
+                "train.sampler.name=pk, or leave it out"
+            )
+        return self
 
 
 class TrainSection(Section):

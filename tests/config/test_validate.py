@@ -14,8 +14,8 @@ from reptk.config.registry import DATASETS, REGISTRIES
 MISTAKES = {
     "typo in a fixed key": (
         ["train.epoch=3"],
-        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, sampler, micro_batch_size, micro_batch_norm, "
-        "precision, device, workers, "
+        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, sampler, micro_batch_size, "
+        "micro_batch_norm, precision, device, workers, "
         "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, checkpoint_every_steps, "
         "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
         "baselines, report)",
@@ -59,6 +59,11 @@ MISTAKES = {
         "  train.sampler.name  must be 'random', 'pk', 'class_balanced', 'square_root' or 'positives', got 'balanced'",
     ),
     "sampler without a table": (["train.sampler=pk"], "  train.sampler  must be a table, got 'pk'"),
+    "K of another sampler": (
+        ["train.sampler.images_per_class=4"],
+        "  train.sampler  images_per_class=4 is that of name = 'pk', and the name is 'random'; set train.sampler.name=pk, or "
+        "leave it out",
+    ),
     "typo in the sampler": (
         ["train.sampler.images_pr_class=4"],
         "  train.sampler.images_pr_class  unknown key; did you mean 'images_per_class'? (known: name, images_per_class, "
