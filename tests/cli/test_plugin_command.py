@@ -192,6 +192,11 @@ def test_violations_are_explained(capsys: pytest.CaptureFixture) -> None:
     assert lines[-1] == f"  {num_failed} of 17 requirements violated"
 
 
+def test_a_scheduled_argument_is_checked_with_its_first_value(capsys: pytest.CaptureFixture) -> None:
+    printed = output(capsys, "check", "reptk.losses.tcl", "temperature={start = 0.5, end = 0.1}")
+    assert printed.startswith("reptk.losses.tcl: loss tcl (temperature=0.5, ")
+
+
 def test_what_fails_always_is_said_once(capsys: pytest.CaptureFixture) -> None:
     printed = output(capsys, "check", write("norms.py", NORM_LOSS), "margin=-1", exit_code=1)
     assert printed.splitlines()[1:] == [
