@@ -115,8 +115,12 @@ def override(table: Table, pairs: Sequence[str]) -> Table:
     table = dict(table)
     # False sorts before True, and a sort keeps the order of equal items, so that of two values of a key the last one counts.
     parsed = sorted(map(_parse_pair, pairs), key=lambda pair: not _is_part_name(pair.keys))
+    keys = {".".join(pair.keys) for pair in parsed}
     for pair in parsed:
         _set(table, pair)
+        alternative = _replaced_alternative(pair)
+        if alternative is not None and f"encoder.{alternative}" not in keys:
+            table["encoder"].pop(alternative, None)
     return table
 
 
@@ -131,9 +135,22 @@ def _merge_overrides(earlier: Any, pairs: Sequence[str]) -> Any:
             # A new part takes none of the arguments of the one before.
             prefix = key.removesuffix("name")
             merged = [other for other in merged if not other.startswith(prefix)]
-        merged = [other for other in merged if other.partition("=")[0] != key]
+        replaced = [key]
+        alternative = _replaced_alternative(_parse_pair(pair))
+        if alternative is not None and not any(other.startswith(f"encoder.{alternative}=") for other in pairs):
+            replaced.append(f"encoder.{alternative}")
+        merged = [other for other in merged if other.partition("=")[0] not in replaced]
         merged.append(pair)
     return merged
+
+
+def _replaced_alternative(pair: "_Pair") -> str | None:
+    """Return the key of `[encoder]` that a pair replaces: pretrained weights are timm's, or those of a file."""
+    if pair.keys == ["encoder", "weights"]:
+        return "pretrained"
+    if pair.keys == ["encoder", "pretrained"] and pair.value is True:
+        return "weights"
+    return None
 
 
 def _with_proportional_warmup(table: Table, original: Table) -> Table:

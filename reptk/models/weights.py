@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reptk.core.errors import DataError
 from reptk.models.checkpoint_file import StateDict, read_tensors
 from reptk.models.jax_weights import converted_by_timm, has_jax_names
+from reptk.models.lora import PARAMETERS as LORA_PARAMETERS
 from reptk.models.model_folder import check_weights_file
 from reptk.models.weight_source import find_weights
 
@@ -121,6 +122,7 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
     path, part = find_weights(source)
     check_weights_file(path)
     tensors = read_tensors(path)
+    _check_merged(tensors, path)
     if has_jax_names(tensors):
         tensors = converted_by_timm(path, backbone) or tensors
     if not tensors:
@@ -438,6 +440,15 @@ def _order(first: str, second: str) -> str | None:
 
 
 # Messages
+
+
+def _check_merged(tensors: StateDict, path: Path) -> None:
+    """Refuse a checkpoint of a run with LoRA, whose training is in the updates, and not in the weights."""
+    if any(name.endswith(tuple(f".{parameter}" for parameter in LORA_PARAMETERS)) for name in tensors):
+        raise DataError(
+            f"{path} holds LoRA layers that are not merged into the weights. Name the folder of the finished run, whose "
+            "model/ has them merged"
+        )
 
 
 def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: StateDict) -> str:

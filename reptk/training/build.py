@@ -8,9 +8,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import nn
 
-from reptk.config import Recipe, Table
+from reptk.config import EncoderSection, Recipe, Table
 from reptk.config import build as build_part
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.core import distributed, rng
@@ -28,17 +29,21 @@ from reptk.training.checkpoint_writer import CheckpointInterval
 from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
-from reptk.training.optim import Schedule, create_optimizer
+from reptk.training.optim import Schedule, create_optimizer, scale_by_layer
 from reptk.training.recipe_checks import (
     check_batch_norm,
     check_batch_size,
+    check_evaluated_weights,
+    check_is_trained,
     check_labels,
+    check_lora,
     check_method,
     check_micro_batch_size,
     check_other_sizes,
     check_views,
 )
 from reptk.training.view_sizes import view_count, view_sizes_px
+from reptk.training.weight_average import average_weights
 from reptk.views import ViewPipeline, Views
 
 T = TypeVar("T")
@@ -73,6 +78,7 @@ class Settings(NamedTuple):
     keeps_best: bool
     rank_timeout_seconds: float
     max_omitted_steps: int
+    evaluates_ema: bool
     drop_path: float
     workers: int
     measures_baselines: bool
@@ -87,6 +93,7 @@ class Settings(NamedTuple):
 class Parts:
     """The parts of a run, on their device.
 
+    ema: the moving average of the weights of the method's encoder; None if there is none.
     every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
     evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
     """
@@ -103,10 +110,13 @@ class Parts:
     evaluation_views: Views
     device: torch.device
     settings: Settings
+    ema: ModelEmaV3 | None = None
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that is evaluated and exported; the method decides which one."""
+        """The encoder that is evaluated and exported: the one that the method decides on, or its moving average."""
+        if self.ema is not None and self.settings.evaluates_ema:
+            return self.ema.module
         return self.method.encoder
 
     def step(self, number: int) -> Step:
@@ -162,6 +172,8 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     world_size = distributed.world_size()
     check_batch_size(train.batch_size, world_size)
     check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
+    check_lora(recipe.encoder)
+    check_evaluated_weights(train.evaluated_weights, train.ema_decay)
     check_num_images(data.train, train.batch_size)
     with rng.seeded(recipe.seed, "initial weights"):
         method = build_method(recipe, device)
@@ -194,6 +206,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         evaluation_views=evaluation_views,
         device=device,
         settings=settings,
+        ema=average_weights(method.encoder, train.ema_decay),
     )
 
 
@@ -227,6 +240,7 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         keeps_best=train.keep_best,
         rank_timeout_seconds=train.rank_timeout_seconds,
         max_omitted_steps=train.max_omitted_steps,
+        evaluates_ema=train.evaluated_weights == "ema",
         drop_path=recipe.encoder.drop_path,
         workers=train.workers,
         measures_baselines=train.baselines,
@@ -242,8 +256,11 @@ def _optimizer_and_schedule(
     recipe: Recipe, method: Method, settings: Settings
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optim = recipe.optim
+    groups = method.parameter_groups()
+    if optim.layer_decay < 1:
+        groups = scale_by_layer(groups, _layer_scales(method, optim.layer_decay))
     optimizer = create_optimizer(
-        method.parameter_groups(),
+        groups,
         name=optim.name,
         lr=optim.lr,
         weight_decay=optim.weight_decay,
@@ -288,8 +305,9 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     # Vision transformers are built for one size: the first, which is the largest of the shipped views.
     encoder = _in_turns_if(
         recipe.encoder.pretrained or recipe.encoder.weights or is_external(recipe.encoder.backbone),
-        lambda: Encoder(**recipe.encoder.model_dump(), size=sizes_px[0]),
+        lambda: Encoder(**recipe.encoder.architecture, size=sizes_px[0]),
     )
+    _adapt(encoder, recipe.encoder)
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
@@ -300,6 +318,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         supplied["loss"] = build_part(LOSSES, recipe.loss)
     method = build_part(METHODS, recipe.method, **supplied)
     check_method(method, recipe.method["name"])
+    check_is_trained(method, recipe.encoder)
     if not train.sync_batchnorm:
         check_batch_norm(encoder, train.batch_size)
     if train.sync_batchnorm:
@@ -307,6 +326,8 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
             raise UsageError("train.sync_batchnorm needs CUDA devices")
         method = convert_sync_batchnorm(method)
     method = method.to(device)
+    if train.grad_checkpointing:
+        encoder.checkpoint_activations()
     if train.compile:
         # In place: torch.compile(module) would return a wrapper, whose state dict has other names.
         encoder.backbone.compile()
@@ -315,6 +336,25 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     if train.channels_last:
         method = method.to(memory_format=torch.channels_last)
     return method
+
+
+def _adapt(encoder: Encoder, section: EncoderSection) -> None:
+    """Freeze parts of an encoder, or give it LoRA layers, as a recipe says."""
+    if section.freeze != "none" or section.freeze_batchnorm:
+        encoder.freeze(section.freeze, batch_norm=section.freeze_batchnorm)
+    if section.lora_rank:
+        encoder.add_lora(
+            section.lora_layers, rank=section.lora_rank, alpha=section.lora_alpha, dropout=section.lora_dropout
+        )
+
+
+def _layer_scales(method: Method, decay: float) -> list[tuple[nn.Parameter, float]]:
+    """Return the parameters of all backbones that are trained, with their factors on the learning rate."""
+    scales = []
+    for module in method.modules():
+        if isinstance(module, Encoder) and any(parameter.requires_grad for parameter in module.backbone.parameters()):
+            scales += module.layer_scales(decay)
+    return scales
 
 
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:

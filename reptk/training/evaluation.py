@@ -37,6 +37,8 @@ def evaluate_now(
     """
     # Each rank updates BatchNorm's running statistics from its own images; evaluation is shared among the ranks.
     distributed.broadcast_buffers(parts.method)
+    if parts.ema is not None:
+        distributed.broadcast_buffers(parts.ema)
     if evaluators is None:
         evaluators = parts.evaluators.values()
     return evaluate_encoder(
@@ -131,10 +133,14 @@ def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any
     device_name = str(parts.device)
     if parts.device.type == "cuda":
         device_name = torch.cuda.get_device_name(parts.device)
+    weights = {}
+    if settings.evaluates_ema:
+        weights = {"weights": "moving average"}
     return {
         "recipe": settings.name,
         UNTRAINED: f"{BEFORE_TRAINING} ({settings.initial_weights} weights)",
         **protocol(settings.data_table, parts.data, settings.evaluator_tables, parts.encoder, commit=commit),
+        **weights,
         "epochs": settings.epochs,
         "seed": settings.seed,
         "train_seconds": round(seconds, 1),

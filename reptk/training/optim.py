@@ -60,6 +60,30 @@ def create_optimizer(
         raise UsageError(f"optimizer {name!r} cannot be built: {cause or type(cause).__name__}") from cause
 
 
+def scale_by_layer(
+    parameter_groups: Iterable[Mapping[str, Any]], scales: Iterable[tuple[torch.nn.Parameter, float]]
+) -> list[dict[str, Any]]:
+    """Split groups so that each has one factor on the learning rate, `lr_scale`, for all of its parameters.
+
+    Args:
+        parameter_groups: `Method.parameter_groups()`. A group's `lr_scale` is multiplied with that of the layer.
+        scales: parameters with the factors of their layers; the others have 1.
+
+    Returns:
+        Groups in the order of the first parameter with each factor. Parameters that require no gradient are left out.
+    """
+    scale_of = {id(parameter): scale for parameter, scale in scales}
+    groups = []
+    for group in parameter_groups:
+        by_scale: dict[float, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.requires_grad:
+                by_scale.setdefault(scale_of.get(id(parameter), 1.0), []).append(parameter)
+        for scale, parameters in by_scale.items():
+            groups.append({**group, "params": parameters, "lr_scale": group.get("lr_scale", 1.0) * scale})
+    return groups
+
+
 def _split_by_decay(
     group: Mapping[str, Any], weight_decay: float, decay_all: bool, undecayed_ids: set[int]
 ) -> list[dict[str, Any]]:

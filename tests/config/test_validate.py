@@ -15,7 +15,8 @@ MISTAKES = {
         ["train.epoch=3"],
         "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
         "precision, device, workers, "
-        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, checkpoint_every_steps, "
+        "channels_last, compile, clip_norm, grad_checkpointing, ema_decay, evaluated_weights, sync_batchnorm, log_every_steps, "
+        "checkpoint_every_epochs, checkpoint_every_steps, "
         "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
         "baselines, report)",
     ),
