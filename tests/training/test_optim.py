@@ -58,6 +58,7 @@ def test_norms_and_biases_decay_only_with_decay_all(name: str, decay_all: bool) 
     ("backbone", "expected"),
     [
         ("test_vit", {"cls_token", "pos_embed"}),
+        ("test_vit3", {"reg_token", "pos_embed"}),
         ("swin_tiny_patch4_window7_224", {"layers.0.blocks.0.attn.relative_position_bias_table"}),
         ("test_resnet", set()),
     ],

@@ -118,6 +118,14 @@ def test_backward_of_a_loss_on_local_rows_communicates_nothing(
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_adapt_an_encoder_to_the_weights_of_one_process(world_size: int, results: dict[int, Path]) -> None:
+    one, many = load_results(results[1] / "adapted"), load_results(results[world_size] / "adapted")
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_compute_the_features_of_one_process(world_size: int, results: dict[int, Path]) -> None:
     one, many = load_results(results[1] / "features"), load_results(results[world_size] / "features")
     torch.testing.assert_close(many, one, rtol=1e-5, atol=1e-6)
