@@ -30,6 +30,7 @@ FAMILIES = {
     "supcon_adapt": Family("contrastive", "supcon", "class", 2),
     "simclr_adapt": Family("contrastive", "simclr", "instance", 2),
     "tcl_selfsup": Family("contrastive", "tcl", "instance", 3),
+    "tcl_semi": Family("contrastive", "tcl", "class", 2),
     "tcl_sup": Family("contrastive", "tcl", "class", 2),
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
@@ -38,7 +39,7 @@ FAMILIES = {
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr")
-"""Families with a recipe for each data set; the others are on photos alone."""
+"""Families with a recipe for each data set; the others are on one of them alone."""
 
 
 def split_name(recipe: str) -> tuple[str, str]:
