@@ -104,6 +104,8 @@ def test_wheel_and_sdist_contain_recipes_and_plugins(tmp_path: Path) -> None:
         "reptk/plugins/dcl.py",
         "reptk/plugins/moco.py",
         "reptk/plugins/README.md",
+        "reptk/plugins/templates/my_method.py",
+        "reptk/plugins/templates/test_my_loss.py",
         "reptk/data/sources/imagenet100.txt",
         "reptk/recipe.py",
         "reptk/report/page.css",

@@ -12,6 +12,9 @@ from pydantic_core import to_jsonable_python
 
 from reptk.config.registry import nearest
 
+REQUIRED = inspect.Parameter.empty
+"""What `defaults` has in place of a default that a parameter does not have."""
+
 Problem = tuple[str, str]
 """A dotted key and what is wrong with it."""
 
@@ -56,6 +59,12 @@ def names(factory: Callable[..., Any], supplied: Sequence[str] = ()) -> list[str
     """Return the names of a factory's parameters, without those in `supplied`."""
     parameters = _signature(factory).parameters
     return [name for name, parameter in parameters.items() if parameter.kind in _NAMED_KINDS and name not in supplied]
+
+
+def defaults(factory: Callable[..., Any], supplied: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the default of each parameter, in their order; `REQUIRED` for one without a default."""
+    parameters = _signature(factory).parameters
+    return {name: parameters[name].default for name in names(factory, supplied)}
 
 
 def types_of_parameter(factory: Callable[..., Any], name: str) -> list[Any]:
