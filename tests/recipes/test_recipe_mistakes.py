@@ -138,6 +138,29 @@ MISTAKES = {
         3,
         ["32 training images", "train.batch_size is 64", "use e.g. train.batch_size=16"],
     ),
+    # Batches and labels
+    "P x K that the classes forbid": (
+        ["tiny.toml", "train.sampler.name=pk", "train.sampler.images_per_class=4", "data.classes=3"],
+        3,
+        ["train.sampler.images_per_class is 4", "takes 4 classes, and 3 have labels", "images_per_class=8"],
+    ),
+    "share of labels": (["tiny.toml", "data.labelled=0"], 2, ["data.labelled", "above 0 and at most 1", "got 0"]),
+    "no list of labels": (["tiny.toml", "data.labelled=gone.txt"], 3, ["there is no file gone.txt", "0.01"]),
+    "list that is no list of images": (
+        ["tiny.toml", "data.labelled=broken.toml"],
+        3,
+        ["broken.toml", "not training images", "numbered from 0 to 31"],
+    ),
+    "schedule out of range": (
+        ["tiny.toml", "loss.temperature={start=0.2, end=-1}"],
+        2,
+        ["loss.temperature.end", "greater than 0", "got -1"],
+    ),
+    "schedule of a learned temperature": (
+        ["tiny.toml", "loss.temperature={start=0.2, end=0.1}", "loss.learn_temperature=true"],
+        2,
+        ["loss.temperature cannot follow a schedule, since it is learned", "loss.learn_temperature=false"],
+    ),
     # Data
     "missing folder": (
         ["tiny.toml", *FOLDER, "data.root=photo"],
