@@ -153,9 +153,11 @@ class Registry:
         importlib.import_module(self.home)
 
 
+SUPPLIED_TO_METHODS = ("encoder", "views", "loss", "num_classes")
+
 DATASETS = Registry("data set", "reptk.data", "reptk.datasets")
 VIEWS = Registry("views", "reptk.views", "reptk.views", protocol="Views")
-METHODS = Registry("method", "reptk.methods", "reptk.methods", protocol="Method", supplied=("encoder", "views", "loss"))
+METHODS = Registry("method", "reptk.methods", "reptk.methods", protocol="Method", supplied=SUPPLIED_TO_METHODS)
 LOSSES = Registry("loss", "reptk.losses", "reptk.losses", protocol="Loss")
 EVALUATORS = Registry("evaluator", "reptk.evaluate", "reptk.evaluators", protocol="Evaluator")
 

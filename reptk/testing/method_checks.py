@@ -18,6 +18,7 @@ from reptk.views import Views
 from reptk.views.sets import crop_flip, simclr_small
 
 SIZE_PX = 16
+NUM_CLASSES = 3
 BATCH_SIZE = 6
 TOTAL_STEPS = 8
 
@@ -31,7 +32,7 @@ def check_method(
     """Check a method against `METHOD_REQUIREMENTS`, with a tiny encoder on generated images of 16 px.
 
     Args:
-        factory: the method's class or factory, called with those of `encoder`, `views` and `loss` that it takes.
+        factory: the method's class or factory, called with those of `encoder`, `views`, `loss` and `num_classes` that it takes.
         loss: for a method that takes one; SimCLR by default.
         backbone: timm name of the encoder's backbone. One with BatchNorm checks that running statistics are saved.
         arguments: further arguments of the factory.
@@ -66,7 +67,7 @@ class _MethodBuilder:
             views = crop_flip(count=2, size=SIZE_PX)
         with rng.seeded("check_method", seed):
             encoder = Encoder(self.backbone, size=SIZE_PX, head_width=32, head_out=16)
-            parts = {"encoder": encoder, "views": views, "loss": self.loss}
+            parts = {"encoder": encoder, "views": views, "loss": self.loss, "num_classes": NUM_CLASSES}
             # As `Registry.build` does for a recipe.
             parameters = inspect.signature(self.factory).parameters
             supplied = {name: parts[name] for name in METHODS.supplied if name in parameters}
@@ -74,7 +75,7 @@ class _MethodBuilder:
 
 
 def _batch(number: int, *, labeled: bool = True) -> Batch:
-    data = generated(classes=3, size=SIZE_PX, train=BATCH_SIZE * TOTAL_STEPS).train
+    data = generated(classes=NUM_CLASSES, size=SIZE_PX, train=BATCH_SIZE * TOTAL_STEPS).train
     index = torch.arange(number * BATCH_SIZE, (number + 1) * BATCH_SIZE)
     labels = data.labels[index]
     if not labeled:
