@@ -1,7 +1,7 @@
 """The tables of a recipe as pydantic models, with their defaults and ranges. Unknown keys are errors."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,10 +37,23 @@ MAX_TITLE_OVERRIDES = 4
 """Overrides in a title, which has to fit into a line."""
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class Section(BaseModel):
     """Base class of a recipe's tables: without unknown keys, immutable, and with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StartSection(Section):
+    """The finished run whose encoder a stage starts from. Its recipe completes that of the stage."""
+
+    run: str = Field(min_length=1, description="its folder, set by --from RUN")
+    classifier: Literal["new", "run"] = Field(
+        "new", description="run: that of the run, which must be of the same classes; a new one if the run has none"
+    )
+    pretrained: bool = Field(False, description="whether the run itself had started from trained weights")
 
 
 class EncoderSection(Section):
@@ -67,7 +80,11 @@ class OptimSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: tuple[Share, ...] = Field(
+        (), description="multistep: shares of the run after which the learning rate is multiplied by gamma"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep: the factor at each milestone")
     warmup_epochs: float = Field(0.0, ge=0)
     warmup_lr: float = Field(0.0, ge=0, description="from which the warm-up rises; its last step has lr")
     final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
@@ -135,6 +152,7 @@ class Recipe(Section):
     overrides: tuple[str, ...] = Field(
         (), description="key=value pairs that changed the named recipe; load() writes them"
     )
+    start: StartSection | None = Field(None, description="only of stages, which start from a run")
     data: Table
     views: Table
     encoder: EncoderSection

@@ -33,8 +33,8 @@ class Classify(Method):
         num_classes: C, of the data set.
         label_smoothing: share of the target that all classes have in common (Szegedy et al. 2016, arXiv 1512.00567).
         mixup, cutmix: alpha of their beta distributions, 0 for none; see `Mixing`. Both need an even batch on each rank.
-        train_encoder: whether the encoder is trained. A frozen one is in evaluation mode (BatchNorm uses its running
-            statistics, there is no dropout) and does not change: the linear stage of SimCLR and SupCon.
+        freeze_encoder: train the classifier alone, as in the linear stage of SimCLR and SupCon. The encoder is in evaluation
+            mode (BatchNorm uses its running statistics, there is no dropout) and does not change.
         encoder_lr_scale: factor on the learning rate of the encoder alone.
     """
 
@@ -48,17 +48,17 @@ class Classify(Method):
         label_smoothing: Smoothing = 0.0,
         mixup: Alpha = 0.0,
         cutmix: Alpha = 0.0,
-        train_encoder: bool = True,
+        freeze_encoder: bool = False,
         encoder_lr_scale: Annotated[float, Gt(0)] = 1.0,
     ) -> None:
         super().__init__()
         encoder.remove_head()
-        if not train_encoder:
+        if freeze_encoder:
             encoder.requires_grad_(False)
         self.encoder = encoder
         self.views = views
         self.label_smoothing = label_smoothing
-        self.train_encoder = train_encoder
+        self.freeze_encoder = freeze_encoder
         self.encoder_lr_scale = encoder_lr_scale
         self.classifier = nn.Linear(encoder.num_features, num_classes)
         self.mixing = None
@@ -68,7 +68,7 @@ class Classify(Method):
     def train(self, mode: bool = True) -> "Classify":
         """Set the mode of all modules; a frozen encoder remains in evaluation mode."""
         super().train(mode)
-        if not self.train_encoder:
+        if self.freeze_encoder:
             self.encoder.eval()
         return self
 
@@ -107,7 +107,7 @@ class Classify(Method):
 
     def _scores(self, images: Tensor) -> Tensor:
         """(N, 3, h, w) images -> (N, C) scores."""
-        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             # Without a head, the features; and in chunks, if the recipe says so.
             h = self.encoder(images)
         return self.classifier(h)

@@ -14,7 +14,6 @@ from reptk.methods.protocol import Batch, Method, Step
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
-
 Positives = Literal["instance", "class"]
 
 

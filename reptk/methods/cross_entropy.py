@@ -23,7 +23,7 @@ def cross_entropy_outputs(scores: Tensor, labels: Tensor, label_smoothing: float
         `loss`, and `train_accuracy`, the share of the views whose class has the highest score.
     """
     losses = functional.cross_entropy(
-        scores.float(), labels, ignore_index=NO_LABEL, reduction="none", label_smoothing=label_smoothing
+        in_float32_or_wider(scores), labels, ignore_index=NO_LABEL, reduction="none", label_smoothing=label_smoothing
     )
     is_correct = (scores.argmax(1) == labels).to(losses.dtype)
     loss, accuracy = labeled_means(torch.stack([losses, is_correct], dim=1), labels != NO_LABEL)
@@ -32,7 +32,8 @@ def cross_entropy_outputs(scores: Tensor, labels: Tensor, label_smoothing: float
 
 def soft_cross_entropy_outputs(scores: Tensor, targets: Tensor, is_labeled: Tensor) -> dict[str, Tensor]:
     """Return the loss of the global batch for soft targets (N, C), whose rows sum to 1; see `cross_entropy_outputs`."""
-    losses = functional.cross_entropy(scores.float(), targets, reduction="none")
+    scores = in_float32_or_wider(scores)
+    losses = functional.cross_entropy(scores, targets.to(scores.dtype), reduction="none")
     [loss] = labeled_means(losses[:, None], is_labeled)
     return {"loss": loss}
 
@@ -46,3 +47,10 @@ def labeled_means(values: Tensor, is_labeled: Tensor) -> Tensor:
     rows = all_gather(torch.cat([values * weights, weights], dim=1), replicated_loss=True)
     sums = rows.sum(0)
     return sums[:-1] / sums[-1].clamp_min(1)
+
+
+def in_float32_or_wider(scores: Tensor) -> Tensor:
+    """Return scores in float64 if that is what they are, else in float32: half precision has too few digits for a loss."""
+    if scores.dtype == torch.float64:
+        return scores
+    return scores.float()

@@ -31,6 +31,7 @@ from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchrono
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer
+from reptk.training.stage_start import load_classifier
 from reptk.views import ViewPipeline, Views
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ class Settings(NamedTuple):
     name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
-    initial_weights: "pretrained" or "random", those of the backbone before training.
+    initial_weights: "pretrained", "random" or "starting", those of the backbone before training.
+    start_run: folder of the run that a stage starts from; None for no stage.
     data_table, evaluator_tables: the recipe's `[data]`, with the preprocessing that was used, and `[eval]`, which results.json
         records.
     """
@@ -77,6 +79,7 @@ class Settings(NamedTuple):
     writes_report: bool
     input_advice: str
     initial_weights: str
+    start_run: str | None
     data_table: Table
     evaluator_tables: dict[str, Table]
 
@@ -85,6 +88,7 @@ class Settings(NamedTuple):
 class Parts:
     """The parts of a run, on their device.
 
+    has_trained_classifier: whether the method starts with the classifier of an earlier run.
     every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
     evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
     """
@@ -97,6 +101,7 @@ class Parts:
     finite_check: FiniteCheck
     schedule: Schedule
     evaluators: dict[str, Evaluator]
+    has_trained_classifier: bool
     every_epochs: dict[str, int]
     evaluation_views: Views
     device: torch.device
@@ -129,7 +134,9 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             data = _in_turns_if(recipe.data.get("download"), lambda: build_part(DATASETS, data_table(recipe)))
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
-    if recipe.method.get("positives") == "class":
+    if METHODS.takes(recipe.method["name"], "num_classes"):
+        _check_classes(recipe, data)
+    elif recipe.method.get("positives") == "class":
         _check_labels(recipe, data)
     if logger is not None:
         for line in data.summary:
@@ -147,6 +154,9 @@ def _in_turns_if(may_download: object, function: Callable[[], T]) -> T:
 def data_table(recipe: Recipe) -> Table:
     """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
     has_weights = _initial_weights(recipe) == "pretrained"
+    if recipe.start is not None:
+        # As the run that it starts from: features are to be those of its evaluation.
+        has_weights = recipe.start.pretrained
     return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights, is_trained=True)
 
 
@@ -162,7 +172,10 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     _check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     check_num_images(data.train, train.batch_size)
     with rng.seeded(recipe.seed, "initial weights"):
-        method = build_method(recipe, device)
+        method = build_method(recipe, device, num_classes=len(data.classes))
+    has_trained_classifier = False
+    if recipe.start is not None and recipe.start.classifier == "run":
+        has_trained_classifier = load_classifier(method, recipe.start.run, data.classes)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     _check_views(evaluation_views, recipe)
@@ -178,7 +191,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     )
     settings = _settings(recipe, data, loader.steps_per_epoch, _view_count(evaluation_views, recipe), device)
     optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
-    evaluators, every_epochs = build_evaluators(recipe.eval, data)
+    evaluators, every_epochs = build_evaluators(recipe.eval, data, has_classifier=method.classifier is not None)
     return Parts(
         data=data,
         loader=loader,
@@ -188,6 +201,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
         evaluators=evaluators,
+        has_trained_classifier=has_trained_classifier,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
         device=device,
@@ -231,6 +245,7 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
         initial_weights=_initial_weights(recipe),
+        start_run=recipe.start.run if recipe.start is not None else None,
         data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
     )
@@ -257,6 +272,8 @@ def _optimizer_and_schedule(
         warmup_steps=round(optim.warmup_epochs * settings.steps_per_epoch),
         warmup_lr=optim.warmup_lr,
         final_lr=optim.lr * optim.final_lr_ratio,
+        milestones=optim.milestones,
+        gamma=optim.gamma,
     )
     return optimizer, schedule
 
@@ -269,8 +286,8 @@ def _finite_check(
     return FiniteCheck(data.train.images, facts, device, is_asynchronous=is_asynchronous)
 
 
-def build_method(recipe: Recipe, device: torch.device) -> Method:
-    """Build the recipe's method with its encoder, its views and, if it takes one, its loss.
+def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> Method:
+    """Build the recipe's method with its encoder, its views and, if it takes one, its loss; and tell it of how many classes.
 
     Raises:
         UsageError: a part cannot be built, or cannot run on several ranks.
@@ -293,7 +310,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
     _check_other_sizes(encoder, sizes_px)
     # `build_part` leaves out what the method's factory has no parameter for.
-    supplied = {"encoder": encoder, "views": views}
+    supplied = {"encoder": encoder, "views": views, "num_classes": num_classes}
     if recipe.loss is not None:
         supplied["loss"] = build_part(LOSSES, recipe.loss)
     method = build_part(METHODS, recipe.method, **supplied)
@@ -379,6 +396,8 @@ def _undecayed_parameters(method: Method) -> list[nn.Parameter]:
 
 
 def _initial_weights(recipe: Recipe) -> str:
+    if recipe.start is not None:
+        return "starting"
     if recipe.encoder.pretrained or recipe.encoder.weights is not None:
         return "pretrained"
     return "random"
@@ -456,6 +475,10 @@ def _check_method(method: object, name: str) -> None:
     # nn.Module is not an abstract base class, so a missing forward is not noticed before the first step.
     if type(method).forward is Method.forward:
         raise UsageError(f"method {name!r}: {type(method).__qualname__} must define forward(batch, step)")
+    if method.classifier is not None and not isinstance(method.classifier, nn.Linear):
+        raise UsageError(
+            f"method {name!r}: its classifier is a {type(method.classifier).__qualname__}, which must be a torch.nn.Linear"
+        )
 
 
 def _check_batch_size(batch_size: int, world_size: int) -> None:
@@ -500,6 +523,20 @@ def _check_other_sizes(encoder: Encoder, sizes_px: tuple[int, ...]) -> None:
                     f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
                     "others; use a convolutional backbone, or views of one size"
                 ) from cause
+
+
+def _check_classes(recipe: Recipe, data: Data) -> None:
+    labels = data.train.labels
+    if not (labels >= 0).any():
+        raise DataError(
+            f"method {recipe.method['name']!r} classifies images, but {recipe.data['name']} has no labels. Put the images of "
+            "each class in a folder of its own, or train without labels: e.g. the recipes simclr_folder and tcl_selfsup_folder"
+        )
+    if len(data.classes) < 2:
+        raise DataError(
+            f"method {recipe.method['name']!r} needs at least 2 classes to tell apart, and {recipe.data['name']} has "
+            f"{len(data.classes)}"
+        )
 
 
 def _check_labels(recipe: Recipe, data: Data) -> None:
