@@ -64,7 +64,7 @@ def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[T
         )
     folder = real_path(expand_home(run))
     if "encoder" in table:
-        if runs and str(folder) != recorded:
+        if runs and folder != real_path(expand_home(str(recorded))):
             raise UsageError(
                 f"{name} has started from {recorded}; to start from {run}, name the stage: linear --from {run}"
             )

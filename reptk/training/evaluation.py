@@ -174,5 +174,6 @@ def _evaluator_tables(parts: Parts) -> dict[str, Table]:
     """Return the recipe's tables of evaluators, and that of the accuracy which a classifier gets without one."""
     tables = dict(parts.settings.evaluator_tables)
     if ACCURACY in parts.evaluators and ACCURACY not in tables:
-        tables[ACCURACY] = complete(f"eval.{ACCURACY}", {"name": ACCURACY})
+        table = complete(f"eval.{ACCURACY}", {"name": ACCURACY})
+        tables[ACCURACY] = {**table, "every_epochs": parts.every_epochs[ACCURACY]}
     return tables
