@@ -21,8 +21,8 @@ MISTAKES = {
     ),
     "unknown section": (
         ["optimizer.lr=3"],
-        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, start, data, views, encoder, method, "
-        "loss, optim, train, eval, expect)",
+        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, start, data, views, encoder, "
+        "method, loss, optim, train, eval, expect)",
     ),
     "typo in a part's argument": (
         ["loss.temprature=0.1"],

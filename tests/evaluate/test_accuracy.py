@@ -42,7 +42,7 @@ def test_it_is_counted_as_by_hand(problem: tuple[Encoder, Data, nn.Linear]) -> N
 
 
 def test_a_classifier_that_cannot_decide_is_not_always_right(problem: tuple[Encoder, Data, nn.Linear]) -> None:
-    encoder, data, classifier = problem
+    encoder, data, _ = problem
     undecided = nn.Linear(encoder.num_features, NUM_CLASSES)
     nn.init.zeros_(undecided.weight)
     nn.init.zeros_(undecided.bias)

@@ -15,12 +15,12 @@ from reptk.config.registry import VIEWS
 from reptk.core import rng
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Loader
+from reptk.methods import Batch, Step
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.training import loop
-from reptk.training.build import load_data
+from reptk.training.build import Parts, load_data
 from reptk.training.run_status import read_status
-from test_reproducibility import CalledBefore, raise_keyboard_interrupt, untimed_rows
 from tiny_runs import are_equal, exported_weights, metric_rows, result_metrics, run_silently, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,14 +111,27 @@ def test_micro_batches_train_the_classifier_of_the_batch(tmp_path: Path) -> None
 # Resumption
 
 
+def untimed_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without what depends on the time."""
+    timed = ("seconds", "views_per_second", "waiting")
+    return [{key: value for key, value in row.items() if key not in timed} for row in metric_rows(folder)]
+
+
 @pytest.mark.parametrize("method", [CLASSIFY | {"method": {"name": "classify", "mixup": 0.4, "cutmix": 1.0}}, JOINT])
 def test_interrupted_run_ends_in_the_same_weights(
     method: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny("train.report=false", "train.baselines=false", **method)
     run_silently(recipe, tmp_path / "whole")
+    train_step = loop.train_step
+
+    def interrupted_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        if step.number == 4:
+            raise KeyboardInterrupt
+        return train_step(parts, model, batch, step)
+
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", CalledBefore(loop.train_step, 5, raise_keyboard_interrupt))
+        patch.setattr(loop, "train_step", interrupted_step)
         with pytest.raises(KeyboardInterrupt):
             run_silently(recipe, tmp_path / "interrupted")
     assert read_status(tmp_path / "interrupted")["step"] == 3
