@@ -130,7 +130,8 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """
     from reptk.core import distributed
     from reptk.core.console import Logger
-    from reptk.training.build import build, describe, dropped_images_note, load_data
+    from reptk.training.build import build, load_data
+    from reptk.training.describe import describe, dropped_images_note
 
     device = distributed.setup(recipe.train.device)
     logger = Logger(prints=distributed.is_main())
