@@ -41,10 +41,23 @@ MAX_TITLE_OVERRIDES = 4
 """Overrides in a title, which has to fit into a line."""
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class Section(BaseModel):
     """Base class of a recipe's tables: without unknown keys, immutable, and with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StartSection(Section):
+    """The finished run whose encoder a stage starts from. Its recipe completes that of the stage."""
+
+    run: str = Field(min_length=1, description="its folder, set by --from RUN")
+    classifier: Literal["new", "run"] = Field(
+        "new", description="run: that of the run, which must be of the same classes; a new one if the run has none"
+    )
+    pretrained: bool = Field(False, description="whether the run itself had started from trained weights")
 
 
 NUMBER_TAG = f"{UNION_TAG}number"
@@ -127,7 +140,11 @@ class OptimSection(Section):
     weight_decay: NonNegativeOrSchedule = Field(1e-4, description="a number, or a table {start, end, schedule, epochs}")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: tuple[Share, ...] = Field(
+        (), description="multistep: shares of the run after which the learning rate is multiplied by gamma"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep: the factor at each milestone")
     warmup_epochs: float = Field(0.0, ge=0)
     warmup_lr: float = Field(0.0, ge=0, description="from which the warm-up rises; its last step has lr")
     final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
@@ -229,6 +246,7 @@ class Recipe(Section):
     overrides: tuple[str, ...] = Field(
         (), description="key=value pairs that changed the named recipe; load() writes them"
     )
+    start: StartSection | None = Field(None, description="only of stages, which start from a run")
     data: Table
     views: Table
     encoder: EncoderSection

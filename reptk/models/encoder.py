@@ -321,7 +321,15 @@ class Encoder(nn.Module):
             f"{num_weights / 1e6:.1f} M weights)"
         )
 
-    def save(self, folder: str | Path) -> None:
+    def remove_head(self) -> None:
+        """Remove the projection head, for a method that trains on the features alone: embeddings are then the features.
+
+        The weights of the backbone stay as they are.
+        """
+        self.head = nn.Sequential()
+        self.config["head_layers"] = 0
+
+    def save(self, folder: str | Path, classifier: bytes | None = None) -> None:
         """Write a folder with `encoder.safetensors`, `config.json` and their hashes, in place of an earlier model's.
 
         Updates by LoRA are added to the weights.
@@ -329,6 +337,7 @@ class Encoder(nn.Module):
 
         Args:
             folder: the folder. Those above it are created.
+            classifier: `classifier_bytes` of a classifier of the features, which is saved with the encoder; None for none.
 
         Raises:
             UsageError: the folder exists and holds other files, which would be lost.
@@ -351,7 +360,7 @@ class Encoder(nn.Module):
             "num_features": self.num_features,
         }
         with explain_write_errors(folder, advice="Choose another folder"):
-            write_model(folder, save(state), self.config | for_other_programs)
+            write_model(folder, save(state), self.config | for_other_programs, classifier)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "Encoder":

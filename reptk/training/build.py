@@ -36,6 +36,7 @@ from reptk.training.optim import Schedule, create_optimizer, scale_by_layer
 from reptk.training.recipe_checks import (
     check_batch_norm,
     check_batch_size,
+    check_classes,
     check_evaluated_weights,
     check_is_trained,
     check_labels,
@@ -46,6 +47,7 @@ from reptk.training.recipe_checks import (
     check_views,
 )
 from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
+from reptk.training.stage_start import load_classifier
 from reptk.training.view_sizes import view_count, view_sizes_px
 from reptk.training.weight_average import average_weights
 from reptk.views import ViewPipeline, Views
@@ -61,7 +63,8 @@ class Settings(NamedTuple):
     name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
-    initial_weights: "pretrained" or "random", those of the backbone before training.
+    initial_weights: "pretrained", "random" or "starting", those of the backbone before training.
+    start_run: folder of the run that a stage starts from; None for no stage.
     data_table, evaluator_tables: the recipe's `[data]`, with the preprocessing that was used, and `[eval]`, which results.json
         records.
     """
@@ -89,6 +92,7 @@ class Settings(NamedTuple):
     writes_report: bool
     input_advice: str
     initial_weights: str
+    start_run: str | None
     data_table: Table
     evaluator_tables: dict[str, Table]
 
@@ -98,6 +102,7 @@ class Parts:
     """The parts of a run, on their device.
 
     ema: the moving average of the weights of the method's encoder; None if there is none.
+    has_trained_classifier: whether the method starts with the classifier of an earlier run.
     every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
     evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
     """
@@ -111,6 +116,7 @@ class Parts:
     schedule: Schedule
     scheduled_values: ScheduledValues
     evaluators: dict[str, Evaluator]
+    has_trained_classifier: bool
     every_epochs: dict[str, int]
     evaluation_views: Views
     device: torch.device
@@ -149,7 +155,9 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
     options = label_options(recipe.data)
     if options:
         data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
-    if recipe.method.get("positives") == "class":
+    if METHODS.takes(recipe.method["name"], "num_classes"):
+        check_classes(recipe, data)
+    elif recipe.method.get("positives") == "class":
         check_labels(recipe, data)
     if logger is not None:
         for line in data.summary:
@@ -167,6 +175,9 @@ def _in_turns_if(may_download: object, function: Callable[[], T]) -> T:
 def data_table(recipe: Recipe) -> Table:
     """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
     has_weights = _initial_weights(recipe) == "pretrained"
+    if recipe.start is not None:
+        # As the run that it starts from: features are to be those of its evaluation.
+        has_weights = recipe.start.pretrained
     return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights, is_trained=True)
 
 
@@ -191,7 +202,10 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         **train.sampler.model_dump(),
     )
     with rng.seeded(recipe.seed, "initial weights"):
-        method, loss = build_method(recipe, device)
+        method, loss = build_method(recipe, device, num_classes=len(data.classes))
+    has_trained_classifier = False
+    if recipe.start is not None and recipe.start.classifier == "run":
+        has_trained_classifier = load_classifier(method, recipe.start.run, data.classes)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     check_views(evaluation_views, recipe)
@@ -208,7 +222,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     )
     settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
     optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
-    evaluators, every_epochs = build_evaluators(recipe.eval, data)
+    evaluators, every_epochs = build_evaluators(recipe.eval, data, has_classifier=method.classifier is not None)
     return Parts(
         data=data,
         loader=loader,
@@ -219,6 +233,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         schedule=schedule,
         scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
+        has_trained_classifier=has_trained_classifier,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
         device=device,
@@ -264,6 +279,7 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
         initial_weights=_initial_weights(recipe),
+        start_run=recipe.start.run if recipe.start is not None else None,
         data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
     )
@@ -297,6 +313,8 @@ def _optimizer_and_schedule(
         warmup_steps=round(optim.warmup_epochs * settings.steps_per_epoch),
         warmup_lr=optim.warmup_lr,
         final_lr=optim.lr * optim.final_lr_ratio,
+        milestones=optim.milestones,
+        gamma=optim.gamma,
     )
     return optimizer, schedule
 
@@ -325,7 +343,7 @@ def _scheduled_values(
     return ScheduledValues(values, total_steps=settings.total_steps, steps_per_epoch=settings.steps_per_epoch)
 
 
-def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
+def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> tuple[Method, Any]:
     """Build the recipe's method with its encoder, its views and, if it takes one, its loss; return it and the loss.
 
     What has a schedule is built with the value of its first step.
@@ -352,7 +370,7 @@ def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
     check_other_sizes(encoder, sizes_px)
     # `build_part` leaves out what the method's factory has no parameter for.
-    supplied = {"encoder": encoder, "views": views}
+    supplied = {"encoder": encoder, "views": views, "num_classes": num_classes}
     if recipe.loss is not None:
         supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
     method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
@@ -388,6 +406,8 @@ def _adapt(encoder: Encoder, section: EncoderSection) -> None:
 
 
 def _initial_weights(recipe: Recipe) -> str:
+    if recipe.start is not None:
+        return "starting"
     if recipe.encoder.pretrained or recipe.encoder.weights is not None:
         return "pretrained"
     return "random"

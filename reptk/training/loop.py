@@ -28,7 +28,14 @@ from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.describe import describe, dropped_images_note
 from reptk.training.epoch import EpochEnd
-from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, trained_metrics, write_report
+from reptk.training.evaluation import (
+    evaluate_baselines,
+    evaluate_now,
+    report_results,
+    save_model,
+    trained_metrics,
+    write_report,
+)
 from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
@@ -160,7 +167,7 @@ def _train_in_folder(
         # In the last step a signal is only recorded.
         signals.raise_if_received()
         # Before the evaluation, which may fail: what was trained is not lost.
-        distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
+        distributed.run_on_main(lambda: save_model(parts, folder))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
         process.bad_samples.update()

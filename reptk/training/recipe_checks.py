@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch import nn
 
 from reptk.config import EncoderSection, Recipe
 from reptk.config.registry import DATASETS
@@ -104,6 +105,10 @@ def check_method(method: object, name: str) -> None:
     # nn.Module is not an abstract base class, so a missing forward is not noticed before the first step.
     if type(method).forward is Method.forward:
         raise UsageError(f"method {name!r}: {type(method).__qualname__} must define forward(batch, step)")
+    if method.classifier is not None and not isinstance(method.classifier, nn.Linear):
+        raise UsageError(
+            f"method {name!r}: its classifier is a {type(method.classifier).__qualname__}, which must be a torch.nn.Linear"
+        )
 
 
 def check_batch_norm(encoder: Encoder, batch_size: int) -> None:
@@ -113,6 +118,20 @@ def check_batch_norm(encoder: Encoder, batch_size: int) -> None:
         raise UsageError(
             f"train.batch_size is {batch_size}, one image for each of {format_count(ranks, 'rank')}, and BatchNorm needs "
             f"several to compute its statistics; use at least {2 * ranks}"
+        )
+
+
+def check_classes(recipe: Recipe, data: Data) -> None:
+    """Refuse data without labels, or of a single class, for a method that takes the number of classes."""
+    name, dataset = recipe.method["name"], recipe.data["name"]
+    if not (data.train.labels >= 0).any():
+        raise DataError(
+            f"method {name!r} classifies images, but {dataset} has no labels. Put the images of each class in a folder of its "
+            "own, or train without labels, e.g. by the recipes simclr_folder and tcl_selfsup_folder"
+        )
+    if len(data.classes) < 2:
+        raise DataError(
+            f"method {name!r} needs at least 2 classes to tell apart, and {dataset} has {len(data.classes)}"
         )
 
 

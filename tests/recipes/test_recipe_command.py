@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reptk.recipe import main
-from shipped_recipes import SHIPPED, recipe_table, recipe_text
+from shipped_recipes import SHIPPED, STAGES, recipe_table, recipe_text
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -98,6 +98,9 @@ def test_list_names_all_recipes(capsys: pytest.CaptureFixture) -> None:
     assert main(["--list"]) == 0
     output = capsys.readouterr().out
     assert all(name in output for name in SHIPPED)
+    for name in STAGES:
+        (line,) = [line for line in output.splitlines() if line.split()[:1] == [name]]
+        assert line.count("of --from") == 2  # data and backbone
 
 
 def test_copied_recipe_can_be_run(

@@ -42,6 +42,11 @@ LOSS_PARTS = [
     {"name": "dcl"},
     {"name": "plain"},
 ]
+METHODS_WITH_CLASSES = [
+    {"name": "classify", "label_smoothing": 0.1},
+    {"name": "classify", "mixup": 0.4, "cutmix": 1.0},
+    {"name": "joint", "weight": 0.5},
+]
 COLLECTIVES = ("all_gather_single", "all_gather_into_tensor", "all_gather", "all_reduce", "broadcast")
 NAMES_OF_GATHER = {"all_gather_single": "gather", "all_gather_into_tensor": "gather"}
 """One function, which has the first name since torch 2.14."""
@@ -74,6 +79,9 @@ def compute_all(folder: Path) -> None:
     save_gradients(folder / "float32", {"name": "supcon"}, torch.float32)
     save_gradients(folder / "micro_batches", {"name": "supcon"}, micro_batch_size=6)
     save_adapted_weights(folder / "adapted")
+    for number, method in enumerate(METHODS_WITH_CLASSES):
+        loss = {"name": "supcon"} if method["name"] == "joint" else None
+        save_gradients(folder / f"classes{number}", loss, method=method)
     save_features(folder / "features")
     save_knn(folder / "knn")
     save_error_of_main(folder / "error")
@@ -92,11 +100,14 @@ class Plain(nn.Module):
         return torch.where(same, 1 - z @ z.T, torch.relu(z @ z.T - self.margin)).mean()
 
 
-def save_gradients(file: Path, loss: dict, dtype: torch.dtype = torch.float64, **train: int) -> None:
+def save_gradients(
+    file: Path, loss: dict | None, dtype: torch.dtype = torch.float64, method: dict = RECIPE["method"], **train: int
+) -> None:
     """Loss and gradients of a batch of 16 images, divided among the ranks, and the names of the collectives called."""
     if "plain" not in LOSSES.names():
         LOSSES.register("plain")(Plain)
-    recipe = validate(RECIPE | {"loss": loss, "train": RECIPE["train"] | train})
+    table = RECIPE | {"method": method, "loss": loss, "train": RECIPE["train"] | train}
+    recipe = validate({key: part for key, part in table.items() if part is not None})
     parts = build(recipe, load_data(recipe), torch.device("cpu"))
     parts.method.to(dtype)
     views = parts.method.views

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rank_computations import LOSS_PARTS, RECIPE, compute_all, spawn
+from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all, spawn
 from reptk.config import load, validate
 from reptk.core import distributed
 from reptk.core.errors import UsageError
@@ -88,6 +88,20 @@ def test_ranks_give_the_gradients_of_one_process_in_float32(world_size: int, res
     largest = largest_entry(one["gradients"])
     for name, expected in one["gradients"].items():
         torch.testing.assert_close(many["gradients"][name], expected, rtol=0, atol=1e-6 * largest, msg=name)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("number", range(len(METHODS_WITH_CLASSES)))
+def test_ranks_give_the_gradients_of_cross_entropy(world_size: int, number: int, results: dict[int, Path]) -> None:
+    """The images of some classes have no label, and not as many on each rank; mixup and cutmix draw the same for all ranks."""
+    one = load_results(results[1] / f"classes{number}")
+    many = load_results(results[world_size] / f"classes{number}")
+    # Means of so many labels, and the weights of mixup, are float32.
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-6, atol=0)
+    largest = largest_entry(one["gradients"])
+    assert largest > 0
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(many["gradients"][name], expected, rtol=1e-6, atol=1e-6 * largest, msg=name)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
