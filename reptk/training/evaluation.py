@@ -1,11 +1,8 @@
-"""Evaluation of a run: the baselines before training, the encoder at any time, results and report at the end."""
+"""Evaluation of a run: the baselines before training, the encoder at any time, and the report at the end."""
 
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from reptk import report
 from reptk.core import distributed
@@ -14,10 +11,8 @@ from reptk.core.errors import DataError, ReptkError
 from reptk.core.foreign_files import read_json
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
-from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
-from reptk.evaluate.verdict import BEFORE_TRAINING, RAW_PIXELS, UNTRAINED
+from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
 from reptk.training.build import Parts
-from reptk.training.state import RunState
 
 
 def evaluate_now(
@@ -69,29 +64,6 @@ def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
     return {RAW_PIXELS: pixels, UNTRAINED: untrained}
 
 
-def report_results(
-    parts: Parts, state: RunState, trained: Evaluation, folder: Path, logger: Logger, commit: str | None
-) -> None:
-    """Print the results, and write results.json into the run's folder.
-
-    Args:
-        parts: the run's.
-        state: the run's, with the baselines.
-        trained: the evaluation after the last step.
-        folder: the run's.
-        logger: where to print.
-        commit: of the code that trained, None if unknown.
-    """
-    seconds = state.clock.seconds
-    rows = {**state.baselines, "trained": trained}
-    results = build_results(rows, parts.data, _protocol(parts, seconds, commit))
-    logger.line()
-    logger.results(table_columns(trained.metrics), {_row_label(row): results["metrics"][row] for row in rows})
-    logger.verdict(results["verdict"], remarks(trained))
-    distributed.run_on_main(lambda: write_results(folder, results, trained))
-    logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
-
-
 def trained_metrics(folder: Path) -> dict[str, float]:
     """Return the trained encoder's metrics of a finished run, from its results.json.
 
@@ -103,12 +75,6 @@ def trained_metrics(folder: Path) -> dict[str, float]:
         return dict(read_json(path)["metrics"]["trained"])
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise DataError(f"{path} of a finished run cannot be read: {cause!r}") from cause
-
-
-def _row_label(row: str) -> str:
-    if row == UNTRAINED:
-        return "before training"
-    return row
 
 
 def write_report(parts: Parts, folder: Path, logger: Logger) -> None:
@@ -123,21 +89,3 @@ def _try_to_write_report(parts: Parts, folder: Path) -> str:
         return f"report   {report.write(folder, data=parts.data)}"
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}. Try again: reptk report {shlex.quote(str(folder))}"
-
-
-def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any]:
-    """Return how the numbers were measured and how the encoder was trained, for results.json."""
-    settings = parts.settings
-    device_name = str(parts.device)
-    if parts.device.type == "cuda":
-        device_name = torch.cuda.get_device_name(parts.device)
-    return {
-        "recipe": settings.name,
-        UNTRAINED: f"{BEFORE_TRAINING} ({settings.initial_weights} weights)",
-        **protocol(settings.data_table, parts.data, settings.evaluator_tables, parts.encoder, commit=commit),
-        "epochs": settings.epochs,
-        "seed": settings.seed,
-        "train_seconds": round(seconds, 1),
-        "device": device_name,
-        "ranks": distributed.world_size(),
-    }
