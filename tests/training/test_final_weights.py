@@ -1,0 +1,186 @@
+"""Which weights a run ends in: the last, the best, or the pretrained ones, and how to take others afterwards."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_early_stopping import pretend_values
+
+from reptk.core.console import Logger
+from reptk.core.errors import UsageError
+from reptk.evaluate import run as evaluate_run
+from reptk.models.encoder import Encoder
+from reptk.training import loop
+from reptk.training.build import Parts
+from reptk.training.checkpoint import load_newest, load_step
+from reptk.training.loop import train
+from reptk.training.run_status import read_status
+from tiny_runs import exported_weights, run_silently, tiny
+
+FOUR_EPOCHS = ("train.epochs=4", "train.report=false")
+SOURCE = ("method.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96", "eval.knn.every_epochs=0")
+SHORT = ("train.report=false", "data.query=200", "data.bank=200", "train.epochs=1", "train.keep_checkpoints=1")
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The encoder's weights in the state of a checkpoint."""
+    return {
+        name.removeprefix("encoder."): value for name, value in state["method"].items() if name.startswith("encoder.")
+    }
+
+
+def holds(folder: Path, step: int) -> bool:
+    """Whether model/ of a run holds the weights of the checkpoint of a step."""
+    saved = load_step(folder / "checkpoints", step)
+    assert saved is not None
+    exported = exported_weights(folder)
+    expected = weights_of(saved.state)
+    return all(torch.equal(exported[name], expected[name]) for name in exported)
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "step"), [((0.5, 2.0, 1.5), "best", 6), ((-3.0, -2.0, -1.0), "last", 12)]
+)
+def test_a_run_ends_in_its_best_weights(
+    values: tuple[float, ...], weights: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation after the last step has its true value, which is above or below the values of the others."""
+    pretend_values(monkeypatch, values)
+    folder = tmp_path / "run"
+    run_silently(tiny(*FOUR_EPOCHS, "train.final_weights=best"), folder)
+    results = results_of(folder)
+    assert results["model"]["weights"] == weights
+    assert results["model"]["epoch"] == step / 3
+    assert results["protocol"]["final_weights"] == "best"
+    assert holds(folder, step)
+    assert "stopped_early" not in results["training"]
+    # The row is that of the weights in model/.
+    measured = evaluated(folder)
+    assert measured["knn@5"] == results["metrics"]["trained"]["knn@5"]
+    assert measured["map@r"] == pytest.approx(results["metrics"]["trained"]["map@r"])
+    # What a resumed run would go on from are the last weights.
+    newest = load_newest(folder / "checkpoints")
+    assert newest is not None
+    assert newest.manifest["step"] == 12
+
+
+def evaluated(folder: Path) -> dict[str, float]:
+    """The metrics of the encoder in model/, on the tiny recipe's data."""
+    from reptk.training.build import load_data
+
+    recipe = tiny()
+    data = load_data(recipe)
+    evaluators, _ = evaluate_run.build_evaluators(recipe.eval, data)
+    return evaluate_run.evaluate_encoder(Encoder.from_run(folder), data, evaluators.values()).metrics
+
+
+def test_a_finished_run_takes_other_weights_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pretend_values(monkeypatch, (0.5, 2.0, 1.5))
+    folder = tmp_path / "run"
+    run_silently(tiny(*FOUR_EPOCHS, "train.final_weights=best"), folder)
+    for rule, step in (("last", 12), ("best", 6)):
+        train(tiny(*FOUR_EPOCHS, f"train.final_weights={rule}"), folder, logger=Logger(prints=True))
+        assert holds(folder, step)
+        assert results_of(folder)["model"]["rule"] == rule
+        assert f"note: train.final_weights={rule} instead of" in capsys.readouterr().out
+        # It is recorded, so that the same command finds the run complete.
+        train(tiny(*FOUR_EPOCHS, f"train.final_weights={rule}"), folder, logger=Logger(prints=True))
+        assert "already complete" in capsys.readouterr().out
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UsageError, match=r"holds no checkpoint, so train\.final_weights=last cannot choose"):
+        run_silently(tiny(*FOUR_EPOCHS, "train.final_weights=last"), folder)
+
+
+def test_without_its_checkpoint_the_best_evaluation_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pretend_values(monkeypatch, (0.5, 2.0, 1.5))
+    folder = tmp_path / "run"
+    run_silently(tiny(*FOUR_EPOCHS), folder)
+    train(tiny(*FOUR_EPOCHS, "train.final_weights=best"), folder, logger=Logger(prints=True))
+    assert "the checkpoint of epoch 2, whose kNN@5 is the best, is missing or damaged" in capsys.readouterr().out
+    assert results_of(folder)["model"] == {"weights": "last", "epoch": 4, "rule": "best"}
+
+
+# Pretrained weights
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a run that has learned the classes."""
+    folder = tmp_path_factory.mktemp("source") / "run"
+    run_silently(tiny(*SOURCE, "train.report=false"), folder)
+    return folder / "model" / "encoder.safetensors"
+
+
+@pytest.fixture
+def harmful_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every step shuffle the filters, which makes an encoder worse that has learned anything."""
+    train_step = loop.train_step
+
+    def shuffle_after(parts: Parts, *arguments: Any) -> dict[str, torch.Tensor]:
+        outputs = train_step(parts, *arguments)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in parts.encoder.backbone.parameters():
+                if parameter.ndim > 1:
+                    order = torch.randperm(parameter.numel(), generator=generator)
+                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        return outputs
+
+    monkeypatch.setattr(loop, "train_step", shuffle_after)
+
+
+@pytest.mark.usefixtures("harmful_steps")
+def test_pretrained_weights_that_training_made_worse_are_what_the_run_ends_in(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    recipe = tiny(*SHORT, f"encoder.weights={source}")
+    train(recipe, folder, logger=Logger(prints=True))
+    results = results_of(folder)
+    assert results["verdict"]["sentence"].startswith("Training made it worse: ")
+    assert "below the pretrained encoder" in results["verdict"]["sentence"]
+    assert results["verdict"]["advice"][0] == results["model"]["sentence"]
+    assert results["model"]["sentence"].startswith("model/ holds the pretrained encoder, which is the better one")
+    assert read_status(folder)["model"] == results["model"]["weights"] == "pretrained"
+    output = capsys.readouterr().out
+    assert results["model"]["sentence"] in output
+    assert "\npretrained " in output
+    exported = exported_weights(folder)
+    pretrained = {
+        name: value for name, value in exported_weights(source.parent.parent).items() if name.startswith("backbone")
+    }
+    assert all(torch.equal(exported[name], value) for name, value in pretrained.items())
+    # The trained weights remain, and the key that the line names takes them.
+    run_silently(tiny(*SHORT, f"encoder.weights={source}", "train.final_weights=last"), folder)
+    last = results_of(folder)
+    assert last["model"]["weights"] == "last"
+    assert last["metrics"] == results["metrics"]
+    assert holds(folder, 3)
+
+
+def test_weights_that_training_did_not_make_worse_are_exported(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    gentle = ("optim.lr=1e-6", "train.epochs=1", "train.report=false")
+    run_silently(tiny(*gentle, f"encoder.weights={source}"), folder)
+    results = results_of(folder)
+    assert results["model"]["weights"] == "last"
+    assert results["protocol"]["untrained"] == "the pretrained encoder"
+    assert holds(folder, 3)
+
+
+def test_random_weights_are_never_what_a_run_ends_in(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_silently(tiny(*SHORT), folder)
+    assert results_of(folder)["model"]["weights"] == "last"
+    assert not (folder / "checkpoints" / "step_00000000").exists()
