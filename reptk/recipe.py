@@ -129,7 +129,8 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """
     from reptk.core import distributed
     from reptk.core.console import Logger
-    from reptk.training.build import build, describe, dropped_images_note, load_data
+    from reptk.training.build import build, load_data
+    from reptk.training.describe import describe, dropped_images_note
     from reptk.training.tracking import build_trackers
 
     device = distributed.setup(recipe.train.device)

@@ -22,10 +22,11 @@ from reptk.data.fingerprint import fingerprint
 from reptk.methods import Batch, Step
 from reptk.trackers import TrackerFeed, read_rows
 from reptk.training import checkpoint, run_folder
-from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
+from reptk.training.build import Parts, build, load_data
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
+from reptk.training.describe import describe, dropped_images_note
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, trained_metrics, write_report
 from reptk.training.final_weights import take_best, take_pretrained

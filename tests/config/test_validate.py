@@ -16,13 +16,13 @@ MISTAKES = {
         "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
         "precision, device, workers, "
         "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, checkpoint_every_steps, "
-        "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
-        "baselines, report)",
+        "checkpoint_every_minutes, keep_checkpoints, keep_best, early_stopping_epochs, final_weights, check_files, rank_timeout_seconds, max_omitted_steps, "
+        "baselines, report, trackers)",
     ),
     "unknown section": (
         ["optimizer.lr=3"],
         "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, data, views, encoder, method, "
-        "loss, optim, train, eval, expect)",
+        "loss, optim, train, eval, trackers, expect)",
     ),
     "typo in a part's argument": (
         ["loss.temprature=0.1"],

@@ -13,16 +13,12 @@ from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.evaluate import run as evaluate_run
 from reptk.models.encoder import Encoder
-from reptk.training import loop
-from reptk.training.build import Parts
 from reptk.training.checkpoint import load_newest, load_step
 from reptk.training.loop import train
-from reptk.training.run_status import read_status
 from tiny_runs import exported_weights, run_silently, tiny
 
 FOUR_EPOCHS = ("train.epochs=4", "train.report=false")
-SOURCE = ("method.positives=class", "loss.name=supcon", "train.epochs=12", "data.train=96", "eval.knn.every_epochs=0")
-SHORT = ("train.report=false", "data.query=200", "data.bank=200", "train.epochs=1", "train.keep_checkpoints=1")
+SHORT = ("train.report=false", "train.epochs=1", "train.keep_checkpoints=1")
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -114,69 +110,15 @@ def test_without_its_checkpoint_the_best_evaluation_is_left_alone(
 # Pretrained weights
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of a run that has learned the classes."""
-    folder = tmp_path_factory.mktemp("source") / "run"
-    run_silently(tiny(*SOURCE, "train.report=false"), folder)
-    return folder / "model" / "encoder.safetensors"
-
-
-@pytest.fixture
-def harmful_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every step shuffle the filters, which makes an encoder worse that has learned anything."""
-    train_step = loop.train_step
-
-    def shuffle_after(parts: Parts, *arguments: Any) -> dict[str, torch.Tensor]:
-        outputs = train_step(parts, *arguments)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in parts.encoder.backbone.parameters():
-                if parameter.ndim > 1:
-                    order = torch.randperm(parameter.numel(), generator=generator)
-                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
-        return outputs
-
-    monkeypatch.setattr(loop, "train_step", shuffle_after)
-
-
-@pytest.mark.usefixtures("harmful_steps")
-def test_pretrained_weights_that_training_made_worse_are_what_the_run_ends_in(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_weights_that_training_did_not_make_worse_are_exported(reference_run: Path, tmp_path: Path) -> None:
+    """That worse ones are not, and that they can be taken, is tested in test_loop.py."""
     folder = tmp_path / "run"
-    recipe = tiny(*SHORT, f"encoder.weights={source}")
-    train(recipe, folder, logger=Logger(prints=True))
-    results = results_of(folder)
-    assert results["verdict"]["sentence"].startswith("Training made it worse: ")
-    assert "below the pretrained encoder" in results["verdict"]["sentence"]
-    assert results["verdict"]["advice"][0] == results["model"]["sentence"]
-    assert results["model"]["sentence"].startswith("model/ holds the pretrained encoder, which is the better one")
-    assert read_status(folder)["model"] == results["model"]["weights"] == "pretrained"
-    output = capsys.readouterr().out
-    assert results["model"]["sentence"] in output
-    assert "\npretrained " in output
-    exported = exported_weights(folder)
-    pretrained = {
-        name: value for name, value in exported_weights(source.parent.parent).items() if name.startswith("backbone")
-    }
-    assert all(torch.equal(exported[name], value) for name, value in pretrained.items())
-    # The trained weights remain, and the key that the line names takes them.
-    run_silently(tiny(*SHORT, f"encoder.weights={source}", "train.final_weights=last"), folder)
-    last = results_of(folder)
-    assert last["model"]["weights"] == "last"
-    assert last["metrics"] == results["metrics"]
-    assert holds(folder, 3)
-
-
-def test_weights_that_training_did_not_make_worse_are_exported(source: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    gentle = ("optim.lr=1e-6", "train.epochs=1", "train.report=false")
-    run_silently(tiny(*gentle, f"encoder.weights={source}"), folder)
+    run_silently(tiny(*SHORT, "optim.lr=1e-6", f"encoder.weights={reference_run}"), folder)
     results = results_of(folder)
     assert results["model"]["weights"] == "last"
     assert results["protocol"]["untrained"] == "the pretrained encoder"
     assert holds(folder, 3)
+    assert (folder / "checkpoints" / "step_00000000").exists()
 
 
 def test_random_weights_are_never_what_a_run_ends_in(tmp_path: Path) -> None:
