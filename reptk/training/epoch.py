@@ -135,9 +135,10 @@ class EpochEnd:
     def _record_evaluation(self, metrics: dict[str, float]) -> None:
         """Record the evaluation after this epoch, and keep its checkpoint if it is the best so far."""
         state = self.state
-        all_metrics = None
+        all_metrics = dict(metrics)
         if state.baselines:
-            all_metrics = state.baselines[UNTRAINED].metrics
+            # Of all evaluators, while only some may be due after this epoch.
+            all_metrics |= state.baselines[UNTRAINED].metrics
         best = best_after(state.best_evaluation, metrics, state.step, all_metrics)
         state.best_evaluation = best
         if self.parts.settings.keeps_best and best is not None and best.step == state.step:

@@ -1,8 +1,11 @@
-"""Evaluation of a run: the baselines before training, the encoder at any time, and the report at the end."""
+"""Evaluation of a run: the baselines before training, the encoder at any time, results and report at the end."""
 
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from reptk import report
 from reptk.core import distributed
@@ -11,8 +14,11 @@ from reptk.core.errors import DataError, ReptkError
 from reptk.core.foreign_files import read_json
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
-from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
+from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
+from reptk.evaluate.verdict import BEFORE_TRAINING, PRETRAINED, PRETRAINED_ENCODER, RAW_PIXELS, UNTRAINED, row_label
 from reptk.training.build import Parts
+from reptk.training.run_record import training_record
+from reptk.training.state import RunState
 
 
 def evaluate_now(
@@ -64,6 +70,46 @@ def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
     return {RAW_PIXELS: pixels, UNTRAINED: untrained}
 
 
+def run_results(parts: Parts, state: RunState, trained: Evaluation, commit: str | None) -> dict[str, Any]:
+    """Return the content of results.json, apart from `model`.
+
+    Args:
+        parts: the run's.
+        state: the run's, with the baselines.
+        trained: the evaluation of the trained encoder.
+        commit: of the code that trained, None if unknown.
+    """
+    settings = parts.settings
+    training = training_record(parts, state)
+    measured = _protocol(parts, state.clock.seconds, commit)
+    measured |= {"epochs": training["epochs"], "final_weights": settings.final_weights}
+    if settings.initial_weights == PRETRAINED:
+        measured[UNTRAINED] = PRETRAINED_ENCODER
+    return build_results({**state.baselines, "trained": trained}, parts.data, measured, training=training)
+
+
+def report_results(results: dict[str, Any], trained: Evaluation, folder: Path, logger: Logger) -> None:
+    """Print the results, and write results.json into the run's folder.
+
+    Args:
+        results: the content of results.json.
+        trained: the evaluation of the trained encoder.
+        folder: the run's.
+        logger: where to print.
+    """
+    measured, weights = results["protocol"], results["model"]["weights"]
+    labeled_rows = {row_label(row, measured): values for row, values in results["metrics"].items()}
+    logger.line()
+    logger.results(table_columns(trained.metrics), labeled_rows)
+    logger.verdict(results["verdict"], remarks(trained))
+    distributed.run_on_main(lambda: write_results(folder, results, trained))
+    model = "model"
+    if weights != "last":
+        model = f"model ({weights})"
+    seconds = measured["train_seconds"]
+    logger.line(f"  results  {folder / 'results.json'}     {model}  {folder / 'model'}     trained in {seconds:.0f} s")
+
+
 def trained_metrics(folder: Path) -> dict[str, float]:
     """Return the trained encoder's metrics of a finished run, from its results.json.
 
@@ -89,3 +135,21 @@ def _try_to_write_report(parts: Parts, folder: Path) -> str:
         return f"report   {report.write(folder, data=parts.data)}"
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}. Try again: reptk report {shlex.quote(str(folder))}"
+
+
+def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any]:
+    """Return how the numbers were measured and how the encoder was trained, for results.json."""
+    settings = parts.settings
+    device_name = str(parts.device)
+    if parts.device.type == "cuda":
+        device_name = torch.cuda.get_device_name(parts.device)
+    return {
+        "recipe": settings.name,
+        UNTRAINED: f"{BEFORE_TRAINING} ({settings.initial_weights} weights)",
+        **protocol(settings.data_table, parts.data, settings.evaluator_tables, parts.encoder, commit=commit),
+        "epochs": settings.epochs,
+        "seed": settings.seed,
+        "train_seconds": round(seconds, 1),
+        "device": device_name,
+        "ranks": distributed.world_size(),
+    }

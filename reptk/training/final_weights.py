@@ -10,12 +10,12 @@ better  as "best" with early stopping, otherwise as "last". And if training bega
 The weights come from checkpoints, which remain: a finished run that is resumed with another value ends in other weights.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from reptk.core import distributed
 from reptk.core.metric_names import display_name
 from reptk.evaluate import Evaluation
+from reptk.evaluate.results import with_model
 from reptk.evaluate.verdict import PRETRAINED, PRETRAINED_ENCODER, is_clearly_worse
 from reptk.training import checkpoint
 from reptk.training.build import Parts
@@ -80,20 +80,26 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
     return evaluation, FinalWeights(BEST, best_epoch, sentence)
 
 
-def take_pretrained(
-    parts: Parts, process: RunProcess, results: Mapping[str, Any], trained: FinalWeights
-) -> FinalWeights:
+def take_better(parts: Parts, process: RunProcess, results: dict[str, Any], trained: FinalWeights) -> dict[str, Any]:
     """Restore the pretrained encoder and write it to `model/` if training made it worse and the run may end in it.
 
     Args:
         parts: the run's, with the weights that the last row of the results was measured with.
         process: that trains.
-        results: the content of results.json.
+        results: the content of results.json, apart from `model`.
         trained: which weights those are.
 
     Returns:
-        Which weights the method has now.
+        The results with `model`, which says what weights the method has now.
     """
+    final = _better_of_both(parts, process, results, trained)
+    model = {"weights": final.weights, "epoch": final.epoch, "rule": parts.settings.final_weights}
+    if final.sentence:
+        model["sentence"] = final.sentence
+    return with_model(results, model)
+
+
+def _better_of_both(parts: Parts, process: RunProcess, results: dict[str, Any], trained: FinalWeights) -> FinalWeights:
     settings = parts.settings
     if settings.final_weights != "better" or settings.initial_weights != PRETRAINED:
         return trained

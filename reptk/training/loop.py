@@ -28,15 +28,22 @@ from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.describe import describe, dropped_images_note
 from reptk.training.epoch import EpochEnd
-from reptk.training.evaluation import evaluate_baselines, evaluate_now, trained_metrics, write_report
-from reptk.training.final_weights import take_best, take_pretrained
+from reptk.training.evaluation import (
+    evaluate_baselines,
+    evaluate_now,
+    report_results,
+    run_results,
+    trained_metrics,
+    write_report,
+)
+from reptk.training.final_weights import take_best, take_better
 from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
 from reptk.training.optim import learning_rate
 from reptk.training.rank_ends import RankEnds
 from reptk.training.run_process import RunProcess
-from reptk.training.run_results import report_results, run_end_details, run_results
+from reptk.training.run_record import finished_details
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import ALLOWABLE, check_same_ranks
 from reptk.training.state import RunState, restore
@@ -172,9 +179,9 @@ def _train_in_folder(
         process.bad_samples.update()
         trained, final = take_best(parts, state, process, trained)
         results = run_results(parts, state, trained, commit)
-        final = take_pretrained(parts, process, results, final)
-        report_results(parts, results, final, trained, folder, logger)
-        status.details = run_end_details(results, final)
+        results = take_better(parts, process, results, final)
+        report_results(results, trained, folder, logger)
+        status.details = finished_details(results)
     return trained.metrics
 
 
