@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from reptk.core.errors import EnvironmentProblem
+from reptk.core.errors import EnvironmentProblem, ReptkError
 from reptk.core.files import json_text, parse_json, write_text
 from reptk.core.foreign_files import open_regular, read_json
 from reptk.trackers.protocol import End, TrackedRun, Tracker
@@ -250,5 +250,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, ReptkError):
+        return text
     return f"{type(error).__name__}: {text}"
