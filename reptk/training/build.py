@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -12,13 +12,16 @@ from torch import nn
 
 from reptk.config import Recipe, Table
 from reptk.config import build as build_part
+from reptk.config.load import label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
+from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
 from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
-from reptk.data import Data, Loader, check_num_images
+from reptk.data import Data, Loader, check_num_images, create_sampler
 from reptk.data.folder_scan import SkippedFiles
+from reptk.data.label_selection import select_labels
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.evaluate.verdict import PRETRAINED
 from reptk.methods import Method, Step, draws_on_whole_pictures
@@ -40,6 +43,7 @@ from reptk.training.recipe_checks import (
     check_other_sizes,
     check_views,
 )
+from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
 from reptk.training.view_sizes import view_count, view_sizes_px
 from reptk.views import ViewPipeline, Views
 
@@ -112,6 +116,7 @@ class Parts:
     scaled_optimizer: ScaledOptimizer
     finite_check: FiniteCheck
     schedule: Schedule
+    scheduled_values: ScheduledValues
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
     evaluation_views: Views
@@ -145,6 +150,9 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             data = _in_turns_if(recipe.data.get("download"), lambda: build_part(DATASETS, data_table(recipe)))
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    options = label_options(recipe.data)
+    if options:
+        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
     if recipe.method.get("positives") == "class":
         check_labels(recipe, data)
     if logger is not None:
@@ -177,8 +185,15 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     check_batch_size(train.batch_size, world_size)
     check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     check_num_images(data.train, train.batch_size)
+    sampler = create_sampler(
+        data.train.labels,
+        batch_size=train.batch_size,
+        seed=recipe.seed,
+        classes=data.classes,
+        **train.sampler.model_dump(),
+    )
     with rng.seeded(recipe.seed, "initial weights"):
-        method = build_method(recipe, device)
+        method, loss = build_method(recipe, device)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     check_views(evaluation_views, recipe)
@@ -186,6 +201,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         data.train,
         batch_size=train.batch_size,
         seed=recipe.seed,
+        sampler=sampler,
         rank=distributed.rank(),
         world=world_size,
         workers=train.workers,
@@ -203,6 +219,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
         finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
+        scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
@@ -258,11 +275,15 @@ def _optimizer_and_schedule(
     recipe: Recipe, method: Method, settings: Settings
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optim = recipe.optim
+    weight_decay = optim.weight_decay
+    if isinstance(weight_decay, ValueSchedule):
+        # Above 0 where anything is decayed; the schedule sets the value of each step.
+        weight_decay = max(weight_decay.start, weight_decay.end)
     optimizer = create_optimizer(
         method.parameter_groups(),
         name=optim.name,
         lr=optim.lr,
-        weight_decay=optim.weight_decay,
+        weight_decay=weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
         undecayed=_undecayed_parameters(method),
@@ -287,8 +308,26 @@ def _finite_check(
     return FiniteCheck(data.train.images, facts, device, is_asynchronous=is_asynchronous)
 
 
-def build_method(recipe: Recipe, device: torch.device) -> Method:
-    """Build the recipe's method with its encoder, its views and, if it takes one, its loss.
+def _scheduled_values(
+    recipe: Recipe, method: Method, loss: Any, optimizer: torch.optim.Optimizer, settings: Settings
+) -> ScheduledValues:
+    values = []
+    if recipe.loss is not None:
+        values += scheduled_arguments("loss", recipe.loss, LOSSES.get(recipe.loss["name"]), loss)
+    values += scheduled_arguments("method", recipe.method, METHODS.get(recipe.method["name"]), method)
+    if isinstance(recipe.optim.weight_decay, ValueSchedule):
+        fixed_parameters = []
+        for group in method.parameter_groups():
+            if "weight_decay" in group:
+                fixed_parameters += group["params"]
+        values.append(scheduled_weight_decay(recipe.optim.weight_decay, optimizer, fixed_parameters))
+    return ScheduledValues(values, total_steps=settings.total_steps, steps_per_epoch=settings.steps_per_epoch)
+
+
+def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
+    """Build the recipe's method with its encoder, its views and, if it takes one, its loss; return it and the loss.
+
+    What has a schedule is built with the value of its first step.
 
     Raises:
         UsageError: a part cannot be built, or cannot run on several ranks.
@@ -313,8 +352,8 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     # `build_part` leaves out what the method's factory has no parameter for.
     supplied = {"encoder": encoder, "views": views}
     if recipe.loss is not None:
-        supplied["loss"] = build_part(LOSSES, recipe.loss)
-    method = build_part(METHODS, recipe.method, **supplied)
+        supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
+    method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
     check_method(method, recipe.method["name"])
     if not train.sync_batchnorm:
         check_batch_norm(encoder, train.batch_size)
@@ -330,7 +369,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
             views.compile()
     if train.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    return method
+    return method, supplied.get("loss")
 
 
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:

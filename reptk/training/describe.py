@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from reptk.config import Recipe
+from reptk.config.value_schedule import ValueSchedule, describe_value
 from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.data import Data
@@ -33,7 +34,11 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     batch = f"batch {train.batch_size} (1 rank)"
     if ranks > 1:
         batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
+    if parts.loader.sampler.description:
+        batch += f", {parts.loader.sampler.description}"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    if isinstance(optim.weight_decay, ValueSchedule):
+        schedule += f", weight decay {optim.weight_decay.describe()}"
     precision = parts.settings.precision
     if train.precision == "auto":
         precision = f"{precision} (auto)"
@@ -47,8 +52,10 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
 
 
 def dropped_images_note(parts: Parts) -> list[str]:
-    """Say how many images an epoch leaves out, as a list of at most one line."""
+    """Say how many images an epoch leaves out or repeats, as a list of at most one line."""
     dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
+    if parts.loader.sampler.description:
+        return [_composed_epoch_note(parts)]
     if not dropped:
         return []
     note = (
@@ -61,6 +68,17 @@ def dropped_images_note(parts: Parts) -> list[str]:
     if num_images % better < dropped:
         note += f". train.batch_size={better} would leave out {num_images % better:,}"
     return [note]
+
+
+def _composed_epoch_note(parts: Parts) -> str:
+    """Say what the first epoch of a sampler that composes batches draws."""
+    sampler = parts.loader.sampler
+    drawn, counts = sampler.epoch(0).unique(return_counts=True)
+    num_repeated = int((counts > 1).sum())
+    return (
+        f"train.sampler {sampler.description}: an epoch has {sampler.steps_per_epoch:,} steps, as with random batches; the "
+        f"first one draws {len(drawn):,} of {len(parts.data.train):,} training images, {num_repeated:,} of them more than once"
+    )
 
 
 def _batch_size_that_drops_least(num_images: int, batch_size: int) -> int:
@@ -76,6 +94,9 @@ def _describe_data(data: Data) -> str:
         images = f"{len(data.train):,} training, {format_count(len(data.query), 'query image')}"
     if not data.classes:
         return f"{images}, no labels"
+    num_labeled = int((data.train.labels >= 0).sum())
+    if num_labeled < len(data.train):
+        images = f"{images}, {num_labeled:,} labeled for training"
     return f"{images}, {format_count(len(data.classes), 'class', 'classes')}"
 
 
@@ -107,4 +128,6 @@ def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
 
 def _arguments(part: dict[str, Any]) -> str:
     """Return the arguments of a part as one line; flags that are off are left out."""
-    return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name" and value is not False)
+    return ", ".join(
+        f"{key} {describe_value(value)}" for key, value in part.items() if key != "name" and value is not False
+    )

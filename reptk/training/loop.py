@@ -238,6 +238,7 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
                 batch = Batch(*next(batches))
                 if number not in state.omitted_steps:
                     parts.schedule.set_step(number)
+                    parts.scheduled_values.set_step(number)
                     outputs = train_step(parts, model, batch, parts.step(number))
                     state.meter.add(outputs)
                 state.step = number + 1
@@ -430,6 +431,9 @@ def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, sch
     parts.schedule.set_step(state.step)
     after = learning_rate(parts.optimizer)
     message = f"train.epochs={settings.epochs} instead of {recorded_epochs}"
+    scheduled_keys = parts.scheduled_values.keys_of_whole_run
+    if scheduled_keys:
+        message += f" (also the length of the schedule of {' and '.join(scheduled_keys)})"
     if schedule == "constant":
         return f"{message}: the learning rate stays {after:g}"
     done = state.step / settings.steps_per_epoch
@@ -481,6 +485,7 @@ def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: Epoch
         views_per_second=round(clock.views_per_second, 1),
         seconds=round(clock.seconds, 2),
         **meter.scalars,
+        **parts.scheduled_values.at_step(state.step - 1),
         **counts,
     )
 
