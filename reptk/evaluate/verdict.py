@@ -129,9 +129,13 @@ def is_clearly_worse(results: Mapping[str, Any], row: str = UNTRAINED) -> bool:
     """Return whether the last row is worse than a baseline, and in no family of metrics better.
 
     Worse means: beyond the paired 95 % interval, in the headline metric; or, where that does not differ, in another family
-    (retrieval, linear, few-shot). If families disagree, neither encoder is the better one.
+    (retrieval, linear, few-shot). If families disagree, neither encoder is the better one; nor if the last row has a metric
+    that the baseline lacks, e.g. the accuracy of a classifier that was trained with the encoder.
     """
     if row not in results["gains"]:
+        return False
+    last = list(results["metrics"])[-1]
+    if not results["metrics"][last].keys() <= results["metrics"][row].keys():
         return False
     comparison = _compare(results, row)
     return comparison.is_worse and not comparison.is_mixed

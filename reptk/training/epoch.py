@@ -42,9 +42,9 @@ class EpochEnd:
             self.logger.line(f"resumed after step {self.state.step}")
         baselines = self.state.baselines
         if baselines:
-            metric = headline(baselines[UNTRAINED].metrics)
+            metric = headline(baselines["untrained"].metrics)
             pixels = 100 * baselines["raw pixels"].metrics[metric]
-            untrained = 100 * baselines[UNTRAINED].metrics[metric]
+            untrained = 100 * baselines["untrained"].metrics[metric]
             name = display_name(metric)
             weights = self.parts.settings.initial_weights
             self.logger.line(f"before training  {name}: raw pixels {pixels:.1f} %, {weights} weights {untrained:.1f} %")

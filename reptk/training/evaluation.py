@@ -53,6 +53,11 @@ def evaluate_now(
     )
 
 
+def save_model(parts: Parts, folder: Path) -> None:
+    """Write `model/` into the run's folder: the encoder as it is now."""
+    parts.encoder.save(folder / "model")
+
+
 def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
     """Evaluate raw pixels and the encoder before training, by row of the results; none if the recipe switches baselines off."""
     if not parts.settings.measures_baselines:

@@ -211,6 +211,9 @@ def test_an_encoder_is_clearly_worse_if_a_family_is_and_none_is_better(
     results = results_of({"knn@20": headline, "map@r": other}, rows)
     assert is_clearly_worse(results) == expected
     assert not is_clearly_worse(results, "a row that was not measured")
+    # What only the trained encoder has, such as a classifier, cannot be compared.
+    rows["trained"]["accuracy"] = 0.9
+    assert not is_clearly_worse(results)
 
 
 def test_warnings_of_the_training_are_named() -> None:
