@@ -1,7 +1,7 @@
 """The folder of a run: created for one run, locked while a process trains in it, and resumed by the same command.
 
 It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the plugin files), data.json (the fingerprint of
-the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
+the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html, and trackers.json if it is tracked.
 """
 
 import shlex

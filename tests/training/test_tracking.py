@@ -237,6 +237,7 @@ def history_of(records: Sequence[Any], is_wanted: Callable[[str], bool]) -> dict
 def test_wandb_offline_has_every_row_once_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")
     # On a busy machine it takes W&B longer to start.
     monkeypatch.setattr(feed, "STOP_SECONDS", 120.0)
     monkeypatch.setattr(feed, "FINISH_SECONDS", 120.0)
