@@ -49,6 +49,7 @@ from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import ALLOWABLE, check_same_ranks
 from reptk.training.state import RunState, restore
 from reptk.training.tracking import build_trackers, start_tracking, tracked
+from reptk.training.weight_average import update_average
 
 DAY_SECONDS = 24 * 3600.0
 
@@ -300,6 +301,8 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
     parts.scaled_optimizer.step(is_bad)
     with torch.no_grad():
         parts.method.after_step(step)
+    if parts.ema is not None:
+        update_average(parts.ema, parts.method.encoder, step)
     return outputs
 
 

@@ -26,6 +26,10 @@ CHECKPOINT_KEYS = (
 """What every checkpoint holds. Those of earlier versions lack "best_evaluation" and "warnings"."""
 
 
+EMA_KEY = "ema"
+"""Key of the moving average of the encoder's weights, which only runs with `train.ema_decay` have."""
+
+
 @dataclass
 class RunState:
     """The state of a run, apart from that of its method and optimizer.
@@ -67,7 +71,7 @@ def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
     best_evaluation = None
     if state.best_evaluation is not None:
         best_evaluation = state.best_evaluation._asdict()
-    return {
+    content = {
         "step": state.step,
         "seconds": state.clock.seconds,
         "steps_without_positives": state.meter.steps_without_positives,
@@ -82,16 +86,21 @@ def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
         "optimizer": parts.optimizer.state_dict(),
         "scaled_optimizer": parts.scaled_optimizer.state_dict(),
     }
+    if parts.ema is not None:
+        content[EMA_KEY] = parts.ema.module.state_dict()
+    return content
 
 
 def restore_weights(parts: Parts, saved: dict[str, Any]) -> None:
-    """Load the weights of a checkpoint's method into the parts, and nothing else.
+    """Load the weights of a checkpoint's method, and their moving average, into the parts, and nothing else.
 
     Raises:
         DataError: they do not fit.
     """
     try:
         parts.method.load_state_dict(saved["method"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(saved[EMA_KEY])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:
         raise DataError(f"the checkpoint does not fit what the recipe builds: {cause}") from cause
 
@@ -104,7 +113,10 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     """
     if saved is None:
         return RunState()
-    missing = [key for key in CHECKPOINT_KEYS if not isinstance(saved, dict) or key not in saved]
+    keys = CHECKPOINT_KEYS
+    if parts.ema is not None:
+        keys = (*CHECKPOINT_KEYS, EMA_KEY)
+    missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise DataError(
             f"the checkpoint was written by another version of reptk and cannot be continued: it lacks {', '.join(missing)}. "
@@ -116,6 +128,8 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
         check_state_of_fused(parts.optimizer, saved["optimizer"])
         parts.optimizer.load_state_dict(saved["optimizer"])
         parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(saved[EMA_KEY])
         baselines = {str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()}
         return _plain_state(parts, saved, baselines)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:

@@ -107,6 +107,18 @@ def test_without_its_checkpoint_the_best_evaluation_is_left_alone(
     assert results_of(folder)["model"] == {"weights": "last", "epoch": 4, "rule": "best"}
 
 
+def test_the_best_moving_average_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_values(monkeypatch, (0.5, 2.0, 1.5))
+    folder = tmp_path / "run"
+    average = ("train.ema_decay=0.5", "train.evaluated_weights=ema", "train.final_weights=best")
+    run_silently(tiny(*FOUR_EPOCHS, *average), folder)
+    saved = load_step(folder / "checkpoints", 6)
+    assert saved is not None
+    exported, expected = exported_weights(folder), saved.state["ema"]
+    assert all(torch.equal(exported[name], expected[name]) for name in exported)
+    assert not holds(folder, 6)
+
+
 # Pretrained weights
 
 
