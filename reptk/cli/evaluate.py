@@ -121,7 +121,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     classifier = _suitable_classifier(subject, data, args.only, logger)
     evaluators, _ = build_evaluators(tables, data, has_classifier=classifier is not None)
     if classifier is not None and args.only is not None:
-        # `build_evaluators` adds the accuracy of a classifier unasked.
+        # `build_evaluators` adds the accuracy of a classifier.
         evaluators = {key: evaluator for key, evaluator in evaluators.items() if key in args.only}
     # `build_evaluators` drops those that need labels if there are none.
     if args.only is not None and not set(evaluators) & set(args.only):

@@ -137,11 +137,11 @@ def _view_overrides(views: Table, overrides: Sequence[str]) -> list[str]:
     name = values.get("views.name")
     if name not in VIEWS.names():
         return []  # not replaced; or unknown, which the validation reports
-    kept = []
+    pairs = []
     for argument in ("size", "count"):
         if argument in views and f"views.{argument}" not in values and VIEWS.takes(name, argument):
-            kept.append(f"views.{argument}={views[argument]}")
-    return kept
+            pairs.append(f"views.{argument}={views[argument]}")
+    return pairs
 
 
 def _starts_from_trained_weights(recipe: Table) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from reptk.config import EncoderSection, Recipe, Table
 from reptk.config import build as build_part
@@ -51,7 +52,7 @@ from reptk.training.recipe_checks import (
 from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
 from reptk.training.stage_start import load_classifier
 from reptk.training.view_sizes import view_count, view_sizes_px
-from reptk.training.weight_average import average_weights
+from reptk.training.weight_average import CLASSIFIER, ENCODER, average_weights
 from reptk.views import ViewPipeline, Views
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class Settings(NamedTuple):
 class Parts:
     """The parts of a run, on their device.
 
-    ema: the moving average of the weights of the method's encoder; None if there is none.
+    ema: the moving average of the weights of the method's encoder and classifier; None if there is none.
     has_trained_classifier: whether the method starts with the classifier of an earlier run.
     every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
     evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
@@ -141,8 +142,15 @@ class Parts:
     def encoder(self) -> Encoder:
         """The encoder that is evaluated and exported: the one that the method decides on, or its moving average."""
         if self.ema is not None and self.settings.evaluates_ema:
-            return self.ema.module
+            return self.ema.module[ENCODER]
         return self.method.encoder
+
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """The classifier that is evaluated and exported with the encoder; None if the method trains none."""
+        if self.method.classifier is not None and self.ema is not None and self.settings.evaluates_ema:
+            return self.ema.module[CLASSIFIER]
+        return self.method.classifier
 
     def step(self, number: int) -> Step:
         """Return step `number`, counted from 0, with its random key."""
@@ -252,7 +260,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         evaluation_views=evaluation_views,
         device=device,
         settings=settings,
-        ema=average_weights(method.encoder, train.ema_decay),
+        ema=average_weights(method, train.ema_decay),
     )
 
 

@@ -50,7 +50,7 @@ def evaluate_now(
         parts.encoder,
         parts.data,
         evaluators,
-        classifier=parts.method.classifier,
+        classifier=parts.classifier,
         views=parts.evaluation_views,
         device=parts.device,
         precision=parts.settings.precision,
@@ -63,8 +63,8 @@ def evaluate_now(
 def save_model(parts: Parts, folder: Path) -> None:
     """Write `model/` into the run's folder: the encoder, and the classifier if the method trains one."""
     classifier = None
-    if parts.method.classifier is not None:
-        classifier = classifier_bytes(parts.method.classifier, parts.data.classes)
+    if parts.classifier is not None:
+        classifier = classifier_bytes(parts.classifier, parts.data.classes)
     parts.encoder.save(folder / "model", classifier)
 
 

@@ -302,7 +302,7 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
     with torch.no_grad():
         parts.method.after_step(step)
     if parts.ema is not None:
-        update_average(parts.ema, parts.method.encoder, step)
+        update_average(parts.ema, parts.method, step)
     return outputs
 
 

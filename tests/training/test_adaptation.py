@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reptk.config import Recipe
 from reptk.core.errors import DataError, UsageError
+from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.models.lora import merged_state_dict
 from reptk.training import loop
@@ -45,13 +46,30 @@ def saved_state(folder: Path, step: int) -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / f"step_{step:08d}" / "state.pt", weights_only=True)
 
 
-def encoder_entries(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of the encoder that is trained."""
+def entries_of(state_dict: dict[str, Tensor], module: str) -> dict[str, Tensor]:
+    """The state dict of one module of several."""
     entries = {}
-    for name, value in state["method"].items():
-        if name.startswith("encoder."):
-            entries[name.removeprefix("encoder.")] = value
+    for name, value in state_dict.items():
+        if name.startswith(f"{module}."):
+            entries[name.removeprefix(f"{module}.")] = value
     return entries
+
+
+def averages(folder: Path, module: str, steps: int) -> list[dict[str, Tensor]]:
+    """The averages after each step, computed from the weights that were trained, with decay 0.5."""
+    average: dict[str, Tensor] = {}
+    averages = []
+    for number in range(steps):
+        # min(decay, 1 - (n + 1)^(-2/3)) of the average, the rest of what is trained.
+        decay = min(0.5, 1 - (number + 1) ** (-2 / 3))
+        trained = entries_of(saved_state(folder, number + 1)["method"], module)
+        for name, value in trained.items():
+            if not value.is_floating_point():
+                average[name] = value
+            else:
+                average[name] = decay * average.get(name, value) + (1 - decay) * value
+        averages.append(dict(average))
+    return averages
 
 
 @pytest.mark.parametrize("overrides", ADAPTED.values(), ids=ADAPTED)
@@ -84,24 +102,19 @@ def test_an_interrupted_run_ends_in_the_same_weights(
 
 
 def test_the_moving_average_is_its_formula_and_is_exported(tmp_path: Path) -> None:
-    """Weights and running statistics alike: min(decay, 1 - (n + 1)^(-2/3)) of the average, the rest of what is trained."""
-    run_silently(tiny(*QUICK, *EVERY_STEP, "train.ema_decay=0.5", "train.evaluated_weights=ema"), tmp_path / "run")
-    expected: dict[str, Tensor] = {}
-    for number in range(6):
-        decay = min(0.5, 1 - (number + 1) ** (-2 / 3))
-        trained = encoder_entries(saved_state(tmp_path / "run", number + 1))
-        for name, value in trained.items():
-            if not value.is_floating_point():
-                expected[name] = value
-            else:
-                expected[name] = decay * expected.get(name, value) + (1 - decay) * value
-        average = saved_state(tmp_path / "run", number + 1)["ema"]
-        assert average.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(average[name], value, rtol=1e-5, atol=1e-6, msg=name)
-    exported = exported_weights(tmp_path / "run")
-    assert are_equal(exported, saved_state(tmp_path / "run", 6)["ema"])
-    assert not are_equal(exported, encoder_entries(saved_state(tmp_path / "run", 6)))
+    """Weights and running statistics alike, of the encoder and of the classifier."""
+    folder = tmp_path / "run"
+    classify = {"method": {"name": "classify"}, "loss": None}
+    run_silently(tiny(*QUICK, *EVERY_STEP, "train.ema_decay=0.5", "train.evaluated_weights=ema", **classify), folder)
+    classifier = read_classifier(folder).module.state_dict()
+    for module, exported in (("encoder", exported_weights(folder)), ("classifier", classifier)):
+        for step, expected in enumerate(averages(folder, module, 6), start=1):
+            average = entries_of(saved_state(folder, step)["ema"], module)
+            assert average.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(average[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        assert are_equal(exported, average)
+        assert not are_equal(exported, entries_of(saved_state(folder, 6)["method"], module))
 
 
 def test_the_moving_average_does_not_change_what_is_trained(reference_run: Path, tmp_path: Path) -> None:

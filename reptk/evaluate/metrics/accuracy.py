@@ -18,7 +18,7 @@ CHUNK = 1 << 14
 class Accuracy(Evaluator):
     """Accuracy on the queries of the classifier that was trained with the encoder, by methods such as `classify`.
 
-    An encoder that has a classifier gets this evaluator without being told to. Nothing is fitted, and the bank is not used.
+    An encoder that has a classifier gets this evaluator even if no table names it. Nothing is fitted, and the bank is not used.
 
     Args:
         k: `accuracy@k` for these k, the share of queries whose class is among the k highest scores; `accuracy` for 1. A k that
@@ -48,13 +48,13 @@ class Accuracy(Evaluator):
 
 @torch.no_grad()
 def _ranks(features: FeatureStore, h: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """Return how many classes have a higher score than the own one of each row (n, F), as (n,); and the number of classes."""
+    """Return how many classes have a higher score than the label of each row (n, F), as (n,); and the number of classes."""
     ranks = []
     for rows, row_labels in zip(h.split(CHUNK), labels.split(CHUNK), strict=True):
         scores = features.classifier(rows.to(features.device)).float()
         if not scores.isfinite().all():
             raise NonFiniteValues("scores of the classifier hold NaN or infinity")
         order = scores.argsort(dim=1, descending=True, stable=True)
-        is_own_class = order == row_labels.to(order.device)[:, None]
-        ranks.append(is_own_class.int().argmax(1).cpu())
+        is_label = order == row_labels.to(order.device)[:, None]
+        ranks.append(is_label.int().argmax(1).cpu())
     return torch.cat(ranks), scores.shape[1]
