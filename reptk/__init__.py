@@ -18,6 +18,7 @@ _LAZY = {
     "EVALUATORS": ("reptk.config.registry", "EVALUATORS"),
     "LOSSES": ("reptk.config.registry", "LOSSES"),
     "METHODS": ("reptk.config.registry", "METHODS"),
+    "TRACKERS": ("reptk.config.registry", "TRACKERS"),
     "VIEWS": ("reptk.config.registry", "VIEWS"),
     "Batch": ("reptk.methods", "Batch"),
     "Embeddings": ("reptk.embeddings", "Embeddings"),

@@ -133,6 +133,7 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     from reptk.training.build import build, load_data
     from reptk.training.describe import describe, dropped_images_note, random_weights_note
     from reptk.training.plan import plan
+    from reptk.training.tracking import build_trackers
 
     device = distributed.setup(recipe.train.device)
     logger = Logger(prints=distributed.is_main())
@@ -151,6 +152,7 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
         logger.line(f"{recipe.title}: valid, but its data cannot be used; everything else could be built")
     # The recipe's numbers, not those of the generated images.
     logger.facts(describe(recipe, parts, has_data=data_error is None))
+    notes = [*notes, *build_trackers(recipe)[1]]
     if data_error is None:
         notes = [*notes, *random_weights_note(recipe), *dropped_images_note(parts)]
     for note in notes:
@@ -182,7 +184,9 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     images_per_rank = 4 if size > 64 else 8
     batch_size = min(recipe.train.batch_size, images_per_rank * world_size)
     images = {"size": size, "classes": classes, "train": 2 * batch_size, "bank": 16, "query": 8}
-    train = {"epochs": 1, "batch_size": batch_size, "workers": 0, "report": False}
+    train = {"epochs": 1, "batch_size": batch_size, "workers": 0, "report": False, "trackers": ()}
+    # One epoch is too short for early stopping.
+    train |= {"early_stopping_epochs": 0, "final_weights": "better"}
     # The few generated images allow no other.
     train["sampler"] = SamplerSection()
     if not torch.cuda.is_available():

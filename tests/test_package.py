@@ -30,8 +30,8 @@ MAY_USE_GETATTR = {
 }
 
 PUBLIC = {
-    "reptk": "Batch DATASETS EVALUATORS Embeddings Encoder EvalResult LOSSES METHODS Method Recipe Step VIEWS distributed "
-    "embed evaluate index load losses report rng search testing train",
+    "reptk": "Batch DATASETS EVALUATORS Embeddings Encoder EvalResult LOSSES METHODS Method Recipe Step TRACKERS VIEWS "
+    "distributed embed evaluate index load losses report rng search testing train",
     "reptk.losses": "Loss RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr "
     "supcon tcl",
     "reptk.methods": "Batch Classify Contrastive Joint Method Step class_ids cosine_momentum draws_on_whole_pictures "

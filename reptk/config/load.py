@@ -12,13 +12,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from reptk.config import signature, toml
 from reptk.config.installed import installed_entry_points
 from reptk.config.plugins import load_recipe_plugins
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest_hint
-from reptk.config.schema import Recipe, RecipeError, Table
+from reptk.config.registry import (
+    DATASETS,
+    EVALUATORS,
+    LOSSES,
+    METHODS,
+    TRACKERS,
+    VIEWS,
+    Registry,
+    nearest_hint,
+    unknown,
+)
+from reptk.config.schema import Recipe, RecipeError, Table, TrackerNames
 from reptk.config.signature import Problem
 from reptk.config.stage import complete_stage
 from reptk.config.toml import read
@@ -104,12 +114,13 @@ def validate(table: Table) -> Recipe:
         completed["eval"] = {}
         for key, part in evaluators.items():
             completed["eval"][key] = _complete_evaluator(key, part, problems)
+    completed["trackers"] = _complete_trackers(table, problems)
     try:
         recipe = Recipe.model_validate(completed)
     except ValidationError as error:
         problems = [*signature.problems_of(error, Recipe), *problems]
     if not problems:
-        problems = [*_check_warmup(recipe), *_check_milestones(recipe)]
+        problems = [*_check_warmup(recipe), *_check_milestones(recipe), *_check_best(recipe)]
     if problems:
         raise RecipeError(str(table.get("name", "recipe")), problems)
     return recipe
@@ -398,6 +409,32 @@ def _complete_evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
     return {"name": completed.pop("name"), "every_epochs": every_epochs, **completed}
 
 
+def _complete_trackers(table: Table, problems: list[Problem]) -> Any:
+    """Return the `[trackers.NAME]` tables, with those of the trackers that `train.trackers` names."""
+    tables = table.get("trackers", {})
+    if not isinstance(tables, dict):
+        return tables  # reported by pydantic
+    train = table.get("train")
+    named = train.get("trackers") if isinstance(train, dict) else None
+    try:
+        names = TypeAdapter(TrackerNames | None).validate_python(named) or ()
+    except ValidationError:
+        names = ()  # reported by pydantic
+    completed = {}
+    for name in dict.fromkeys([*tables, *names]):
+        arguments = tables.get(name, {})
+        if not isinstance(arguments, dict):
+            problems.append((f"trackers.{name}", "must be a table"))
+            continue
+        if name not in TRACKERS.names():
+            key = f"trackers.{name}" if name in tables else "train.trackers"
+            problems.append((key, unknown("tracker", name, TRACKERS.names())))
+            continue
+        part = _complete_part(f"trackers.{name}", TRACKERS, {**arguments, "name": name}, problems)
+        completed[name] = _arguments(part)
+    return completed
+
+
 def _check_loss_table(table: Table) -> list[Problem]:
     """Check that there is a `[loss]` table if the method has a parameter `loss`, and none if it has not."""
     method = table.get("method")
@@ -423,6 +460,31 @@ def _check_warmup(recipe: Recipe) -> list[Problem]:
     if warmup < epochs:
         return []
     return [("optim.warmup_epochs", f"must be below train.epochs ({epochs}), got {warmup:g}; e.g. {epochs / 10:g}")]
+
+
+def _check_best(recipe: Recipe) -> list[Problem]:
+    """Check that the headline number is measured during training if the run depends on when it was best."""
+    train = recipe.train
+    if train.early_stopping_epochs:
+        key, value = "train.early_stopping_epochs", train.early_stopping_epochs
+    elif train.final_weights == "best":
+        key, value = "train.final_weights", train.final_weights
+    else:
+        return []
+    # As `reptk.evaluate.results.headline`: a classifier's accuracy that is listed first, else kNN, else the first evaluator.
+    first = next(iter(recipe.eval))
+    measuring = [name for name, table in recipe.eval.items() if table["name"] == "knn"]
+    if not measuring or recipe.eval[first]["name"] == "accuracy":
+        measuring = [first]
+    if any(recipe.eval[name]["every_epochs"] for name in measuring):
+        return []
+    return [
+        (
+            key,
+            f"is {value}, but the headline number is not measured during training; set eval.{measuring[0]}.every_epochs, "
+            "e.g. 1",
+        )
+    ]
 
 
 def _check_milestones(recipe: Recipe) -> list[Problem]:
@@ -509,6 +571,9 @@ def _types_of_key(keys: Sequence[str], part: Table) -> list[Any]:
     elif len(keys) == 3 and keys[0] == "eval":
         registry = EVALUATORS
         name = part.get("name", keys[1])
+    elif len(keys) == 3 and keys[0] == "trackers":
+        registry = TRACKERS
+        name = keys[1]
     if registry is None:
         return signature.types_of_field(Recipe, keys)
     if name in registry.names():

@@ -172,7 +172,9 @@ METHODS = Registry("method", "reptk.methods", "reptk.methods", protocol="Method"
 LOSSES = Registry("loss", "reptk.losses", "reptk.losses", protocol="Loss")
 EVALUATORS = Registry("evaluator", "reptk.evaluate", "reptk.evaluators", protocol="Evaluator")
 
-REGISTRIES = (DATASETS, VIEWS, METHODS, LOSSES, EVALUATORS)
+TRACKERS = Registry("tracker", "reptk.trackers", "reptk.trackers", protocol="Tracker")
+
+REGISTRIES = (DATASETS, VIEWS, METHODS, LOSSES, EVALUATORS, TRACKERS)
 
 
 def with_defaults(part: Any, protocol: type) -> Any:

@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from reptk.config.signature import UNION_TAG, Problem
 from reptk.config.value_schedule import ValueSchedule
@@ -28,8 +38,10 @@ EXECUTION_KEYS = (
     "train.keep_best",
     "train.check_files",
     "train.rank_timeout_seconds",
+    "train.trackers",
+    "trackers",
 )
-"""Keys that say how a run is executed, and do not change its results."""
+"""Keys, or tables of keys, that say how a run is executed, and do not change its results."""
 
 UNTITLED_KEYS = ("name", "data.root", "data.download", "data.jpeg", *EXECUTION_KEYS)
 """Keys that say where and how a run is executed, not what is trained."""
@@ -41,6 +53,14 @@ MAX_TITLE_OVERRIDES = 4
 """Overrides in a title, which has to fit into a line."""
 
 
+def _split_names(value: Any) -> Any:
+    """Return the names in a text such as "tensorboard,wandb", which needs no quotes in a shell."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",") if name.strip()]
+    return value
+
+
+TrackerNames = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -212,6 +232,16 @@ class TrainSection(Section):
     keep_best: bool = Field(
         False, description="keep the one with the best headline number, too (eval.NAME.every_epochs)"
     )
+    early_stopping_epochs: int = Field(
+        0,
+        ge=0,
+        description="stop when the headline number has not risen for so many epochs (eval.NAME.every_epochs); 0: never",
+    )
+    final_weights: Literal["better", "last", "best"] = Field(
+        "better",
+        description="what is evaluated and exported. last: the weights after the last step; best: of the best evaluation; "
+        "better: the last, with early stopping the best, and pretrained ones as they were if training made them worse",
+    )
     check_files: Literal["stat", "content", "off"] = Field(
         "stat", description="what a resumed run compares of its files: size and time, SHA-256, or nothing"
     )
@@ -221,6 +251,9 @@ class TrainSection(Section):
     )
     baselines: bool = Field(True, description="evaluate raw pixels and the encoder before training as well")
     report: bool = Field(True, description="end in report.html, one page to look at and to send")
+    trackers: TrackerNames | None = Field(
+        None, description="services that draw the curves, e.g. tensorboard; unset: those with a table [trackers.NAME]"
+    )
 
 
 class Expect(Section):
@@ -255,12 +288,21 @@ class Recipe(Section):
     optim: OptimSection
     train: TrainSection
     eval: dict[str, Table] = Field({}, description="evaluators by key; none named: kNN")
+    trackers: dict[str, Table] = Field({}, description="arguments of trackers by name; see train.trackers")
     expect: Expect | None = None
 
     @property
     def title(self) -> str:
         """The recipe's name and what overrides changed; see `title_of`."""
         return title_of(self.name, self.overrides)
+
+    @property
+    def active_trackers(self) -> dict[str, Table]:
+        """The arguments of the trackers that the run uses, by name."""
+        names = self.train.trackers
+        if names is None:
+            return self.trackers
+        return {name: self.trackers[name] for name in names}
 
     def dump(self) -> str:
         """Return the recipe as TOML, with every default written out; reading it back gives the same recipe."""
@@ -276,13 +318,17 @@ def title_of(name: str, overrides: Sequence[str]) -> str:
     replacements = part_replacements(overrides)
     changes = []
     for pair in overrides:
-        if pair.partition("=")[0] not in UNTITLED_KEYS and pair not in replacements:
+        if not _is_untitled(pair.partition("=")[0]) and pair not in replacements:
             changes.append(pair)
     words = [name, *replacements, *changes]
     more = len(words) - 1 - MAX_TITLE_OVERRIDES
     if more > 0:
         words = [*words[: MAX_TITLE_OVERRIDES + 1], f"and {more} more"]
     return " ".join(words)
+
+
+def _is_untitled(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in UNTITLED_KEYS)
 
 
 def part_replacements(overrides: Sequence[str]) -> list[str]:

@@ -45,6 +45,8 @@ class Logger:
             self.console.width = 160  # a file or a pipe has no width of its own
         self.metrics_rows = 0
         """Rows of the file of metrics so far."""
+        self.metrics_listener: Callable[[int, Mapping[str, Any]], None] | None = None
+        """Called with every row of the file of metrics and its number, from 1."""
         self._metrics_file: Path | None = None
         self._unwritten_rows: list[str] = []
 
@@ -68,6 +70,8 @@ class Logger:
         if self._metrics_file is None:
             return
         self.metrics_rows += 1
+        if self.metrics_listener is not None:
+            self.metrics_listener(self.metrics_rows, values)
         if not self.writes:
             return
         self._unwritten_rows.append(json_text(values) + "\n")

@@ -35,6 +35,14 @@ COLLAPSE_ADVICE = (
     "(reptk views)"
 )
 
+TEMPERATURE_ADVICE = "Lower loss.temperature (0.05 to 0.5 is usual)"
+"""It never contradicts `COLLAPSE_ADVICE`: a higher temperature helps neither."""
+
+SHORTCUT_ADVICE = (
+    "Something gives the answer away: stronger color changes and smaller crops (views.strength, views.scale), or on several "
+    "GPUs BatchNorm statistics of each rank's own (train.sync_batchnorm=true)"
+)
+
 
 def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
     """Compute alignment, uniformity, rank and spread of embeddings.
@@ -143,23 +151,18 @@ def shortcut_message(loss: float, rows: int, *, accuracy: float, untrained: floa
         return None
     return (
         f"leak: the loss is {loss:.3g} of {chance_loss:.3g} for random embeddings, so the task is solved, yet the "
-        "evaluation is no better than before training. Something gives the answer away: stronger color changes and "
-        "smaller crops (views.strength, views.scale), or on several GPUs BatchNorm statistics of each rank's own "
-        "(train.sync_batchnorm=true)"
+        f"evaluation is no better than before training. {SHORTCUT_ADVICE}"
     )
 
 
 def _dead_temperature(temperature: float, flatness: float) -> str:
-    """Return the message about a temperature that weighs all negatives alike.
-
-    It never contradicts `COLLAPSE_ADVICE`: a higher temperature helps neither.
-    """
+    """Return the message about a temperature that weighs all negatives alike."""
     message = (
         f"dead temperature: {temperature:g} is too high for embeddings this close together: all negatives get the same weight "
         f"(in effect {100 * flatness:.0f} % of a batch)"
     )
     if temperature > USUAL_TEMPERATURE:
-        return f"{message}. Lower loss.temperature (0.05 to 0.5 is usual)"
+        return f"{message}. {TEMPERATURE_ADVICE}"
     return f"{message}. Lower loss.temperature if the rank does not rise within the next epochs"
 
 

@@ -4,7 +4,8 @@ schema      1; raised when a reader of the previous schema would be wrong
 headline    the main metric, e.g. "knn@20"; "accuracy" where the recipe lists that evaluator first
 metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that is evaluated ("trained" in a run,
             "encoder" elsewhere), the others are its baselines; "untrained" is the encoder before training, and
-            protocol["untrained"] says with which weights
+            protocol["untrained"] says with which weights; "trained" is the encoder with the weights that `model` names,
+            or, where those are "pretrained", with those that it is better than
 intervals   {row: {name: [low, high]}}: 95 % bootstrap over queries, for every metric that is a mean over queries
 gains       {row: {name: [value, low, high]}}: the last row minus this one, by paired bootstrap
 classes     [{"name", "bank", "queries", name: value, ...}] of the last row: images of the class, and its own metrics
@@ -12,6 +13,11 @@ confusions  [{"class", "taken_for", "count", "of"}], the most frequent first
 health      {row: {"alignment", "uniformity", "rank", "dimensions", "std"}}, see `reptk.evaluate.health`
 copies      share of the queries that have a copy of themselves in the bank (by raw pixels, if they were evaluated)
 notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization
+training    {"epochs": number that was trained, "warnings": {"collapse" | "temperature" | "shortcut": [epochs]},
+            "stopped_early": {"epochs": of the recipe, "best_epoch", "metric", "value", "patience_epochs"} if it ended
+            before}; of a run only
+model       {"weights": "last" | "best" | "pretrained", "epoch", "rule": train.final_weights, "sentence": if they are not the
+            last ones}: which weights are in model/; of a run only
 verdict     {"level": "good" | "fair" | "poor" | "", "sentence", "advice": [...]}, see `reptk.evaluate.verdict`; "": nothing to
             compare with
 protocol    how all of it was measured: data, splits, evaluators, image size, seed, device, versions, commit
@@ -49,13 +55,16 @@ COPY_TOLERANCE = 1e-6
 Table = dict[str, Any]
 
 
-def build_results(rows: Mapping[str, Evaluation], data: Data, protocol: Table) -> Table:
+def build_results(
+    rows: Mapping[str, Evaluation], data: Data, protocol: Table, *, training: Table | None = None
+) -> Table:
     """Return the content of results.json.
 
     Args:
         rows: evaluations by row; the last is the encoder that is evaluated, the others are its baselines.
         data: that they were evaluated on.
         protocol: see `protocol`.
+        training: how a run was trained, see `training` above; None for what is not a run.
     """
     *baselines, last = rows
     evaluation = rows[last]
@@ -71,10 +80,23 @@ def build_results(rows: Mapping[str, Evaluation], data: Data, protocol: Table) -
         "copies": share_of_copies(rows),
         "notes": {row: rows[row].notes for row in rows if rows[row].notes},
     }
+    if training is not None:
+        results["training"] = training
     # The verdict names the baselines by the protocol; in the file it stands above it.
     results["verdict"] = verdict({**results, "protocol": protocol})
     results["protocol"] = protocol
     return results
+
+
+def with_model(results: Table, model: Table) -> Table:
+    """Return results of a run with `model`, which weights it ends in, and with the verdict that says so."""
+    table = {}
+    for key, value in results.items():
+        if key == "verdict":
+            table["model"] = model
+        table[key] = value
+    table["verdict"] = verdict(table)
+    return table
 
 
 def protocol(

@@ -4,7 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from reptk.core.metric_names import display_name
-from reptk.evaluate.diagnostics import COLLAPSE_ADVICE, COLLAPSED_FEATURES_STD, is_collapsed
+from reptk.evaluate.diagnostics import (
+    COLLAPSE_ADVICE,
+    COLLAPSED_FEATURES_STD,
+    SHORTCUT_ADVICE,
+    TEMPERATURE_ADVICE,
+    is_collapsed,
+)
 
 MAX_COPIES = 0.01
 """Share of queries with a pixel-identical image in the bank from which on the verdict remarks on it."""
@@ -15,6 +21,16 @@ UNTRAINED = "untrained"
 
 BEFORE_TRAINING = "the encoder before training"
 """What the row "untrained" is called in a sentence; `protocol["untrained"]` says with which weights."""
+
+PRETRAINED = "pretrained"
+PRETRAINED_ENCODER = "the pretrained encoder"
+"""What the same row is called in a table, and in a sentence, if training began with pretrained weights."""
+
+WARNING_NAMES = {"collapse": "collapse", "temperature": "dead temperature", "shortcut": "leak"}
+"""What the warnings of a run (`training["warnings"]` of results.json) are called; see `reptk.evaluate.diagnostics`."""
+
+MAX_NAMED_EPOCHS = 4
+"""Epochs of a warning that are listed one by one."""
 
 Side = Literal["better", "worse", "even"]
 
@@ -33,6 +49,10 @@ ADVICE_IF_WORSE = {
         "tells the classes apart"
     ),
 }
+ADVICE_IF_PRETRAINED_WORSE = (
+    "The pretrained weights were better: lower optim.lr, train fewer layers (encoder.freeze) or the first ones less "
+    "(optim.layer_decay), and look at the views (reptk views)"
+)
 ADVICE_IF_EVEN = "The difference is within the error of this many queries: train longer, or evaluate on more queries"
 ADVICE_IF_MIXED = (
     "The metrics disagree: decide by the one whose use is yours (neighbors: kNN, Recall, mAP@R; a classifier on the features: "
@@ -41,6 +61,9 @@ ADVICE_IF_MIXED = (
 ADVICE_WITHOUT_BASELINE = (
     "There is no baseline to compare with, and the number alone does not tell whether it is a good one"
 )
+
+
+WARNING_ADVICE = {"collapse": COLLAPSE_ADVICE, "temperature": TEMPERATURE_ADVICE, "shortcut": SHORTCUT_ADVICE}
 
 
 class MetricDifference(NamedTuple):
@@ -93,11 +116,43 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
     comparisons = [comparison for comparison in comparisons if comparison.side is not None or comparison.differences]
     sentence = _sentence(results, last, comparisons)
     collapse = _collapse(results["health"].get(last, {}))
+    model = _model(results)
+    warnings = _training_warnings(results, advises=not collapse)
     if collapse:
         # It makes every comparison meaningless. Collapsed features are all alike, so copies cannot be told from others.
-        return {"level": "poor", "sentence": sentence, "advice": collapse}
-    level, advice = _judge(comparisons, num_baselines=len(baselines))
-    return {"level": level, "sentence": sentence, "advice": [*advice, *_copies(results)]}
+        return {"level": "poor", "sentence": sentence, "advice": [*model, *collapse, *warnings]}
+    level, advice = _judge(comparisons, len(baselines), began_pretrained(results.get("protocol", {})))
+    return {"level": level, "sentence": sentence, "advice": [*model, *advice, *warnings, *_copies(results)]}
+
+
+def is_clearly_worse(results: Mapping[str, Any], row: str = UNTRAINED) -> bool:
+    """Return whether the last row is worse than a baseline, and in no family of metrics better.
+
+    Worse means: beyond the paired 95 % interval, in the headline metric; or, where that does not differ, in another family
+    (retrieval, linear, few-shot). If families disagree, neither encoder is the better one; nor if the last row has a metric
+    that the baseline lacks, e.g. the accuracy of a classifier that was trained with the encoder.
+    """
+    if row not in results["gains"]:
+        return False
+    last = list(results["metrics"])[-1]
+    if not results["metrics"][last].keys() <= results["metrics"][row].keys():
+        return False
+    comparison = _compare(results, row)
+    return comparison.is_worse and not comparison.is_mixed
+
+
+def began_pretrained(protocol: Mapping[str, Any]) -> bool:
+    """Return whether training began with pretrained weights, by the protocol of results.json."""
+    return PRETRAINED in str(protocol.get(UNTRAINED, ""))
+
+
+def row_label(row: str, protocol: Mapping[str, Any]) -> str:
+    """Return what a row of the results is called in a table: "pretrained" or "before training" for "untrained" of a run."""
+    if row != UNTRAINED or "recipe" not in protocol:
+        return row
+    if began_pretrained(protocol):
+        return PRETRAINED
+    return "before training"
 
 
 def baseline_name(row: str, protocol: Mapping[str, Any]) -> str:
@@ -112,8 +167,8 @@ def baseline_name(row: str, protocol: Mapping[str, Any]) -> str:
     return str(protocol.get(UNTRAINED, BEFORE_TRAINING))
 
 
-def _judge(comparisons: Sequence[Comparison], num_baselines: int) -> tuple[str, list[str]]:
-    """Return level and advice."""
+def _judge(comparisons: Sequence[Comparison], num_baselines: int, is_pretrained: bool) -> tuple[str, list[str]]:
+    """Return level and advice. With pretrained weights the advice is another one."""
     if not comparisons:
         if num_baselines:
             return "", []  # its metrics have no intervals, so nothing can be said of them
@@ -121,7 +176,11 @@ def _judge(comparisons: Sequence[Comparison], num_baselines: int) -> tuple[str, 
     advice = []
     # Baselines of other names have no advice of their own.
     for comparison in comparisons:
-        if comparison.is_worse and comparison.row in ADVICE_IF_WORSE:
+        if not comparison.is_worse or comparison.row not in ADVICE_IF_WORSE:
+            continue
+        if comparison.row == UNTRAINED and is_pretrained:
+            advice.append(ADVICE_IF_PRETRAINED_WORSE)
+        else:
             advice.append(ADVICE_IF_WORSE[comparison.row])
     if any(comparison.is_mixed for comparison in comparisons):
         advice.append(ADVICE_IF_MIXED)
@@ -236,6 +295,46 @@ def _collapse(state: Mapping[str, float]) -> list[str]:
         return []
     used = f"{state['rank']:.1f} of {state['dimensions']:.0f} dimensions, and their spread is {state['std']:.2f} of an even one"
     return [f"The features have collapsed: they use {used}. {COLLAPSE_ADVICE}"]
+
+
+def _model(results: Mapping[str, Any]) -> list[str]:
+    """Say which weights are in model/ if they are not the last ones, as a list of at most one line."""
+    sentence = results.get("model", {}).get("sentence")
+    if not sentence:
+        return []
+    return [sentence]
+
+
+def _training_warnings(results: Mapping[str, Any], *, advises: bool) -> list[str]:
+    """Name what training warned of, and advise about one of the warnings that lasted until the end, as at most one line.
+
+    Args:
+        results: with `training`, if they are of a run.
+        advises: False: leave the advice out.
+    """
+    training = results.get("training", {})
+    warnings: Mapping[str, Sequence[int]] = training.get("warnings", {})
+    phrases = []
+    for kind, name in WARNING_NAMES.items():
+        if warnings.get(kind):
+            phrases.append(f"{name} {_epochs(warnings[kind])}")
+    if not phrases:
+        return []
+    line = f"Training warned of {_enumerate(phrases)} of {training['epochs']}"
+    lasting = [kind for kind in WARNING_NAMES if training["epochs"] in warnings.get(kind, ())]
+    if not advises or not lasting:
+        return [line]
+    # A collapse explains the others, so its advice comes alone.
+    return [f"{line}. {WARNING_ADVICE[lasting[0]]}"]
+
+
+def _epochs(epochs: Sequence[int]) -> str:
+    """Return e.g. `after epoch 3` or `after 12 epochs from 3 to 20`."""
+    if len(epochs) == 1:
+        return f"after epoch {epochs[0]}"
+    if len(epochs) <= MAX_NAMED_EPOCHS:
+        return f"after epochs {_enumerate([str(epoch) for epoch in epochs])}"
+    return f"after {len(epochs)} epochs from {epochs[0]} to {epochs[-1]}"
 
 
 def _copies(results: Mapping[str, Any]) -> list[str]:

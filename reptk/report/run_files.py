@@ -16,7 +16,7 @@ from reptk.core.errors import DataError, UsageError
 from reptk.core.files import parse_json, real_path
 from reptk.core.foreign_files import open_regular, read_json
 from reptk.evaluate.predictions import Predictions
-from reptk.evaluate.verdict import UNTRAINED
+from reptk.evaluate.verdict import row_label
 
 Table = dict[str, Any]
 
@@ -75,9 +75,7 @@ class SavedResults(BaseModel):
 
     def label_of(self, row: str) -> str:
         """What a row is called in a table or a plot. The row "untrained" of a run may have begun with pretrained weights."""
-        if row == UNTRAINED and "recipe" in self.protocol:
-            return "before training"
-        return row
+        return row_label(row, self.protocol)
 
     @property
     def main_metrics(self) -> dict[str, float]:

@@ -24,11 +24,13 @@ from reptk.data import Data, Loader, check_num_images, create_sampler
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.label_selection import select_labels
 from reptk.evaluate import Evaluator, build_evaluators
+from reptk.evaluate.verdict import PRETRAINED
 from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.backbone import is_external
 from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
 from reptk.training.checkpoint_writer import CheckpointInterval
+from reptk.training.early_stopping import ends_in_best
 from reptk.training.encoder_parameters import layer_scales, undecayed_parameters
 from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
@@ -84,6 +86,8 @@ class Settings(NamedTuple):
     checkpoint_interval: CheckpointInterval
     keep_checkpoints: int
     keeps_best: bool
+    early_stopping_epochs: int
+    final_weights: str
     rank_timeout_seconds: float
     max_omitted_steps: int
     evaluates_ema: bool
@@ -96,6 +100,16 @@ class Settings(NamedTuple):
     start_run: str | None
     data_table: Table
     evaluator_tables: dict[str, Table]
+
+    @property
+    def ends_in_best(self) -> bool:
+        """Whether the run ends in the weights of its best evaluation, not in the last ones."""
+        return ends_in_best(self.final_weights, self.early_stopping_epochs)
+
+    @property
+    def keeps_initial(self) -> bool:
+        """Whether the checkpoint of step 0 remains: the run may end in its weights."""
+        return self.initial_weights == PRETRAINED and self.measures_baselines
 
 
 @dataclass
@@ -182,7 +196,7 @@ def _in_turns_if(may_download: object, function: Callable[[], T]) -> T:
 
 def data_table(recipe: Recipe) -> Table:
     """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
-    has_weights = _initial_weights(recipe) == "pretrained"
+    has_weights = _initial_weights(recipe) == PRETRAINED
     if recipe.start is not None:
         # As the run that it starts from: features are to be those of its evaluation.
         has_weights = recipe.start.pretrained
@@ -277,7 +291,9 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
             train.checkpoint_every_epochs, train.checkpoint_every_steps, train.checkpoint_every_minutes
         ),
         keep_checkpoints=train.keep_checkpoints,
-        keeps_best=train.keep_best,
+        keeps_best=train.keep_best or ends_in_best(train.final_weights, train.early_stopping_epochs),
+        early_stopping_epochs=train.early_stopping_epochs,
+        final_weights=train.final_weights,
         rank_timeout_seconds=train.rank_timeout_seconds,
         max_omitted_steps=train.max_omitted_steps,
         evaluates_ema=train.evaluated_weights == "ema",
@@ -417,5 +433,5 @@ def _initial_weights(recipe: Recipe) -> str:
     if recipe.start is not None:
         return "starting"
     if recipe.encoder.pretrained or recipe.encoder.weights is not None:
-        return "pretrained"
+        return PRETRAINED
     return "random"

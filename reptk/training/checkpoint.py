@@ -43,7 +43,13 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    folder: Path, step: int, state: dict[str, Any], *, keep: int = 2, details: dict[str, Any] | None = None
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    keep: int = 2,
+    keep_initial: bool = False,
+    details: dict[str, Any] | None = None,
 ) -> Path:
     """Write `folder/step_00000042`, then delete older checkpoints.
 
@@ -52,6 +58,7 @@ def save(
         step: number of steps done.
         state: tensors and plain values only, so that reading it back executes no code.
         keep: how many of the last checkpoints remain, this one included; the best one (`mark_best`) remains, too.
+        keep_initial: whether that of step 0 remains, too.
         details: further entries of the manifest.
 
     Returns:
@@ -66,7 +73,7 @@ def save(
     target = _unused_path(folder, f"step_{step:08d}")
     with atomic_folder(target) as temporary:
         _write(temporary, state, {"step": step, **(details or {})})
-    _delete_others(folder, target, keep)
+    _delete_others(folder, target, keep, keep_initial=keep_initial)
     return target
 
 
@@ -114,6 +121,24 @@ def load(checkpoint: Path, wait_seconds: float = 60.0) -> Checkpoint:
             if time.monotonic() >= deadline:
                 raise DataError(f"checkpoint {checkpoint}, which rank 0 has read, cannot be read: {error}") from error
             time.sleep(1.0)
+
+
+def load_step(folder: Path, step: int) -> Checkpoint | None:
+    """Read the checkpoint of a step; None if there is none that is whole.
+
+    Raises:
+        EnvironmentProblem: it cannot be read now.
+        DataError: it was written by a newer reptk.
+    """
+    for path in _newest_first(folder):
+        if _step_of(path) != step:
+            continue
+        try:
+            manifest = _read_manifest(path)
+            return Checkpoint(path, _read_state(path, manifest), manifest, [])
+        except _DamagedError:
+            continue
+    return None
 
 
 def last_step(folder: Path) -> int:
@@ -246,17 +271,19 @@ def _damage_or_problem(checkpoint: Path, name: str) -> Iterator[None]:
         raise EnvironmentProblem(f"cannot read {checkpoint / name}: {cause.strerror}. Try again") from cause
 
 
-def _delete_others(folder: Path, newest: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints up to the newest, and the best one.
+def _delete_others(folder: Path, newest: Path, keep: int, *, keep_initial: bool) -> None:
+    """Delete all but the last `keep` checkpoints up to the newest, the best one and, if it is to remain, that of step 0.
 
     Those of later steps are of a run that went on from an earlier checkpoint since they were damaged.
     """
     paths = _newest_first(folder)
     position = paths.index(newest)
     remaining = {path.name for path in paths[position : position + keep]}
-    best_step = _read_best(folder).get("step")
+    remaining_steps = {_read_best(folder).get("step")}
+    if keep_initial:
+        remaining_steps.add(0)
     for path in paths:
-        if path.name not in remaining and _step_of(path) != best_step:
+        if path.name not in remaining and _step_of(path) not in remaining_steps:
             # A failure leaves a folder too many, no more.
             with suppress(OSError):
                 remove_folder(path)

@@ -37,6 +37,7 @@ class CheckpointWriter:
         folder: the run's `checkpoints`.
         interval: after how much training one is written.
         keep: how many of the last checkpoints remain.
+        keep_initial: whether that of step 0 remains, too.
         details: further entries of each manifest.
         warn: prints a line.
         written: called with the step of every checkpoint that is whole on disk, in the writing thread.
@@ -48,6 +49,7 @@ class CheckpointWriter:
         interval: CheckpointInterval,
         *,
         keep: int,
+        keep_initial: bool = False,
         details: dict[str, Any],
         warn: Callable[[str], None],
         written: Callable[[int], None],
@@ -57,6 +59,7 @@ class CheckpointWriter:
         """Step of the newest checkpoint that was written or is being written by this process."""
         self._interval = interval
         self._keep = keep
+        self._keep_initial = keep_initial
         self._details = details
         self._warn = warn
         self._written = written
@@ -145,7 +148,9 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         check_finite_weights(state["method"], step)
-        checkpoint.save(self.folder, step, state, keep=self._keep, details=self._details)
+        checkpoint.save(
+            self.folder, step, state, keep=self._keep, keep_initial=self._keep_initial, details=self._details
+        )
         self._written(step)
 
 

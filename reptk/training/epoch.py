@@ -7,9 +7,12 @@ from reptk.core.metric_names import display_name
 from reptk.evaluate import Evaluator
 from reptk.evaluate.diagnostics import concerns, shortcut_message
 from reptk.evaluate.results import headline
+from reptk.evaluate.verdict import UNTRAINED
 from reptk.training.build import Parts
+from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
 from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
+from reptk.training.optim import learning_rate
 from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState
 
@@ -61,6 +64,8 @@ class EpochEnd:
         self._warnings = {}
         if meter.z is not None:
             health, self._warnings = concerns(meter.z, meter.ids, temperature=meter.scalars.get("temperature"))
+            for kind in self._warnings:
+                state.warnings.setdefault(kind, []).append(self._epoch)
             # The number of dimensions is the same in every row.
             row |= {key: round(value, 4) for key, value in health.items() if key != "dimensions"}
         if waiting_share > INPUT_BOUND_SHARE:
@@ -88,8 +93,8 @@ class EpochEnd:
         self.logger.metrics(**row, **metrics)
         state.unfinished_epoch = None
         state.metrics_rows = self.logger.metrics_rows
-        if metrics and settings.keeps_best:
-            self.process.mark_best(self.parts, state, name, metrics[name])
+        if metrics:
+            self._record_evaluation(metrics)
         progress.suffix = "  ".join(suffix)
         progress.epoch(self._epoch, meter.loss, state.clock.views_per_second, state.seconds_left(settings))
         for kind, text in self._warnings.items():
@@ -97,6 +102,27 @@ class EpochEnd:
                 self.logger.line(text)
                 self._reported.add(kind)
         state.clock.start()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the last evaluations were no better than one before them, for as long as the recipe waits."""
+        settings = self.parts.settings
+        return is_out_of_patience(self.state.best_evaluation, settings.early_stopping_epochs, settings.steps_per_epoch)
+
+    def say_stopped_early(self) -> None:
+        """Print why the run ends before its last epoch, if it does."""
+        state, settings = self.state, self.parts.settings
+        if state.best_evaluation is None or state.step == settings.total_steps:
+            return
+        message = stop_message(
+            state.best_evaluation,
+            patience_epochs=settings.early_stopping_epochs,
+            steps_per_epoch=settings.steps_per_epoch,
+            epochs=settings.epochs,
+            schedule=self.parts.schedule.kind,
+            lr=learning_rate(self.parts.optimizer),
+        )
+        self.logger.line(message)
 
     @property
     def has_evaluation(self) -> bool:
@@ -107,10 +133,22 @@ class EpochEnd:
     def _epoch(self) -> int:
         return self.state.step // self.parts.settings.steps_per_epoch
 
+    def _record_evaluation(self, metrics: dict[str, float]) -> None:
+        """Record the evaluation after this epoch, and keep its checkpoint if it is the best so far."""
+        state = self.state
+        all_metrics = dict(metrics)
+        if state.baselines:
+            # Of all evaluators, while only some may be due after this epoch.
+            all_metrics |= state.baselines[UNTRAINED].metrics
+        best = best_after(state.best_evaluation, metrics, state.step, all_metrics)
+        state.best_evaluation = best
+        if self.parts.settings.keeps_best and best is not None and best.step == state.step:
+            self.process.mark_best(self.parts, state, best.metric, best.value)
+
     def _check_shortcut(self, accuracy: float, metric: str) -> None:
         """Add the warning about a loss that is low for a wrong reason."""
         meter = self.state.meter
-        untrained = self.state.baselines.get("untrained")
+        untrained = self.state.baselines.get(UNTRAINED)
         # The loss is compared with that of random embeddings, which only a contrastive loss has.
         if meter.z is None or meter.ids is None or untrained is None or "collapse" in self._warnings:
             return
@@ -119,13 +157,14 @@ class EpochEnd:
         message = shortcut_message(meter.loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric])
         if message is not None:
             self._warnings["shortcut"] = message
+            self.state.warnings.setdefault("shortcut", []).append(self._epoch)
 
     def warn_of_steps_without_positives(self) -> None:
         """Print how many steps of the run had no positives, and so no gradient."""
         count = self.state.meter.steps_without_positives
         if count:
             self.logger.line(
-                f"{count} of {self.parts.settings.total_steps} steps had no two rows of one id, hence loss 0 and nothing to "
+                f"{count} of {self.state.step} steps had no two rows of one id, hence loss 0 and nothing to "
                 "learn from: more views, a larger batch, or fewer classes would pair them"
             )
 
@@ -133,10 +172,9 @@ class EpochEnd:
         """Print how many steps of the run changed nothing, since their gradients overflowed float16."""
         optimizer = self.parts.scaled_optimizer
         if optimizer.skipped_steps:
-            total_steps = self.parts.settings.total_steps
             self.logger.line(
-                f"{optimizer.skipped_steps} of {total_steps} steps were skipped, since their gradients overflowed float16; the "
-                f"loss is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
+                f"{optimizer.skipped_steps} of {self.state.step} steps were skipped, since their gradients overflowed float16; "
+                f"the loss is scaled by {optimizer.scale:g} now. A few at the start of a run are usual"
             )
 
     def _due_evaluators(self) -> list[Evaluator]:

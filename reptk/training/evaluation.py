@@ -17,9 +17,10 @@ from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pix
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
 from reptk.evaluate.run import ACCURACY
-from reptk.evaluate.verdict import BEFORE_TRAINING, RAW_PIXELS, UNTRAINED
+from reptk.evaluate.verdict import BEFORE_TRAINING, PRETRAINED, PRETRAINED_ENCODER, RAW_PIXELS, UNTRAINED, row_label
 from reptk.models.classifier import classifier_bytes
 from reptk.training.build import Parts
+from reptk.training.run_record import training_record
 from reptk.training.stage_start import start_record
 from reptk.training.state import RunState
 
@@ -92,27 +93,44 @@ def _evaluators_before_training(parts: Parts) -> list[Evaluator]:
     return [evaluator for evaluator in evaluators if not evaluator.needs_classifier]
 
 
-def report_results(
-    parts: Parts, state: RunState, trained: Evaluation, folder: Path, logger: Logger, commit: str | None
-) -> None:
-    """Print the results, and write results.json into the run's folder.
+def run_results(parts: Parts, state: RunState, trained: Evaluation, commit: str | None) -> dict[str, Any]:
+    """Return the content of results.json, apart from `model`.
 
     Args:
         parts: the run's.
         state: the run's, with the baselines.
-        trained: the evaluation after the last step.
-        folder: the run's.
-        logger: where to print.
+        trained: the evaluation of the trained encoder.
         commit: of the code that trained, None if unknown.
     """
-    seconds = state.clock.seconds
-    rows = {**state.baselines, "trained": trained}
-    results = build_results(rows, parts.data, _protocol(parts, seconds, commit))
+    settings = parts.settings
+    training = training_record(parts, state)
+    measured = _protocol(parts, state.clock.seconds, commit)
+    measured |= {"epochs": training["epochs"], "final_weights": settings.final_weights}
+    if settings.initial_weights == PRETRAINED:
+        measured[UNTRAINED] = PRETRAINED_ENCODER
+    return build_results({**state.baselines, "trained": trained}, parts.data, measured, training=training)
+
+
+def report_results(results: dict[str, Any], trained: Evaluation, folder: Path, logger: Logger) -> None:
+    """Print the results, and write results.json into the run's folder.
+
+    Args:
+        results: the content of results.json.
+        trained: the evaluation of the trained encoder.
+        folder: the run's.
+        logger: where to print.
+    """
+    measured, weights = results["protocol"], results["model"]["weights"]
+    labeled_rows = {row_label(row, measured): values for row, values in results["metrics"].items()}
     logger.line()
-    logger.results(table_columns(trained.metrics), {_row_label(row): results["metrics"][row] for row in rows})
+    logger.results(table_columns(trained.metrics), labeled_rows)
     logger.verdict(results["verdict"], remarks(trained))
     distributed.run_on_main(lambda: write_results(folder, results, trained))
-    logger.line(f"  results  {folder / 'results.json'}     model  {folder / 'model'}     trained in {seconds:.0f} s")
+    model = "model"
+    if weights != "last":
+        model = f"model ({weights})"
+    seconds = measured["train_seconds"]
+    logger.line(f"  results  {folder / 'results.json'}     {model}  {folder / 'model'}     trained in {seconds:.0f} s")
 
 
 def trained_metrics(folder: Path) -> dict[str, float]:
@@ -126,12 +144,6 @@ def trained_metrics(folder: Path) -> dict[str, float]:
         return dict(read_json(path)["metrics"]["trained"])
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise DataError(f"{path} of a finished run cannot be read: {cause!r}") from cause
-
-
-def _row_label(row: str) -> str:
-    if row == UNTRAINED:
-        return "before training"
-    return row
 
 
 def write_report(parts: Parts, folder: Path, logger: Logger) -> None:

@@ -19,8 +19,8 @@ from reptk.core.stop_signals import Stopped, StopSignals, handled_stop_signals
 from reptk.data import DevicePrefetcher
 from reptk.data.bad_samples import BadSamples
 from reptk.data.fingerprint import fingerprint
-from reptk.evaluate.results import headline
 from reptk.methods import Batch, Step
+from reptk.trackers import TrackerFeed, read_rows
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, load_data
 from reptk.training.checkpoint import Checkpoint
@@ -32,19 +32,23 @@ from reptk.training.evaluation import (
     evaluate_baselines,
     evaluate_now,
     report_results,
+    run_results,
     save_model,
     trained_metrics,
     write_report,
 )
+from reptk.training.final_weights import take_best, take_better
 from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
 from reptk.training.optim import learning_rate
 from reptk.training.rank_ends import RankEnds
 from reptk.training.run_process import RunProcess
+from reptk.training.run_record import finished_details
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import ALLOWABLE, check_same_ranks
 from reptk.training.state import RunState, restore
+from reptk.training.tracking import build_trackers, start_tracking, tracked
 from reptk.training.weight_average import update_average
 
 DAY_SECONDS = 24 * 3600.0
@@ -88,6 +92,7 @@ def train(
         logger = logger or Logger(prints=distributed.is_main())
         # Everything that may be wrong with the recipe or the data is found before there is a folder.
         parts = build(recipe, load_data(recipe, logger), device)
+        trackers, tracker_notes = build_trackers(recipe)
 
         def open_run() -> run_folder.OpenedRun:
             data = fingerprint(parts.data, recipe.train.check_files)
@@ -114,11 +119,12 @@ def train(
                 write_report(parts, run.folder, logger)
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
-        with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
-            metrics = _train_in_folder(recipe, parts, run, status, signals, allow, logger, notes)
-        # After the status is "finished": the report is not part of what a run has to achieve.
-        if parts.settings.writes_report:
-            write_report(parts, run.folder, logger)
+        with tracked(trackers, run.folder, logger) as feed:
+            with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
+                metrics = _train_in_folder(recipe, parts, run, status, signals, allow, [*notes, *tracker_notes], feed)
+            # After the status is "finished": the report is not part of what a run has to achieve.
+            if parts.settings.writes_report:
+                write_report(parts, run.folder, logger)
         return metrics
 
 
@@ -129,11 +135,11 @@ def _train_in_folder(
     status: RunStatus,
     signals: StopSignals,
     allow: Collection[str],
-    logger: Logger,
     notes: Sequence[str],
+    feed: TrackerFeed,
 ) -> dict[str, float]:
     """Train, evaluate and report in the folder that this process has opened."""
-    folder = run.folder
+    folder, logger = run.folder, status.logger
     commit = environment.git_commit()  # of the code as it was when the run began
     logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
     logger.facts(describe(recipe, parts))
@@ -149,8 +155,10 @@ def _train_in_folder(
         signals=signals,
         bad_samples=BadSamples(parts.data, logger, folder, parts.device),
         flags=distributed.SharedFlags(parts.device),
+        feed=feed,
     )
     logger.write_metrics_to(folder / "metrics.jsonl", state.metrics_rows)
+    start_tracking(feed, recipe, folder, logger)
     with closing(process.writer):
         if not is_restored:
             state.baselines = evaluate_baselines(parts, logger)
@@ -171,10 +179,11 @@ def _train_in_folder(
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
         process.bad_samples.update()
-        if parts.settings.keeps_best:
-            metric = headline(trained.metrics)
-            process.mark_best(parts, state, metric, trained.metrics[metric])
-        report_results(parts, state, trained, folder, logger, commit)
+        trained, final = take_best(parts, state, process, trained)
+        results = run_results(parts, state, trained, commit)
+        results = take_better(parts, process, results, final)
+        report_results(results, trained, folder, logger)
+        status.details = finished_details(results)
     return trained.metrics
 
 
@@ -200,6 +209,8 @@ def train_until_end(parts: Parts, state: RunState, process: RunProcess) -> RunSt
 def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProcess) -> None:
     """Train from `state.step` to the last step, with the due checkpoints, and the due evaluations after every epoch.
 
+    With early stopping, the last step may come earlier than that of the recipe.
+
     Args:
         parts: the run's.
         model: the method, or DDP around it.
@@ -222,6 +233,8 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
             end_of_epoch.finish(progress)
         state.clock.start()
         for number in range(state.step, settings.total_steps):
+            if end_of_epoch.stops_early:
+                break
             # A signal is only recorded until the state is consistent, and all ranks have seen it.
             with process.signals.deferred():
                 batch = Batch(*next(batches))
@@ -256,6 +269,7 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
     distributed.set_timeout(distributed.LONG_TIMEOUT_SECONDS, parts.device)
     end_of_epoch.warn_of_steps_without_positives()
     end_of_epoch.say_skipped_steps()
+    end_of_epoch.say_stopped_early()
 
 
 def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
@@ -342,6 +356,7 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
     restored = restore(parts, saved.state)
     restored.omitted_steps = omitted
     process.logger.write_metrics_to(process.folder / "metrics.jsonl", restored.metrics_rows)
+    process.feed.rewind(read_rows(process.folder, process.logger.metrics_rows))
     process.logger.line(
         f"{error}. Back to step {step}, and step {error.step + 1} is left out, {len(omitted)} of {maximum}"
     )
@@ -404,6 +419,7 @@ def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) 
         status.folder / "checkpoints",
         parts.settings.checkpoint_interval,
         keep=parts.settings.keep_checkpoints,
+        keep_initial=parts.settings.keeps_initial,
         details={"ranks": distributed.world_size()},
         warn=status.logger.line,
         written=status.checkpoint_written,

@@ -1,7 +1,7 @@
 """The folder of a run: created for one run, locked while a process trains in it, and resumed by the same command.
 
 It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the plugin files), data.json (the fingerprint of
-the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html.
+the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html, and trackers.json if it is tracked.
 """
 
 import shlex
@@ -20,7 +20,7 @@ from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
 from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
 from reptk.training.run_status import FINISHED, read_status
-from reptk.training.same_run import check_same_data, check_same_recipe, recipe_differences
+from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe, recipe_differences
 
 Resume = bool | Literal["auto"] | None
 """Whether an earlier run goes on: it has to (True), must not (False), does if there is one ("auto"), or does if its folder is
@@ -157,7 +157,7 @@ def create(recipe: Recipe, folder: Path, data: Fingerprint) -> OpenedRun:
 def reopen(
     recipe: Recipe, folder: Path, data: Fingerprint, steps_per_epoch: int, allowed: Collection[str] = ()
 ) -> OpenedRun:
-    """Check that a run can go on, and record another number of epochs or another data set.
+    """Check that a run can go on, and record another number of epochs, another choice of weights or another data set.
 
     Raises:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
@@ -172,23 +172,31 @@ def reopen(
     if data_note is not None:
         notes.append(data_note)
         write_fingerprint(data, folder)
-    if recorded.train.epochs != recipe.train.epochs:
+    recorded_train, current_train = recorded.train.model_dump(), recipe.train.model_dump()
+    changed = {key: current_train[key] for key in RECORDED_KEYS if current_train[key] != recorded_train[key]}
+    if changed:
         # Everything else stays as recorded, such as the relative paths of plugins.
-        train = recorded.train.model_copy(update={"epochs": recipe.train.epochs})
+        train = recorded.train.model_copy(update=changed)
         changes = {"train": train, "overrides": recipe.overrides, "expect": None}
         write_text(folder / "recipe.toml", recorded.model_copy(update=changes).dump())
+    if "final_weights" in changed:
+        notes.append(
+            f"train.final_weights={recipe.train.final_weights} instead of {recorded.train.final_weights}: model/ and "
+            "results.json are written anew at the end"
+        )
     return OpenedRun(folder, RESUMED, recorded.train.epochs, notes)
 
 
 def is_complete(recipe: Recipe, folder: Path) -> bool:
-    """Return whether a run has finished all epochs of the recipe it is to be resumed with.
+    """Return whether a run has finished all epochs of the recipe it is to be resumed with, and ended in the weights it names.
 
     Raises:
-        UsageError: it has finished, and the recipe has fewer epochs; or it has more, and there is no checkpoint to go on from.
+        UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to go on from.
     """
     if read_status(folder)["status"] != FINISHED:
         return False
-    epochs_done = validate(read(folder / "recipe.toml")).train.epochs
+    recorded = validate(read(folder / "recipe.toml")).train
+    epochs_done = recorded.epochs
     if recipe.train.epochs < epochs_done:
         raise UsageError(_fewer_epochs(folder, epochs_done, recipe.train.epochs))
     if recipe.train.epochs > epochs_done and checkpoint.last_step(folder / "checkpoints") == 0:
@@ -196,7 +204,13 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
             f"{folder} has finished and holds no checkpoint to go on from; train anew, without --resume: "
             f"{recipe_command(folder)} train.epochs={recipe.train.epochs}"
         )
-    return recipe.train.epochs == epochs_done
+    has_same_weights = recipe.train.final_weights == recorded.final_weights
+    if not has_same_weights and checkpoint.last_step(folder / "checkpoints") == 0:
+        raise UsageError(
+            f"{folder} has finished and holds no checkpoint, so train.final_weights={recipe.train.final_weights} cannot choose "
+            "other weights; train anew, with another --out"
+        )
+    return recipe.train.epochs == epochs_done and has_same_weights
 
 
 def remove_leftovers_of_run(folder: Path) -> None:

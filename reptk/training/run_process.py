@@ -7,6 +7,7 @@ from reptk.core.console import Logger
 from reptk.core.distributed import SharedFlags
 from reptk.core.stop_signals import StopSignals
 from reptk.data.bad_samples import BadSamples
+from reptk.trackers import TrackerFeed
 from reptk.training.build import Parts
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.state import RunState, checkpoint_content
@@ -23,6 +24,7 @@ class RunProcess:
         signals: which may ask this process to stop.
         bad_samples: lists the images that cannot be read.
         flags: by which the ranks agree after which step they stop, or save.
+        feed: passes the rows of metrics.jsonl on to trackers.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class RunProcess:
     signals: StopSignals
     bad_samples: BadSamples
     flags: SharedFlags
+    feed: TrackerFeed
 
     def save(self, parts: Parts, state: RunState, *, must_wait: bool = True) -> None:
         """Write a checkpoint in the background.

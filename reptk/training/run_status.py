@@ -27,7 +27,8 @@ def read_status(folder: Path) -> dict[str, Any]:
 
     `status` is "running", "finished", "preempted" (a signal, `signal`, stopped it, and the last step is saved), "interrupted"
     (Ctrl-C twice) or "failed" (`reason`, and `rank` on several ranks). A process that was killed leaves "running". `step` is
-    that of the last checkpoint.
+    that of the last checkpoint. A finished run has `model`, which weights are in its folder of that name ("last", "best" or
+    "pretrained"), and `stopped_early_after_epoch` if it did.
 
     The status is "unknown" if there is no such file, or if it is damaged.
     """
@@ -66,6 +67,7 @@ class RunStatus:
 
     Attributes:
         step: of the last checkpoint.
+        details: further entries of a run that has finished.
     """
 
     def __init__(self, folder: Path, logger: Logger) -> None:
@@ -73,6 +75,7 @@ class RunStatus:
         self.logger = logger
         # Whatever ends this process before it has read a checkpoint must not say that nothing is saved.
         self.step = read_status(folder).get("step", 0)
+        self.details: dict[str, Any] = {}
 
     def set(self, status: str, **details: Any) -> None:
         """Write the status and the step that is saved."""
@@ -111,7 +114,7 @@ def recorded_status(status: RunStatus, signals: StopSignals, resume_command: str
         raise reported from error
     if distributed.is_main():
         ends.clear()
-        status.set(FINISHED)
+        status.set(FINISHED, **status.details)
 
 
 def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_command: str) -> BaseException:

@@ -18,8 +18,20 @@ from reptk.models.encoder import unfrozen_batch_norms
 ALLOWABLE = ("data", "ranks")
 """Differences that a resumed run may have if it says so (`--allow`)."""
 
-MAY_CHANGE_ON_RESUME = (*EXECUTION_KEYS, "train.max_omitted_steps", "train.epochs", "expect", "plugins", "overrides")
-"""Keys, or tables of keys, that a resumed run may change: they do not change its results, except for its length."""
+MAY_CHANGE_ON_RESUME = (
+    *EXECUTION_KEYS,
+    "train.max_omitted_steps",
+    "train.epochs",
+    "train.final_weights",
+    "expect",
+    "plugins",
+    "overrides",
+)
+"""Keys, or tables of keys, that a resumed run may change: they do not change what its steps compute, and `RECORDED_KEYS` are
+written into its recipe."""
+
+RECORDED_KEYS = ("epochs", "final_weights")
+"""Keys of `[train]` that a resumed run may change and that change its results: its length, and which weights it ends in."""
 
 MAX_DIFFERENCE_LINES = 30
 """Lines of the difference between a plugin and the run's copy that a message shows."""

@@ -6,6 +6,7 @@ from typing import Any
 from reptk.core.errors import DataError
 from reptk.evaluate import Evaluation
 from reptk.training.build import Parts, Settings
+from reptk.training.early_stopping import BestEvaluation
 from reptk.training.meters import StepClock, StepMeter
 from reptk.training.optim import check_state_of_fused
 
@@ -22,6 +23,7 @@ CHECKPOINT_KEYS = (
     "optimizer",
     "scaled_optimizer",
 )
+"""What every checkpoint holds. Those of earlier versions lack "best_evaluation" and "warnings"."""
 
 
 EMA_KEY = "ema"
@@ -44,6 +46,8 @@ class RunState:
             not done; None otherwise.
         metrics_rows: rows of metrics.jsonl up to this step.
         omitted_steps: numbers of the steps that are left out since they gave a value that is not finite.
+        best_evaluation: the best one during training; None before the first.
+        warnings: by kind ("collapse", "temperature", "shortcut"), the numbers of the epochs that ended with this warning.
     """
 
     step: int = 0
@@ -53,6 +57,8 @@ class RunState:
     unfinished_epoch: dict[str, Any] | None = None
     metrics_rows: int = 0
     omitted_steps: list[int] = field(default_factory=list)
+    best_evaluation: BestEvaluation | None = None
+    warnings: dict[str, list[int]] = field(default_factory=dict)
 
     def seconds_left(self, settings: Settings) -> float:
         """Estimate the seconds until the last step, from the rate so far."""
@@ -62,6 +68,9 @@ class RunState:
 
 def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
     """Return what a checkpoint holds. Its tensors are those that training changes."""
+    best_evaluation = None
+    if state.best_evaluation is not None:
+        best_evaluation = state.best_evaluation._asdict()
     content = {
         "step": state.step,
         "seconds": state.clock.seconds,
@@ -71,6 +80,8 @@ def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
         "unfinished_epoch": state.unfinished_epoch,
         "metrics_rows": state.metrics_rows,
         "omitted_steps": state.omitted_steps,
+        "best_evaluation": best_evaluation,
+        "warnings": state.warnings,
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaled_optimizer": parts.scaled_optimizer.state_dict(),
@@ -78,6 +89,20 @@ def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
     if parts.ema is not None:
         content[EMA_KEY] = parts.ema.module.state_dict()
     return content
+
+
+def restore_weights(parts: Parts, saved: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint's method, and their moving average, into the parts, and nothing else.
+
+    Raises:
+        DataError: they do not fit.
+    """
+    try:
+        parts.method.load_state_dict(saved["method"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(saved[EMA_KEY])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:
+        raise DataError(f"the checkpoint does not fit what the recipe builds: {cause}") from cause
 
 
 def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
@@ -121,6 +146,10 @@ def _plain_state(parts: Parts, saved: dict[str, Any], baselines: dict[str, Evalu
     unfinished_epoch = saved["unfinished_epoch"]
     if unfinished_epoch is not None:
         unfinished_epoch = dict(unfinished_epoch)
+    best_evaluation = saved.get("best_evaluation")
+    if best_evaluation is not None:
+        best_evaluation = BestEvaluation.from_state(best_evaluation)
+    warnings = {str(kind): [int(epoch) for epoch in epochs] for kind, epochs in saved.get("warnings", {}).items()}
     return RunState(
         step=step,
         clock=StepClock(float(saved["seconds"])),
@@ -129,4 +158,6 @@ def _plain_state(parts: Parts, saved: dict[str, Any], baselines: dict[str, Evalu
         unfinished_epoch=unfinished_epoch,
         metrics_rows=max(0, int(saved["metrics_rows"])),
         omitted_steps=[int(number) for number in saved["omitted_steps"]],
+        best_evaluation=best_evaluation,
+        warnings=warnings,
     )

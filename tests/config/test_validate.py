@@ -18,13 +18,46 @@ MISTAKES = {
         "micro_batch_norm, precision, device, workers, "
         "channels_last, compile, clip_norm, grad_checkpointing, ema_decay, evaluated_weights, sync_batchnorm, log_every_steps, "
         "checkpoint_every_epochs, checkpoint_every_steps, "
-        "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
-        "baselines, report)",
+        "checkpoint_every_minutes, keep_checkpoints, keep_best, early_stopping_epochs, final_weights, check_files, "
+        "rank_timeout_seconds, max_omitted_steps, "
+        "baselines, report, trackers)",
     ),
     "unknown section": (
         ["optimizer.lr=3"],
         "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, start, data, views, encoder, "
-        "method, loss, optim, train, eval, expect)",
+        "method, loss, optim, train, eval, trackers, expect)",
+    ),
+    "unknown tracker": (
+        ["train.trackers=tensorbord"],
+        "  train.trackers  no tracker 'tensorbord'. Nearest: tensorboard. There are: mlflow, tensorboard, trackio, wandb",
+    ),
+    "unknown tracker in a table": (
+        ["trackers.wandbb.project=x"],
+        "  trackers.wandbb  no tracker 'wandbb'. Nearest: wandb. There are: mlflow, tensorboard, trackio, wandb",
+    ),
+    "typo in a tracker's argument": (
+        ["trackers.wandb.projekt=x"],
+        "  trackers.wandb.projekt  'wandb' has no argument 'projekt'; did you mean 'project'? "
+        "It takes project, entity, run_name, group, tags, mode",
+    ),
+    "none of a tracker's choices": (
+        ["trackers.wandb.mode=away"],
+        "  trackers.wandb.mode  must be 'online' or 'offline', got 'away'",
+    ),
+    "a tracker that is no table": (["trackers.wandb=true"], "  trackers.wandb  must be a table"),
+    "early stopping without evaluations": (
+        ["train.early_stopping_epochs=3"],
+        "  train.early_stopping_epochs  is 3, but the headline number is not measured during training; set "
+        "eval.knn.every_epochs, e.g. 1",
+    ),
+    "the best weights without evaluations": (
+        ["train.final_weights=best", "eval.linear.every_epochs=1"],
+        "  train.final_weights  is best, but the headline number is not measured during training; set "
+        "eval.knn.every_epochs, e.g. 1",
+    ),
+    "negative patience": (
+        ["train.early_stopping_epochs=-1"],
+        "  train.early_stopping_epochs  must be greater than or equal to 0, got -1",
     ),
     "typo in a part's argument": (
         ["loss.temprature=0.1"],

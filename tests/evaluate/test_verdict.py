@@ -4,8 +4,18 @@ from typing import Any
 
 import pytest
 
-from reptk.evaluate.diagnostics import COLLAPSE_ADVICE
-from reptk.evaluate.verdict import ADVICE_IF_EVEN, ADVICE_IF_MIXED, ADVICE_WITHOUT_BASELINE, baseline_name, verdict
+from reptk.evaluate.diagnostics import COLLAPSE_ADVICE, SHORTCUT_ADVICE, TEMPERATURE_ADVICE
+from reptk.evaluate.verdict import (
+    ADVICE_IF_EVEN,
+    ADVICE_IF_MIXED,
+    ADVICE_IF_PRETRAINED_WORSE,
+    ADVICE_WITHOUT_BASELINE,
+    PRETRAINED_ENCODER,
+    baseline_name,
+    is_clearly_worse,
+    row_label,
+    verdict,
+)
 
 Gain = tuple[float, float, float]
 UP: Gain = (0.1, 0.05, 0.15)
@@ -20,6 +30,8 @@ def verdict_of(
     std: float = 0.8,
     weights: str = "random weights",
     pixels: bool = True,
+    warnings: dict[str, list[int]] | None = None,
+    model: str = "",
     **families: Gain,
 ) -> dict[str, Any]:
     """Of a trained encoder with this gain over the encoder before training, and with gains of other metrics."""
@@ -31,17 +43,32 @@ def verdict_of(
         rows["trained"][name] = 0.4 + value
     if not pixels:
         del rows["raw pixels"]
-    return verdict(
-        {
-            "headline": "knn@20",
-            "metrics": rows,
-            "intervals": {"trained": {"knn@20": (0.68, 0.72)}},
-            "gains": {"raw pixels": {"knn@20": (0.2, 0.1, 0.3)}, "untrained": gains},
-            "health": {"trained": {"rank": 80.0, "dimensions": 128.0, "std": std}},
-            "copies": copies,
-            "protocol": {"untrained": f"the encoder before training ({weights})"},
-        }
-    )
+    return verdict(results_of(gains, rows, std, copies, weights, warnings, model))
+
+
+def results_of(
+    gains: dict[str, Gain],
+    rows: dict[str, dict[str, float]],
+    std: float = 0.8,
+    copies: float = 0.0,
+    weights: str = "random weights",
+    warnings: dict[str, list[int]] | None = None,
+    model: str = "",
+) -> dict[str, Any]:
+    before_training = f"the encoder before training ({weights})"
+    if weights == "pretrained weights":
+        before_training = PRETRAINED_ENCODER
+    return {
+        "headline": "knn@20",
+        "metrics": rows,
+        "intervals": {"trained": {"knn@20": (0.68, 0.72)}},
+        "gains": {"raw pixels": {"knn@20": (0.2, 0.1, 0.3)}, "untrained": gains},
+        "health": {"trained": {"rank": 80.0, "dimensions": 128.0, "std": std}},
+        "copies": copies,
+        "training": {"epochs": 10, "warnings": warnings or {}},
+        "model": {"sentence": model},
+        "protocol": {"recipe": "x", "untrained": before_training},
+    }
 
 
 def test_the_verdict_follows_from_the_intervals() -> None:
@@ -62,7 +89,10 @@ def test_the_verdict_follows_from_the_intervals() -> None:
 def test_a_fine_tuning_that_ends_worse_than_it_began_says_so_first() -> None:
     worse = verdict_of(DOWN, weights="pretrained weights")
     assert worse["sentence"].startswith("Training made it worse: kNN@20 70.0 %")
-    assert "below the encoder before training (pretrained weights), 60.0 %" in worse["sentence"]
+    assert "below the pretrained encoder, 60.0 %" in worse["sentence"]
+    assert worse["advice"] == [ADVICE_IF_PRETRAINED_WORSE]
+    # What is exported comes before the advice.
+    assert verdict_of(DOWN, weights="pretrained weights", model="model/ holds x")["advice"][0] == "model/ holds x"
     # Also if only another metric shows it.
     hidden = verdict_of(EVEN, **{"map@r": (-0.024, -0.03, -0.01)})
     assert hidden["level"] == "poor"
@@ -158,3 +188,82 @@ def test_without_baselines_there_is_no_level() -> None:
 def test_the_baseline_before_training_has_a_name_in_old_files() -> None:
     assert baseline_name("untrained", {}) == "the encoder before training"
     assert baseline_name("raw pixels", {}) == "raw pixels"
+
+
+@pytest.mark.parametrize(
+    ("headline", "other", "expected"),
+    [
+        (DOWN, EVEN, True),
+        (DOWN, DOWN, True),
+        (EVEN, DOWN, True),
+        (EVEN, EVEN, False),
+        (UP, EVEN, False),
+        (UP, DOWN, False),
+        (EVEN, UP, False),
+        # Neither encoder is the better one.
+        (DOWN, UP, False),
+    ],
+)
+def test_an_encoder_is_clearly_worse_if_a_family_is_and_none_is_better(
+    headline: Gain, other: Gain, expected: bool
+) -> None:
+    rows = {"untrained": {"knn@20": 0.6, "map@r": 0.4}, "trained": {"knn@20": 0.6, "map@r": 0.4}}
+    results = results_of({"knn@20": headline, "map@r": other}, rows)
+    assert is_clearly_worse(results) == expected
+    assert not is_clearly_worse(results, "a row that was not measured")
+    # What only the trained encoder has, such as a classifier, cannot be compared.
+    rows["trained"]["accuracy"] = 0.9
+    assert not is_clearly_worse(results)
+
+
+def test_warnings_of_the_training_are_named() -> None:
+    named = verdict_of(UP, warnings={"temperature": [2], "collapse": [3, 4]})
+    assert named["level"] == "good"
+    assert named["advice"] == [
+        "Training warned of collapse after epochs 3 and 4 and dead temperature after epoch 2 of 10"
+    ]
+    many = verdict_of(UP, warnings={"temperature": [1, 2, 3, 5, 8]})
+    assert many["advice"] == ["Training warned of dead temperature after 5 epochs from 1 to 8 of 10"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [("collapse", COLLAPSE_ADVICE), ("temperature", TEMPERATURE_ADVICE), ("shortcut", SHORTCUT_ADVICE)],
+)
+def test_a_warning_that_lasted_until_the_end_comes_with_advice(kind: str, advice: str) -> None:
+    assert verdict_of(UP, warnings={kind: [9, 10]})["advice"][0].endswith(f"of 10. {advice}")
+
+
+def test_no_two_warnings_are_advised_about_at_once() -> None:
+    """A collapse explains the others, and its advice may contradict theirs."""
+    everything = {"collapse": [10], "temperature": [10], "shortcut": [10]}
+    [line] = verdict_of(UP, warnings=everything)["advice"]
+    assert line.endswith(COLLAPSE_ADVICE)
+    assert TEMPERATURE_ADVICE not in line
+    # Features that have collapsed are advised about already.
+    advice = verdict_of(UP, std=0.01, warnings=everything)["advice"]
+    assert sum(COLLAPSE_ADVICE in line for line in advice) == 1
+    assert not any(TEMPERATURE_ADVICE in line for line in advice)
+
+
+def test_no_advice_raises_a_temperature() -> None:
+    """Both warnings may be printed in one run."""
+    assert "temperature" not in COLLAPSE_ADVICE
+    assert TEMPERATURE_ADVICE.startswith("Lower")
+
+
+@pytest.mark.parametrize(
+    ("row", "protocol", "label"),
+    [
+        ("raw pixels", {"recipe": "x"}, "raw pixels"),
+        ("trained", {"recipe": "x"}, "trained"),
+        ("untrained", {"recipe": "x", "untrained": "the encoder before training (random weights)"}, "before training"),
+        ("untrained", {"recipe": "x", "untrained": "the pretrained encoder"}, "pretrained"),
+        ("untrained", {"recipe": "x", "untrained": "the encoder before training (pretrained weights)"}, "pretrained"),
+        ("untrained", {"recipe": "x"}, "before training"),
+        # Of `reptk evaluate`: random weights.
+        ("untrained", {}, "untrained"),
+    ],
+)
+def test_rows_of_a_table_say_with_which_weights_training_began(row: str, protocol: dict[str, str], label: str) -> None:
+    assert row_label(row, protocol) == label

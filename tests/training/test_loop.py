@@ -165,8 +165,24 @@ def test_a_fine_tuning_that_ends_worse_says_so_in_the_first_line_of_the_result(
     last_row = max(number for number, line in enumerate(lines) if line.startswith("trained "))
     first_line = next(line for line in lines[last_row + 1 :] if line)
     assert first_line.startswith("Training made it worse: kNN@5 ")
-    assert "the encoder before training (pretrained weights), " in first_line
+    assert "the pretrained encoder, " in first_line
     assert "mAP@R is down from " in first_line
+    # So the run ends in the weights that it began with.
+    second_line = lines[lines.index(first_line) + 1]
+    assert second_line.startswith("model/ holds the pretrained encoder, which is the better one")
+    second_line_of_file = json.loads((tmp_path / "second" / "results.json").read_text())["verdict"]["advice"][0]
+    assert second_line == second_line_of_file
+    assert any(line.startswith("pretrained ") for line in lines)
+    assert read_status(tmp_path / "second")["model"] == "pretrained"
+    before, now = exported_weights(tmp_path / "first"), exported_weights(tmp_path / "second")
+    assert all(torch.equal(now[name], value) for name, value in before.items() if name.startswith("backbone."))
+    # The trained weights remain, and the key that the line names takes them.
+    trained_metrics = result_metrics(tmp_path / "second")["trained"]
+    recipe = tiny(*overrides, *finetuning, "train.final_weights=last", loss={"name": "reversed"})
+    assert run_silently(recipe, tmp_path / "second") == trained_metrics
+    assert read_status(tmp_path / "second")["model"] == "last"
+    now = exported_weights(tmp_path / "second")
+    assert not any(torch.equal(now[name], value) for name, value in before.items() if name.endswith("qkv.weight"))
 
 
 @pytest.mark.slow

@@ -204,6 +204,49 @@ def test_torchrun_gives_the_loss_curve_of_one_process(
     assert result_metrics(tmp_path / "1")["trained"].keys() == result_metrics(tmp_path / "2")["trained"].keys()
 
 
+TRACKER_PLUGIN = """
+import os
+
+from reptk import TRACKERS
+
+
+@TRACKERS.register("rows")
+class Rows:
+    def start(self, run):
+        self.path = run.folder / ("rows_of_rank_" + os.environ.get("RANK", "0"))
+        return {}
+
+    def log(self, number, row):
+        with self.path.open("a") as file:
+            print(number, file=file)
+
+    def finish(self, end, summary, files):
+        pass
+"""
+
+
+def test_ranks_stop_early_after_the_same_epoch_end_in_the_same_weights_and_are_tracked_once(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    """The images are so easy that the number soon rises no more."""
+    plugin = tmp_path / "rows_tracker.py"
+    plugin.write_text(TRACKER_PLUGIN)
+    overrides = ["train.epochs=12", "eval.knn.every_epochs=1", "train.early_stopping_epochs=1", "train.trackers=rows"]
+    overrides += ["train.report=false", "train.baselines=false"]
+    process = torchrun(recipe_file, tmp_path / "2", "--plugin", str(plugin), *overrides)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("stopped early after epoch") == 1
+    run_silently(load(recipe_file, overrides, plugins=[str(plugin)]), tmp_path / "1")
+    one, two = (json.loads((tmp_path / ranks / "results.json").read_text()) for ranks in ("1", "2"))
+    assert one["training"]["epochs"] < 12
+    assert two["training"] == one["training"]
+    assert two["model"] == one["model"]
+    assert two["model"]["weights"] == "best"
+    num_rows = len((tmp_path / "2" / "metrics.jsonl").read_text().splitlines())
+    assert [path.name for path in (tmp_path / "2").glob("rows_*")] == ["rows_of_rank_0"]
+    assert (tmp_path / "2" / "rows_of_rank_0").read_text().split() == [str(n) for n in range(1, num_rows + 1)]
+
+
 def test_mistake_under_torchrun_is_reported_once(recipe_file: Path, tmp_path: Path) -> None:
     process = torchrun(recipe_file, tmp_path / "out", "loss.name=no_such_loss")
     assert process.returncode != 0
