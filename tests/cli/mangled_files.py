@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import tomllib
 import zlib
@@ -97,6 +98,9 @@ RECIPE = TINY.replace("baselines = false", "baselines = false, log_every_steps =
 EVALUATE = ["evaluate", "run", "--only", "knn,few_shot", "--no-baselines"]
 EMBED = ["embed", "run", "--out", "o.safetensors", "--force"]
 REPORT = ["report", "run", "--out", "o.html", "--force"]
+COMPARE = ["compare", "run", "run2"]
+SWEEP = ["sweep", "run", "seed=0,1", "--dry-run"]
+VERIFY = ["verify", "run", "--run", "run2"]
 SHOW = ["recipe", "run", "--show"]
 RESUME = ["recipe", "run", "--resume", "train.epochs=2"]
 VIEWS = ["views", "run", "--images", "2", "--out", "o.png"]
@@ -105,13 +109,13 @@ DATA = ["data.name=generated", "data.train=9", "data.bank=9", "data.query=4", "d
 
 def targets() -> list[Target]:
     """Return all files that are mangled."""
-    reads_of_run = [EVALUATE, EMBED, REPORT, SHOW, RESUME, VIEWS]
+    reads_of_run = [EVALUATE, EMBED, REPORT, COMPARE, SWEEP, VERIFY, SHOW, RESUME, VIEWS]
     found = [
         Target("run/recipe.toml", [*reads_of_run, ["recipe", "run", "--check"]]),
-        Target("run/results.json", [REPORT]),
+        Target("run/results.json", [REPORT, COMPARE]),
         Target("run/metrics.jsonl", [REPORT, RESUME]),
         Target("run/status.json", [REPORT, RESUME]),
-        Target("run/evaluation.safetensors", [REPORT]),
+        Target("run/evaluation.safetensors", [REPORT, COMPARE]),
         Target(
             "run/model/encoder.safetensors",
             [EVALUATE, EMBED, weights("run/model/encoder.safetensors")],
@@ -198,6 +202,7 @@ def write_files(folder: Path) -> None:
     # The second image is not in the run's data, so that the page has something to show.
     assert main(["recipe", "tiny.toml", "--out", "run"]) == 0
     (folder / "run" / "bad_samples.csv").write_text("image,reason\nphotos/cats/0.png,it is damaged\n")
+    shutil.copytree(folder / "run", folder / "run2")
     assert main([*EMBED[:2], "--data", "photos", "--out", "e.safetensors"]) == 0
     assert main([*EMBED[:2], "--data", "photos", "--out", "e.parquet"]) == 0
     assert main(["index", "e.safetensors", "--out", "flat"]) == 0
