@@ -21,6 +21,7 @@ difference whose interval does not contain 0.
 """
 
 STEM = "comparison"
+REPORT_FILE = "report.html"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,13 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported late, so that --help does not wait for torch.
+    from reptk.sweep.comparison_page import write_page
     from reptk.sweep.comparison_table import build_table
     from reptk.sweep.group_runs import find_runs, group_runs
     from reptk.sweep.print_table import print_table
     from reptk.sweep.write_tables import file_names, write_tables
 
+    if args.report and args.out is None:
+        raise UsageError("--report needs --out, the folder to write it to")
     if args.out is not None:
-        _check_out(args.out, file_names(STEM), force=args.force)
+        _check_out(args.out, [*file_names(STEM), REPORT_FILE], force=args.force)
     for plugin in args.plugin:
         load_plugin(plugin)
     grouped = group_runs(find_runs(args.run))
@@ -59,6 +63,8 @@ def _run(args: argparse.Namespace) -> int:
         paths = write_tables(args.out, STEM, table, title=command, failed={}, facts=facts)
         print()
         print(f"  tables   {', '.join(map(str, paths))}")
+        if args.report:
+            print(f"  {write_page(table.rows, args.out)}")
     return 0
 
 
@@ -88,6 +94,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--against", choices=("best", "first"), default="best", help="the setting that others are compared with"
     )
     parser.add_argument("--out", type=Path, help=f"a folder for the table: {STEM}.csv, .md and .json, and runs.csv")
+    parser.add_argument(
+        "--report", action="store_true", help=f"also write {REPORT_FILE} there, with a run of each setting"
+    )
     parser.add_argument("--force", action="store_true", help="write over tables that exist")
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module whose parts the recipes name; repeatable"

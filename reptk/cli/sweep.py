@@ -25,10 +25,6 @@ exit codes: 1 some runs failed, 2 usage or recipe, 3 data, 4 environment, 130 in
 """
 
 STEM = "sweep"
-REPORT_FILE = "report.html"
-
-MAX_REPORTED_SETTINGS = 6
-"""Runs in the page that compares them: one of each of the best settings."""
 
 SOME_FAILED = 1
 
@@ -130,9 +126,9 @@ def _train_and_compare(args: argparse.Namespace, runs: Sequence, slots: Sequence
 
 
 def _write_and_print(args: argparse.Namespace, finished: Sequence, failed: dict[str, str], out: Path) -> None:
+    from reptk.sweep.comparison_page import write_page
     from reptk.sweep.comparison_table import build_table
     from reptk.sweep.print_table import print_table
-    from reptk.sweep.run_sweep import write_report
     from reptk.sweep.write_tables import write_tables
 
     table = build_table(finished, metric=args.metric, reference=args.against)
@@ -143,11 +139,7 @@ def _write_and_print(args: argparse.Namespace, finished: Sequence, failed: dict[
     print()
     print(f"  tables   {', '.join(map(str, paths))}", flush=True)
     if not args.no_report:
-        best = table.rows[:MAX_REPORTED_SETTINGS]
-        folders = [row.runs[0].run.folder for row in best]
-        print(f"  {write_report(folders, out / REPORT_FILE, trust=args.trust)}")
-        if len(table.rows) > len(best):
-            print(f"  (a run of each of the best {len(best)} settings of {len(table.rows)})")
+        print(f"  {write_page(table.rows, out, trust=args.trust)}")
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -42,7 +42,7 @@ class SettingRun(NamedTuple):
     run: Run
 
 
-class TableRow(NamedTuple):
+class SettingRow(NamedTuple):
     """A setting.
 
     runs: one per seed, sorted by it.
@@ -76,7 +76,7 @@ class ComparisonTable(NamedTuple):
     headline: str
     columns: list[str]
     metrics: list[str]
-    rows: list[TableRow]
+    rows: list[SettingRow]
     reference: str | None
     baselines: dict[str, dict[str, float]]
 
@@ -104,7 +104,7 @@ def build_table(
     rows = []
     for setting, items in groups.items():
         items = sorted(items, key=lambda item: item.seed)
-        rows.append(TableRow(setting, items, _estimates(items, metrics), {}, _mean_seconds(items)))
+        rows.append(SettingRow(setting, items, _estimates(items, metrics), {}, _mean_seconds(items)))
     first = rows[0]
     # A sort keeps the order of equal items.
     rows = sorted(rows, key=lambda row: _sort_key(row, headline))
@@ -158,7 +158,7 @@ def _columns(headline: str, metrics: Sequence[str]) -> list[str]:
     return columns
 
 
-def _sort_key(row: TableRow, headline: str) -> tuple[bool, float]:
+def _sort_key(row: SettingRow, headline: str) -> tuple[bool, float]:
     estimate = row.metrics.get(headline)
     if estimate is None or math.isnan(estimate.mean):
         return True, 0.0
@@ -189,7 +189,7 @@ def _values(items: Sequence[SettingRun], metric: str) -> dict[int, float]:
     return values
 
 
-def _differences(row: TableRow, reference: TableRow, metrics: Sequence[str]) -> dict[str, Estimate]:
+def _differences(row: SettingRow, reference: SettingRow, metrics: Sequence[str]) -> dict[str, Estimate]:
     differences = {}
     for name in metrics:
         a = _values(row.runs, name)
@@ -203,7 +203,7 @@ def _differences(row: TableRow, reference: TableRow, metrics: Sequence[str]) -> 
     return differences
 
 
-def _single_difference(row: TableRow, reference: TableRow, metric: str, estimate: Estimate) -> Estimate:
+def _single_difference(row: SettingRow, reference: SettingRow, metric: str, estimate: Estimate) -> Estimate:
     """Return the difference of two runs with its interval over queries.
 
     They are those of the only seed that both settings have, or the only ones of their settings.

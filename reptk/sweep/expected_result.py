@@ -17,8 +17,6 @@ from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
 TOLERANCE = 0.005
 """Half a percentage point."""
 
-TRAINED = "trained"
-
 ALLOWED_KEYS = (*EXECUTION_KEYS, "data.root", "data.download", "data.jpeg")
 """Keys that say where and how a run is executed; with any other the recorded result does not hold."""
 
@@ -28,7 +26,7 @@ Bounds = tuple[float, float]
 class Agreement(NamedTuple):
     """One number of a run and the recorded one.
 
-    row: "trained", or that of a baseline.
+    row: of results.json: the trained encoder's, which is the last one, or a baseline's.
     low, high: of its 95 % interval; equal to the value without one.
     """
 
@@ -90,17 +88,18 @@ def compare_with_recorded(
 
     Args:
         expect: the recorded result.
-        metrics, intervals: of a run by row and metric, as in results.json.
+        metrics, intervals: of a run by row and metric, as in results.json; the last row is that of the trained encoder.
         tolerance: difference up to which two numbers agree in any case.
 
     Raises:
         UsageError: the run lacks the metric.
     """
-    recorded = {TRAINED: expect.value, UNTRAINED: expect.untrained, RAW_PIXELS: expect.pixels}
+    main_row = next(reversed(metrics), "")
+    recorded = {main_row: expect.value, UNTRAINED: expect.untrained, RAW_PIXELS: expect.pixels}
     agreements = []
     for row, expected in recorded.items():
-        # A run without baselines has only the first.
-        is_missing_baseline = row != TRAINED and row not in metrics
+        # A run without baselines has the main row alone.
+        is_missing_baseline = row != main_row and row not in metrics
         if expected is None or is_missing_baseline:
             continue
         value = metrics.get(row, {}).get(expect.metric)

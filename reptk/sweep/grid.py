@@ -65,7 +65,7 @@ class Grid(NamedTuple):
         return keys
 
 
-class Cell(NamedTuple):
+class GridCell(NamedTuple):
     """One run of a sweep.
 
     source: the recipe as the command names it.
@@ -135,7 +135,7 @@ def parse_grid(recipes: str, pairs: Sequence[str]) -> Grid:
 
 def load_cells(
     grid: Grid, *, draws: int | None = None, draw_seed: int = 0, plugins: Sequence[str] = (), trust: bool = False
-) -> list[Cell]:
+) -> list[GridCell]:
     """Return the runs of a grid, setting by setting, each with all seeds.
 
     Args:
@@ -172,7 +172,7 @@ def load_cells(
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(label)
                 continue
-            cells.append(Cell(source, overrides, recipe, _differing(grid, source, values)))
+            cells.append(GridCell(source, overrides, recipe, _differing(grid, source, values)))
     if problems:
         raise UsageError(_describe_problems(problems, len(numbers) * num_seeds))
     _check_different_recipes(cells)
@@ -198,7 +198,7 @@ def draw_settings(num_settings: int, draws: int, seed: int) -> list[int]:
     return list(numbers)
 
 
-def loading_notes(cells: Sequence[Cell]) -> list[str]:
+def loading_notes(cells: Sequence[GridCell]) -> list[str]:
     """Return what overrides change besides what they say (`override_notes`), once for all runs that they hold for."""
     settings: dict[str, list[str]] = {}
     num_settings = len({(cell.source, cell.setting) for cell in cells})
@@ -264,7 +264,7 @@ def _describe_problems(problems: dict[tuple[str, str], list[str]], num_runs: int
     return "\n".join(lines)
 
 
-def _check_different_recipes(cells: Sequence[Cell]) -> None:
+def _check_different_recipes(cells: Sequence[GridCell]) -> None:
     """Raise if two runs would be the same, e.g. by the values 0.1 and 0.10."""
     first_labels: dict[str, str] = {}
     for cell in cells:
@@ -274,7 +274,7 @@ def _check_different_recipes(cells: Sequence[Cell]) -> None:
         first_labels[content] = cell.label
 
 
-def _check_same_dataset(cells: Sequence[Cell]) -> None:
+def _check_same_dataset(cells: Sequence[GridCell]) -> None:
     """Raise if runs are of other data sets, whose numbers have nothing to do with each other."""
     first = cells[0]
     for cell in cells:
@@ -286,7 +286,7 @@ def _check_same_dataset(cells: Sequence[Cell]) -> None:
                 )
 
 
-def _check_backbones(cells: Sequence[Cell]) -> None:
+def _check_backbones(cells: Sequence[GridCell]) -> None:
     """Raise UsageError for a backbone that timm does not have; one of the hub or of a folder is read when its run starts."""
     for backbone in dict.fromkeys(cell.recipe.encoder.backbone for cell in cells):
         name = full_name(backbone)

@@ -94,7 +94,8 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
         if not recipe:
             labels.append(in_one_line(run.name))  # an encoder that no recipe has trained
         else:
-            labels.append(_label(run, recipe, keys, has_names=len(names) > 1))
+            label_keys = _distinguishing_keys(recipe, keys, with_recipe)
+            labels.append(_label(run, recipe, label_keys, has_names=len(names) > 1))
     labels = _distinct_labels(labels, values)
     grouped: dict[tuple[str, int], SettingRun] = {}
     for run, label in zip(runs, labels, strict=True):
@@ -149,11 +150,26 @@ def _ordered(keys: Sequence[str]) -> list[str]:
     return sorted(keys, key=lambda key: key not in PART_NAMES)
 
 
+def _distinguishing_keys(recipe: dict[str, Any], keys: Sequence[str], recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys that a run's label names: of a part that differs, no argument that all runs with that part share."""
+    chosen = []
+    for key in keys:
+        part_key = f"{key.rpartition('.')[0]}.name"
+        if key not in recipe:
+            continue
+        if key != part_key and part_key in keys:
+            values = [other.get(key) for other in recipes if other.get(part_key) == recipe.get(part_key)]
+            if all(value == values[0] for value in values):
+                continue
+        chosen.append(key)
+    return chosen
+
+
 def _label(run: Run, recipe: dict[str, Any], keys: Sequence[str], *, has_names: bool) -> str:
     words = []
     if has_names:
         words.append(str(run.recipe.get("name", "")))
-    shown = [key for key in keys if key in recipe]
+    shown = list(keys)
     if has_names:
         # A recipe by another name differs in many keys; its overrides say in which it differs from other runs of its own.
         overridden = {pair.partition("=")[0] for pair in overrides_of(run.recipe)}

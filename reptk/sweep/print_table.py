@@ -8,7 +8,7 @@ from rich.table import Table
 from reptk.core.counts import format_count
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import format_duration
-from reptk.sweep.comparison_table import ComparisonTable, TableRow
+from reptk.sweep.comparison_table import ComparisonTable, SettingRow
 from reptk.sweep.seed_statistics import (
     NO_SPREAD,
     OVER_QUERIES,
@@ -63,7 +63,7 @@ def has_several_seeds(table: ComparisonTable) -> bool:
     return any(len(row.runs) > 1 for row in table.rows)
 
 
-def setting_name(row: TableRow) -> str:
+def setting_name(row: SettingRow) -> str:
     """Return what a row is called."""
     return row.setting or ONE_SETTING
 
@@ -116,12 +116,12 @@ def format_bounds(estimate: Estimate, *, is_difference: bool = False) -> str:
     return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _is_significant(row: TableRow, metric: str) -> bool:
+def _is_significant(row: SettingRow, metric: str) -> bool:
     estimate = row.differences.get(metric)
     return estimate is not None and estimate.is_significant
 
 
-def _cells(row: TableRow, table: ComparisonTable) -> list[str]:
+def _cells(row: SettingRow, table: ComparisonTable) -> list[str]:
     headline = row.metrics.get(table.headline)
     cells = [setting_name(row), str(len(row.runs))]
     if headline is None:
@@ -143,7 +143,7 @@ def _cells(row: TableRow, table: ComparisonTable) -> list[str]:
     return cells
 
 
-def _difference_cell(row: TableRow, table: ComparisonTable) -> str:
+def _difference_cell(row: SettingRow, table: ComparisonTable) -> str:
     if row.setting == table.reference:
         return ""
     estimate = row.differences.get(table.headline)

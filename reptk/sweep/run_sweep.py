@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.counts import format_count
-from reptk.core.errors import EnvironmentProblem, ReptkError, UsageError
+from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.foreign_files import open_regular
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import format_duration
 from reptk.report.run_files import Run
-from reptk.sweep.grid import Cell
+from reptk.sweep.grid import GridCell
 from reptk.sweep.measured_runs import read_measured_run
 from reptk.sweep.process_pool import EndedJob, Job, run_jobs
 from reptk.sweep.sweep_folder import LOGS
@@ -32,7 +32,7 @@ GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 class CellRun(NamedTuple):
     """A run of a sweep and its folder."""
 
-    cell: Cell
+    cell: GridCell
     folder: Path
 
     @property
@@ -232,14 +232,3 @@ def _num_cpus() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def write_report(folders: Sequence[Path], path: Path, *, trust: bool) -> str:
-    """Write the page that compares runs, and return a line about it. If it cannot be drawn, the tables remain."""
-    from reptk import report
-
-    try:
-        report.write(folders, path, force=True, trust=trust)
-    except (ReptkError, OSError) as cause:
-        return f"no report: {cause}"
-    return f"report   {path}"

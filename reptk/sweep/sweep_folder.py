@@ -19,7 +19,7 @@ from reptk.config.schema import EXECUTION_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import ReptkError, UsageError
 from reptk.report.recipe_diff import flatten, format_value
-from reptk.sweep.grid import RECIPE_KEY, Cell, Grid
+from reptk.sweep.grid import RECIPE_KEY, Grid, GridCell
 
 RUNS = "runs"
 LOGS = "logs"
@@ -70,7 +70,7 @@ def folder_name(label: str) -> str:
     return f"{name[: MAX_NAME_LENGTH - 9]}-{digest}"
 
 
-def assign_folders(cells: Sequence[Cell], swept_keys: Sequence[str], out: Path) -> Assignment:
+def assign_folders(cells: Sequence[GridCell], swept_keys: Sequence[str], out: Path) -> Assignment:
     """Return the folder of each run of a sweep: that of an earlier run with the same recipe, else a new one.
 
     Args:

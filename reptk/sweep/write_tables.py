@@ -12,7 +12,7 @@ from reptk.core.files import json_text, write_text
 from reptk.core.metric_names import display_name
 from reptk.core.printable_names import in_one_line
 from reptk.core.progress_lines import format_duration
-from reptk.sweep.comparison_table import ComparisonTable, SettingRun, TableRow
+from reptk.sweep.comparison_table import ComparisonTable, SettingRow, SettingRun
 from reptk.sweep.print_table import difference_heading, footnotes, format_estimate, setting_name
 from reptk.sweep.seed_statistics import MEANINGS, Estimate
 
@@ -137,7 +137,7 @@ def as_json(table: ComparisonTable, failed: Mapping[str, str], facts: Mapping[st
     }
 
 
-def _setting_json(row: TableRow) -> dict[str, Any]:
+def _setting_json(row: SettingRow) -> dict[str, Any]:
     runs = []
     for item in row.runs:
         runs.append(

@@ -98,9 +98,6 @@ RECIPE = TINY.replace("baselines = false", "baselines = false, log_every_steps =
 EVALUATE = ["evaluate", "run", "--only", "knn,few_shot", "--no-baselines"]
 EMBED = ["embed", "run", "--out", "o.safetensors", "--force"]
 REPORT = ["report", "run", "--out", "o.html", "--force"]
-COMPARE = ["compare", "run", "run2"]
-SWEEP = ["sweep", "run", "seed=0,1", "--dry-run"]
-VERIFY = ["verify", "run", "--run", "run2"]
 SHOW = ["recipe", "run", "--show"]
 RESUME = ["recipe", "run", "--resume", "train.epochs=2"]
 VIEWS = ["views", "run", "--images", "2", "--out", "o.png"]
@@ -109,13 +106,13 @@ DATA = ["data.name=generated", "data.train=9", "data.bank=9", "data.query=4", "d
 
 def targets() -> list[Target]:
     """Return all files that are mangled."""
-    reads_of_run = [EVALUATE, EMBED, REPORT, COMPARE, SWEEP, VERIFY, SHOW, RESUME, VIEWS]
+    reads_of_run = [EVALUATE, EMBED, REPORT, SHOW, RESUME, VIEWS]
     found = [
         Target("run/recipe.toml", [*reads_of_run, ["recipe", "run", "--check"]]),
-        Target("run/results.json", [REPORT, COMPARE]),
+        Target("run/results.json", [REPORT]),
         Target("run/metrics.jsonl", [REPORT, RESUME]),
         Target("run/status.json", [REPORT, RESUME]),
-        Target("run/evaluation.safetensors", [REPORT, COMPARE]),
+        Target("run/evaluation.safetensors", [REPORT]),
         Target(
             "run/model/encoder.safetensors",
             [EVALUATE, EMBED, weights("run/model/encoder.safetensors")],
@@ -154,6 +151,18 @@ def targets() -> list[Target]:
         found.append(Target(f"{folder}/embeddings.safetensors", searches(folder), f"{folder}/manifest.json"))
     found.append(Target("ivf/index.faiss", searches("ivf"), "ivf/manifest.json"))
     return found
+
+
+def comparison_targets() -> list[Target]:
+    """Return the files of a run that are mangled before it is compared with another one, or is the recipe of a sweep."""
+    compare = ["compare", "run", "run2"]
+    sweep = ["sweep", "run", "seed=0,1", "--dry-run"]
+    return [
+        Target("run/recipe.toml", [compare, sweep]),
+        Target("run/results.json", [compare]),
+        Target("run/metrics.jsonl", [compare]),
+        Target("run/evaluation.safetensors", [compare]),
+    ]
 
 
 def weights(name: str) -> list[str]:

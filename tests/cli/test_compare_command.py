@@ -69,6 +69,7 @@ def test_one_run(runs: list[str], capsys: pytest.CaptureFixture) -> None:
         ([], 2, "run"),
         (["runs", "--metric", "knn@50"], 2, "Nearest: knn@5"),
         (["runs", "--out", "runs/0.1-0/recipe.toml"], 4, "it is no folder"),
+        (["runs", "--report"], 2, "--report needs --out"),
     ],
 )
 def test_mistakes(

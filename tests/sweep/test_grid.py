@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reptk.core.errors import UsageError
-from reptk.sweep.grid import Cell, draw_settings, load_cells, loading_notes, parse_grid
+from reptk.sweep.grid import GridCell, draw_settings, load_cells, loading_notes, parse_grid
 from sweep_runs import TINY_TOML
 
 
@@ -15,7 +15,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("tiny.toml").write_text(TINY_TOML)
 
 
-def cells_of(command: str, **options: int) -> list[Cell]:
+def cells_of(command: str, **options: int) -> list[GridCell]:
     recipes, *pairs = command.split()
     return load_cells(parse_grid(recipes, pairs), **options)
 

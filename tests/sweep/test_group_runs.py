@@ -36,7 +36,15 @@ def test_runs_that_differ_in_the_seed_are_one_setting(tmp_path: Path) -> None:
 def test_a_replaced_part_comes_first(tmp_path: Path) -> None:
     a = make(tmp_path / "a", "optim.lr=0.1")
     b = make(tmp_path / "b", "loss.name=tcl", "loss.k1=7")
-    assert [label.split()[0] for label, _ in settings_of([a, b])] == ["loss.name=supcon", "loss.name=tcl"]
+    assert settings_of([a, b]) == [("loss.name=supcon optim.lr=0.1", 0), ("loss.name=tcl optim.lr=0.001", 0)]
+    # An argument that only one of the losses has is named where it tells two runs apart.
+    c = make(tmp_path / "c", "loss.name=tcl", "loss.k1=8")
+    assert [label for label, _ in settings_of([a, b, c])] == [
+        "loss.name=supcon optim.lr=0.1",
+        "loss.name=tcl optim.lr=0.001 loss.k1=7",
+        "loss.name=tcl optim.lr=0.001 loss.k1=8",
+    ]
+    assert "loss.k1: unset, 7, 8" in group_runs([a, b, c]).differences
 
 
 def test_recipes_by_name(tmp_path: Path) -> None:
