@@ -141,7 +141,9 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """
     from reptk.core import distributed
     from reptk.core.console import Logger
-    from reptk.training.build import build, describe, dropped_images_note, load_data
+    from reptk.training.build import build, load_data
+    from reptk.training.describe import describe, dropped_images_note
+    from reptk.training.plan import plan
 
     device = distributed.setup(recipe.train.device)
     logger = Logger(prints=distributed.is_main())
@@ -164,6 +166,9 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
         notes = [*notes, *dropped_images_note(parts)]
     for note in notes:
         logger.line(f"note: {note}")
+    if data_error is None:
+        for line in plan(recipe, parts):
+            logger.line(f"plan: {line}")
     distributed.cleanup()
     if data_error is not None:
         raise data_error
@@ -178,6 +183,7 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     import torch
 
     from reptk.config.registry import DATASETS
+    from reptk.config.schema import SamplerSection
 
     dataset = recipe.data["name"]
     classes = DATASETS.hint(dataset, "classes") or 10
@@ -188,6 +194,8 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     batch_size = min(recipe.train.batch_size, images_per_rank * world_size)
     images = {"size": size, "classes": classes, "train": 2 * batch_size, "bank": 16, "query": 8}
     train = {"epochs": 1, "batch_size": batch_size, "workers": 0, "report": False}
+    # The few generated images allow no other.
+    train["sampler"] = SamplerSection()
     if not torch.cuda.is_available():
         train["precision"] = "fp32"  # bf16 is emulated, and slow, on many CPUs
     evaluators = dict(recipe.eval)

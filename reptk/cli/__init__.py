@@ -27,6 +27,7 @@ VERBS = {
     "search": Verb("reptk.cli.search", "find similar images, or near duplicates"),
     "report": Verb("reptk.cli.report", "a run, or several, as one HTML page"),
     "views": Verb("reptk.cli.views", "draw the augmented views of a batch as a picture"),
+    "plugin": Verb("reptk.cli.plugin", "write a part of your own (loss, method, ...), check one, or list all"),
 }
 
 

@@ -7,7 +7,7 @@ against the signature of its registered factory.
 
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +21,19 @@ from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, 
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
 from reptk.config.toml import read
+from reptk.config.value_schedule import ValueSchedule, schedules_in
 from reptk.core.errors import UsageError
 from reptk.core.files import real_path
 
 PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "method": METHODS, "loss": LOSSES}
 """The tables of a recipe that name a registered part."""
+
+SCHEDULED_TABLES = ("loss", "method")
+"""Tables of parts whose numbers may have a schedule, as `optim.weight_decay` may; see `reptk.config.value_schedule`."""
+
+
+LABEL_KEYS = ("labelled", "only_labelled")
+"""Keys of `[data]` that belong to every data set: which training images have labels (`reptk.data.label_selection`)."""
 
 
 def load(
@@ -131,7 +139,8 @@ def _merge_overrides(earlier: Any, pairs: Sequence[str]) -> Any:
             # A new part takes none of the arguments of the one before.
             prefix = key.removesuffix("name")
             merged = [other for other in merged if not other.startswith(prefix)]
-        merged = [other for other in merged if other.partition("=")[0] != key]
+        # A value also replaces what was set inside of it, e.g. loss.temperature=0.1 the start of a schedule.
+        merged = [other for other in merged if not f"{other.partition('=')[0]}.".startswith(f"{key}.")]
         merged.append(pair)
     return merged
 
@@ -163,6 +172,9 @@ def _set(table: Table, pair: "_Pair") -> None:
     inner = table
     for key in keys[:-1]:
         child = inner.get(key, {})
+        is_number = isinstance(child, int | float) and not isinstance(child, bool)
+        if is_number and _may_have_schedule(keys[:-1]):
+            child = {"start": child}
         if not isinstance(child, dict):
             raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a table")
         inner[key] = dict(child)
@@ -237,10 +249,19 @@ def build(registry: Registry, part: Table, **supplied: Any) -> Any:
         UsageError: the factory refuses the arguments.
     """
     arguments = _arguments(part)
+    if registry is DATASETS:
+        options = label_options(part)
+        arguments = {key: value for key, value in arguments.items() if key not in options}
     try:
         return registry.build(part["name"], arguments, supplied)
     except (ValueError, TypeError) as cause:
         raise UsageError(f"{registry.kind} {part['name']!r}: {cause}") from cause
+
+
+def label_options(part: Table) -> Table:
+    """Return those of `LABEL_KEYS` that a `[data]` table sets and that are no arguments of the data set itself."""
+    accepted = signature.names(DATASETS.get(part["name"]))
+    return {key: part[key] for key in LABEL_KEYS if key in part and key not in accepted}
 
 
 def complete(key: str, part: Table) -> Table:
@@ -267,12 +288,76 @@ def _complete_part(key: str, registry: Registry, part: Any, problems: list[Probl
     except UsageError as error:
         problems.append((f"{key}.name", str(error)))
         return part
-    checked = signature.check(factory, _arguments(part), registry.supplied)
+    arguments = _arguments(part)
+    label_keys: Table = {}
+    if key == "data":
+        label_keys = _complete_label_keys(label_options(part), problems)
+        arguments = {argument: value for argument, value in arguments.items() if argument not in label_keys}
+    schedules: dict[str, Table] = {}
+    if key in SCHEDULED_TABLES:
+        for argument, table in schedules_in(factory, arguments).items():
+            schedules[argument] = _complete_schedule(f"{key}.{argument}", table, problems)
+        arguments = _check_end_values(key, factory, arguments, schedules, problems)
+    checked = signature.check(factory, arguments, registry.supplied)
     for argument in checked.unknown:
         problems.append((f"{key}.{argument}", _unknown_argument(registry, name, argument)))
     for inner_key, message in checked.problems:
-        problems.append((f"{key}.{inner_key}", message))
-    return {"name": name, **checked.complete}
+        # The value of a schedule that was checked is its start.
+        suffix = ".start" if inner_key in schedules else ""
+        problems.append((f"{key}.{inner_key}{suffix}", message))
+    return {"name": name, **checked.complete, **schedules, **label_keys}
+
+
+def _complete_label_keys(options: Table, problems: list[Problem]) -> Table:
+    """Return the `label_options` of a data set with their defaults, and append what is wrong with them to `problems`."""
+    if not options:
+        return {}
+    completed = dict(options)
+    labelled = completed.get("labelled")
+    is_number = isinstance(labelled, int | float) and not isinstance(labelled, bool)
+    if is_number and 0 < labelled <= 1:
+        completed["labelled"] = float(labelled)
+    elif labelled is not None and (is_number or not isinstance(labelled, str) or not labelled):
+        problems.append(
+            ("data.labelled", f"must be a share above 0 and at most 1, or the file of a list, got {labelled!r}")
+        )
+    only_labelled = completed.setdefault("only_labelled", False)
+    if not isinstance(only_labelled, bool):
+        problems.append(("data.only_labelled", f"must be true or false, got {only_labelled!r}"))
+    return completed
+
+
+def _complete_schedule(key: str, table: Table, problems: list[Problem]) -> Table:
+    """Return a schedule in place of a number with its defaults, and append what is wrong with it to `problems`."""
+    try:
+        schedule = ValueSchedule.model_validate(table)
+    except ValidationError as error:
+        for inner_key, message in signature.problems_of(error, ValueSchedule):
+            problems.append((f"{key}.{inner_key}".removesuffix("."), message))
+        return dict(table)
+    return schedule.model_dump(mode="json", exclude_none=True)
+
+
+def _check_end_values(
+    key: str,
+    factory: Callable[..., Any],
+    arguments: dict[str, Any],
+    schedules: Mapping[str, Table],
+    problems: list[Problem],
+) -> dict[str, Any]:
+    """Check the ends of schedules by the bounds of their arguments, and return the arguments with the starts in their places.
+
+    An argument whose schedule lacks one of these is left out, since that is reported already.
+    """
+    plain = dict(arguments)
+    for argument, table in schedules.items():
+        plain.pop(argument)
+        if isinstance(table.get("start"), float) and isinstance(table.get("end"), float):
+            plain[argument] = table["start"]
+            for inner_key, message in signature.check(factory, {argument: table["end"]}).problems:
+                if inner_key == argument:
+                    problems.append((f"{key}.{argument}.end", message))
+    return plain
 
 
 def _arguments(part: Table) -> dict[str, Any]:
@@ -329,7 +414,10 @@ def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
     for other, factory in registry.loaded().items():
         if argument in signature.names(factory, registry.supplied):
             parts_with_argument.append(other)
-    suggestion = signature.suggestion(argument, accepted)
+    known = accepted
+    if registry is DATASETS:
+        known = [*accepted, *LABEL_KEYS]
+    suggestion = signature.suggestion(argument, known)
     if parts_with_argument:
         hint = f"; {argument} belongs to {', '.join(parts_with_argument)}."
     elif suggestion:
@@ -403,6 +491,11 @@ def _types_of_key(keys: Sequence[str], part: Table) -> list[Any]:
     for factory in factories:
         types += signature.types_of_parameter(factory, keys[-1])
     return types
+
+
+def _may_have_schedule(keys: Sequence[str]) -> bool:
+    """Whether a dotted key may be that of a number for which there may be a schedule."""
+    return len(keys) == 2 and (keys[0] in SCHEDULED_TABLES or list(keys) == ["optim", "weight_decay"])
 
 
 def _is_part_name(keys: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from reptk.config.load import PARTS, available, find
 from reptk.config.schema import Recipe, Table
 from reptk.config.toml import read
+from reptk.config.value_schedule import describe_value
 from reptk.core.errors import UsageError
 
 ENCODER_KEYS = ("stem", "head_layers", "head_width", "head_out", "head_norm", "drop_path", "weights")
@@ -121,6 +122,8 @@ def _same_loss_note(recipe: Recipe) -> list[str]:
     name = recipe.loss["name"]
     positives = recipe.method.get("positives")
     temperature = recipe.loss.get("temperature")
+    if isinstance(temperature, dict):
+        return []  # published losses have no schedule
     # NT-Xent averages over all other rows of an id, which are the views of one image in its paper: with the rows of one class
     # this is SupCon's `out` form, and SupCon with the views of one image is NT-Xent.
     if name == "simclr" and positives == "class":
@@ -204,4 +207,4 @@ def _text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    return describe_value(value)

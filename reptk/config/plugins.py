@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from reptk.config.registry import REGISTRIES
+from reptk.config.registry import REGISTRIES, Registry
 from reptk.config.schema import RecipeError
 from reptk.core.errors import UsageError
 from reptk.core.files import real_path
@@ -66,6 +66,13 @@ def load_contributed_plugins(recorded: Any) -> list[str]:
         else:
             others.append(spec)
     return others
+
+
+def contributed_plugins() -> list[str]:
+    """Return the modules of the plugins that come with reptk, sorted."""
+    paths = [path.name for path in files(CONTRIBUTED).iterdir() if path.is_file()]
+    stems = [name.removesuffix(".py") for name in paths if name.endswith(".py")]
+    return [f"{CONTRIBUTED}.{stem}" for stem in sorted(stems) if stem != "__init__"]
 
 
 def is_contributed(spec: str) -> bool:
@@ -135,6 +142,38 @@ def load_plugin(spec: str) -> ModuleType:
     return module
 
 
+def load_parts(spec: str) -> list[tuple[Registry, str]]:
+    """Import a plugin, or a module that an installed distribution lists, and return its parts: registry and name.
+
+    Raises:
+        UsageError: as for `load_plugin`.
+    """
+    before = _registered()
+    installed = []
+    for registry in REGISTRIES:
+        for name in registry.installed_from(spec):
+            registry.get(name)
+            installed.append((registry, name))
+    if installed:
+        return installed
+    module = load_plugin(spec)
+    after = _registered()
+    defined = []
+    for registry, name in after:
+        defined_in = registry.get(name).__module__
+        if f"{defined_in}.".startswith(f"{module.__name__}."):
+            defined.append((registry, name))
+    # A plugin may register classes that another module defines; it may also import another plugin, whose parts are others.
+    return defined or [part for part in after if part not in before]
+
+
+def _registered() -> list[tuple[Registry, str]]:
+    parts = []
+    for registry in REGISTRIES:
+        parts += [(registry, name) for name in registry.loaded()]
+    return parts
+
+
 _SOURCE = "__reptk_plugin__"
 """Attribute of an imported plugin: the bytes of its file when it was imported."""
 
@@ -178,7 +217,7 @@ def _import_from(name: str, path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as cause:
         del sys.modules[name]
-        if isinstance(cause, UsageError) or not isinstance(cause, Exception):
+        if isinstance(cause, UsageError) or not isinstance(cause, Exception | SystemExit):
             raise
         raise UsageError(_import_failed(name, cause)) from cause
     return module
@@ -208,9 +247,9 @@ def _import_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except UsageError:
         raise
-    except Exception as cause:  # the plugin's code may raise anything
+    except (Exception, SystemExit) as cause:  # the plugin's code may raise anything
         raise UsageError(_import_failed(name, cause)) from cause
 
 
-def _import_failed(name: str, cause: Exception) -> str:
+def _import_failed(name: str, cause: BaseException) -> str:
     return f"plugin {name} cannot be imported: {type(cause).__name__}: {cause}"

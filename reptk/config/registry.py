@@ -87,6 +87,17 @@ class Registry:
         """Return where `name` is from: a module and qualified name, a plugin file, or a distribution and its version."""
         return self._find(name).source
 
+    def distribution(self, name: str) -> str | None:
+        """Return the installed distribution that lists `name` in its entry points, with its version; None if none does."""
+        for point in self._entry_points():
+            if point.name == name:
+                return _distribution(point)
+        return None
+
+    def installed_from(self, module: str) -> list[str]:
+        """Return the names that entry points of installed distributions list for this module."""
+        return sorted(point.name for point in self._entry_points() if point.module == module)
+
     def loaded(self) -> dict[str, Callable[..., Any]]:
         """Return the factories whose code is imported, by name, with the built-in ones."""
         self._load_built_ins()
@@ -136,7 +147,7 @@ class Registry:
     def _load_entry_point(self, point: EntryPoint) -> Registration:
         try:
             factory = point.load()
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:  # the distribution's code may raise anything
             raise UsageError(
                 f"{self.kind} {point.name!r} of {_distribution(point)} cannot be imported "
                 f"({point.value}): {type(cause).__name__}: {cause}"
@@ -153,9 +164,11 @@ class Registry:
         importlib.import_module(self.home)
 
 
+SUPPLIED_TO_METHODS = ("encoder", "views", "loss", "num_classes")
+
 DATASETS = Registry("data set", "reptk.data", "reptk.datasets")
 VIEWS = Registry("views", "reptk.views", "reptk.views", protocol="Views")
-METHODS = Registry("method", "reptk.methods", "reptk.methods", protocol="Method", supplied=("encoder", "views", "loss"))
+METHODS = Registry("method", "reptk.methods", "reptk.methods", protocol="Method", supplied=SUPPLIED_TO_METHODS)
 LOSSES = Registry("loss", "reptk.losses", "reptk.losses", protocol="Loss")
 EVALUATORS = Registry("evaluator", "reptk.evaluate", "reptk.evaluators", protocol="Evaluator")
 

@@ -1,12 +1,13 @@
 """The tables of a recipe as pydantic models, with their defaults and ranges. Unknown keys are errors."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from reptk.config.signature import Problem
+from reptk.config.signature import UNION_TAG, Problem
+from reptk.config.value_schedule import ValueSchedule
 from reptk.core.errors import UsageError
 
 Table = dict[str, Any]
@@ -43,6 +44,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+NUMBER_TAG = f"{UNION_TAG}number"
+SCHEDULE_TAG = f"{UNION_TAG}schedule"
+
+
+def _form_of(value: Any) -> str:
+    """Return in which of two forms a value is written: as a number, or as the table of a schedule."""
+    if isinstance(value, Mapping | ValueSchedule):
+        return SCHEDULE_TAG
+    return NUMBER_TAG
+
+
+def _check_not_negative(schedule: ValueSchedule) -> ValueSchedule:
+    if min(schedule.start, schedule.end) < 0:
+        raise ValueError(f"start and end must be at least 0, got {schedule.start:g} and {schedule.end:g}")
+    return schedule
+
+
+NonNegativeOrSchedule = Annotated[
+    Annotated[float, Field(ge=0), Tag(NUMBER_TAG)]
+    | Annotated[ValueSchedule, AfterValidator(_check_not_negative), Tag(SCHEDULE_TAG)],
+    Discriminator(_form_of),
+]
+"""A number of at least 0, or a schedule between two of them."""
+
+
 class EncoderSection(Section):
     """Any timm backbone and a projection head."""
 
@@ -64,7 +90,7 @@ class OptimSection(Section):
 
     name: str = "sgd"
     lr: float = Field(gt=0, description="as used, for the recipe's batch size: nothing scales it")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: NonNegativeOrSchedule = Field(1e-4, description="a number, or a table {start, end, schedule, epochs}")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -73,11 +99,37 @@ class OptimSection(Section):
     final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
 
 
+class SamplerSection(Section):
+    """Which images a batch consists of."""
+
+    name: Literal["random", "pk", "class_balanced", "square_root", "positives"] = Field(
+        "random",
+        description="pk: P classes x K images; class_balanced: all classes equally often; square_root: as often as the square "
+        "root of their sizes; positives: every labeled image with another one of its class",
+    )
+    images_per_class: int | None = Field(
+        None, ge=2, description="K of pk; unset: the smallest from 4 on that the classes allow"
+    )
+    labeled_per_batch: int | None = Field(
+        None, ge=1, description="labeled images of a batch, where others have no label; unset: their share of the data"
+    )
+
+    @model_validator(mode="after")
+    def _check_images_per_class(self) -> Self:
+        if self.images_per_class is not None and self.name != "pk":
+            raise ValueError(
+                f"images_per_class={self.images_per_class} is that of name = 'pk', and the name is {self.name!r}; set "
+                "train.sampler.name=pk, or leave it out"
+            )
+        return self
+
+
 class TrainSection(Section):
     """The length of the training, its batches, its device, and what is written."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="images of all ranks")
+    sampler: SamplerSection = Field(SamplerSection(), description="which images a batch consists of")
     micro_batch_size: int | None = Field(
         None, ge=1, description="images of all ranks encoded at once; the gradient stays that of the batch (GradCache)"
     )

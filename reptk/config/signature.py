@@ -2,14 +2,18 @@
 
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import to_jsonable_python
 
 from reptk.config.registry import nearest
+
+REQUIRED = inspect.Parameter.empty
+"""What `defaults` has in place of a default that a parameter does not have."""
 
 Problem = tuple[str, str]
 """A dotted key and what is wrong with it."""
@@ -57,12 +61,28 @@ def names(factory: Callable[..., Any], supplied: Sequence[str] = ()) -> list[str
     return [name for name, parameter in parameters.items() if parameter.kind in _NAMED_KINDS and name not in supplied]
 
 
+def defaults(factory: Callable[..., Any], supplied: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the default of each parameter, in their order; `REQUIRED` for one without a default."""
+    parameters = _signature(factory).parameters
+    return {name: parameters[name].default for name in names(factory, supplied)}
+
+
 def types_of_parameter(factory: Callable[..., Any], name: str) -> list[Any]:
     """Return the type of a factory's parameter, in a list that is empty if there is no such parameter or no type."""
     parameter = _signature(factory).parameters.get(name)
     if parameter is None or parameter.annotation is inspect.Parameter.empty:
         return []
     return [_checkable_type(parameter.annotation)]
+
+
+def takes_float(factory: Callable[..., Any], name: str) -> bool:
+    """Return whether a factory has this parameter and it is a float, by its type or, if it has none, by its default."""
+    parameter = _signature(factory).parameters.get(name)
+    if parameter is None:
+        return False
+    if parameter.annotation is inspect.Parameter.empty:
+        return isinstance(parameter.default, float)
+    return _includes_float(parameter.annotation)
 
 
 def types_of_field(model: type[BaseModel], keys: Sequence[str]) -> list[Any]:
@@ -101,6 +121,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if not close:
         return ""
     return f"; did you mean {close[0]!r}?"
+
+
+def _includes_float(annotation: Any) -> bool:
+    """Whether a type is float, possibly with bounds, or one of several types of which one is."""
+    if annotation is float:
+        return True
+    if get_origin(annotation) is Annotated:
+        return _includes_float(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_includes_float(member) for member in get_args(annotation))
+    return False
 
 
 _NAMED_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -176,8 +207,12 @@ def _with_defaults(
     return complete | arguments
 
 
+UNION_TAG = ":"
+"""Begins the names of the forms of a field that takes a number or a table; they are no part of its key."""
+
+
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
+    return ".".join(str(part) for part in location if not str(part).startswith(UNION_TAG))
 
 
 def _message(item: Any, model: type[BaseModel] | None) -> str:
@@ -209,11 +244,17 @@ def _unknown_key(location: tuple[int | str, ...], model: type[BaseModel] | None)
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """Return the model of the table at a dotted key."""
     for part in location:
+        if str(part).startswith(UNION_TAG):
+            continue
         model = _models_in(model.model_fields[str(part)].annotation)[0]
     return model
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models among a type and, since an optional table is annotated as a union with None, its members."""
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    """Return the models among a type and its members: a union with None for an optional table, or with a number."""
+    candidates = [annotation]
+    for member in get_args(annotation):
+        if get_origin(member) is Annotated:
+            member = get_args(member)[0]
+        candidates.append(member)
     return [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]

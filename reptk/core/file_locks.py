@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from pathlib import Path
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of file systems without locks."""
@@ -30,14 +31,25 @@ def try_lock(descriptor: int) -> bool | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine exists."""
+    """Return whether a process of this machine exists and has not ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:  # it belongs to another user
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Return whether a process has ended, and its parent has not asked for its exit code. False where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # The name before it, in parentheses, may hold anything.
+    state = stat.rpartition(")")[2].split()[0]
+    return state == "Z"
 
 
 def machine_name() -> str:

@@ -4,6 +4,7 @@ from reptk.data.device_prefetch import DevicePrefetcher
 from reptk.data.loader import Loader, check_num_images, read_blocks
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import Data, Images, InMemory, Split, WritableImages, subsample
+from reptk.data.samplers import create_sampler
 from reptk.data.sources.cifar import cifar10, cifar100
 from reptk.data.sources.digits import digits
 from reptk.data.sources.fashion_mnist import fashion_mnist
@@ -25,6 +26,7 @@ __all__ = [
     "check_num_images",
     "cifar10",
     "cifar100",
+    "create_sampler",
     "digits",
     "fashion_mnist",
     "folder",

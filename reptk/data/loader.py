@@ -10,6 +10,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.prefetch import prefetch
 from reptk.data.protocol import Images, Split
+from reptk.data.samplers import RandomSampler, Sampler
 
 LoadedBatch = tuple[Tensor, ...]
 """Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,), and aspect ratios (b,) of whole pictures."""
@@ -22,13 +23,14 @@ MAX_SUBSTITUTES = 100
 class Loader:
     """The training batches of one rank, from any step on.
 
-    An epoch is a random order of all images, cut into global batches; the remainder at its end is dropped, so that no
-    image is in a batch twice. Rank r of W receives the r-th of W equal slices of each global batch.
+    A sampler says which images the global batches of an epoch consist of; by default a random order of all images is cut
+    into batches. Rank r of W receives the r-th of W equal slices of each global batch.
 
     Args:
         split: the training images.
         batch_size: images of a global batch, over all ranks.
-        seed: of the order.
+        seed: of the order; of the default sampler.
+        sampler: of this split, with this batch size; None for `RandomSampler`.
         rank, world: number of this rank, and how many ranks there are.
         workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
@@ -37,7 +39,7 @@ class Loader:
 
     Attributes:
         steps_per_epoch: global batches.
-        dropped_per_epoch: images of the remainder, others in every epoch.
+        dropped_per_epoch: images that would be in an incomplete batch, others in every epoch.
 
     Raises:
         DataError: the split has fewer images than one batch.
@@ -50,6 +52,7 @@ class Loader:
         *,
         batch_size: int,
         seed: int,
+        sampler: Sampler | None = None,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
@@ -67,13 +70,13 @@ class Loader:
         if whole_pictures:
             self.images = split.images.resized("squash")
         self.batch_size = batch_size
-        self.seed = seed
+        self.sampler = sampler or RandomSampler(len(split), batch_size=batch_size, seed=seed)
         self.rank = rank
         self.world = world
         self.workers = workers
         self.device = device
-        self.steps_per_epoch = len(split) // batch_size
-        self.dropped_per_epoch = len(split) % batch_size
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.dropped_per_epoch = self.sampler.dropped_per_epoch
 
     def batches(self, first_step: int, last_step: int) -> Iterator[LoadedBatch]:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
@@ -119,12 +122,12 @@ class Loader:
         for step in range(first_step, last_step):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                # Every rank draws the order of all images, so that no communication is needed. It depends on the epoch alone:
-                # a resumed run needs no state of the loader.
-                order = torch.randperm(len(self.split), generator=rng.generator(self.seed, "order", epoch))
+                # Every rank draws the batches of all ranks, so that no communication is needed. They depend on the epoch
+                # alone: a resumed run needs no state of the loader.
+                batches = self.sampler.epoch(epoch)
                 order_epoch = epoch
-            first = step_of_epoch * self.batch_size + self.rank * rank_batch_size
-            yield order[first : first + rank_batch_size]
+            first = self.rank * rank_batch_size
+            yield batches[step_of_epoch, first : first + rank_batch_size]
 
 
 def read_blocks(

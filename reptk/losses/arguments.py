@@ -51,23 +51,40 @@ def logit_scale_of(temperature: float | Tensor) -> float | Tensor:
     return 1 / check_positive("temperature", temperature)
 
 
-class Temperature(nn.Module):
-    """A temperature that is fixed, or learned through its logarithm. `temperature()` returns its current value.
+def temperature_argument(start: float, learned: bool) -> "float | LearnedTemperature":
+    """Return what a loss keeps as its attribute `temperature`: the number, which a schedule may set, or what is learned.
 
     Args:
         start: the value, or where learning starts.
-        learned: whether the logarithm is a parameter.
+        learned: whether the temperature is learned.
+
+    Raises:
+        ValueError: `start` is out of range.
+    """
+    check_positive("temperature", start)
+    if learned:
+        return LearnedTemperature(start)
+    return start
+
+
+def current_value(temperature: "float | LearnedTemperature") -> float | Tensor:
+    """Return the value of a temperature that is fixed, scheduled or learned."""
+    if isinstance(temperature, LearnedTemperature):
+        return temperature()
+    return temperature
+
+
+class LearnedTemperature(nn.Module):
+    """A temperature that is learned through its logarithm. `temperature()` returns its current value, a scalar tensor.
+
+    Args:
+        start: where learning starts.
     """
 
-    def __init__(self, start: float, learned: bool) -> None:
+    def __init__(self, start: float) -> None:
         super().__init__()
-        self.start = check_positive("temperature", start)
-        # The logarithm is learned, as CLIP does it: every value of it is a temperature above 0.
-        self.logarithm = None
-        if learned:
-            self.logarithm = nn.Parameter(torch.tensor(math.log(start)))
+        # As CLIP does it: every value of the logarithm is a temperature above 0.
+        self.logarithm = nn.Parameter(torch.tensor(math.log(start)))
 
-    def forward(self) -> float | Tensor:
-        if self.logarithm is None:
-            return self.start
+    def forward(self) -> Tensor:
         return self.logarithm.exp()

@@ -12,6 +12,10 @@ class Loss(Protocol):
     Only the call is required. The other members have the defaults below, which
     `reptk.config.registry.with_defaults(loss, Loss)` gives to a loss that lacks them.
 
+    A recipe may schedule any number among the arguments of a loss: `temperature = {start = 0.2, end = 0.05}`. The loss is
+    built with the first value, and before each step training sets the attribute of the argument's name to that of the step.
+    So a loss keeps such an argument as a number (`self.temperature = temperature`) and reads it whenever it is called.
+
     Attributes:
         computes_local_rows: True says that the loss draws nothing at random and takes everything it needs of the batch
             from one `reptk.losses.RowStatistics(z, ids)` of all rows in their order. On several ranks, each rank then

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.arguments import PositiveFloat, Temperature, logit_scale_of
+from reptk.losses.arguments import PositiveFloat, current_value, logit_scale_of, temperature_argument
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -62,7 +62,7 @@ class SimCLR(nn.Module):
 
     def __init__(self, temperature: PositiveFloat = 0.5, learn_temperature: bool = False) -> None:
         super().__init__()
-        self.temperature = Temperature(temperature, learn_temperature)
+        self.temperature = temperature_argument(temperature, learn_temperature)
 
     def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
-        return simclr(z, ids, temperature=self.temperature(), keys=keys, key_ids=key_ids)
+        return simclr(z, ids, temperature=current_value(self.temperature), keys=keys, key_ids=key_ids)

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.arguments import PositiveFloat, Temperature, logit_scale_of
+from reptk.losses.arguments import PositiveFloat, current_value, logit_scale_of, temperature_argument
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -86,8 +86,8 @@ class SupCon(nn.Module):
         self, temperature: PositiveFloat = 0.1, form: Literal["out", "in"] = "out", learn_temperature: bool = False
     ) -> None:
         super().__init__()
-        self.temperature = Temperature(temperature, learn_temperature)
+        self.temperature = temperature_argument(temperature, learn_temperature)
         self.form = _check_form(form)
 
     def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
-        return supcon(z, ids, temperature=self.temperature(), form=self.form, keys=keys, key_ids=key_ids)
+        return supcon(z, ids, temperature=current_value(self.temperature), form=self.form, keys=keys, key_ids=key_ids)

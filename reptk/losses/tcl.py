@@ -5,7 +5,14 @@ import math
 from torch import Tensor, nn
 
 from reptk.config.registry import LOSSES
-from reptk.losses.arguments import NonNegativeFloat, PositiveFloat, Temperature, check_not_negative, logit_scale_of
+from reptk.losses.arguments import (
+    NonNegativeFloat,
+    PositiveFloat,
+    check_not_negative,
+    current_value,
+    logit_scale_of,
+    temperature_argument,
+)
 from reptk.losses.core.row_statistics import RowStatistics, Term, mean_over_anchors
 
 
@@ -87,9 +94,11 @@ class TCL(nn.Module):
         learn_temperature: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = Temperature(temperature, learn_temperature)
+        self.temperature = temperature_argument(temperature, learn_temperature)
         self.k1 = check_not_negative("k1", k1)
         self.k2 = check_not_negative("k2", k2)
 
     def forward(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
-        return tcl(z, ids, temperature=self.temperature(), k1=self.k1, k2=self.k2, keys=keys, key_ids=key_ids)
+        return tcl(
+            z, ids, temperature=current_value(self.temperature), k1=self.k1, k2=self.k2, keys=keys, key_ids=key_ids
+        )

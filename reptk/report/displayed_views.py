@@ -9,7 +9,7 @@ from reptk import config
 from reptk.config.registry import METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
-from reptk.data import Data, Loader
+from reptk.data import Data, Loader, create_sampler
 from reptk.data.resize import PAGE_COLOR
 from reptk.methods import Batch, draws_on_whole_pictures
 
@@ -54,6 +54,13 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
         data.train,
         batch_size=batch_size,
         seed=recipe.seed,
+        sampler=create_sampler(
+            data.train.labels,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            classes=data.classes,
+            **recipe.train.sampler.model_dump(),
+        ),
         world=num_parts,
         whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), views),
     )

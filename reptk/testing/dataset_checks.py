@@ -10,7 +10,14 @@ from torch import Tensor
 from reptk.core import rng
 from reptk.data import Data, Images, Split
 from reptk.data.protocol import WritableImages, fetch_batch
-from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
+from reptk.testing.requirements import (
+    Outcome,
+    Requirement,
+    global_rng_moved,
+    qualified_name,
+    raise_violations,
+    try_requirements,
+)
 
 MOST_IMAGES = 32
 """Images of each split that are read at most, at even distances."""
@@ -33,8 +40,13 @@ def check_dataset(factory_or_data: Callable[..., Data] | Data, **arguments: Any)
     data = factory_or_data
     if callable(factory_or_data) and not isinstance(factory_or_data, Data):
         data = factory_or_data(**arguments)
+    raise_violations(try_dataset(data), "a data set", qualified_name(factory_or_data))
+
+
+def try_dataset(data: Data) -> list[Outcome]:
+    """Try `DATASET_REQUIREMENTS` on what a data set's factory returned, and return what came of each."""
     with rng.seeded("check_dataset"):
-        check_requirements(factory_or_data, "a data set", DATASET_REQUIREMENTS, data)
+        return try_requirements(data, DATASET_REQUIREMENTS)
 
 
 def _splits(data: Data) -> list[tuple[str, Split]]:
@@ -47,7 +59,7 @@ def _sample(split: Split) -> Tensor:
     return torch.linspace(0, len(split) - 1, min(len(split), MOST_IMAGES)).long().unique()
 
 
-def _not_data(factory: Any, data: Data) -> str | None:
+def _not_data(data: Data) -> str | None:
     if not isinstance(data, Data):
         return f"it gave {type(data).__name__}"
     if (data.bank is None) != (data.query is None):
@@ -59,7 +71,7 @@ def _not_data(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _wrong_lengths(factory: Any, data: Data) -> str | None:
+def _wrong_lengths(data: Data) -> str | None:
     for name, split in _splits(data):
         if not len(split):
             return f"{name} is empty"
@@ -68,7 +80,7 @@ def _wrong_lengths(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _wrong_labels(factory: Any, data: Data) -> str | None:
+def _wrong_labels(data: Data) -> str | None:
     for name, split in _splits(data):
         labels = split.labels
         if labels.dtype != torch.int64:
@@ -80,7 +92,7 @@ def _wrong_labels(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _queries_without_class_in_bank(factory: Any, data: Data) -> str | None:
+def _queries_without_class_in_bank(data: Data) -> str | None:
     if data.bank is None or data.query is None:
         return None
     labels = data.query.labels[data.query.labels >= 0]
@@ -99,14 +111,14 @@ def _queries_without_class_in_bank(factory: Any, data: Data) -> str | None:
     return observed
 
 
-def _not_images(factory: Any, data: Data) -> str | None:
+def _not_images(data: Data) -> str | None:
     for name, split in _splits(data):
         if not isinstance(split.images, Images):
             return f"the images of {name} are a {type(split.images).__qualname__}; subclass reptk.data.Images"
     return None
 
 
-def _wrong_shape(factory: Any, data: Data) -> str | None:
+def _wrong_shape(data: Data) -> str | None:
     shapes = {}
     for name, split in _splits(data):
         numbers = _sample(split)
@@ -123,7 +135,7 @@ def _wrong_shape(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _depends_on_order(factory: Any, data: Data) -> str | None:
+def _depends_on_order(data: Data) -> str | None:
     for name, split in _splits(data):
         numbers = _sample(split)
         images = split.images.fetch(numbers)
@@ -138,7 +150,7 @@ def _depends_on_order(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _not_thread_safe(factory: Any, data: Data) -> str | None:
+def _not_thread_safe(data: Data) -> str | None:
     numbers = _sample(data.train)
     expected = data.train.images.fetch(numbers)
     with ThreadPoolExecutor(4) as executor:
@@ -150,7 +162,7 @@ def _not_thread_safe(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _wrong_optional_members(factory: Any, data: Data) -> str | None:
+def _wrong_optional_members(data: Data) -> str | None:
     for name, split in _splits(data):
         images = split.images
         fetched = images.fetch(_sample(split))
@@ -161,20 +173,60 @@ def _wrong_optional_members(factory: Any, data: Data) -> str | None:
     return None
 
 
-def _moves_global_rng(factory: Any, data: Data) -> str | None:
+def _moves_global_rng(data: Data) -> str | None:
     return global_rng_moved(lambda: data.train.images.fetch(_sample(data.train)))
 
 
 DATASET_REQUIREMENTS = (
-    Requirement("it gives Data with bank and query or neither, a protocol, and a crop in (0, 1]", _not_data),
-    Requirement("every split has images and as many labels", _wrong_lengths),
-    Requirement("labels are int64, -1 for none, and below the number of class names", _wrong_labels),
-    Requirement("every class of the queries is in the bank", _queries_without_class_in_bank),
-    Requirement("images subclass reptk.data.Images", _not_images),
-    Requirement("fetch(numbers (n,)) gives (n, 3, H, W) uint8, of one size in all splits", _wrong_shape),
-    Requirement("an image depends on its number alone", _depends_on_order),
-    Requirement("several threads may fetch at once", _not_thread_safe),
-    Requirement("is_gray and fetch_into agree with fetch", _wrong_optional_members),
-    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
+    Requirement(
+        "it gives Data with bank and query or neither, a protocol, and a crop in (0, 1]",
+        _not_data,
+        "Training cannot read it, or a result does not say what it was measured on.",
+    ),
+    Requirement(
+        "every split has images and as many labels",
+        _wrong_lengths,
+        "Images get the labels of others, or training and evaluation stop.",
+    ),
+    Requirement(
+        "labels are int64, -1 for none, and below the number of class names",
+        _wrong_labels,
+        "Classes are counted wrongly, and the table of classes has no name for some.",
+    ),
+    Requirement(
+        "every class of the queries is in the bank",
+        _queries_without_class_in_bank,
+        "Queries of that class can never be right, and the headline number is too low.",
+    ),
+    Requirement(
+        "images subclass reptk.data.Images",
+        _not_images,
+        "They lack the optional members that training and the report use.",
+    ),
+    Requirement(
+        "fetch(numbers (n,)) gives (n, 3, H, W) uint8, of one size in all splits",
+        _wrong_shape,
+        "Batches cannot be put together, or views get colors of another scale.",
+    ),
+    Requirement(
+        "an image depends on its number alone",
+        _depends_on_order,
+        "Images get the labels of others, and a run cannot be repeated: draw nothing at random, and keep the order of numbers.",
+    ),
+    Requirement(
+        "several threads may fetch at once",
+        _not_thread_safe,
+        "With train.workers, batches hold wrong images: open a file in each call instead of sharing one.",
+    ),
+    Requirement(
+        "is_gray and fetch_into agree with fetch",
+        _wrong_optional_members,
+        "The raw-pixel baseline, or training, sees other images than evaluation.",
+    ),
+    Requirement(
+        "the random states of torch, NumPy and Python are left as they were",
+        _moves_global_rng,
+        "Dropout and other parts then draw other numbers, so that runs cannot be compared at one seed.",
+    ),
 )
 """What a data set must do."""

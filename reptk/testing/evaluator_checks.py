@@ -10,7 +10,14 @@ from reptk.core import rng
 from reptk.data import Data, Split
 from reptk.data.sources.generated import generated
 from reptk.evaluate import EvalResult, Evaluator, FeatureStore, ImageFeatures
-from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
+from reptk.testing.requirements import (
+    Outcome,
+    Requirement,
+    global_rng_moved,
+    qualified_name,
+    raise_violations,
+    try_requirements,
+)
 from reptk.views.sets import crop_flip
 
 SIZE_PX = 8
@@ -28,10 +35,15 @@ def check_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> No
         >>> from reptk.evaluate import Knn
         >>> check_evaluator(Knn())
     """
+    raise_violations(try_evaluator(evaluator), "an evaluator", qualified_name(evaluator))
+
+
+def try_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> list[Outcome]:
+    """Try `EVALUATOR_REQUIREMENTS`, and return what came of each."""
     # Enough images of each class for the defaults of reptk's evaluators, e.g. k = 20.
     data = generated(classes=10, size=SIZE_PX, train=250, bank=250, query=50)
     with rng.seeded("check_evaluator"):
-        check_requirements(with_defaults(evaluator, Evaluator), "an evaluator", EVALUATOR_REQUIREMENTS, data)
+        return try_requirements(with_defaults(evaluator, Evaluator), EVALUATOR_REQUIREMENTS, data)
 
 
 def _feature_store() -> FeatureStore:
@@ -85,15 +97,35 @@ def _fails_during_training(evaluator: Evaluator, data: Data) -> str | None:
 
 
 EVALUATOR_REQUIREMENTS = (
-    Requirement("evaluator(features, data) returns an EvalResult with metrics that are finite floats", _not_a_result),
     Requirement(
-        "the same features and data give the same metrics, whatever the random state", _depends_on_random_state
+        "evaluator(features, data) returns an EvalResult with metrics that are finite floats",
+        _not_a_result,
+        "The evaluation of a run fails after hours of training, or results.json cannot be written.",
     ),
-    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
-    Requirement("the same split as bank and query (leave one out) gives such a result", _fails_leave_one_out),
     Requirement(
-        "with needs_labels = False, data without labels, bank and query give such a result", _fails_without_labels
+        "the same features and data give the same metrics, whatever the random state",
+        _depends_on_random_state,
+        "Two evaluations of one run differ, and a comparison shows chance.",
     ),
-    Requirement("during_training gives such a result", _fails_during_training),
+    Requirement(
+        "the random states of torch, NumPy and Python are left as they were",
+        _moves_global_rng,
+        "An evaluation during training changes the training after it.",
+    ),
+    Requirement(
+        "the same split as bank and query (leave one out) gives such a result",
+        _fails_leave_one_out,
+        "It cannot be used with data sets that have no bank of their own, e.g. most folders.",
+    ),
+    Requirement(
+        "with needs_labels = False, data without labels, bank and query give such a result",
+        _fails_without_labels,
+        "The evaluation of data without labels fails after training.",
+    ),
+    Requirement(
+        "during_training gives such a result",
+        _fails_during_training,
+        "A recipe with eval.NAME.every_epochs fails after its first epochs.",
+    ),
 )
 """What an evaluator must do."""

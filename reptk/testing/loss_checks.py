@@ -12,7 +12,14 @@ from torch.autograd import gradcheck
 from reptk.config.registry import with_defaults
 from reptk.core import distributed, rng
 from reptk.losses import Loss, local_rows
-from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved, qualified_name
+from reptk.testing.requirements import (
+    Outcome,
+    Requirement,
+    global_rng_moved,
+    qualified_name,
+    raise_violations,
+    try_requirements,
+)
 from reptk.testing.simulated_ranks import run_on_ranks
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -38,14 +45,22 @@ def check_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -
         >>> from reptk.losses import SupCon
         >>> check_loss(SupCon)
     """
+    # The message names what the caller passed: a factory, if there is one.
+    name = qualified_name(factory_or_module)
+    raise_violations(try_loss(factory_or_module, rows=rows, dimension=dimension), "a loss", name)
+
+
+def try_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -> list[Outcome]:
+    """Try `LOSS_REQUIREMENTS`, and return what came of each. The arguments are those of `check_loss`.
+
+    Raises:
+        ValueError: too few rows or dimensions.
+    """
     if rows < 4 or dimension < 2:
         raise ValueError(f"rows must be at least 4 and dimension at least 2, got {rows} and {dimension}")
     with rng.seeded("check_loss"):
         loss = _build(factory_or_module)
-        z, ids = _random_batch(rows, dimension)
-        # The message names what the caller passed: a factory, if there is one.
-        name = qualified_name(factory_or_module)
-        check_requirements(loss, "a loss", LOSS_REQUIREMENTS, z, ids, name=name)
+        return try_requirements(loss, LOSS_REQUIREMENTS, *_random_batch(rows, dimension))
 
 
 def _build(factory_or_module: Any) -> LossFunction:
@@ -111,7 +126,7 @@ def _wrong_gradient(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % z.shape[1]]
     for name, batch in (("random", z), ("one-hot", one_hot)):
         if not gradcheck(lambda z: loss(z, ids), batch.requires_grad_(), fast_mode=True, raise_exception=False):
-            return f"torch.autograd.gradcheck does not agree for {name} rows"
+            return f"it is not differentiable at {name} rows: torch.autograd.gradcheck does not agree"
     return None
 
 
@@ -260,9 +275,17 @@ def _changed_by_ranks(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
             return f"on rank {rank} {observed}; it must not gather rows itself, nor use the number of ranks"
         # DDP takes the mean over ranks, where the gradient of the global batch is the sum over its rows.
         gradients.append(gradient / WORLD_SIZE)
-    if not torch.allclose(torch.cat(gradients), expected_gradient, rtol=1e-7, atol=1e-7):
-        return "the gradient is another"
-    return None
+    return _gradient_difference(torch.cat(gradients), expected_gradient)
+
+
+def _gradient_difference(gradient: Tensor, expected: Tensor) -> str | None:
+    """Return how a gradient differs: by a factor, which is what a wrong mean over ranks gives, or otherwise."""
+    if torch.allclose(gradient, expected, rtol=1e-7, atol=1e-7):
+        return None
+    factor = ((gradient * expected).sum() / expected.square().sum()).item()
+    if torch.allclose(gradient, factor * expected, rtol=1e-5, atol=1e-7):
+        return f"the gradient is {factor:.3g} times that of one process"
+    return "the gradient is another"
 
 
 def _moves_global_rng(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
@@ -270,29 +293,90 @@ def _moves_global_rng(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
 
 
 LOSS_REQUIREMENTS = (
-    Requirement("the value is a finite scalar, attached to the graph", _not_a_scalar),
-    Requirement("the gradient is that of finite differences in float64", _wrong_gradient),
-    Requirement("groups of uneven size give a finite value and gradient", _not_finite_on(_unchanged)),
-    Requirement("pairs give a finite value and gradient", _not_finite_on(_in_pairs)),
-    Requirement("a single group gives a finite value and gradient", _not_finite_on(_in_one_group)),
-    Requirement("identical rows give a finite value and gradient", _not_finite_on(_with_identical_rows)),
-    Requirement("a row of zeros gives a finite value and gradient", _not_finite_on(_with_zero_row)),
     Requirement(
-        "a batch without any positive gives 0, attached to the graph, with gradient 0", _not_zero_without_positives
+        "the value is a finite scalar, attached to the graph",
+        _not_a_scalar,
+        "Training cannot call backward on it, and stops in the first step.",
     ),
     Requirement(
-        "half precision gives the value of the same rows in float32, in float32 or wider", _wrong_in_half_precision
+        "the gradient is that of finite differences in float64",
+        _wrong_gradient,
+        "Training follows a gradient that is not that of the loss: look for detach, item, rounding, or float32 inside.",
     ),
-    Requirement("autocast changes neither value nor gradient, and the value is float32 or wider", _changed_by_autocast),
-    Requirement("the order of the rows does not matter", _changed_by_row_order),
-    Requirement("only which ids are equal matters", _changed_by_values_of_ids),
-    Requirement("the length of a row does not matter", _changed_by_length),
-    Requirement("the input is not written to", _writes_to_input),
-    Requirement("the same input gives the same value and gradient", _not_repeatable),
-    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
+    Requirement(
+        "groups of uneven size give a finite value and gradient",
+        _not_finite_on(_unchanged),
+        "Training stops (exit code 5) at the first batch whose classes differ in size.",
+    ),
+    Requirement(
+        "pairs give a finite value and gradient",
+        _not_finite_on(_in_pairs),
+        "Training without labels stops (exit code 5): its positives are pairs of views.",
+    ),
+    Requirement(
+        "a single group gives a finite value and gradient",
+        _not_finite_on(_in_one_group),
+        "Training stops (exit code 5) at a batch of one class, which has no negatives.",
+    ),
+    Requirement(
+        "identical rows give a finite value and gradient",
+        _not_finite_on(_with_identical_rows),
+        "Training stops (exit code 5) when embeddings collapse, or at images that are all black.",
+    ),
+    Requirement(
+        "a row of zeros gives a finite value and gradient",
+        _not_finite_on(_with_zero_row),
+        "Training stops (exit code 5) at an image whose embedding is zero: divide by a length that is clamped.",
+    ),
+    Requirement(
+        "a batch without any positive gives 0, attached to the graph, with gradient 0",
+        _not_zero_without_positives,
+        "A batch in which no class occurs twice stops training, or trains something else.",
+    ),
+    Requirement(
+        "half precision gives the value of the same rows in float32, in float32 or wider",
+        _wrong_in_half_precision,
+        "Training in bf16 or fp16 sees a rounded loss: convert the rows to float32 first.",
+    ),
+    Requirement(
+        "autocast changes neither value nor gradient, and the value is float32 or wider",
+        _changed_by_autocast,
+        "On a GPU products are rounded to 8 bits: compute inside torch.autocast(z.device.type, enabled=False).",
+    ),
+    Requirement(
+        "the order of the rows does not matter",
+        _changed_by_row_order,
+        "The result depends on the order in which images are read, and on the number of ranks.",
+    ),
+    Requirement(
+        "only which ids are equal matters",
+        _changed_by_values_of_ids,
+        "Ids are row numbers, class numbers or negative: a loss that uses their values works for some data sets only.",
+    ),
+    Requirement(
+        "the length of a row does not matter",
+        _changed_by_length,
+        "The encoder can lower the loss by scaling its embeddings, which retrieval does not see: normalize the rows.",
+    ),
+    Requirement(
+        "the input is not written to",
+        _writes_to_input,
+        "What is computed from the embeddings afterwards, the health of every epoch included, is wrong.",
+    ),
+    Requirement(
+        "the same input gives the same value and gradient",
+        _not_repeatable,
+        "A run that is repeated, or resumed, ends in other weights.",
+    ),
+    Requirement(
+        "the random states of torch, NumPy and Python are left as they were",
+        _moves_global_rng,
+        "Dropout and other parts then draw other numbers, so that two losses cannot be compared at one seed.",
+    ),
     Requirement(
         "on two ranks, of which each passes the rows of both, value and gradient are those of one process",
         _changed_by_ranks,
+        "Training on several GPUs optimizes something else, or at another learning rate, than on one.",
     ),
 )
 """What a loss must do, in the order in which it is tried."""

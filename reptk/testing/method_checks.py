@@ -1,7 +1,7 @@
 """The check of methods, whose steps must be functions of the method's state, the batch and the step."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from reptk.data.sources.generated import generated
 from reptk.losses import SimCLR
 from reptk.methods import Batch, Method, Step
 from reptk.models.encoder import Encoder
-from reptk.testing.requirements import Requirement, check_requirements
+from reptk.testing.requirements import Outcome, Requirement, qualified_name, raise_violations, try_requirements
 from reptk.views import Views
 from reptk.views.sets import crop_flip, simclr_small
 
 SIZE_PX = 16
+NUM_CLASSES = 3
 BATCH_SIZE = 6
 TOTAL_STEPS = 8
 
@@ -31,7 +32,7 @@ def check_method(
     """Check a method against `METHOD_REQUIREMENTS`, with a tiny encoder on generated images of 16 px.
 
     Args:
-        factory: the method's class or factory, called with those of `encoder`, `views` and `loss` that it takes.
+        factory: the method's class or factory, called with those of `encoder`, `views`, `loss` and `num_classes` that it takes.
         loss: for a method that takes one; SimCLR by default.
         backbone: timm name of the encoder's backbone. One with BatchNorm checks that running statistics are saved.
         arguments: further arguments of the factory.
@@ -43,18 +44,30 @@ def check_method(
         >>> from reptk.methods import Contrastive
         >>> check_method(Contrastive, positives="class")
     """
+    outcomes = try_method(factory, arguments, loss=loss, backbone=backbone)
+    raise_violations(outcomes, "a method", qualified_name(factory))
+
+
+def try_method(
+    factory: Callable[..., Method],
+    arguments: Mapping[str, Any],
+    *,
+    loss: nn.Module | None = None,
+    backbone: str = "test_vit",
+) -> list[Outcome]:
+    """Try `METHOD_REQUIREMENTS`, and return what came of each; see `check_method`."""
     if loss is None:
         loss = SimCLR()
     builder = _MethodBuilder(factory, loss, backbone, arguments)
     with rng.seeded("check_method"):
-        check_requirements(factory, "a method", METHOD_REQUIREMENTS, builder)
+        return try_requirements(builder, METHOD_REQUIREMENTS)
 
 
 class _MethodBuilder:
     """Builds a new instance of the method for each requirement, with initial weights that depend on the seed alone."""
 
     def __init__(
-        self, factory: Callable[..., Method], loss: nn.Module, backbone: str, arguments: dict[str, Any]
+        self, factory: Callable[..., Method], loss: nn.Module, backbone: str, arguments: Mapping[str, Any]
     ) -> None:
         self.factory = factory
         self.loss = loss
@@ -66,7 +79,7 @@ class _MethodBuilder:
             views = crop_flip(count=2, size=SIZE_PX)
         with rng.seeded("check_method", seed):
             encoder = Encoder(self.backbone, size=SIZE_PX, head_width=32, head_out=16)
-            parts = {"encoder": encoder, "views": views, "loss": self.loss}
+            parts = {"encoder": encoder, "views": views, "loss": self.loss, "num_classes": NUM_CLASSES}
             # As `Registry.build` does for a recipe.
             parameters = inspect.signature(self.factory).parameters
             supplied = {name: parts[name] for name in METHODS.supplied if name in parameters}
@@ -74,7 +87,7 @@ class _MethodBuilder:
 
 
 def _batch(number: int, *, labeled: bool = True) -> Batch:
-    data = generated(classes=3, size=SIZE_PX, train=BATCH_SIZE * TOTAL_STEPS).train
+    data = generated(classes=NUM_CLASSES, size=SIZE_PX, train=BATCH_SIZE * TOTAL_STEPS).train
     index = torch.arange(number * BATCH_SIZE, (number + 1) * BATCH_SIZE)
     labels = data.labels[index]
     if not labeled:
@@ -110,7 +123,7 @@ def _train(method: Method, steps: range, optimizer: torch.optim.Optimizer) -> No
             method.after_step(_step(number))
 
 
-def _not_a_method(factory: Any, builder: _MethodBuilder) -> str | None:
+def _not_a_method(builder: _MethodBuilder) -> str | None:
     method = builder.build()
     if not isinstance(method, Method):
         return f"it is a {type(method).__qualname__}; subclass reptk.Method"
@@ -123,7 +136,7 @@ def _not_a_method(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _wrong_outputs(factory: Any, builder: _MethodBuilder) -> str | None:
+def _wrong_outputs(builder: _MethodBuilder) -> str | None:
     outputs = _forward(builder.build(), 0)
     if not isinstance(outputs, dict):
         return f"it returned {type(outputs).__name__}"
@@ -140,7 +153,7 @@ def _wrong_outputs(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _wrong_embeddings(factory: Any, builder: _MethodBuilder) -> str | None:
+def _wrong_embeddings(builder: _MethodBuilder) -> str | None:
     outputs = _forward(builder.build(), 0)
     z, ids = outputs.get("z"), outputs.get("ids")
     if ids is not None and z is None:
@@ -152,7 +165,7 @@ def _wrong_embeddings(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _untrained_parameters(factory: Any, builder: _MethodBuilder) -> str | None:
+def _untrained_parameters(builder: _MethodBuilder) -> str | None:
     method = builder.build()
     _forward(method, 0)["loss"].backward()
     grouped = [parameter for group in method.parameter_groups() for parameter in group["params"]]
@@ -170,7 +183,7 @@ def _untrained_parameters(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _depends_on_more(factory: Any, builder: _MethodBuilder) -> str | None:
+def _depends_on_more(builder: _MethodBuilder) -> str | None:
     first = _forward(builder.build(), 0)["loss"]
     second = _forward(builder.build(), 0)["loss"]
     if not torch.equal(first, second):
@@ -178,7 +191,7 @@ def _depends_on_more(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _ignores_key(factory: Any, builder: _MethodBuilder) -> str | None:
+def _ignores_key(builder: _MethodBuilder) -> str | None:
     # The same global seed for both, so that only the key can make a difference.
     method = builder.build()
     torch.manual_seed(0)
@@ -191,7 +204,7 @@ def _ignores_key(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
+def _writes_to_batch(builder: _MethodBuilder) -> str | None:
     # Equal, since the images are generated.
     batch, before = (_batch(0)._replace(aspect_ratios=torch.full((BATCH_SIZE,), 1.5)) for _ in range(2))
     _forward(builder.build(), 0, batch)
@@ -201,7 +214,7 @@ def _writes_to_batch(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _forward_changes_state(factory: Any, builder: _MethodBuilder) -> str | None:
+def _forward_changes_state(builder: _MethodBuilder) -> str | None:
     method = builder.build()
     before = {name: value.clone() for name, value in method.state_dict().items()}
     _forward(method, 0)["loss"].backward()
@@ -213,7 +226,7 @@ def _forward_changes_state(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _ignores_aspect_ratios(factory: Any, builder: _MethodBuilder) -> str | None:
+def _ignores_aspect_ratios(builder: _MethodBuilder) -> str | None:
     if not builder.build().uses_aspect_ratios:
         return None
     losses = []
@@ -227,14 +240,14 @@ def _ignores_aspect_ratios(factory: Any, builder: _MethodBuilder) -> str | None:
     return None
 
 
-def _fails_without_labels(factory: Any, builder: _MethodBuilder) -> str | None:
+def _fails_without_labels(builder: _MethodBuilder) -> str | None:
     loss = _forward(builder.build(), 0, _batch(0, labeled=False))["loss"]
     if not loss.isfinite():
         return f"the loss is {loss.item()}"
     return None
 
 
-def _resumes_differently(factory: Any, builder: _MethodBuilder) -> str | None:
+def _resumes_differently(builder: _MethodBuilder) -> str | None:
     """Compare four steps with two steps, whose state is loaded into a method with other initial weights, and two more."""
     uninterrupted = builder.build()
     _train(uninterrupted, range(4), _create_optimizer(uninterrupted))
@@ -255,16 +268,60 @@ def _resumes_differently(factory: Any, builder: _MethodBuilder) -> str | None:
 
 
 METHOD_REQUIREMENTS = (
-    Requirement("it is a Method whose state_dict holds its encoder", _not_a_method),
-    Requirement("forward returns a finite scalar loss with a graph; all else is detached tensors", _wrong_outputs),
-    Requirement("z (N, D) and ids (N,), if returned, belong together", _wrong_embeddings),
-    Requirement("every parameter that requires a gradient gets one, and is in one group", _untrained_parameters),
-    Requirement("the same state, batch and step give the same loss", _depends_on_more),
-    Requirement("the step's key decides what is drawn", _ignores_key),
-    Requirement("the batch is not written to", _writes_to_batch),
-    Requirement("forward changes nothing but running statistics of BatchNorm", _forward_changes_state),
-    Requirement("with uses_aspect_ratios, views depend on the aspect ratios", _ignores_aspect_ratios),
-    Requirement("images without labels give a finite loss", _fails_without_labels),
-    Requirement("a run resumed from its state_dict ends in the same weights and buffers", _resumes_differently),
+    Requirement(
+        "it is a Method whose state_dict holds its encoder",
+        _not_a_method,
+        "Training refuses it, or a run has no weights to export and to resume from.",
+    ),
+    Requirement(
+        "forward returns a finite scalar loss with a graph; all else is detached tensors",
+        _wrong_outputs,
+        "Training cannot call backward on it, cannot log it, or holds the graph of every step in memory.",
+    ),
+    Requirement(
+        "z (N, D) and ids (N,), if returned, belong together",
+        _wrong_embeddings,
+        "The health of every epoch (collapse, alignment) cannot be measured.",
+    ),
+    Requirement(
+        "every parameter that requires a gradient gets one, and is in one group",
+        _untrained_parameters,
+        "The parameter is not trained, or several ranks wait for its gradient: use requires_grad_(False) if that is meant.",
+    ),
+    Requirement(
+        "the same state, batch and step give the same loss",
+        _depends_on_more,
+        "A run that is repeated, or resumed, ends in other weights.",
+    ),
+    Requirement(
+        "the step's key decides what is drawn",
+        _ignores_key,
+        "Every epoch trains on the same views: pass step.key to batch.draw_views.",
+    ),
+    Requirement(
+        "the batch is not written to",
+        _writes_to_batch,
+        "Data sets in memory are changed by training, and evaluation measures other images.",
+    ),
+    Requirement(
+        "forward changes nothing but running statistics of BatchNorm",
+        _forward_changes_state,
+        "A step that is not finite leaves its traces in the last checkpoint.",
+    ),
+    Requirement(
+        "with uses_aspect_ratios, views depend on the aspect ratios",
+        _ignores_aspect_ratios,
+        "Photographs that are not square are trained on squashed.",
+    ),
+    Requirement(
+        "images without labels give a finite loss",
+        _fails_without_labels,
+        "Training stops at the first batch without a label (-1), e.g. if a folder is labeled in part.",
+    ),
+    Requirement(
+        "a run resumed from its state_dict ends in the same weights and buffers",
+        _resumes_differently,
+        "A run that was interrupted gives another result than one that was not.",
+    ),
 )
 """What a method must do."""

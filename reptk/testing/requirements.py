@@ -1,9 +1,11 @@
-"""A check tries a list of requirements on a part, and raises all violations in one AssertionError."""
+"""Requirements of parts: a check tries a list of them, and raises all violations in one AssertionError."""
 
 import inspect
 import random
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from reptk.core import rng
 
+REPTK_FOLDER = Path(__file__).parents[1]
+
 
 class Requirement(NamedTuple):
     """One thing that a part must do.
@@ -19,39 +23,55 @@ class Requirement(NamedTuple):
     statement: what it is, in one sentence.
     violation: a function of the part and the check's inputs. Returns what was observed instead, as the end of a sentence,
         or None if the requirement is met.
+    consequence: what happens to a user of a part that violates it, in one sentence.
     """
 
     statement: str
     violation: Callable[..., str | None]
+    consequence: str
 
 
-def check_requirements(
-    part: Any, kind: str, requirements: Sequence[Requirement], *inputs: Any, name: str | None = None
-) -> None:
-    """Try every requirement on a part.
+class Outcome(NamedTuple):
+    """A requirement that was tried: `observed` is what the part did instead, or None if it meets the requirement."""
+
+    requirement: Requirement
+    observed: str | None
+
+
+def try_requirements(part: Any, requirements: Sequence[Requirement], *inputs: Any) -> list[Outcome]:
+    """Try every requirement on a part, and return the outcomes in their order.
 
     Args:
         part: what is checked; passed to each requirement first.
-        kind: e.g. "a loss", for the message.
         requirements: all of them are tried.
         inputs: further arguments of every requirement. Tensors are copied for each, so that a part that writes to its input
             violates one requirement, not all.
-        name: of the part, for the message; by default its qualified name.
+    """
+    outcomes = []
+    with _restored_random_states():
+        for requirement in requirements:
+            outcomes.append(Outcome(requirement, _try(requirement.violation, part, inputs)))
+    return outcomes
+
+
+def raise_violations(outcomes: Sequence[Outcome], kind: str, name: str) -> None:
+    """Raise an error that lists the requirements which a part violates, if there are any.
+
+    Args:
+        outcomes: of all requirements.
+        kind: e.g. "a loss", for the message.
+        name: of the part, for the message.
 
     Raises:
         AssertionError: one line for each violated requirement.
     """
     violations = []
-    with _restored_random_states():
-        for statement, violation in requirements:
-            observed = _try(violation, part, inputs)
-            if observed is not None:
-                violations.append(f"{statement}, but {observed}")
+    for requirement, observed in outcomes:
+        if observed is not None:
+            violations.append(f"{requirement.statement}, but {observed}")
     if violations:
-        raise AssertionError(
-            f"{name or qualified_name(part)} violates {len(violations)} of {len(requirements)} requirements of {kind}:\n"
-            + "\n".join(violations)
-        )
+        head = f"{name} violates {len(violations)} of {len(outcomes)} requirements of {kind}:"
+        raise AssertionError("\n".join([head, *violations]))
 
 
 @contextmanager
@@ -93,7 +113,19 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
         return violation(part, *copies)
     except Exception as error:
         # The report has one line for each violation; messages of torch have several.
-        return " ".join(f"it raised {type(error).__name__}: {error}".split())
+        return " ".join(f"it raised {type(error).__name__}: {error}{place_of(error)}".split())
+
+
+def place_of(error: Exception) -> str:
+    """Return the line of the part that raised an error, as ` (my_loss.py, line 12)`; empty if it is not in a plugin's file."""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        # Messages of libraries name a line that the author of a part does not know.
+        is_library = path.is_relative_to(REPTK_FOLDER) or "site-packages" in path.parts
+        if not is_library and path.is_file():
+            place = f" ({path.name}, line {frame.lineno})"
+    return place
 
 
 def qualified_name(part: Any) -> str:

@@ -8,7 +8,14 @@ from torch.nn import functional
 
 from reptk.config.registry import with_defaults
 from reptk.core import rng
-from reptk.testing.requirements import Requirement, check_requirements, global_rng_moved
+from reptk.testing.requirements import (
+    Outcome,
+    Requirement,
+    global_rng_moved,
+    qualified_name,
+    raise_violations,
+    try_requirements,
+)
 from reptk.views import Views, takes_aspect_ratios
 
 HALF_LEVEL = 0.5 / 255
@@ -32,6 +39,13 @@ def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, si
         >>> from reptk.views.sets import crop_flip
         >>> check_views(crop_flip(size=16), size=16)
     """
+    raise_violations(try_views(views, size=size, random=random), "views", qualified_name(views))
+
+
+def try_views(
+    views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, size: int, random: bool = True
+) -> list[Outcome]:
+    """Try the requirements of views, and return what came of each; see `check_views`."""
     if random:
         requirements = VIEWS_REQUIREMENTS + RANDOM_VIEWS_REQUIREMENTS
     else:
@@ -40,7 +54,7 @@ def check_views(views: Callable[[Tensor, int], Tensor | Sequence[Tensor]], *, si
     # Neither square nor of the requested size, as images are.
     images = torch.randint(256, (6, 3, size + size // 4 + 1, size + 2), generator=generator).to(torch.uint8)
     with rng.seeded("check_views"):
-        check_requirements(with_defaults(views, Views), "views", requirements, images, size)
+        return try_requirements(with_defaults(views, Views), requirements, images, size)
 
 
 def _draw(views: Views, images: Tensor, key: int, **options: Tensor) -> Tensor:
@@ -154,21 +168,63 @@ def _difference(out: Tensor, expected: Tensor) -> str | None:
 
 
 VIEWS_REQUIREMENTS = (
-    Requirement("(B, 3, H, W) uint8 gives (V, B, 3, size, size) floats in 0..1", _wrong_shape_or_range),
-    Requirement("the same images and key give the same views, whatever the random state", _depends_on_random_state),
-    Requirement("autocast does not change them", _changed_by_autocast),
-    Requirement("the random states of torch, NumPy and Python are left as they were", _moves_global_rng),
-    Requirement("the images are not written to", _writes_to_images),
-    Requirement("aspect ratios of 1 give what none give", _square_aspect_ratios_differ),
-    Requirement("two ranks with shard(rank, 2) draw what one draws for the whole batch", _shards_differ),
+    Requirement(
+        "(B, 3, H, W) uint8 gives (V, B, 3, size, size) floats in 0..1",
+        _wrong_shape_or_range,
+        "The encoder cannot read them, or gets colors of another scale than in evaluation.",
+    ),
+    Requirement(
+        "the same images and key give the same views, whatever the random state",
+        _depends_on_random_state,
+        "A run that is repeated, or resumed, sees other views: draw from reptk.rng.generator(key).",
+    ),
+    Requirement(
+        "autocast does not change them",
+        _changed_by_autocast,
+        "On a GPU colors are rounded to 8 bits of precision, with visible steps.",
+    ),
+    Requirement(
+        "the random states of torch, NumPy and Python are left as they were",
+        _moves_global_rng,
+        "Dropout and other parts then draw other numbers, so that runs cannot be compared at one seed.",
+    ),
+    Requirement(
+        "the images are not written to",
+        _writes_to_images,
+        "Data sets in memory are changed by training, and evaluation measures other images.",
+    ),
+    Requirement(
+        "aspect ratios of 1 give what none give",
+        _square_aspect_ratios_differ,
+        "Square images are distorted as soon as the data set has others as well.",
+    ),
+    Requirement(
+        "two ranks with shard(rank, 2) draw what one draws for the whole batch",
+        _shards_differ,
+        "Training on several GPUs sees other views than on one, and its result differs.",
+    ),
 )
 """What all views must do."""
 
 RANDOM_VIEWS_REQUIREMENTS = (
-    Requirement("another key gives other views", _ignores_key),
-    Requirement("the views of an image are not all equal", _views_all_equal),
+    Requirement(
+        "another key gives other views",
+        _ignores_key,
+        "Every epoch trains on the same views. Views that are meant to be fixed are checked with --fixed.",
+    ),
+    Requirement(
+        "the views of an image are not all equal",
+        _views_all_equal,
+        "The positives are identical, and there is nothing to learn from them.",
+    ),
 )
 """What random views must do as well."""
 
-FIXED_VIEWS_REQUIREMENTS = (Requirement("the key does not matter", _uses_key),)
+FIXED_VIEWS_REQUIREMENTS = (
+    Requirement(
+        "the key does not matter",
+        _uses_key,
+        "They are random: check them as such.",
+    ),
+)
 """What views that are not random must do as well."""

@@ -12,34 +12,40 @@ from torch import nn
 
 from reptk.config import Recipe, Table
 from reptk.config import build as build_part
+from reptk.config.load import label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
+from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng
 from reptk.core.console import Logger
-from reptk.core.counts import format_count
 from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
-from reptk.data import Data, Loader, check_num_images
+from reptk.data import Data, Loader, check_num_images, create_sampler
 from reptk.data.folder_scan import SkippedFiles
+from reptk.data.label_selection import select_labels
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.backbone import is_external
-from reptk.models.encoder import Encoder, eval_mode
-from reptk.models.grad_cache import BATCH_NORMS
+from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
 from reptk.training.checkpoint_writer import CheckpointInterval
 from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer
+from reptk.training.recipe_checks import (
+    check_batch_norm,
+    check_batch_size,
+    check_labels,
+    check_method,
+    check_micro_batch_size,
+    check_other_sizes,
+    check_views,
+)
+from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
+from reptk.training.view_sizes import view_count, view_sizes_px
 from reptk.views import ViewPipeline, Views
 
 T = TypeVar("T")
-
-DEFAULT_SIZE_PX = 224
-DEFAULT_VIEW_COUNT = 2
-
-MANY_DROPPED = 0.1
-"""Share of the training images which an epoch may leave out without a hint at another batch size."""
 
 
 class Settings(NamedTuple):
@@ -96,6 +102,7 @@ class Parts:
     scaled_optimizer: ScaledOptimizer
     finite_check: FiniteCheck
     schedule: Schedule
+    scheduled_values: ScheduledValues
     evaluators: dict[str, Evaluator]
     every_epochs: dict[str, int]
     evaluation_views: Views
@@ -129,8 +136,11 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             data = _in_turns_if(recipe.data.get("download"), lambda: build_part(DATASETS, data_table(recipe)))
         except OSError as cause:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
+    options = label_options(recipe.data)
+    if options:
+        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
     if recipe.method.get("positives") == "class":
-        _check_labels(recipe, data)
+        check_labels(recipe, data)
     if logger is not None:
         for line in data.summary:
             logger.line(line)
@@ -158,25 +168,33 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     """
     train = recipe.train
     world_size = distributed.world_size()
-    _check_batch_size(train.batch_size, world_size)
-    _check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
+    check_batch_size(train.batch_size, world_size)
+    check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     check_num_images(data.train, train.batch_size)
+    sampler = create_sampler(
+        data.train.labels,
+        batch_size=train.batch_size,
+        seed=recipe.seed,
+        classes=data.classes,
+        **train.sampler.model_dump(),
+    )
     with rng.seeded(recipe.seed, "initial weights"):
-        method = build_method(recipe, device)
+        method, loss = build_method(recipe, device)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
-    _check_views(evaluation_views, recipe)
+    check_views(evaluation_views, recipe)
     loader = Loader(
         data.train,
         batch_size=train.batch_size,
         seed=recipe.seed,
+        sampler=sampler,
         rank=distributed.rank(),
         world=world_size,
         workers=train.workers,
         device=device,
         whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), evaluation_views),
     )
-    settings = _settings(recipe, data, loader.steps_per_epoch, _view_count(evaluation_views, recipe), device)
+    settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
     optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
     evaluators, every_epochs = build_evaluators(recipe.eval, data)
     return Parts(
@@ -187,6 +205,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
         finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
+        scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
@@ -240,11 +259,15 @@ def _optimizer_and_schedule(
     recipe: Recipe, method: Method, settings: Settings
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optim = recipe.optim
+    weight_decay = optim.weight_decay
+    if isinstance(weight_decay, ValueSchedule):
+        # Above 0 where anything is decayed; the schedule sets the value of each step.
+        weight_decay = max(weight_decay.start, weight_decay.end)
     optimizer = create_optimizer(
         method.parameter_groups(),
         name=optim.name,
         lr=optim.lr,
-        weight_decay=optim.weight_decay,
+        weight_decay=weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
         undecayed=_undecayed_parameters(method),
@@ -269,8 +292,26 @@ def _finite_check(
     return FiniteCheck(data.train.images, facts, device, is_asynchronous=is_asynchronous)
 
 
-def build_method(recipe: Recipe, device: torch.device) -> Method:
-    """Build the recipe's method with its encoder, its views and, if it takes one, its loss.
+def _scheduled_values(
+    recipe: Recipe, method: Method, loss: Any, optimizer: torch.optim.Optimizer, settings: Settings
+) -> ScheduledValues:
+    values = []
+    if recipe.loss is not None:
+        values += scheduled_arguments("loss", recipe.loss, LOSSES.get(recipe.loss["name"]), loss)
+    values += scheduled_arguments("method", recipe.method, METHODS.get(recipe.method["name"]), method)
+    if isinstance(recipe.optim.weight_decay, ValueSchedule):
+        fixed_parameters = []
+        for group in method.parameter_groups():
+            if "weight_decay" in group:
+                fixed_parameters += group["params"]
+        values.append(scheduled_weight_decay(recipe.optim.weight_decay, optimizer, fixed_parameters))
+    return ScheduledValues(values, total_steps=settings.total_steps, steps_per_epoch=settings.steps_per_epoch)
+
+
+def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
+    """Build the recipe's method with its encoder, its views and, if it takes one, its loss; return it and the loss.
+
+    What has a schedule is built with the value of its first step.
 
     Raises:
         UsageError: a part cannot be built, or cannot run on several ranks.
@@ -282,7 +323,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
         views.shard(distributed.rank(), distributed.world_size())
     elif distributed.world_size() > 1:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
-    sizes_px = _view_sizes_px(views, recipe)
+    sizes_px = view_sizes_px(views, recipe)
     # Vision transformers are built for one size: the first, which is the largest of the shipped views.
     encoder = _in_turns_if(
         recipe.encoder.pretrained or recipe.encoder.weights or is_external(recipe.encoder.backbone),
@@ -291,15 +332,15 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
-    _check_other_sizes(encoder, sizes_px)
+    check_other_sizes(encoder, sizes_px)
     # `build_part` leaves out what the method's factory has no parameter for.
     supplied = {"encoder": encoder, "views": views}
     if recipe.loss is not None:
-        supplied["loss"] = build_part(LOSSES, recipe.loss)
-    method = build_part(METHODS, recipe.method, **supplied)
-    _check_method(method, recipe.method["name"])
+        supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
+    method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
+    check_method(method, recipe.method["name"])
     if not train.sync_batchnorm:
-        _check_batch_norm(encoder, train.batch_size)
+        check_batch_norm(encoder, train.batch_size)
     if train.sync_batchnorm:
         if device.type != "cuda":
             raise UsageError("train.sync_batchnorm needs CUDA devices")
@@ -312,61 +353,7 @@ def build_method(recipe: Recipe, device: torch.device) -> Method:
             views.compile()
     if train.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    return method
-
-
-def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tuple[str, str, str]]:
-    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`.
-
-    Args:
-        recipe: whose numbers are stated.
-        parts: what was built from it.
-        has_data: False if the parts were built with other images, since those of the recipe are missing.
-    """
-    data = "cannot be used"
-    if has_data:
-        data = _describe_data(parts.data)
-    train, optim = recipe.train, recipe.optim
-    view_count = _view_count(parts.evaluation_views, recipe)
-    ranks = distributed.world_size()
-    batch = f"batch {train.batch_size} (1 rank)"
-    if ranks > 1:
-        batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
-    schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
-    precision = parts.settings.precision
-    if train.precision == "auto":
-        precision = f"{precision} (auto)"
-    return [
-        ("data", recipe.data["name"], data),
-        ("views", f"{recipe.views['name']} x{view_count}", _describe_views(parts, recipe)),
-        ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
-        _describe_loss(recipe),
-        ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
-    ]
-
-
-def dropped_images_note(parts: Parts) -> list[str]:
-    """Say how many images an epoch leaves out, as a list of at most one line."""
-    dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
-    if not dropped:
-        return []
-    note = (
-        f"{dropped:,} of {num_images:,} training images are left out of each epoch, others every time: the last batch would be "
-        "incomplete"
-    )
-    if dropped < MANY_DROPPED * num_images:
-        return [note]
-    better = _batch_size_that_drops_least(num_images, parts.loader.batch_size)
-    if num_images % better < dropped:
-        note += f". train.batch_size={better} would leave out {num_images % better:,}"
-    return [note]
-
-
-def _batch_size_that_drops_least(num_images: int, batch_size: int) -> int:
-    """Return the best batch size that the ranks can share between half of this one and this one, the largest of equals."""
-    world_size = distributed.world_size()
-    candidates = range(batch_size, max(2, batch_size // 2) - 1, -world_size)
-    return min(candidates, key=lambda candidate: num_images % candidate)
+    return method, supplied.get("loss")
 
 
 def _undecayed_parameters(method: Method) -> list[nn.Parameter]:
@@ -382,139 +369,3 @@ def _initial_weights(recipe: Recipe) -> str:
     if recipe.encoder.pretrained or recipe.encoder.weights is not None:
         return "pretrained"
     return "random"
-
-
-def _describe_data(data: Data) -> str:
-    images = format_count(len(data.train), "training image")
-    if data.query:
-        images = f"{len(data.train):,} training, {format_count(len(data.query), 'query image')}"
-    if not data.classes:
-        return f"{images}, no labels"
-    return f"{images}, {format_count(len(data.classes), 'class', 'classes')}"
-
-
-def _describe_views(parts: Parts, recipe: Recipe) -> str:
-    views = parts.evaluation_views
-    distinct_sizes = dict.fromkeys(_view_sizes_px(views, recipe))
-    sizes = " and ".join(map(str, distinct_sizes))
-    return f"{sizes} px, {views.description or 'plugin'}, {parts.device}"
-
-
-def _describe_encoder(encoder: Encoder) -> str:
-    weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-    head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
-    head = "-".join(head_widths) or "none"
-    return f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"
-
-
-def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
-    if recipe.loss is None:
-        return "method", recipe.method["name"], _arguments(recipe.method)
-    details = _arguments(recipe.loss)
-    if "positives" in recipe.method:
-        positives = f"positives by {recipe.method['positives']}"
-        details = f"{details}; {positives}" if details else positives
-    if recipe.method["name"] != "contrastive":
-        details = f"{details}; method {recipe.method['name']}"
-    return "loss", recipe.loss["name"], details
-
-
-def _arguments(part: dict[str, Any]) -> str:
-    """Return the arguments of a part as one line; flags that are off are left out."""
-    return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name" and value is not False)
-
-
-def _check_views(views: Views, recipe: Recipe) -> None:
-    """Draw views of an image of the data set's size, so that operations which refuse it do so before training.
-
-    Raises:
-        UsageError: they do.
-    """
-    size_px = recipe.data.get("size") or DATASETS.hint(recipe.data["name"], "size_px")
-    if size_px is None or not isinstance(views, ViewPipeline):
-        return
-    try:
-        views(torch.zeros(2, 3, size_px, size_px, dtype=torch.uint8), 0)
-    except ValueError as cause:
-        raise UsageError(
-            f"views: {cause} (the images of {recipe.data['name']} have {size_px} x {size_px} px)"
-        ) from cause
-
-
-def _view_sizes_px(views: Views, recipe: Recipe) -> tuple[int, ...]:
-    # Views of a plugin may state neither their sizes nor their count; then the recipe's arguments are taken as such.
-    return views.sizes or (recipe.views.get("size", DEFAULT_SIZE_PX),)
-
-
-def _view_count(views: Views, recipe: Recipe) -> int:
-    return views.count or recipe.views.get("count", DEFAULT_VIEW_COUNT)
-
-
-def _check_method(method: object, name: str) -> None:
-    if not isinstance(method, Method):
-        raise UsageError(f"method {name!r} is a {type(method).__qualname__}, which must subclass reptk.Method")
-    # nn.Module is not an abstract base class, so a missing forward is not noticed before the first step.
-    if type(method).forward is Method.forward:
-        raise UsageError(f"method {name!r}: {type(method).__qualname__} must define forward(batch, step)")
-
-
-def _check_batch_size(batch_size: int, world_size: int) -> None:
-    if batch_size % world_size:
-        # Rounded down to a multiple, or up if that would be 0.
-        nearest = batch_size // world_size * world_size or world_size
-        raise UsageError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share; use {nearest}")
-
-
-def _check_batch_norm(encoder: Encoder, batch_size: int) -> None:
-    """Refuse a batch of one image for each rank, from which BatchNorm cannot compute a variance."""
-    ranks = distributed.world_size()
-    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in encoder.modules())
-    if has_batch_norm and batch_size == ranks:
-        raise UsageError(
-            f"train.batch_size is {batch_size}, one image for each of {format_count(ranks, 'rank')}, and BatchNorm needs "
-            f"several to compute its statistics; use at least {2 * ranks}"
-        )
-
-
-def _check_micro_batch_size(micro_batch_size: int | None, norm: str, world_size: int) -> None:
-    if micro_batch_size is None:
-        if norm != "refuse":
-            raise UsageError(
-                f"train.micro_batch_norm is {norm!r}, but there are no micro-batches: set train.micro_batch_size"
-            )
-    elif micro_batch_size < world_size:
-        raise UsageError(
-            f"train.micro_batch_size is {micro_batch_size}, fewer images than the {world_size} ranks that share them"
-        )
-
-
-@torch.no_grad()
-def _check_other_sizes(encoder: Encoder, sizes_px: tuple[int, ...]) -> None:
-    """Check that views of every size pass through the encoder, which is built for the first size."""
-    with eval_mode(encoder):
-        for size in sorted(set(sizes_px) - {encoder.config["size"]}):
-            try:
-                encoder(torch.zeros(1, 3, size, size))
-            except Exception as cause:  # timm's models raise various types for sizes that they do not support
-                raise UsageError(
-                    f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
-                    "others; use a convolutional backbone, or views of one size"
-                ) from cause
-
-
-def _check_labels(recipe: Recipe, data: Data) -> None:
-    labels = data.train.labels
-    known = labels[labels >= 0]
-    if not len(known):
-        raise DataError(
-            f"method.positives is 'class', but {recipe.data['name']} has no labels. Put the images of each class in a "
-            "folder of its own, or train without labels: method.positives=instance"
-        )
-    counts = torch.bincount(known)
-    if int((counts > 0).sum()) == 1:
-        warnings.warn("there is a single class: with every pair a positive, nothing is pushed apart", stacklevel=2)
-    single = int((counts == 1).sum())
-    if recipe.views.get("count", DEFAULT_VIEW_COUNT) == 1 and single:
-        warnings.warn(
-            f"{format_count(single, 'class', 'classes')} of a single image, which never meets a positive", stacklevel=2
-        )

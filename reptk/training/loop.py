@@ -22,10 +22,11 @@ from reptk.data.fingerprint import fingerprint
 from reptk.evaluate.results import headline
 from reptk.methods import Batch, Step
 from reptk.training import checkpoint, run_folder
-from reptk.training.build import Parts, build, describe, dropped_images_note, load_data
+from reptk.training.build import Parts, build, load_data
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
+from reptk.training.describe import describe, dropped_images_note
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, trained_metrics, write_report
 from reptk.training.health import check_outputs
@@ -218,6 +219,7 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
                 batch = Batch(*next(batches))
                 if number not in state.omitted_steps:
                     parts.schedule.set_step(number)
+                    parts.scheduled_values.set_step(number)
                     outputs = train_step(parts, model, batch, parts.step(number))
                     state.meter.add(outputs)
                 state.step = number + 1
@@ -407,6 +409,9 @@ def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, sch
     parts.schedule.set_step(state.step)
     after = learning_rate(parts.optimizer)
     message = f"train.epochs={settings.epochs} instead of {recorded_epochs}"
+    scheduled_keys = parts.scheduled_values.keys_of_whole_run
+    if scheduled_keys:
+        message += f" (also the length of the schedule of {' and '.join(scheduled_keys)})"
     if schedule == "constant":
         return f"{message}: the learning rate stays {after:g}"
     done = state.step / settings.steps_per_epoch
@@ -458,6 +463,7 @@ def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: Epoch
         views_per_second=round(clock.views_per_second, 1),
         seconds=round(clock.seconds, 2),
         **meter.scalars,
+        **parts.scheduled_values.at_step(state.step - 1),
         **counts,
     )
 

@@ -99,6 +99,7 @@ def recorded_status(status: RunStatus, signals: StopSignals, resume_command: str
         EnvironmentProblem: a collective failed since another rank failed, which the message names.
     """
     ends = RankEnds(status.folder, distributed.rank(), distributed.world_size())
+    ends.begin()
     try:
         yield
     except BaseException as error:
@@ -109,6 +110,7 @@ def recorded_status(status: RunStatus, signals: StopSignals, resume_command: str
             raise
         raise reported from error
     if distributed.is_main():
+        ends.clear()
         status.set(FINISHED)
 
 
@@ -169,7 +171,7 @@ def _lost(status: RunStatus, ends: RankEnds, error: BaseException) -> Environmen
 def _record_ends_of_all(status: RunStatus, ends: RankEnds) -> tuple[int, str] | None:
     """Wait for the ends of the other ranks, write the status that follows from them, and return the first failure."""
     reported = ends.wait()
-    failure = first_failure(reported, ends.world_size)
+    failure = first_failure(reported, ends.world_size, ends.running())
     if min(reported, default=ends.rank) != ends.rank:
         return failure  # the lowest rank that has ended writes
     if failure is None:

@@ -409,6 +409,12 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         return [one_of(["verified"], [*RECIPES, *FAULTY_RECIPES])]
     if verb == "report":
         return [one_of(["report_run"], [*RECIPES, *FAULTY_ENCODERS]), "--out", one_of(["o.html"], OUTPUTS)]
+    if verb == "plugin":
+        kind = draw.choice(["loss", "method", "dataset", "views", "evaluator"])
+        new = ["new", kind, f"new_{draw.randrange(1000)}", "--out", one_of(["new_parts"], OUTPUTS)]
+        # A check of another module would take seconds.
+        check = ["check", one_of(["reptk.evaluate.metrics.few_shot"], FAULTY_RECIPES), "draws=1"]
+        return draw.choice([new, check, ["list", "--kind", kind], ["list", draw.choice(["tcl", "sim*", "x"])]])
     return [one_of(IMAGES, FAULTY_EMBEDDINGS)]
 
 

@@ -6,15 +6,16 @@ import tomllib
 import pytest
 
 from recipe_files import LOSS_PLUGIN, TINY, load_error, write
-from reptk.config import RecipeError, complete, load, validate
+from reptk.config import RecipeError, build, complete, load, validate
+from reptk.config.load import label_options
 from reptk.config.plugins import load_plugin
-from reptk.config.registry import REGISTRIES
+from reptk.config.registry import DATASETS, REGISTRIES
 
 MISTAKES = {
     "typo in a fixed key": (
         ["train.epoch=3"],
-        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, micro_batch_size, micro_batch_norm, "
-        "precision, device, workers, "
+        "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, sampler, micro_batch_size, "
+        "micro_batch_norm, precision, device, workers, "
         "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, checkpoint_every_steps, "
         "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
         "baselines, report)",
@@ -53,6 +54,35 @@ MISTAKES = {
     "out of range": (["train.batch_size=0"], "  train.batch_size  must be greater than or equal to 2, got 0"),
     "out of a part's range": (["loss.temperature=0"], "  loss.temperature  must be greater than 0, got 0"),
     "out of a list's range": (["eval.knn.k=[1, 0]"], "  eval.knn.k.1  must be greater than or equal to 1, got 0"),
+    "no such sampler": (
+        ["train.sampler.name=balanced"],
+        "  train.sampler.name  must be 'random', 'pk', 'class_balanced', 'square_root' or 'positives', got 'balanced'",
+    ),
+    "sampler without a table": (["train.sampler=pk"], "  train.sampler  must be a table, got 'pk'"),
+    "K of another sampler": (
+        ["train.sampler.images_per_class=4"],
+        "  train.sampler  images_per_class=4 is that of name = 'pk', and the name is 'random'; set train.sampler.name=pk, or "
+        "leave it out",
+    ),
+    "typo in the sampler": (
+        ["train.sampler.images_pr_class=4"],
+        "  train.sampler.images_pr_class  unknown key; did you mean 'images_per_class'? (known: name, images_per_class, "
+        "labeled_per_batch)",
+    ),
+    "share of labels out of range": (
+        ["data.labelled=1.5"],
+        "  data.labelled  must be a share above 0 and at most 1, or the file of a list, got 1.5",
+    ),
+    "no share of labels": (
+        ["data.labelled=true", "data.only_labelled=1"],
+        "  data.labelled       must be a share above 0 and at most 1, or the file of a list, got True\n"
+        "  data.only_labelled  must be true or false, got 1",
+    ),
+    "spelling of labelled": (
+        ["data.labeled=0.1"],
+        "  data.labeled  'generated' has no argument 'labeled'; did you mean 'labelled'? It takes classes, size, train, bank, "
+        "query",
+    ),
     "not finite": (["optim.lr=nan"], "  optim.lr  must be a finite number, got nan"),
     "not finite in a part": (["loss.k1=inf"], "  loss.k1  must be a finite number, got inf"),
     "none of the choices": (
@@ -155,6 +185,28 @@ def test_complete_fills_in_the_defaults_of_one_part():
     assert complete("loss", {"name": "simclr"}) == {"name": "simclr", "temperature": 0.5, "learn_temperature": False}
     with pytest.raises(RecipeError, match=r"eval\.near\.kk  'knn' has no argument 'kk'; did you mean 'k'\?"):
         complete("eval.near", {"name": "knn", "kk": [1]})
+
+
+def test_keys_of_labels_belong_to_every_data_set():
+    recipe = load(write("tiny.toml"), ["data.labelled=1"])
+    assert (recipe.data["labelled"], recipe.data["only_labelled"]) == (1.0, False)
+    assert load(write("dumped/tiny.toml", recipe.dump())) == recipe
+    assert load(write("tiny.toml"), ["data.labelled=list.txt"]).data["labelled"] == "list.txt"
+    assert "labelled" not in load(write("tiny.toml")).data
+    assert len(build(DATASETS, recipe.data).train) == 32, "they are no arguments of the data set"
+
+
+def test_a_data_set_may_have_an_argument_of_that_name():
+    plugin = """
+from reptk import DATASETS
+
+@DATASETS.register("few_labels")
+def few_labels(labelled: int = 3): ...
+"""
+    load_plugin(write("few_labels.py", plugin))
+    data = load(write("tiny.toml"), ["data.name=few_labels", "data.labelled=7"]).data
+    assert data == {"name": "few_labels", "labelled": 7}
+    assert label_options(data) == {}
 
 
 # Methods with and without a loss

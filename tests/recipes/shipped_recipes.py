@@ -27,6 +27,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "tcl_selfsup": Family("contrastive", "tcl", "instance", 3),
+    "tcl_semi": Family("contrastive", "tcl", "class", 2),
     "tcl_sup": Family("contrastive", "tcl", "class", 2),
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
@@ -35,7 +36,7 @@ FAMILIES = {
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr")
-"""Families with a recipe for each data set; the others are on photos alone."""
+"""Families with a recipe for each data set; the others are on one of them alone."""
 
 
 def split_name(recipe: str) -> tuple[str, str]:

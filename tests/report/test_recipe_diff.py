@@ -24,8 +24,16 @@ def test_changes_to_the_shipped_recipe_are_listed(tmp_path: Path) -> None:
     assert re.search(r"simclr_digits , with \d+ values changed", text)
 
 
-def test_the_command_repeats_the_recipe(tmp_path: Path) -> None:
-    overrides = ["loss.temperature=0.25", "train.epochs=3", "eval.knn.k=[1, 5]"]
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss.temperature=0.25", "train.epochs=3", "eval.knn.k=[1, 5]"],
+        ["loss.temperature={start=0.25, end=0.1}", "optim.weight_decay.end=0.3", "train.sampler.name=positives"],
+        ["data.labelled=0.1", "train.sampler.labeled_per_batch=8"],
+    ],
+    ids=["numbers", "schedules", "few labels"],
+)
+def test_the_command_repeats_the_recipe(overrides: list[str], tmp_path: Path) -> None:
     recipe = reptk.load("simclr_digits", overrides)
     (tmp_path / "recipe.toml").write_text(recipe.dump())
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 2.0}\n')

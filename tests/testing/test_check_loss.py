@@ -274,6 +274,11 @@ def test_what_a_loss_must_not_do_is_said_in_the_words_of_its_author() -> None:
     assert np.array_equal(np.random.get_state()[1], states[1])
 
 
+def test_a_gradient_that_is_a_multiple_is_named_as_such() -> None:
+    with pytest.raises(AssertionError, match=r"but the gradient is 2 times that of one process$"):
+        check_loss(gradient_times_ranks)
+
+
 @pytest.mark.parametrize("name", ["dense", "tiled"])
 def test_every_implementation_is_checked_on_ranks(name: str) -> None:
     with implementation(name):

@@ -23,7 +23,7 @@ from reptk.losses.simclr import SimCLR
 
 @LOSSES.register("faulty")
 class Faulty(torch.nn.Module):
-    """Rank 1 does something in its seventh step."""
+    """Rank 1 does something in its seventh step, or every step takes a twentieth of a second."""
 
     def __init__(self, what: str = "nothing"):
         super().__init__()
@@ -33,6 +33,8 @@ class Faulty(torch.nn.Module):
 
     def forward(self, z, ids):
         self.calls += 1
+        if self.what == "slow":
+            time.sleep(0.05)
         if self.calls == 7 and os.environ.get("RANK") == "1":
             if self.what == "raise":
                 raise ValueError("a bug on this rank")
@@ -145,10 +147,12 @@ def test_stopped_and_killed_runs_end_in_the_weights_of_an_undisturbed_one(
 ) -> None:
     """SIGTERM to the launcher saves the step; SIGKILL to it leaves no rank that trains on."""
     run = working_folder / "run"
-    assert finish(start())[0] == 0
+    # The run must not end before the signal arrives.
+    slow = "loss.what=slow"
+    assert finish(start(slow))[0] == 0
     run.rename(working_folder / "reference")
     for number, signal_number in ((5, signal.SIGTERM), (20, signal.SIGKILL)):
-        process = start()
+        process = start(slow)
         wait_until(lambda steps=number: has_trained(run, steps))
         ranks = children_of(process.pid)
         assert len(ranks) == 2
@@ -156,9 +160,10 @@ def test_stopped_and_killed_runs_end_in_the_weights_of_an_undisturbed_one(
         finish(process)
         wait_until(lambda pids=ranks: not any(map(is_alive, pids)), seconds=60)
         status = read_status(run)
-        assert (status["status"], status["signal"]) == ("preempted", "SIGTERM")
+        assert status["status"] == "preempted", status
+        assert status["signal"] == "SIGTERM"
         assert status["step"] == max(row["step"] for row in metric_rows(run))
-    exit_code, output = finish(start())
+    exit_code, output = finish(start(slow))
     assert f"resumed after step {status['step']}" in output
     assert exit_code == 0
     assert are_equal(exported_weights(run), exported_weights(working_folder / "reference"))

@@ -160,8 +160,11 @@ class PluginTCL(TCL):
 
 @pytest.mark.parametrize(
     ("overrides", "tolerance"),
-    [([], 1e-4), (["train.precision=fp16", "loss.temperature=1.0"], 1e-2)],
-    ids=["fp32", "fp16"],
+    [
+        (["train.sampler.name=pk", "loss.k2={start=1.5, end=1}"], 1e-4),
+        (["train.precision=fp16", "loss.temperature=1.0"], 1e-2),
+    ],
+    ids=["fp32 with P x K", "fp16"],
 )
 def test_torchrun_gives_the_loss_curve_of_one_process(
     overrides: list[str], tolerance: float, recipe_file: Path, tmp_path: Path

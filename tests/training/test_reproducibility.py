@@ -82,7 +82,21 @@ def untimed_rows(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in metric_rows(folder)]
 
 
-@pytest.mark.parametrize("overrides", [(), ("encoder.drop_path=0.3", "encoder.backbone=test_vit", "optim.name=sgd")])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("encoder.drop_path=0.3", "encoder.backbone=test_vit", "optim.name=sgd"),
+        (
+            "data.labelled=0.5",
+            "method.positives=class",
+            "train.sampler.name=positives",
+            "loss.temperature={start=0.5, end=0.1}",
+            "optim.weight_decay={start=0, end=0.5, epochs=1}",
+        ),
+    ],
+    ids=["plain", "drop path", "schedules and few labels"],
+)
 def test_interrupted_run_ends_in_the_same_weights(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

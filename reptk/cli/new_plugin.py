@@ -1,0 +1,139 @@
+"""`reptk plugin new`: write a part that works, and its test, from the templates in plugins/templates."""
+
+import importlib.util
+import keyword
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from reptk.config.part_catalog import KINDS, load_known_plugins, recipe_table
+from reptk.config.plugins import CONTRIBUTED
+from reptk.core.errors import UsageError
+from reptk.core.files import write_text
+
+CLASS_SUFFIXES = {
+    "loss": "Loss",
+    "method": "Method",
+    "dataset": "Dataset",
+    "views": "Views",
+    "evaluator": "Evaluator",
+}
+"""What the name of a class ends with if the name of the part alone would be that of something else."""
+
+TRIAL_RECIPE = "simclr_digits"
+"""The recipe in which a new part is tried: it needs no download, and about a minute."""
+
+
+class Template(NamedTuple):
+    """The texts of a part and of its test, with the name and the class that are to be replaced in them."""
+
+    part: str
+    test: str
+    name: str
+    class_name: str
+
+
+def create_plugin(kind: str, name: str, folder: Path) -> int:
+    """Write NAME.py and test_NAME.py into a folder, and print how to go on. Returns the exit code.
+
+    Args:
+        kind: a key of `KINDS`.
+        name: of the part.
+        folder: where to write; created if it is missing.
+
+    Raises:
+        UsageError: the name cannot be used, or one of the files exists.
+    """
+    _check_name(kind, name)
+    part_file, test_file = folder / f"{name}.py", folder / f"test_{name}.py"
+    for path in (part_file, test_file):
+        if path.exists() or path.is_symlink():
+            raise UsageError(
+                f"{path} exists, and nothing was written; take another name, or another folder: --out FOLDER"
+            )
+    _check_module_name(name)
+    template = _read_template(kind)
+    class_name = _class_name(kind, name, template)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    # The test first: whoever sees the part sees its test as well.
+    write_text(test_file, _renamed(template.test, template, name, class_name))
+    write_text(part_file, _renamed(template.part, template, name, class_name))
+    print(f"{part_file}: {kind} {name}, small and complete; make it yours")
+    print(f"{test_file}: its test")
+    print("next:")
+    for command in trial_commands(kind, name, folder):
+        print(f"  {command}")
+    return 0
+
+
+def trial_commands(kind: str, name: str, folder: Path = Path()) -> list[str]:
+    """Return the commands that check a part, train with it, and test it."""
+    part_file = shlex.quote(str(folder / f"{name}.py"))
+    test_file = shlex.quote(str(folder / f"test_{name}.py"))
+    return [
+        f"reptk plugin check {part_file}",
+        f"python -m reptk.recipe {TRIAL_RECIPE} --plugin {part_file} {recipe_table(KINDS[kind], name)}.name={name}",
+        f"pytest {test_file}",
+    ]
+
+
+def _check_name(kind: str, name: str) -> None:
+    """Check that a part of this kind can be registered under the name.
+
+    Raises:
+        UsageError: it is no name, or that of another part.
+    """
+    # In ASCII: Python imports `ﬁt.py` under another name than that of the file.
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise UsageError(
+            f"name {name!r}: use lower-case letters, digits and underscores, a letter first, and no keyword of Python; "
+            "e.g. my_loss"
+        )
+    load_known_plugins([])
+    registry = KINDS[kind]
+    if name in registry.names():
+        raise UsageError(f"there is a {registry.kind} {name!r} already: reptk plugin list --kind {kind} {name}")
+
+
+def _check_module_name(name: str) -> None:
+    """Check that `import NAME` would not import something else.
+
+    Raises:
+        UsageError: it would.
+    """
+    found = importlib.util.find_spec(name)
+    # A folder without Python files has no origin, and a module of its name comes first.
+    if found is not None and found.origin is not None:
+        raise UsageError(f"a module is called {name!r} already ({found.origin}); take another name, e.g. my_{name}")
+
+
+def _read_template(kind: str) -> Template:
+    folder = files(CONTRIBUTED) / "templates"
+    name = f"my_{kind}"
+    part = (folder / f"{name}.py").read_text(encoding="utf-8")
+    test = (folder / f"test_{name}.py").read_text(encoding="utf-8")
+    return Template(part, test, name, _in_capitals(name))
+
+
+def _class_name(kind: str, name: str, template: Template) -> str:
+    """Return the name in capitals, with a suffix if the template uses that name for something else, e.g. Tensor."""
+    class_name = _in_capitals(name)
+    taken = set(re.findall(r"\w+", template.part + template.test)) - {template.class_name}
+    while class_name in taken:
+        class_name += CLASS_SUFFIXES[kind]
+    return class_name
+
+
+def _in_capitals(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def _renamed(text: str, template: Template, name: str, class_name: str) -> str:
+    """Return a text of the template with the names of the new part."""
+    text = re.sub(rf"\b{template.class_name}\b", class_name, text)
+    # Also within test_my_loss and eval.my_loss.
+    return re.sub(rf"(?<![a-z]){template.name}\b", name, text)

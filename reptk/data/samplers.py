@@ -1,0 +1,235 @@
+"""Which images the batches of an epoch consist of: at random, P classes x K images, balanced classes, or with positives.
+
+All orders are functions of (seed, epoch), over the global batch, which the ranks divide among them.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from reptk.core import rng
+from reptk.core.errors import DataError
+from reptk.data.batch_shape import BatchShape, batch_shape
+
+SamplerName = Literal["random", "pk", "class_balanced", "square_root", "positives"]
+
+EXPONENTS = {"class_balanced": 0.0, "square_root": 0.5}
+"""A class of n images is drawn in proportion to n to this power."""
+
+
+class Sampler(Protocol):
+    """The order of the images of every epoch.
+
+    Attributes:
+        steps_per_epoch: global batches.
+        dropped_per_epoch: images that an epoch leaves out because the last batch would be incomplete.
+        description: how batches are composed, in a few words; empty for a random order.
+    """
+
+    steps_per_epoch: int
+    dropped_per_epoch: int
+    description: str
+
+    def epoch(self, number: int) -> Tensor:
+        """Return the numbers of the images in each batch of an epoch, (steps_per_epoch, batch_size) int64."""
+        ...
+
+
+class RandomSampler:
+    """A random order of all images, cut into batches; the remainder is dropped, so that no image is in an epoch twice.
+
+    Args:
+        num_images: of the training split.
+        batch_size: images of a global batch.
+        seed: of the order.
+    """
+
+    description = ""
+
+    def __init__(self, num_images: int, *, batch_size: int, seed: int) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = num_images // batch_size
+        self.dropped_per_epoch = num_images % batch_size
+
+    def epoch(self, number: int) -> Tensor:
+        order = torch.randperm(self.num_images, generator=rng.generator(self.seed, "order", number))
+        num_used = self.steps_per_epoch * self.batch_size
+        return order[:num_used].view(self.steps_per_epoch, self.batch_size)
+
+
+class ClassSampler:
+    """Batches whose labeled images are chosen by their classes.
+
+    A batch has `shape.labeled` labeled images and, if there are images without a label, `shape.unlabeled` of these, drawn
+    at random. An epoch has as many steps as with random batches, so that a learning rate means the same; images may be in
+    it several times, or not at all. The places within a batch are random, so that every rank has images of all kinds.
+
+    - "random": labeled images at random.
+    - "pk": P classes x K images (Hermans et al. 2017, arXiv 1703.07737). Every class is drawn equally often.
+    - "class_balanced": every class has the same number of places in an epoch, which are in random batches.
+    - "square_root": a class of n images has places in proportion to the square root of n (Mahajan et al. 2018,
+      arXiv 1805.00932).
+    - "positives": images in random pairs of one class, so that each one has a positive in its batch, and each class comes
+      as often as in the data. An image that is alone in its class counts as one without a label.
+
+    Args:
+        labels: (n,) of the training split, -1 for none.
+        shape: of the batches, from `batch_shape`.
+        seed: of the order.
+    """
+
+    dropped_per_epoch = 0
+
+    def __init__(self, labels: Tensor, shape: BatchShape, *, seed: int) -> None:
+        self.shape = shape
+        self.description = shape.describe()
+        self.seed = seed
+        self.steps_per_epoch = len(labels) // (shape.labeled + shape.unlabeled)
+        counts = torch.bincount(labels[labels >= 0])
+        # Of an image without a label this is the last class's, which the first condition leaves out.
+        is_composed = (labels >= 0) & (counts[labels] >= shape.smallest_class)
+        self._rest = (~is_composed).nonzero()[:, 0]
+        members = is_composed.nonzero()[:, 0]
+        # Sorted by class, so that each class is a range.
+        classes, order = labels[members].sort(stable=True)
+        self._members = members[order]
+        _, self._class_of_member, self._sizes = classes.unique_consecutive(return_inverse=True, return_counts=True)
+        self._starts = self._sizes.cumsum(0) - self._sizes
+
+    def epoch(self, number: int) -> Tensor:
+        generator = rng.generator(self.seed, "order", self.shape.name, number)
+        if self.shape.name == "pk":
+            positions = self._p_times_k(generator)
+        elif self.shape.name == "positives":
+            positions = self._in_pairs(generator)
+        elif self.shape.name == "random":
+            positions = _rounds(len(self._members), self.shape.labeled, self.steps_per_epoch, generator)
+        else:
+            positions = self._weighted(EXPONENTS[self.shape.name], generator)
+        batches = self._members[positions]
+        if self.shape.unlabeled:
+            unlabeled = _rounds(len(self._rest), self.shape.unlabeled, self.steps_per_epoch, generator)
+            batches = torch.cat([batches, self._rest[unlabeled]], 1)
+        places = torch.rand(batches.shape, generator=generator, dtype=torch.float64).argsort(1)
+        return batches.gather(1, places)
+
+    def _p_times_k(self, generator: torch.Generator) -> Tensor:
+        images_per_class = self.shape.images_per_class
+        classes_per_batch = self.shape.labeled // images_per_class
+        classes = _rounds(len(self._sizes), classes_per_batch, self.steps_per_epoch, generator).flatten()
+        positions = torch.empty(len(classes), images_per_class, dtype=torch.long)
+        for number, indices in enumerate(_indices_by_value(classes, len(self._sizes))):
+            drawn = _rounds(int(self._sizes[number]), images_per_class, len(indices), generator)
+            positions[indices] = self._starts[number] + drawn
+        return positions.view(self.steps_per_epoch, self.shape.labeled)
+
+    def _weighted(self, exponent: float, generator: torch.Generator) -> Tensor:
+        num_places = self.steps_per_epoch * self.shape.labeled
+        places = _places_by_class(self._sizes.double() ** exponent, num_places, generator)
+        drawn = []
+        for number, count in enumerate(places.tolist()):
+            images = _rounds(int(self._sizes[number]), 1, count, generator)[:, 0]
+            drawn.append(self._starts[number] + images)
+        positions = torch.cat(drawn)
+        order = torch.randperm(num_places, generator=generator)
+        return positions[order].view(self.steps_per_epoch, self.shape.labeled)
+
+    def _in_pairs(self, generator: torch.Generator) -> Tensor:
+        pairs_per_batch = self.shape.labeled // 2
+        num_pairs = int((self._sizes // 2).sum())
+        steps_per_round = num_pairs // pairs_per_batch
+        rounds = []
+        for _ in range(ceil(self.steps_per_epoch / steps_per_round)):
+            pairs = self._random_pairs(generator)
+            order = torch.randperm(num_pairs, generator=generator)[: steps_per_round * pairs_per_batch]
+            rounds.append(pairs[order].view(steps_per_round, self.shape.labeled))
+        return torch.cat(rounds)[: self.steps_per_epoch]
+
+    def _random_pairs(self, generator: torch.Generator) -> Tensor:
+        """Return every image in one random pair of its class, (pairs, 2), but one of each class with an odd number."""
+        order = torch.randperm(len(self._members), generator=generator)
+        # Stable: the order within each class remains random.
+        by_class = order[self._class_of_member[order].argsort(stable=True)]
+        place_in_class = torch.arange(len(by_class)) - self._starts[self._class_of_member]
+        has_partner = place_in_class < self._sizes[self._class_of_member] // 2 * 2
+        return by_class[has_partner].view(-1, 2)
+
+
+def create_sampler(
+    labels: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    name: SamplerName = "random",
+    images_per_class: int | None = None,
+    labeled_per_batch: int | None = None,
+    classes: Sequence[str] = (),
+) -> Sampler:
+    """Create the sampler of a training split.
+
+    Args:
+        labels: (n,) of the split, -1 for none.
+        batch_size: images of a global batch.
+        seed: of the order.
+        name: how batches are composed, see `ClassSampler`.
+        images_per_class: K of "pk"; None for the smallest of at least 4 that the classes allow.
+        labeled_per_batch: labeled images of a batch, if there are images without a label; None for their share of the data.
+        classes: names of the classes, for messages.
+
+    Raises:
+        DataError: the labels do not allow such batches, with what they would allow.
+    """
+    has_streams = labeled_per_batch is not None and bool((labels < 0).any())
+    if name == "random" and not has_streams:
+        return RandomSampler(len(labels), batch_size=batch_size, seed=seed)
+    if not bool((labels >= 0).any()):
+        raise DataError(
+            f"train.sampler.name={name} composes batches by labels, and the training images have none; use "
+            "train.sampler.name=random without labeled_per_batch"
+        )
+    shape = batch_shape(
+        labels,
+        batch_size=batch_size,
+        name=name,
+        images_per_class=images_per_class,
+        labeled_per_batch=labeled_per_batch,
+        classes=classes,
+    )
+    return ClassSampler(labels, shape, seed=seed)
+
+
+def _rounds(count: int, size: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Return `steps` groups of `size` different numbers below `count`, (steps, size).
+
+    They are cut from random orders of all numbers, so that each comes about equally often. What does not fill a group at the
+    end of an order is dropped.
+    """
+    steps_per_round = count // size
+    groups = [torch.empty(0, size, dtype=torch.long)]
+    for _ in range(ceil(steps / steps_per_round)):
+        order = torch.randperm(count, generator=generator)
+        groups.append(order[: steps_per_round * size].view(steps_per_round, size))
+    return torch.cat(groups)[:steps]
+
+
+def _places_by_class(weights: Tensor, num_places: int, generator: torch.Generator) -> Tensor:
+    """Divide places among classes in proportion to their weights (C,): each gets its share, rounded up or down at random.
+
+    Systematic sampling: shares that are no whole numbers are met on average over the epochs.
+    """
+    ends = (weights / weights.sum()).cumsum(0) * num_places
+    ends[-1] = num_places
+    offset = torch.rand(1, generator=generator, dtype=torch.float64)
+    limits = (ends + offset).floor().long()
+    return limits.diff(prepend=torch.zeros(1, dtype=torch.long))
+
+
+def _indices_by_value(values: Tensor, count: int) -> list[Tensor]:
+    """Return for each number below `count` where it stands in `values` (n,)."""
+    order = values.argsort(stable=True)
+    return list(order.split(torch.bincount(values, minlength=count).tolist()))

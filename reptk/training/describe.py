@@ -1,0 +1,133 @@
+"""What a run says about its parts before it trains: rows for `Logger.facts`, and notes."""
+
+from typing import Any
+
+from torch import nn
+
+from reptk.config import Recipe
+from reptk.config.value_schedule import ValueSchedule, describe_value
+from reptk.core import distributed
+from reptk.core.counts import format_count
+from reptk.data import Data
+from reptk.models.encoder import Encoder
+from reptk.training.build import Parts
+from reptk.training.view_sizes import view_count, view_sizes_px
+
+MANY_DROPPED = 0.1
+"""Share of the training images which an epoch may leave out without a hint at another batch size."""
+
+
+def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tuple[str, str, str]]:
+    """Describe the parts of a run to its user, as rows (what, name, details) for `Logger.facts`.
+
+    Args:
+        recipe: whose numbers are stated.
+        parts: what was built from it.
+        has_data: False if the parts were built with other images, since those of the recipe are missing.
+    """
+    data = "cannot be used"
+    if has_data:
+        data = _describe_data(parts.data)
+    train, optim = recipe.train, recipe.optim
+    num_views = view_count(parts.evaluation_views, recipe)
+    ranks = distributed.world_size()
+    batch = f"batch {train.batch_size} (1 rank)"
+    if ranks > 1:
+        batch = f"batch {train.batch_size} ({format_count(ranks, 'rank')})"
+    if parts.loader.sampler.description:
+        batch += f", {parts.loader.sampler.description}"
+    schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    if isinstance(optim.weight_decay, ValueSchedule):
+        schedule += f", weight decay {optim.weight_decay.describe()}"
+    precision = parts.settings.precision
+    if train.precision == "auto":
+        precision = f"{precision} (auto)"
+    return [
+        ("data", recipe.data["name"], data),
+        ("views", f"{recipe.views['name']} x{num_views}", _describe_views(parts, recipe)),
+        ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
+        _describe_loss(recipe),
+        ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
+    ]
+
+
+def dropped_images_note(parts: Parts) -> list[str]:
+    """Say how many images an epoch leaves out or repeats, as a list of at most one line."""
+    dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
+    if parts.loader.sampler.description:
+        return [_composed_epoch_note(parts)]
+    if not dropped:
+        return []
+    note = (
+        f"{dropped:,} of {num_images:,} training images are left out of each epoch, others every time: the last batch would be "
+        "incomplete"
+    )
+    if dropped < MANY_DROPPED * num_images:
+        return [note]
+    better = _batch_size_that_drops_least(num_images, parts.loader.batch_size)
+    if num_images % better < dropped:
+        note += f". train.batch_size={better} would leave out {num_images % better:,}"
+    return [note]
+
+
+def _composed_epoch_note(parts: Parts) -> str:
+    """Say what the first epoch of a sampler that composes batches draws."""
+    sampler = parts.loader.sampler
+    drawn, counts = sampler.epoch(0).unique(return_counts=True)
+    num_repeated = int((counts > 1).sum())
+    return (
+        f"train.sampler {sampler.description}: an epoch has {sampler.steps_per_epoch:,} steps, as with random batches; the "
+        f"first one draws {len(drawn):,} of {len(parts.data.train):,} training images, {num_repeated:,} of them more than once"
+    )
+
+
+def _batch_size_that_drops_least(num_images: int, batch_size: int) -> int:
+    """Return the best batch size that the ranks can share between half of this one and this one, the largest of equals."""
+    world_size = distributed.world_size()
+    candidates = range(batch_size, max(2, batch_size // 2) - 1, -world_size)
+    return min(candidates, key=lambda candidate: num_images % candidate)
+
+
+def _describe_data(data: Data) -> str:
+    images = format_count(len(data.train), "training image")
+    if data.query:
+        images = f"{len(data.train):,} training, {format_count(len(data.query), 'query image')}"
+    if not data.classes:
+        return f"{images}, no labels"
+    num_labeled = int((data.train.labels >= 0).sum())
+    if num_labeled < len(data.train):
+        images = f"{images}, {num_labeled:,} labeled for training"
+    return f"{images}, {format_count(len(data.classes), 'class', 'classes')}"
+
+
+def _describe_views(parts: Parts, recipe: Recipe) -> str:
+    views = parts.evaluation_views
+    distinct_sizes = dict.fromkeys(view_sizes_px(views, recipe))
+    sizes = " and ".join(map(str, distinct_sizes))
+    return f"{sizes} px, {views.description or 'plugin'}, {parts.device}"
+
+
+def _describe_encoder(encoder: Encoder) -> str:
+    weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
+    head = "-".join(head_widths) or "none"
+    return f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"
+
+
+def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
+    if recipe.loss is None:
+        return "method", recipe.method["name"], _arguments(recipe.method)
+    details = _arguments(recipe.loss)
+    if "positives" in recipe.method:
+        positives = f"positives by {recipe.method['positives']}"
+        details = f"{details}; {positives}" if details else positives
+    if recipe.method["name"] != "contrastive":
+        details = f"{details}; method {recipe.method['name']}"
+    return "loss", recipe.loss["name"], details
+
+
+def _arguments(part: dict[str, Any]) -> str:
+    """Return the arguments of a part as one line; flags that are off are left out."""
+    return ", ".join(
+        f"{key} {describe_value(value)}" for key, value in part.items() if key != "name" and value is not False
+    )

@@ -1,0 +1,108 @@
+"""Checks of a recipe's values against the parts that are built from it, with messages that say what to change."""
+
+import warnings
+
+import torch
+
+from reptk.config import Recipe
+from reptk.config.registry import DATASETS
+from reptk.core import distributed
+from reptk.core.counts import format_count
+from reptk.core.errors import DataError, UsageError
+from reptk.data import Data
+from reptk.methods import Method
+from reptk.models.encoder import Encoder, eval_mode
+from reptk.models.grad_cache import BATCH_NORMS
+from reptk.training.view_sizes import DEFAULT_VIEW_COUNT
+from reptk.views import ViewPipeline, Views
+
+
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Refuse a batch that the ranks cannot share."""
+    if batch_size % world_size:
+        # Rounded down to a multiple, or up if that would be 0.
+        nearest = batch_size // world_size * world_size or world_size
+        raise UsageError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share; use {nearest}")
+
+
+def check_micro_batch_size(micro_batch_size: int | None, norm: str, world_size: int) -> None:
+    """Refuse micro-batches of fewer images than ranks, and `train.micro_batch_norm` without micro-batches."""
+    if micro_batch_size is None:
+        if norm != "refuse":
+            raise UsageError(
+                f"train.micro_batch_norm is {norm!r}, but there are no micro-batches: set train.micro_batch_size"
+            )
+    elif micro_batch_size < world_size:
+        raise UsageError(
+            f"train.micro_batch_size is {micro_batch_size}, fewer images than the {world_size} ranks that share them"
+        )
+
+
+def check_views(views: Views, recipe: Recipe) -> None:
+    """Draw views of an image of the data set's size, so that operations which refuse it do so before training.
+
+    Raises:
+        UsageError: they do.
+    """
+    size_px = recipe.data.get("size") or DATASETS.hint(recipe.data["name"], "size_px")
+    if size_px is None or not isinstance(views, ViewPipeline):
+        return
+    try:
+        views(torch.zeros(2, 3, size_px, size_px, dtype=torch.uint8), 0)
+    except ValueError as cause:
+        raise UsageError(
+            f"views: {cause} (the images of {recipe.data['name']} have {size_px} x {size_px} px)"
+        ) from cause
+
+
+@torch.no_grad()
+def check_other_sizes(encoder: Encoder, sizes_px: tuple[int, ...]) -> None:
+    """Check that views of every size pass through the encoder, which is built for the first size."""
+    with eval_mode(encoder):
+        for size in sorted(set(sizes_px) - {encoder.config["size"]}):
+            try:
+                encoder(torch.zeros(1, 3, size, size))
+            except Exception as cause:  # timm's models raise various types for sizes that they do not support
+                raise UsageError(
+                    f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
+                    "others; use a convolutional backbone, or views of one size"
+                ) from cause
+
+
+def check_method(method: object, name: str) -> None:
+    """Refuse what a factory returned unless it is a `Method` that defines `forward`."""
+    if not isinstance(method, Method):
+        raise UsageError(f"method {name!r} is a {type(method).__qualname__}, which must subclass reptk.Method")
+    # nn.Module is not an abstract base class, so a missing forward is not noticed before the first step.
+    if type(method).forward is Method.forward:
+        raise UsageError(f"method {name!r}: {type(method).__qualname__} must define forward(batch, step)")
+
+
+def check_batch_norm(encoder: Encoder, batch_size: int) -> None:
+    """Refuse a batch of one image for each rank, from which BatchNorm cannot compute a variance."""
+    ranks = distributed.world_size()
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in encoder.modules())
+    if has_batch_norm and batch_size == ranks:
+        raise UsageError(
+            f"train.batch_size is {batch_size}, one image for each of {format_count(ranks, 'rank')}, and BatchNorm needs "
+            f"several to compute its statistics; use at least {2 * ranks}"
+        )
+
+
+def check_labels(recipe: Recipe, data: Data) -> None:
+    """Refuse data without labels, and warn of classes that give the loss nothing to compare."""
+    labels = data.train.labels
+    known = labels[labels >= 0]
+    if not len(known):
+        raise DataError(
+            f"method.positives is 'class', but {recipe.data['name']} has no labels. Put the images of each class in a "
+            "folder of its own, or train without labels: method.positives=instance"
+        )
+    counts = torch.bincount(known)
+    if int((counts > 0).sum()) == 1:
+        warnings.warn("there is a single class: with every pair a positive, nothing is pushed apart", stacklevel=2)
+    single = int((counts == 1).sum())
+    if recipe.views.get("count", DEFAULT_VIEW_COUNT) == 1 and single:
+        warnings.warn(
+            f"{format_count(single, 'class', 'classes')} of a single image, which never meets a positive", stacklevel=2
+        )
