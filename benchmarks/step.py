@@ -61,8 +61,9 @@ def compare(arguments: list[str], profiles: bool = False) -> float:
     num_batches = ROUNDS + UNCOUNTED_ROUNDS + 2
     batches = DevicePrefetcher(training.loader.batches(0, num_batches), device)
     backbone = training.encoder.backbone
-    images, _, _ = next(batches)
-    views = rearrange(training.method.views(images, 0), "v b c h w -> (v b) c h w")
+    batch = Batch(*next(batches))
+    views = rearrange(batch.draw_views(training.method.views, 0), "v b c h w -> (v b) c h w")
+    is_trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if recipe.train.channels_last:
         views = views.contiguous(memory_format=torch.channels_last)
 
@@ -70,13 +71,14 @@ def compare(arguments: list[str], profiles: bool = False) -> float:
         train_step(training, training.method, Batch(*next(batches)), training.step(number))
 
     def views_alone(number: int) -> None:
-        training.method.views(images, rng.key("benchmark", number))
+        batch.draw_views(training.method.views, rng.key("benchmark", number))
 
     def bare_backbone(number: int) -> None:
-        with autocast(device, training.settings.precision):
+        with autocast(device, training.settings.precision), torch.set_grad_enabled(is_trained):
             features = backbone(views)
-        features.float().square().mean().backward()
-        backbone.zero_grad()
+        if is_trained:  # a frozen one has no backward pass
+            features.float().square().mean().backward()
+            backbone.zero_grad()
 
     seconds = measure({"whole step": whole_step, "bare backbone": bare_backbone, "views alone": views_alone})
     print(

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python -m reptk.recipe tcl_selfsup_photos
   python -m reptk.recipe tcl_selfsup_folder data.root=my_photos
   python -m reptk.recipe supcon_cifar100 loss.temperature=0.2 encoder.backbone=vit_tiny_patch16_224
+  python -m reptk.recipe linear --from runs/supcon_digits/1
   python -m reptk.recipe simclr_photos --plugin my_loss.py loss.name=my_loss
   torchrun --nproc-per-node 8 -m reptk.recipe tcl_selfsup_imagenet100 data.root=/data/imagenet
 
@@ -200,9 +201,11 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
         train["precision"] = "fp32"  # bf16 is emulated, and slow, on many CPUs
     evaluators = dict(recipe.eval)
     for key, part in recipe.eval.items():
-        if "k" in part:
-            # The recipe's k may be larger than the bank.
+        # The recipe's k may be larger than the bank.
+        if isinstance(part.get("k"), list):
             evaluators[key] = {**part, "k": [1]}
+        elif "k" in part:
+            evaluators[key] = {**part, "k": 1}
     changes = {
         "data": config.complete("data", {"name": "generated", **images}),
         "train": recipe.train.model_copy(update=train),
@@ -210,6 +213,9 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
         "eval": evaluators,
         "expect": None,
     }
+    if recipe.start is not None:
+        # Generated images have classes of other names than those of the run.
+        changes["start"] = recipe.start.model_copy(update={"classifier": "new"})
     return recipe.model_copy(update=changes)
 
 
@@ -238,16 +244,19 @@ def _summary(table: dict[str, Any]) -> list[str]:
     loss = ""
     if "loss" in table:
         loss = _cell(table, "loss", "name")
+    missing = "?"
+    if "start" in table:
+        missing = "of --from"
     expect = table.get("expect")
     measured = ""
     if isinstance(expect, dict) and isinstance(expect.get("value"), float):
         measured = f"{expect.get('metric', '')} {100 * expect['value']:.1f} %"
     return [
-        _cell(table, "data", "name"),
+        _cell(table, "data", "name", missing=missing),
         _cell(table, "method", "name"),
         loss,
         _cell(table, "method", "positives", missing=""),
-        _cell(table, "encoder", "backbone"),
+        _cell(table, "encoder", "backbone", missing=missing),
         _cell(table, "train", "epochs"),
         measured,
     ]
@@ -281,6 +290,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. loss.k1=4000")
     add_plugin_options(parser)
     parser.add_argument(
+        "--from",
+        dest="start_run",
+        metavar="RUN",
+        help="the finished run that a stage (linear, linear_tcl, finetune) starts from",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         help="folder of the run; default: the next runs/NAME/N. An unfinished run of this recipe in it goes on",
@@ -308,6 +323,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(_joined_resume(argv))
     if args.name is not None and "=" in args.name:
         raise UsageError(f"the recipe's name comes first, before {args.name!r}")
+    if args.start_run is not None:
+        args.overrides = [f"start.run={args.start_run}", *args.overrides]
     return args
 
 

@@ -26,7 +26,7 @@ class MyLoss(nn.Module):
 
     Args:
         temperature: of the softmax, above 0. The arguments are what the recipe's [loss] table may set; names, types, ranges
-            and defaults are those of this signature.
+            and defaults are those of this signature. One that is kept under its name may follow a schedule in a recipe.
     """
 
     def __init__(self, temperature: Annotated[float, Gt(0)] = 0.2) -> None:

@@ -32,7 +32,8 @@ class MyMethod(Method):
     was interrupted then ends in the same weights.
 
     Args:
-        encoder: images (n, 3, size, size) in 0..1 to embeddings (n, encoder.embedding_dim).
+        encoder: images (n, 3, size, size) in 0..1 to embeddings (n, encoder.embedding_dim), of any length. `encoder.features`
+            returns what is before the projection head, (n, encoder.num_features), which evaluation measures.
         views: two views of each image.
         momentum: share of the moving average that remains in a step.
         predictor_width: hidden width of the predictor.
@@ -65,14 +66,19 @@ class MyMethod(Method):
 
         Args:
             batch: `images` (B, 3, H, W) uint8, `labels` (B,) with -1 for none, `index` (B,) the number of each image in the
-                data set. `draw_views` returns (V, B, 3, h, w) floats in 0..1.
+                data set. Any method may get images without a label: leave them out of a loss on labels, and return 0 if there
+                are no others. `draw_views` returns (V, B, 3, h, w) floats in 0..1, a list of such if views differ in size.
             step: its `number` of `total`, `progress` in [0, 1) for schedules, and `key`, from which everything random in
                 this step is drawn: `torch.rand(..., generator=reptk.rng.generator(step.key, "mask"))`.
 
         Returns:
             `"loss"`, a scalar: the mean over this rank's images, or the loss of the global batch from embeddings that were
             gathered by `reptk.distributed.all_gather`. Any other scalar is logged under its name. `"z"` (N, D) and `"ids"`
-            (N,) are for the health of every epoch: embeddings, and which of them are positives. All but the loss detached.
+            (N,) are for the health of every epoch: embeddings, and which of them are positives, e.g. `batch.index` for the
+            views of an image, `reptk.methods.class_ids(batch.labels, batch.index)` for classes. All but the loss detached.
+
+        Called inside autocast in half precision, which rounds products and convolutions: what needs float32 takes `.float()`,
+        and a product of matrices `with torch.autocast(z.device.type, enabled=False)`.
         """
         first, second = batch.draw_views(self.views, step.key)
         z_first, z_second = self.encoder(first), self.encoder(second)

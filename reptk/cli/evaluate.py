@@ -13,6 +13,8 @@ from reptk.core.command_line import ArgumentParser, add_device_option, add_plugi
 from reptk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from reptk.core.console import Logger
     from reptk.data import Data
     from reptk.evaluate import Evaluation, Evaluator
@@ -116,7 +118,11 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     data = config.build(DATASETS, table)
     if args.limit is not None:
         data = subsample(data, args.limit)
-    evaluators, _ = build_evaluators(tables, data)
+    classifier = _suitable_classifier(subject, data, args.only, logger)
+    evaluators, _ = build_evaluators(tables, data, has_classifier=classifier is not None)
+    if classifier is not None and args.only is not None:
+        # `build_evaluators` adds the accuracy of a classifier.
+        evaluators = {key: evaluator for key, evaluator in evaluators.items() if key in args.only}
     # `build_evaluators` drops those that need labels if there are none.
     if args.only is not None and not set(evaluators) & set(args.only):
         raise DataError(f"{', '.join(args.only)} need labels, and {data.protocol} has none; leave out --only")
@@ -125,7 +131,7 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     workers = args.workers
     if workers is None:
         workers = num_cpus()
-    rows = _evaluate_rows(subject, data, list(evaluators.values()), device, workers, args.baselines, logger)
+    rows = _evaluate_rows(subject, data, list(evaluators.values()), classifier, device, workers, args.baselines, logger)
     BadSamples(data, logger).update()
     return Evaluated(
         rows,
@@ -141,10 +147,27 @@ def _evaluate_encoder(args: argparse.Namespace, overrides: config.Table, tables:
     )
 
 
+def _suitable_classifier(
+    subject: Subject, data: "Data", only: Sequence[str] | None, logger: "Logger"
+) -> "nn.Linear | None":
+    """Return the classifier of a run if it knows the classes of the data set; say so if it does not."""
+    if subject.classifier is None:
+        return None
+    difference = subject.classifier.difference_to(data.classes)
+    if difference is None:
+        return subject.classifier.module
+    reason = f"the classifier of {subject.name} tells other classes apart: {difference}"
+    if only is not None and "accuracy" in only:
+        raise DataError(reason)
+    logger.line(f"accuracy is left out: {reason}")
+    return None
+
+
 def _evaluate_rows(
     subject: Subject,
     data: "Data",
     evaluators: "list[Evaluator]",
+    classifier: "nn.Linear | None",
     device: Any,
     workers: int,
     baselines: bool,
@@ -158,6 +181,8 @@ def _evaluate_rows(
     views = config.build(VIEWS, config.complete("views", subject.recipe.get("views", default_views)))
     rows = {}
     encoders = {"encoder": subject.encoder}
+    # The untrained encoder has none: a classifier of other features would guess.
+    classifiers = {"encoder": classifier, "untrained": None}
     if baselines:
         with logger.stages("raw pixels") as progress:
             rows["raw pixels"] = evaluate_pixels(data, evaluators, views=views, workers=workers, progress=progress)
@@ -172,6 +197,7 @@ def _evaluate_rows(
                 encoder,
                 data,
                 evaluators,
+                classifier=classifiers[row],
                 views=views,
                 device=device,
                 precision=subject.precision,

@@ -12,6 +12,7 @@ from reptk.config.part_catalog import KINDS, load_known_plugins, recipe_table
 from reptk.config.plugins import CONTRIBUTED
 from reptk.core.errors import UsageError
 from reptk.core.files import write_text
+from reptk.core.foreign_files import read_bytes
 
 CLASS_SUFFIXES = {
     "loss": "Loss",
@@ -24,6 +25,9 @@ CLASS_SUFFIXES = {
 
 TRIAL_RECIPE = "simclr_digits"
 """The recipe in which a new part is tried: it needs no download, and about a minute."""
+
+
+MAX_COMPARED_BYTES = 1 << 16
 
 
 class Template(NamedTuple):
@@ -48,20 +52,19 @@ def create_plugin(kind: str, name: str, folder: Path) -> int:
     """
     _check_name(kind, name)
     part_file, test_file = folder / f"{name}.py", folder / f"test_{name}.py"
-    for path in (part_file, test_file):
-        if path.exists() or path.is_symlink():
-            raise UsageError(
-                f"{path} exists, and nothing was written; take another name, or another folder: --out FOLDER"
-            )
-    _check_module_name(name)
     template = _read_template(kind)
     class_name = _class_name(kind, name, template)
+    part_text = _renamed(template.part, template, name, class_name)
+    test_text = _renamed(template.test, template, name, class_name)
+    _check_is_free(part_file, None)
+    # The test is written first, so it may be there alone if an earlier command was killed.
+    _check_is_free(test_file, test_text)
+    _check_module_name(name)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    # The test first: whoever sees the part sees its test as well.
-    write_text(test_file, _renamed(template.test, template, name, class_name))
-    write_text(part_file, _renamed(template.part, template, name, class_name))
+    write_text(test_file, test_text)
+    write_text(part_file, part_text)
     print(f"{part_file}: {kind} {name}, small and complete; make it yours")
     print(f"{test_file}: its test")
     print("next:")
@@ -97,6 +100,21 @@ def _check_name(kind: str, name: str) -> None:
     registry = KINDS[kind]
     if name in registry.names():
         raise UsageError(f"there is a {registry.kind} {name!r} already: reptk plugin list --kind {kind} {name}")
+
+
+def _check_is_free(path: Path, text: str | None) -> None:
+    """Check that nothing would be written over, except a file with this text.
+
+    Raises:
+        UsageError: there is another file.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if text is not None and path.is_file() and path.stat().st_size < MAX_COMPARED_BYTES:
+        is_equal = read_bytes(path, MAX_COMPARED_BYTES) == text.encode()
+        if is_equal:
+            return
+    raise UsageError(f"{path} exists, and nothing was written; take another name, or another folder: --out FOLDER")
 
 
 def _check_module_name(name: str) -> None:

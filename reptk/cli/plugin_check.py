@@ -11,6 +11,7 @@ from reptk.config import signature
 from reptk.config.part_catalog import kind_of, recipe_table
 from reptk.config.plugins import load_parts
 from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, unknown
+from reptk.config.value_schedule import at_start
 from reptk.core.errors import DataError, UsageError
 from reptk.core.printable_names import in_one_line
 from reptk.testing.dataset_checks import try_dataset
@@ -91,7 +92,8 @@ def _argument_table(spec: str, part: Part, pairs: Sequence[str]) -> config.Table
         raise UsageError(
             f"{registry.kind} {name!r} needs {' and '.join(missing)}, without a default: {_command(spec, name, *examples)}"
         )
-    return config.complete(key, table)
+    # A scheduled argument is checked with its first value, with which a run builds the part.
+    return at_start(registry.get(name), config.complete(key, table))
 
 
 def _nested(key: str, table: config.Table) -> config.Table:

@@ -11,6 +11,7 @@ from reptk.embeddings.embedder import Embedder, recipe_of
 
 if TYPE_CHECKING:
     from reptk.core.device import Precision
+    from reptk.models.classifier import SavedClassifier
     from reptk.models.encoder import Encoder
 
 
@@ -23,6 +24,7 @@ class Subject:
         encoder: that is evaluated.
         untrained: the same architecture with initial weights, a baseline; None if there is nothing to compare with.
         recipe: of the run that the encoder comes from; empty if it is not from a run.
+        classifier: that was trained with the encoder, if there is one.
         precision: in which it encodes.
         has_weights: whether its backbone had trained weights before any training by reptk.
     """
@@ -31,6 +33,7 @@ class Subject:
     encoder: "Encoder"
     untrained: "Encoder | None"
     recipe: config.Table
+    classifier: "SavedClassifier | None"
     precision: "Precision"
     has_weights: bool
 
@@ -68,6 +71,7 @@ def open_subject(
         UsageError, DataError, EnvironmentProblem: there is no such encoder, or its weights are not available.
     """
     from reptk.core import rng
+    from reptk.models.classifier import read_classifier
     from reptk.models.encoder import Encoder
 
     embedder = Embedder.open(source, size=size, pretrained=pretrained, weights=weights)
@@ -77,7 +81,18 @@ def open_subject(
         # As in training: if nothing was pretrained, these are the weights with which the run began.
         with rng.seeded(recipe.get("seed", 0), "initial weights"):
             untrained = Encoder(**embedder.encoder.config)
-    return Subject(source, embedder.encoder, untrained, recipe, embedder.precision, embedder.started_from_weights)
+    classifier = None
+    if "run" in embedder.origin:
+        classifier = read_classifier(source)
+    return Subject(
+        name=source,
+        encoder=embedder.encoder,
+        untrained=untrained,
+        recipe=recipe,
+        classifier=classifier,
+        precision=embedder.precision,
+        has_weights=embedder.started_from_weights,
+    )
 
 
 def data_table(source: str, overrides: config.Table) -> config.Table:

@@ -20,6 +20,7 @@ from reptk.config.plugins import load_recipe_plugins
 from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, nearest_hint
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
+from reptk.config.stage import complete_stage
 from reptk.config.toml import read
 from reptk.config.value_schedule import ValueSchedule, schedules_in
 from reptk.core.errors import UsageError
@@ -50,7 +51,8 @@ def load(
         name_or_path: a recipe's name, a TOML file, or a run folder (which holds its `recipe.toml`).
         overrides: `key=value` pairs with dotted keys; the value is read as TOML, or as text if it is not valid TOML or if the
             key takes text alone. Changing a part's name drops the previous part's arguments, and a method without a loss
-            drops `[loss]`; `reptk.config.override_notes` says what that was.
+            drops `[loss]`; `reptk.config.override_notes` says what that was. `start.run=FOLDER` names the run that a stage
+            starts from.
         plugins: `.py` files or modules that register further parts.
         trust: execute the plugin files that the recipe brings in its own folder. A recipe that you did not write may bring any
             code.
@@ -59,6 +61,7 @@ def load(
 
     Raises:
         UsageError: no such recipe, broken TOML, or (as `RecipeError`, with all problems at once) invalid content.
+        DataError: a stage starts from a run that has no model.
     """
     path = find(name_or_path)
     table = read(path)
@@ -72,8 +75,8 @@ def load(
     if overrides:
         # The result that was measured holds for exactly the recipe in the file.
         table.pop("expect", None)
-    original = table
-    table = override(original, overrides)
+    original, remaining_overrides = complete_stage(path.stem, table, overrides)
+    table = override(original, remaining_overrides)
     table["overrides"] = _merge_overrides(original.get("overrides", []), overrides)
     sets_warmup = "optim" in keys or "optim.warmup_epochs" in keys
     if shorten_warmup and not sets_warmup:
@@ -106,7 +109,7 @@ def validate(table: Table) -> Recipe:
     except ValidationError as error:
         problems = [*signature.problems_of(error, Recipe), *problems]
     if not problems:
-        problems = _check_warmup(recipe)
+        problems = [*_check_warmup(recipe), *_check_milestones(recipe)]
     if problems:
         raise RecipeError(str(table.get("name", "recipe")), problems)
     return recipe
@@ -123,8 +126,12 @@ def override(table: Table, pairs: Sequence[str]) -> Table:
     table = dict(table)
     # False sorts before True, and a sort keeps the order of equal items, so that of two values of a key the last one counts.
     parsed = sorted(map(_parse_pair, pairs), key=lambda pair: not _is_part_name(pair.keys))
+    keys = {".".join(pair.keys) for pair in parsed}
     for pair in parsed:
         _set(table, pair)
+        alternative = _replaced_alternative(pair)
+        if alternative is not None and f"encoder.{alternative}" not in keys:
+            table["encoder"].pop(alternative, None)
     return table
 
 
@@ -141,8 +148,20 @@ def _merge_overrides(earlier: Any, pairs: Sequence[str]) -> Any:
             merged = [other for other in merged if not other.startswith(prefix)]
         # A value also replaces what was set inside of it, e.g. loss.temperature=0.1 the start of a schedule.
         merged = [other for other in merged if not f"{other.partition('=')[0]}.".startswith(f"{key}.")]
+        alternative = _replaced_alternative(_parse_pair(pair))
+        if alternative is not None and not any(other.startswith(f"encoder.{alternative}=") for other in pairs):
+            merged = [other for other in merged if not other.startswith(f"encoder.{alternative}=")]
         merged.append(pair)
     return merged
+
+
+def _replaced_alternative(pair: "_Pair") -> str | None:
+    """Return the key of `[encoder]` that a pair replaces: pretrained weights are timm's, or those of a file."""
+    if pair.keys == ["encoder", "weights"]:
+        return "pretrained"
+    if pair.keys == ["encoder", "pretrained"] and pair.value is True:
+        return "weights"
+    return None
 
 
 def _with_proportional_warmup(table: Table, original: Table) -> Table:
@@ -404,6 +423,15 @@ def _check_warmup(recipe: Recipe) -> list[Problem]:
     if warmup < epochs:
         return []
     return [("optim.warmup_epochs", f"must be below train.epochs ({epochs}), got {warmup:g}; e.g. {epochs / 10:g}")]
+
+
+def _check_milestones(recipe: Recipe) -> list[Problem]:
+    is_multistep = recipe.optim.schedule == "multistep"
+    if is_multistep and not recipe.optim.milestones:
+        return [("optim.milestones", "is missing: shares of the run, e.g. [0.6, 0.75, 0.9], for schedule 'multistep'")]
+    if recipe.optim.milestones and not is_multistep:
+        return [("optim.milestones", f"is for schedule 'multistep', and optim.schedule is {recipe.optim.schedule!r}")]
+    return []
 
 
 def _unknown_argument(registry: Registry, name: str, argument: str) -> str:

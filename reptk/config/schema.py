@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from reptk.config.signature import UNION_TAG, Problem
 from reptk.config.value_schedule import ValueSchedule
@@ -34,14 +34,30 @@ EXECUTION_KEYS = (
 UNTITLED_KEYS = ("name", "data.root", "data.download", "data.jpeg", *EXECUTION_KEYS)
 """Keys that say where and how a run is executed, not what is trained."""
 
+ADAPTATION_KEYS = ("freeze", "freeze_batchnorm", "lora_rank", "lora_alpha", "lora_dropout", "lora_layers")
+"""Keys of `[encoder]` that say what is trained of it; the others say what it is."""
+
 MAX_TITLE_OVERRIDES = 4
 """Overrides in a title, which has to fit into a line."""
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
     """Base class of a recipe's tables: without unknown keys, immutable, and with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StartSection(Section):
+    """The finished run whose encoder a stage starts from. Its recipe completes that of the stage."""
+
+    run: str = Field(min_length=1, description="its folder, set by --from RUN")
+    classifier: Literal["new", "run"] = Field(
+        "new", description="run: that of the run, which must be of the same classes; a new one if the run has none"
+    )
+    pretrained: bool = Field(False, description="whether the run itself had started from trained weights")
 
 
 NUMBER_TAG = f"{UNION_TAG}number"
@@ -75,7 +91,8 @@ class EncoderSection(Section):
     backbone: str
     pretrained: bool = False
     weights: str | None = Field(
-        None, description="checkpoint with the backbone's weights: FILE or FILE:PART, a folder or hf-hub:NAME"
+        None,
+        description="checkpoint with the backbone's weights: FILE or FILE:PART, a folder, hf-hub:NAME or package:NAME",
     )
     stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
     head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
@@ -83,6 +100,36 @@ class EncoderSection(Section):
     head_out: int = Field(128, ge=1)
     head_norm: bool = Field(False, description="BatchNorm after each linear layer but the last")
     drop_path: float = Field(0.0, ge=0, lt=1)
+    freeze: int | str = Field(
+        "none", description="none, stem, n: the stem and n stages or blocks, or all: the whole backbone; not trained"
+    )
+    freeze_batchnorm: bool = Field(
+        False, description="BatchNorm of the backbone as it is: fixed statistics and weights"
+    )
+    lora_rank: int = Field(0, ge=0, le=1024, description="train low-rank updates instead of the backbone; 0: no LoRA")
+    lora_alpha: float = Field(16.0, gt=0, description="the updates are multiplied by lora_alpha / lora_rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_layers: tuple[str, ...] = Field(
+        ("qkv", "proj"), description="linear layers with an update, by their last names"
+    )
+
+    @field_validator("freeze", mode="plain")
+    @classmethod
+    def _check_freeze(cls, value: Any) -> int | str:
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if is_count or value in ("none", "stem", "all"):
+            return value
+        raise ValueError("must be 'none', 'stem', 'all' or a number of stages or blocks of at least 1")
+
+    @property
+    def is_partly_trained(self) -> bool:
+        """Whether some of the backbone's weights are not trained."""
+        return self.freeze != "none" or self.freeze_batchnorm or self.lora_rank > 0
+
+    @property
+    def architecture(self) -> Table:
+        """What the encoder is, without what is trained of it."""
+        return self.model_dump(exclude=set(ADAPTATION_KEYS))
 
 
 class OptimSection(Section):
@@ -93,10 +140,17 @@ class OptimSection(Section):
     weight_decay: NonNegativeOrSchedule = Field(1e-4, description="a number, or a table {start, end, schedule, epochs}")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: tuple[Share, ...] = Field(
+        (), description="multistep: shares of the run after which the learning rate is multiplied by gamma"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep: the factor at each milestone")
     warmup_epochs: float = Field(0.0, ge=0)
     warmup_lr: float = Field(0.0, ge=0, description="from which the warm-up rises; its last step has lr")
     final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="the learning rate of each layer of the backbone is that of the next times this"
+    )
 
 
 class SamplerSection(Section):
@@ -144,6 +198,11 @@ class TrainSection(Section):
     channels_last: bool = True
     compile: bool = False
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    grad_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="of a moving average of the encoder's weights; 0: none")
+    evaluated_weights: Literal["trained", "ema"] = Field(
+        "trained", description="which of the two is evaluated and becomes model/"
+    )
     sync_batchnorm: bool = False
     log_every_steps: int = Field(10, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=0, description="0: none by epochs; the last step is saved in any case")
@@ -187,6 +246,7 @@ class Recipe(Section):
     overrides: tuple[str, ...] = Field(
         (), description="key=value pairs that changed the named recipe; load() writes them"
     )
+    start: StartSection | None = Field(None, description="only of stages, which start from a run")
     data: Table
     views: Table
     encoder: EncoderSection

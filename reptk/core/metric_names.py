@@ -1,6 +1,7 @@
 """Names of metrics in headings and sentences: `knn@20` is written `kNN@20`."""
 
 _NAMES = {
+    "accuracy": "Accuracy",
     "knn": "kNN",
     "knn_majority": "majority",
     "recall": "Recall",

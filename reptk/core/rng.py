@@ -47,6 +47,17 @@ def seeded(*parts: int | str) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+@contextmanager
+def seeded_numpy(*parts: int | str) -> Iterator[None]:
+    """Seed NumPy's global generator with 32 bits of `key(*parts)` inside the block, for libraries that draw from it."""
+    state = np.random.get_state()
+    np.random.seed(key(*parts) & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
 def uniform(key: int, salts: Tensor, rows: Tensor) -> Tensor:
     """Return numbers in [0, 1) that depend on (key, salt of the column, row number) alone: a counter-based generator.
 

@@ -215,7 +215,12 @@ class Embedder:
         run = self.origin.get("run")
         if run is None:
             return "backbone" in self.origin and not self.is_untrained
-        initial = recipe_of(run).get("encoder", {})
+        recipe = recipe_of(run)
+        start = recipe.get("start")
+        if isinstance(start, dict):
+            # The weights of another run, which says what that had started from.
+            return bool(start.get("pretrained"))
+        initial = recipe.get("encoder", {})
         return bool(initial.get("pretrained")) or initial.get("weights") is not None
 
     def native_preprocessing(self) -> Preprocessing:

@@ -3,6 +3,7 @@
 from reptk.evaluate.diagnostics import concerns, effective_rank, health
 from reptk.evaluate.features import PIXELS_PX, FeatureStore, ImageFeatures, pixels
 from reptk.evaluate.intervals import QueryMean, gains, intervals
+from reptk.evaluate.metrics.accuracy import Accuracy
 from reptk.evaluate.metrics.few_shot import FewShot, few_shot
 from reptk.evaluate.metrics.knn import Knn, knn
 from reptk.evaluate.metrics.linear import LinearProbe, linear
@@ -23,6 +24,7 @@ from reptk.neighbors import engine_name, search
 
 __all__ = [
     "PIXELS_PX",
+    "Accuracy",
     "EvalResult",
     "Evaluation",
     "Evaluator",

@@ -59,6 +59,9 @@ class FeatureStore(ABC):
     device: torch.device | str = "cpu"
     """Device for computations on the features."""
 
+    classifier: Callable[[Tensor], Tensor] | None = None
+    """The classifier that was trained with the encoder: `raw` features (n, F) to scores (n, C), on `device`; None for none."""
+
     can_read_images: bool = False
     """Whether `view`, `image_batches` and `embed` are available."""
 

@@ -39,6 +39,9 @@ class Evaluator(Protocol):
     needs_labels: bool = True
     """False: can evaluate data without labels, whose bank and query splits are None."""
 
+    needs_classifier: bool = False
+    """True: measures `features.classifier`, and is left out for raw pixels and for encoders that have none."""
+
     @abstractmethod
     def __call__(self, features: FeatureStore, data: Data) -> EvalResult:
         """Return the metrics, with everything that belongs into results.json and the report."""

@@ -1,7 +1,7 @@
 """results.json: every number with its interval, gains and protocol. One schema for runs and for `reptk evaluate`.
 
 schema      1; raised when a reader of the previous schema would be wrong
-headline    the main metric, e.g. "knn@20"
+headline    the main metric, e.g. "knn@20"; "accuracy" where the recipe lists that evaluator first
 metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that is evaluated ("trained" in a run,
             "encoder" elsewhere), the others are its baselines; "untrained" is the encoder before training, and
             protocol["untrained"] says with which weights
@@ -141,9 +141,13 @@ def write_results(folder: Path, results: Table, evaluation: Evaluation) -> None:
 def headline(metrics: Mapping[str, float]) -> str:
     """Return the name of the main metric: the weighted kNN with k nearest to 20, else the first metric.
 
+    If the first metric is `accuracy`, that of a trained classifier, then it is the main one: the recipe lists it first.
+
     Raises:
         UsageError: there are no metrics.
     """
+    if next(iter(metrics), None) == "accuracy":
+        return "accuracy"
     # `knn@20,t=0.2`, the vote at a further temperature, is no candidate.
     ks = []
     for name in metrics:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptk import config
 from reptk.config.registry import EVALUATORS, with_defaults
@@ -16,6 +16,7 @@ from reptk.data import Data
 from reptk.evaluate.diagnostics import MAX_ROWS, health
 from reptk.evaluate.features import PIXELS_PX, DrawViews, FeatureStore, ImageFeatures, Progress, pixels
 from reptk.evaluate.intervals import QueryMean
+from reptk.evaluate.metrics.accuracy import Accuracy
 from reptk.evaluate.metrics.view_retrieval import ViewRetrieval
 from reptk.evaluate.predictions import Predictions
 from reptk.evaluate.protocol import EvalResult, Evaluator
@@ -23,6 +24,9 @@ from reptk.models.encoder import Encoder, eval_mode
 
 WITHOUT_LABELS = "view_retrieval"
 """The evaluator of data without labels."""
+
+ACCURACY = "accuracy"
+"""The evaluator that encoders with a classifier get."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def evaluate_encoder(
     data: Data,
     evaluators: Iterable[Evaluator],
     *,
+    classifier: nn.Linear | None = None,
     views: DrawViews | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
@@ -81,6 +86,7 @@ def evaluate_encoder(
         encoder: moved to `device`.
         data: the data set.
         evaluators: called one after the other with the same features.
+        classifier: that was trained with the encoder on these classes, for evaluators that measure it.
         views: random views, for evaluators that use them.
         device: where to encode.
         precision: in which to encode (autocast).
@@ -104,6 +110,8 @@ def evaluate_encoder(
         workers=workers,
         progress=progress,
     )
+    if classifier is not None:
+        features.classifier = classifier.to(device)
     # Features are computed lazily, inside the evaluators.
     with eval_mode(encoder.to(device)):
         return run_evaluators(features, data, evaluators, during_training=during_training)
@@ -141,7 +149,8 @@ def run_evaluators(
     Args:
         features: shared by all evaluators.
         data: the data set.
-        evaluators: if two return a metric of the same name, or predictions, the last one counts.
+        evaluators: if two return a metric of the same name, or predictions, the last one counts. Those that measure a
+            classifier are left out if there is none.
         during_training: whether to call their `during_training` instead.
 
     Raises:
@@ -150,6 +159,8 @@ def run_evaluators(
         NumericalError: the features hold NaN or infinity.
     """
     evaluators = [with_defaults(evaluator, Evaluator) for evaluator in evaluators]
+    if features.classifier is None:
+        evaluators = [evaluator for evaluator in evaluators if not evaluator.needs_classifier]
     if data.query is not None and any(evaluator.needs_labels for evaluator in evaluators):
         # Before any evaluator reads the labels: encoding takes them from images that cannot be read.
         for split in (data.bank, data.query):
@@ -183,20 +194,37 @@ def _call(evaluator: Evaluator, features: FeatureStore, data: Data, during_train
         raise DataError(f"{type(evaluator).__name__} cannot evaluate this data: {cause}") from cause
 
 
-def build_evaluators(tables: Mapping[str, config.Table], data: Data) -> tuple[dict[str, Evaluator], dict[str, int]]:
+def build_evaluators(
+    tables: Mapping[str, config.Table], data: Data, *, has_classifier: bool = False
+) -> tuple[dict[str, Evaluator], dict[str, int]]:
     """Build the evaluators of a recipe's `[eval.NAME]` tables that suit the data, see `evaluators_for`.
+
+    Args:
+        tables: by key.
+        data: the data set.
+        has_classifier: whether a classifier was trained with the encoder. Its accuracy is then measured as often as the most
+            frequent other evaluator, unless a table says how.
 
     Returns:
         Evaluators by key, and after how many epochs each is due (0: only at the end).
 
     Raises:
-        UsageError: an evaluator refuses its arguments.
+        UsageError: an evaluator refuses its arguments, or measures a classifier and there is none.
     """
     evaluators, every_epochs = {}, {}
     for key, table in tables.items():
         every_epochs[key] = table.get("every_epochs", 0)
         arguments = {name: value for name, value in table.items() if name != "every_epochs"}
         evaluators[key] = config.build(EVALUATORS, arguments)
+    measures_classifier = [key for key, evaluator in evaluators.items() if evaluator.needs_classifier]
+    if measures_classifier and not has_classifier:
+        raise UsageError(
+            f"eval.{measures_classifier[0]} measures a classifier that was trained with the encoder (method.name=classify or "
+            "joint), and there is none; eval.linear.name=linear fits one to the features"
+        )
+    if has_classifier and not measures_classifier:
+        evaluators[ACCURACY] = Accuracy()
+        every_epochs[ACCURACY] = min(filter(None, every_epochs.values()), default=0)
     suitable = evaluators_for(data, evaluators)
     # The evaluator that replaces them if the data has no labels is due as rarely as the rarest of them.
     fallback = max(every_epochs.values(), default=0)

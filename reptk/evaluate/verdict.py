@@ -173,7 +173,20 @@ def _sentence(results: Mapping[str, Any], last: str, comparisons: Sequence[Compa
     phrases = [_comparison_phrase(results, comparison) for comparison in comparisons]
     if phrases:
         sentence += ": " + "; ".join(phrases)
-    return sentence
+    return sentence + _accuracy_phrase(results, last)
+
+
+def _accuracy_phrase(results: Mapping[str, Any], last: str) -> str:
+    """Name the accuracy of the trained classifier, unless it is the headline. It has no baseline: an untrained one guesses."""
+    accuracy = results["metrics"][last].get("accuracy")
+    if accuracy is None or results["headline"] == "accuracy":
+        return ""
+    phrase = f". Its classifier has an accuracy of {100 * accuracy:.1f} %"
+    interval = results["intervals"][last].get("accuracy")
+    if interval is not None:
+        low, high = interval
+        phrase += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return phrase
 
 
 def _comparison_phrase(results: Mapping[str, Any], comparison: Comparison) -> str:

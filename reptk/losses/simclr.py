@@ -51,7 +51,7 @@ def simclr(
 
 @LOSSES.register("simclr")
 class SimCLR(nn.Module):
-    """`simclr` as a module: forward(z (N, D), ids (N,)) -> scalar.
+    """SimCLR's loss (NT-Xent, Chen et al. 2020), `simclr` as a module: forward(z (N, D), ids (N,)) -> scalar.
 
     Args:
         temperature: t > 0; where learning starts, if it is learned.

@@ -72,7 +72,7 @@ def _check_form(form: str) -> str:
 
 @LOSSES.register("supcon")
 class SupCon(nn.Module):
-    """`supcon` as a module: forward(z (N, D), ids (N,)) -> scalar.
+    """The supervised contrastive loss (Khosla et al. 2020), `supcon` as a module: forward(z (N, D), ids (N,)) -> scalar.
 
     Args:
         temperature: t > 0; where learning starts, if it is learned.

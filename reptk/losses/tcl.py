@@ -75,7 +75,9 @@ def tcl(
 
 @LOSSES.register("tcl")
 class TCL(nn.Module):
-    """`tcl` as a module: forward(z (N, D), ids (N,)) -> scalar. The defaults are those of the published code.
+    """Tuned contrastive learning, `tcl` as a module: forward(z (N, D), ids (N,)) -> scalar.
+
+    The defaults are those of the published code.
 
     Args:
         temperature: t > 0; where learning starts, if it is learned.

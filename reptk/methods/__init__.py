@@ -1,12 +1,16 @@
 """Methods are the modules that the training loop trains: method(batch, step) -> {"loss": ..., ...}."""
 
+from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
+from reptk.methods.joint import Joint
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
 
 __all__ = [
     "Batch",
+    "Classify",
     "Contrastive",
+    "Joint",
     "Method",
     "Step",
     "class_ids",

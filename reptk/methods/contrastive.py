@@ -14,6 +14,8 @@ from reptk.methods.protocol import Batch, Method, Step
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
+Positives = Literal["instance", "class"]
+
 
 @METHODS.register("contrastive")
 class Contrastive(Method):
@@ -31,9 +33,7 @@ class Contrastive(Method):
 
     uses_aspect_ratios = True
 
-    def __init__(
-        self, encoder: Encoder, views: Views, loss: nn.Module, positives: Literal["instance", "class"] = "instance"
-    ) -> None:
+    def __init__(self, encoder: Encoder, views: Views, loss: nn.Module, positives: Positives = "instance") -> None:
         super().__init__()
         self.encoder = encoder
         self.views = views
@@ -41,35 +41,50 @@ class Contrastive(Method):
         self.positives = positives
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        z = self.embed_views(batch, step.key)
-        ids = batch.index
-        if self.positives == "class":
-            ids = class_ids(batch.labels, batch.index)
-        # Embeddings are ordered view by view, so the ids of the batch are repeated as a whole.
-        ids = all_gather(ids.repeat(len(z) // len(ids)))
-        first_row = rank() * len(z)
-        row_count = len(z)
-        # Every image is compared with those of all ranks: the loss is that of the global batch.
-        z = all_gather(z, replicated_loss=self.loss.computes_local_rows)
-        rows_of_this_rank = nullcontext()
-        if self.loss.computes_local_rows:
-            rows_of_this_rank = local_rows(first_row, row_count)
-        with rows_of_this_rank:
-            loss = self.loss(z, ids)
-        outputs = {"loss": loss, "z": z.detach(), "ids": ids}
-        temperature = current_temperature(self.loss)
-        if temperature is not None:
-            outputs["temperature"] = temperature
-        return outputs
-
-    def embed_views(self, batch: Batch, key: int) -> Tensor:
-        """Return the embeddings (V * B, D) of the batch, view by view."""
-        views = batch.draw_views(self.views, key)
-        groups = views if isinstance(views, list | tuple) else [views]
         embeddings = []
-        for group in groups:  # of one size each
-            embeddings.append(self.encoder(rearrange(group, "v b c h w -> (v b) c h w")))
-        return torch.cat(embeddings)
+        for images in images_by_size(batch, self.views, step.key):
+            embeddings.append(self.encoder(images))
+        return contrastive_outputs(self.loss, torch.cat(embeddings), positive_ids(batch, self.positives))
+
+
+def positive_ids(batch: Batch, positives: Positives) -> Tensor:
+    """Return the ids (B,) of the batch's images; images that share an id are positives. See `Contrastive`."""
+    if positives == "class":
+        return class_ids(batch.labels, batch.index)
+    return batch.index
+
+
+def contrastive_outputs(loss_function: Loss, z: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """Return the loss of the global batch, and what is logged with it, as `Method.forward` returns it.
+
+    Args:
+        loss_function: see `Contrastive`.
+        z: (V * B, D) embeddings of this rank, view by view.
+        ids: (B,) of its images.
+    """
+    # Embeddings are ordered view by view, so the ids of the batch are repeated as a whole.
+    ids = all_gather(ids.repeat(len(z) // len(ids)))
+    first_row = rank() * len(z)
+    row_count = len(z)
+    # Every image is compared with those of all ranks: the loss is that of the global batch.
+    z = all_gather(z, replicated_loss=loss_function.computes_local_rows)
+    rows_of_this_rank = nullcontext()
+    if loss_function.computes_local_rows:
+        rows_of_this_rank = local_rows(first_row, row_count)
+    with rows_of_this_rank:
+        loss = loss_function(z, ids)
+    outputs = {"loss": loss, "z": z.detach(), "ids": ids}
+    temperature = current_temperature(loss_function)
+    if temperature is not None:
+        outputs["temperature"] = temperature
+    return outputs
+
+
+def images_by_size(batch: Batch, views: Views, key: int) -> list[Tensor]:
+    """Return the views of a batch as images (V * B, 3, h, w), view by view; one tensor for each size of the views."""
+    drawn = batch.draw_views(views, key)
+    groups = drawn if isinstance(drawn, list | tuple) else [drawn]
+    return [rearrange(group, "v b c h w -> (v b) c h w") for group in groups]
 
 
 def class_ids(labels: Tensor, index: Tensor) -> Tensor:

@@ -58,9 +58,10 @@ class Step(NamedTuple):
 class Method(nn.Module):
     """Base class of methods: SimCLR, BYOL, MoCo, cross-entropy, ...
 
-    A method's factory is called with those of `encoder` (an `Encoder`), `views` (see `reptk.views.Views`) and `loss` (see
-    `reptk.losses.Loss`) that its signature names, and with the arguments that a recipe's `[method]` table sets. If it has no
-    parameter `loss`, a recipe that uses it has no `[loss]` table.
+    A method's factory is called with those of `encoder` (an `Encoder`), `views` (see `reptk.views.Views`), `loss` (see
+    `reptk.losses.Loss`) and `num_classes` (C, of the data set) that its signature names, and with the arguments that a recipe's
+    `[method]` table sets. If it has no parameter `loss`, a recipe that uses it has no `[loss]` table. If it has a parameter
+    `num_classes`, data without labels is an error before training.
 
     Everything that must survive an interruption must be a parameter or a buffer, e.g. a momentum encoder or a queue: a
     checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
@@ -72,12 +73,20 @@ class Method(nn.Module):
     Attributes:
         encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method
             decides: the trained encoder, or its moving average.
+        classifier: features (B, F), as `encoder.features` returns them, to scores (B, C); None, the default, if the method
+            trains none. Evaluation then measures its accuracy (the evaluator `accuracy`), and `model/` holds it.
         uses_aspect_ratios: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
             whole pictures, as by torchvision's RandomResizedCrop; otherwise on their center squares.
     """
 
     encoder: Encoder
+    classifier: nn.Linear | None
     uses_aspect_ratios: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not an attribute of the class: it would hide the module that a method assigns.
+        self.classifier = None
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:

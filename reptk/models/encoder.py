@@ -1,7 +1,7 @@
 """The encoder: a timm backbone, features(x) -> (B, F), and a projection head, forward(x) -> (B, D)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,8 +19,12 @@ from reptk.core.foreign_files import read_json
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
+from reptk.models.freeze import Freeze, batch_norm_modules, frozen_modules, frozen_parameters
 from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
+from reptk.models.grad_checkpointing import enable_grad_checkpointing
 from reptk.models.image_inputs import ImageInput, image_tensors
+from reptk.models.layer_groups import layer_scales
+from reptk.models.lora import add_lora, layers_not_called, merged_state_dict
 from reptk.models.model_folder import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -34,7 +38,7 @@ from reptk.models.projection import projection_head
 from reptk.models.stem import use_small_stem
 from reptk.models.weights import load_weights
 
-__all__ = ["Encoder", "eval_mode", "native_size"]
+__all__ = ["Encoder", "eval_mode", "native_size", "unfrozen_batch_norms"]
 
 STEMS = ("timm", "small")
 
@@ -111,6 +115,9 @@ class Encoder(nn.Module):
         }
         self.num_chunks = 1
         self._chunk_norm: Norm = "refuse"
+        self._first_pass = nullcontext
+        self._frozen_parameters: list[str] = []
+        self._frozen_modules: list[str] = []
 
         # The order of these steps determines the initial weights under a seed.
         self.backbone = create_backbone(backbone, size=size, pretrained=pretrained, drop_path=drop_path)
@@ -149,8 +156,9 @@ class Encoder(nn.Module):
         """Return the backbone's features (B, F) of images (B, 3, H, W), which evaluation and search use."""
         if images.dtype == torch.uint8:
             images = to_float(images)
-        # The difference is a new tensor, so it may be divided in place.
-        return self.backbone((images - self.mean).div_(self.std))
+        with self._first_pass():
+            # The difference is a new tensor, so it may be divided in place.
+            return self.backbone((images - self.mean).div_(self.std))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings (B, D) of images (B, 3, H, W), which losses compare; they are not normalized."""
@@ -170,10 +178,96 @@ class Encoder(nn.Module):
         Raises:
             UsageError: there are BatchNorm layers, which would change the gradient, and `norm` is "refuse".
         """
-        if chunks > 1 and norm == "refuse" and batch_norms(self):
+        if chunks > 1 and norm == "refuse" and unfrozen_batch_norms(self):
             raise UsageError(self._batch_norm_problem())
         self.num_chunks = chunks
         self._chunk_norm = norm
+
+    def freeze(self, layers: Freeze, *, batch_norm: bool = False) -> None:
+        """Stop training parts of the backbone. In training mode they compute what they compute in evaluation mode.
+
+        Args:
+            layers: "none", "stem", a number n for the stem and the first n stages or blocks (as timm groups them), or "all".
+                Their parameters get no gradient, BatchNorm in them uses its running statistics, which stay as they are, and
+                there is no dropout or stochastic depth.
+            batch_norm: freeze the BatchNorm layers of the whole backbone: running statistics, which stay as they are, and
+                fixed weights and biases, as `FrozenBatchNorm2d` of timm, torchvision and detectron2.
+
+        Raises:
+            UsageError: the backbone has fewer stages or blocks, or timm does not define them; or it has no BatchNorm.
+        """
+        self._frozen_parameters = frozen_parameters(self.backbone, layers)
+        self._frozen_modules = frozen_modules(self.backbone, self._frozen_parameters)
+        if batch_norm:
+            self._freeze_batch_norms()
+        for name in self._frozen_parameters:
+            self.backbone.get_parameter(name).requires_grad_(False)
+        self.train(self.training)
+
+    def add_lora(self, layers: Sequence[str], *, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        """Train low-rank updates of linear layers instead of the backbone's weights; see `reptk.models.lora`.
+
+        `save` adds the updates to the weights, so that the model is a plain backbone. Call `freeze` before, if at all: layers
+        that are frozen get no update. BatchNorm layers of the backbone are frozen.
+
+        Args:
+            layers: names of the layers without the path before them, e.g. "qkv".
+            rank: of the updates.
+            alpha: the updates are multiplied by alpha / rank.
+            dropout: of the updates' input in training.
+
+        Raises:
+            UsageError: the backbone has no such linear layers, or uses their weights without calling them.
+        """
+        frozen = self._frozen_parameters
+        paths = add_lora(self.backbone, layers, rank=rank, alpha=alpha, dropout=dropout, frozen=frozen)
+        size = self.config["size"]
+        with eval_mode(self.backbone):
+            not_called = layers_not_called(self.backbone, torch.zeros(1, 3, size, size), paths)
+        if not_called:
+            raise UsageError(
+                f"encoder.lora_layers: {self.config['backbone']} uses the weights of {not_called[0]} without calling it, so "
+                "LoRA would have no effect there; leave it out of encoder.lora_layers, or use another encoder.backbone"
+            )
+        if batch_norms(self.backbone):
+            self._freeze_batch_norms()
+        self.train(self.training)
+
+    def checkpoint_activations(self) -> None:
+        """From now on, compute activations inside of the backbone's blocks again in the backward pass (timm's checkpointing).
+
+        It costs a second forward pass and changes no gradient. Call it last: it applies to the layers as they are now.
+
+        Raises:
+            UsageError: timm does not support it for this backbone.
+        """
+        self._first_pass = enable_grad_checkpointing(self.backbone)
+
+    def layer_scales(self, decay: float) -> list[tuple[nn.Parameter, float]]:
+        """Return the backbone's parameters with their factors on the learning rate; see `reptk.models.layer_groups`.
+
+        Args:
+            decay: of the learning rate from each layer to the one below.
+
+        Raises:
+            UsageError: timm does not define the layers of this backbone.
+        """
+        scales = layer_scales(self.backbone, decay, "optim.layer_decay")
+        return [(parameter, scales[name]) for name, parameter in self.backbone.named_parameters()]
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Return the modules that stay in evaluation mode, with all that is in them."""
+        modules: list[nn.Module] = []
+        for path in self._frozen_modules:
+            modules += self.backbone.get_submodule(path).modules()
+        return modules
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set the mode of all modules, except for those that are frozen, which stay in evaluation mode."""
+        super().train(mode)
+        for path in self._frozen_modules:
+            self.backbone.get_submodule(path).eval()
+        return self
 
     @torch.no_grad()
     def embed(
@@ -227,27 +321,38 @@ class Encoder(nn.Module):
             f"{num_weights / 1e6:.1f} M weights)"
         )
 
-    def save(self, folder: str | Path) -> None:
+    def remove_head(self) -> None:
+        """Remove the projection head, for a method that trains on the features alone: embeddings are then the features.
+
+        The weights of the backbone stay as they are.
+        """
+        self.head = nn.Sequential()
+        self.config["head_layers"] = 0
+
+    def save(self, folder: str | Path, classifier: bytes | None = None) -> None:
         """Write a folder with `encoder.safetensors`, `config.json` and their hashes, in place of an earlier model's.
 
+        Updates by LoRA are added to the weights.
         At every moment there is either the earlier model or the new one, complete, even if the process is killed.
 
         Args:
             folder: the folder. Those above it are created.
+            classifier: `classifier_bytes` of a classifier of the features, which is saved with the encoder; None for none.
 
         Raises:
             UsageError: the folder exists and holds other files, which would be lost.
             EnvironmentProblem: it cannot be written.
             NumericalError: weights or running statistics hold NaN or infinity; nothing is written.
         """
-        non_finite = names_of_non_finite(self.state_dict())
+        merged = merged_state_dict(self)
+        non_finite = names_of_non_finite(merged)
         if non_finite:
             raise NumericalError(
                 f"the model is not saved: NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first"
             )
         folder = Path(folder)
         # safetensors stores contiguous tensors only, and weights may be in channels-last memory.
-        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        state = {name: value.contiguous().cpu() for name, value in merged.items()}
         # Not needed to load the encoder, but to use its weights without reptk.
         for_other_programs = {
             "mean": self.mean.flatten().tolist(),
@@ -255,7 +360,7 @@ class Encoder(nn.Module):
             "num_features": self.num_features,
         }
         with explain_write_errors(folder, advice="Choose another folder"):
-            write_model(folder, save(state), self.config | for_other_programs)
+            write_model(folder, save(state), self.config | for_other_programs, classifier)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "Encoder":
@@ -293,9 +398,23 @@ class Encoder(nn.Module):
     def _embeddings(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
+    def _freeze_batch_norms(self) -> None:
+        paths = batch_norm_modules(self.backbone)
+        if not paths:
+            raise UsageError(
+                f"encoder.freeze_batchnorm: {self.config['backbone']} has no BatchNorm layers; leave the key out"
+            )
+        for path in paths:
+            layer = self.backbone.get_submodule(path)
+            names = [f"{path}.{name}" for name, _ in layer.named_parameters(recurse=False)]
+            self._frozen_parameters += names
+            self._frozen_modules.append(path)
+            for name in names:
+                self.backbone.get_parameter(name).requires_grad_(False)
+
     def _batch_norm_problem(self) -> str:
-        num_backbone = len(batch_norms(self.backbone))
         num_head = len(batch_norms(self.head))
+        num_backbone = len(unfrozen_batch_norms(self)) - num_head
         owners = []
         alternatives = []
         if num_backbone:
@@ -310,6 +429,15 @@ class Encoder(nn.Module):
             "(train.micro_batch_norm=freeze, exact, for backbones that are trained already), accept the approximation "
             f"(train.micro_batch_norm=approximate), or take {' and '.join(alternatives)}"
         )
+
+
+def unfrozen_batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorm layers of a module that normalize by the statistics of a batch in training."""
+    frozen: set[nn.Module] = set()
+    for encoder in module.modules():
+        if isinstance(encoder, Encoder):
+            frozen.update(encoder.frozen_modules())
+    return [layer for layer in batch_norms(module) if layer not in frozen]
 
 
 @contextmanager

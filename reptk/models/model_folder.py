@@ -1,4 +1,4 @@
-"""The folder of a trained encoder: weights, configuration, and a manifest with their hashes, published as a whole."""
+"""The folder of a trained encoder: weights, configuration, perhaps a classifier, and their hashes, published as a whole."""
 
 import json
 from pathlib import Path
@@ -12,20 +12,23 @@ from reptk.core.foreign_files import read_text
 
 WEIGHTS_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.json"
+CLASSIFIER_FILE = "classifier.safetensors"
+"""Only in the models of methods that train a classifier."""
 MANIFEST_FILE = "manifest.json"
-FILE_NAMES = frozenset({WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE})
+FILE_NAMES = frozenset({WEIGHTS_FILE, CONFIG_FILE, CLASSIFIER_FILE, MANIFEST_FILE})
 
 FORMAT = "reptk model"
 VERSION = 1
 
 
-def write_model(folder: Path, weights: bytes, config: dict[str, Any]) -> None:
+def write_model(folder: Path, weights: bytes, config: dict[str, Any], classifier: bytes | None = None) -> None:
     """Write a model's folder, in place of one that is there, in one step; see `atomic_folder`.
 
     Args:
         folder: the folder; those above it are created.
         weights: a safetensors file.
         config: what `config.json` holds.
+        classifier: the content of `classifier.safetensors`; None for no such file.
 
     Raises:
         UsageError: the folder exists and holds other files, which would be lost.
@@ -35,10 +38,14 @@ def write_model(folder: Path, weights: bytes, config: dict[str, Any]) -> None:
     if folder.exists() and not holds_only(folder, FILE_NAMES):
         raise UsageError(f"{folder} exists and holds more than a model, which would be lost; name a folder of its own")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder, force=True, needed_bytes=len(weights)) as temporary:
+    with atomic_folder(folder, force=True, needed_bytes=len(weights) + len(classifier or b"")) as temporary:
         (temporary / WEIGHTS_FILE).write_bytes(weights)
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        files = {name: file_record(temporary / name) for name in (WEIGHTS_FILE, CONFIG_FILE)}
+        names = [WEIGHTS_FILE, CONFIG_FILE]
+        if classifier is not None:
+            (temporary / CLASSIFIER_FILE).write_bytes(classifier)
+            names.append(CLASSIFIER_FILE)
+        files = {name: file_record(temporary / name) for name in names}
         manifest = {"format": FORMAT, "version": VERSION, "reptk": reptk.__version__, "files": files}
         (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
 
@@ -89,7 +96,10 @@ def check_model(folder: Path) -> None:
     records = manifest.get("files")
     if not isinstance(records, dict):
         raise DataError(damage_message(folder, f"{MANIFEST_FILE} lists no files"))
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    names = [CONFIG_FILE, WEIGHTS_FILE]
+    if CLASSIFIER_FILE in records or (folder / CLASSIFIER_FILE).exists():
+        names.append(CLASSIFIER_FILE)
+    for name in names:
         damage = find_damage(folder / name, records.get(name))
         if damage is not None:
             raise DataError(damage_message(folder, f"{name} {damage}"))

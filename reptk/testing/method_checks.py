@@ -316,7 +316,7 @@ METHOD_REQUIREMENTS = (
     Requirement(
         "images without labels give a finite loss",
         _fails_without_labels,
-        "Training stops at the first batch without a label (-1), e.g. if a folder is labeled in part.",
+        "Training stops at the first image without a label (-1), as in data labeled in part: leave it out of the loss.",
     ),
     Requirement(
         "a run resumed from its state_dict ends in the same weights and buffers",

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import nn
 
-from reptk.config import Recipe, Table
+from reptk.config import EncoderSection, Recipe, Table
 from reptk.config import build as build_part
 from reptk.config.load import label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
@@ -28,21 +29,28 @@ from reptk.models.backbone import is_external
 from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
 from reptk.training.checkpoint_writer import CheckpointInterval
+from reptk.training.encoder_parameters import layer_scales, undecayed_parameters
 from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
-from reptk.training.optim import Schedule, create_optimizer
+from reptk.training.optim import Schedule, create_optimizer, scale_by_layer
 from reptk.training.recipe_checks import (
     check_batch_norm,
     check_batch_size,
+    check_classes,
+    check_evaluated_weights,
+    check_is_trained,
     check_labels,
+    check_lora,
     check_method,
     check_micro_batch_size,
     check_other_sizes,
     check_views,
 )
 from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
+from reptk.training.stage_start import load_classifier
 from reptk.training.view_sizes import view_count, view_sizes_px
+from reptk.training.weight_average import CLASSIFIER, ENCODER, average_weights
 from reptk.views import ViewPipeline, Views
 
 T = TypeVar("T")
@@ -56,7 +64,8 @@ class Settings(NamedTuple):
     name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
-    initial_weights: "pretrained" or "random", those of the backbone before training.
+    initial_weights: "pretrained", "random" or "starting", those of the backbone before training.
+    start_run: folder of the run that a stage starts from; None for no stage.
     data_table, evaluator_tables: the recipe's `[data]`, with the preprocessing that was used, and `[eval]`, which results.json
         records.
     """
@@ -77,12 +86,14 @@ class Settings(NamedTuple):
     keeps_best: bool
     rank_timeout_seconds: float
     max_omitted_steps: int
+    evaluates_ema: bool
     drop_path: float
     workers: int
     measures_baselines: bool
     writes_report: bool
     input_advice: str
     initial_weights: str
+    start_run: str | None
     data_table: Table
     evaluator_tables: dict[str, Table]
 
@@ -91,6 +102,8 @@ class Settings(NamedTuple):
 class Parts:
     """The parts of a run, on their device.
 
+    ema: the moving average of the weights of the method's encoder and classifier; None if there is none.
+    has_trained_classifier: whether the method starts with the classifier of an earlier run.
     every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
     evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
     """
@@ -104,15 +117,26 @@ class Parts:
     schedule: Schedule
     scheduled_values: ScheduledValues
     evaluators: dict[str, Evaluator]
+    has_trained_classifier: bool
     every_epochs: dict[str, int]
     evaluation_views: Views
     device: torch.device
     settings: Settings
+    ema: ModelEmaV3 | None = None
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that is evaluated and exported; the method decides which one."""
+        """The encoder that is evaluated and exported: the one that the method decides on, or its moving average."""
+        if self.ema is not None and self.settings.evaluates_ema:
+            return self.ema.module[ENCODER]
         return self.method.encoder
+
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """The classifier that is evaluated and exported with the encoder; None if the method trains none."""
+        if self.method.classifier is not None and self.ema is not None and self.settings.evaluates_ema:
+            return self.ema.module[CLASSIFIER]
+        return self.method.classifier
 
     def step(self, number: int) -> Step:
         """Return step `number`, counted from 0, with its random key."""
@@ -139,7 +163,9 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
     options = label_options(recipe.data)
     if options:
         data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
-    if recipe.method.get("positives") == "class":
+    if METHODS.takes(recipe.method["name"], "num_classes"):
+        check_classes(recipe, data)
+    elif recipe.method.get("positives") == "class":
         check_labels(recipe, data)
     if logger is not None:
         for line in data.summary:
@@ -157,6 +183,9 @@ def _in_turns_if(may_download: object, function: Callable[[], T]) -> T:
 def data_table(recipe: Recipe) -> Table:
     """Return the recipe's `[data]`, with the backbone's preprocessing where it sets none."""
     has_weights = _initial_weights(recipe) == "pretrained"
+    if recipe.start is not None:
+        # As the run that it starts from: features are to be those of its evaluation.
+        has_weights = recipe.start.pretrained
     return with_preprocessing(recipe.data, recipe.encoder.backbone, has_weights=has_weights, is_trained=True)
 
 
@@ -170,6 +199,8 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     world_size = distributed.world_size()
     check_batch_size(train.batch_size, world_size)
     check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
+    check_lora(recipe.encoder)
+    check_evaluated_weights(train.evaluated_weights, train.ema_decay)
     check_num_images(data.train, train.batch_size)
     sampler = create_sampler(
         data.train.labels,
@@ -179,7 +210,10 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         **train.sampler.model_dump(),
     )
     with rng.seeded(recipe.seed, "initial weights"):
-        method, loss = build_method(recipe, device)
+        method, loss = build_method(recipe, device, num_classes=len(data.classes))
+    has_trained_classifier = False
+    if recipe.start is not None and recipe.start.classifier == "run":
+        has_trained_classifier = load_classifier(method, recipe.start.run, data.classes)
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     check_views(evaluation_views, recipe)
@@ -196,7 +230,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     )
     settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
     optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
-    evaluators, every_epochs = build_evaluators(recipe.eval, data)
+    evaluators, every_epochs = build_evaluators(recipe.eval, data, has_classifier=method.classifier is not None)
     return Parts(
         data=data,
         loader=loader,
@@ -207,10 +241,12 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         schedule=schedule,
         scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
+        has_trained_classifier=has_trained_classifier,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
         device=device,
         settings=settings,
+        ema=average_weights(method, train.ema_decay),
     )
 
 
@@ -244,12 +280,14 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         keeps_best=train.keep_best,
         rank_timeout_seconds=train.rank_timeout_seconds,
         max_omitted_steps=train.max_omitted_steps,
+        evaluates_ema=train.evaluated_weights == "ema",
         drop_path=recipe.encoder.drop_path,
         workers=train.workers,
         measures_baselines=train.baselines,
         writes_report=train.report,
         input_advice=input_bound_advice(data.train.images, recipe.data, train.workers, device),
         initial_weights=_initial_weights(recipe),
+        start_run=recipe.start.run if recipe.start is not None else None,
         data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
     )
@@ -259,18 +297,21 @@ def _optimizer_and_schedule(
     recipe: Recipe, method: Method, settings: Settings
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optim = recipe.optim
+    groups = method.parameter_groups()
+    if optim.layer_decay < 1:
+        groups = scale_by_layer(groups, layer_scales(method, optim.layer_decay))
     weight_decay = optim.weight_decay
     if isinstance(weight_decay, ValueSchedule):
         # Above 0 where anything is decayed; the schedule sets the value of each step.
         weight_decay = max(weight_decay.start, weight_decay.end)
     optimizer = create_optimizer(
-        method.parameter_groups(),
+        groups,
         name=optim.name,
         lr=optim.lr,
         weight_decay=weight_decay,
         momentum=optim.momentum,
         decay_all=optim.decay_all,
-        undecayed=_undecayed_parameters(method),
+        undecayed=undecayed_parameters(method),
         fused=settings.precision != "fp16",
     )
     schedule = Schedule(
@@ -280,6 +321,8 @@ def _optimizer_and_schedule(
         warmup_steps=round(optim.warmup_epochs * settings.steps_per_epoch),
         warmup_lr=optim.warmup_lr,
         final_lr=optim.lr * optim.final_lr_ratio,
+        milestones=optim.milestones,
+        gamma=optim.gamma,
     )
     return optimizer, schedule
 
@@ -308,7 +351,7 @@ def _scheduled_values(
     return ScheduledValues(values, total_steps=settings.total_steps, steps_per_epoch=settings.steps_per_epoch)
 
 
-def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
+def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> tuple[Method, Any]:
     """Build the recipe's method with its encoder, its views and, if it takes one, its loss; return it and the loss.
 
     What has a schedule is built with the value of its first step.
@@ -327,18 +370,20 @@ def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
     # Vision transformers are built for one size: the first, which is the largest of the shipped views.
     encoder = _in_turns_if(
         recipe.encoder.pretrained or recipe.encoder.weights or is_external(recipe.encoder.backbone),
-        lambda: Encoder(**recipe.encoder.model_dump(), size=sizes_px[0]),
+        lambda: Encoder(**recipe.encoder.architecture, size=sizes_px[0]),
     )
+    _adapt(encoder, recipe.encoder)
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
         encoder.encode_in_chunks(chunks, train.micro_batch_norm)
     check_other_sizes(encoder, sizes_px)
     # `build_part` leaves out what the method's factory has no parameter for.
-    supplied = {"encoder": encoder, "views": views}
+    supplied = {"encoder": encoder, "views": views, "num_classes": num_classes}
     if recipe.loss is not None:
         supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
     method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
     check_method(method, recipe.method["name"])
+    check_is_trained(method, recipe.encoder)
     if not train.sync_batchnorm:
         check_batch_norm(encoder, train.batch_size)
     if train.sync_batchnorm:
@@ -346,6 +391,8 @@ def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
             raise UsageError("train.sync_batchnorm needs CUDA devices")
         method = convert_sync_batchnorm(method)
     method = method.to(device)
+    if train.grad_checkpointing:
+        encoder.checkpoint_activations()
     if train.compile:
         # In place: torch.compile(module) would return a wrapper, whose state dict has other names.
         encoder.backbone.compile()
@@ -356,16 +403,19 @@ def build_method(recipe: Recipe, device: torch.device) -> tuple[Method, Any]:
     return method, supplied.get("loss")
 
 
-def _undecayed_parameters(method: Method) -> list[nn.Parameter]:
-    # Of all encoders: the one that is evaluated may be a moving average, which is not trained.
-    parameters = []
-    for module in method.modules():
-        if isinstance(module, Encoder):
-            parameters += module.undecayed_parameters()
-    return parameters
+def _adapt(encoder: Encoder, section: EncoderSection) -> None:
+    """Freeze parts of an encoder, or give it LoRA layers, as a recipe says."""
+    if section.freeze != "none" or section.freeze_batchnorm:
+        encoder.freeze(section.freeze, batch_norm=section.freeze_batchnorm)
+    if section.lora_rank:
+        encoder.add_lora(
+            section.lora_layers, rank=section.lora_rank, alpha=section.lora_alpha, dropout=section.lora_dropout
+        )
 
 
 def _initial_weights(recipe: Recipe) -> str:
+    if recipe.start is not None:
+        return "starting"
     if recipe.encoder.pretrained or recipe.encoder.weights is not None:
         return "pretrained"
     return "random"

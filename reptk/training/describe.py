@@ -45,7 +45,11 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     return [
         ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{num_views}", _describe_views(parts, recipe)),
-        ("encoder", recipe.encoder.backbone, _describe_encoder(parts.encoder)),
+        (
+            "encoder",
+            recipe.encoder.backbone,
+            _describe_encoder(parts.method.encoder, is_partly_trained=recipe.encoder.is_partly_trained),
+        ),
         _describe_loss(recipe),
         ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
@@ -107,11 +111,15 @@ def _describe_views(parts: Parts, recipe: Recipe) -> str:
     return f"{sizes} px, {views.description or 'plugin'}, {parts.device}"
 
 
-def _describe_encoder(encoder: Encoder) -> str:
+def _describe_encoder(encoder: Encoder, *, is_partly_trained: bool) -> str:
     weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
     head = "-".join(head_widths) or "none"
-    return f"{weights:.1f} M weights, {encoder.num_features} features, head {head}"
+    trained = ""
+    num_trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    if is_partly_trained:
+        trained = f" ({num_trained / 1e6:.3g} M trained)"
+    return f"{weights:.1f} M weights{trained}, {encoder.num_features} features, head {head}"
 
 
 def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:

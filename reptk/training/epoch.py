@@ -38,13 +38,14 @@ class EpochEnd:
         if self.state.step:
             self.logger.line(f"resumed after step {self.state.step}")
         baselines = self.state.baselines
-        if baselines:
+        if baselines and baselines["untrained"].metrics:
             metric = headline(baselines["untrained"].metrics)
-            pixels = 100 * baselines["raw pixels"].metrics[metric]
-            untrained = 100 * baselines["untrained"].metrics[metric]
-            name = display_name(metric)
-            weights = self.parts.settings.initial_weights
-            self.logger.line(f"before training  {name}: raw pixels {pixels:.1f} %, {weights} weights {untrained:.1f} %")
+            values = [
+                f"{self.parts.settings.initial_weights} weights {100 * baselines['untrained'].metrics[metric]:.1f} %"
+            ]
+            if metric in baselines["raw pixels"].metrics:  # which have no classifier
+                values.insert(0, f"raw pixels {100 * baselines['raw pixels'].metrics[metric]:.1f} %")
+            self.logger.line(f"before training  {display_name(metric)}: {', '.join(values)}")
 
     def begin(self, waited_seconds: float) -> None:
         """Compute the diagnostics of the last step, which a checkpoint then holds until `finish` has logged them.

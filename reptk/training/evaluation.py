@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from reptk import report
+from reptk.config import Table, complete
 from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, ReptkError
@@ -15,8 +16,11 @@ from reptk.core.foreign_files import read_json
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
+from reptk.evaluate.run import ACCURACY
 from reptk.evaluate.verdict import BEFORE_TRAINING, RAW_PIXELS, UNTRAINED
+from reptk.models.classifier import classifier_bytes
 from reptk.training.build import Parts
+from reptk.training.stage_start import start_record
 from reptk.training.state import RunState
 
 
@@ -37,12 +41,15 @@ def evaluate_now(
     """
     # Each rank updates BatchNorm's running statistics from its own images; evaluation is shared among the ranks.
     distributed.broadcast_buffers(parts.method)
+    if parts.ema is not None:
+        distributed.broadcast_buffers(parts.ema)
     if evaluators is None:
         evaluators = parts.evaluators.values()
     return evaluate_encoder(
         parts.encoder,
         parts.data,
         evaluators,
+        classifier=parts.classifier,
         views=parts.evaluation_views,
         device=parts.device,
         precision=parts.settings.precision,
@@ -50,6 +57,14 @@ def evaluate_now(
         progress=progress,
         during_training=during_training,
     )
+
+
+def save_model(parts: Parts, folder: Path) -> None:
+    """Write `model/` into the run's folder: the encoder, and the classifier if the method trains one."""
+    classifier = None
+    if parts.classifier is not None:
+        classifier = classifier_bytes(parts.classifier, parts.data.classes)
+    parts.encoder.save(folder / "model", classifier)
 
 
 def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
@@ -65,8 +80,16 @@ def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:
             progress=progress,
         )
     with logger.stages("encoder before training") as progress:
-        untrained = evaluate_now(parts, progress=progress)
+        untrained = evaluate_now(parts, _evaluators_before_training(parts), progress=progress)
     return {RAW_PIXELS: pixels, UNTRAINED: untrained}
+
+
+def _evaluators_before_training(parts: Parts) -> list[Evaluator]:
+    """Return the evaluators, without those of a classifier that is not trained yet, which would guess."""
+    evaluators = list(parts.evaluators.values())
+    if parts.has_trained_classifier:
+        return evaluators
+    return [evaluator for evaluator in evaluators if not evaluator.needs_classifier]
 
 
 def report_results(
@@ -131,13 +154,30 @@ def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any
     device_name = str(parts.device)
     if parts.device.type == "cuda":
         device_name = torch.cuda.get_device_name(parts.device)
+    weights = f"{settings.initial_weights} weights"
+    details = {}
+    if settings.start_run is not None:
+        weights = f"that of {settings.start_run}"
+        details["start"] = start_record(settings.start_run)
+    if settings.evaluates_ema:
+        details["weights"] = "moving average"
     return {
         "recipe": settings.name,
-        UNTRAINED: f"{BEFORE_TRAINING} ({settings.initial_weights} weights)",
-        **protocol(settings.data_table, parts.data, settings.evaluator_tables, parts.encoder, commit=commit),
+        UNTRAINED: f"{BEFORE_TRAINING} ({weights})",
+        **protocol(settings.data_table, parts.data, _evaluator_tables(parts), parts.encoder, commit=commit),
+        **details,
         "epochs": settings.epochs,
         "seed": settings.seed,
         "train_seconds": round(seconds, 1),
         "device": device_name,
         "ranks": distributed.world_size(),
     }
+
+
+def _evaluator_tables(parts: Parts) -> dict[str, Table]:
+    """Return the recipe's tables of evaluators, and that of the accuracy which a classifier gets without one."""
+    tables = dict(parts.settings.evaluator_tables)
+    if ACCURACY in parts.evaluators and ACCURACY not in tables:
+        table = complete(f"eval.{ACCURACY}", {"name": ACCURACY})
+        tables[ACCURACY] = {**table, "every_epochs": parts.every_epochs[ACCURACY]}
+    return tables

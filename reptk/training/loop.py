@@ -28,7 +28,14 @@ from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.describe import describe, dropped_images_note
 from reptk.training.epoch import EpochEnd
-from reptk.training.evaluation import evaluate_baselines, evaluate_now, report_results, trained_metrics, write_report
+from reptk.training.evaluation import (
+    evaluate_baselines,
+    evaluate_now,
+    report_results,
+    save_model,
+    trained_metrics,
+    write_report,
+)
 from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
@@ -38,6 +45,7 @@ from reptk.training.run_process import RunProcess
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
 from reptk.training.same_run import ALLOWABLE, check_same_ranks
 from reptk.training.state import RunState, restore
+from reptk.training.weight_average import update_average
 
 DAY_SECONDS = 24 * 3600.0
 
@@ -159,7 +167,7 @@ def _train_in_folder(
         # In the last step a signal is only recorded.
         signals.raise_if_received()
         # Before the evaluation, which may fail: what was trained is not lost.
-        distributed.run_on_main(lambda: parts.encoder.save(folder / "model"))
+        distributed.run_on_main(lambda: save_model(parts, folder))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
         process.bad_samples.update()
@@ -279,6 +287,8 @@ def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict
     parts.scaled_optimizer.step(is_bad)
     with torch.no_grad():
         parts.method.after_step(step)
+    if parts.ema is not None:
+        update_average(parts.ema, parts.method, step)
     return outputs
 
 

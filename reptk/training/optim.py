@@ -1,7 +1,7 @@
 """Optimizers by timm's names, and the schedule of the learning rate."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,30 @@ def create_optimizer(
         raise UsageError(f"optimizer {name!r} cannot be built: {cause or type(cause).__name__}") from cause
 
 
+def scale_by_layer(
+    parameter_groups: Iterable[Mapping[str, Any]], scales: Iterable[tuple[torch.nn.Parameter, float]]
+) -> list[dict[str, Any]]:
+    """Split groups so that each has one factor on the learning rate, `lr_scale`, for all of its parameters.
+
+    Args:
+        parameter_groups: `Method.parameter_groups()`. A group's `lr_scale` is multiplied with that of the layer.
+        scales: parameters with the factors of their layers; the others have 1.
+
+    Returns:
+        Groups in the order of the first parameter with each factor. Parameters that require no gradient are left out.
+    """
+    scale_of = {id(parameter): scale for parameter, scale in scales}
+    groups = []
+    for group in parameter_groups:
+        by_scale: dict[float, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.requires_grad:
+                by_scale.setdefault(scale_of.get(id(parameter), 1.0), []).append(parameter)
+        for scale, parameters in by_scale.items():
+            groups.append({**group, "params": parameters, "lr_scale": group.get("lr_scale", 1.0) * scale})
+    return groups
+
+
 def _split_by_decay(
     group: Mapping[str, Any], weight_decay: float, decay_all: bool, undecayed_ids: set[int]
 ) -> list[dict[str, Any]]:
@@ -80,7 +104,7 @@ def _split_by_decay(
 
 
 class Schedule:
-    """The learning rate as a function of the number of the step: a linear warm-up, then half a cosine, or no change.
+    """The learning rate as a function of the number of the step: a linear warm-up, then half a cosine, steps, or no change.
 
     Step i of W warm-up steps has `warmup_lr + (lr - warmup_lr) * (i + 1) / W`: more than 0 in the first step, `lr` in the last.
     From there, or from the first step if there is no warm-up, a cosine falls to `final_lr`, which the last step of the
@@ -88,11 +112,14 @@ class Schedule:
 
     Args:
         optimizer: whose learning rate is scheduled; it has `lr` now. A group's `lr_scale` is a factor on the scheduled rate.
-        kind: "cosine", or "constant": `lr` after the warm-up.
+        kind: "cosine"; "constant": `lr` after the warm-up; or "multistep": `lr` times `gamma` for every milestone that is
+            passed, as by `torch.optim.lr_scheduler.MultiStepLR`.
         steps: number of steps, with the warm-up.
         warmup_steps: W, of which at most `steps - 1` are done, so that the last step belongs to the cosine.
         warmup_lr: learning rate from which the warm-up rises.
         final_lr: learning rate of the last step of the cosine.
+        milestones: of "multistep", as shares of all steps: the step after so many has the next rate.
+        gamma: of "multistep".
     """
 
     def __init__(
@@ -104,6 +131,8 @@ class Schedule:
         warmup_steps: int,
         warmup_lr: float,
         final_lr: float,
+        milestones: Sequence[float] = (),
+        gamma: float = 0.1,
     ) -> None:
         self.optimizer = optimizer
         self.kind = kind
@@ -111,6 +140,9 @@ class Schedule:
         self.warmup_steps = min(warmup_steps, steps - 1)
         self.warmup_lr = warmup_lr
         self.final_lr = final_lr
+        # Rounded: 0.6 of 5 steps is a little more than 3 in floating point on some machines.
+        self.milestone_steps = [round(share * steps) for share in milestones]
+        self.gamma = gamma
         self._peaks = [group["lr"] for group in optimizer.param_groups]
 
     def set_step(self, step: int) -> None:
@@ -123,6 +155,9 @@ class Schedule:
             return self.warmup_lr + (peak - self.warmup_lr) * (step + 1) / self.warmup_steps
         if self.kind == "constant":
             return peak
+        if self.kind == "multistep":
+            num_passed = sum(step >= milestone for milestone in self.milestone_steps)
+            return peak * self.gamma**num_passed
         peak_step = max(0, self.warmup_steps - 1)
         cosine_steps = self.steps - 1 - peak_step
         if cosine_steps == 0:

@@ -34,7 +34,7 @@ def _memory_line(recipe: Recipe, parts: Parts) -> str:
         sizes_px = sizes_px[:1] * num_views
     measured = {}
     for size_px in set(sizes_px):
-        measured[size_px] = activation_bytes(parts.encoder, size_px, parts.settings.precision)
+        measured[size_px] = activation_bytes(parts.method.encoder, size_px, parts.settings.precision)
     return memory_line(
         sum(measured[size_px] for size_px in sizes_px),
         free_bytes(parts.device),

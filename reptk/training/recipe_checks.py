@@ -3,16 +3,16 @@
 import warnings
 
 import torch
+from torch import nn
 
-from reptk.config import Recipe
+from reptk.config import EncoderSection, Recipe
 from reptk.config.registry import DATASETS
 from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data
 from reptk.methods import Method
-from reptk.models.encoder import Encoder, eval_mode
-from reptk.models.grad_cache import BATCH_NORMS
+from reptk.models.encoder import Encoder, eval_mode, unfrozen_batch_norms
 from reptk.training.view_sizes import DEFAULT_VIEW_COUNT
 from reptk.views import ViewPipeline, Views
 
@@ -36,6 +36,35 @@ def check_micro_batch_size(micro_batch_size: int | None, norm: str, world_size: 
         raise UsageError(
             f"train.micro_batch_size is {micro_batch_size}, fewer images than the {world_size} ranks that share them"
         )
+
+
+def check_lora(section: EncoderSection) -> None:
+    """Refuse settings of LoRA without its rank, which would have no effect."""
+    if section.lora_rank:
+        return
+    for key in ("lora_alpha", "lora_dropout", "lora_layers"):
+        value = section.model_dump()[key]
+        if value != EncoderSection.model_fields[key].default:
+            raise UsageError(f"encoder.{key} is {value!r}, but there is no LoRA: set encoder.lora_rank, e.g. to 8")
+
+
+def check_evaluated_weights(evaluated_weights: str, ema_decay: float) -> None:
+    """Refuse to evaluate a moving average that is not computed."""
+    if evaluated_weights == "ema" and not ema_decay:
+        raise UsageError(
+            "train.evaluated_weights is 'ema', but there is no moving average: set train.ema_decay, e.g. to 0.999"
+        )
+
+
+def check_is_trained(method: Method, section: EncoderSection) -> None:
+    """Refuse an encoder of which nothing is trained, unless the method has layers of its own."""
+    # A scalar, as a learned temperature, makes no encoder.
+    if any(parameter.requires_grad and parameter.ndim > 0 for parameter in method.parameters()):
+        return
+    raise UsageError(
+        f"nothing would be trained: encoder.freeze is {section.freeze!r}, and with encoder.head_layers={section.head_layers} "
+        "there is no head to train on top of the backbone. Freeze fewer layers, or set encoder.head_layers=2"
+    )
 
 
 def check_views(views: Views, recipe: Recipe) -> None:
@@ -76,16 +105,33 @@ def check_method(method: object, name: str) -> None:
     # nn.Module is not an abstract base class, so a missing forward is not noticed before the first step.
     if type(method).forward is Method.forward:
         raise UsageError(f"method {name!r}: {type(method).__qualname__} must define forward(batch, step)")
+    if method.classifier is not None and not isinstance(method.classifier, nn.Linear):
+        raise UsageError(
+            f"method {name!r}: its classifier is a {type(method.classifier).__qualname__}, which must be a torch.nn.Linear"
+        )
 
 
 def check_batch_norm(encoder: Encoder, batch_size: int) -> None:
     """Refuse a batch of one image for each rank, from which BatchNorm cannot compute a variance."""
     ranks = distributed.world_size()
-    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in encoder.modules())
-    if has_batch_norm and batch_size == ranks:
+    if unfrozen_batch_norms(encoder) and batch_size == ranks:
         raise UsageError(
             f"train.batch_size is {batch_size}, one image for each of {format_count(ranks, 'rank')}, and BatchNorm needs "
             f"several to compute its statistics; use at least {2 * ranks}"
+        )
+
+
+def check_classes(recipe: Recipe, data: Data) -> None:
+    """Refuse data without labels, or of a single class, for a method that takes the number of classes."""
+    name, dataset = recipe.method["name"], recipe.data["name"]
+    if not (data.train.labels >= 0).any():
+        raise DataError(
+            f"method {name!r} classifies images, but {dataset} has no labels. Put the images of each class in a folder of its "
+            "own, or train without labels, e.g. by the recipes simclr_folder and tcl_selfsup_folder"
+        )
+    if len(data.classes) < 2:
+        raise DataError(
+            f"method {name!r} needs at least 2 classes to tell apart, and {dataset} has {len(data.classes)}"
         )
 
 

@@ -13,7 +13,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import sha256_of
 from reptk.data.fingerprint import Fingerprint, differences, read_fingerprint
-from reptk.models.grad_cache import BATCH_NORMS
+from reptk.models.encoder import unfrozen_batch_norms
 
 ALLOWABLE = ("data", "ranks")
 """Differences that a resumed run may have if it says so (`--allow`)."""
@@ -108,9 +108,7 @@ def check_same_ranks(
     change = f"{format_count(before, 'rank')} until now, {now} from here"
     reasons = []
     # SyncBatchNorm, which normalizes over all ranks, is none of these.
-    num_norms = sum(
-        isinstance(module, BATCH_NORMS) and not isinstance(module, nn.SyncBatchNorm) for module in method.modules()
-    )
+    num_norms = sum(not isinstance(layer, nn.SyncBatchNorm) for layer in unfrozen_batch_norms(method))
     if num_norms:
         reasons.append(
             f"{format_count(num_norms, 'BatchNorm layer')} normalize the images of each rank by themselves "

@@ -24,6 +24,10 @@ CHECKPOINT_KEYS = (
 )
 
 
+EMA_KEY = "ema"
+"""Key of the moving average of the encoder's weights, which only runs with `train.ema_decay` have."""
+
+
 @dataclass
 class RunState:
     """The state of a run, apart from that of its method and optimizer.
@@ -58,7 +62,7 @@ class RunState:
 
 def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
     """Return what a checkpoint holds. Its tensors are those that training changes."""
-    return {
+    content = {
         "step": state.step,
         "seconds": state.clock.seconds,
         "steps_without_positives": state.meter.steps_without_positives,
@@ -71,6 +75,9 @@ def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
         "optimizer": parts.optimizer.state_dict(),
         "scaled_optimizer": parts.scaled_optimizer.state_dict(),
     }
+    if parts.ema is not None:
+        content[EMA_KEY] = parts.ema.module.state_dict()
+    return content
 
 
 def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
@@ -81,7 +88,10 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     """
     if saved is None:
         return RunState()
-    missing = [key for key in CHECKPOINT_KEYS if not isinstance(saved, dict) or key not in saved]
+    keys = CHECKPOINT_KEYS
+    if parts.ema is not None:
+        keys = (*CHECKPOINT_KEYS, EMA_KEY)
+    missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise DataError(
             f"the checkpoint was written by another version of reptk and cannot be continued: it lacks {', '.join(missing)}. "
@@ -93,6 +103,8 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
         check_state_of_fused(parts.optimizer, saved["optimizer"])
         parts.optimizer.load_state_dict(saved["optimizer"])
         parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(saved[EMA_KEY])
         baselines = {str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()}
         return _plain_state(parts, saved, baselines)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:

@@ -53,8 +53,10 @@ def test_views(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
 
 
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    benchmark("step", monkeypatch, ROUNDS=1).main(["simclr_digits", *TINY])
-    assert "step / bare" in capsys.readouterr().out
+    module = benchmark("step", monkeypatch, ROUNDS=1)
+    for recipe in (["simclr_digits"], ["ce_digits", "method.freeze_encoder=true"]):
+        module.main([*recipe, *TINY])
+        assert "step / bare" in capsys.readouterr().out
 
 
 def test_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from killed_processes import hidden_names, run_with_full_disk
+from killed_processes import hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk import recipe as recipe_command
 from reptk.cli import main
 from reptk.config.part_catalog import KINDS, recipe_table
@@ -16,6 +16,7 @@ from reptk.config.registry import REGISTRIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = ["train.epochs=1", "encoder.backbone=test_vit", "train.report=false", "train.baselines=false", "--out", "run"]
+"""What makes the printed run take a second or two, of a data set; other parts are tried on generated images (--smoke)."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,8 @@ def test_the_printed_recipe_trains(kind: str, capsys: pytest.CaptureFixture) -> 
     printed = output(capsys, "new", kind, "fresh_part")
     [command] = [shlex.split(line) for line in printed.splitlines() if line.startswith("  python")]
     assert command[:3] == ["python", "-m", "reptk.recipe"]
+    if kind != "dataset":
+        command.append("--smoke")
     assert recipe_command.main([*command[3:], *SHORT]) == 0
     assert "fresh_part" in Path("run/recipe.toml").read_text()
     assert Path("run/plugins/fresh_part.py").is_file() or Path("run/fresh_part.py").is_file()
@@ -124,6 +127,26 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert not Path("fresh.py").exists()
 
 
+@pytest.mark.slow
+def test_a_killed_command_can_be_repeated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("new", "loss", "fresh") == 0
+    written = {path.name: path.read_text() for path in Path().iterdir()}
+
+    def remove() -> None:
+        for path in Path().glob("*.py"):
+            path.unlink()
+
+    num_moments = 0
+    for _, killed in kill_at_every_moment(remove, lambda: run("new", "loss", "fresh"), tmp_path):
+        num_moments += 1
+        if not Path("fresh.py").exists():
+            assert killed
+            assert run("new", "loss", "fresh") == 0
+            assert hidden_names(tmp_path) == []
+        assert {path.name: path.read_text() for path in Path().glob("*.py")} == written
+    assert num_moments > 5
+
+
 # check
 
 NORM_LOSS = """
@@ -167,6 +190,11 @@ def test_violations_are_explained(capsys: pytest.CaptureFixture) -> None:
     assert "  ok    the order of the rows does not matter" in lines
     num_failed = len([line for line in lines if line.startswith("  FAIL")])
     assert lines[-1] == f"  {num_failed} of 17 requirements violated"
+
+
+def test_a_scheduled_argument_is_checked_with_its_first_value(capsys: pytest.CaptureFixture) -> None:
+    printed = output(capsys, "check", "reptk.losses.tcl", "temperature={start = 0.5, end = 0.1}")
+    assert printed.startswith("reptk.losses.tcl: loss tcl (temperature=0.5, ")
 
 
 def test_what_fails_always_is_said_once(capsys: pytest.CaptureFixture) -> None:

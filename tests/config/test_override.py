@@ -30,6 +30,20 @@ def test_dotted_keys_set_values_of_tables(table, pairs, expected):
 
 
 @pytest.mark.parametrize(
+    ("encoder", "pairs", "expected"),
+    [
+        ({"weights": "a.pt"}, ["encoder.pretrained=true"], {"pretrained": True}),
+        ({"pretrained": True}, ["encoder.weights=a.pt"], {"weights": "a.pt"}),
+        ({"weights": "a.pt"}, ["encoder.pretrained=false"], {"weights": "a.pt", "pretrained": False}),
+        ({}, ["encoder.weights=a.pt", "encoder.pretrained=true"], {"weights": "a.pt", "pretrained": True}),
+    ],
+)
+def test_weights_of_timm_and_of_a_file_replace_each_other(encoder, pairs, expected):
+    """Both at once are an error of the encoder, which says that one of them has to go."""
+    assert override({"encoder": encoder}, pairs) == {"encoder": expected}
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("5", 5),

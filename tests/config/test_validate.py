@@ -16,14 +16,15 @@ MISTAKES = {
         ["train.epoch=3"],
         "  train.epoch  unknown key; did you mean 'epochs'? (known: epochs, batch_size, sampler, micro_batch_size, "
         "micro_batch_norm, precision, device, workers, "
-        "channels_last, compile, clip_norm, sync_batchnorm, log_every_steps, checkpoint_every_epochs, checkpoint_every_steps, "
+        "channels_last, compile, clip_norm, grad_checkpointing, ema_decay, evaluated_weights, sync_batchnorm, log_every_steps, "
+        "checkpoint_every_epochs, checkpoint_every_steps, "
         "checkpoint_every_minutes, keep_checkpoints, keep_best, check_files, rank_timeout_seconds, max_omitted_steps, "
         "baselines, report)",
     ),
     "unknown section": (
         ["optimizer.lr=3"],
-        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, data, views, encoder, method, "
-        "loss, optim, train, eval, expect)",
+        "  optimizer  unknown key; did you mean 'optim'? (known: name, seed, plugins, overrides, start, data, views, encoder, "
+        "method, loss, optim, train, eval, expect)",
     ),
     "typo in a part's argument": (
         ["loss.temprature=0.1"],
@@ -91,8 +92,17 @@ MISTAKES = {
     ),
     "none of a section's choices": (
         ["optim.schedule=cosin"],
-        "  optim.schedule  must be 'cosine' or 'constant', got 'cosin'",
+        "  optim.schedule  must be 'cosine', 'constant' or 'multistep', got 'cosin'",
     ),
+    "multistep without milestones": (
+        ["optim.schedule=multistep"],
+        "  optim.milestones  is missing: shares of the run, e.g. [0.6, 0.75, 0.9], for schedule 'multistep'",
+    ),
+    "milestones of a cosine": (
+        ["optim.milestones=[0.5]"],
+        "  optim.milestones  is for schedule 'multistep', and optim.schedule is 'cosine'",
+    ),
+    "milestones in epochs": (["optim.milestones=[60]"], "  optim.milestones.0  must be less than 1, got 60"),
     "an argument that has no default": (["data.name=folder"], "  data.root  is missing"),
     "a value for a part": (["loss=tcl"], "  loss.name  say which loss: {loss}"),
     "a name that is a number": (["loss.name=3"], "  loss.name  no loss '3'. There are: {loss}"),

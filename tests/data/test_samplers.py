@@ -165,10 +165,9 @@ def test_the_slices_of_ranks_are_the_global_batch_from_any_step_on(name):
 def test_every_slice_has_images_of_all_kinds():
     labels = torch.arange(64) // 8
     batches = epochs_of(labels, 40, 32, name="pk", images_per_class=8)
-    first_halves = torch.stack([torch.bincount(labels[batch[:16]], minlength=8) for batch in batches]).double()
-    # On average each of the four classes has four of its eight images in the first half.
-    assert first_halves.sum(0).mean() / len(batches) == pytest.approx(2, rel=1e-9)
-    assert len({tuple(row) for row in first_halves.tolist()}) > 20
+    first_halves = torch.stack([torch.bincount(labels[batch[:16]], minlength=8) for batch in batches])
+    # Of four classes with eight images each, the first 16 places almost always hold some of all four.
+    assert (first_halves > 0).sum(1).double().mean() > 3.9
 
 
 # Errors

@@ -25,3 +25,12 @@ def trained_encoder(backbone: str = "test_resnet", **options: Any) -> Encoder:
 
 def random_images(count: int = 2, size: int = 32) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng.generator("images"))
+
+
+@torch.no_grad()
+def without_zeros(encoder: Encoder) -> Encoder:
+    """The encoder with norms whose weights are not zero, which timm's initialization of residual branches sets some to."""
+    for parameter in encoder.parameters():
+        if parameter.ndim == 1 and not parameter.any():
+            parameter.fill_(0.5)
+    return encoder

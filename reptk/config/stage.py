@@ -1,0 +1,152 @@
+"""Stages: recipes with a `[start]` table, which are completed by a finished run whose encoder they start from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reptk.config.registry import VIEWS
+from reptk.config.toml import read
+from reptk.core.errors import DataError, UsageError
+from reptk.core.files import expand_home, real_path, recover_folder
+from reptk.core.foreign_files import read_json
+
+Table = dict[str, Any]
+
+RUN_KEY = "start.run"
+
+ENCODER_KEYS = ("encoder.backbone", "encoder.stem", "encoder.pretrained", "encoder.weights")
+"""What the run decides."""
+
+TRAIN_KEYS = ("workers", "device", "precision", "channels_last")
+"""Keys of the run's `[train]` that a stage takes over: where and how fast it is executed."""
+
+
+def is_stage(table: Table) -> bool:
+    """Return whether a recipe starts from a run."""
+    return "start" in table
+
+
+def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[Table, list[str]]:
+    """Complete a stage by the run that it starts from; other recipes are returned as they are.
+
+    Data set, backbone, stem and size of the images are the run's, and so are its evaluators, after those of the stage. A recipe
+    that is complete already, in the folder of a stage's run, does not read the first run again.
+
+    Args:
+        name: of the recipe, for messages.
+        table: of its file.
+        overrides: `key=value` pairs, of which `start.run=FOLDER` names the run.
+
+    Returns:
+        The table, and the overrides that are left, with those that follow from them.
+
+    Raises:
+        UsageError: no run is named, it is none, or an override contradicts it.
+        DataError: the run has no model yet, or a damaged one.
+    """
+    runs = [pair.partition("=")[2] for pair in overrides if pair.partition("=")[0] == RUN_KEY]
+    others = [pair for pair in overrides if pair.partition("=")[0] != RUN_KEY]
+    if not is_stage(table):
+        if runs:
+            raise UsageError(
+                f"{name} is not a stage that starts from a run, as linear, linear_tcl and finetune are. To start its backbone "
+                "from the weights of a run: encoder.weights=RUN"
+            )
+        return table, others
+    start = table["start"]
+    if not isinstance(start, dict):
+        return table, others  # reported by the validation
+    recorded = start.get("run")
+    run = runs[-1] if runs else recorded
+    if not run or not isinstance(run, str):
+        raise UsageError(
+            f"{name} starts from a finished run, which is not named: --from RUN, e.g. --from runs/supcon_digits/1"
+        )
+    folder = real_path(expand_home(run))
+    if "encoder" in table:
+        if runs and folder != real_path(expand_home(str(recorded))):
+            raise UsageError(
+                f"{name} has started from {recorded}; to start from {run}, name the stage: linear --from {run}"
+            )
+        return table, others
+    completed = _completed(table, _read_run(run, folder), folder, others)
+    return completed, [*others, *_view_overrides(completed["views"], others)]
+
+
+def _read_run(run: str, folder: Path) -> Table:
+    """Return the recipe of a finished run, and with it the configuration of its model as `model`."""
+    if not folder.is_dir():
+        raise UsageError(f"{RUN_KEY}: there is no folder {run}")
+    if not (folder / "recipe.toml").is_file():
+        raise UsageError(f"{RUN_KEY}: {run} is not the folder of a run, which holds a recipe.toml")
+    recover_folder(folder / "model")
+    if not (folder / "model" / "encoder.safetensors").is_file():
+        raise DataError(
+            f"{RUN_KEY}: {run} has no model yet, which a finished run has. Finish it: python -m reptk.recipe {run} --resume"
+        )
+    recipe = read(folder / "recipe.toml")
+    for key in ("data", "encoder", "train", "eval"):
+        if not isinstance(recipe.get(key, {}), dict):
+            raise DataError(f"{folder / 'recipe.toml'}: {key} must be a table, got {recipe[key]!r}")
+    try:
+        model = read_json(folder / "model" / "config.json")
+        recipe["model"] = {key: model[key] for key in ("backbone", "stem", "size")}
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise DataError(f"the model in {run} is damaged: config.json cannot be read ({cause!r})") from cause
+    return recipe
+
+
+def _completed(table: Table, recipe: Table, folder: Path, overrides: Sequence[str]) -> Table:
+    model = recipe["model"]
+    encoder = {"backbone": model["backbone"], "stem": model["stem"], "weights": str(folder / "model")}
+    _check_encoder_overrides(encoder, folder, overrides)
+    train = table.get("train", {})
+    inherited = {key: recipe.get("train", {})[key] for key in TRAIN_KEYS if key in recipe.get("train", {})}
+    evaluators = dict(table.get("eval", {}))
+    for key, part in recipe.get("eval", {}).items():
+        # How often the run was evaluated while it trained depended on its length.
+        part = {name: value for name, value in part.items() if name != "every_epochs"}
+        evaluators.setdefault(key, part)
+    return {
+        **table,
+        "start": {**table["start"], "run": str(folder), "pretrained": _starts_from_trained_weights(recipe)},
+        "data": recipe.get("data", {}),
+        "views": {"size": model["size"], **table.get("views", {})},
+        "encoder": encoder,
+        "train": {**inherited, **train},
+        "eval": evaluators,
+    }
+
+
+def _check_encoder_overrides(encoder: Table, folder: Path, overrides: Sequence[str]) -> None:
+    for pair in overrides:
+        key, _, value = pair.partition("=")
+        if key in ENCODER_KEYS and value != str(encoder.get(key.removeprefix("encoder."))):
+            raise UsageError(
+                f"{pair}: the stage starts from the encoder of {folder} (encoder.backbone={encoder['backbone']}, "
+                f"encoder.stem={encoder['stem']}); leave it out, or start from another run"
+            )
+
+
+def _view_overrides(views: Table, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that keep size and number of views if others replace the views, which drops their arguments."""
+    values = {}
+    for pair in overrides:
+        key, _, value = pair.partition("=")
+        values[key] = value
+    name = values.get("views.name")
+    if name not in VIEWS.names():
+        return []  # not replaced; or unknown, which the validation reports
+    pairs = []
+    for argument in ("size", "count"):
+        if argument in views and f"views.{argument}" not in values and VIEWS.takes(name, argument):
+            pairs.append(f"views.{argument}={views[argument]}")
+    return pairs
+
+
+def _starts_from_trained_weights(recipe: Table) -> bool:
+    """Return whether a run's backbone had trained weights before any training by reptk."""
+    if "start" in recipe:
+        return bool(recipe["start"].get("pretrained"))
+    encoder = recipe.get("encoder", {})
+    return bool(encoder.get("pretrained")) or encoder.get("weights") is not None

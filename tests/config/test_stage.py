@@ -1,0 +1,113 @@
+"""Stages: mistakes about the run that they start from, one message each."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recipe_files import TINY, load_error, write
+from reptk.config import load
+from reptk.core.errors import DataError, ReptkError, UsageError
+from reptk.recipe import main
+
+STAGES = ("linear", "linear_tcl", "finetune")
+MODEL = {"backbone": "test_vit", "stem": "timm", "size": 16}
+
+
+@pytest.fixture
+def run() -> str:
+    """What of a run's folder is read before anything is built."""
+    folder = Path(write("runs/tiny/1/recipe.toml", TINY)).parent
+    write("runs/tiny/1/model/config.json", json.dumps(MODEL))
+    write("runs/tiny/1/model/encoder.safetensors", "weights")
+    return str(folder)
+
+
+def refused(*overrides: str, name: str = "linear") -> ReptkError:
+    with pytest.raises(ReptkError) as error:
+        load(name, overrides)
+    return error.value
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_needs_a_run(name: str) -> None:
+    error = refused(name=name)
+    assert isinstance(error, UsageError)
+    assert str(error) == (
+        f"{name} starts from a finished run, which is not named: --from RUN, e.g. --from runs/supcon_digits/1"
+    )
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_command_without_from_has_one_message(name: str, capsys: pytest.CaptureFixture) -> None:
+    for option in ([], ["--check"], ["--smoke"], ["--show"]):
+        assert main([name, *option]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {name} starts from a finished run")
+
+
+def test_the_folder_has_to_be_that_of_a_finished_run(run: str) -> None:
+    assert str(refused("start.run=gone")) == "start.run: there is no folder gone"
+    Path("empty").mkdir()
+    assert str(refused("start.run=empty")) == "start.run: empty is not the folder of a run, which holds a recipe.toml"
+    shutil.rmtree(Path(run, "model"))
+    error = refused(f"start.run={run}")
+    assert isinstance(error, DataError)
+    assert str(error) == (
+        f"start.run: {run} has no model yet, which a finished run has. Finish it: python -m reptk.recipe {run} --resume"
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"backbone": "test_vit"}'])
+def test_a_damaged_model_is_named(run: str, text: str) -> None:
+    Path(run, "model", "config.json").write_text(text)
+    error = refused(f"start.run={run}")
+    assert isinstance(error, DataError)
+    assert str(error).startswith(f"the model in {run} is damaged: config.json cannot be read")
+
+
+@pytest.mark.parametrize(
+    "pair", ["encoder.backbone=resnet18", "encoder.stem=small", "encoder.weights=w.pth", "encoder.pretrained=true"]
+)
+def test_another_encoder_is_refused(run: str, pair: str) -> None:
+    message = str(refused(f"start.run={run}", pair))
+    assert message.startswith(f"{pair}: the stage starts from the encoder of ")
+    assert "(encoder.backbone=test_vit, encoder.stem=timm); leave it out" in message
+
+
+def test_the_same_encoder_is_not_another_one(run: str) -> None:
+    assert load("linear", [f"start.run={run}", "encoder.backbone=test_vit"]).encoder.backbone == "test_vit"
+
+
+def test_other_recipes_start_from_no_run(run: str) -> None:
+    message = str(refused(f"start.run={run}", name="supcon_digits"))
+    assert message.startswith(
+        "supcon_digits is not a stage that starts from a run, as linear, linear_tcl and finetune are."
+    )
+    assert "encoder.weights=RUN" in message
+
+
+def test_a_run_of_a_stage_starts_from_no_other_run(run: str) -> None:
+    recipe = load("linear", [f"start.run={run}"])
+    folder = Path(write("stage/recipe.toml", recipe.dump())).parent
+    assert load(folder) == recipe
+    assert load(folder, [f"start.run={run}"]).start == recipe.start
+    Path("other").mkdir()
+    message = str(refused("start.run=other", name=str(folder)))
+    assert message.endswith("to start from other, name the stage: linear --from other")
+
+
+def test_pretrained_is_that_of_the_first_run(run: str) -> None:
+    assert load("linear", [f"start.run={run}"]).start.pretrained is False
+    write("runs/tiny/1/recipe.toml", TINY.replace("[encoder]", "[encoder]\npretrained = true"))
+    recipe = load("linear", [f"start.run={run}"])
+    assert recipe.start.pretrained is True
+    # And that of a stage which starts from a stage.
+    folder = Path(write("stage/recipe.toml", recipe.dump())).parent
+    shutil.copytree(Path(run, "model"), folder / "model")
+    assert load("finetune", [f"start.run={folder}"]).start.pretrained is True
+
+
+def test_classifier_is_one_of_two() -> None:
+    message = load_error("start.classifier=old", text=f'{TINY}\n[start]\nrun = "x"\n')
+    assert "start.classifier  must be 'new' or 'run', got 'old'" in message
