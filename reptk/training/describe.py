@@ -55,6 +55,21 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     ]
 
 
+def random_weights_note(recipe: Recipe) -> list[str]:
+    """Say that weights are not trained and random, as a list of at most one line."""
+    encoder = recipe.encoder
+    has_weights = encoder.pretrained or encoder.weights is not None or recipe.start is not None
+    if has_weights or not (encoder.freeze != "none" or encoder.lora_rank):
+        return []
+    key = "encoder.freeze"
+    if encoder.lora_rank:
+        key = "encoder.lora_rank"
+    return [
+        f"{key} leaves weights of the backbone untrained, and they are random: to start from pretrained ones, set "
+        "encoder.pretrained=true or encoder.weights=FILE"
+    ]
+
+
 def dropped_images_note(parts: Parts) -> list[str]:
     """Say how many images an epoch leaves out or repeats, as a list of at most one line."""
     dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)

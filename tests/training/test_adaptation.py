@@ -14,6 +14,7 @@ from reptk.models.encoder import Encoder
 from reptk.models.lora import merged_state_dict
 from reptk.training import loop
 from reptk.training.build import Parts, build, load_data
+from reptk.training.describe import random_weights_note
 from reptk.training.state import checkpoint_content, restore
 from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
 
@@ -183,6 +184,23 @@ def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing would be trained"):
         build_parts(tiny(*frozen, "loss.learn_temperature=true"))
     build_parts(tiny("encoder.freeze=all"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begin"),
+    [
+        ((), None),
+        (("encoder.freeze_batchnorm=true",), None),
+        (("encoder.freeze=1",), "encoder.freeze leaves weights"),
+        (("encoder.lora_rank=4",), "encoder.lora_rank leaves weights"),
+        (("encoder.freeze=1", "encoder.weights=FILE"), None),
+        (("encoder.lora_rank=4", "encoder.pretrained=true"), None),
+    ],
+)
+def test_random_weights_that_are_not_trained_are_noted(overrides: tuple[str, ...], begin: str | None) -> None:
+    notes = random_weights_note(tiny(*overrides))
+    assert len(notes) == (begin is not None)
+    assert all(note.startswith(begin) for note in notes)
 
 
 def test_the_model_of_a_run_with_lora_is_a_plain_backbone(tmp_path: Path) -> None:
