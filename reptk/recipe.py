@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reptk import config
+from reptk.config.value_lists import several_values_hint
 from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import write_bytes
@@ -52,9 +53,7 @@ def _run(args: argparse.Namespace) -> int:
         return _copy(args.name)
     folder = _run_to_resume(args)
     # The folder of the run is a recipe as well, whose warm-up is not shortened once more.
-    recipe = config.load(
-        folder or args.name, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=folder is None
-    )
+    recipe = _load(args, folder)
     if args.show:
         print(recipe.dump(), end="")
         return 0
@@ -66,6 +65,19 @@ def _run(args: argparse.Namespace) -> int:
     if args.smoke and args.out is None:
         return _smoke(recipe, notes)
     return _train(recipe, folder or args.out, resume=RESUME[args.resume], allow=args.allow, notes=notes)
+
+
+def _load(args: argparse.Namespace, folder: Path | None) -> config.Recipe:
+    """Return the recipe of the command, or that of the run in `folder` that is resumed."""
+    try:
+        return config.load(
+            folder or args.name, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=folder is None
+        )
+    except config.RecipeError as error:
+        hint = several_values_hint(args.name, args.overrides, [key for key, _ in error.problems])
+        if not hint:
+            raise
+        raise UsageError(f"{error}\n{hint}") from error
 
 
 def _train(

@@ -15,6 +15,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "recipe": Verb("reptk.recipe", "train and evaluate a recipe"),
+    "sweep": Verb("reptk.cli.sweep", "train a recipe with many values and seeds, and compare them in a table"),
+    "compare": Verb("reptk.cli.compare", "a table of runs at hand: means over seeds, differences, intervals"),
+    "verify": Verb("reptk.cli.verify", "run a recipe and compare the result with the one that it records"),
     "evaluate": Verb("reptk.cli.evaluate", "evaluate a run, or any timm backbone, on a data set"),
     "check-data": Verb(
         "reptk.cli.check_data", "what is read of a folder or table of images, and what is wrong with it"

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import tomllib
 import zlib
@@ -152,6 +153,18 @@ def targets() -> list[Target]:
     return found
 
 
+def comparison_targets() -> list[Target]:
+    """Return the files of a run that are mangled before it is compared with another one, or is the recipe of a sweep."""
+    compare = ["compare", "run", "run2"]
+    sweep = ["sweep", "run", "seed=0,1", "--dry-run"]
+    return [
+        Target("run/recipe.toml", [compare, sweep]),
+        Target("run/results.json", [compare]),
+        Target("run/metrics.jsonl", [compare]),
+        Target("run/evaluation.safetensors", [compare]),
+    ]
+
+
 def weights(name: str) -> list[str]:
     return ["embed", "test_resnet", "--weights", name, "--data", "photos", "size=32", *EMBED[2:]]
 
@@ -198,6 +211,7 @@ def write_files(folder: Path) -> None:
     # The second image is not in the run's data, so that the page has something to show.
     assert main(["recipe", "tiny.toml", "--out", "run"]) == 0
     (folder / "run" / "bad_samples.csv").write_text("image,reason\nphotos/cats/0.png,it is damaged\n")
+    shutil.copytree(folder / "run", folder / "run2")
     assert main([*EMBED[:2], "--data", "photos", "--out", "e.safetensors"]) == 0
     assert main([*EMBED[:2], "--data", "photos", "--out", "e.parquet"]) == 0
     assert main(["index", "e.safetensors", "--out", "flat"]) == 0

@@ -1,5 +1,6 @@
 """Random command lines and overrides: real names and options, nearly real ones, and values of all kinds."""
 
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -246,12 +247,23 @@ def write_inputs(folder: Path) -> None:
     encoder.save(folder / "run" / "model")
     (folder / "run" / "recipe.toml").write_text(TINY)
     main(["evaluate", "run", "--only", "knn", "--no-baselines", "--out", "report_run"])
+    _write_verified_run(folder / "verified")
     torch.save(encoder.backbone.state_dict(), folder / "weights.pt")
     make_embeddings(["a.png", "photos/cats/0.png", "photos/dogs/1.png"]).save(folder / "e.safetensors")
     Embeddings(torch.eye(3), list("abc")).save(folder / "other.safetensors")
     index(folder / "e.safetensors", out=folder / "index")
     content = (folder / "e.safetensors").read_bytes()
     (folder / "broken.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def _write_verified_run(folder: Path) -> None:
+    """Write a run that has the result that its recipe records."""
+    folder.mkdir()
+    expect = {"metric": "knn@1", "value": 0.5, "epochs": 1, "hardware": "x", "versions": "x", "commit": "x"}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in expect.items()]
+    (folder / "recipe.toml").write_text("\n".join([TINY, "[expect]", *lines]))
+    (folder / "status.json").write_text('{"status": "finished"}')
+    (folder / "results.json").write_text('{"headline": "knn@1", "metrics": {"trained": {"knn@1": 0.5}}}')
 
 
 # Overrides
@@ -356,6 +368,10 @@ def draw_command_line(draw: random.Random, options: dict[str, dict[str, bool]], 
         arguments.insert(
             draw.randrange(len(arguments) + 1), draw.choice(["--check", "--check", "--show", "--copy", "--list"])
         )
+    if verb == "sweep":
+        arguments.append("--dry-run")
+    if verb == "verify":
+        arguments += ["--run", draw.choice(["verified", "verified", "run", "empty"])]
     if draw.random() < 0.02:
         verb = mistyped(draw, verb)
     return [verb, *arguments]
@@ -384,6 +400,13 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         index = one_of(EMBEDDINGS, FAULTY_EMBEDDINGS)
         query = draw.choice([["a.png"], ["--id", "1"], ["--id", "a.png"], ["--duplicates"], ["--duplicates", index]])
         return [index, *query, "--no-html", "--k", "2"]
+    if verb == "sweep":
+        pairs = draw.choice([["seed=0..2"], ["optim.lr=0.1,0.2", "seed=0,1"], ["loss.name=simclr,tcl"]])
+        return [one_of(RECIPES, FAULTY_RECIPES), *pairs]
+    if verb == "compare":
+        return [one_of(["report_run", "verified"], FAULTY_ENCODERS)]
+    if verb == "verify":
+        return [one_of(["verified"], [*RECIPES, *FAULTY_RECIPES])]
     if verb == "report":
         return [one_of(["report_run"], [*RECIPES, *FAULTY_ENCODERS]), "--out", one_of(["o.html"], OUTPUTS)]
     if verb == "plugin":

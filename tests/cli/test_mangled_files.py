@@ -16,7 +16,15 @@ import huggingface_hub.constants
 import pytest
 from test_random_command_lines import _WRITES, check_one_message, explain, run
 
-from mangled_files import Target, mangle, record_hash, replace_by_special_file, targets, write_files
+from mangled_files import (
+    Target,
+    comparison_targets,
+    mangle,
+    record_hash,
+    replace_by_special_file,
+    targets,
+    write_files,
+)
 from reptk import cli
 
 pytest.importorskip("pyarrow")
@@ -137,13 +145,35 @@ def test_a_mangled_file_ends_with_an_exit_code_and_one_message(
     assert min(ends[0], ends[3]) >= 5, "some mangled files can be read, others not"
 
 
+def test_a_mangled_run_in_a_comparison_ends_with_an_exit_code_and_one_message(
+    working_directory: Path, capfd: pytest.CaptureFixture
+) -> None:
+    draw = random.Random("mangled comparisons")
+    everything = comparison_targets()
+    ends = Counter()
+    for command in everything[0].commands:
+        assert run(cli.main, command) == 0
+    # Modules that are imported for the first time may try whether the folder of temporary files can be written.
+    _WRITES.outside.clear()
+    for number in range(NUM_FILES // 2):
+        target = everything[number % len(everything)]
+        command = draw.choice(target.commands)
+        with mangled(draw, target), bounded():
+            code = run(cli.main, command)
+        stderr = capfd.readouterr().err
+        explain(check_one_message, [f"{number}: {target.path}", *command], code, stderr)
+        assert not _WRITES.outside, (target.path, command)
+        ends[code] += 1
+    assert min(ends[0], ends[2]) >= 5, "a damaged run is left out; a damaged recipe is refused"
+
+
 # The checks of this file
 
 
 def test_every_command_succeeds_with_the_files_as_they_are(
     working_directory: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    for target in targets():
+    for target in [*targets(), *comparison_targets()]:
         for command in target.commands:
             if "--resume" not in command:
                 assert run(cli.main, command) == 0, (target.path, command, capfd.readouterr().err)

@@ -1,0 +1,146 @@
+"""Run a recipe and compare the result with the one that it records: reptk verify supcon_digits"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
+from reptk.core.errors import UsageError
+from reptk.core.metric_names import display_name
+
+EXAMPLES = """examples:
+  reptk verify supcon_digits
+  reptk verify tcl_sup_photos --out runs/check              # again, it goes on with a run that was stopped
+  reptk verify supcon_digits --run runs/supcon_digits/1     # compare a run that is finished
+
+A number agrees if its 95 % interval over queries contains the recorded one, or if the two differ by at most --tolerance.
+
+exit codes: 0 all numbers agree, 1 one does not, 2 usage, recipe, or no recorded result, 3 data, 4 environment, 5 not a finite
+number
+"""
+
+DISAGREES = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(lambda: _run(_parse(arguments)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Imported late, so that --help does not wait for torch.
+    from reptk import config
+    from reptk.sweep.expected_result import TOLERANCE, compare_with_recorded, recorded_result
+
+    recipe = config.load(args.recipe, args.overrides, plugins=args.plugin, trust=args.trust)
+    expect = recorded_result(args.recipe, args.overrides, recipe)
+    if args.run is not None:
+        _check_run(recipe, args.run)
+        folder = args.run
+    else:
+        folder = _train(recipe, args.out)
+    results = _read_results(folder)
+    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    agreements = compare_with_recorded(expect, results.metrics, results.intervals, tolerance)
+    print()
+    print(f"{recipe.name}: {display_name(expect.metric)} in percent")
+    for item in agreements:
+        verdict = "agrees" if item.holds else "DOES NOT AGREE"
+        print(
+            f"  {results.label_of(item.row):<16} recorded {100 * item.expected:6.2f}   measured {100 * item.value:6.2f} "
+            f"[{100 * item.low:.2f}, {100 * item.high:.2f}]   {verdict}"
+        )
+    print(f"  recorded by commit {expect.commit} ({expect.versions}; {expect.hardware})")
+    print(
+        f"  rule: the 95 % interval over queries contains the recorded number, or they differ by at most {tolerance:g}"
+    )
+    print(f"  run: {folder}")
+    if all(item.holds for item in agreements):
+        return 0
+    return DISAGREES
+
+
+def _train(recipe, out: Path | None) -> Path:
+    """Train the recipe, and return the folder of its run."""
+    from reptk.core import distributed
+    from reptk.training.loop import train
+
+    folder = out
+    if folder is None:
+        folder = _next_folder(Path("runs") / "verify" / recipe.name)
+    train(recipe, folder)
+    distributed.cleanup()
+    return folder
+
+
+def _next_folder(parent: Path) -> Path:
+    """Return the first numbered folder that does not exist, and create it: two commands must not train in the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / str(number)).mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / str(number)
+
+
+def _check_run(recipe, folder: Path) -> None:
+    """Raise UsageError unless a folder holds a finished run of exactly this recipe."""
+    from reptk import config
+    from reptk.training.run_status import FINISHED, read_status
+    from reptk.training.same_run import recipe_differences
+
+    if not (folder / "recipe.toml").is_file():
+        raise UsageError(f"no run in {folder}: there is no recipe.toml")
+    lines = recipe_differences(recipe, folder)
+    epochs = config.validate(config.read(folder / "recipe.toml")).train.epochs
+    if epochs != recipe.train.epochs:
+        lines.append(f"  {'train.epochs':<24} {epochs} in the run, {recipe.train.epochs} now")
+    if lines:
+        raise UsageError("\n".join([f"{folder} is a run of another recipe:", *lines]))
+    status = read_status(folder)["status"]
+    if status != FINISHED:
+        raise UsageError(
+            f"{folder} is not finished ({status}); to go on with it: python -m reptk.recipe {folder} --resume"
+        )
+
+
+def _read_results(folder: Path):
+    from reptk.report.run_files import read_run
+
+    return read_run(folder, folder.name).results
+
+
+def _tolerance(text: str) -> float:
+    """An argument type for argparse: a share between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1 (0.01 is a percentage point), got {text}")
+    return value
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="reptk verify",
+        description="Run a recipe, and compare the result with the one that its [expect] table records.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a recipe's name or TOML file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="where and how to run, e.g. train.device=cpu or data.root=my_folder",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--run", type=Path, help="a finished run to compare; nothing is trained")
+    source.add_argument("--out", type=Path, help="the run's folder; default: the next runs/verify/NAME/N")
+    parser.add_argument("--tolerance", type=_tolerance, help="a difference that agrees in any case; default: 0.005")
+    add_plugin_options(parser)
+    return parser.parse_intermixed_args(arguments)

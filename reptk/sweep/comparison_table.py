@@ -1,0 +1,246 @@
+"""The table that compares settings: means over seeds, differences to the best or first one; sorted by the headline metric."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from reptk.config.registry import nearest_hint
+from reptk.core.errors import UsageError
+from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
+from reptk.report.run_comparison import difference
+from reptk.report.run_files import Run
+from reptk.sweep.seed_statistics import (
+    PAIRED_QUERIES,
+    UNPAIRED_QUERIES,
+    Estimate,
+    difference_over_seeds,
+    mean_over_seeds,
+    without_interval,
+)
+
+Reference = Literal["best", "first"]
+
+MAIN_METRICS = ("knn@1", "knn@20", "map@r")
+"""Columns of the table next to the headline metric, if the runs have them."""
+
+MAIN_FAMILIES = ("linear", "linear_stage", "accuracy", "top1")
+"""Metrics of these families, such as `linear` or `accuracy@5`, are columns as well."""
+
+_QUERY_KINDS = {"paired": PAIRED_QUERIES, "intervals": UNPAIRED_QUERIES}
+
+
+class SettingRun(NamedTuple):
+    """A finished run of a setting.
+
+    setting: its label, which may be empty if there is one setting alone.
+    seed: of the run.
+    run: what was read from its folder.
+    """
+
+    setting: str
+    seed: int
+    run: Run
+
+
+class SettingRow(NamedTuple):
+    """A setting.
+
+    runs: one per seed, sorted by it.
+    metrics: of the evaluated encoder, by name.
+    differences: to the reference's, by name of the metric; empty for the reference.
+    seconds: mean training time of the runs; NaN if it is not known.
+    """
+
+    setting: str
+    runs: list[SettingRun]
+    metrics: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    seconds: float
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs, in ascending order."""
+        return [item.seed for item in self.runs]
+
+
+class ComparisonTable(NamedTuple):
+    """Settings, the best first.
+
+    headline: the metric by which they are sorted.
+    columns: the metrics of the short table, the headline first.
+    metrics: all metrics.
+    reference: the setting that the others are compared with; None if no run has the headline metric.
+    baselines: metrics of the rows that all runs have in common and that no training has changed, such as raw pixels.
+    """
+
+    headline: str
+    columns: list[str]
+    metrics: list[str]
+    rows: list[SettingRow]
+    reference: str | None
+    baselines: dict[str, dict[str, float]]
+
+
+def build_table(
+    runs: Sequence[SettingRun], *, metric: str | None = None, reference: Reference = "best"
+) -> ComparisonTable:
+    """Return the table of runs.
+
+    Args:
+        runs: finished ones, at most one per setting and seed. Of settings that are equally good, the first stays first.
+        metric: to sort by; by default the headline metric that most runs have.
+        reference: what the others are compared with: the best setting, or that of the first run.
+
+    Raises:
+        UsageError: no run, or none with this metric.
+    """
+    if not runs:
+        raise UsageError("there is no finished run to compare")
+    metrics = _all_metrics(runs)
+    headline = _headline(runs, metrics, metric)
+    groups: dict[str, list[SettingRun]] = {}
+    for item in runs:
+        groups.setdefault(item.setting, []).append(item)
+    rows = []
+    for setting, items in groups.items():
+        items = sorted(items, key=lambda item: item.seed)
+        rows.append(SettingRow(setting, items, _estimates(items, metrics), {}, _mean_seconds(items)))
+    first = rows[0]
+    # A sort keeps the order of equal items.
+    rows = sorted(rows, key=lambda row: _sort_key(row, headline))
+    compared_with = rows[0]
+    if reference == "first":
+        compared_with = first
+    if headline not in compared_with.metrics:
+        return ComparisonTable(headline, _columns(headline, metrics), metrics, rows, None, _baselines(runs))
+    compared = []
+    for row in rows:
+        differences = {}
+        if row is not compared_with:
+            differences = _differences(row, compared_with, metrics)
+        compared.append(row._replace(differences=differences))
+    return ComparisonTable(
+        headline, _columns(headline, metrics), metrics, compared, compared_with.setting, _baselines(runs)
+    )
+
+
+def _all_metrics(runs: Sequence[SettingRun]) -> list[str]:
+    """Return the metrics of all runs in the order of the results."""
+    names: dict[str, None] = {}
+    for item in runs:
+        names |= dict.fromkeys(item.run.results.main_metrics)
+    return list(names)
+
+
+def _headline(runs: Sequence[SettingRun], metrics: Sequence[str], metric: str | None) -> str:
+    if metric is not None:
+        if metric not in metrics:
+            raise UsageError(
+                f"no run has the metric {metric!r}.{nearest_hint(metric, metrics)} They have {', '.join(metrics)}"
+            )
+        return metric
+    counts: dict[str, int] = {}
+    for item in runs:
+        counts[item.run.results.headline] = counts.get(item.run.results.headline, 0) + 1
+    candidate = max(counts, key=lambda name: counts[name])
+    if candidate in metrics:
+        return candidate
+    # Old results do not name it.
+    return next(iter(metrics), "")
+
+
+def _columns(headline: str, metrics: Sequence[str]) -> list[str]:
+    columns = [headline]
+    for name in metrics:
+        is_main = name in MAIN_METRICS or name.partition("@")[0] in MAIN_FAMILIES
+        if is_main and name != headline and "," not in name:
+            columns.append(name)
+    return columns
+
+
+def _sort_key(row: SettingRow, headline: str) -> tuple[bool, float]:
+    estimate = row.metrics.get(headline)
+    if estimate is None or math.isnan(estimate.mean):
+        return True, 0.0
+    return False, -estimate.mean
+
+
+def _estimates(items: Sequence[SettingRun], metrics: Sequence[str]) -> dict[str, Estimate]:
+    estimates = {}
+    for name in metrics:
+        values = _values(items, name)
+        if not values:
+            continue
+        query_interval = None
+        if len(values) == 1:
+            with_value = next(item for item in items if item.seed in values)
+            query_interval = with_value.run.results.main_intervals.get(name)
+        estimates[name] = mean_over_seeds(list(values.values()), query_interval)
+    return estimates
+
+
+def _values(items: Sequence[SettingRun], metric: str) -> dict[int, float]:
+    """Return the metric by seed, of the runs that have it."""
+    values = {}
+    for item in items:
+        value = item.run.results.main_metrics.get(metric)
+        if value is not None and math.isfinite(value):
+            values[item.seed] = value
+    return values
+
+
+def _differences(row: SettingRow, reference: SettingRow, metrics: Sequence[str]) -> dict[str, Estimate]:
+    differences = {}
+    for name in metrics:
+        a = _values(row.runs, name)
+        b = _values(reference.runs, name)
+        if not a or not b:
+            continue
+        estimate = difference_over_seeds(a, b)
+        if estimate.count == 1 and not estimate.kind:
+            estimate = _single_difference(row, reference, name, estimate)
+        differences[name] = estimate
+    return differences
+
+
+def _single_difference(row: SettingRow, reference: SettingRow, metric: str, estimate: Estimate) -> Estimate:
+    """Return the difference of two runs with its interval over queries.
+
+    They are those of the only seed that both settings have, or the only ones of their settings.
+    """
+    a = _values(row.runs, metric)
+    b = _values(reference.runs, metric)
+    shared = a.keys() & b.keys()
+    if shared:
+        seeds = (min(shared), min(shared))
+    elif len(a) == len(b) == 1:
+        seeds = (min(a), min(b))
+    else:
+        return estimate
+    run = next(item.run for item in row.runs if item.seed == seeds[0])
+    baseline = next(item.run for item in reference.runs if item.seed == seeds[1])
+    gap = difference(run, baseline, metric)
+    if gap is None or not gap.method:
+        return without_interval(estimate.mean, 1)
+    return Estimate(gap.value, gap.low, gap.high, 1, _QUERY_KINDS[gap.method])
+
+
+def _mean_seconds(items: Sequence[SettingRun]) -> float:
+    seconds = []
+    for item in items:
+        value = item.run.results.protocol.get("train_seconds")
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            seconds.append(float(value))
+    if not seconds:
+        return math.nan
+    return sum(seconds) / len(seconds)
+
+
+def _baselines(runs: Sequence[SettingRun]) -> dict[str, dict[str, float]]:
+    """Return the baselines that all runs have with the same values, such as raw pixels."""
+    shared = {}
+    for name in (RAW_PIXELS, UNTRAINED):
+        first = runs[0].run.results.metrics.get(name)
+        if first and all(item.run.results.metrics.get(name) == first for item in runs):
+            shared[runs[0].run.results.label_of(name)] = first
+    return shared

@@ -1,0 +1,298 @@
+"""Runs at hand as settings of one comparison: which of them differ by their seed alone, and what differs between the others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from reptk.config import PART_NAMES
+from reptk.core.counts import format_count
+from reptk.core.errors import UsageError
+from reptk.core.printable_names import in_one_line
+from reptk.report.recipe_diff import differing_keys, flatten, format_value, recipe_values
+from reptk.report.run_comparison import data_identity
+from reptk.report.run_files import Run, overrides_of
+from reptk.sweep.comparison_table import SettingRun
+from reptk.sweep.grid import SEED_KEY
+from reptk.sweep.measured_runs import read_measured_run
+from reptk.sweep.sweep_folder import IGNORED_KEYS
+
+RUN_FILES = ("results.json", "metrics.jsonl", "recipe.toml")
+"""A folder with one of these is a run; without, it may hold runs."""
+
+MAX_RUNS = 10_000
+MAX_LABEL_KEYS = 4
+MAX_VALUES = 8
+"""Values of a key, and keys of a label, that are written out."""
+
+EVALUATED_SPLITS = ("bank", "query")
+
+PROTOCOL_KEYS = ("splits", "leave_one_out", "features", "votes", "evaluators", "evaluation_image")
+"""Entries of a protocol that say how numbers were measured; others say where and when."""
+
+
+class GroupedRuns(NamedTuple):
+    """Runs by setting.
+
+    runs: in the order of the command; at most one per setting and seed.
+    differences: lines that say what differs between the settings.
+    warnings: lines about what makes the comparison doubtful, and about runs that were left out.
+    """
+
+    runs: list[SettingRun]
+    differences: list[str]
+    warnings: list[str]
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the runs that folders are or hold: a run, a sweep, or a folder of runs such as runs/supcon_digits.
+
+    Raises:
+        UsageError: a folder holds none, or does not exist, or there are too many runs.
+    """
+    runs: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"no run in {folder}: there is no such folder")
+        if _is_run(folder):
+            inner = [folder]
+        else:
+            inner = _runs_in(folder) or _runs_in(folder / "runs")
+        if not inner:
+            raise UsageError(f"no run in {folder}: it holds none of {', '.join(RUN_FILES)}, and neither do its folders")
+        runs |= dict.fromkeys(inner)
+    if len(runs) > MAX_RUNS:
+        raise UsageError(f"these are {len(runs):,} runs, more than {MAX_RUNS:,}")
+    return list(runs)
+
+
+def group_runs(folders: Sequence[Path]) -> GroupedRuns:
+    """Read runs and group those whose recipes differ in nothing but the seed and how they were executed.
+
+    Raises:
+        UsageError: the runs were evaluated on other data, or none of them can be used.
+    """
+    runs = []
+    warnings = []
+    for folder in folders:
+        result = read_measured_run(folder, _name(folder))
+        if isinstance(result, str):
+            warnings.append(f"left out: {result}")
+        else:
+            runs.append(result)
+    if not runs:
+        raise UsageError("no run can be used:\n  " + "\n  ".join(warnings))
+    warnings += _check_same_data(runs)
+    warnings += _protocol_warnings(runs)
+    values = [_training_values(run) for run in runs]
+    with_recipe = [recipe for recipe in values if recipe]
+    keys = _ordered(differing_keys(with_recipe)) if with_recipe else []
+    names = {str(run.recipe.get("name", "")) for run in runs if run.recipe}
+    labels = []
+    for run, recipe in zip(runs, values, strict=True):
+        if not recipe:
+            labels.append(in_one_line(run.name))  # an encoder that no recipe has trained
+        else:
+            label_keys = _distinguishing_keys(recipe, keys, with_recipe)
+            labels.append(_label(run, recipe, label_keys, has_names=len(names) > 1))
+    labels = _distinct_labels(labels, values)
+    grouped: dict[tuple[str, int], SettingRun] = {}
+    for run, label in zip(runs, labels, strict=True):
+        seed = _seed(run)
+        same = grouped.get((label, seed))
+        if same is None:
+            grouped[label, seed] = SettingRun(label, seed, run)
+        else:
+            # The same seed once more is no further seed: its numbers are those of the first run, up to rounding.
+            warnings.append(f"left out: {run.folder} repeats {same.run.folder} (seed {seed})")
+    differences = _describe_differences(keys, with_recipe, names)
+    # Everything in a run's files may be a stranger's.
+    return GroupedRuns(list(grouped.values()), list(map(in_one_line, differences)), list(map(in_one_line, warnings)))
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    inner = [path for path in folder.iterdir() if path.is_dir() and _is_run(path)]
+    # Runs are numbered: 2 comes before 10.
+    return sorted(
+        inner, key=lambda path: (not path.name.isdecimal(), len(path.name) * path.name.isdecimal(), path.name)
+    )
+
+
+def _name(folder: Path) -> str:
+    name = folder.name
+    if name.isdecimal():
+        return f"{folder.parent.name}/{name}"
+    return name
+
+
+def _training_values(run: Run) -> dict[str, Any]:
+    """Return the values of a run's recipe that are part of its setting; empty for a run without a recipe."""
+    if not run.recipe:
+        return {}
+    values = recipe_values(run)
+    ignored = (*IGNORED_KEYS, SEED_KEY, "name")
+    return {
+        key: value
+        for key, value in values.items()
+        if not key.startswith(tuple(f"{name}." for name in ignored)) and key not in ignored
+    }
+
+
+def _ordered(keys: Sequence[str]) -> list[str]:
+    """Return the keys with those first that replace a part."""
+    return sorted(keys, key=lambda key: key not in PART_NAMES)
+
+
+def _distinguishing_keys(recipe: dict[str, Any], keys: Sequence[str], recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys that a run's label names: of a part that differs, no argument that all runs with that part share."""
+    chosen = []
+    for key in keys:
+        part_key = f"{key.rpartition('.')[0]}.name"
+        if key not in recipe:
+            continue
+        if key != part_key and part_key in keys:
+            values = [other.get(key) for other in recipes if other.get(part_key) == recipe.get(part_key)]
+            if all(value == values[0] for value in values):
+                continue
+        chosen.append(key)
+    return chosen
+
+
+def _label(run: Run, recipe: dict[str, Any], keys: Sequence[str], *, has_names: bool) -> str:
+    words = []
+    if has_names:
+        words.append(str(run.recipe.get("name", "")))
+    shown = list(keys)
+    if has_names:
+        # A recipe by another name differs in many keys; its overrides say in which it differs from other runs of its own.
+        overridden = {pair.partition("=")[0] for pair in overrides_of(run.recipe)}
+        shown = [key for key in shown if key in overridden]
+    words += [f"{key}={format_value(recipe[key])}" for key in shown[:MAX_LABEL_KEYS]]
+    if len(shown) > MAX_LABEL_KEYS:
+        words.append(f"and {len(shown) - MAX_LABEL_KEYS} more")
+    return in_one_line(" ".join(words))
+
+
+def _distinct_labels(labels: Sequence[str], values: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the labels with a number behind those that different settings have in common."""
+    numbers: dict[str, list[str]] = {}
+    distinct = []
+    for label, recipe in zip(labels, values, strict=True):
+        content = repr(sorted(recipe.items()))
+        contents = numbers.setdefault(label, [])
+        if content not in contents:
+            contents.append(content)
+        number = contents.index(content) + 1
+        if number > 1:
+            label = f"{label} ({number})"
+        distinct.append(label)
+    return distinct
+
+
+def _seed(run: Run) -> int:
+    seed = run.recipe.get(SEED_KEY, run.results.protocol.get(SEED_KEY, 0))
+    if isinstance(seed, int):
+        return seed
+    return 0
+
+
+def _describe_differences(keys: Sequence[str], recipes: Sequence[dict[str, Any]], names: set[str]) -> list[str]:
+    lines = []
+    if len(names) > 1:
+        lines.append(f"recipe: {_listed(sorted(names))}")
+    for key in keys:
+        values = dict.fromkeys(format_value(recipe.get(key)) for recipe in recipes)
+        lines.append(f"{key}: {_listed(list(values))}")
+    return lines
+
+
+def _listed(values: Sequence[str]) -> str:
+    text = ", ".join(values[:MAX_VALUES])
+    if len(values) > MAX_VALUES:
+        text = f"{text} and {len(values) - MAX_VALUES} more"
+    return text
+
+
+def _check_same_data(runs: Sequence[Run]) -> list[str]:
+    """Return lines about arguments of the data that differ, where the evaluated images may still be the same.
+
+    Raises:
+        UsageError: they cannot be.
+    """
+    first = runs[0]
+    lines: dict[str, None] = {}
+    for run in runs[1:]:
+        for key in ("name", "root"):
+            if run.data_part.get(key) != first.data_part.get(key):
+                raise UsageError(
+                    _other_data(run, first, f"data.{key}", run.data_part.get(key), first.data_part.get(key))
+                )
+        for split in EVALUATED_SPLITS:
+            a, b = _num_images(run, split), _num_images(first, split)
+            if a is not None and b is not None and a != b:
+                raise UsageError(_other_data(run, first, f"number of {split} images", a, b))
+        if not _labels_agree(run, first):
+            raise UsageError(_other_data(run, first, "labels of the queries", "other ones", "others"))
+        a, b = flatten(data_identity(run.data_part)), flatten(data_identity(first.data_part))
+        for key in {**a, **b}:
+            if a.get(key) != b.get(key):
+                lines[f"data.{key} differs; the numbers of evaluated images are the same"] = None
+    return list(lines)
+
+
+def _other_data(run: Run, first: Run, what: str, value: Any, first_value: Any) -> str:
+    return (
+        f"{run.folder} and {first.folder} were evaluated on other data, and their numbers cannot be compared: {what} "
+        f"{format_value(value)} and {format_value(first_value)}. Evaluate both on the same: reptk evaluate RUN data.name=... "
+        "--out FOLDER"
+    )
+
+
+def _num_images(run: Run, split: str) -> int | None:
+    images = run.results.protocol.get("images")
+    if not isinstance(images, dict):
+        return None
+    count = images.get(split)
+    if isinstance(count, int):
+        return count
+    return None
+
+
+def _labels_agree(run: Run, other: Run) -> bool:
+    """Return whether the predictions of both have the same labels, as far as both have any of the same queries."""
+    a, b = run.predictions, other.predictions
+    if a is None or b is None or a.query_split != b.query_split or not torch.equal(a.index, b.index):
+        return True
+    return torch.equal(a.labels, b.labels)
+
+
+def _protocol_warnings(runs: Sequence[Run]) -> list[str]:
+    """Return lines about what was measured in another way."""
+    first = _protocol(runs[0])
+    counts: dict[str, int] = {}
+    for run in runs[1:]:
+        other = _protocol(run)
+        for key in {**first, **other}:
+            if first.get(key) != other.get(key):
+                counts[key] = counts.get(key, 0) + 1
+    lines = []
+    for key, count in counts.items():
+        of_runs = format_count(count, "run")
+        lines.append(f"the protocol differs: {key} of {of_runs} is not that of {runs[0].folder}; compare with care")
+    return lines
+
+
+def _protocol(run: Run) -> dict[str, Any]:
+    values = {}
+    for key in PROTOCOL_KEYS:
+        if key in run.results.protocol:
+            values |= flatten(run.results.protocol[key], key)
+    # How often a run was evaluated while it was trained changes nothing about its last evaluation.
+    return {key: value for key, value in values.items() if not key.endswith(".every_epochs")}

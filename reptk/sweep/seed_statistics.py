@@ -1,0 +1,124 @@
+"""Means over seeds, and differences of two settings, with 95 % intervals by Student's t distribution.
+
+An interval over seeds says where the mean of many more seeds would be. An interval over queries, which is all that a single
+seed has, says how much other queries would change the number, and nothing about other seeds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from reptk.evaluate.intervals import LEVEL
+
+OVER_SEEDS = "seeds"
+OVER_QUERIES = "queries"
+PAIRED_SEEDS = "paired seeds"
+UNPAIRED_SEEDS = "unpaired seeds"
+PAIRED_QUERIES = "paired queries"
+UNPAIRED_QUERIES = "unpaired queries"
+NO_SPREAD = "equal values"
+NO_INTERVAL = ""
+"""What an interval is over; `MEANINGS` says it in a sentence."""
+
+MEANINGS = {
+    OVER_SEEDS: "mean over seeds, t distribution with n - 1 degrees of freedom",
+    OVER_QUERIES: "one seed: bootstrap over the queries of its evaluation, which says nothing about other seeds",
+    PAIRED_SEEDS: "mean of the differences of runs with the same seed, t distribution with n - 1 degrees of freedom",
+    UNPAIRED_SEEDS: "no two shared seeds: difference of the two means, Welch's t distribution",
+    PAIRED_QUERIES: "one shared seed: the same queries drawn again in pairs, which says nothing about other seeds",
+    NO_SPREAD: "all seeds gave the same value, of which the t distribution has no interval",
+    UNPAIRED_QUERIES: "one run each, other queries: the two intervals over queries, as of independent samples",
+}
+
+
+class Estimate(NamedTuple):
+    """A mean or a difference with its 95 % interval.
+
+    mean: NaN if there is none.
+    low, high: NaN if the interval cannot be computed.
+    count: runs, or pairs of runs, that it is of.
+    kind: what the interval is over, a key of `MEANINGS`; empty without one.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    kind: str
+
+    @property
+    def is_significant(self) -> bool:
+        """As a difference: the interval does not contain 0."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_over_seeds(values: Sequence[float], query_interval: tuple[float, float] | None = None) -> Estimate:
+    """Return the mean of one value per seed.
+
+    Args:
+        values: at least one.
+        query_interval: of the only value, if there is one alone.
+    """
+    mean = float(np.mean(values))
+    if len(values) > 1:
+        return _with_t_interval(values, OVER_SEEDS)
+    if query_interval is not None:
+        return Estimate(mean, *query_interval, 1, OVER_QUERIES)
+    return without_interval(mean, 1)
+
+
+def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+    """Return a - b of two settings, each with one value per seed.
+
+    If they share at least two seeds, it is the mean of the differences of these (paired t interval); else the difference of
+    the means, with Welch's interval if both have at least two seeds, and without one otherwise. A single shared seed has its
+    difference, without an interval.
+    """
+    shared = sorted(a.keys() & b.keys())
+    if shared:
+        differences = [a[seed] - b[seed] for seed in shared]
+        if len(shared) == 1:
+            return without_interval(differences[0], 1)
+        return _with_t_interval(differences, PAIRED_SEEDS)
+    mean = float(np.mean(list(a.values())) - np.mean(list(b.values())))
+    count = min(len(a), len(b))
+    if count < 2:
+        return without_interval(mean, count)
+    half_width = _welch_half_width(list(a.values()), list(b.values()))
+    if half_width == 0:
+        return Estimate(mean, math.nan, math.nan, count, NO_SPREAD)
+    return Estimate(mean, mean - half_width, mean + half_width, count, UNPAIRED_SEEDS)
+
+
+def without_interval(mean: float, count: int) -> Estimate:
+    """Return an estimate of which only the value is known."""
+    return Estimate(mean, math.nan, math.nan, count, NO_INTERVAL)
+
+
+def _with_t_interval(values: Sequence[float], kind: str) -> Estimate:
+    """Return the mean of at least two values with its t interval."""
+    mean = float(np.mean(values))
+    if min(values) == max(values):
+        # Few queries have few possible values. An interval of width 0 would claim a certainty that nobody has.
+        return Estimate(mean, math.nan, math.nan, len(values), NO_SPREAD)
+    standard_error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * standard_error
+    return Estimate(mean, mean - half_width, mean + half_width, len(values), kind)
+
+
+def _welch_half_width(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return half the width of Welch's interval of the difference of two means; 0 if neither varies."""
+    terms = []
+    weights = []
+    for values in (a, b):
+        term = float(np.var(values, ddof=1)) / len(values)
+        terms.append(term)
+        weights.append(term**2 / (len(values) - 1))
+    if sum(terms) == 0:
+        return 0.0
+    # Welch and Satterthwaite's approximation of the degrees of freedom.
+    degrees_of_freedom = sum(terms) ** 2 / sum(weights)
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom)) * math.sqrt(sum(terms))

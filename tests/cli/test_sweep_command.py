@@ -1,0 +1,277 @@
+"""reptk sweep: what it runs, what it goes on with, and where it ends."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from killed_processes import fork
+from reptk.cli import main
+from reptk.core.console import Logger
+from reptk.core.stop_signals import Stopped
+from reptk.sweep.grid import load_cells, parse_grid
+from reptk.sweep.sweep_folder import folder_name
+from reptk.training.loop import train
+from reptk.training.run_status import read_status
+from sweep_runs import TINY_TOML, write_fake_process, write_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GRID = ["tiny.toml", "loss.temperature=0.1,0.5", "seed=0..1"]
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    Path("tiny.toml").write_text(TINY_TOML)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs that are copied in place of being trained."""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(write_fake_process(folder)))
+    return folder
+
+
+def prepare(prepared: Path, arguments: list[str]) -> None:
+    """Prepare all runs of a sweep."""
+    for number, cell in enumerate(load_cells(parse_grid(arguments[0], arguments[1:]))):
+        folder = prepared / folder_name(cell.label)
+        if not folder.exists():
+            write_run(folder, {"knn@5": 0.5 + number / 100, "map@r": 0.25}, cell.recipe)
+
+
+def started(prepared: Path) -> list[str]:
+    path = prepared / "started.txt"
+    if not path.exists():
+        return []
+    return [line.split()[0] for line in path.read_text().splitlines()]
+
+
+def sweep(*options: str, arguments: list[str] = GRID) -> int:
+    return main(["sweep", *arguments, "--out", "out", "--no-report", *options])
+
+
+def tables() -> dict[str, str]:
+    return {path.name: path.read_text() for path in Path("out").iterdir() if path.suffix in (".csv", ".md", ".json")}
+
+
+def test_a_sweep_ends_in_a_table(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    assert sweep() == 0
+    assert len(started(prepared)) == 4
+    printed = capsys.readouterr().out
+    assert "4 runs: 2 settings x 2 seeds  ->  out" in printed
+    assert "[4/4]" in printed
+    assert set(tables()) == {"sweep.csv", "sweep.md", "sweep.json", "runs.csv"}
+    settings = json.loads(Path("out/sweep.json").read_text())["settings"]
+    assert [(row["setting"], row["seeds"]) for row in settings] == [
+        ("loss.temperature=0.5", [0, 1]),
+        ("loss.temperature=0.1", [0, 1]),
+    ]
+    assert settings[0]["metrics"]["knn@5"]["value"] == pytest.approx(0.525)
+
+
+def test_finished_runs_are_not_run_again(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    assert sweep() == 0
+    before = tables()
+    capsys.readouterr()
+    assert sweep() == 0
+    assert "4 of them finished already" in capsys.readouterr().out
+    assert len(started(prepared)) == 4
+    assert tables() == before
+
+
+def test_added_values_are_run(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    assert sweep() == 0
+    capsys.readouterr()
+    larger = ["tiny.toml", "loss.temperature=0.1,0.3,0.5", "seed=0..2"]
+    prepare(prepared, larger)
+    assert sweep(arguments=larger) == 0
+    assert len(started(prepared)) == 9
+    assert "5 runs new in this sweep, which had others" in capsys.readouterr().out
+    assert {row["n"] for row in json.loads(Path("out/sweep.json").read_text())["settings"]} == {3}
+
+
+def test_a_dry_run_changes_nothing(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert sweep("--dry-run") == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 runs: 2 settings x 2 seeds  ->  out"
+    assert lines[1:] == [f"  loss.temperature={value} seed={seed}  new" for value in ("0.1", "0.5") for seed in (0, 1)]
+
+
+def test_a_failing_run_is_recorded_and_the_others_go_on(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    failure = prepared / "loss.temperature=0.1,seed=1.failure"
+    failure.write_text("warning: old\nerror: there is no folder gone")
+    assert sweep() == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("error: 1 of 4 runs failed")
+    assert len(started(prepared)) == 4
+    content = json.loads(Path("out/sweep.json").read_text())
+    assert content["failed"] == {"loss.temperature=0.1 seed=1": "there is no folder gone"}
+    assert {row["setting"]: row["n"] for row in content["settings"]} == {
+        "loss.temperature=0.5": 2,
+        "loss.temperature=0.1": 1,
+    }
+    failure.unlink()
+    assert sweep() == 0
+    assert started(prepared)[4:] == ["loss.temperature=0.1,seed=1"]
+    assert json.loads(Path("out/sweep.json").read_text())["failed"] == {}
+
+
+def test_a_sweep_of_which_all_runs_fail_has_no_table(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    for seed in (0, 1):
+        for value in ("0.1", "0.5"):
+            (prepared / f"loss.temperature={value},seed={seed}.failure").write_text("error: no luck")
+    assert sweep() == 1
+    assert capsys.readouterr().err.count("no luck") == 4
+    assert tables() == {}
+
+
+def test_damaged_results_are_named(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    assert sweep() == 0
+    path = Path("out/runs/loss.temperature=0.1,seed=0/results.json")
+    path.write_text('{"metrics": 3}')
+    assert sweep() == 1
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert len(started(prepared)) == 4
+
+
+def test_jobs_share_the_cpus(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(prepared, GRID)
+    monkeypatch.setattr("reptk.sweep.run_sweep._num_cpus", lambda: 8)
+    assert sweep("--jobs", "4") == 0
+    assert [line.split()[1] for line in (prepared / "started.txt").read_text().splitlines()] == ["2"] * 4
+    shutil.rmtree("out")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert sweep("--jobs", "4") == 0
+    assert (prepared / "started.txt").read_text().splitlines()[-1].split()[1] == "3"
+
+
+def test_gpus_are_named_as_torch_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reptk.sweep.run_sweep import slots_of
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("reptk.sweep.run_sweep._num_cpus", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert slots_of(None, "0,1") == [
+        {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "4"},
+        {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "4"},
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5")
+    assert slots_of(None, "1") == [{"CUDA_VISIBLE_DEVICES": "5"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--gpus", "0"], 4, "there is no GPU 0"),
+        (["--gpus", "a"], 2, "--gpus takes different numbers"),
+        (["--gpus", "0", "--jobs", "2"], 2, "not allowed with"),
+        (["--jobs", "0"], 2, "at least 1"),
+        (["--gpus", "0", "train.device=cpu"], 2, "train.device=cpu fixes it"),
+        (["loss.temprature=1,2"], 2, "did you mean 'temperature'"),
+    ],
+)
+def test_refused_before_a_run_is_started(
+    prepared: Path, options: list[str], code: int, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    Path("tiny.toml").write_text(TINY_TOML.replace(', device = "cpu"', ""))
+    assert sweep(*options) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("error: ") == 1
+    assert not Path("out").exists()
+
+
+def test_several_values_in_a_single_run_point_to_sweep(capsys: pytest.CaptureFixture) -> None:
+    assert main(["recipe", "tiny.toml", "seed=0,1", "--check"]) == 2
+    error = capsys.readouterr().err
+    assert "seed  must be a valid integer" in error
+    assert error.endswith("reptk sweep tiny.toml seed=0,1\n")
+
+
+def test_two_processes_do_not_run_the_same_sweep(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reptk.training.run_lock import RunLock
+
+    monkeypatch.setattr("reptk.training.run_lock.POLL_SECONDS", 0.01)
+    prepare(prepared, GRID)
+    Path("out").mkdir()
+    lock = RunLock(Path("out"))
+    lock.acquire(lambda text: None)
+    child = fork()
+    if child == 0:
+        # A lock belongs to the opened file, so this process can hold it and be refused.
+        code = 99
+        try:
+            monkeypatch.setattr(RunLock.acquire, "__defaults__", (0.0,))
+            code = sweep()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    lock.release()
+    assert started(prepared) == []
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_ends_in_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["tiny.toml", "seed=0..1", "train.epochs=8", "train.checkpoint_every_steps=4"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process, for the same bits
+    cells = load_cells(parse_grid(arguments[0], arguments[1:]))
+    first, second = Path("out/runs/seed=0"), Path("out/runs/seed=1")
+    # A run that is there is one of the sweep, whoever has started it.
+    train(cells[0].recipe, first, logger=Logger(prints=False))
+    child = fork()
+    if child == 0:
+        try:
+            sweep(arguments=arguments)
+        finally:
+            os._exit(1)
+    try:
+        wait_for(lambda: read_status(second).get("step", 0) > 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    # The run that was trained at that moment has lost its parent, and saves itself.
+    wait_for(lambda: read_status(second)["status"] == "preempted")
+    before = (first / "results.json").stat().st_mtime_ns
+    assert sweep(arguments=arguments) == 0
+    assert (first / "results.json").stat().st_mtime_ns == before
+    assert "resumed after step" in Path("out/logs/seed=1.log").read_text()
+    runs = json.loads(Path("out/sweep.json").read_text())["settings"][0]["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert runs[1]["metrics"] == dict(train(cells[1].recipe, "alone", logger=Logger(prints=False)))
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_signal_is_no_failure(prepared: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(prepared, GRID)
+
+    def stop(*args, **options) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("reptk.sweep.run_sweep.run_jobs", stop)
+    assert sweep() == 143
+    assert "stopped; 0 of 4 runs finished. The same command goes on with the others" in capsys.readouterr().out
+    assert tables() == {}

@@ -1,0 +1,149 @@
+"""Runs at hand as settings of one comparison."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reptk.core.errors import UsageError
+from reptk.sweep.group_runs import find_runs, group_runs
+from sweep_runs import tiny, write_run
+
+
+def make(folder: Path, *overrides: str, value: float = 0.5, **options) -> Path:
+    return write_run(folder, {"knn@5": value}, tiny(*overrides), **options)
+
+
+def settings_of(folders: list[Path]) -> list[tuple[str, int]]:
+    return [(item.setting, item.seed) for item in group_runs(folders).runs]
+
+
+def test_runs_that_differ_in_the_seed_are_one_setting(tmp_path: Path) -> None:
+    folders = []
+    for temperature in ("0.1", "0.5"):
+        for seed in (0, 1):
+            pairs = (f"loss.temperature={temperature}", f"seed={seed}", f"train.workers={seed}")
+            folders.append(make(tmp_path / f"{temperature}-{seed}", *pairs))
+    assert settings_of(folders) == [
+        ("loss.temperature=0.1", 0),
+        ("loss.temperature=0.1", 1),
+        ("loss.temperature=0.5", 0),
+        ("loss.temperature=0.5", 1),
+    ]
+    assert group_runs(folders).differences == ["loss.temperature: 0.1, 0.5"]
+
+
+def test_a_replaced_part_comes_first(tmp_path: Path) -> None:
+    a = make(tmp_path / "a", "optim.lr=0.1")
+    b = make(tmp_path / "b", "loss.name=tcl", "loss.k1=7")
+    assert settings_of([a, b]) == [("loss.name=supcon optim.lr=0.1", 0), ("loss.name=tcl optim.lr=0.001", 0)]
+    # An argument that only one of the losses has is named where it tells two runs apart.
+    c = make(tmp_path / "c", "loss.name=tcl", "loss.k1=8")
+    assert [label for label, _ in settings_of([a, b, c])] == [
+        "loss.name=supcon optim.lr=0.1",
+        "loss.name=tcl optim.lr=0.001 loss.k1=7",
+        "loss.name=tcl optim.lr=0.001 loss.k1=8",
+    ]
+    assert "loss.k1: unset, 7, 8" in group_runs([a, b, c]).differences
+
+
+def test_recipes_by_name(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {"knn@5": 0.5}, tiny())
+    b = write_run(
+        tmp_path / "b", {"knn@5": 0.5}, tiny("loss.name=tcl").model_copy(update={"name": "other", "overrides": ()})
+    )
+    assert settings_of([a, b]) == [("tiny", 0), ("other", 0)]
+    assert group_runs([a, b]).differences[0] == "recipe: other, tiny"
+
+
+def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
+    folders = [make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "c", "seed=1")]
+    grouped = group_runs(folders)
+    assert [item.run.folder.name for item in grouped.runs] == ["a", "c"]
+    assert grouped.warnings == [f"left out: {tmp_path / 'b'} repeats {tmp_path / 'a'} (seed 0)"]
+    assert grouped.differences == []
+
+
+def test_damaged_and_unfinished_runs_are_left_out_with_a_line(tmp_path: Path) -> None:
+    folders = [make(tmp_path / name) for name in ("a", "b", "c", "d")]
+    (folders[0] / "results.json").write_text('{"metrics": 3}')
+    (folders[1] / "results.json").unlink()
+    (folders[2] / "recipe.toml").write_text("no = [recipe")
+    grouped = group_runs(folders)
+    assert [item.run.folder.name for item in grouped.runs] == ["d"]
+    assert len(grouped.warnings) == 3
+    for folder, warning in zip(folders, grouped.warnings, strict=False):
+        assert str(folder) in warning
+    with pytest.raises(UsageError, match="no run can be used"):
+        group_runs(folders[:2])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "protocol", "message"),
+    [
+        (("data.name=digits",), {}, "data.name"),
+        ((), {"images": {"bank": 40, "query": 19}}, "number of query images 19 and 20"),
+        ((), {"images": {"bank": 41, "query": 20}}, "number of bank images 41 and 40"),
+    ],
+)
+def test_runs_on_other_data_are_refused(
+    tmp_path: Path, overrides: tuple[str, ...], protocol: dict, message: str
+) -> None:
+    folders = [make(tmp_path / "a"), make(tmp_path / "b", *overrides, protocol=protocol)]
+    with pytest.raises(UsageError, match=message):
+        group_runs(folders)
+
+
+def test_other_queries_with_the_same_count_are_refused(tmp_path: Path) -> None:
+    a = make(tmp_path / "a", hits=[True] * 8)
+    b = make(tmp_path / "b", "seed=1", hits=[True] * 8)
+    assert len(group_runs([a, b]).runs) == 2
+    from safetensors.torch import load_file, safe_open, save_file
+
+    path = b / "evaluation.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["labels"] = tensors["labels"].roll(1)
+    save_file(tensors, path, metadata)
+    with pytest.raises(UsageError, match="labels of the queries"):
+        group_runs([a, b])
+
+
+def test_another_training_set_and_protocol_are_said(tmp_path: Path) -> None:
+    folders = [
+        make(tmp_path / "a", protocol={"leave_one_out": False}),
+        make(tmp_path / "b", "data.train=32", protocol={"leave_one_out": True}),
+    ]
+    warnings = group_runs(folders).warnings
+    assert warnings[0] == "data.train differs; the numbers of evaluated images are the same"
+    assert warnings[1].startswith("the protocol differs: leave_one_out of 1 run is not that of")
+
+
+def test_an_encoder_without_a_recipe_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    a = make(tmp_path / "a")
+    b = make(tmp_path / "resnet50")
+    (b / "recipe.toml").unlink()
+    assert settings_of([a, b]) == [("", 0), ("resnet50", 0)]
+
+
+def test_text_of_strangers_is_printed_in_one_line(tmp_path: Path) -> None:
+    a = make(tmp_path / "a")
+    b = make(tmp_path / "b")
+    text = (b / "recipe.toml").read_text().replace('backbone = "test_resnet"', 'backbone = "\\u001b[31mred\\nline"')
+    (b / "recipe.toml").write_text(text)
+    grouped = group_runs([a, b])
+    for line in [*grouped.differences, *(item.setting for item in grouped.runs)]:
+        assert line.isprintable()
+
+
+def test_folders_of_runs_and_sweeps(tmp_path: Path) -> None:
+    numbered = [make(tmp_path / "runs" / "tiny" / str(number), f"seed={number}") for number in (2, 10, 1)]
+    assert find_runs([tmp_path / "runs" / "tiny"]) == [numbered[2], numbered[0], numbered[1]]
+    cell = make(tmp_path / "sweep" / "runs" / "seed=0")
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({}))
+    assert find_runs([tmp_path / "sweep", cell, tmp_path / "sweep"]) == [cell]
+    with pytest.raises(UsageError, match="it holds none of"):
+        find_runs([tmp_path])
+    with pytest.raises(UsageError, match="no such folder"):
+        find_runs([tmp_path / "gone"])
