@@ -96,7 +96,7 @@ def test_wheel_and_sdist_contain_recipes_and_plugins(tmp_path: Path) -> None:
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         sdist = archive.getnames()
     recipes = [path.name for path in (ROOT / "recipes").glob("*.toml")]
-    assert len(recipes) == 35
+    assert len(recipes) == 45
     for name in recipes:
         assert f"reptk/recipes/{name}" in wheel
         assert any(entry.endswith(f"/recipes/{name}") for entry in sdist)
