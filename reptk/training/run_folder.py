@@ -14,6 +14,7 @@ from reptk.config import Recipe, read, validate
 from reptk.config.plugins import is_contributed
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import sweep_leftovers, write_bytes, write_text
+from reptk.core.foreign_files import require_regular_files
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.training import checkpoint
 from reptk.training.checkpoint import Checkpoint
@@ -104,6 +105,7 @@ class RunClaim:
                     remove_leftovers_of_run(folder)
                     return OpenedRun(folder, COMPLETE, recipe.train.epochs, [])
             folder.mkdir(parents=True, exist_ok=True)
+            require_regular_files(folder)
             self._acquire(folder, report)
             _sweep(folder)
             if not (folder / "recipe.toml").is_file():

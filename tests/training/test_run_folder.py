@@ -1,5 +1,6 @@
 """A run's folder: created, locked, resumed by the same command."""
 
+import os
 import re
 import shlex
 import shutil
@@ -105,6 +106,17 @@ def test_new_folder_contains_the_complete_recipe(tmp_path: Path) -> None:
         assert open_run(recipe("loss.k1=7.0"), str(folder)) == OpenedRun(folder, NEW, 2, [])
         assert load(folder) == recipe("loss.k1=7.0")
         assert file_names(folder) == [".lock", "data.json", "data_files.txt.gz", "recipe.toml"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["data.json", "status.json", "metrics.jsonl", "results.json"])
+def test_a_folder_with_a_pipe_is_refused(name: str, tmp_path: Path) -> None:
+    """Somebody else's folder: whoever writes into a pipe waits for ever."""
+    open_run(recipe(), tmp_path / "run")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(EnvironmentProblem, match=f"{name} is a named pipe, not a file"):
+        open_run(recipe(), tmp_path / "run")
 
 
 def test_folder_of_a_start_that_was_killed_is_used(working_folder: Path) -> None:
