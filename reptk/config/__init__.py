@@ -1,7 +1,9 @@
 """Recipes: read from TOML, overridden, validated against the signatures of what they name, written back."""
 
-from reptk.config.load import available, build, complete, find, load, override, validate
+from reptk.config.load import available, find, load
 from reptk.config.override_notes import override_notes
+from reptk.config.override_pairs import override
+from reptk.config.part_tables import build, complete
 from reptk.config.schema import (
     PART_NAMES,
     EncoderSection,
@@ -16,6 +18,7 @@ from reptk.config.schema import (
     title_of,
 )
 from reptk.config.toml import read
+from reptk.config.validation import validate
 
 __all__ = [
     "PART_NAMES",

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reptk.config.load import PARTS, available, find
+from reptk.config.load import available, find
+from reptk.config.part_tables import PARTS
 from reptk.config.schema import Recipe, Table
 from reptk.config.toml import read
 from reptk.config.value_schedule import describe_value

@@ -13,7 +13,7 @@ from torch import nn
 
 from reptk.config import EncoderSection, Recipe, Table
 from reptk.config import build as build_part
-from reptk.config.load import label_options
+from reptk.config.part_tables import label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng

@@ -13,7 +13,7 @@ from embedding_inputs import draw_image, make_embeddings
 from reptk import Embeddings, Encoder, index
 from reptk.cli import main
 from reptk.config import Recipe, signature
-from reptk.config.load import PARTS
+from reptk.config.part_tables import PARTS
 from reptk.config.registry import EVALUATORS
 
 RECIPES = ("tiny.toml", "./tiny.toml", "run", "tiny.toml", "supcon_digits", "tcl_selfsup_folder", "tcl_sup_cifar10")

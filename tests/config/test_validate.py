@@ -7,7 +7,7 @@ import pytest
 
 from recipe_files import LOSS_PLUGIN, TINY, load_error, write
 from reptk.config import RecipeError, build, complete, load, validate
-from reptk.config.load import label_options
+from reptk.config.part_tables import label_options
 from reptk.config.plugins import load_plugin
 from reptk.config.registry import DATASETS, REGISTRIES
 

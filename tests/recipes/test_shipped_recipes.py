@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reptk.config import Recipe, available, load, validate
-from reptk.config.load import LABEL_KEYS
+from reptk.config.part_tables import LABEL_KEYS
 from reptk.training.optim import create_optimizer
 from shipped_recipes import (
     DATA_SETS,
