@@ -74,6 +74,17 @@ def random_weights_note(recipe: Recipe) -> list[str]:
     ]
 
 
+def unused_share_note(recipe: Recipe, parts: Parts) -> list[str]:
+    """Say that a number of labeled images for each batch has no effect, as a list of at most one line."""
+    labeled_per_batch = recipe.train.sampler.labeled_per_batch
+    if labeled_per_batch is None or bool((parts.data.train.labels < 0).any()):
+        return []
+    return [
+        f"train.sampler.labeled_per_batch={labeled_per_batch} has no effect, since every training image has a label, and so all "
+        "images of a batch have one"
+    ]
+
+
 def dropped_images_note(parts: Parts) -> list[str]:
     """Say how many images an epoch leaves out or repeats, as a list of at most one line."""
     dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
