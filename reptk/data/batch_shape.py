@@ -17,6 +17,8 @@ GROUP_SIZES = {"pk": DEFAULT_IMAGES_PER_CLASS, "positives": 2}
 SMALLEST_CLASSES = {"pk": 2, "positives": 2}
 """Classes with fewer images count as images without a label."""
 
+FEWER_IMAGES = "fewer images with labels"
+
 MAX_LISTED = 3
 
 
@@ -108,7 +110,7 @@ def batch_shape(
     available = _available_images(labels, name)
     labeled = _preferred_count(request, available)
     problem = _problem(request, available, labeled)
-    if name == "pk" and _has_small_class(available, _images_per_class(request, available, labeled)):
+    if problem.endswith(FEWER_IMAGES):
         problem += f": {_small_classes(labels, _images_per_class(request, available, labeled), classes)}"
     raise DataError(f"{problem}. What would work: {'; or '.join(_choices(labels, request))}")
 
@@ -155,6 +157,8 @@ def _problem(request: Request, available: AvailableImages, labeled: int) -> str:
     source = f"{_count_key(available)} is {labeled}"
     if labeled > request.batch_size:
         return f"{source}, more than the {request.batch_size} images of a batch (train.batch_size)"
+    if labeled < 1:
+        return f"{source}, and a batch needs labeled images"
     problem = ""
     if request.name == "pk":
         problem = _problem_of_pk(request, available, labeled)
@@ -179,14 +183,16 @@ def _problem_of_pk(request: Request, available: AvailableImages, labeled: int) -
     if labeled < 2 * k:
         return f"{source}, which leaves a batch with less than two classes"
     if labeled // k > len(available.sizes):
-        return f"{source}, which takes {labeled // k} classes, and {len(available.sizes)} have labels"
-    if _has_small_class(available, k):
-        return f"train.sampler.images_per_class is {k}, but some classes have fewer images with labels"
+        return f"{source}, which takes {labeled // k} classes, and {len(available.sizes)} have several labels"
+    num_small = sum(size < k for size in available.sizes)
+    if num_small:
+        count = format_count(num_small, "class has", "classes have")
+        return f"train.sampler.images_per_class is {k}, but {count} {FEWER_IMAGES}"
     return ""
 
 
 def _problem_of_pairs(available: AvailableImages, labeled: int) -> str:
-    if labeled % 2 or labeled == 0:
+    if labeled % 2:
         return f"{_count_key(available)} is {labeled}, and guaranteed positives come in pairs"
     if available.pairs < labeled // 2:
         return (
@@ -203,10 +209,6 @@ def _count_key(available: AvailableImages) -> str:
     return "train.batch_size"
 
 
-def _has_small_class(available: AvailableImages, k: int) -> bool:
-    return not available.sizes or min(available.sizes) < k
-
-
 def _small_classes(labels: Tensor, k: int, classes: Sequence[str]) -> str:
     """Name the classes, with their sizes, that are too small for K images, apart from those of a single image."""
     sizes = torch.bincount(labels[labels >= 0])
@@ -217,7 +219,7 @@ def _small_classes(labels: Tensor, k: int, classes: Sequence[str]) -> str:
         listed.append(f"{name} ({int(sizes[label])})")
     if len(small) > MAX_LISTED:
         listed.append("...")
-    return ", ".join(listed) or "every class has a single one"
+    return ", ".join(listed)
 
 
 def _images_per_class(request: Request, available: AvailableImages, labeled: int) -> int:

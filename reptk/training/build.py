@@ -178,7 +178,11 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
     options = label_options(recipe.data)
     if options:
-        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
+        seed = recipe.seed
+        if recipe.start is not None and recipe.start.label_seed is not None:
+            # The labels of the run: the stage is not to use more than these.
+            seed = recipe.start.label_seed
+        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=seed)
     if METHODS.takes(recipe.method["name"], "num_classes"):
         check_classes(recipe, data)
     elif recipe.method.get("positives") == "class":

@@ -80,8 +80,8 @@ def unused_share_note(recipe: Recipe, parts: Parts) -> list[str]:
     if labeled_per_batch is None or bool((parts.data.train.labels < 0).any()):
         return []
     return [
-        f"train.sampler.labeled_per_batch={labeled_per_batch} has no effect, since every training image has a label, and so all "
-        "images of a batch have one"
+        f"train.sampler.labeled_per_batch={labeled_per_batch} has no effect, since every training image has a label, and so "
+        "has every image of a batch"
     ]
 
 
