@@ -124,20 +124,9 @@ def _better_of_both(parts: Parts, process: RunProcess, results: dict[str, Any], 
 
 
 def _load(process: RunProcess, step: int) -> Checkpoint | None:
-    """Read the checkpoint of a step; all ranks that which rank 0 chooses."""
-    loaded: Checkpoint | None = None
-
-    def choose() -> Checkpoint | None:
-        nonlocal loaded
-        loaded = checkpoint.load_step(process.folder / "checkpoints", step)
-        if loaded is None:
-            return None
-        return loaded._replace(state={})
-
-    chosen = distributed.run_on_main(choose)
-    if chosen is None or distributed.is_main():
-        return loaded
-    return checkpoint.load(chosen.path)
+    """Read the checkpoint of a step; None if there is none that is intact."""
+    checkpoints = process.folder / "checkpoints"
+    return checkpoint.chosen_by_rank_0(lambda: checkpoint.load_step(checkpoints, step))
 
 
 def _of_last(last: Evaluation, metric: str) -> str:
