@@ -22,6 +22,7 @@ MAY_CHANGE_ON_RESUME = (
     *EXECUTION_KEYS,
     "train.max_omitted_steps",
     "train.epochs",
+    "train.early_stopping_epochs",
     "train.final_weights",
     "expect",
     "plugins",
@@ -30,7 +31,7 @@ MAY_CHANGE_ON_RESUME = (
 """Keys, or tables of keys, that a resumed run may change: they do not change what its steps compute, and `RECORDED_KEYS` are
 written into its recipe."""
 
-RECORDED_KEYS = ("epochs", "final_weights")
+RECORDED_KEYS = ("epochs", "early_stopping_epochs", "final_weights")
 """Keys of `[train]` that a resumed run may change and that change its results: its length, and which weights it ends in."""
 
 MAX_DIFFERENCE_LINES = 30
