@@ -74,10 +74,10 @@ IMAGE_LABELS = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
 @pytest.mark.parametrize("key", range(3))
 def test_mixing_is_timms_with_neighbors_as_partners(alphas: tuple[float, float], key: int) -> None:
     mixup, cutmix = alphas
-    mixed, targets, is_labeled = Mixing(4, mixup=mixup, cutmix=cutmix)(IMAGES, IMAGE_LABELS, key, 0.1)
+    mixed, targets, is_labeled = Mixing(4, mixup=mixup, cutmix=cutmix)(IMAGES, IMAGE_LABELS, key, 0.2)
     order = [0, 2, 4, 6, 7, 5, 3, 1]  # timm's partner of row i is row 7 - i
     with rng.seeded_numpy(key, "mixing"):
-        timms = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=4)
+        timms = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.2, num_classes=4)
         expected, expected_targets = timms(IMAGES[order].clone(), IMAGE_LABELS[order])
     assert torch.equal(mixed, expected)
     assert torch.equal(targets, expected_targets)
