@@ -98,7 +98,8 @@ def _train(
         run_folder.check_same_recipe(recipe, out)
         if run_folder.is_complete(recipe, out) and not run_folder.lacks_report(recipe, out):
             run_folder.remove_leftovers_of_run(out)
-            print(f"already complete: {out / 'results.json'}. To train on: train.epochs={2 * recipe.train.epochs}")
+            hint = run_folder.how_to_train_on(recipe, out)
+            print(f"already complete: {out / 'results.json'}. To train on: {hint}")
             return 0
     elif out is None and resume is None:
         notes = [*notes, *run_folder.unfinished_run_note(recipe)]

@@ -135,6 +135,23 @@ def label_options(part: Table) -> Table:
     return {key: part[key] for key in LABEL_KEYS if key in part and key not in accepted}
 
 
+def headline_evaluator(evaluators: Mapping[str, Table]) -> str:
+    """Return the key of the evaluator whose metric is the headline, as `reptk.evaluate.results.headline` chooses it.
+
+    That is a classifier's accuracy which is listed first, else kNN, else the first evaluator.
+
+    Args:
+        evaluators: the complete `[eval.NAME]` tables.
+    """
+    first = next(iter(evaluators))
+    if evaluators[first]["name"] == "accuracy":
+        return first
+    for key, table in evaluators.items():
+        if table["name"] == "knn":
+            return key
+    return first
+
+
 def takes_loss(method: Table) -> bool:
     """Whether the factory of this `[method]` table has a parameter `loss`; True if it is unknown, which is reported."""
     if not isinstance(method, dict) or method.get("name") not in METHODS.names():

@@ -3,7 +3,14 @@
 from pydantic import ValidationError
 
 from reptk.config import signature
-from reptk.config.part_tables import PARTS, complete_evaluator, complete_part, complete_trackers, takes_loss
+from reptk.config.part_tables import (
+    PARTS,
+    complete_evaluator,
+    complete_part,
+    complete_trackers,
+    headline_evaluator,
+    takes_loss,
+)
 from reptk.config.registry import METHODS
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
@@ -67,17 +74,13 @@ def _check_best(recipe: Recipe) -> list[Problem]:
         key, value = "train.final_weights", train.final_weights
     else:
         return []
-    # As `reptk.evaluate.results.headline`: a classifier's accuracy that is listed first, else kNN, else the first evaluator.
-    first = next(iter(recipe.eval))
-    measuring = [name for name, table in recipe.eval.items() if table["name"] == "knn"]
-    if not measuring or recipe.eval[first]["name"] == "accuracy":
-        measuring = [first]
-    if any(recipe.eval[name]["every_epochs"] for name in measuring):
+    measuring = headline_evaluator(recipe.eval)
+    if recipe.eval[measuring]["every_epochs"]:
         return []
     return [
         (
             key,
-            f"is {value}, but the headline number is not measured during training; set eval.{measuring[0]}.every_epochs, "
+            f"is {value}, but the headline number is not measured during training; set eval.{measuring}.every_epochs, "
             "e.g. 1",
         )
     ]

@@ -13,7 +13,7 @@ from torch import nn
 
 from reptk.config import EncoderSection, Recipe, Table
 from reptk.config import build as build_part
-from reptk.config.part_tables import label_options
+from reptk.config.part_tables import headline_evaluator, label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng
@@ -70,6 +70,7 @@ class Settings(NamedTuple):
     start_run: folder of the run that a stage starts from; None for no stage.
     data_table, evaluator_tables: the recipe's `[data]`, with the preprocessing that was used, and `[eval]`, which results.json
         records.
+    headline_evaluator: the key of the evaluator whose metric is the headline.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Settings(NamedTuple):
     start_run: str | None
     data_table: Table
     evaluator_tables: dict[str, Table]
+    headline_evaluator: str
 
     @property
     def ends_in_best(self) -> bool:
@@ -306,6 +308,7 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         start_run=recipe.start.run if recipe.start is not None else None,
         data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
+        headline_evaluator=headline_evaluator(recipe.eval),
     )
 
 

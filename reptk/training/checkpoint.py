@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 import reptk
+from reptk.core import distributed
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import atomic_folder, remove_folder, sha256_of, sweep_leftovers, write_text
 from reptk.core.foreign_files import UnsuitableFile, read_json, require_regular_file
@@ -139,6 +140,27 @@ def load_step(folder: Path, step: int) -> Checkpoint | None:
         except _DamagedError:
             continue
     return None
+
+
+def chosen_by_rank_0(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """Return the checkpoint that `read` returns on rank 0, on all ranks, which may see the folder at other times.
+
+    Raises:
+        DataError, EnvironmentProblem: it cannot be read, on any rank.
+    """
+    chosen: Checkpoint | None = None
+
+    def choose() -> Checkpoint | None:
+        nonlocal chosen
+        chosen = read()
+        if chosen is None:
+            return None
+        return chosen._replace(state={})
+
+    without_state = distributed.run_on_main(choose)
+    if without_state is None or distributed.is_main():
+        return chosen
+    return load(without_state.path)
 
 
 def last_step(folder: Path) -> int:

@@ -41,24 +41,20 @@ def ends_in_best(final_weights: str, early_stopping_epochs: int) -> bool:
     return final_weights == "best"
 
 
-def best_after(
-    best: BestEvaluation | None, metrics: Mapping[str, float], step: int, all_metrics: Mapping[str, float] | None = None
-) -> BestEvaluation | None:
+def best_after(best: BestEvaluation | None, metrics: Mapping[str, float], step: int) -> BestEvaluation | None:
     """Return the best evaluation after a further one. Every rank has to call this.
 
     The first of equal values remains the best.
 
     Args:
         best: before; None if there was no evaluation.
-        metrics: of the further one. If it lacks the metric that is compared, e.g. since the evaluators are due after different
-            epochs, nothing changes.
+        metrics: of the further one. If it lacks the metric that is compared, nothing changes.
         step: number of steps done.
-        all_metrics: of all evaluators, if known, from which the metric is chosen at the first evaluation.
     """
     if best is not None:
         metric = best.metric
     else:
-        metric = headline(all_metrics or metrics)
+        metric = headline(metrics)
     if metric not in metrics:
         return best
     # The ranks share the evaluation and may round differently; what rank 0 has counts for all.

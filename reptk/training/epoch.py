@@ -134,13 +134,11 @@ class EpochEnd:
         return self.state.step // self.parts.settings.steps_per_epoch
 
     def _record_evaluation(self, metrics: dict[str, float]) -> None:
-        """Record the evaluation after this epoch, and keep its checkpoint if it is the best so far."""
+        """Record the headline number after this epoch, if it was measured, and keep the checkpoint if it is the best so far."""
         state = self.state
-        all_metrics = dict(metrics)
-        if state.baselines:
-            # Of all evaluators, while only some may be due after this epoch.
-            all_metrics |= state.baselines[UNTRAINED].metrics
-        best = best_after(state.best_evaluation, metrics, state.step, all_metrics)
+        if not self._is_due(self.parts.settings.headline_evaluator):
+            return
+        best = best_after(state.best_evaluation, metrics, state.step)
         state.best_evaluation = best
         if self.parts.settings.keeps_best and best is not None and best.step == state.step:
             self.process.mark_best(self.parts, state, best.metric, best.value)
@@ -180,12 +178,12 @@ class EpochEnd:
     def _due_evaluators(self) -> list[Evaluator]:
         if self.state.step == self.parts.settings.total_steps:
             return []  # the final evaluation follows
-        due = []
-        for key, evaluator in self.parts.evaluators.items():
-            every_epochs = self.parts.every_epochs[key]
-            if every_epochs and self._epoch % every_epochs == 0:
-                due.append(evaluator)
-        return due
+        return [evaluator for key, evaluator in self.parts.evaluators.items() if self._is_due(key)]
+
+    def _is_due(self, key: str) -> bool:
+        """Whether an evaluator runs after this epoch."""
+        every_epochs = self.parts.every_epochs[key]
+        return every_epochs > 0 and self._epoch % every_epochs == 0
 
     def _evaluate_due(self, progress: EpochProgress) -> dict[str, float]:
         """Return the metrics of the evaluators that are due after this epoch."""

@@ -7,7 +7,8 @@ best    the weights of the best evaluation (`reptk.training.early_stopping`), th
 better  as "best" with early stopping, otherwise as "last". And if training began with pretrained weights and made them worse
         (`reptk.evaluate.verdict.is_clearly_worse`), `model/` holds the encoder as it was before training.
 
-The weights come from checkpoints, which remain: a finished run that is resumed with another value ends in other weights.
+The weights come from checkpoints, which remain: a finished run that is resumed with another value ends in other weights. Those
+of the best evaluation are kept by runs that end in them, and by those with `train.keep_best`.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class FinalWeights(NamedTuple):
 
     weights: "last", "best" or "pretrained".
     epoch: number of epochs that they were trained.
-    sentence: what a user is told; empty for the last ones.
+    sentence: for the output and results.json; empty for the last ones.
     """
 
     weights: str
@@ -55,7 +56,7 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
         The evaluation of the weights that the method has now, and which they are.
     """
     settings = parts.settings
-    best = best_after(state.best_evaluation, last.metrics, state.step, last.metrics)
+    best = best_after(state.best_evaluation, last.metrics, state.step)
     if settings.keeps_best and best is not None and best.step == state.step:
         process.mark_best(parts, state, best.metric, best.value)
     final = FinalWeights(LAST, state.step / settings.steps_per_epoch)
@@ -65,8 +66,8 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
     saved = _load(process, best.step)
     if saved is None:
         process.logger.line(
-            f"the checkpoint of epoch {best_epoch:g}, whose {display_name(best.metric)} is the best, is missing or damaged; "
-            "the run ends in its last weights"
+            f"there is no intact checkpoint of epoch {best_epoch:g}, whose {display_name(best.metric)} is the best, so the run "
+            "ends in its last weights. train.keep_best=true keeps it"
         )
         return last, final
     restore_weights(parts, saved.state)
@@ -123,20 +124,9 @@ def _better_of_both(parts: Parts, process: RunProcess, results: dict[str, Any], 
 
 
 def _load(process: RunProcess, step: int) -> Checkpoint | None:
-    """Read the checkpoint of a step; all ranks that which rank 0 chooses."""
-    loaded: Checkpoint | None = None
-
-    def choose() -> Checkpoint | None:
-        nonlocal loaded
-        loaded = checkpoint.load_step(process.folder / "checkpoints", step)
-        if loaded is None:
-            return None
-        return loaded._replace(state={})
-
-    chosen = distributed.run_on_main(choose)
-    if chosen is None or distributed.is_main():
-        return loaded
-    return checkpoint.load(chosen.path)
+    """Read the checkpoint of a step; None if there is none that is intact."""
+    checkpoints = process.folder / "checkpoints"
+    return checkpoint.chosen_by_rank_0(lambda: checkpoint.load_step(checkpoints, step))
 
 
 def _of_last(last: Evaluation, metric: str) -> str:

@@ -23,7 +23,6 @@ from reptk.methods import Batch, Step
 from reptk.trackers import TrackerFeed, read_rows
 from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, load_data
-from reptk.training.checkpoint import Checkpoint
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.describe import describe, dropped_images_note, random_weights_note
@@ -349,7 +348,7 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
         if not maximum:
             advice += "; train.max_omitted_steps=1 would go back to it and leave this step out"
         raise error.with_sentence(advice) from error
-    saved = _load_newest_of_rank_0(process.folder / "checkpoints")
+    saved = checkpoint.chosen_by_rank_0(lambda: checkpoint.load_newest(process.folder / "checkpoints"))
     if saved is None:
         raise error
     step = saved.manifest["step"]
@@ -372,7 +371,7 @@ def _restore_newest(
         The state, and whether there was a checkpoint.
     """
     settings, logger = parts.settings, status.logger
-    saved = _load_newest_of_rank_0(run.folder / "checkpoints")
+    saved = checkpoint.chosen_by_rank_0(lambda: checkpoint.load_newest(run.folder / "checkpoints"))
     for line in run_folder.lost_checkpoints(run.folder, saved):
         logger.line(line)
     if saved is None:
@@ -386,23 +385,6 @@ def _restore_newest(
     if settings.epochs != run.recorded_epochs:
         logger.line(_new_length_message(parts, state, run.recorded_epochs, schedule))
     return state, True
-
-
-def _load_newest_of_rank_0(checkpoints: Path) -> Checkpoint | None:
-    """Read the newest intact checkpoint; all ranks that which rank 0 chooses, since they may see the folder at other times."""
-    newest: Checkpoint | None = None
-
-    def choose() -> Checkpoint | None:
-        nonlocal newest
-        newest = checkpoint.load_newest(checkpoints)
-        if newest is None:
-            return None
-        return newest._replace(state={})
-
-    chosen = distributed.run_on_main(choose)
-    if chosen is None or distributed.is_main():
-        return newest
-    return checkpoint.load(chosen.path)
 
 
 def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) -> CheckpointWriter | NoCheckpoints:

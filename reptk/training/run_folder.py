@@ -20,7 +20,7 @@ from reptk.training import checkpoint
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
 from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
-from reptk.training.run_status import FINISHED, read_status
+from reptk.training.run_status import FINISHED, STOPPED_EARLY_KEY, read_status
 from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe, recipe_differences
 
 Resume = bool | Literal["auto"] | None
@@ -30,6 +30,9 @@ named (None)."""
 NEW = "new"
 RESUMED = "resumed"
 COMPLETE = "complete"
+
+TRAIN_ON = "train.early_stopping_epochs=0"
+"""The override with which a run that has stopped early is trained to its last epoch."""
 
 FILES_BEFORE_RECIPE = {LOCK_FILE, RANKS_FOLDER, SUMMARY_FILE, FILES_FILE, "plugins", "status.json"}
 """What a run's folder may hold before it holds a recipe, which is written last: then it is not a run yet."""
@@ -189,6 +192,13 @@ def reopen(
     return OpenedRun(folder, RESUMED, recorded.train.epochs, notes)
 
 
+def how_to_train_on(recipe: Recipe, folder: Path) -> str:
+    """Return the override with which a finished run of a recipe is trained further."""
+    if STOPPED_EARLY_KEY in read_status(folder):
+        return TRAIN_ON
+    return f"train.epochs={2 * recipe.train.epochs}"
+
+
 def is_complete(recipe: Recipe, folder: Path) -> bool:
     """Return whether a run has finished all epochs of the recipe it is to be resumed with, and ended in the weights it names.
 
@@ -197,9 +207,16 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
     Raises:
         UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to go on from.
     """
-    if read_status(folder)["status"] != FINISHED:
+    status = read_status(folder)
+    if status["status"] != FINISHED:
         return False
     recorded = validate(read(folder / "recipe.toml")).train
+    if STOPPED_EARLY_KEY in status and recipe.train.early_stopping_epochs != recorded.early_stopping_epochs:
+        return False
+    if STOPPED_EARLY_KEY in status and recipe.train.epochs > recorded.epochs:
+        raise UsageError(
+            f"{folder} has stopped early, and would do so again with more epochs; to train on, also set {TRAIN_ON}"
+        )
     epochs_done = recorded.epochs
     if recipe.train.epochs < epochs_done:
         raise UsageError(_fewer_epochs(folder, epochs_done, recipe.train.epochs))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reptk.training.build import Parts
+from reptk.training.run_status import STOPPED_EARLY_KEY
 from reptk.training.state import RunState
 
 
@@ -26,5 +27,5 @@ def finished_details(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return what status.json says of a finished run: which weights are in `model/`, and whether it stopped early."""
     details = {"model": results["model"]["weights"]}
     if "stopped_early" in results["training"]:
-        details["stopped_early_after_epoch"] = results["training"]["epochs"]
+        details[STOPPED_EARLY_KEY] = results["training"]["epochs"]
     return details

@@ -18,6 +18,7 @@ from reptk.core.stop_signals import Stopped, StopSignals
 from reptk.training.rank_ends import FAILED, LOST, STOPPED, RankEnds, first_failure, is_lost_connection
 
 STATUS_FILE = "status.json"
+STOPPED_EARLY_KEY = "stopped_early_after_epoch"
 FINISHED = "finished"
 RUNNING = "running"
 

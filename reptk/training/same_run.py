@@ -19,7 +19,7 @@ from reptk.models.encoder import unfrozen_batch_norms
 ALLOWABLE = ("data", "ranks")
 """Differences that a resumed run may have if it says so (`--allow`)."""
 
-RECORDED_KEYS = ("epochs", "final_weights")
+RECORDED_KEYS = ("epochs", "early_stopping_epochs", "final_weights")
 """Keys of `[train]` that a resumed run may change and that change its results: its length, and which weights it ends in."""
 
 MAY_CHANGE_ON_RESUME = (*SAME_RESULT_KEYS, *(f"train.{key}" for key in RECORDED_KEYS))

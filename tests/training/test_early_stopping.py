@@ -8,6 +8,7 @@ import pytest
 from test_reproducibility import CalledBefore, send
 
 from reptk.core.console import Logger
+from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
 from reptk.evaluate import Evaluation
 from reptk.training import epoch, loop
@@ -66,12 +67,34 @@ def test_epochs_without_an_evaluation_count() -> None:
     assert not is_out_of_patience(best, 4, steps_per_epoch=10)
 
 
-def test_the_metric_is_the_headline_of_all_evaluators() -> None:
-    best = best_after(None, {"linear": 0.9}, 1, {"linear": 0.2, "knn@20": 0.1})
-    assert best is None
-    best = best_after(best, {"linear": 0.9, "knn@20": 0.3}, 2, {"linear": 0.2, "knn@20": 0.1})
+def test_an_evaluation_without_the_metric_changes_nothing() -> None:
+    best = best_after(None, {"linear": 0.9, "knn@20": 0.3}, 2)
     assert best == BestEvaluation("knn@20", 0.3, 2, 2)
     assert best_after(best, {"linear": 1.0}, 3) == best
+
+
+def test_the_headline_decides_though_another_evaluator_is_due_earlier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kNN is the headline and is measured after every second epoch; the linear probe after every epoch."""
+    pretend_values(monkeypatch, (0.9, 0.5, 0.9, 0.4, 0.9, 0.3))
+    probe = ("eval.linear.name=linear", "eval.linear.every_epochs=1", "eval.knn.every_epochs=2")
+    run_silently(tiny(*PATIENT, *probe, "train.baselines=false"), tmp_path)
+    stopped = json.loads((tmp_path / "results.json").read_text())["training"]["stopped_early"]
+    assert (stopped["metric"], stopped["best_epoch"], stopped["value"]) == ("knn@5", 2, 0.5)
+
+
+def test_a_run_that_stopped_early_is_trained_on_without_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_values(monkeypatch)
+    run_silently(tiny(*PATIENT), tmp_path)
+    assert read_status(tmp_path)["stopped_early_after_epoch"] == 4
+    with pytest.raises(UsageError, match="would do so again with more epochs"):
+        run_silently(tiny(*PATIENT, "train.epochs=8"), tmp_path)
+    run_silently(tiny(*PATIENT, "train.early_stopping_epochs=0"), tmp_path)
+    assert "stopped_early_after_epoch" not in read_status(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["training"]["epochs"] == 6
 
 
 def test_a_value_that_is_not_a_number_is_never_the_best() -> None:

@@ -103,7 +103,7 @@ def test_without_its_checkpoint_the_best_evaluation_is_left_alone(
     folder = tmp_path / "run"
     run_silently(tiny(*FOUR_EPOCHS), folder)
     train(tiny(*FOUR_EPOCHS, "train.final_weights=best"), folder, logger=Logger(prints=True))
-    assert "the checkpoint of epoch 2, whose kNN@5 is the best, is missing or damaged" in capsys.readouterr().out
+    assert "there is no intact checkpoint of epoch 2, whose kNN@5 is the best" in capsys.readouterr().out
     assert results_of(folder)["model"] == {"weights": "last", "epoch": 4, "rule": "best"}
 
 
