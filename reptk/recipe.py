@@ -144,7 +144,7 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     from reptk.core import distributed
     from reptk.core.console import Logger
     from reptk.training.build import build, load_data
-    from reptk.training.describe import describe, dropped_images_note, random_weights_note
+    from reptk.training.describe import describe, dropped_images_note, random_weights_note, unused_share_note
     from reptk.training.plan import plan
     from reptk.training.tracking import build_trackers
 
@@ -167,7 +167,8 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     logger.facts(describe(recipe, parts, has_data=data_error is None))
     notes = [*notes, *build_trackers(recipe)[1]]
     if data_error is None:
-        notes = [*notes, *random_weights_note(recipe), *dropped_images_note(parts)]
+        notes = [*notes, *random_weights_note(recipe), *unused_share_note(recipe, parts)]
+        notes += dropped_images_note(parts)
     for note in notes:
         logger.line(f"note: {note}")
     if data_error is None:

@@ -57,7 +57,7 @@ class MyMethod(Method):
         self.target = momentum_copy(encoder)  # not trained, and in every checkpoint
         self.views = views
         self.momentum = momentum
-        self.predictor_lr_scale = predictor_lr_scale
+        self._predictor_lr_scale = predictor_lr_scale  # private: read once, so a schedule of it is an error
         width = encoder.embedding_dim
         self.predictor = nn.Sequential(nn.Linear(width, predictor_width), nn.ReLU(), nn.Linear(predictor_width, width))
 
@@ -101,7 +101,7 @@ class MyMethod(Method):
         """Return what is trained, as groups for `torch.optim`; each may set `lr_scale` and `weight_decay`."""
         return [
             {"params": [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]},
-            {"params": list(self.predictor.parameters()), "lr_scale": self.predictor_lr_scale},
+            {"params": list(self.predictor.parameters()), "lr_scale": self._predictor_lr_scale},
         ]
 
 

@@ -159,6 +159,11 @@ def takes_loss(method: Table) -> bool:
     return METHODS.takes(method["name"], "loss")
 
 
+def freezes_encoder(method: Table) -> bool:
+    """Whether a `[method]` table trains a classifier alone, on an encoder that it freezes."""
+    return method.get("freeze_encoder") is True
+
+
 def _complete_label_keys(options: Table, problems: list[Problem]) -> Table:
     """Return the `label_options` of a data set with their defaults, and append what is wrong with them to `problems`."""
     if not options:

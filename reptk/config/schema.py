@@ -82,6 +82,9 @@ class StartSection(Section):
         "new", description="run: that of the run, which must be of the same classes; a new one if the run has none"
     )
     pretrained: bool = Field(False, description="whether the run itself had started from trained weights")
+    label_seed: int | None = Field(
+        None, description="that of the run's share of labels (data.labelled), which the stage uses"
+    )
 
 
 NUMBER_TAG = f"{UNION_TAG}number"

@@ -17,6 +17,9 @@ RUN_KEY = "start.run"
 ENCODER_KEYS = ("encoder.backbone", "encoder.stem", "encoder.pretrained", "encoder.weights")
 """What the run decides."""
 
+TABLES = ("views", "encoder", "train", "eval")
+"""Tables of a stage that are merged with those of the run."""
+
 TRAIN_KEYS = ("workers", "device", "precision", "channels_last")
 """Keys of the run's `[train]` that a stage takes over: where and how fast it is executed."""
 
@@ -63,13 +66,18 @@ def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[T
             f"{name} starts from a finished run, which is not named: --from RUN, e.g. --from runs/supcon_digits/1"
         )
     folder = real_path(expand_home(run))
-    if "encoder" in table:
+    for key in TABLES:
+        if not isinstance(table.get(key, {}), dict):
+            raise UsageError(f"{name}: {key} must be a table, got {table[key]!r}")
+    if "backbone" in table.get("encoder", {}):
         if runs and folder != real_path(expand_home(str(recorded))):
             raise UsageError(
                 f"{name} has started from {recorded}; to start from {run}, name the stage: linear --from {run}"
             )
         return table, others
-    completed = _completed(table, _read_run(run, folder), folder, others)
+    recipe = _read_run(run, folder)
+    others = _without_same_backbone(recipe["model"]["backbone"], others)
+    completed = _completed(table, recipe, folder, others)
     return completed, [*others, *_view_overrides(completed["views"], others)]
 
 
@@ -85,12 +93,15 @@ def _read_run(run: str, folder: Path) -> Table:
             f"{RUN_KEY}: {run} has no model yet, which a finished run has. Finish it: python -m reptk.recipe {run} --resume"
         )
     recipe = read(folder / "recipe.toml")
-    for key in ("data", "encoder", "train", "eval"):
-        if not isinstance(recipe.get(key, {}), dict):
-            raise DataError(f"{folder / 'recipe.toml'}: {key} must be a table, got {recipe[key]!r}")
+    tables = {key: recipe.get(key, {}) for key in ("start", "data", "encoder", "train", "eval")}
+    if isinstance(tables["eval"], dict):
+        tables |= {f"eval.{key}": part for key, part in tables["eval"].items()}
+    for key, value in tables.items():
+        if not isinstance(value, dict):
+            raise DataError(f"{folder / 'recipe.toml'}: {key} must be a table, got {value!r}")
     try:
         model = read_json(folder / "model" / "config.json")
-        recipe["model"] = {key: model[key] for key in ("backbone", "stem", "size")}
+        recipe["model"] = {"backbone": str(model["backbone"]), "stem": model["stem"], "size": model["size"]}
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise DataError(f"the model in {run} is damaged: config.json cannot be read ({cause!r})") from cause
     return recipe
@@ -99,7 +110,8 @@ def _read_run(run: str, folder: Path) -> Table:
 def _completed(table: Table, recipe: Table, folder: Path, overrides: Sequence[str]) -> Table:
     model = recipe["model"]
     encoder = {"backbone": model["backbone"], "stem": model["stem"], "weights": str(folder / "model")}
-    _check_encoder_overrides(encoder, folder, overrides)
+    pairs_of_file = [f"encoder.{key}={value}" for key, value in table.get("encoder", {}).items()]
+    _check_encoder_overrides(encoder, folder, [*pairs_of_file, *overrides])
     train = table.get("train", {})
     inherited = {key: recipe.get("train", {})[key] for key in TRAIN_KEYS if key in recipe.get("train", {})}
     evaluators = dict(table.get("eval", {}))
@@ -107,15 +119,29 @@ def _completed(table: Table, recipe: Table, folder: Path, overrides: Sequence[st
         # How often the run was evaluated while it trained depended on its length.
         part = {name: value for name, value in part.items() if name != "every_epochs"}
         evaluators.setdefault(key, part)
+    start = {**table["start"], "run": str(folder), "pretrained": _starts_from_trained_weights(recipe)}
+    if _is_share(recipe.get("data", {}).get("labelled")):
+        start["label_seed"] = recipe.get("start", {}).get("label_seed", recipe.get("seed", 0))
     return {
         **table,
-        "start": {**table["start"], "run": str(folder), "pretrained": _starts_from_trained_weights(recipe)},
+        "start": start,
         "data": recipe.get("data", {}),
         "views": {"size": model["size"], **table.get("views", {})},
-        "encoder": encoder,
+        "encoder": {**table.get("encoder", {}), **encoder},
         "train": {**inherited, **train},
         "eval": evaluators,
     }
+
+
+def _is_share(labelled: object) -> bool:
+    """Return whether `data.labelled` is a share, which is drawn by a seed."""
+    return isinstance(labelled, int | float)
+
+
+def _without_same_backbone(backbone: str, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that name the run's backbone, with or without the tag of timm's weights."""
+    same = [f"encoder.backbone={name}" for name in (backbone, backbone.partition(".")[0])]
+    return [pair for pair in overrides if pair not in same]
 
 
 def _check_encoder_overrides(encoder: Table, folder: Path, overrides: Sequence[str]) -> None:

@@ -11,6 +11,14 @@ from reptk.core.errors import DataError
 
 DEFAULT_IMAGES_PER_CLASS = 4
 
+GROUP_SIZES = {"pk": DEFAULT_IMAGES_PER_CLASS, "positives": 2}
+"""Labeled images come in groups of so many; of so many as the recipe says with "pk"."""
+
+SMALLEST_CLASSES = {"pk": 2, "positives": 2}
+"""Classes with fewer images count as images without a label."""
+
+FEWER_IMAGES = "fewer images with labels"
+
 MAX_LISTED = 3
 
 
@@ -40,6 +48,35 @@ class BatchShape(NamedTuple):
         return text
 
 
+class AvailableImages(NamedTuple):
+    """What a sampler can choose from.
+
+    sizes: images of each class that is large enough for the sampler.
+    others: images without a label, or of a class that is too small.
+    """
+
+    sizes: list[int]
+    others: int
+
+    @property
+    def labeled(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of images of one class, with no image in two of them."""
+        return sum(size // 2 for size in self.sizes)
+
+
+class Request(NamedTuple):
+    """What a recipe says of a sampler; see `batch_shape`."""
+
+    name: str
+    batch_size: int
+    images_per_class: int | None
+    labeled_per_batch: int | None
+
+
 def batch_shape(
     labels: Tensor,
     *,
@@ -51,131 +88,212 @@ def batch_shape(
 ) -> BatchShape:
     """Return the shape of the batches of a sampler.
 
-    Without images that have no label, all images of a batch are labeled, whatever `labeled_per_batch` says.
+    Without images that have no label, all images of a batch are labeled, whatever `labeled_per_batch` says. "pk" and
+    "positives" count an image that is alone in its class as one without a label.
 
     Args:
         labels: (n,) of the training split, -1 for none; some image has one.
         batch_size: images of a global batch.
         name: of the sampler, see `reptk.data.samplers.ClassSampler`.
         images_per_class: K of "pk"; None for the smallest of at least 4 that the classes allow.
-        labeled_per_batch: labeled images of a batch, if there are images without a label; None for their share of the data.
+        labeled_per_batch: labeled images of a batch, if there are images without a label; None for their share of the data,
+            or the number nearest to it that the classes allow.
         classes: names of the classes, for messages.
 
     Raises:
         DataError: the labels do not allow such batches, with what they would allow.
     """
-    k = images_per_class or DEFAULT_IMAGES_PER_CLASS
-    group_size = {"pk": k, "positives": 2}.get(name, 1)
-    smallest_class = 1
-    if name == "positives":
-        smallest_class = 2
+    request = Request(name, batch_size, images_per_class, labeled_per_batch)
+    shape = _find_shape(labels, request)
+    if shape is not None:
+        return shape
+    available = _available_images(labels, name)
+    labeled = _preferred_count(request, available)
+    problem = _problem(request, available, labeled)
+    if problem.endswith(FEWER_IMAGES):
+        problem += f": {_small_classes(labels, _images_per_class(request, available, labeled), classes)}"
+    raise DataError(f"{problem}. What would work: {'; or '.join(_choices(labels, request))}")
+
+
+def _find_shape(labels: Tensor, request: Request) -> BatchShape | None:
+    """Return the possible shape whose number of labeled images is nearest to the preferred one; None if there is none."""
+    available = _available_images(labels, request.name)
+    preferred = _preferred_count(request, available)
+    counts = [preferred]
+    if available.others and request.labeled_per_batch is None:
+        lowest = max(1, request.batch_size - available.others)
+        counts += sorted(range(lowest, request.batch_size + 1), key=lambda count: abs(count - preferred))
+    for count in counts:
+        if not _problem(request, available, count):
+            k = 1
+            if request.name == "pk":
+                k = _images_per_class(request, available, count)
+            return BatchShape(request.name, count, request.batch_size - count, k, SMALLEST_CLASSES.get(request.name, 1))
+    return None
+
+
+def _available_images(labels: Tensor, name: str) -> AvailableImages:
     sizes = torch.bincount(labels[labels >= 0])
-    num_labeled = int(sizes[sizes >= smallest_class].sum())
-    num_others = len(labels) - num_labeled
-    key = "train.batch_size"
-    num_composed = batch_size
-    if num_others:
-        key = "train.sampler.labeled_per_batch"
-        # The share of the data, in whole groups, and at least one of each kind.
-        share = batch_size * num_labeled / len(labels)
-        num_composed = max(group_size, round(share / group_size) * group_size)
-        num_composed = min(num_composed, (batch_size - 1) // group_size * group_size)
-    if num_others and labeled_per_batch is not None:
-        num_composed = labeled_per_batch
-    source = f"{key} is {num_composed}"
-    if num_composed > batch_size:
-        raise DataError(f"{source}, more than the {batch_size} images of a batch (train.batch_size)")
-    if name == "pk":
-        if images_per_class is None:
-            k = _smallest_possible_k(sizes[sizes > 0], num_composed)
-        _check_p_times_k(sizes, num_composed, k, key, classes)
-    if name == "positives" and (num_composed % 2 or num_composed == 0):
-        raise DataError(f"{source}, and guaranteed positives come in pairs: use an even number from 2 on")
-    num_pairs = int((sizes // 2).sum())
-    if name == "positives" and num_pairs < num_composed // 2:
-        raise DataError(
-            f"train.sampler.name=positives needs {format_count(num_composed // 2, 'pair')} of images of one class for a batch, "
-            f"and the labels allow {num_pairs}; use {key}={2 * num_pairs}"
-        )
-    if name == "random" and num_labeled < num_composed:
-        raise DataError(
-            f"{source}, and {format_count(num_labeled, 'training image')} have a label; use at most that many"
-        )
-    num_unlabeled = batch_size - num_composed
-    if num_unlabeled > num_others:
-        raise DataError(
-            f"{source} of a batch of {batch_size}, and only {format_count(num_others, 'training image')} of the "
-            f"{num_unlabeled} others exist; use train.sampler.labeled_per_batch={batch_size - num_others} or more"
-        )
-    return BatchShape(name, num_composed, num_unlabeled, k if name == "pk" else 1, smallest_class)
+    large_enough = sizes[sizes >= SMALLEST_CLASSES.get(name, 1)].tolist()
+    return AvailableImages(large_enough, len(labels) - sum(large_enough))
 
 
-def _check_p_times_k(sizes: Tensor, num_images: int, k: int, key: str, classes: Sequence[str]) -> None:
-    """Check that every batch can have P classes of K images.
+def _preferred_count(request: Request, available: AvailableImages) -> int:
+    """Return the labeled images of a batch: what the recipe says, else their share of the data, at least one of each kind."""
+    if not available.others:
+        return request.batch_size
+    if request.labeled_per_batch is not None:
+        return request.labeled_per_batch
+    group_size = GROUP_SIZES.get(request.name, 1)
+    if request.name == "pk" and request.images_per_class is not None:
+        group_size = request.images_per_class
+    share = request.batch_size * available.labeled / (available.labeled + available.others)
+    count = max(group_size, round(share / group_size) * group_size)
+    return min(count, (request.batch_size - 1) // group_size * group_size)
 
-    Raises:
-        DataError: it cannot, with what would work.
-    """
-    present = sizes[sizes > 0]
+
+def _problem(request: Request, available: AvailableImages, labeled: int) -> str:
+    """Return why batches cannot have so many labeled images; empty if they can."""
+    source = f"{_count_key(available)} is {labeled}"
+    if labeled > request.batch_size:
+        return f"{source}, more than the {request.batch_size} images of a batch (train.batch_size)"
+    if labeled < 1:
+        return f"{source}, and a batch needs labeled images"
     problem = ""
-    source = f"{key} is {num_images}"
-    if num_images % k:
-        problem = f"{source}, which is no multiple of it"
-    elif num_images < 2 * k:
-        problem = f"{source}, which leaves a batch with less than two classes"
-    elif num_images // k > len(present):
-        problem = f"{source}, which takes {num_images // k} classes, and {len(present)} have labels"
-    elif int(present.min()) < k:
-        problem = _small_classes(sizes, k, classes)
-    if not problem:
-        return
-    choices = [f"train.sampler.images_per_class={other}" for other in _other_k(present, num_images, k)]
-    choices += [f"{key}={other}" for other in _other_size(present, num_images, k)]
-    if int((present >= 2).sum()):
-        choices.append("train.sampler.name=positives, which needs two images of a class")
-    advice = "; or ".join(choices) or "train.sampler.name=random"
-    raise DataError(f"train.sampler.images_per_class is {k}, but {problem}. What would work: {advice}")
+    if request.name == "pk":
+        problem = _problem_of_pk(request, available, labeled)
+    elif request.name == "positives":
+        problem = _problem_of_pairs(available, labeled)
+    elif request.name == "random" and available.labeled < labeled:
+        problem = f"{source}, and {format_count(available.labeled, 'training image')} have a label"
+    unlabeled = request.batch_size - labeled
+    if not problem and unlabeled > available.others:
+        return (
+            f"{source} of a batch of {request.batch_size}, and only {format_count(available.others, 'training image')} of the "
+            f"{unlabeled} others exist"
+        )
+    return problem
 
 
-def _small_classes(sizes: Tensor, k: int, classes: Sequence[str]) -> str:
-    small = ((sizes > 0) & (sizes < k)).nonzero()[:, 0].tolist()
+def _problem_of_pk(request: Request, available: AvailableImages, labeled: int) -> str:
+    k = _images_per_class(request, available, labeled)
+    source = f"train.sampler.images_per_class is {k}, but {_count_key(available)} is {labeled}"
+    if labeled % k:
+        return f"{source}, which is no multiple of it"
+    if labeled < 2 * k:
+        return f"{source}, which leaves a batch with less than two classes"
+    if labeled // k > len(available.sizes):
+        return f"{source}, which takes {labeled // k} classes, and {len(available.sizes)} have several labels"
+    num_small = sum(size < k for size in available.sizes)
+    if num_small:
+        count = format_count(num_small, "class has", "classes have")
+        return f"train.sampler.images_per_class is {k}, but {count} {FEWER_IMAGES}"
+    return ""
+
+
+def _problem_of_pairs(available: AvailableImages, labeled: int) -> str:
+    if labeled % 2:
+        return f"{_count_key(available)} is {labeled}, and guaranteed positives come in pairs"
+    if available.pairs < labeled // 2:
+        return (
+            f"train.sampler.name=positives needs {format_count(labeled // 2, 'pair')} of images of one class for a batch, and "
+            f"the labels allow {available.pairs}"
+        )
+    return ""
+
+
+def _count_key(available: AvailableImages) -> str:
+    """Return the key of the recipe that sets the number of labeled images."""
+    if available.others:
+        return "train.sampler.labeled_per_batch"
+    return "train.batch_size"
+
+
+def _small_classes(labels: Tensor, k: int, classes: Sequence[str]) -> str:
+    """Name the classes, with their sizes, that are too small for K images, apart from those of a single image."""
+    sizes = torch.bincount(labels[labels >= 0])
+    small = ((sizes >= SMALLEST_CLASSES["pk"]) & (sizes < k)).nonzero()[:, 0].tolist()
     listed = []
     for label in small[:MAX_LISTED]:
         name = classes[label] if label < len(classes) else f"class {label}"
         listed.append(f"{name} ({int(sizes[label])})")
     if len(small) > MAX_LISTED:
         listed.append("...")
-    return f"{format_count(len(small), 'class has', 'classes have')} fewer images with labels: {', '.join(listed)}"
+    return ", ".join(listed)
 
 
-def _smallest_possible_k(present: Tensor, num_images: int) -> int:
-    """Return the smallest K of at least `DEFAULT_IMAGES_PER_CLASS` that is possible; that default if there is none."""
-    for k in _possible_k(present, num_images):
+def _images_per_class(request: Request, available: AvailableImages, labeled: int) -> int:
+    """Return K of "pk": what the recipe says, else the smallest possible one of at least 4; that default if there is none."""
+    if request.images_per_class is not None:
+        return request.images_per_class
+    for k in _possible_k(available, labeled):
         if k >= DEFAULT_IMAGES_PER_CLASS:
             return k
     return DEFAULT_IMAGES_PER_CLASS
 
 
-def _other_k(present: Tensor, num_images: int, k: int) -> list[int]:
-    """Return the K nearest to `k` that is possible for this many images, in a list that is empty if there is none."""
-    return sorted(_possible_k(present, num_images), key=lambda other: max(other / k, k / other))[:1]
-
-
-def _possible_k(present: Tensor, num_images: int) -> list[int]:
+def _possible_k(available: AvailableImages, labeled: int) -> list[int]:
     """Return every K for which so many images are at least two classes of K, in ascending order."""
+    largest = min([labeled // 2, *available.sizes])
     possible = []
-    for k in range(2, int(present.min()) + 1):
-        num_classes, remainder = divmod(num_images, k)
-        if not remainder and 2 <= num_classes <= len(present):
+    for k in range(2, largest + 1):
+        if labeled % k == 0 and labeled // k <= len(available.sizes):
             possible.append(k)
     return possible
 
 
-def _other_size(present: Tensor, num_images: int, k: int) -> list[int]:
-    """Return the number of images nearest to `num_images` that is possible with this K, in a list that may be empty."""
-    if int(present.min()) < k:
-        return []
-    num_classes = min(len(present), num_images // k)
-    if num_classes < 2:
-        return []
-    return [num_classes * k]
+def _choices(labels: Tensor, request: Request) -> list[str]:
+    """Return what to write into the recipe instead, as a list of at least one; each of them is possible."""
+    choices = []
+    k = _other_k(labels, request)
+    if k is not None:
+        choices.append(f"train.sampler.images_per_class={k}")
+    labeled = _other_labeled(labels, request)
+    if labeled is not None:
+        choices.append(f"train.sampler.labeled_per_batch={labeled}")
+    batch_size = _other_batch_size(labels, request)
+    if labeled is None and batch_size is not None:
+        choices.append(f"train.batch_size={batch_size}")
+    if request.name == "pk" and _find_shape(labels, request._replace(name="positives")) is not None:
+        choices.append("train.sampler.name=positives, which needs two images of a class")
+    if choices:
+        return choices
+    if request.labeled_per_batch is None:
+        return ["train.sampler.name=random"]
+    return ["train.sampler.name=random without train.sampler.labeled_per_batch"]
+
+
+def _other_k(labels: Tensor, request: Request) -> int | None:
+    """Return the K nearest to that of "pk" that is possible; None if there is none."""
+    if request.name != "pk":
+        return None
+    available = _available_images(labels, request.name)
+    labeled = _preferred_count(request, available)
+    before = _images_per_class(request, available, labeled)
+    for k in sorted(_possible_k(available, labeled), key=lambda other: max(other / before, before / other)):
+        if _find_shape(labels, request._replace(images_per_class=k)) is not None:
+            return k
+    return None
+
+
+def _other_labeled(labels: Tensor, request: Request) -> int | None:
+    """Return the number of labeled images nearest to that of the recipe that is possible; None if there is none."""
+    if request.labeled_per_batch is None:
+        return None
+    available = _available_images(labels, request.name)
+    if not available.others:
+        return None
+    shape = _find_shape(labels, request._replace(labeled_per_batch=None))
+    if shape is None:
+        return None
+    before = request.labeled_per_batch
+    possible = [count for count in range(1, request.batch_size + 1) if not _problem(request, available, count)]
+    return min(possible, key=lambda count: abs(count - before))
+
+
+def _other_batch_size(labels: Tensor, request: Request) -> int | None:
+    """Return the next smaller batch that is possible; None if there is none."""
+    for batch_size in range(request.batch_size - 1, 1, -1):
+        if _find_shape(labels, request._replace(batch_size=batch_size)) is not None:
+            return batch_size
+    return None

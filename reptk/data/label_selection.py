@@ -26,6 +26,9 @@ NUMBER_HEADINGS = ("number", "index", "id")
 
 MAX_LISTED = 3
 
+MAX_NAME_LENGTH = 80
+"""Characters of a name in a message."""
+
 
 class ListedImage(NamedTuple):
     """A row of a list: its line in the file, the name or number of an image, and its class, empty for that of the data."""
@@ -64,6 +67,8 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         labels = train.labels
         how = "all labels"
     num_labeled = int((labels >= 0).sum())
+    if not num_labeled and not only_labelled:
+        return data
     if not num_labeled:
         raise DataError("data.only_labelled=true leaves no image, since no training image has a label")
     text = f"{num_labeled:,} of {len(train):,} training images have a label ({how})"
@@ -202,8 +207,8 @@ def _numbers_of(rows: Sequence[ListedImage], images: Images, file: Path) -> list
                 f"{file}, line {row.line}: {row.name} may be {len(matches)} training images, such as {first} and {second}; "
                 "write more of the path"
             )
-        elif row.name.isascii() and row.name.isdigit() and int(row.name) < len(images):
-            numbers.append(int(row.name))
+        elif _is_number_below(row.name, len(images)):
+            numbers.append(int(row.name.lstrip("0") or "0"))
         else:
             unknown.append(row)
     if unknown:
@@ -211,8 +216,22 @@ def _numbers_of(rows: Sequence[ListedImage], images: Images, file: Path) -> list
     return numbers
 
 
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_NAME_LENGTH:
+        return text
+    return f"{text[:MAX_NAME_LENGTH]}..."
+
+
+def _is_number_below(text: str, count: int) -> bool:
+    if not (text.isascii() and text.isdigit()):
+        return False
+    # int() raises on thousands of digits.
+    digits = text.lstrip("0") or "0"
+    return len(digits) <= len(str(count)) and int(digits) < count
+
+
 def _unknown_message(unknown: Sequence[ListedImage], images: Images, file: Path, *, has_files: bool) -> str:
-    listed = [f"{row.name} (line {row.line})" for row in unknown[:MAX_LISTED]]
+    listed = [f"{_shortened(row.name)} (line {row.line})" for row in unknown[:MAX_LISTED]]
     if len(unknown) > MAX_LISTED:
         listed.append("...")
     known = f"these are numbered from 0 to {len(images) - 1:,}"
@@ -226,10 +245,10 @@ def _label_of(row: ListedImage, classes: Sequence[str], file: Path) -> int:
     if row.label in classes:
         return classes.index(row.label)
     # Data sets as published number their classes.
-    if row.label.isascii() and row.label.isdigit() and int(row.label) < len(classes):
-        return int(row.label)
+    if _is_number_below(row.label, len(classes)):
+        return int(row.label.lstrip("0") or "0")
     raise DataError(
-        f"{file}, line {row.line}: there is no class {row.label!r}{suggestion(row.label, classes)} "
+        f"{file}, line {row.line}: there is no class {_shortened(row.label)!r}{suggestion(row.label, classes)} "
         f"(there are: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})"
     )
 

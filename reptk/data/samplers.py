@@ -70,7 +70,8 @@ class ClassSampler:
     it several times, or not at all. The places within a batch are random, so that every rank has images of all kinds.
 
     - "random": labeled images at random.
-    - "pk": P classes x K images (Hermans et al. 2017, arXiv 1703.07737). Every class is drawn equally often.
+    - "pk": P classes x K images (Hermans et al. 2017, arXiv 1703.07737). Every class is drawn equally often. An image
+      that is alone in its class counts as one without a label.
     - "class_balanced": every class has the same number of places in an epoch, which are in random batches.
     - "square_root": a class of n images has places in proportion to the square root of n (Mahajan et al. 2018,
       arXiv 1805.00932).

@@ -4,8 +4,9 @@ schema      1; raised when a reader of the previous schema would be wrong
 headline    the main metric, e.g. "knn@20"; "accuracy" where the recipe lists that evaluator first
 metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that is evaluated ("trained" in a run,
             "encoder" elsewhere), the others are its baselines; "untrained" is the encoder before training, and
-            protocol["untrained"] says with which weights; "trained" is the encoder with the weights that `model` names,
-            or, where those are "pretrained", with those that it is better than
+            protocol["untrained"] says with which weights (protocol["initial_weights"]: "pretrained", "random", or "starting",
+            in a stage); "trained" is the encoder with the weights that `model` names, or, where those are "pretrained", with
+            those that it is better than
 intervals   {row: {name: [low, high]}}: 95 % bootstrap over queries, for every metric that is a mean over queries
 gains       {row: {name: [value, low, high]}}: the last row minus this one, by paired bootstrap
 classes     [{"name", "bank", "queries", name: value, ...}] of the last row: images of the class, and its own metrics

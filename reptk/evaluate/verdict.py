@@ -143,6 +143,9 @@ def is_clearly_worse(results: Mapping[str, Any], row: str = UNTRAINED) -> bool:
 
 def began_pretrained(protocol: Mapping[str, Any]) -> bool:
     """Return whether training began with pretrained weights, by the protocol of results.json."""
+    if "initial_weights" in protocol:
+        return protocol["initial_weights"] == PRETRAINED
+    # Older files say it in the text alone.
     return PRETRAINED in str(protocol.get(UNTRAINED, ""))
 
 

@@ -33,9 +33,8 @@ class Classify(Method):
         num_classes: C, of the data set.
         label_smoothing: share of the target that all classes have in common (Szegedy et al. 2016, arXiv 1512.00567).
         mixup, cutmix: alpha of their beta distributions, 0 for none; see `Mixing`. Both need an even batch on each rank.
-        freeze_encoder: train the classifier alone, as in the linear stage of SimCLR and SupCon. The encoder is in evaluation
-            mode (BatchNorm uses its running statistics, there is no dropout) and does not change.
-        encoder_lr_scale: factor on the learning rate of the encoder alone.
+        freeze_encoder: train the classifier alone, as in the linear stage of SimCLR and SupCon: `encoder.freeze("all")`.
+        encoder_lr_scale: factor on the learning rate of the encoder alone. It has no schedule.
     """
 
     uses_aspect_ratios = True
@@ -54,23 +53,16 @@ class Classify(Method):
         super().__init__()
         encoder.remove_head()
         if freeze_encoder:
-            encoder.requires_grad_(False)
+            encoder.freeze("all")
         self.encoder = encoder
         self.views = views
         self.label_smoothing = label_smoothing
-        self.freeze_encoder = freeze_encoder
-        self.encoder_lr_scale = encoder_lr_scale
+        # Not under the argument's name, which would let it have a schedule: the optimizer reads it once.
+        self._encoder_lr_scale = encoder_lr_scale
         self.classifier = nn.Linear(encoder.num_features, num_classes)
         self.mixing = None
         if mixup or cutmix:
-            self.mixing = Mixing(num_classes, mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing)
-
-    def train(self, mode: bool = True) -> "Classify":
-        """Set the mode of all modules; a frozen encoder remains in evaluation mode."""
-        super().train(mode)
-        if self.freeze_encoder:
-            self.encoder.eval()
-        return self
+            self.mixing = Mixing(num_classes, mixup=mixup, cutmix=cutmix)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         if self.mixing is None:
@@ -78,13 +70,13 @@ class Classify(Method):
         return self._mixed(batch, step, self.mixing)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        if self.encoder_lr_scale == 1.0:
+        if self._encoder_lr_scale == 1.0:
             return super().parameter_groups()
         classifier = {"params": list(self.classifier.parameters())}
         encoder_parameters = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
         if not encoder_parameters:
             return [classifier]
-        return [classifier, {"params": encoder_parameters, "lr_scale": self.encoder_lr_scale}]
+        return [classifier, {"params": encoder_parameters, "lr_scale": self._encoder_lr_scale}]
 
     def _plain(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         scores = []
@@ -99,7 +91,7 @@ class Classify(Method):
         scores, targets, are_labeled = [], [], []
         for images in images_by_size(batch, self.views, step.key):
             labels = batch.labels.repeat(len(images) // len(batch.labels))
-            mixed, mixed_targets, is_labeled = mixing(images, labels, step.key)
+            mixed, mixed_targets, is_labeled = mixing(images, labels, step.key, self.label_smoothing)
             scores.append(self._scores(mixed))
             targets.append(mixed_targets)
             are_labeled.append(is_labeled)
@@ -107,7 +99,5 @@ class Classify(Method):
 
     def _scores(self, images: Tensor) -> Tensor:
         """(N, 3, h, w) images -> (N, C) scores."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            # Without a head, the features; and in chunks, if the recipe says so.
-            h = self.encoder(images)
-        return self.classifier(h)
+        # Without a head, the features; and in chunks, if the recipe says so.
+        return self.classifier(self.encoder(images))

@@ -23,23 +23,22 @@ class Mixing:
         num_classes: C.
         mixup: alpha of mixup's beta distribution; 0 for no mixup.
         cutmix: alpha of cutmix's; 0 for no cutmix.
-        label_smoothing: see `cross_entropy_outputs`.
     """
 
-    def __init__(self, num_classes: int, *, mixup: float, cutmix: float, label_smoothing: float) -> None:
+    def __init__(self, num_classes: int, *, mixup: float, cutmix: float) -> None:
         self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-        self._mix = Mixup(
-            mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=label_smoothing, num_classes=num_classes
-        )
+        self._mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, num_classes=num_classes)
 
-    def __call__(self, images: Tensor, labels: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, key: int, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed images, in another order, their targets (N, C), and whether each has one, (N,).
 
         Args:
             images: (N, 3, h, w), view by view, of an even number of images.
             labels: (N,) -1 for none.
             key: of what is drawn.
+            label_smoothing: of this step, since it may follow a schedule; see `cross_entropy_outputs`.
 
         Raises:
             UsageError: the number of images is odd.
@@ -52,9 +51,10 @@ class Mixing:
         is_mixed = is_labeled & is_labeled.flip(0)
         # The targets of images without a label are not used, and have to be those of some class.
         labels = labels.clamp_min(0)
+        self._mix.label_smoothing = label_smoothing
         with rng.seeded_numpy(key, "mixing"):
             mixed, mixed_targets = self._mix(images.clone(), labels)
-        targets = mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
+        targets = mixup_target(labels, self.num_classes, smoothing=label_smoothing)
         images = torch.where(is_mixed[:, None, None, None], mixed, images)
         targets = torch.where(is_mixed[:, None], mixed_targets, targets)
         return images, targets, is_labeled

@@ -67,8 +67,9 @@ class Method(nn.Module):
     checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
     function of that state, of the batch and of the step.
 
-    A recipe may schedule any number among the arguments: `momentum = {start = 0.99, end = 1.0}`. Before each step, training
-    sets the attribute of the argument's name, in which the method keeps it (`self.momentum = momentum`).
+    A recipe may schedule a float argument that `forward` or `after_step` reads: `momentum = {start = 0.99, end = 1.0}`. Before
+    each step, training sets the attribute of the argument's name (`self.momentum = momentum`). What is read once, such as a
+    factor in `parameter_groups`, has a private attribute (`self._lr_scale = lr_scale`), so that its schedule is an error.
 
     Attributes:
         encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method

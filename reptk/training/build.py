@@ -41,12 +41,14 @@ from reptk.training.recipe_checks import (
     check_batch_size,
     check_classes,
     check_evaluated_weights,
+    check_frozen_encoder,
     check_is_trained,
     check_labels,
     check_lora,
     check_method,
     check_micro_batch_size,
     check_other_sizes,
+    check_pairs,
     check_views,
 )
 from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
@@ -178,7 +180,11 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             raise DataError(f"{recipe.data['name']}: {cause}") from cause
     options = label_options(recipe.data)
     if options:
-        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=recipe.seed)
+        seed = recipe.seed
+        if recipe.start is not None and recipe.start.label_seed is not None:
+            # The labels of the run: the stage is not to use more than these.
+            seed = recipe.start.label_seed
+        data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=seed)
     if METHODS.takes(recipe.method["name"], "num_classes"):
         check_classes(recipe, data)
     elif recipe.method.get("positives") == "class":
@@ -216,6 +222,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     check_batch_size(train.batch_size, world_size)
     check_micro_batch_size(train.micro_batch_size, train.micro_batch_norm, world_size)
     check_lora(recipe.encoder)
+    check_frozen_encoder(recipe.method, recipe.encoder, recipe.optim.layer_decay)
     check_evaluated_weights(train.evaluated_weights, train.ema_decay)
     check_num_images(data.train, train.batch_size)
     sampler = create_sampler(
@@ -392,9 +399,11 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
         lambda: Encoder(**recipe.encoder.architecture, size=sizes_px[0]),
     )
     _adapt(encoder, recipe.encoder)
+    chunks = 1
     if train.micro_batch_size:
         chunks = ceil(train.batch_size / train.micro_batch_size)
-        encoder.encode_in_chunks(chunks, train.micro_batch_norm)
+        # The method sees that there are chunks. Its BatchNorm layers are checked below, once it has frozen or removed some.
+        encoder.encode_in_chunks(chunks, "approximate")
     check_other_sizes(encoder, sizes_px)
     # `build_part` leaves out what the method's factory has no parameter for.
     supplied = {"encoder": encoder, "views": views, "num_classes": num_classes}
@@ -402,6 +411,8 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
         supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
     method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
     check_method(method, recipe.method["name"])
+    encoder.encode_in_chunks(chunks, train.micro_batch_norm)
+    check_pairs(method, train.batch_size)
     check_is_trained(method, recipe.encoder)
     if not train.sync_batchnorm:
         check_batch_norm(encoder, train.batch_size)

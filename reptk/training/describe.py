@@ -5,11 +5,12 @@ from typing import Any
 from torch import nn
 
 from reptk.config import Recipe
+from reptk.config.part_tables import freezes_encoder
 from reptk.config.value_schedule import ValueSchedule, describe_value
 from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.data import Data
-from reptk.models.encoder import Encoder
+from reptk.methods import Method
 from reptk.training.build import Parts
 from reptk.training.view_sizes import view_count, view_sizes_px
 
@@ -50,7 +51,7 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
         (
             "encoder",
             recipe.encoder.backbone,
-            _describe_encoder(parts.method.encoder, is_partly_trained=recipe.encoder.is_partly_trained),
+            _describe_encoder(parts.method, is_partly_trained=_is_partly_trained(recipe)),
         ),
         _describe_loss(recipe),
         ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
@@ -61,14 +62,28 @@ def random_weights_note(recipe: Recipe) -> list[str]:
     """Say that weights are not trained and random, as a list of at most one line."""
     encoder = recipe.encoder
     has_weights = encoder.pretrained or encoder.weights is not None or recipe.start is not None
-    if has_weights or not (encoder.freeze != "none" or encoder.lora_rank):
+    is_method_freezing = freezes_encoder(recipe.method)
+    if has_weights or not (encoder.freeze != "none" or encoder.lora_rank or is_method_freezing):
         return []
     key = "encoder.freeze"
-    if encoder.lora_rank:
+    if is_method_freezing:
+        key = "method.freeze_encoder"
+    elif encoder.lora_rank:
         key = "encoder.lora_rank"
     return [
         f"{key} leaves weights of the backbone untrained, and they are random: to start from pretrained ones, set "
         "encoder.pretrained=true or encoder.weights=FILE"
+    ]
+
+
+def unused_share_note(recipe: Recipe, parts: Parts) -> list[str]:
+    """Say that a number of labeled images for each batch has no effect, as a list of at most one line."""
+    labeled_per_batch = recipe.train.sampler.labeled_per_batch
+    if labeled_per_batch is None or bool((parts.data.train.labels < 0).any()):
+        return []
+    return [
+        f"train.sampler.labeled_per_batch={labeled_per_batch} has no effect, since every training image has a label, and so "
+        "has every image of a batch"
     ]
 
 
@@ -128,13 +143,23 @@ def _describe_views(parts: Parts, recipe: Recipe) -> str:
     return f"{sizes} px, {views.description or 'plugin'}, {parts.device}"
 
 
-def _describe_encoder(encoder: Encoder, *, is_partly_trained: bool) -> str:
+def _is_partly_trained(recipe: Recipe) -> bool:
+    return recipe.encoder.is_partly_trained or freezes_encoder(recipe.method)
+
+
+def _describe_encoder(method: Method, *, is_partly_trained: bool) -> str:
+    encoder = method.encoder
     weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
     head = "-".join(head_widths) or "none"
     trained = ""
     num_trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
-    if is_partly_trained:
+    if is_partly_trained and not num_trained:
+        trained = " (none trained)"
+        if method.classifier is not None:
+            num_classifier = sum(parameter.numel() for parameter in method.classifier.parameters())
+            trained = f" (none trained; those of the classifier are: {num_classifier:,})"
+    elif is_partly_trained:
         trained = f" ({num_trained / 1e6:.3g} M trained)"
     return f"{weights:.1f} M weights{trained}, {encoder.num_features} features, head {head}"
 

@@ -152,7 +152,9 @@ class EpochEnd:
             return
         if metric not in untrained.metrics:
             return
-        message = shortcut_message(meter.loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric])
+        message = shortcut_message(
+            meter.contrastive_loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric]
+        )
         if message is not None:
             self._warnings["shortcut"] = message
             self.state.warnings.setdefault("shortcut", []).append(self._epoch)

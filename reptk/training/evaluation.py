@@ -176,6 +176,7 @@ def _protocol(parts: Parts, seconds: float, commit: str | None) -> dict[str, Any
     return {
         "recipe": settings.name,
         UNTRAINED: f"{BEFORE_TRAINING} ({weights})",
+        "initial_weights": settings.initial_weights,
         **protocol(settings.data_table, parts.data, _evaluator_tables(parts), parts.encoder, commit=commit),
         **details,
         "epochs": settings.epochs,

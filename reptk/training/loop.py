@@ -25,7 +25,7 @@ from reptk.training import checkpoint, run_folder
 from reptk.training.build import Parts, build, load_data
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
-from reptk.training.describe import describe, dropped_images_note, random_weights_note
+from reptk.training.describe import describe, dropped_images_note, random_weights_note, unused_share_note
 from reptk.training.epoch import EpochEnd
 from reptk.training.evaluation import (
     evaluate_baselines,
@@ -142,7 +142,8 @@ def _train_in_folder(
     commit = environment.git_commit()  # of the code as it was when the run began
     logger.line(f"reptk {reptk.__version__}  {parts.settings.name}  ->  {folder}", style="bold")
     logger.facts(describe(recipe, parts))
-    for note in [*notes, *run.notes, *random_weights_note(recipe), *dropped_images_note(parts)]:
+    notes = [*notes, *run.notes, *random_weights_note(recipe), *unused_share_note(recipe, parts)]
+    for note in [*notes, *dropped_images_note(parts)]:
         logger.line(f"note: {note}")
     state, is_restored = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
     if distributed.is_main():

@@ -41,6 +41,11 @@ class StepMeter:
         self._last_outputs: Mapping[str, Tensor] = {}
 
     @property
+    def contrastive_loss(self) -> float:
+        """The contrastive part of `loss`, which methods with several parts return under this name; else all of it."""
+        return self.scalars.get("contrastive_loss", self.loss)
+
+    @property
     def unread_steps(self) -> int:
         """Steps recorded since the last reading."""
         return len(self._records)

@@ -5,13 +5,14 @@ import warnings
 import torch
 from torch import nn
 
-from reptk.config import EncoderSection, Recipe
+from reptk.config import EncoderSection, Recipe, Table
+from reptk.config.part_tables import freezes_encoder
 from reptk.config.registry import DATASETS
 from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data
-from reptk.methods import Method
+from reptk.methods import Classify, Method, mixing
 from reptk.models.encoder import Encoder, eval_mode, unfrozen_batch_norms
 from reptk.training.view_sizes import DEFAULT_VIEW_COUNT
 from reptk.views import ViewPipeline, Views
@@ -54,6 +55,31 @@ def check_evaluated_weights(evaluated_weights: str, ema_decay: float) -> None:
         raise UsageError(
             "train.evaluated_weights is 'ema', but there is no moving average: set train.ema_decay, e.g. to 0.999"
         )
+
+
+def check_frozen_encoder(method: Table, section: EncoderSection, layer_decay: float) -> None:
+    """Refuse settings of how the encoder is trained with a method that freezes it, where they would have no effect."""
+    if not freezes_encoder(method):
+        return
+    settings = []
+    if section.lora_rank:
+        settings.append(f"encoder.lora_rank={section.lora_rank}")
+    if layer_decay < 1:
+        settings.append(f"optim.layer_decay={layer_decay:g}")
+    lr_scale = method.get("encoder_lr_scale", 1.0)
+    if lr_scale != 1.0:
+        settings.append(f"method.encoder_lr_scale={lr_scale}")
+    if settings:
+        raise UsageError(
+            f"method.freeze_encoder=true trains the classifier alone, and {' and '.join(settings)} would have no effect: leave "
+            "that out, or set method.freeze_encoder=false"
+        )
+
+
+def check_pairs(method: Method, batch_size: int) -> None:
+    """Refuse a batch whose images on one rank cannot be paired by mixup or cutmix."""
+    if isinstance(method, Classify) and method.mixing is not None:
+        mixing.check_pairs(batch_size // distributed.world_size())
 
 
 def check_is_trained(method: Method, section: EncoderSection) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipe_files import TINY, load_error, write
-from reptk.config import load
+from reptk.config import available, load
 from reptk.core.errors import DataError, ReptkError, UsageError
 from reptk.recipe import main
 
@@ -111,3 +111,62 @@ def test_pretrained_is_that_of_the_first_run(run: str) -> None:
 def test_classifier_is_one_of_two() -> None:
     message = load_error("start.classifier=old", text=f'{TINY}\n[start]\nrun = "x"\n')
     assert "start.classifier  must be 'new' or 'run', got 'old'" in message
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnet10t.c3_in1k"])
+def test_the_backbone_of_the_run_may_be_named_without_its_tag(run: str, name: str) -> None:
+    Path(run, "model", "config.json").write_text(json.dumps({**MODEL, "backbone": "resnet10t.c3_in1k"}))
+    assert load("linear", [f"start.run={run}", f"encoder.backbone={name}"]).encoder.backbone == "resnet10t.c3_in1k"
+    assert "resnet10t.a1_in1k: the stage starts" in str(
+        refused(f"start.run={run}", "encoder.backbone=resnet10t.a1_in1k")
+    )
+
+
+def stage_file(text: str) -> str:
+    """A copy of finetune.toml with other lines before its tables or at its end."""
+    return str(write("adapted.toml", text))
+
+
+FINETUNE = available()["finetune"].read_text()
+
+
+def test_a_stage_may_adapt_the_encoder(run: str) -> None:
+    name = stage_file(f"{FINETUNE}\n[encoder]\nlora_rank = 8\n")
+    recipe = load(name, [f"start.run={run}"])
+    assert recipe.encoder.lora_rank == 8
+    assert recipe.encoder.weights == f"{Path(run).resolve()}/model"
+    folder = Path(write("stage/recipe.toml", recipe.dump())).parent
+    assert load(folder) == recipe
+    other = stage_file(f"{FINETUNE}\n[encoder]\nstem = 'small'\n")
+    assert str(refused(f"start.run={run}", name=other)).startswith(
+        "encoder.stem=small: the stage starts from the encoder"
+    )
+
+
+@pytest.mark.parametrize("key", ["views", "encoder", "train", "eval"])
+def test_what_is_no_table_in_a_stage_is_named(run: str, key: str) -> None:
+    tables = [part for part in FINETUNE.split("\n\n") if not part.startswith((f"[{key}]", f"[{key}."))]
+    name = stage_file(f"{key} = 3\n" + "\n\n".join(tables))
+    error = refused(f"start.run={run}", name=name)
+    assert isinstance(error, UsageError)
+    assert str(error) == f"adapted: {key} must be a table, got 3"
+
+
+@pytest.mark.parametrize(
+    ("key", "line"), [("eval.knn", "eval = {knn = 3}"), ("start", "start = 3"), ("train", "train = 3")]
+)
+def test_what_is_no_table_in_the_run_is_named(run: str, key: str, line: str) -> None:
+    write("runs/tiny/1/recipe.toml", line)
+    error = refused(f"start.run={run}")
+    assert isinstance(error, DataError)
+    assert str(error).endswith(f"recipe.toml: {key} must be a table, got 3")
+
+
+def test_the_share_of_labels_is_that_of_the_first_run(run: str) -> None:
+    assert load("linear", [f"start.run={run}"]).start.label_seed is None
+    write("runs/tiny/1/recipe.toml", TINY.replace("[data]", "[data]\nlabelled = 0.1"))
+    recipe = load("linear", [f"start.run={run}", "seed=5"])
+    assert (recipe.seed, recipe.start.label_seed) == (5, 3)
+    folder = Path(write("stage/recipe.toml", recipe.dump())).parent
+    shutil.copytree(Path(run, "model"), folder / "model")
+    assert load("finetune", [f"start.run={folder}", "seed=7"]).start.label_seed == 3

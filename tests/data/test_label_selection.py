@@ -94,6 +94,7 @@ def test_a_share_needs_labels(data: Data) -> None:
         select_labels(unlabeled, 0.1)
     with pytest.raises(DataError, match=r"^data\.only_labelled=true leaves no image"):
         select_labels(unlabeled, None, only_labelled=True)
+    assert select_labels(unlabeled, None) is unlabeled
 
 
 # A list
@@ -196,3 +197,12 @@ def test_a_listed_image_without_a_class_is_explained(data: Data, tmp_path: Path)
         DataError, match="line 2: 210 has no label in the data set; write its class into a second column"
     ):
         select_labels(data, file)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [("{}", r"line 1\); these are numbered"), ("0,{}", "there is no class '7777")]
+)
+def test_a_number_of_thousands_of_digits_is_no_number(row: str, message: str, data: Data, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        select_labels(data, write(tmp_path / "list.csv", row.format("7" * 5000)))
+    assert len(str(error.value)) < 500

@@ -180,7 +180,7 @@ MISTAKES = {
         {"name": "pk", "images_per_class": 2, "batch_size": 24},
         WORKS.format(
             2,
-            "train.batch_size is 24, which takes 12 classes, and 5 have labels",
+            "train.batch_size is 24, which takes 12 classes, and 5 have several labels",
             f"train.sampler.images_per_class=6; or train.batch_size=10; or {PAIRS}",
         ),
     ),
@@ -210,11 +210,12 @@ MISTAKES = {
     ),
     "odd number of positives": (
         {"name": "positives", "batch_size": 15},
-        "train.batch_size is 15, and guaranteed positives come in pairs: use an even number from 2 on",
+        "train.batch_size is 15, and guaranteed positives come in pairs. What would work: train.batch_size=14",
     ),
     "more labeled images than images": (
         {"name": "positives", "batch_size": 16, "labeled_per_batch": 18, "labels": PARTLY_LABELED},
-        "train.sampler.labeled_per_batch is 18, more than the 16 images of a batch (train.batch_size)",
+        "train.sampler.labeled_per_batch is 18, more than the 16 images of a batch (train.batch_size). What would work: "
+        "train.sampler.labeled_per_batch=16",
     ),
     "too few labels for pairs": (
         {
@@ -223,17 +224,18 @@ MISTAKES = {
             "labeled_per_batch": 8,
             "labels": torch.tensor([0, 0, 1, 1] + [-1] * 60),
         },
-        "train.sampler.name=positives needs 4 pairs of images of one class for a batch, and the labels allow 2; use "
-        "train.sampler.labeled_per_batch=4",
+        "train.sampler.name=positives needs 4 pairs of images of one class for a batch, and the labels allow 2. What would "
+        "work: train.sampler.labeled_per_batch=4",
     ),
     "too few labels": (
         {"name": "random", "batch_size": 16, "labeled_per_batch": 8, "labels": torch.tensor([0, 0, 1, 1] + [-1] * 60)},
-        "train.sampler.labeled_per_batch is 8, and 4 training images have a label; use at most that many",
+        "train.sampler.labeled_per_batch is 8, and 4 training images have a label. What would work: "
+        "train.sampler.labeled_per_batch=4",
     ),
     "too few others": (
         {"name": "random", "batch_size": 16, "labeled_per_batch": 2, "labels": torch.tensor([0, 1] * 20 + [-1] * 5)},
-        "train.sampler.labeled_per_batch is 2 of a batch of 16, and only 5 training images of the 14 others exist; use "
-        "train.sampler.labeled_per_batch=11 or more",
+        "train.sampler.labeled_per_batch is 2 of a batch of 16, and only 5 training images of the 14 others exist. What "
+        "would work: train.sampler.labeled_per_batch=11",
     ),
     "no labels": (
         {"name": "pk", "batch_size": 16, "labels": torch.full((40,), -1)},
@@ -252,10 +254,53 @@ def test_mistake_is_explained(options, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", ["too many classes", "no multiple", "classes too small", "a single class"])
-def test_what_a_message_suggests_works(name):
-    options, message = MISTAKES[name]
+def suggested(message: str, options: dict) -> list[dict]:
+    """The options with each of the changes that a message suggests."""
+    changes = []
     for choice in message.partition("What would work: ")[2].split("; or "):
-        key, _, value = choice.partition(",")[0].partition("=")
-        changed = {**options, key.rpartition(".")[2]: int(value) if value.isdigit() else value}
-        assert len(create_sampler(LABELS, seed=0, **changed).epoch(0))
+        changed = dict(options)
+        if choice.endswith(" without train.sampler.labeled_per_batch"):
+            changed["labeled_per_batch"] = None
+        key, _, value = choice.split()[0].partition(",")[0].partition("=")
+        changed[key.rpartition(".")[2]] = int(value) if value.isdigit() else value
+        changes.append(changed)
+    return changes
+
+
+def check_batches(labels: Tensor, options: dict) -> None:
+    """Check that there are batches, of so many images that are all different."""
+    batches = create_sampler(labels, seed=0, **options).epoch(0)
+    assert batches.shape == (len(labels) // options["batch_size"], options["batch_size"])
+    if options["name"] in ("pk", "positives"):
+        assert all(len(batch.unique()) == len(batch) for batch in batches)
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_batches_are_possible_or_what_a_message_suggests_is(number):
+    generator = torch.Generator().manual_seed(number)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    sizes = torch.randint(1, draw(2, 30), (draw(1, 12),), generator=generator)
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    if draw(0, 2):
+        labels = torch.cat([labels, torch.full((draw(0, 40),), -1)])
+    for name in (*SAMPLERS, "random"):
+        options = {"name": name, "batch_size": draw(1, len(labels) + 1), "images_per_class": None}
+        options["labeled_per_batch"] = [None, draw(1, 20)][draw(0, 2)]
+        if name == "pk" and draw(0, 2):
+            options["images_per_class"] = draw(2, 8)
+        try:
+            check_batches(labels, options)
+        except DataError as error:
+            for changed in suggested(str(error), options):
+                check_batches(labels, changed)
+
+
+@pytest.mark.parametrize("name", ["positives", "pk"])
+def test_an_image_that_is_alone_in_its_class_refuses_no_batch(name):
+    labels = torch.tensor([0] * 50 + [1] * 49 + [2])
+    for batch in epochs_of(labels, 3, 32, name=name):
+        assert len(batch.unique()) == 32
+        assert min(class_counts(batch, labels).values()) >= 2

@@ -261,6 +261,13 @@ def test_no_advice_raises_a_temperature() -> None:
         ("untrained", {"recipe": "x", "untrained": "the pretrained encoder"}, "pretrained"),
         ("untrained", {"recipe": "x", "untrained": "the encoder before training (pretrained weights)"}, "pretrained"),
         ("untrained", {"recipe": "x"}, "before training"),
+        # A stage that starts from a folder of that name.
+        (
+            "untrained",
+            {"recipe": "x", "untrained": "... (that of runs/pretrained/1)", "initial_weights": "starting"},
+            "before training",
+        ),
+        ("untrained", {"recipe": "x", "untrained": "any text", "initial_weights": "pretrained"}, "pretrained"),
         # Of `reptk evaluate`: random weights.
         ("untrained", {}, "untrained"),
     ],

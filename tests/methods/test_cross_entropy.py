@@ -12,7 +12,7 @@ from reptk.core.errors import UsageError
 from reptk.methods import Batch, Classify, Method, Step
 from reptk.methods.cross_entropy import cross_entropy_outputs, soft_cross_entropy_outputs
 from reptk.methods.mixing import Mixing
-from reptk.models.encoder import Encoder
+from reptk.models.encoder import Encoder, unfrozen_batch_norms
 from reptk.views.sets import crop_flip
 
 SCORES = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ IMAGE_LABELS = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
 @pytest.mark.parametrize("key", range(3))
 def test_mixing_is_timms_with_neighbors_as_partners(alphas: tuple[float, float], key: int) -> None:
     mixup, cutmix = alphas
-    mixed, targets, is_labeled = Mixing(4, mixup=mixup, cutmix=cutmix, label_smoothing=0.1)(IMAGES, IMAGE_LABELS, key)
+    mixed, targets, is_labeled = Mixing(4, mixup=mixup, cutmix=cutmix)(IMAGES, IMAGE_LABELS, key, 0.1)
     order = [0, 2, 4, 6, 7, 5, 3, 1]  # timm's partner of row i is row 7 - i
     with rng.seeded_numpy(key, "mixing"):
         timms = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=4)
@@ -86,7 +86,7 @@ def test_mixing_is_timms_with_neighbors_as_partners(alphas: tuple[float, float],
 
 
 def test_mixing_draws_from_its_key_alone() -> None:
-    mixing = Mixing(4, mixup=1.0, cutmix=1.0, label_smoothing=0.0)
+    mixing = Mixing(4, mixup=1.0, cutmix=1.0)
     np.random.seed(5)
     state = np.random.get_state()
     first = mixing(IMAGES, IMAGE_LABELS, 3)
@@ -100,7 +100,7 @@ def test_mixing_draws_from_its_key_alone() -> None:
 def test_an_image_is_not_mixed_with_one_that_has_no_label(alphas: tuple[float, float]) -> None:
     mixup, cutmix = alphas
     labels = torch.where(torch.arange(8) == 3, -1, IMAGE_LABELS)
-    mixing = Mixing(4, mixup=mixup, cutmix=cutmix, label_smoothing=0.0)
+    mixing = Mixing(4, mixup=mixup, cutmix=cutmix)
     mixed, targets, is_labeled = mixing(IMAGES, labels, 1)
     # Row 1 is image 2, whose neighbor is image 3, in row 6.
     assert torch.equal(mixed[[1, 6]], IMAGES[[2, 3]])
@@ -144,7 +144,8 @@ def test_the_head_is_removed_and_the_backbone_has_the_weights_of_its_seed() -> N
 def test_a_frozen_encoder_does_not_change_and_is_in_evaluation_mode() -> None:
     method = tiny_classify(freeze_encoder=True)
     assert method.classifier.training
-    assert not any(module.training for module in method.encoder.modules())
+    assert not any(module.training for module in method.encoder.backbone.modules())
+    assert not unfrozen_batch_norms(method)
     before = {name: value.clone() for name, value in method.encoder.state_dict().items()}
     optimizer = torch.optim.SGD(method.parameter_groups(), lr=1.0)
     first = method(batch_of(4), Step(0, 2, 7))["loss"]
@@ -152,6 +153,14 @@ def test_a_frozen_encoder_does_not_change_and_is_in_evaluation_mode() -> None:
     optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in method.encoder.state_dict().items())
     assert method(batch_of(4), Step(0, 2, 7))["loss"] < first
+
+
+def test_label_smoothing_of_mixed_images_is_that_of_the_step() -> None:
+    method = tiny_classify(mixup=0.2)
+    method.label_smoothing = 0.3  # as a schedule sets it
+    smoothed = method(batch_of(4), Step(0, 1, 7))["loss"]
+    assert smoothed == tiny_classify(mixup=0.2, label_smoothing=0.3)(batch_of(4), Step(0, 1, 7))["loss"]
+    assert smoothed != tiny_classify(mixup=0.2)(batch_of(4), Step(0, 1, 7))["loss"]
 
 
 def test_the_encoder_may_have_a_lower_learning_rate() -> None:

@@ -13,6 +13,8 @@ from reptk.core.errors import UsageError
 from reptk.data import Data
 from reptk.data.sources.generated import generated
 from reptk.training.build import build, load_data
+from reptk.training.describe import unused_share_note
+from reptk.training.meters import StepMeter
 from tiny_runs import run_silently, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "restored_registries")
@@ -65,3 +67,21 @@ def test_views_that_refuse_the_images_are_named_before_training() -> None:
     message = r"views: the operations give 32 x 32 px, but size is 64.*\(the images of generated have 32 x 32 px\)"
     with pytest.raises(UsageError, match=message):
         build(recipe, load_data(recipe), torch.device("cpu"))
+
+
+def test_a_number_of_labeled_images_that_has_no_effect_is_noted() -> None:
+    overrides = ["data.labelled=0.5", "train.sampler.labeled_per_batch=4"]
+    for more, count in (([], 0), (["data.only_labelled=true"], 1)):
+        recipe = tiny(*overrides, *more)
+        parts = build(recipe, load_data(recipe), torch.device("cpu"))
+        assert len(unused_share_note(recipe, parts)) == count
+
+
+@pytest.mark.parametrize(("outputs", "expected"), [({}, 3.0), ({"contrastive_loss": torch.tensor(0.5)}, 0.5)])
+def test_a_leak_is_looked_for_in_the_contrastive_part_of_the_loss(
+    outputs: dict[str, torch.Tensor], expected: float
+) -> None:
+    meter = StepMeter()
+    meter.add({"loss": torch.tensor(3.0), **outputs})
+    meter.read()
+    assert meter.contrastive_loss == expected

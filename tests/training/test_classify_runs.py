@@ -19,8 +19,10 @@ from reptk.methods import Batch, Step
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.training import loop
-from reptk.training.build import Parts, load_data
+from reptk.training.build import Parts, build, load_data
+from reptk.training.describe import describe, random_weights_note
 from reptk.training.run_status import read_status
+from reptk.training.same_run import check_same_ranks
 from tiny_runs import are_equal, exported_weights, metric_rows, result_metrics, run_silently, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,6 +108,60 @@ def test_micro_batches_train_the_classifier_of_the_batch(tmp_path: Path) -> None
     run_silently(tiny(*options, "train.micro_batch_size=4", **CLASSIFY), tmp_path / "parts")
     for name, value in classifier_weights(tmp_path / "whole").items():
         torch.testing.assert_close(classifier_weights(tmp_path / "parts")[name], value, rtol=1e-3, atol=1e-4)
+
+
+# A frozen encoder
+
+FROZEN = ("method.freeze_encoder=true", *FAST)
+
+
+def built(*overrides: str) -> Parts:
+    recipe = tiny(*overrides, **CLASSIFY)
+    return build(recipe, load_data(recipe), torch.device("cpu"))
+
+
+def test_micro_batches_pass_through_the_batchnorm_of_a_frozen_encoder(tmp_path: Path) -> None:
+    run_silently(tiny(*FROZEN, **CLASSIFY), tmp_path / "whole")
+    run_silently(tiny(*FROZEN, "train.micro_batch_size=4", **CLASSIFY), tmp_path / "parts")
+    for name, value in classifier_weights(tmp_path / "whole").items():
+        torch.testing.assert_close(classifier_weights(tmp_path / "parts")[name], value, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match=r"test_resnet has \d+ BatchNorm layers"):
+        built("train.micro_batch_size=4")
+
+
+def test_a_frozen_encoder_is_trained_on_any_number_of_ranks() -> None:
+    options = {"allowed": (), "drop_path": 0.0}
+    assert "the weights equal those" in check_same_ranks(1, 2, built(*FROZEN).method, **options)
+    with pytest.raises(UsageError, match="BatchNorm layers normalize the images of each rank"):
+        check_same_ranks(1, 2, built().method, **options)
+
+
+def test_header_and_notes_say_that_the_encoder_is_frozen() -> None:
+    recipe = tiny(*FROZEN, **CLASSIFY)
+    parts = built(*FROZEN)
+    [details] = [details for what, _, details in describe(recipe, parts) if what == "encoder"]
+    num_classifier = 4 * parts.encoder.num_features + 4
+    assert f"(none trained; those of the classifier are: {num_classifier:,})" in details
+    [note] = random_weights_note(recipe)
+    assert note.startswith("method.freeze_encoder leaves weights of the backbone untrained")
+
+
+def test_settings_of_an_encoder_that_is_frozen_are_refused() -> None:
+    options = [
+        "encoder.backbone=test_vit",
+        "encoder.lora_rank=2",
+        "optim.layer_decay=0.5",
+        "method.encoder_lr_scale=0.1",
+    ]
+    message = "encoder.lora_rank=2 and optim.layer_decay=0.5 and method.encoder_lr_scale=0.1 would have no effect"
+    with pytest.raises(UsageError, match=message):
+        built(*FROZEN, *options)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_an_odd_batch_is_refused_before_training(name: str) -> None:
+    with pytest.raises(UsageError, match="pair the images of a batch, and this rank has 15"):
+        built(f"method.{name}=0.5", "train.batch_size=15")
 
 
 # Resumption

@@ -139,3 +139,8 @@ def test_the_momentum_of_a_method_may_have_a_schedule() -> None:
     assert parts.method.momentum == 0.9
     parts.scheduled_values.set_step(5)
     assert parts.method.momentum == 1.0
+
+
+def test_what_is_read_once_has_no_schedule() -> None:
+    with pytest.raises(UsageError, match=r"method\.encoder_lr_scale cannot follow a schedule"):
+        built("method.encoder_lr_scale={start=0.1, end=1}", method={"name": "classify"}, loss=None)

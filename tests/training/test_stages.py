@@ -137,6 +137,14 @@ def test_preprocessing_is_that_of_the_first_run(run: Path, linear_run: Path) -> 
     assert not Embedder.open(linear_run).started_from_weights
 
 
+def test_labels_are_those_of_the_run(run: Path) -> None:
+    with_share = ["data.labelled=0.5"]
+    recipe = stage("linear", run, *with_share, "start.label_seed=1", "seed=2")
+    labels = {seed: load_data(tiny(*with_share, f"seed={seed}")).train.labels for seed in (1, 2)}
+    assert torch.equal(load_data(recipe).train.labels, labels[1])
+    assert not torch.equal(labels[1], labels[2])
+
+
 # Fine-tuning
 
 
