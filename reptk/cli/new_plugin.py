@@ -123,10 +123,10 @@ def _check_module_name(name: str) -> None:
     Raises:
         UsageError: it would.
     """
-    found = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name)
     # A folder without Python files has no origin, and a module of its name comes first.
-    if found is not None and found.origin is not None:
-        raise UsageError(f"a module is called {name!r} already ({found.origin}); take another name, e.g. my_{name}")
+    if spec is not None and spec.origin is not None:
+        raise UsageError(f"a module is called {name!r} already ({spec.origin}); take another name, e.g. my_{name}")
 
 
 def _read_template(kind: str) -> Template:

@@ -52,6 +52,10 @@ def check_plugin(spec: str, words: Sequence[str], *, fixed: bool) -> int:
         if names[0] not in known:
             raise UsageError(f"{spec}: {unknown('part', names[0], known)}")
         parts = [part for part in parts if part[1] == names[0]]
+    unchecked = [part for part in parts if part[0] not in _CHECKS]
+    parts = [part for part in parts if part[0] in _CHECKS]
+    if not parts:
+        raise UsageError(_without_check(spec, unchecked))
     if pairs and len(parts) > 1:
         listed = ", ".join(f"{kind_of(registry)} {name}" for registry, name in parts)
         raise UsageError(
@@ -63,11 +67,20 @@ def check_plugin(spec: str, words: Sequence[str], *, fixed: bool) -> int:
     for part, table in zip(parts, tables, strict=True):
         if not _check_part(spec, part, table, fixed=fixed):
             faulty.append(f"{kind_of(part[0])} {part[1]}")
+    if unchecked:
+        print(_without_check(spec, unchecked))
     if not faulty:
         return 0
     sys.stdout.flush()
     print(f"error: not as a part has to be: {', '.join(faulty)}; see the lines with FAIL", file=sys.stderr)
     return VIOLATED
+
+
+def _without_check(spec: str, parts: Sequence[Part]) -> str:
+    """Return a sentence about parts of kinds that have no check."""
+    listed = ", ".join(f"{kind_of(registry)} {name}" for registry, name in parts)
+    kinds = ", ".join(kind_of(registry) for registry in _CHECKS)
+    return f"{spec}: there is no check for {listed}. What can be checked: {kinds}"
 
 
 def _argument_table(spec: str, part: Part, pairs: Sequence[str]) -> config.Table:

@@ -11,7 +11,14 @@ from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 from reptk.core.printable_names import in_one_line
 
-HEADINGS = {"loss": "losses", "method": "methods", "data set": "data sets", "views": "views", "evaluator": "evaluators"}
+HEADINGS = {
+    "loss": "losses",
+    "method": "methods",
+    "data set": "data sets",
+    "views": "views",
+    "evaluator": "evaluators",
+    "tracker": "trackers",
+}
 """Plurals of what registries call their parts."""
 
 MAX_WIDTH = 120

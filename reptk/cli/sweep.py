@@ -1,15 +1,25 @@
 """Runs of many settings and seeds, and one table: reptk sweep supcon_digits loss.temperature=0.05,0.1,0.2 seed=0..2"""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reptk.core.command_line import ArgumentParser, add_plugin_options, integer_from, run_command
+from reptk.core.command_line import (
+    ArgumentParser,
+    add_plugin_options,
+    integer_from,
+    require_single_process,
+    run_command,
+)
 from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    from reptk.sweep.comparison_table import SettingRun
+    from reptk.sweep.run_sweep import CellRun
 
 EXAMPLES = """examples:
   reptk sweep supcon_digits loss.temperature=0.05,0.1,0.2 seed=0..2
@@ -40,8 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from reptk.sweep.run_sweep import CellRun, slots_of
     from reptk.sweep.sweep_folder import assign_folders, default_folder
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("reptk sweep starts the processes of its runs itself; start it without torchrun")
+    require_single_process("reptk sweep starts the processes of its runs itself; start it without torchrun")
     grid = parse_grid(args.recipe, args.pairs)
     cells = load_cells(grid, draws=args.random, draw_seed=args.random_seed, plugins=args.plugin, trust=args.trust)
     slots = slots_of(args.jobs, args.gpus, cells[0].recipe.train.device)
@@ -50,7 +59,10 @@ def _run(args: argparse.Namespace) -> int:
         raise EnvironmentProblem(f"cannot write the sweep to {out}: it is no folder. Choose another --out")
     assignment = assign_folders(cells, grid.swept_keys, out)
     runs = [CellRun(cell, folder) for cell, folder in zip(cells, assignment.folders, strict=True)]
-    num_finished = sum(run.is_finished for run in runs)
+    finished = [run for run in runs if run.is_finished]
+    num_finished = len(finished)
+    if args.metric is not None and finished:
+        _check_metric(args.metric, runs, finished[0])
     num_settings = len({cell.setting for cell in cells})
     seeds_text = format_count(len(cells) // num_settings, "seed")
     print(
@@ -81,7 +93,21 @@ def _run(args: argparse.Namespace) -> int:
     return _train_and_compare(args, runs, slots, out)
 
 
-def _state(run) -> str:
+def _check_metric(metric: str, runs: Sequence["CellRun"], finished: "CellRun") -> None:
+    """Raise UsageError if a run that has finished lacks the metric, and all others are evaluated in the same way."""
+    from reptk.sweep.comparison_table import require_metric
+    from reptk.sweep.measured_runs import read_measured_run
+
+    first = finished.cell.recipe
+    for run in runs:
+        if run.cell.recipe.eval != first.eval or run.cell.recipe.method["name"] != first.method["name"]:
+            return
+    result = read_measured_run(finished.folder, finished.cell.label)
+    if not isinstance(result, str):
+        require_metric(metric, list(result.results.main_metrics))
+
+
+def _state(run: "CellRun") -> str:
     from reptk.training.run_status import read_status
 
     if run.is_finished:
@@ -91,7 +117,9 @@ def _state(run) -> str:
     return "new"
 
 
-def _train_and_compare(args: argparse.Namespace, runs: Sequence, slots: Sequence[dict[str, str]], out: Path) -> int:
+def _train_and_compare(
+    args: argparse.Namespace, runs: Sequence["CellRun"], slots: Sequence[dict[str, str]], out: Path
+) -> int:
     from reptk.sweep.comparison_table import SettingRun
     from reptk.sweep.grid import setting_label
     from reptk.sweep.measured_runs import read_measured_run
@@ -113,25 +141,42 @@ def _train_and_compare(args: argparse.Namespace, runs: Sequence, slots: Sequence
                 print(f"{run.cell.label}  no result: {result}", flush=True)
             else:
                 finished.append(SettingRun(setting_label(run.cell.setting), run.cell.recipe.seed, result))
+        metric_problem = ""
         if finished:
-            _write_and_print(args, finished, failed, out)
+            metric_problem = _write_and_print(args, finished, failed, out)
     finally:
         lock.release()
     if failed:
         lines = [f"{len(failed)} of {format_count(len(runs), 'run')} failed; the same command tries them again"]
         lines += [f"  {label}: {reason}" for label, reason in failed.items()]
+        if metric_problem:
+            lines.append(metric_problem)
         print("error:", "\n".join(lines), file=sys.stderr, flush=True)
         return SOME_FAILED
+    if metric_problem:
+        raise UsageError(metric_problem)
     return 0
 
 
-def _write_and_print(args: argparse.Namespace, finished: Sequence, failed: dict[str, str], out: Path) -> None:
+def _write_and_print(
+    args: argparse.Namespace, finished: Sequence["SettingRun"], failed: dict[str, str], out: Path
+) -> str:
+    """Write and print the tables. Returns what is wrong with --metric, without which they are written; empty if nothing is."""
     from reptk.sweep.comparison_page import write_page
     from reptk.sweep.comparison_table import build_table
     from reptk.sweep.print_table import print_table
     from reptk.sweep.write_tables import write_tables
 
-    table = build_table(finished, metric=args.metric, reference=args.against)
+    metric_problem = ""
+    try:
+        table = build_table(finished, metric=args.metric, reference=args.against)
+    except UsageError as error:
+        # Hours of training must not end without a table.
+        table = build_table(finished, reference=args.against)
+        metric_problem = (
+            f"--metric: {error}. The tables are sorted by {table.headline}; the same command with another --metric writes them "
+            "anew and trains nothing"
+        )
     command = shlex.join(["reptk", "sweep", args.recipe, *args.pairs])
     paths = write_tables(out, STEM, table, title=command, failed=failed, facts={"command": command})
     print()
@@ -140,6 +185,7 @@ def _write_and_print(args: argparse.Namespace, finished: Sequence, failed: dict[
     print(f"  tables   {', '.join(map(str, paths))}", flush=True)
     if not args.no_report:
         print(f"  {write_page(table.rows, out, trust=args.trust)}")
+    return metric_problem
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -3,10 +3,15 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
+from reptk.core.command_line import ArgumentParser, add_plugin_options, require_single_process, run_command
 from reptk.core.errors import UsageError
 from reptk.core.metric_names import display_name
+
+if TYPE_CHECKING:
+    from reptk.config import Recipe
+    from reptk.report.run_files import SavedResults
 
 EXAMPLES = """examples:
   reptk verify supcon_digits
@@ -32,6 +37,9 @@ def _run(args: argparse.Namespace) -> int:
     from reptk import config
     from reptk.sweep.expected_result import TOLERANCE, compare_with_recorded, recorded_result
 
+    require_single_process(
+        f"train with torchrun ... -m reptk.recipe {args.recipe}, and compare the run: reptk verify {args.recipe} --run RUN"
+    )
     recipe = config.load(args.recipe, args.overrides, plugins=args.plugin, trust=args.trust)
     expect = recorded_result(args.recipe, args.overrides, recipe)
     if args.run is not None:
@@ -60,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     return DISAGREES
 
 
-def _train(recipe, out: Path | None) -> Path:
+def _train(recipe: "Recipe", out: Path | None) -> Path:
     """Train the recipe, and return the folder of its run."""
     from reptk.core import distributed
     from reptk.training.loop import train
@@ -86,18 +94,15 @@ def _next_folder(parent: Path) -> Path:
             return parent / str(number)
 
 
-def _check_run(recipe, folder: Path) -> None:
+def _check_run(recipe: "Recipe", folder: Path) -> None:
     """Raise UsageError unless a folder holds a finished run of exactly this recipe."""
-    from reptk import config
+    from reptk.config.schema import SAME_RESULT_KEYS
     from reptk.training.run_status import FINISHED, read_status
     from reptk.training.same_run import recipe_differences
 
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"no run in {folder}: there is no recipe.toml")
-    lines = recipe_differences(recipe, folder)
-    epochs = config.validate(config.read(folder / "recipe.toml")).train.epochs
-    if epochs != recipe.train.epochs:
-        lines.append(f"  {'train.epochs':<24} {epochs} in the run, {recipe.train.epochs} now")
+    lines = recipe_differences(recipe, folder, may_differ=SAME_RESULT_KEYS)
     if lines:
         raise UsageError("\n".join([f"{folder} is a run of another recipe:", *lines]))
     status = read_status(folder)["status"]
@@ -107,7 +112,7 @@ def _check_run(recipe, folder: Path) -> None:
         )
 
 
-def _read_results(folder: Path):
+def _read_results(folder: Path) -> "SavedResults":
     from reptk.report.run_files import read_run
 
     return read_run(folder, folder.name).results

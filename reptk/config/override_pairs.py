@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reptk.config import signature, toml
+from reptk.config.dotted_keys import is_among
 from reptk.config.part_tables import PARTS, SCHEDULED_TABLES
 from reptk.config.registry import EVALUATORS, TRACKERS
 from reptk.config.schema import Recipe, Table
@@ -43,7 +44,7 @@ def merge_overrides(earlier: Any, pairs: Sequence[str]) -> Any:
             prefix = key.removesuffix("name")
             merged = [other for other in merged if not other.startswith(prefix)]
         # A value also replaces what was set inside of it, e.g. loss.temperature=0.1 the start of a schedule.
-        merged = [other for other in merged if not f"{other.partition('=')[0]}.".startswith(f"{key}.")]
+        merged = [other for other in merged if not is_among(other.partition("=")[0], [key])]
         alternative = _replaced_alternative(_parse_pair(pair))
         if alternative is not None and not any(other.startswith(f"encoder.{alternative}=") for other in pairs):
             merged = [other for other in merged if not other.startswith(f"encoder.{alternative}=")]

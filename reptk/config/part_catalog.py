@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from reptk import __version__
 from reptk.config import signature
 from reptk.config.plugins import CONTRIBUTED, contributed_plugins, load_plugin
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, REGISTRIES, VIEWS, Registry
+from reptk.config.registry import (
+    DATASETS,
+    EVALUATORS,
+    LOSSES,
+    METHODS,
+    REGISTRIES,
+    TRACKERS,
+    VIEWS,
+    Registry,
+)
 from reptk.core.errors import UsageError
 
 KINDS: Mapping[str, Registry] = {
@@ -35,6 +44,8 @@ def recipe_table(registry: Registry, name: str) -> str:
     """Return the table of a recipe that holds this part's arguments, e.g. `loss` or `eval.my_metric`."""
     if registry is EVALUATORS:
         return f"eval.{name}"
+    if registry is TRACKERS:
+        return f"trackers.{name}"
     if registry is DATASETS:
         return "data"
     return kind_of(registry)

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from reptk.config.dotted_keys import is_among
 from reptk.config.signature import UNION_TAG, Problem
 from reptk.config.value_schedule import ValueSchedule
 from reptk.core.errors import UsageError
@@ -42,6 +43,9 @@ EXECUTION_KEYS = (
     "trackers",
 )
 """Keys, or tables of keys, that say how a run is executed, and do not change its results."""
+
+SAME_RESULT_KEYS = (*EXECUTION_KEYS, "train.max_omitted_steps", "expect", "plugins", "overrides")
+"""Keys, or tables of keys, in which two runs may differ and still have the same results."""
 
 UNTITLED_KEYS = ("name", "data.root", "data.download", "data.jpeg", *EXECUTION_KEYS)
 """Keys that say where and how a run is executed, not what is trained."""
@@ -321,17 +325,14 @@ def title_of(name: str, overrides: Sequence[str]) -> str:
     replacements = part_replacements(overrides)
     changes = []
     for pair in overrides:
-        if not _is_untitled(pair.partition("=")[0]) and pair not in replacements:
+        is_untitled = is_among(pair.partition("=")[0], UNTITLED_KEYS)
+        if not is_untitled and pair not in replacements:
             changes.append(pair)
     words = [name, *replacements, *changes]
     more = len(words) - 1 - MAX_TITLE_OVERRIDES
     if more > 0:
         words = [*words[: MAX_TITLE_OVERRIDES + 1], f"and {more} more"]
     return " ".join(words)
-
-
-def _is_untitled(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in UNTITLED_KEYS)
 
 
 def part_replacements(overrides: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from reptk.config.part_tables import (
     headline_evaluator,
     takes_loss,
 )
-from reptk.config.registry import METHODS
+from reptk.config.registry import LOSSES, METHODS
 from reptk.config.schema import Recipe, RecipeError, Table
 from reptk.config.signature import Problem
 
@@ -52,7 +52,7 @@ def _check_loss_table(table: Table) -> list[Problem]:
         return []  # reported already
     name = method["name"]
     if takes_loss(method) and "loss" not in table:
-        return [("loss", "is missing")]
+        return [("loss", f"is missing: method {name!r} takes one, e.g. loss.name=supcon ({', '.join(LOSSES.names())})")]
     if not takes_loss(method) and "loss" in table:
         return [("loss", f"method {name!r} takes no loss; remove the [loss] table")]
     return []

@@ -52,6 +52,20 @@ def add_plugin_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def require_single_process(advice: str) -> None:
+    """Check that this process is not one of several that torchrun has started.
+
+    Args:
+        advice: what to do, for the message.
+
+    Raises:
+        UsageError: it is.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1:
+        raise UsageError(f"this command is one process, and torchrun has started {world_size}: {advice}")
+
+
 def integer_from(minimum: int) -> Callable[[str], int]:
     """Return an argument type for argparse: an integer of at least `minimum`."""
 

@@ -1,9 +1,10 @@
-"""Reading files that somebody else may have written: regular files alone, and never more than is plausible.
+"""Files that somebody else may have written are opened here: regular files alone, and never more is read than is plausible.
 
 A path in a table, a run or a file of embeddings may lead to a device, a pipe or a socket, whose content has no end or never
 comes, and a file may claim or have any size. Everything that opens such a file goes through this module.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def require_regular_file(path: str | Path, max_bytes: int | None = None) -> int:
 
 
 def require_regular_files(folder: Path) -> None:
-    """Check that a folder has only files and folders in it.
+    """Check that whatever is directly in a folder is a file or a folder; what is in those folders is not looked at.
 
     Raises:
         UnsuitableFile: there is a device, a named pipe or a socket, to which a program would write for ever.
@@ -67,6 +68,29 @@ def open_regular(path: str | Path, max_bytes: int | None = None) -> Iterator[Bin
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         _check(os.fstat(descriptor), path, max_bytes)
+        yield file
+
+
+@contextmanager
+def append_to_regular(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file for appending, or create it.
+
+    Raises:
+        UnsuitableFile: it is a link, a device, a named pipe or a socket.
+        OSError: it is a folder, or cannot be written for another reason.
+    """
+    try:
+        # Without the last flag, opening a pipe waits for somebody to read from it.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as cause:
+        if cause.errno == errno.ELOOP:
+            raise UnsuitableFile(path, "is a link, not a file") from cause
+        if cause.errno == errno.ENXIO:
+            raise UnsuitableFile(path, "is a named pipe or a socket, not a file") from cause
+        raise
+    with open(descriptor, "ab") as file:  # noqa: PTH123 - a descriptor
+        _check(os.fstat(descriptor), path, None)
         yield file
 
 

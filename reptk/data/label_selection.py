@@ -173,9 +173,9 @@ def _numbers_of(rows: Sequence[ListedImage], images: Images, file: Path) -> list
     """
     absolute = {}
     endings: dict[str, list[int]] = {}
-    wanted = {os.path.normpath(row.name) for row in rows}
+    names = {os.path.normpath(row.name) for row in rows}
     folder = file.absolute().parent
-    wanted_absolute = {os.path.normpath(folder / row.name) for row in rows}
+    full_names = {os.path.normpath(folder / row.name) for row in rows}
     has_files = False
     for number in range(len(images)):
         path = images.path(number)
@@ -183,13 +183,13 @@ def _numbers_of(rows: Sequence[ListedImage], images: Images, file: Path) -> list
             continue
         has_files = True
         full = os.path.normpath(path.absolute())
-        if full in wanted_absolute:
+        if full in full_names:
             absolute[full] = number
         # From the name of the file to the whole path.
         separator = full.rfind(os.sep)
         while separator >= 0:
             ending = full[separator + 1 :]
-            if ending in wanted:
+            if ending in names:
                 endings.setdefault(ending, []).append(number)
             separator = full.rfind(os.sep, 0, separator)
     numbers = []

@@ -124,6 +124,18 @@ def build_table(
     )
 
 
+def require_metric(metric: str, metrics: Sequence[str]) -> None:
+    """Check that a metric is one of those that runs have.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if metric not in metrics:
+        raise UsageError(
+            f"no run has the metric {metric!r}.{nearest_hint(metric, metrics)} They have {', '.join(metrics)}"
+        )
+
+
 def _all_metrics(runs: Sequence[SettingRun]) -> list[str]:
     """Return the metrics of all runs in the order of the results."""
     names: dict[str, None] = {}
@@ -134,10 +146,7 @@ def _all_metrics(runs: Sequence[SettingRun]) -> list[str]:
 
 def _headline(runs: Sequence[SettingRun], metrics: Sequence[str], metric: str | None) -> str:
     if metric is not None:
-        if metric not in metrics:
-            raise UsageError(
-                f"no run has the metric {metric!r}.{nearest_hint(metric, metrics)} They have {', '.join(metrics)}"
-            )
+        require_metric(metric, metrics)
         return metric
     counts: dict[str, int] = {}
     for item in runs:

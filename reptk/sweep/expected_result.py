@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from reptk.config import Expect, Recipe, read
+from reptk.config.dotted_keys import is_among
 from reptk.config.load import find
 from reptk.config.schema import EXECUTION_KEYS
 from reptk.core.errors import UsageError
@@ -18,7 +19,7 @@ TOLERANCE = 0.005
 """Half a percentage point."""
 
 ALLOWED_KEYS = (*EXECUTION_KEYS, "data.root", "data.download", "data.jpeg")
-"""Keys that say where and how a run is executed; with any other the recorded result does not hold."""
+"""Keys, or tables of keys, that say where and how a run is executed; with any other the recorded result does not hold."""
 
 Bounds = tuple[float, float]
 
@@ -57,7 +58,7 @@ def recorded_result(name_or_path: str, overrides: Sequence[str], recipe: Recipe)
     """
     for pair in overrides:
         key = pair.partition("=")[0]
-        if key not in ALLOWED_KEYS:
+        if not is_among(key, ALLOWED_KEYS):
             raise UsageError(
                 f"{pair}: the recorded result is that of the recipe as it is. What can be set here says where and how it runs, "
                 "e.g. train.device, train.workers or data.root"

@@ -1,12 +1,16 @@
 """The runs of a sweep: every combination of the values of its keys, each loaded and validated before the first one trains."""
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from reptk import config
 from reptk.config import Recipe, RecipeError
+from reptk.config.dotted_keys import is_among
+from reptk.config.schema import SAME_RESULT_KEYS
 from reptk.config.value_lists import split_values
 from reptk.core import rng
 from reptk.core.counts import format_count
@@ -23,6 +27,12 @@ RECIPE_KEY = "recipe"
 """What the recipe is called among the keys of a sweep. No key of a recipe has this name."""
 
 SEED_KEY = "seed"
+
+SINGLE_KEYS = (*SAME_RESULT_KEYS, "name")
+"""Keys, or tables of keys, of which a sweep has one value: the runs of several could not be told apart by their results."""
+
+TRACKER_KEYS = ("train.trackers", "trackers")
+"""Those of them whose values may be lists of names."""
 
 Setting = tuple[tuple[str, str], ...]
 """The values of the keys that differ in a sweep, without the seed, in the order of the command."""
@@ -145,9 +155,10 @@ def load_cells(
         plugins, trust: as for `reptk.config.load`.
 
     Raises:
-        UsageError: a recipe does not exist, runs do not validate (with all problems at once), two runs are the same, their
-            data sets differ, or there are too many.
+        UsageError: a key with several values changes no result, a recipe does not exist, runs do not validate (with all
+            problems at once), two runs are the same, their data sets differ, or there are too many.
     """
+    _check_dimensions(grid)
     num_seeds = max(1, len(grid.seeds))
     if draws is None:
         numbers: Sequence[int] = range(grid.num_settings)
@@ -249,6 +260,19 @@ def _check_distinct(key: str, values: Sequence[str]) -> None:
     for position, value in enumerate(values):
         if value in values[:position]:
             raise UsageError(f"{key} names {value!r} twice")
+
+
+def _check_dimensions(grid: Grid) -> None:
+    """Raise UsageError for a key with several values that does not change the result of a run."""
+    for dimension in grid.dimensions:
+        if not is_among(dimension.key, SINGLE_KEYS):
+            continue
+        command = shlex.quote(f"{dimension.key}={dimension.values[0]}")
+        message = f"{dimension.key} does not change the result of a run; set it once for all runs, e.g. {command}"
+        if is_among(dimension.key, TRACKER_KEYS):
+            value_list = json.dumps(dimension.values)
+            message += f", or as a list, which is one value: {shlex.quote(f'{dimension.key}={value_list}')}"
+        raise UsageError(message)
 
 
 def _describe_problems(problems: dict[tuple[str, str], list[str]], num_runs: int) -> str:

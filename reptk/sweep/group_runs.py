@@ -16,7 +16,7 @@ from reptk.report.run_files import Run, overrides_of
 from reptk.sweep.comparison_table import SettingRun
 from reptk.sweep.grid import SEED_KEY
 from reptk.sweep.measured_runs import read_measured_run
-from reptk.sweep.sweep_folder import IGNORED_KEYS
+from reptk.sweep.setting_values import seed_of_start, setting_values, with_common_starts
 
 RUN_FILES = ("results.json", "metrics.jsonl", "recipe.toml")
 """A folder with one of these is a run; without, it may hold runs."""
@@ -70,6 +70,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 def group_runs(folders: Sequence[Path]) -> GroupedRuns:
     """Read runs and group those whose recipes differ in nothing but the seed and how they were executed.
 
+    Stages that start from runs of such a group are of one group, too.
+
     Raises:
         UsageError: the runs were evaluated on other data, or none of them can be used.
     """
@@ -85,7 +87,7 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
         raise UsageError("no run can be used:\n  " + "\n  ".join(warnings))
     warnings += _check_same_data(runs)
     warnings += _protocol_warnings(runs)
-    values = [_training_values(run) for run in runs]
+    values = with_common_starts([_training_values(run) for run in runs])
     with_recipe = [recipe for recipe in values if recipe]
     keys = _ordered(differing_keys(with_recipe)) if with_recipe else []
     names = {str(run.recipe.get("name", "")) for run in runs if run.recipe}
@@ -98,8 +100,7 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
             labels.append(_label(run, recipe, label_keys, has_names=len(names) > 1))
     labels = _distinct_labels(labels, values)
     grouped: dict[tuple[str, int], SettingRun] = {}
-    for run, label in zip(runs, labels, strict=True):
-        seed = _seed(run)
+    for run, label, seed in zip(runs, labels, _seeds(runs, labels), strict=True):
         same = grouped.get((label, seed))
         if same is None:
             grouped[label, seed] = SettingRun(label, seed, run)
@@ -136,13 +137,7 @@ def _training_values(run: Run) -> dict[str, Any]:
     """Return the values of a run's recipe that are part of its setting; empty for a run without a recipe."""
     if not run.recipe:
         return {}
-    values = recipe_values(run)
-    ignored = (*IGNORED_KEYS, SEED_KEY, "name")
-    return {
-        key: value
-        for key, value in values.items()
-        if not key.startswith(tuple(f"{name}." for name in ignored)) and key not in ignored
-    }
+    return setting_values(recipe_values(run))
 
 
 def _ordered(keys: Sequence[str]) -> list[str]:
@@ -201,6 +196,30 @@ def _seed(run: Run) -> int:
     if isinstance(seed, int):
         return seed
     return 0
+
+
+def _seeds(runs: Sequence[Run], labels: Sequence[str]) -> list[int]:
+    """Return the seed of each run; of stages that share a seed and start from runs of several, the seed of that run."""
+    seeds: dict[str, set[int]] = {}
+    start_seeds: dict[str, set[int | None]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        seeds.setdefault(label, set()).add(_seed(run))
+        start_seeds.setdefault(label, set()).add(_start_seed(run))
+    chosen = []
+    for run, label in zip(runs, labels, strict=True):
+        seed = _seed(run)
+        start_seed = _start_seed(run)
+        has_more = None not in start_seeds[label] and len(start_seeds[label]) > len(seeds[label])
+        if has_more and start_seed is not None:
+            seed = start_seed
+        chosen.append(seed)
+    return chosen
+
+
+def _start_seed(run: Run) -> int | None:
+    if not run.recipe:
+        return None
+    return seed_of_start(flatten(run.recipe))
 
 
 def _describe_differences(keys: Sequence[str], recipes: Sequence[dict[str, Any]], names: set[str]) -> list[str]:

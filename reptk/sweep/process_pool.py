@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import EnvironmentProblem
+from reptk.core.foreign_files import append_to_regular
 from reptk.core.stop_signals import handled_stop_signals
 
 POLL_SECONDS = 0.1
@@ -19,7 +20,7 @@ class Job(NamedTuple):
 
     label: of the job, for the caller.
     command: program and arguments.
-    log: a file that its output is appended to, in a folder that exists.
+    log: a regular file, or none yet, that its output is appended to, in a folder that exists.
     """
 
     label: str
@@ -94,7 +95,7 @@ def run_jobs(
 def _start(job: Job, environment: Mapping[str, str]) -> _Running:
     try:
         # The output is a stream, which no atomic file can hold; a log that is cut off harms nobody.
-        with job.log.open("ab") as log:
+        with append_to_regular(job.log) as log:
             log_begin = log.tell()
             process = subprocess.Popen(
                 job.command,

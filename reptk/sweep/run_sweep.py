@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem, UsageError
-from reptk.core.foreign_files import open_regular
+from reptk.core.foreign_files import open_regular, require_regular_files
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import format_duration
 from reptk.report.run_files import Run
@@ -39,7 +39,8 @@ class CellRun(NamedTuple):
     def is_finished(self) -> bool:
         """Whether nothing is left to do in the folder."""
         is_finished = read_status(self.folder)["status"] == FINISHED
-        return is_finished and not run_folder.lacks_report(self.cell.recipe, self.folder)
+        has_results = (self.folder / "results.json").is_file()
+        return is_finished and has_results and not run_folder.lacks_report(self.cell.recipe, self.folder)
 
 
 class _Progress:
@@ -115,8 +116,9 @@ def train_all(
 
     Raises:
         Stopped: a signal has stopped the sweep; its runs are saved.
+        EnvironmentProblem: what is in the folder cannot be written to.
     """
-    (out / LOGS).mkdir(exist_ok=True)
+    _prepare_logs(out)
     jobs = []
     for run in runs:
         if not run.is_finished:
@@ -134,6 +136,25 @@ def train_all(
         )
         raise
     return progress.failed
+
+
+def _prepare_logs(out: Path) -> None:
+    """Create the folder of the logs.
+
+    Raises:
+        EnvironmentProblem: something in the folder of the sweep is no file, so that writing to it would wait for ever or reach
+            a file elsewhere.
+    """
+    logs = out / LOGS
+    try:
+        logs.mkdir(exist_ok=True)
+        require_regular_files(out)
+        require_regular_files(logs)
+    except OSError as cause:
+        raise EnvironmentProblem(f"cannot write the sweep to {out}: {cause}") from cause
+    for path in logs.iterdir():
+        if path.is_symlink():
+            raise EnvironmentProblem(f"cannot write the log {path}: it is a link to another file; remove it")
 
 
 def slots_of(num_jobs: int | None, gpus: str | None, device: str = "auto") -> list[dict[str, str]]:

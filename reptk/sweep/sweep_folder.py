@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from reptk import config
 from reptk.config import Recipe
-from reptk.config.schema import EXECUTION_KEYS
+from reptk.config.dotted_keys import is_among
+from reptk.config.schema import EXECUTION_KEYS, SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import ReptkError, UsageError
 from reptk.report.recipe_diff import flatten, format_value
@@ -29,9 +30,6 @@ MAX_NAME_LENGTH = 100
 
 MAX_DIFFERENCES = 5
 """Keys that a message lists."""
-
-IGNORED_KEYS = (*EXECUTION_KEYS, "train.max_omitted_steps", "expect", "plugins", "overrides")
-"""Keys, or tables of keys, that a run may have otherwise and still be the same: they do not change its results."""
 
 FlatRecipe = dict[str, Any]
 
@@ -53,7 +51,7 @@ def default_folder(grid: Grid) -> Path:
     """Return where a sweep is written if the command does not say it; the same for the same keys and other values of them."""
     words = [Path(recipe).stem for recipe in grid.recipes]
     for pair in grid.fixed:
-        if pair.partition("=")[0] not in EXECUTION_KEYS:
+        if not is_among(pair.partition("=")[0], EXECUTION_KEYS):
             words.append(pair)
     words += [key for key in grid.swept_keys if key != RECIPE_KEY]
     return Path("runs") / "sweeps" / folder_name(" ".join(words))
@@ -119,11 +117,7 @@ def _earlier_runs(runs: Path) -> dict[Path, FlatRecipe]:
 def _identity(recipe: Recipe) -> FlatRecipe:
     """Return the values of a recipe that make it the same run."""
     values = flatten(recipe.model_dump(mode="json"))
-    return {key: value for key, value in values.items() if not _is_in(key, IGNORED_KEYS)}
-
-
-def _is_in(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return {key: value for key, value in values.items() if not is_among(key, SAME_RESULT_KEYS)}
 
 
 def _unused_name(name: str, taken: set[str]) -> str:
@@ -149,7 +143,7 @@ def _differs_only_in(before: FlatRecipe, now: FlatRecipe, swept_keys: Sequence[s
         names.append(key.removesuffix(".name"))
     if "train.epochs" in swept_keys:
         names.append("optim.warmup_epochs")
-    return all(_is_in(key, names) for key in _differing_keys(before, now))
+    return all(is_among(key, names) for key in _differing_keys(before, now))
 
 
 def _foreign_runs(out: Path, folder: Path, before: FlatRecipe, now: FlatRecipe) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem, ReptkError
 from reptk.core.files import json_text, parse_json, write_text
 from reptk.core.foreign_files import open_regular, read_json
@@ -27,9 +28,13 @@ Row = Mapping[str, Any]
 
 
 class _Rewind(NamedTuple):
-    """The rows of the run after these are logged again."""
+    """The rows of the run after these are logged again.
+
+    has_changes: whether they will have other values, and not those that the tracker may have already.
+    """
 
     rows: list[dict[str, Any]]
+    has_changes: bool
 
 
 class _End(NamedTuple):
@@ -67,7 +72,7 @@ class TrackerFeed:
             state, num_logged = state_file.read(tracker_name)
             run = TrackedRun(folder, name, config, state)
             feed = _TrackerThread(tracker_name, tracker, run, num_logged, state_file, self._report)
-            feed.rewind(list(rows))
+            feed.rewind(_Rewind(list(rows), has_changes=False))
             feed.start()
             self._feeds.append(feed)
 
@@ -83,9 +88,12 @@ class TrackerFeed:
             feed.put_row(number, numbers)
 
     def rewind(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Let the rows after these be logged again: the run has gone back to an earlier step."""
+        """Let the rows after these be logged again: the run has gone back to an earlier step, and leaves one out.
+
+        A tracker that can neither forget rows nor take them again keeps the old ones, and a line says so.
+        """
         for feed in self._feeds:
-            feed.rewind(list(rows))
+            feed.rewind(_Rewind(list(rows), has_changes=True))
 
     def finish(self, end: End, summary: Mapping[str, float] | None = None, files: Sequence[Path] = ()) -> None:
         """End the tracking: wait until all rows are sent, but not for long. A second call does nothing.
@@ -137,8 +145,8 @@ class _TrackerThread(threading.Thread):
         if not self._has_failed:
             self._queue.put((number, row))
 
-    def rewind(self, rows: list[dict[str, Any]]) -> None:
-        self._queue.put(_Rewind(rows))
+    def rewind(self, item: _Rewind) -> None:
+        self._queue.put(item)
 
     def end(self, end: _End) -> None:
         self._queue.put(end)
@@ -167,14 +175,16 @@ class _TrackerThread(threading.Thread):
                 self._tracker.finish(item.end, item.summary, item.files)
                 return
             if isinstance(item, _Rewind):
-                self._rewind(item.rows)
+                self._rewind(item)
             else:
                 self._log(*item)
             if self._queue.empty():
                 self._save_state()
 
-    def _rewind(self, rows: list[dict[str, Any]]) -> None:
-        """Let the tracker have these rows, and no more of them than before."""
+    def _rewind(self, item: _Rewind) -> None:
+        """Let the tracker have these rows, and no more of them than before, if it can remove rows."""
+        rows = item.rows
+        num_replaced = self._num_logged - len(rows)
         # A process that was killed may have logged more than it has counted, so a resumed run does this in any case.
         if self._run.state or self._num_logged > len(rows):
             first_step = 0
@@ -183,8 +193,20 @@ class _TrackerThread(threading.Thread):
             if self._tracker.forget(first_step):
                 num_remaining = sum(row.get("step", 0) < first_step for row in rows)
                 self._num_logged = min(self._num_logged, num_remaining)
+            elif item.has_changes and num_replaced > 0:
+                self._keep_old_rows(len(rows), num_replaced)
         for number, row in enumerate(rows, start=1):
             self._log(number, {key: value for key, value in row.items() if _is_number(value)})
+
+    def _keep_old_rows(self, num_rows: int, num_replaced: int) -> None:
+        """Go on with a tracker that cannot remove the rows after the first `num_rows`."""
+        if self._tracker.accepts_rows_again:
+            self._num_logged = num_rows
+            return
+        self._report(
+            f"tracker {self.tracker_name!r} cannot remove rows: it keeps {format_count(num_replaced, 'row')} of steps that the "
+            "run repeats, and does not get the new ones in their place; metrics.jsonl has them"
+        )
 
     def _log(self, number: int, row: Mapping[str, float]) -> None:
         if number > self._num_logged:

@@ -22,13 +22,16 @@ MAX_PARAM_LENGTH = 6000
 class MLflow:
     """Metrics by their step, the recipe as parameters, report.html as an artifact.
 
-    MLflow forbids some characters in names: knn@20 is called knn_at_20.
+    MLflow forbids some characters in names: knn@20 is called knn_at_20. It removes no row; of a run that has gone back to an
+    earlier step, the curves have the old values and the new ones.
 
     Args:
         experiment: name, created if there is none.
         run_name: None: the recipe with its overrides.
         tracking_uri: of the server or database; None: MLFLOW_TRACKING_URI, else MLflow's default.
     """
+
+    accepts_rows_again = True
 
     def __init__(self, experiment: str = "reptk", run_name: str | None = None, tracking_uri: str | None = None) -> None:
         require_package("mlflow", "mlflow")

@@ -34,6 +34,11 @@ class Tracker(Protocol):
     tracking with a warning; the run goes on.
     """
 
+    accepts_rows_again: bool = False
+    """Whether the service records a row whose number or step it has already, next to the old one.
+
+    Otherwise, when a run has gone back to an earlier step, rows that replace those that the service has are not logged."""
+
     @abstractmethod
     def start(self, run: TrackedRun) -> Mapping[str, str]:
         """Begin a curve, or continue that of `run.state`.
@@ -48,7 +53,8 @@ class Tracker(Protocol):
         """Record a row of metrics.jsonl.
 
         Args:
-            number: of the row, from 1; no number is logged twice, unless `forget` has returned True.
+            number: of the row, from 1; no number is logged twice, unless `forget` has returned True, or the run has gone back
+                to an earlier step and `accepts_rows_again`.
             row: numbers by name, with "step", the number of optimizer steps done.
         """
 

@@ -43,6 +43,8 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     precision = parts.settings.precision
     if train.precision == "auto":
         precision = f"{precision} (auto)"
+    if parts.settings.evaluates_ema:
+        precision += f", moving average {train.ema_decay:g} evaluated"
     return [
         ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{num_views}", _describe_views(parts, recipe)),

@@ -202,6 +202,8 @@ def how_to_train_on(recipe: Recipe, folder: Path) -> str:
 def is_complete(recipe: Recipe, folder: Path) -> bool:
     """Return whether a run has finished all epochs of the recipe it is to be resumed with, and ended in the weights it names.
 
+    A run without results.json is not complete: it goes on from its last checkpoint, and is evaluated once more.
+
     Raises:
         UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to go on from.
     """
@@ -229,7 +231,9 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
             f"{folder} has finished and holds no checkpoint, so train.final_weights={recipe.train.final_weights} cannot choose "
             "other weights; train anew, with another --out"
         )
-    return recipe.train.epochs == epochs_done and has_same_weights
+    # Whoever removes the results wants them anew, e.g. after damage.
+    has_results = (folder / "results.json").is_file()
+    return recipe.train.epochs == epochs_done and has_same_weights and has_results
 
 
 def remove_leftovers_of_run(folder: Path) -> None:

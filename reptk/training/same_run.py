@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from reptk.config import Recipe, read, validate
-from reptk.config.schema import EXECUTION_KEYS
+from reptk.config.dotted_keys import is_among
+from reptk.config.schema import SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import sha256_of
@@ -18,33 +19,24 @@ from reptk.models.encoder import unfrozen_batch_norms
 ALLOWABLE = ("data", "ranks")
 """Differences that a resumed run may have if it says so (`--allow`)."""
 
-MAY_CHANGE_ON_RESUME = (
-    *EXECUTION_KEYS,
-    "train.max_omitted_steps",
-    "train.epochs",
-    "train.early_stopping_epochs",
-    "train.final_weights",
-    "expect",
-    "plugins",
-    "overrides",
-)
-"""Keys, or tables of keys, that a resumed run may change: they do not change what its steps compute, and `RECORDED_KEYS` are
-written into its recipe."""
-
 RECORDED_KEYS = ("epochs", "early_stopping_epochs", "final_weights")
 """Keys of `[train]` that a resumed run may change and that change its results: its length, and which weights it ends in."""
+
+MAY_CHANGE_ON_RESUME = (*SAME_RESULT_KEYS, *(f"train.{key}" for key in RECORDED_KEYS))
+"""Keys, or tables of keys, that a resumed run may change: they do not change what its steps compute, and `RECORDED_KEYS` are
+written into its recipe."""
 
 MAX_DIFFERENCE_LINES = 30
 """Lines of the difference between a plugin and the run's copy that a message shows."""
 
 
-def recipe_differences(recipe: Recipe, folder: Path) -> list[str]:
-    """Return in which keys a recipe differs from that of a run, a line each; without those that may change."""
+def recipe_differences(recipe: Recipe, folder: Path, may_differ: Collection[str] = MAY_CHANGE_ON_RESUME) -> list[str]:
+    """Return in which keys a recipe differs from that of a run, a line each; without those that may differ."""
     # Validated, so that defaults of a later version of reptk are compared, too.
     recorded, current = _flatten(validate(read(folder / "recipe.toml"))), _flatten(recipe)
     lines = []
     for key in sorted({*recorded, *current}):
-        if recorded.get(key) != current.get(key) and not _may_change(key):
+        if recorded.get(key) != current.get(key) and not is_among(key, may_differ):
             lines.append(f"  {key:<24} {recorded.get(key)!r} in the run, {current.get(key)!r} now")
     return lines
 
@@ -178,7 +170,3 @@ def _flatten(recipe: Recipe) -> dict[str, Any]:
 
     visit("", recipe.model_dump(mode="json"))
     return flat
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_ON_RESUME)

@@ -1,4 +1,4 @@
-"""The trackers of a run: built from its recipe on rank 0, ended with the run however it ends."""
+"""The trackers of a run: built from its recipe on every rank, used on rank 0, and ended with the run however it ends."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from reptk.trackers import Tracker, TrackerFeed, read_rows
 
 
 def build_trackers(recipe: Recipe) -> tuple[dict[str, Tracker], list[str]]:
-    """Build the trackers that a recipe switches on.
+    """Build the trackers that a recipe switches on, on any rank: wrong arguments are an error of all of them.
 
     Returns:
         Trackers by name, and a line about each whose package is not installed, which is left out.

@@ -247,6 +247,31 @@ def test_what_cannot_be_checked_is_one_message(
     assert printed.count("error: ") == 1
 
 
+TRACKER = """
+from reptk import TRACKERS
+
+@TRACKERS.register("my_track")
+class MyTrack:
+    def __init__(self, level: int = 1) -> None:
+        pass
+"""
+
+
+def test_a_kind_without_a_check_is_named(capsys: pytest.CaptureFixture) -> None:
+    message = (
+        "track.py: there is no check for tracker my_track. What can be checked: loss, method, dataset, views, evaluator"
+    )
+    capsys.readouterr()
+    assert run("check", write("track.py", TRACKER)) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    text = TRACKER + NORM_LOSS.replace("norm_loss", "other_norm")
+    # What the loss lacks is another matter; its arguments need no name, since nothing else is checked.
+    printed = output(capsys, "check", write("both.py", text.replace("my_track", "track_2")), "margin=1", exit_code=1)
+    assert "both.py: loss other_norm (margin=1.0, scale=1.0)" in printed
+    assert "both.py: there is no check for tracker track_2." in printed
+    assert re.search(r"^trackers\n", output(capsys, "list", "my_track"), re.MULTILINE)
+
+
 def test_missing_images_are_an_error_of_the_data(capsys: pytest.CaptureFixture) -> None:
     text = """
 from pathlib import Path

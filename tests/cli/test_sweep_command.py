@@ -152,6 +152,48 @@ def test_damaged_results_are_named(prepared: Path, capsys: pytest.CaptureFixture
     assert len(started(prepared)) == 4
 
 
+def test_a_finished_run_without_results_is_run_again(prepared: Path) -> None:
+    prepare(prepared, GRID)
+    assert sweep() == 0
+    Path("out/runs/loss.temperature=0.1,seed=0/results.json").unlink()
+    assert sweep() == 0
+    assert started(prepared)[4:] == ["loss.temperature=0.1,seed=0"]
+
+
+def test_an_unknown_metric_costs_no_table(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    assert sweep("--metric", "knn@6") == 2
+    error = capsys.readouterr().err
+    assert "no run has the metric 'knn@6'. Nearest: knn@5." in error
+    assert "The tables are sorted by knn@5; the same command with another --metric" in error
+    assert json.loads(Path("out/sweep.json").read_text())["headline"] == "knn@5"
+    # With a finished run, it is refused before anything is trained.
+    larger = ["tiny.toml", "loss.temperature=0.1,0.5", "seed=0..2"]
+    prepare(prepared, larger)
+    assert sweep("--metric", "knn@6", arguments=larger) == 2
+    assert "no run has the metric 'knn@6'" in capsys.readouterr().err
+    assert len(started(prepared)) == 4
+    assert sweep("--metric", "map@r", arguments=larger) == 0
+    assert json.loads(Path("out/sweep.json").read_text())["headline"] == "map@r"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_log_that_is_no_file_is_refused(kind: str, prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    log = Path("out/logs/loss.temperature=0.1,seed=1.log")
+    log.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(log)
+    else:
+        Path("precious").write_text("mine")
+        log.symlink_to(Path("precious").absolute())
+    assert sweep() == 4
+    assert str(log) in capsys.readouterr().err
+    assert started(prepared) == []
+    if kind == "link":
+        assert Path("precious").read_text() == "mine"
+
+
 def test_jobs_share_the_cpus(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(prepared, GRID)
     monkeypatch.setattr("reptk.sweep.run_sweep._num_cpus", lambda: 8)

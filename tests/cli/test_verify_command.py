@@ -48,6 +48,7 @@ def write_measured(value: float) -> None:
         # Where and how it is run changes no result.
         (0.5, ["train.workers=1"], 0),
         (0.61, ["train.workers=1"], 1),
+        (0.5, ["trackers.tensorboard.folder=x"], 0),
     ],
 )
 def test_the_interval_or_the_tolerance_decides(
@@ -135,6 +136,21 @@ def test_a_recipe_or_a_run_that_cannot_be_verified(capsys: pytest.CaptureFixture
     assert main(["verify", "tiny.toml", "--run", "run"]) == 2
     assert "optim.lr" in capsys.readouterr().err
     write_recipe(0.5)
+    # What a resumed run may change is another result.
+    for pair in ("train.final_weights=last", "train.epochs=3"):
+        recorded = write_run(Path(pair), {"knn@5": 0.5}, load("tiny.toml", [pair]))
+        assert main(["verify", "tiny.toml", "--run", str(recorded)]) == 2
+        assert f"{pair} is a run of another recipe:\n  {pair.partition('=')[0]} " in capsys.readouterr().err
     Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace('"knn@5"', '"knn@9"'))
     assert main(["verify", "tiny.toml", "--run", "run"]) == 2
     assert "the recorded result is of knn@9, which the run lacks; it has knn@5" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    write_recipe(0.5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["verify", "tiny.toml"]) == 2
+    error = capsys.readouterr().err
+    assert "torchrun has started 2: train with torchrun ... -m reptk.recipe tiny.toml" in error
+    assert error.count("error: ") == 1
+    assert not Path("runs").exists()

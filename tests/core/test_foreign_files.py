@@ -10,6 +10,7 @@ from reptk.config import toml
 from reptk.core.errors import DataError, UsageError
 from reptk.core.foreign_files import (
     UnsuitableFile,
+    append_to_regular,
     open_regular,
     read_bytes,
     read_json,
@@ -54,6 +55,24 @@ def test_what_has_no_end_is_refused(kind: str, message: str, tmp_path: Path) -> 
         read_image_table(path.rename(tmp_path / "special.csv"))
     with pytest.raises(UsageError, match=f"is {message}, not a file"):
         toml.read(tmp_path / "special.csv")
+
+
+def test_appending_reaches_regular_files_alone(pipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for _ in range(2):
+        with append_to_regular(path) as file:
+            file.write(b"line\n")
+    assert path.read_bytes() == b"line\n" * 2
+    (tmp_path / "link").symlink_to(path)
+    for other in (pipe, tmp_path / "link"):
+        with pytest.raises(UnsuitableFile, match="not a file"), append_to_regular(other):
+            pass
+    # With a reader, a pipe can be opened.
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(UnsuitableFile, match="is a named pipe, not a file"), append_to_regular(pipe):
+        pass
+    os.close(reader)
+    assert path.read_bytes() == b"line\n" * 2
 
 
 def test_a_file_that_is_replaced_by_a_pipe_before_it_is_opened_is_refused(

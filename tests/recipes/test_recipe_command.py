@@ -153,7 +153,8 @@ def test_loss_for_a_method_without_a_loss_is_a_mistake(capsys: pytest.CaptureFix
 
 def test_method_with_a_loss_in_a_recipe_without_one_is_a_mistake(capsys: pytest.CaptureFixture) -> None:
     assert main(["byol_photos", "--check", "method.name=contrastive"]) == 2
-    assert capsys.readouterr().err == "error: byol_photos does not validate\n  loss  is missing\n"
+    message = "error: byol_photos does not validate\n  loss  is missing: method 'contrastive' takes one, e.g. loss.name=supcon"
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_method_without_a_loss_replaces_one_with_a_loss(capsys: pytest.CaptureFixture) -> None:

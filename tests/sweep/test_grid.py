@@ -39,6 +39,12 @@ def test_brackets_are_one_value() -> None:
     assert [cell.recipe.eval["knn"]["k"] for cell in cells] == [[1, 5], [2]]
 
 
+def test_a_list_of_trackers_is_one_value() -> None:
+    recipes, pair = "tiny.toml", 'train.trackers=["tensorboard", "wandb"]'
+    (cell,) = load_cells(parse_grid(recipes, [pair]))
+    assert cell.recipe.train.trackers == ("tensorboard", "wandb")
+
+
 def test_recipes_are_a_dimension() -> None:
     cells = cells_of("supcon_digits,tcl_sup_digits seed=0..1")
     assert [cell.label for cell in cells] == [
@@ -86,6 +92,13 @@ def test_another_loss_takes_its_defaults_and_says_so() -> None:
         "a value in two spellings": ("tiny.toml loss.temperature=0.1,0.10", "are the same run"),
         "a key twice": ("tiny.toml seed=0 seed=1", "seed is named twice"),
         "no pair": ("tiny.toml seed", "'seed' is not key=value"),
+        "how it is executed": ("tiny.toml train.workers=0,2", "train.workers does not change the result of a run"),
+        "two trackers": (
+            "tiny.toml train.trackers=tensorboard,wandb",
+            """'train.trackers=["tensorboard", "wandb"]'""",
+        ),
+        "an argument of a tracker": ("tiny.toml trackers.wandb.project=a,b", "set it once for all runs"),
+        "a name": ("tiny.toml name=a,b", "name does not change the result of a run"),
         "other data": ("supcon_digits,supcon_photos", "different data cannot be compared"),
         "too many": ("tiny.toml seed=0..5000 optim.lr=1,2", "more than 10,000"),
     }.values(),

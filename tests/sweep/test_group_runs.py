@@ -33,6 +33,54 @@ def test_runs_that_differ_in_the_seed_are_one_setting(tmp_path: Path) -> None:
     assert group_runs(folders).differences == ["loss.temperature: 0.1, 0.5"]
 
 
+def start(folder: Path, *overrides: str) -> Path:
+    """A run with a model, from which others start."""
+    write_run(folder, {"knn@5": 0.5}, tiny(*overrides))
+    (folder / "model").mkdir()
+    return folder / "model"
+
+
+def test_stages_of_runs_that_differ_in_the_seed_are_one_setting(tmp_path: Path) -> None:
+    folders = []
+    for temperature in ("0.1", "0.5"):
+        for seed in (0, 1):
+            weights = start(tmp_path / f"start-{temperature}-{seed}", f"loss.temperature={temperature}", f"seed={seed}")
+            pairs = (f"encoder.weights={weights}", f"seed={seed}")
+            folders.append(make(tmp_path / f"{temperature}-{seed}", *pairs))
+    labels = [f"encoder.weights={tmp_path}/start-{temperature}-0/model" for temperature in ("0.1", "0.5")]
+    assert settings_of(folders) == [(labels[0], 0), (labels[0], 1), (labels[1], 0), (labels[1], 1)]
+    assert settings_of(folders[:2]) == [("", 0), ("", 1)]
+    # Weights of a run that is gone, or of another place in it, have nothing but their path.
+    (tmp_path / "start-0.1-1" / "recipe.toml").unlink()
+    assert len({setting for setting, _ in settings_of(folders[:2])}) == 2
+
+
+def test_stages_of_stages_are_compared_by_where_they_began(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        first = start(tmp_path / f"first-{seed}", f"seed={seed}")
+        second = start(tmp_path / f"second-{seed}", f"encoder.weights={first}", f"seed={seed}", "optim.lr=0.1")
+        folders.append(make(tmp_path / f"third-{seed}", f"encoder.weights={second}", f"seed={seed}"))
+    assert settings_of(folders) == [("", 0), ("", 1)]
+
+
+def test_stages_with_one_seed_have_those_of_the_runs_they_start_from(tmp_path: Path) -> None:
+    folders = []
+    for seed in (3, 4):
+        folders.append(
+            make(tmp_path / str(seed), f"encoder.weights={start(tmp_path / f'start-{seed}', f'seed={seed}')}")
+        )
+    folders.append(make(tmp_path / "again", f"encoder.weights={tmp_path / 'start-4' / 'model'}"))
+    grouped = group_runs(folders)
+    assert [(item.setting, item.seed) for item in grouped.runs] == [("", 3), ("", 4)]
+    assert grouped.warnings == [f"left out: {tmp_path / 'again'} repeats {tmp_path / '4'} (seed 4)"]
+
+
+def test_a_run_that_starts_from_itself_is_compared_by_its_path(tmp_path: Path) -> None:
+    folders = [make(tmp_path / name, f"encoder.weights={tmp_path / name}") for name in ("a", "b")]
+    assert len({setting for setting, _ in settings_of(folders)}) == 2
+
+
 def test_a_replaced_part_comes_first(tmp_path: Path) -> None:
     a = make(tmp_path / "a", "optim.lr=0.1")
     b = make(tmp_path / "b", "loss.name=tcl", "loss.k1=7")

@@ -114,5 +114,6 @@ def test_the_default_folder_depends_on_keys_and_fixed_values() -> None:
     first = default_folder(grid_of("tiny.toml loss.temperature=0.1,0.5 seed=0..1"))
     assert first == Path("runs/sweeps/tiny,loss.temperature,seed")
     assert default_folder(grid_of("tiny.toml loss.temperature=0.1,0.5,0.9 seed=0..3 train.workers=2")) == first
+    assert default_folder(grid_of("tiny.toml loss.temperature=0.1,0.5 seed=0..1 trackers.wandb.project=x")) == first
     assert default_folder(grid_of("tiny.toml loss.temperature=0.1,0.5 seed=0..1 train.epochs=3")) != first
     assert default_folder(grid_of("tiny.toml,supcon_digits")) == Path("runs/sweeps/tiny,supcon_digits")

@@ -17,8 +17,9 @@ ROWS = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "rank": 
 class Recording:
     """Records its calls."""
 
-    def __init__(self, *, forgets: bool = False) -> None:
+    def __init__(self, *, forgets: bool = False, accepts_rows_again: bool = False) -> None:
         self.forgets = forgets
+        self.accepts_rows_again = accepts_rows_again
         self.runs: list[TrackedRun] = []
         self.rows: list[tuple[int, Mapping[str, float]]] = []
         self.ends: list[tuple[str, Mapping[str, float], Sequence[Path]]] = []
@@ -85,20 +86,32 @@ def test_a_resumed_run_continues_the_curve(logged: int, before: int, forgets: bo
     assert tracker.rows == list(enumerate(ROWS, start=1))
 
 
-@pytest.mark.parametrize("forgets", [False, True])
-def test_a_run_that_goes_back_logs_other_rows_where_the_tracker_can_forget(forgets: bool, tmp_path: Path) -> None:
-    tracker = Recording(forgets=forgets)
-    tracker_feed = TrackerFeed({"recording": tracker}, print)
+@pytest.mark.parametrize(
+    ("forgets", "accepts_rows_again"), [(False, False), (False, True), (True, False)], ids=["keeps", "adds", "forgets"]
+)
+def test_a_run_that_goes_back_logs_other_rows_where_the_tracker_takes_them(
+    forgets: bool, accepts_rows_again: bool, tmp_path: Path
+) -> None:
+    tracker = Recording(forgets=forgets, accepts_rows_again=accepts_rows_again)
+    lines: list[str] = []
+    tracker_feed = TrackerFeed({"recording": tracker}, lines.append)
     tracker_feed.start(tmp_path, "name", {})
     for number, row in enumerate(ROWS, start=1):
         tracker_feed.row(number, row)
     tracker_feed.rewind(ROWS[:2])
-    tracker_feed.row(3, {"step": 2, "rank": 5.0})
+    new_row = (3, {"step": 2, "rank": 5.0})
+    tracker_feed.row(*new_row)
     tracker_feed.finish("finished")
-    expected = ROWS
+    expected = list(enumerate(ROWS, start=1))
     if forgets:
-        expected = [*ROWS[:2], {"step": 2, "rank": 5.0}]
-    assert tracker.rows == list(enumerate(expected, start=1))
+        expected = [*expected[:2], new_row]
+    if accepts_rows_again:
+        expected = [*expected, new_row]
+    assert tracker.rows == expected
+    keeps = not forgets and not accepts_rows_again
+    assert len(lines) == keeps
+    if keeps:
+        assert "tracker 'recording' cannot remove rows: it keeps 2 rows of steps that the run repeats" in lines[0]
 
 
 @pytest.mark.parametrize("method", ["start", "log", "finish"])

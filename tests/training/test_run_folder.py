@@ -203,6 +203,7 @@ def test_auto_goes_on_with_the_last_run_of_the_recipe_or_starts_one(working_fold
         "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to go on with it: --resume auto"
     ]
     write_status(Path("runs/tiny/1"), "finished")
+    Path("runs/tiny/1/results.json").write_text("{}")
     assert run_folder.unfinished_run_note(recipe()) == []
     assert open_run(recipe(), None, "auto").state == COMPLETE
     assert open_run(recipe(), None).folder == Path("runs/tiny/3")
@@ -220,6 +221,8 @@ def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) ->
     folder = open_run(recipe(), tmp_path / "run").folder
     assert not run_folder.is_complete(recipe(), folder)
     write_status(folder, "finished")
+    assert not run_folder.is_complete(recipe(), folder), "without its results"
+    (folder / "results.json").write_text("{}")
     assert run_folder.is_complete(recipe(), folder)
     assert open_run(recipe(), folder).state == COMPLETE
     with pytest.raises(UsageError, match="holds no checkpoint"):

@@ -14,7 +14,7 @@ from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
 from reptk.recipe import main, smoke_version
-from reptk.trackers import TrackedRun, feed
+from reptk.trackers import TrackedRun, feed, tensorboard
 from reptk.training import loop, tracking
 from reptk.training.loop import train
 from tiny_runs import are_equal, exported_weights, metric_rows, result_metrics, run_silently, tiny
@@ -124,6 +124,9 @@ def test_a_tracker_that_refuses_its_arguments_stops_the_run_before_it_has_a_fold
 
 def test_ranks_other_than_0_track_nothing(tracked_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trackers, _ = tracking.build_trackers(tiny(*RECORDING))
+    # With the defaults of what the plugin leaves out.
+    assert trackers["recording"].forget(0) is False
+    assert trackers["recording"].accepts_rows_again is False
     monkeypatch.setattr(tracking.distributed, "is_main", lambda: False)
     with tracking.tracked(trackers, tmp_path, Logger(prints=False)) as tracker_feed:
         tracking.start_tracking(tracker_feed, tiny(*RECORDING), tmp_path, Logger(prints=False))
@@ -191,6 +194,39 @@ def test_tensorboard_shows_every_row_once(is_stopped: bool, tmp_path: Path, monk
             writer.add_scalar("loss", 99.0, 5)
     run_silently(recipe, folder)
     assert scalars(folder / "tensorboard") == expected_scalars(folder)
+
+
+class FakeWriter:
+    """Stands for TensorBoard's writer where that is not installed: creates its folder."""
+
+    def __init__(self, folder: str, purge_step: int | None = None) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def add_text(self, *_: object) -> None:
+        pass
+
+
+def test_a_folder_for_several_runs_has_one_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard, "require_package", lambda *_: None)
+    monkeypatch.setattr(tensorboard.TensorBoard, "_open", lambda self, **_: FakeWriter(str(self._path)))
+    shown = tmp_path / "shown"
+
+    def start(folder: Path, state: Mapping[str, str]) -> dict[str, str]:
+        tracker = tensorboard.TensorBoard(folder=str(shown))
+        tracker._writer = FakeWriter(str(tmp_path / "unused"))
+        return dict(tracker.start(TrackedRun(folder, "tiny", {}, state)))
+
+    first = start(tmp_path / "runs" / "seed=0", {})
+    start(tmp_path / "runs" / "seed=1", {})
+    start(tmp_path / "tiny" / "3", {})
+    start(tmp_path / "other" / "seed=0", {})
+    expected = ["seed=0", "seed=0-2", "seed=1", "tiny"]
+    assert sorted(path.name for path in shown.iterdir()) == expected
+    assert (shown / "tiny" / "3").is_dir()
+    # A resumed run goes on in its folder, but in none elsewhere that a damaged file names.
+    assert start(tmp_path / "runs" / "seed=0", first) == first
+    assert start(tmp_path / "a", {"name": "../../b"})["name"] == "a"
+    assert first["place"] == f"tensorboard --logdir {shown}"
 
 
 # Weights & Biases

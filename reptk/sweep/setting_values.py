@@ -1,0 +1,100 @@
+"""What of a run's recipe is its setting: everything but seeds, its own and those of the runs that it starts from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reptk import config
+from reptk.config.dotted_keys import is_among
+from reptk.config.schema import SAME_RESULT_KEYS
+from reptk.core.errors import ReptkError
+from reptk.core.files import expand_home
+from reptk.report.recipe_diff import FlatRecipe, flatten
+from reptk.sweep.grid import SEED_KEY
+
+IGNORED_KEYS = (*SAME_RESULT_KEYS, SEED_KEY, "name")
+"""Keys, or tables of keys, that are no part of a setting."""
+
+START_KEYS = ("start.run", "encoder.weights")
+"""Keys whose value may be the folder of a run, or lie in it."""
+
+MAX_FOLDERS_ABOVE = 2
+"""`RUN/model/encoder.safetensors` is two folders below that of its run."""
+
+MAX_STAGES = 8
+"""Runs that start from each other; of more, or of a circle, the paths are compared."""
+
+
+class StartRun(NamedTuple):
+    """A run that another one starts from.
+
+    seed: of its recipe.
+    content: what it trained, as text that is the same for runs that differ in their seeds alone.
+    """
+
+    seed: Any
+    content: str
+
+
+def setting_values(values: FlatRecipe) -> FlatRecipe:
+    """Return the values of a recipe without those that are no part of its setting."""
+    return {key: value for key, value in values.items() if not is_among(key, IGNORED_KEYS)}
+
+
+def with_common_starts(recipes: Sequence[FlatRecipe]) -> list[FlatRecipe]:
+    """Return recipes in which runs to start from that differ in their seeds alone are called by the name of the first.
+
+    Stages over seeds, `linear seed=1 --from runs/supcon_digits/1` and the same with 2, are so of one setting.
+    """
+    first_names: dict[tuple[str, str], Any] = {}
+    renamed = []
+    for recipe in recipes:
+        values = dict(recipe)
+        for key in START_KEYS:
+            start = read_start(values.get(key))
+            if start is not None:
+                values[key] = first_names.setdefault((key, start.content), values[key])
+        renamed.append(values)
+    return renamed
+
+
+def seed_of_start(values: FlatRecipe) -> int | None:
+    """Return the seed of the run that a recipe starts from; None if it starts from none, or that is gone."""
+    for key in START_KEYS:
+        start = read_start(values.get(key))
+        if start is not None and isinstance(start.seed, int):
+            return start.seed
+    return None
+
+
+def read_start(value: Any, depth: int = 0) -> StartRun | None:
+    """Return the run in whose folder a path lies; None if there is none.
+
+    Args:
+        value: of one of `START_KEYS`; it and the files that it leads to may be a stranger's.
+        depth: how many stages it starts later runs through.
+    """
+    if not isinstance(value, str) or depth > MAX_STAGES:
+        return None
+    try:
+        path = expand_home(value)
+        for folder in [path, *path.parents][: MAX_FOLDERS_ABOVE + 1]:
+            if (folder / "recipe.toml").is_file():
+                return _read_run(folder, str(path.relative_to(folder)), depth)
+    except (ReptkError, OSError, ValueError):
+        return None
+    return None
+
+
+def _read_run(folder: Path, place: str, depth: int) -> StartRun:
+    table = config.read(folder / "recipe.toml")
+    try:
+        values = flatten(config.validate(table).model_dump(mode="json"))
+    except ReptkError:  # e.g. a plugin that is not installed here
+        values = flatten(table)
+    setting = setting_values(values)
+    for key in START_KEYS:
+        start = read_start(setting.get(key), depth + 1)
+        if start is not None:
+            setting[key] = start.content
+    return StartRun(values.get(SEED_KEY, 0), repr([place, sorted(setting.items())]))
