@@ -229,16 +229,20 @@ def _list() -> int:
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "data", "method", "loss", "positives", "backbone", "epochs", "measured"):
         table.add_column(column, no_wrap=True)
+    broken = []
     for name, path in sorted(config.available().items()):
         try:
             table.add_row(name, *_summary(config.read(path)))
         except UsageError as error:
-            table.add_row(name, str(error))
+            broken.append(f"{name}: {error}")
     console = Console(highlight=False)
     # A file or a pipe has no width, for which rich assumes 80 characters.
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, LIST_WIDTH))
     console.print(table)
+    # In the table, a long message would leave no room for the names of the others.
+    for message in broken:
+        print(message)
     return 0
 
 

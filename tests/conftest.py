@@ -1,6 +1,7 @@
 """Fixtures of several test files."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,15 @@ def _is_gpu_run() -> bool:
         return True
     arguments = " ".join(sys.argv[1:])
     return "-m gpu" in arguments or "-mgpu" in arguments
+
+
+# A job in the background (`nohup`, `&`) ignores these, and so would every process that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in ("SIGHUP", "SIGTERM"):
+    _number = signal.Signals.__members__.get(_name)
+    if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 
 # Everything else runs on the CPU, even if there is a GPU. The variables are read when torch and triton are imported, which the

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reptk.core import rng
 
-REPTK_FOLDER = Path(__file__).parents[1]
+PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
 class Requirement(NamedTuple):
@@ -122,7 +122,7 @@ def place_of(error: Exception) -> str:
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         # Messages of libraries name a line that the author of a part does not know.
-        is_library = path.is_relative_to(REPTK_FOLDER) or "site-packages" in path.parts
+        is_library = path.is_relative_to(PACKAGE_FOLDER) or "site-packages" in path.parts
         if not is_library and path.is_file():
             place = f" ({path.name}, line {frame.lineno})"
     return place

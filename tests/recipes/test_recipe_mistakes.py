@@ -392,7 +392,9 @@ def test_broken_recipe_does_not_hide_the_others(faulty_folder, capsys, text):
     (faulty_folder / "recipes").mkdir()
     (faulty_folder / "recipes" / "mine.toml").write_text(text)
     assert main(["--list"]) == 0
-    assert "tcl_selfsup_photos" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "tcl_selfsup_photos" in output
+    assert "mine" in output
 
 
 @pytest.mark.slow
