@@ -183,7 +183,9 @@ def _problem_of_pk(request: Request, available: AvailableImages, labeled: int) -
     if labeled < 2 * k:
         return f"{source}, which leaves a batch with less than two classes"
     if labeled // k > len(available.sizes):
-        return f"{source}, which takes {labeled // k} classes, and {len(available.sizes)} have several labels"
+        return (
+            f"{source}, which takes {labeled // k} classes, and {len(available.sizes)} have at least two labeled images"
+        )
     num_small = sum(size < k for size in available.sizes)
     if num_small:
         count = format_count(num_small, "class has", "classes have")

@@ -72,7 +72,6 @@ class Settings(NamedTuple):
     start_run: folder of the run that a stage starts from; None for no stage.
     data_table, evaluator_tables: the recipe's `[data]`, with the preprocessing that was used, and `[eval]`, which results.json
         records.
-    headline_evaluator: the key of the evaluator whose metric is the headline.
     """
 
     name: str
@@ -103,7 +102,6 @@ class Settings(NamedTuple):
     start_run: str | None
     data_table: Table
     evaluator_tables: dict[str, Table]
-    headline_evaluator: str
 
     @property
     def ends_in_best(self) -> bool:
@@ -122,6 +120,7 @@ class Parts:
 
     ema: the moving average of the weights of the method's encoder and classifier; None if there is none.
     has_trained_classifier: whether the method starts with the classifier of an earlier run.
+    headline_evaluator: the key of the evaluator whose metric is the headline.
     every_epochs: for each key of `evaluators`, after every how many epochs it also runs during training; 0 for never.
     evaluation_views: a second instance of the method's views, which is not sharded over the ranks.
     """
@@ -135,6 +134,7 @@ class Parts:
     schedule: Schedule
     scheduled_values: ScheduledValues
     evaluators: dict[str, Evaluator]
+    headline_evaluator: str
     has_trained_classifier: bool
     every_epochs: dict[str, int]
     evaluation_views: Views
@@ -264,6 +264,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         schedule=schedule,
         scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
+        headline_evaluator=_headline_evaluator(recipe.eval, evaluators),
         has_trained_classifier=has_trained_classifier,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
@@ -315,8 +316,15 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         start_run=recipe.start.run if recipe.start is not None else None,
         data_table=data_table(recipe),
         evaluator_tables=recipe.eval,
-        headline_evaluator=headline_evaluator(recipe.eval),
     )
+
+
+def _headline_evaluator(tables: dict[str, Table], evaluators: dict[str, Evaluator]) -> str:
+    key = headline_evaluator(tables)
+    if key in evaluators:
+        return key
+    # Without labels there is another evaluator than the recipe's.
+    return next(iter(evaluators))
 
 
 def _optimizer_and_schedule(

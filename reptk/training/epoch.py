@@ -136,7 +136,7 @@ class EpochEnd:
     def _record_evaluation(self, metrics: dict[str, float]) -> None:
         """Record the headline number after this epoch, if it was measured, and keep the checkpoint if it is the best so far."""
         state = self.state
-        if not self._is_due(self.parts.settings.headline_evaluator):
+        if not self._is_due(self.parts.headline_evaluator):
             return
         best = best_after(state.best_evaluation, metrics, state.step)
         state.best_evaluation = best

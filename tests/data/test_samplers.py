@@ -180,7 +180,7 @@ MISTAKES = {
         {"name": "pk", "images_per_class": 2, "batch_size": 24},
         WORKS.format(
             2,
-            "train.batch_size is 24, which takes 12 classes, and 5 have several labels",
+            "train.batch_size is 24, which takes 12 classes, and 5 have at least two labeled images",
             f"train.sampler.images_per_class=6; or train.batch_size=10; or {PAIRS}",
         ),
     ),

@@ -142,7 +142,7 @@ MISTAKES = {
     "P x K that the classes forbid": (
         ["tiny.toml", "train.sampler.name=pk", "train.sampler.images_per_class=4", "data.classes=3"],
         3,
-        ["train.sampler.images_per_class is 4", "takes 4 classes, and 3 have labels", "images_per_class=8"],
+        ["train.sampler.images_per_class is 4", "takes 4 classes, and 3 have", "images_per_class=8"],
     ),
     "share of labels": (["tiny.toml", "data.labelled=0"], 2, ["data.labelled", "above 0 and at most 1", "got 0"]),
     "no list of labels": (["tiny.toml", "data.labelled=gone.txt"], 3, ["there is no file gone.txt", "0.01"]),
