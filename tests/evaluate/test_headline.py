@@ -1,7 +1,10 @@
 """The metric that stands for a run."""
 
+from itertools import permutations
+
 import pytest
 
+from reptk.config.part_tables import headline_evaluator
 from reptk.core.errors import UsageError
 from reptk.evaluate.results import headline
 
@@ -14,3 +17,14 @@ def test_headline_is_knn_with_k_nearest_to_20_or_the_first_metric() -> None:
 def test_results_without_any_metric_are_a_mistake_of_the_recipe() -> None:
     with pytest.raises(UsageError, match="no evaluator returned a metric"):
         headline({})
+
+
+METRIC_OF = {"knn": "knn@20", "linear": "linear", "accuracy": "accuracy", "few_shot": "few_shot@1"}
+
+
+@pytest.mark.parametrize("names", list(permutations(METRIC_OF, 3)), ids=str)
+def test_a_recipe_and_its_metrics_have_one_headline(names: tuple[str, ...]) -> None:
+    """Early stopping asks the recipe's tables which evaluator decides, and the results ask the metrics."""
+    tables = {name: {"name": name} for name in names}
+    metrics = {METRIC_OF[name]: 0.5 for name in names}
+    assert headline(metrics) == METRIC_OF[headline_evaluator(tables)]
