@@ -1,6 +1,7 @@
 """The folder of a trained encoder: weights, configuration, perhaps a classifier, and their hashes, published as a whole."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ CLASSIFIER_FILE = "classifier.safetensors"
 """Only in the models of methods that train a classifier."""
 MANIFEST_FILE = "manifest.json"
 FILE_NAMES = frozenset({WEIGHTS_FILE, CONFIG_FILE, CLASSIFIER_FILE, MANIFEST_FILE})
+
+RECIPE_FILE = "recipe.toml"
+"""What the folder of a run holds, from which its model can be written again."""
 
 FORMAT = "reptk model"
 VERSION = 1
@@ -64,9 +68,19 @@ def find_model(run: str | Path, folder: Path) -> Path:
     if (folder / "model").is_dir():
         folder = folder / "model"
     recover_folder(folder)
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise DataError(f"no model in {run}: it needs model/{WEIGHTS_FILE}, which a finished run has")
-    return folder
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder
+    message = f"no model in {run}: it needs model/{WEIGHTS_FILE}, which a finished run has"
+    if (folder / RECIPE_FILE).is_file():
+        message += f". To finish the run, or to write it again from the last checkpoint: {_resume_command(folder)}"
+    raise DataError(message)
+
+
+def has_model(run: Path) -> bool:
+    """Return whether a run's folder holds the files of a model; `check_model` says whether they are intact."""
+    folder = run / "model"
+    recover_folder(folder)
+    return all((folder / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE))
 
 
 def check_model(folder: Path) -> None:
@@ -113,7 +127,14 @@ def check_weights_file(path: Path) -> None:
 
 def damage_message(folder: Path, reason: str) -> str:
     """Return the message for a model that cannot be trusted."""
+    again = "train the run again"
+    if folder.name == "model" and (folder.parent / RECIPE_FILE).is_file():
+        again = f"delete it and let the run write it again from its last checkpoint ({_resume_command(folder.parent)})"
     return (
-        f"the model in {folder} is damaged: {reason}. Copy the folder again from where it is whole, or train the run again; if "
-        f"you changed a file on purpose, delete {MANIFEST_FILE}"
+        f"the model in {folder} is damaged: {reason}. Copy the folder again from where it is whole, or {again}; if you changed "
+        f"a file on purpose, delete {MANIFEST_FILE}"
     )
+
+
+def _resume_command(run: Path) -> str:
+    return f"{shlex.join(['python', '-m', 'reptk.recipe', str(run)])} --resume"

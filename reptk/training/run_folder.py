@@ -16,6 +16,7 @@ from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.core.foreign_files import require_regular_files
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
+from reptk.models.model_folder import has_model
 from reptk.training import checkpoint
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
@@ -184,6 +185,11 @@ def reopen(
         train = recorded.train.model_copy(update=changed)
         changes = {"train": train, "overrides": recipe.overrides, "expect": None}
         write_text(folder / "recipe.toml", recorded.model_copy(update=changes).dump())
+    missing = missing_outputs(folder)
+    if missing and read_status(folder)["status"] == FINISHED and recipe.train.epochs == recorded.train.epochs:
+        notes.append(
+            f"the run has finished, and {' and '.join(missing)} is missing: written again from the last checkpoint"
+        )
     if "final_weights" in changed:
         notes.append(
             f"train.final_weights={recipe.train.final_weights} instead of {recorded.train.final_weights}: model/ and "
@@ -202,7 +208,7 @@ def how_to_train_on(recipe: Recipe, folder: Path) -> str:
 def is_complete(recipe: Recipe, folder: Path) -> bool:
     """Return whether a run has finished all epochs of the recipe it is to be resumed with, and ended in the weights it names.
 
-    A run without results.json is not complete: it goes on from its last checkpoint, and is evaluated once more.
+    A run without results.json or `model/` is not complete: it goes on from its last checkpoint, and is evaluated once more.
 
     Raises:
         UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to go on from.
@@ -231,9 +237,23 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
             f"{folder} has finished and holds no checkpoint, so train.final_weights={recipe.train.final_weights} cannot choose "
             "other weights; train anew, with another --out"
         )
-    # Whoever removes the results wants them anew, e.g. after damage.
-    has_results = (folder / "results.json").is_file()
-    return recipe.train.epochs == epochs_done and has_same_weights and has_results
+    missing = missing_outputs(folder)
+    if missing and checkpoint.last_step(folder / "checkpoints") == 0:
+        raise UsageError(
+            f"{folder} has finished, and {' and '.join(missing)} cannot be written again, since there is no checkpoint. "
+            f"Restore that, or {folder / 'checkpoints'}; or train anew, with another --out"
+        )
+    return recipe.train.epochs == epochs_done and has_same_weights and not missing
+
+
+def missing_outputs(folder: Path) -> list[str]:
+    """Return what a finished run has written and what is no longer in its folder, e.g. since it was damaged and removed."""
+    missing = []
+    if not (folder / "results.json").is_file():
+        missing.append("results.json")
+    if not has_model(folder):
+        missing.append("model/")
+    return missing
 
 
 def remove_leftovers_of_run(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from faulty_inputs import FOLDER, IMAGE_COUNT, TINY, error_message, folder_content
+from reptk.cli import main as cli_main
 from reptk.config import load
 from reptk.recipe import main
 from reptk.training.run_status import write_status
@@ -103,6 +104,35 @@ def test_finished_run_without_a_checkpoint_cannot_be_trained_on(finished, capsys
     assert main(["runs/tiny/1", "--resume", "train.epochs=3"]) == 2
     assert "holds no checkpoint to go on from" in capsys.readouterr().err
     assert read_status()["status"] == "finished"
+
+
+def test_a_finished_run_writes_its_model_again(finished, capsys):
+    weights = (finished / "model" / "encoder.safetensors").read_bytes()
+    metrics = json.loads((finished / "results.json").read_text())["metrics"]
+    shutil.rmtree(finished / "model")
+    resume = "python -m reptk.recipe runs/tiny/1 --resume"
+    for command in (
+        ["evaluate", "runs/tiny/1"],
+        ["embed", "runs/tiny/1", "--data", "digits", "--out", "e.safetensors"],
+    ):
+        assert cli_main(command) == 3
+        assert error_message(capsys.readouterr().err).endswith(f"write it again from the last checkpoint: {resume}")
+    assert main(["runs/tiny/1", "--resume"]) == 0
+    assert "note: the run has finished, and model/ is missing" in capsys.readouterr().out
+    assert (finished / "model" / "encoder.safetensors").read_bytes() == weights
+    assert json.loads((finished / "results.json").read_text())["metrics"] == metrics
+
+
+def test_a_finished_run_without_model_and_checkpoints_says_so(faulty_folder, finished, capsys):
+    shutil.rmtree(finished / "model")
+    shutil.rmtree(finished / "checkpoints")
+    before = folder_content(faulty_folder)
+    assert main(["runs/tiny/1", "--resume"]) == 2
+    message = error_message(capsys.readouterr().err)
+    assert message.startswith(
+        "runs/tiny/1 has finished, and model/ cannot be written again, since there is no checkpoint"
+    )
+    assert folder_content(faulty_folder) == before
 
 
 def test_finished_run_with_another_recipe_is_refused(finished, capsys):

@@ -73,6 +73,14 @@ def open_run(
         )
 
 
+def finish(folder: Path) -> None:
+    """Write what a run ends in, as empty files."""
+    write_status(folder, "finished")
+    (folder / "model").mkdir()
+    for name in ("results.json", "model/encoder.safetensors", "model/config.json"):
+        (folder / name).write_text("{}")
+
+
 def test_folders_are_numbered(working_folder: Path) -> None:
     for number in (1, 2, 3):
         assert open_run(recipe(), None).folder == Path(f"runs/tiny/{number}")
@@ -202,8 +210,7 @@ def test_auto_goes_on_with_the_last_run_of_the_recipe_or_starts_one(working_fold
     assert run_folder.unfinished_run_note(recipe()) == [
         "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to go on with it: --resume auto"
     ]
-    write_status(Path("runs/tiny/1"), "finished")
-    Path("runs/tiny/1/results.json").write_text("{}")
+    finish(Path("runs/tiny/1"))
     assert run_folder.unfinished_run_note(recipe()) == []
     assert open_run(recipe(), None, "auto").state == COMPLETE
     assert open_run(recipe(), None).folder == Path("runs/tiny/3")
@@ -220,9 +227,7 @@ def test_another_length_is_recorded_and_nothing_else(tmp_path: Path) -> None:
 def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) -> None:
     folder = open_run(recipe(), tmp_path / "run").folder
     assert not run_folder.is_complete(recipe(), folder)
-    write_status(folder, "finished")
-    assert not run_folder.is_complete(recipe(), folder), "without its results"
-    (folder / "results.json").write_text("{}")
+    finish(folder)
     assert run_folder.is_complete(recipe(), folder)
     assert open_run(recipe(), folder).state == COMPLETE
     with pytest.raises(UsageError, match="holds no checkpoint"):
@@ -231,6 +236,23 @@ def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) ->
         run_folder.is_complete(recipe("train.epochs=1"), folder)
     checkpoint.save(folder / "checkpoints", 6, {"step": 6})
     assert not run_folder.is_complete(recipe("train.epochs=3"), folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("results.json", "results.json"), ("model/encoder.safetensors", "model/"), ("model/config.json", "model/")],
+)
+def test_a_finished_run_that_lacks_an_output_is_not_complete(path: str, name: str, tmp_path: Path) -> None:
+    folder = open_run(recipe(), tmp_path / "run").folder
+    finish(folder)
+    (folder / path).unlink()
+    with pytest.raises(UsageError, match=f"has finished, and {name} cannot be written again, since there is no check"):
+        run_folder.is_complete(recipe(), folder)
+    checkpoint.save(folder / "checkpoints", 6, {"step": 6})
+    assert not run_folder.is_complete(recipe(), folder)
+    opened = open_run(recipe(), folder)
+    assert opened.state == RESUMED
+    assert opened.notes == [f"the run has finished, and {name} is missing: written again from the last checkpoint"]
 
 
 def test_steps_of_the_checkpoint_limit_the_epochs_from_below(tmp_path: Path) -> None:
