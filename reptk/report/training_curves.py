@@ -11,7 +11,9 @@ from reptk.report.run_files import Run
 MAX_POINTS = 300
 MAX_MARKED_POINTS = 20
 """A series of at most this many points is drawn with a marker at each."""
-SHARE_METRICS = ("map@r", "r_precision", "mrr")
+ACCURACY = "accuracy"
+"""That of a trained classifier on the queries, which has a curve beside the headline's."""
+SHARE_METRICS = ("map@r", "r_precision", "mrr", ACCURACY, "train_accuracy")
 """Metrics without an @k that are shown in percent."""
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 
@@ -50,7 +52,11 @@ def curve_panels(runs: Sequence[Run]) -> list[Panel]:
     metric = _evaluation_metric(runs)
     titles = {
         "loss": "loss",
+        "contrastive_loss": "contrastive loss",
+        "cross_entropy": "cross-entropy",
         metric: display_name(metric),
+        ACCURACY: display_name(ACCURACY),
+        "train_accuracy": "accuracy on training batches",
         "rank": "dimensions in use",
         "alignment": "alignment",
         "uniformity": "uniformity",
@@ -124,13 +130,14 @@ def _panel(runs: Sequence[Run], key: str, title: str) -> Panel:
     levels = []
     for style, run in enumerate(runs):
         points = _logged_points(run, key)
-        if key == run.results.headline and key in run.results.main_metrics:
+        is_evaluated = key in (run.results.headline, ACCURACY)
+        if is_evaluated and key in run.results.main_metrics:
             # The final evaluation is in results.json alone.
             points = _with_final_value(run, points, run.results.main_metrics[key])
         if points:
             series.append(Series(run.name, style, thin(points)))
             # Baselines of several runs would be a bundle of lines.
-            if len(runs) == 1 and key == run.results.headline:
+            if len(runs) == 1 and is_evaluated:
                 levels = _baseline_levels(run, key)
     if is_share:
         return Panel(f"{title}, %", series, levels, _format_axis_percent)

@@ -1,8 +1,31 @@
 """Curves: thinned points and round axes."""
 
+from pathlib import Path
+
 import pytest
 
-from reptk.report.training_curves import MAX_POINTS, epoch_ticks, rounded_range, thin
+from reptk.report.run_files import Run, SavedResults
+from reptk.report.training_curves import MAX_POINTS, curve_panels, epoch_ticks, rounded_range, thin
+
+
+@pytest.mark.parametrize("headline", ["knn@20", "accuracy"])
+def test_runs_of_a_classifier_have_curves_of_its_accuracy(headline: str) -> None:
+    log = [
+        {"epoch": 0.5, "loss": 2.0, "train_accuracy": 0.25, "cross_entropy": 1.5},
+        {"epoch": 1, "knn@20": 0.4, "accuracy": 0.5},
+        {"epoch": 1.5, "loss": 1.0, "train_accuracy": 0.75, "cross_entropy": 0.5},
+        {"epoch": 2},
+    ]
+    rows = {"untrained": {"knn@20": 0.3, "accuracy": 0.1}, "trained": {"knn@20": 0.6, "accuracy": 0.8}}
+    run = Run(Path("run"), "run", SavedResults(headline=headline, metrics=rows), log=log)
+    panels = {panel.title: panel for panel in curve_panels([run])}
+    points = {title: panel.series[0].points for title, panel in panels.items()}
+    assert points["Accuracy, %"] == [(1.0, 0.5), (2.0, 0.8)]
+    assert points["accuracy on training batches, %"] == [(0.5, 0.25), (1.5, 0.75)]
+    assert points["cross-entropy"] == [(0.5, 1.5), (1.5, 0.5)]
+    assert ("kNN@20, %" in points) == (headline == "knn@20")
+    assert [level.value for level in panels["Accuracy, %"].levels] == [0.1]
+    assert panels["Accuracy, %"].format_value(0.5) == "50"
 
 
 def test_long_curves_are_thinned_without_a_shift() -> None:
