@@ -200,7 +200,7 @@ def smoke_version(recipe: config.Recipe) -> config.Recipe:
     images = {"size": size, "classes": classes, "train": 2 * batch_size, "bank": 16, "query": 8}
     train = {"epochs": 1, "batch_size": batch_size, "workers": 0, "report": False, "trackers": ()}
     # One epoch is too short for early stopping.
-    train |= {"early_stopping_epochs": 0, "final_weights": "better"}
+    train |= {"early_stopping_epochs": 0, "final_weights": "auto"}
     # The few generated images allow no other.
     train["sampler"] = SamplerSection()
     if not torch.cuda.is_available():

@@ -57,6 +57,13 @@ MAX_TITLE_OVERRIDES = 4
 """Overrides in a title, which has to fit into a line."""
 
 
+def _with_new_name(final_weights: Any) -> Any:
+    """Return "auto" for the name that this value had in earlier recipes, which runs have recorded."""
+    if final_weights == "better":
+        return "auto"
+    return final_weights
+
+
 def _split_names(value: Any) -> Any:
     """Return the names in a text such as "tensorboard,wandb", which needs no quotes in a shell."""
     if isinstance(value, str):
@@ -244,10 +251,10 @@ class TrainSection(Section):
         ge=0,
         description="stop when the headline number has not risen for so many epochs (eval.NAME.every_epochs); 0: never",
     )
-    final_weights: Literal["better", "last", "best"] = Field(
-        "better",
+    final_weights: Annotated[Literal["auto", "last", "best"], BeforeValidator(_with_new_name)] = Field(
+        "auto",
         description="what is evaluated and exported. last: the weights after the last step; best: of the best evaluation; "
-        "better: the last, with early stopping the best, and pretrained ones as they were if training made them worse",
+        "auto: the last, with early stopping the best, and pretrained ones as they were if training made them worse",
     )
     check_files: Literal["stat", "content", "off"] = Field(
         "stat", description="what a resumed run compares of its files: size and time, SHA-256, or nothing"

@@ -4,11 +4,13 @@ from typing import Any
 
 from torch import nn
 
-from reptk.config import Recipe
+from reptk.config import EncoderSection, Recipe
 from reptk.config.part_tables import freezes_encoder
+from reptk.config.schema import TrainSection
 from reptk.config.value_schedule import ValueSchedule, describe_value
 from reptk.core import distributed
 from reptk.core.counts import format_count
+from reptk.core.metric_names import display_name
 from reptk.data import Data
 from reptk.methods import Method
 from reptk.training.build import Parts
@@ -38,6 +40,8 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
     if parts.loader.sampler.description:
         batch += f", {parts.loader.sampler.description}"
     schedule = f"{optim.name} lr {optim.lr:g}, {optim.schedule}"
+    if optim.layer_decay < 1:
+        schedule += f", layer decay {optim.layer_decay:g}"
     if isinstance(optim.weight_decay, ValueSchedule):
         schedule += f", weight decay {optim.weight_decay.describe()}"
     precision = parts.settings.precision
@@ -45,17 +49,18 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
         precision = f"{precision} (auto)"
     if parts.settings.evaluates_ema:
         precision += f", moving average {train.ema_decay:g} evaluated"
-    return [
+    rows = [
         ("data", recipe.data["name"], data),
         ("views", f"{recipe.views['name']} x{num_views}", _describe_views(parts, recipe)),
         (
             "encoder",
             recipe.encoder.backbone,
-            _describe_encoder(parts.method, is_partly_trained=_is_partly_trained(recipe)),
+            _describe_encoder(parts.method, is_partly_trained=_is_partly_trained(recipe)) + _adaptation(recipe.encoder),
         ),
         _describe_loss(recipe),
         ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]
+    return [*rows, *_final_weights(recipe, parts)]
 
 
 def random_weights_note(recipe: Recipe) -> list[str]:
@@ -162,6 +167,41 @@ def _describe_encoder(method: Method, *, is_partly_trained: bool) -> str:
     elif is_partly_trained:
         trained = f" ({num_trained / 1e6:.3g} M trained)"
     return f"{weights:.1f} M weights{trained}, {encoder.num_features} features, head {head}"
+
+
+def _adaptation(encoder: EncoderSection) -> str:
+    """Return what the recipe says about which weights of the backbone are trained, if that is not all of them."""
+    details = ""
+    if encoder.freeze != "none":
+        details += f", freeze {encoder.freeze}"
+    if encoder.freeze_batchnorm:
+        details += ", BatchNorm frozen"
+    if encoder.lora_rank:
+        details += f", LoRA rank {encoder.lora_rank}"
+    return details
+
+
+def _final_weights(recipe: Recipe, parts: Parts) -> list[tuple[str, str, str]]:
+    """Return the row about which weights the run ends in, and by which metric they are chosen, if that is not the default."""
+    settings = parts.settings
+    patience_epochs = settings.early_stopping_epochs
+    default = TrainSection.model_fields["final_weights"].default
+    if settings.final_weights == default and not patience_epochs:
+        return []
+    name = settings.final_weights
+    if settings.ends_in_best:
+        name = "best"
+    key = parts.headline_evaluator
+    # A classifier and data without labels have evaluators that the recipe does not name.
+    evaluator = recipe.eval.get(key, {"name": key})["name"]
+    details = []
+    if settings.ends_in_best:
+        details.append(f"by {display_name(evaluator)} (eval.{key})")
+    if patience_epochs:
+        details.append(
+            f"early stopping after {format_count(patience_epochs, 'epoch')} without a higher {display_name(evaluator)}"
+        )
+    return [("weights", name, ", ".join(details))]
 
 
 def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:

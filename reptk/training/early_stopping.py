@@ -36,7 +36,7 @@ class BestEvaluation(NamedTuple):
 
 def ends_in_best(final_weights: str, early_stopping_epochs: int) -> bool:
     """Return whether a run with these values of `[train]` ends in the weights of its best evaluation, not in the last ones."""
-    if final_weights == "better":
+    if final_weights == "auto":
         return early_stopping_epochs > 0
     return final_weights == "best"
 

@@ -4,7 +4,7 @@
 
 last    the weights after the last step.
 best    the weights of the best evaluation (`reptk.training.early_stopping`), that after the last step included.
-better  as "best" with early stopping, otherwise as "last". And if training began with pretrained weights and made them worse
+auto    as "best" with early stopping, otherwise as "last". And if training began with pretrained weights and made them worse
         (`reptk.evaluate.verdict.is_clearly_worse`), `model/` holds the encoder as it was before training.
 
 The weights come from checkpoints, which remain: a finished run that is resumed with another value ends in other weights. Those
@@ -36,11 +36,13 @@ class FinalWeights(NamedTuple):
     weights: "last", "best" or "pretrained".
     epoch: number of epochs that they were trained.
     sentence: for the output and results.json; empty for the last ones.
+    metric: by which they were chosen among the evaluations of the run; empty if they were not.
     """
 
     weights: str
     epoch: float
     sentence: str = ""
+    metric: str = ""
 
 
 def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluation) -> tuple[Evaluation, FinalWeights]:
@@ -60,8 +62,10 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
     if settings.keeps_best and best is not None and best.step == state.step:
         process.mark_best(parts, state, best.metric, best.value)
     final = FinalWeights(LAST, state.step / settings.steps_per_epoch)
-    if not settings.ends_in_best or best is None or best.step == state.step:
+    if not settings.ends_in_best or best is None:
         return last, final
+    if best.step == state.step:
+        return last, final._replace(metric=best.metric)
     best_epoch = best.step / settings.steps_per_epoch
     saved = _load(process, best.step)
     if saved is None:
@@ -78,10 +82,12 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
         f"model/ holds the weights after epoch {best_epoch:g}, and the row trained is theirs: {display_name(best.metric)} was "
         f"the best of {final.epoch:g} epochs ({_of_last(last, best.metric)}). {_how_to_take(LAST)}"
     )
-    return evaluation, FinalWeights(BEST, best_epoch, sentence)
+    return evaluation, FinalWeights(BEST, best_epoch, sentence, best.metric)
 
 
-def take_better(parts: Parts, process: RunProcess, results: dict[str, Any], trained: FinalWeights) -> dict[str, Any]:
+def take_pretrained_if_better(
+    parts: Parts, process: RunProcess, results: dict[str, Any], trained: FinalWeights
+) -> dict[str, Any]:
     """Restore the pretrained encoder and write it to `model/` if training made it worse and the run may end in it.
 
     Args:
@@ -93,16 +99,20 @@ def take_better(parts: Parts, process: RunProcess, results: dict[str, Any], trai
     Returns:
         The results with `model`, which says what weights the method has now.
     """
-    final = _better_of_both(parts, process, results, trained)
+    final = _trained_or_pretrained(parts, process, results, trained)
     model = {"weights": final.weights, "epoch": final.epoch, "rule": parts.settings.final_weights}
+    if final.metric:
+        model["metric"] = final.metric
     if final.sentence:
         model["sentence"] = final.sentence
     return with_model(results, model)
 
 
-def _better_of_both(parts: Parts, process: RunProcess, results: dict[str, Any], trained: FinalWeights) -> FinalWeights:
+def _trained_or_pretrained(
+    parts: Parts, process: RunProcess, results: dict[str, Any], trained: FinalWeights
+) -> FinalWeights:
     settings = parts.settings
-    if settings.final_weights != "better" or settings.initial_weights != PRETRAINED:
+    if settings.final_weights != "auto" or settings.initial_weights != PRETRAINED:
         return trained
     # The ranks share the evaluation and may round differently.
     if not distributed.run_on_main(lambda: is_clearly_worse(results)):

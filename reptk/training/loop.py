@@ -36,7 +36,7 @@ from reptk.training.evaluation import (
     trained_metrics,
     write_report,
 )
-from reptk.training.final_weights import take_best, take_better
+from reptk.training.final_weights import take_best, take_pretrained_if_better
 from reptk.training.health import check_outputs
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
@@ -181,7 +181,7 @@ def _train_in_folder(
         process.bad_samples.update()
         trained, final = take_best(parts, state, process, trained)
         results = run_results(parts, state, trained, commit)
-        results = take_better(parts, process, results, final)
+        results = take_pretrained_if_better(parts, process, results, final)
         report_results(results, trained, folder, logger)
         status.details = finished_details(results)
     return trained.metrics

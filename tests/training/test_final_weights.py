@@ -13,7 +13,9 @@ from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.evaluate import run as evaluate_run
 from reptk.models.encoder import Encoder
+from reptk.training.build import build, load_data
 from reptk.training.checkpoint import load_newest, load_step
+from reptk.training.describe import describe
 from reptk.training.loop import train
 from tiny_runs import exported_weights, run_silently, tiny
 
@@ -67,10 +69,34 @@ def test_a_run_ends_in_its_best_weights(
     assert newest.manifest["step"] == 12
 
 
+@pytest.mark.parametrize(
+    ("overrides", "row"),
+    [
+        ([], None),
+        (
+            ["train.early_stopping_epochs=2"],
+            ("best", "by kNN (eval.knn), early stopping after 2 epochs without a higher kNN"),
+        ),
+        (["train.final_weights=best"], ("best", "by kNN (eval.knn)")),
+        (["train.final_weights=last"], ("last", "")),
+        (
+            ["train.final_weights=last", "train.early_stopping_epochs=1"],
+            ("last", "early stopping after 1 epoch without a higher kNN"),
+        ),
+        (["train.final_weights=auto"], None),
+        # What recipes recorded before.
+        (["train.final_weights=better"], None),
+    ],
+)
+def test_header_says_which_weights_a_run_ends_in(overrides: list[str], row: tuple[str, str] | None) -> None:
+    recipe = tiny(*overrides)
+    rows = describe(recipe, build(recipe, load_data(recipe), torch.device("cpu")))
+    described = {what: (name, details) for what, name, details in rows}
+    assert described.get("weights") == row
+
+
 def evaluated(folder: Path) -> dict[str, float]:
     """The metrics of the encoder in model/, on the tiny recipe's data."""
-    from reptk.training.build import load_data
-
     recipe = tiny()
     data = load_data(recipe)
     evaluators, _ = evaluate_run.build_evaluators(recipe.eval, data)
