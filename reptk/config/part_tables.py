@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reptk.config import signature
 from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, TRACKERS, VIEWS, Registry, unknown
-from reptk.config.schema import RecipeError, Table, TrackerNames
+from reptk.config.schema import EncoderSection, RecipeError, Table, TrackerNames
 from reptk.config.signature import Problem
 from reptk.config.value_schedule import ValueSchedule, schedules_in
 from reptk.core.errors import UsageError
@@ -135,14 +135,19 @@ def label_options(part: Table) -> Table:
     return {key: part[key] for key in LABEL_KEYS if key in part and key not in accepted}
 
 
-def headline_evaluator(evaluators: Mapping[str, Table]) -> str:
+def headline_evaluator(evaluators: Mapping[str, Table], *, trains_classifier_alone: bool = False) -> str:
     """Return the key of the evaluator whose metric is the headline, as `reptk.evaluate.results.headline` chooses it.
 
     That is a classifier's accuracy which is listed first, else kNN, else the first evaluator.
 
     Args:
         evaluators: the complete `[eval.NAME]` tables.
+        trains_classifier_alone: the accuracy is the headline wherever it is listed, since kNN stays the same.
     """
+    if trains_classifier_alone:
+        for key, table in evaluators.items():
+            if table["name"] == "accuracy":
+                return key
     first = next(iter(evaluators))
     if evaluators[first]["name"] == "accuracy":
         return first
@@ -162,6 +167,12 @@ def takes_loss(method: Table) -> bool:
 def freezes_encoder(method: Table) -> bool:
     """Whether a `[method]` table trains a classifier alone, on an encoder that it freezes."""
     return method.get("freeze_encoder") is True
+
+
+def trains_classifier_alone(method: Table, encoder: EncoderSection) -> bool:
+    """Whether a recipe trains a classifier on a backbone of which nothing is trained."""
+    has_classifier = METHODS.takes(method["name"], "num_classes")
+    return freezes_encoder(method) or (has_classifier and encoder.freeze == "all")
 
 
 def _complete_label_keys(options: Table, problems: list[Problem]) -> Table:

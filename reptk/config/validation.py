@@ -10,6 +10,7 @@ from reptk.config.part_tables import (
     complete_trackers,
     headline_evaluator,
     takes_loss,
+    trains_classifier_alone,
 )
 from reptk.config.registry import LOSSES, METHODS
 from reptk.config.schema import Recipe, RecipeError, Table
@@ -74,7 +75,8 @@ def _check_best(recipe: Recipe) -> list[Problem]:
         key, value = "train.final_weights", train.final_weights
     else:
         return []
-    measuring = headline_evaluator(recipe.eval)
+    is_alone = trains_classifier_alone(recipe.method, recipe.encoder)
+    measuring = headline_evaluator(recipe.eval, trains_classifier_alone=is_alone)
     if recipe.eval[measuring]["every_epochs"]:
         return []
     return [

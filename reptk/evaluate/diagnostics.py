@@ -1,4 +1,4 @@
-"""What embeddings show that the loss does not: alignment, uniformity, rank; collapse, a dead temperature, a shortcut."""
+"""What the loss alone does not show: alignment, uniformity, rank; collapse, divergence, a dead temperature, a shortcut."""
 
 import math
 from collections.abc import Mapping
@@ -34,6 +34,16 @@ COLLAPSE_ADVICE = (
     "Lower optim.lr, lengthen optim.warmup_epochs, raise train.batch_size, and see whether the views of one image differ "
     "(reptk views)"
 )
+
+MAX_LOSS_RATIO = 1.5
+"""Cross-entropy, as a multiple of that of equal scores for all classes, above which a classifier diverges."""
+
+SCALE_REASON = (
+    "the classifier sees the features as they are, not normalized, so a rate that suits one backbone may be far off for "
+    "another"
+)
+
+DIVERGENCE_ADVICE = f"Lower optim.lr, e.g. to a tenth: {SCALE_REASON}"
 
 TEMPERATURE_ADVICE = "Lower loss.temperature (0.05 to 0.5 is usual)"
 """It never contradicts `COLLAPSE_ADVICE`: a higher temperature helps neither."""
@@ -134,6 +144,22 @@ def concerns(
         if flatness > FLAT_SOFTMAX:
             messages["temperature"] = _dead_temperature(temperature, flatness)
     return state, messages
+
+
+def divergence_message(cross_entropy: float, num_classes: int) -> str | None:
+    """Return a message if the cross-entropy of a training step is far above that of a classifier that knows nothing.
+
+    Args:
+        cross_entropy: natural logarithm.
+        num_classes: C; equal scores for all classes have a cross-entropy of log(C), whatever the targets.
+    """
+    equal_scores = math.log(num_classes)
+    if not cross_entropy > MAX_LOSS_RATIO * equal_scores:
+        return None
+    return (
+        f"divergence: the cross-entropy is {cross_entropy:.1f}, and equal scores for all {num_classes} classes have "
+        f"{equal_scores:.1f}. {DIVERGENCE_ADVICE}"
+    )
 
 
 def shortcut_message(loss: float, rows: int, *, accuracy: float, untrained: float) -> str | None:

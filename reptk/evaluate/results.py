@@ -1,7 +1,10 @@
 """results.json: every number with its interval, gains and protocol. One schema for runs and for `reptk evaluate`.
 
 schema      1; raised when a reader of the previous schema would be wrong
-headline    the main metric, e.g. "knn@20"; "accuracy" where the recipe lists that evaluator first
+headline    the main metric, which early stopping and the choice of the best weights compare, too: "accuracy" where the recipe
+            lists that evaluator first, as the stages do, and where a classifier is trained on a frozen backbone, whose features
+            no training changes; else the weighted kNN with k nearest to 20, e.g. "knn@20", so that cross-entropy and
+            contrastive losses are compared in one number; else the first metric
 metrics     {row: {name: value}}; shares between 0 and 1; the last row is the encoder that is evaluated ("trained" in a run,
             "encoder" elsewhere), the others are its baselines; "untrained" is the encoder before training, and
             protocol["untrained"] says with which weights (protocol["initial_weights"]: "pretrained", "random", or "starting",
@@ -13,12 +16,14 @@ classes     [{"name", "bank", "queries", name: value, ...}] of the last row: ima
 confusions  [{"class", "taken_for", "count", "of"}], the most frequent first
 health      {row: {"alignment", "uniformity", "rank", "dimensions", "std"}}, see `reptk.evaluate.health`
 copies      share of the queries that have a copy of themselves in the bank (by raw pixels, if they were evaluated)
-notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization
-training    {"epochs": number that was trained, "warnings": {"collapse" | "temperature" | "shortcut": [epochs]},
+notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization, and the accuracy of chance
+training    {"epochs": number that was trained,
+            "warnings": {"collapse" | "divergence" | "temperature" | "shortcut": [epochs]},
+            "frozen_backbone": true if none of its weights was trained, so that its features are those before training;
             "stopped_early": {"epochs": of the recipe, "best_epoch", "metric", "value", "patience_epochs"} if it ended
             before}; of a run only
-model       {"weights": "last" | "best" | "pretrained", "epoch", "rule": train.final_weights, "sentence": if they are not the
-            last ones}: which weights are in model/; of a run only
+model       {"weights": "last" | "best" | "pretrained", "epoch", "rule": train.final_weights, "metric": by which the best
+            evaluation was chosen, "sentence": if they are not the last ones}: which weights are in model/; of a run only
 verdict     {"level": "good" | "fair" | "poor" | "", "sentence", "advice": [...]}, see `reptk.evaluate.verdict`; "": nothing to
             compare with
 protocol    how all of it was measured: data, splits, evaluators, image size, seed, device, versions, commit
@@ -35,8 +40,8 @@ from reptk.core import environment
 from reptk.core.errors import UsageError
 from reptk.core.files import json_text, write_text
 from reptk.data import Data
+from reptk.evaluate.comparison import knn_metric
 from reptk.evaluate.intervals import NUM_DRAWS, QueryMean, gains, intervals
-from reptk.evaluate.metrics.knn import headline_k
 from reptk.evaluate.predictions import FILE as PREDICTIONS_FILE
 from reptk.evaluate.run import Evaluation
 from reptk.evaluate.verdict import RAW_PIXELS, verdict
@@ -171,14 +176,9 @@ def headline(metrics: Mapping[str, float]) -> str:
     """
     if next(iter(metrics), None) == "accuracy":
         return "accuracy"
-    # `knn@20,t=0.2`, the vote at a further temperature, is no candidate.
-    ks = []
-    for name in metrics:
-        vote, _, k = name.partition("@")
-        if vote == "knn" and k.isdigit():
-            ks.append(int(k))
-    if ks:
-        return f"knn@{headline_k(ks)}"
+    knn = knn_metric(metrics)
+    if knn:
+        return knn[0]
     if not metrics:
         raise UsageError("no evaluator returned a metric; name one that does in an [eval.NAME] table")
     return next(iter(metrics))

@@ -1,16 +1,20 @@
 """The verdict: what the metrics and their intervals mean, in a sentence, and what to change."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from reptk.core.metric_names import display_name
+from reptk.evaluate.classifier_verdict import classifier_failure, has_unchanged_features, judge_unchanged_features
+from reptk.evaluate.comparison import Comparison, MetricDifference, Side, compare
 from reptk.evaluate.diagnostics import (
     COLLAPSE_ADVICE,
     COLLAPSED_FEATURES_STD,
+    DIVERGENCE_ADVICE,
     SHORTCUT_ADVICE,
     TEMPERATURE_ADVICE,
     is_collapsed,
 )
+from reptk.evaluate.verdict_phrases import enumerate_words, list_changes, list_moves, with_interval
 
 MAX_COPIES = 0.01
 """Share of queries with a pixel-identical image in the bank from which on the verdict remarks on it."""
@@ -26,13 +30,16 @@ PRETRAINED = "pretrained"
 PRETRAINED_ENCODER = "the pretrained encoder"
 """What the same row is called in a table, and in a sentence, if training began with pretrained weights."""
 
-WARNING_NAMES = {"collapse": "collapse", "temperature": "dead temperature", "shortcut": "leak"}
+WARNING_NAMES = {
+    "collapse": "collapse",
+    "divergence": "divergence",
+    "temperature": "dead temperature",
+    "shortcut": "leak",
+}
 """What the warnings of a run (`training["warnings"]` of results.json) are called; see `reptk.evaluate.diagnostics`."""
 
 MAX_NAMED_EPOCHS = 4
 """Epochs of a warning that are listed one by one."""
-
-Side = Literal["better", "worse", "even"]
 
 PHRASES: dict[Side, str] = {
     "better": "above {}, {}",
@@ -45,8 +52,8 @@ ADVICE_IF_WORSE = {
         "keeps more of small images (encoder.stem=small, views.size), or milder views (views.scale, views.strength)"
     ),
     UNTRAINED: (
-        "It was better before training: lower optim.lr, look at the views (reptk views), and see whether they take away what "
-        "tells the classes apart"
+        "The features were better before training: lower optim.lr, look at the views (reptk views), and see whether they take "
+        "away what tells the classes apart"
     ),
 }
 ADVICE_IF_PRETRAINED_WORSE = (
@@ -63,47 +70,12 @@ ADVICE_WITHOUT_BASELINE = (
 )
 
 
-WARNING_ADVICE = {"collapse": COLLAPSE_ADVICE, "temperature": TEMPERATURE_ADVICE, "shortcut": SHORTCUT_ADVICE}
-
-
-class MetricDifference(NamedTuple):
-    """A metric that differs from a baseline's beyond the paired interval."""
-
-    metric: str
-    side: Side
-    before: float
-    after: float
-
-
-class Comparison(NamedTuple):
-    """The last row against one baseline.
-
-    side: of the headline metric; None if it has no interval.
-    differences: of the other families that differ beyond chance.
-    """
-
-    row: str
-    side: Side | None
-    differences: list[MetricDifference]
-
-    @property
-    def is_worse(self) -> bool:
-        """The headline is worse; or it is no better, and another family is worse while none is better."""
-        if self.side == "worse":
-            return True
-        sides = {difference.side for difference in self.differences}
-        return self.side != "better" and sides == {"worse"}
-
-    @property
-    def is_better(self) -> bool:
-        """The headline is better, and no family is worse."""
-        return self.side == "better" and all(difference.side == "better" for difference in self.differences)
-
-    @property
-    def is_mixed(self) -> bool:
-        """One family is better and another one is worse."""
-        sides = {self.side, *(difference.side for difference in self.differences)}
-        return {"better", "worse"} <= sides
+WARNING_ADVICE = {
+    "collapse": COLLAPSE_ADVICE,
+    "divergence": DIVERGENCE_ADVICE,
+    "temperature": TEMPERATURE_ADVICE,
+    "shortcut": SHORTCUT_ADVICE,
+}
 
 
 def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,18 +83,33 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
 
     The level is empty if there is nothing to compare with.
     """
-    *baselines, last = results["metrics"]
-    comparisons = [_compare(results, row) for row in baselines]
-    comparisons = [comparison for comparison in comparisons if comparison.side is not None or comparison.differences]
-    sentence = _sentence(results, last, comparisons)
+    if has_unchanged_features(results):
+        before = baseline_name(UNTRAINED, results.get("protocol", {}))
+        level, sentence, advice = judge_unchanged_features(results, before, UNTRAINED)
+    else:
+        level, sentence, advice = _judge_encoder(results)
+    failure = classifier_failure(results)
+    if failure is not None:
+        level = "poor"
+        sentence = f"{failure.sentence}. {sentence}"
+        advice = [*failure.advice, *advice]
+    last = list(results["metrics"])[-1]
     collapse = _collapse(results["health"].get(last, {}))
     model = _model(results)
     warnings = _training_warnings(results, advises=not collapse)
     if collapse:
         # It makes every comparison meaningless. Collapsed features are all alike, so copies cannot be told from others.
         return {"level": "poor", "sentence": sentence, "advice": [*model, *collapse, *warnings]}
-    level, advice = _judge(comparisons, len(baselines), began_pretrained(results.get("protocol", {})))
     return {"level": level, "sentence": sentence, "advice": [*model, *advice, *warnings, *_copies(results)]}
+
+
+def _judge_encoder(results: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    """Return level, sentence and advice from the comparison with the baselines."""
+    *baselines, last = results["metrics"]
+    comparisons = [compare(results, row) for row in baselines]
+    comparisons = [comparison for comparison in comparisons if comparison.side is not None or comparison.differences]
+    level, advice = _judge(comparisons, len(baselines), began_pretrained(results.get("protocol", {})))
+    return level, _sentence(results, last, comparisons), advice
 
 
 def is_clearly_worse(results: Mapping[str, Any], row: str = UNTRAINED) -> bool:
@@ -137,7 +124,7 @@ def is_clearly_worse(results: Mapping[str, Any], row: str = UNTRAINED) -> bool:
     last = list(results["metrics"])[-1]
     if not results["metrics"][last].keys() <= results["metrics"][row].keys():
         return False
-    comparison = _compare(results, row)
+    comparison = compare(results, row)
     return comparison.is_worse and not comparison.is_mixed
 
 
@@ -179,7 +166,8 @@ def _judge(comparisons: Sequence[Comparison], num_baselines: int, is_pretrained:
     advice = []
     # Baselines of other names have no advice of their own.
     for comparison in comparisons:
-        if not comparison.is_worse or comparison.row not in ADVICE_IF_WORSE:
+        # Where metrics disagree, neither encoder is the better one.
+        if not comparison.is_worse or comparison.is_mixed or comparison.row not in ADVICE_IF_WORSE:
             continue
         if comparison.row == UNTRAINED and is_pretrained:
             advice.append(ADVICE_IF_PRETRAINED_WORSE)
@@ -196,46 +184,37 @@ def _judge(comparisons: Sequence[Comparison], num_baselines: int, is_pretrained:
     return "fair", advice
 
 
-def _compare(results: Mapping[str, Any], row: str) -> Comparison:
-    """Compare the last row with a baseline in the headline and in one metric of every other family."""
-    last = list(results["metrics"])[-1]
-    gains = results["gains"].get(row, {})
-    headline = results["headline"]
-    side = None
-    if headline in gains:
-        side = _side(gains[headline])
-    differences = []
-    for metric in _family_metrics(gains, headline):
-        metric_side = _side(gains[metric])
-        if metric_side != "even":
-            before = results["metrics"][row][metric]
-            after = results["metrics"][last][metric]
-            differences.append(MetricDifference(metric, metric_side, before, after))
-    return Comparison(row, side, differences)
-
-
-def _family_metrics(metrics: Iterable[str], headline: str) -> list[str]:
-    """Return one metric of every family, apart from the headline: the usual one, or that of the fewest labels."""
-    names = list(metrics)
-    few_shot = [name for name in names if name.startswith("few_shot@")]
-    usual = ["recall@1", "map@r", "linear", "linear_stage", *few_shot[:1], "view_recall@1"]
-    return [name for name in usual if name in names and name != headline]
-
-
 def _sentence(results: Mapping[str, Any], last: str, comparisons: Sequence[Comparison]) -> str:
-    """The headline metric with its interval, and what is above and below the baselines."""
-    name = results["headline"]
-    sentence = f"{display_name(name)} {100 * results['metrics'][last][name]:.1f} %"
-    if any(comparison.row == UNTRAINED and comparison.is_worse for comparison in comparisons):
-        sentence = f"Training made it worse: {sentence}"
-    interval = results["intervals"][last].get(name)
-    if interval is not None:
-        low, high = interval
-        sentence += f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-    phrases = [_comparison_phrase(results, comparison) for comparison in comparisons]
+    """The headline metric with its interval, and what is above and below the baselines; first, what training made worse."""
+    sentence = with_interval(results, results["headline"])
+    phrases = []
+    for comparison in comparisons:
+        if comparison.row == UNTRAINED and comparison.is_worse:
+            sentence = f"{_training_phrase(results, comparison)}. {sentence}"
+            comparison = comparison._replace(differences=[])  # named already
+        if comparison.side is not None or comparison.differences:
+            phrases.append(_comparison_phrase(results, comparison))
     if phrases:
         sentence += ": " + "; ".join(phrases)
     return sentence + _accuracy_phrase(results, last)
+
+
+def _training_phrase(results: Mapping[str, Any], comparison: Comparison) -> str:
+    """Name every metric that training made worse, and those that it made better, as one statement about all of them."""
+    headline = results["headline"]
+    differences = list(comparison.differences)
+    if comparison.side == "worse":
+        last = list(results["metrics"])[-1]
+        before, after = results["metrics"][comparison.row][headline], results["metrics"][last][headline]
+        differences.insert(0, MetricDifference(headline, "worse", before, after))
+    worse = [difference for difference in differences if difference.side == "worse"]
+    better = [difference for difference in differences if difference.side == "better"]
+    phrase = f"Training made {list_changes(worse)} worse"
+    if better:
+        phrase += f", and {list_changes(better)} better"
+    if comparison.side == "even":
+        phrase += f", and {display_name(headline)} no different"
+    return phrase
 
 
 def _accuracy_phrase(results: Mapping[str, Any], last: str) -> str:
@@ -256,41 +235,16 @@ def _comparison_phrase(results: Mapping[str, Any], comparison: Comparison) -> st
     row, side, differences = comparison
     baseline = baseline_name(row, results.get("protocol", {}))
     if side is None:
-        return f"against {baseline}, {_list_differences(differences)}"
+        return f"against {baseline}, {list_moves(differences)}"
     value = f"{100 * results['metrics'][row][results['headline']]:.1f} %"
     phrase = PHRASES[side].format(baseline, value)
     alike = [display_name(difference.metric) for difference in differences if difference.side == side]
     other = [difference for difference in differences if difference.side != side]
     if alike:
-        phrase += f" ({_enumerate(alike)} too)"
+        phrase += f" ({enumerate_words(alike)} too)"
     if other:
-        phrase += f", but {_list_differences(other)}"
+        phrase += f", but {list_moves(other)}"
     return phrase
-
-
-def _list_differences(differences: Sequence[MetricDifference]) -> str:
-    phrases = []
-    for difference in differences:
-        direction = "up" if difference.side == "better" else "down"
-        name = display_name(difference.metric)
-        phrases.append(f"{name} is {direction} from {100 * difference.before:.1f} to {100 * difference.after:.1f} %")
-    return _enumerate(phrases)
-
-
-def _enumerate(words: Sequence[str]) -> str:
-    if len(words) == 1:
-        return words[0]
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _side(gain: tuple[float, float, float]) -> Side:
-    """On which side of 0 the interval of a gain is."""
-    _, low, high = gain
-    if low > 0:
-        return "better"
-    if high < 0:
-        return "worse"
-    return "even"
 
 
 def _collapse(state: Mapping[str, float]) -> list[str]:
@@ -323,7 +277,7 @@ def _training_warnings(results: Mapping[str, Any], *, advises: bool) -> list[str
             phrases.append(f"{name} {_epochs(warnings[kind])}")
     if not phrases:
         return []
-    line = f"Training warned of {_enumerate(phrases)} of {training['epochs']}"
+    line = f"Training warned of {enumerate_words(phrases)} of {training['epochs']}"
     lasting = [kind for kind in WARNING_NAMES if training["epochs"] in warnings.get(kind, ())]
     if not advises or not lasting:
         return [line]
@@ -336,7 +290,7 @@ def _epochs(epochs: Sequence[int]) -> str:
     if len(epochs) == 1:
         return f"after epoch {epochs[0]}"
     if len(epochs) <= MAX_NAMED_EPOCHS:
-        return f"after epochs {_enumerate([str(epoch) for epoch in epochs])}"
+        return f"after epochs {enumerate_words([str(epoch) for epoch in epochs])}"
     return f"after {len(epochs)} epochs from {epochs[0]} to {epochs[-1]}"
 
 

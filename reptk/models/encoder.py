@@ -255,6 +255,12 @@ class Encoder(nn.Module):
         scales = layer_scales(self.backbone, decay, "optim.layer_decay")
         return [(parameter, scales[name]) for name, parameter in self.backbone.named_parameters()]
 
+    @property
+    def is_backbone_frozen(self) -> bool:
+        """Whether no parameter of the backbone is trained, so that `features` stays the same."""
+        names = {name for name, _ in self.backbone.named_parameters()}
+        return names <= set(self._frozen_parameters)
+
     def frozen_modules(self) -> list[nn.Module]:
         """Return the modules that stay in evaluation mode, with all that is in them."""
         modules: list[nn.Module] = []

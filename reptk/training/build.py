@@ -24,6 +24,7 @@ from reptk.data import Data, Loader, check_num_images, create_sampler
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.label_selection import select_labels
 from reptk.evaluate import Evaluator, build_evaluators
+from reptk.evaluate.run import ACCURACY
 from reptk.evaluate.verdict import PRETRAINED
 from reptk.methods import Method, Step, draws_on_whole_pictures
 from reptk.models.backbone import is_external
@@ -254,6 +255,11 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
     optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
     evaluators, every_epochs = build_evaluators(recipe.eval, data, has_classifier=method.classifier is not None)
+    is_alone = method.classifier is not None and method.encoder.is_backbone_frozen
+    headline = _headline_evaluator(recipe.eval, evaluators, trains_classifier_alone=is_alone)
+    if is_alone:
+        # The first metric, so that it is the headline of the results, too.
+        evaluators = {headline: evaluators[headline], **evaluators}
     return Parts(
         data=data,
         loader=loader,
@@ -264,7 +270,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         schedule=schedule,
         scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
         evaluators=evaluators,
-        headline_evaluator=_headline_evaluator(recipe.eval, evaluators),
+        headline_evaluator=headline,
         has_trained_classifier=has_trained_classifier,
         every_epochs=every_epochs,
         evaluation_views=evaluation_views,
@@ -319,8 +325,14 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
     )
 
 
-def _headline_evaluator(tables: dict[str, Table], evaluators: dict[str, Evaluator]) -> str:
-    key = headline_evaluator(tables)
+def _headline_evaluator(
+    tables: dict[str, Table], evaluators: dict[str, Evaluator], *, trains_classifier_alone: bool
+) -> str:
+    """Return the key of the evaluator whose metric is the headline; see `headline_evaluator`."""
+    key = headline_evaluator(tables, trains_classifier_alone=trains_classifier_alone)
+    if trains_classifier_alone and not any(table["name"] == ACCURACY for table in tables.values()):
+        # A classifier gets this evaluator without a table.
+        key = ACCURACY
     if key in evaluators:
         return key
     # Without labels there is another evaluator than the recipe's.

@@ -5,9 +5,10 @@ from typing import Any
 from reptk.core.console import EpochProgress
 from reptk.core.metric_names import display_name
 from reptk.evaluate import Evaluator
-from reptk.evaluate.diagnostics import concerns, shortcut_message
+from reptk.evaluate.diagnostics import concerns, divergence_message, shortcut_message
 from reptk.evaluate.results import headline
 from reptk.evaluate.verdict import UNTRAINED
+from reptk.methods import Classify
 from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
@@ -68,6 +69,7 @@ class EpochEnd:
                 state.warnings.setdefault(kind, []).append(self._epoch)
             # The number of dimensions is the same in every row.
             row |= {key: round(value, 4) for key, value in health.items() if key != "dimensions"}
+        self._check_divergence()
         if waiting_share > INPUT_BOUND_SHARE:
             self._warnings["input"] = input_bound_message(waiting_share, self.parts.settings.input_advice)
         state.unfinished_epoch = row
@@ -142,6 +144,19 @@ class EpochEnd:
         state.best_evaluation = best
         if self.parts.settings.keeps_best and best is not None and best.step == state.step:
             self.process.mark_best(self.parts, state, best.metric, best.value)
+
+    def _check_divergence(self) -> None:
+        """Add the warning about a classifier whose loss is far above that of one that knows nothing."""
+        classifier = self.parts.method.classifier
+        cross_entropy = self.state.meter.cross_entropy
+        if isinstance(self.parts.method, Classify):
+            cross_entropy = self.state.meter.loss
+        if classifier is None or cross_entropy is None:
+            return
+        message = divergence_message(cross_entropy, classifier.out_features)
+        if message is not None:
+            self._warnings["divergence"] = message
+            self.state.warnings.setdefault("divergence", []).append(self._epoch)
 
     def _check_shortcut(self, accuracy: float, metric: str) -> None:
         """Add the warning about a loss that is low for a wrong reason."""

@@ -46,6 +46,11 @@ class StepMeter:
         return self.scalars.get("contrastive_loss", self.loss)
 
     @property
+    def cross_entropy(self) -> float | None:
+        """That of a classifier, which methods with several parts return under this name; None if they return none."""
+        return self.scalars.get("cross_entropy")
+
+    @property
     def unread_steps(self) -> int:
         """Steps recorded since the last reading."""
         return len(self._records)

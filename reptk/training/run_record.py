@@ -12,6 +12,8 @@ def training_record(parts: Parts, state: RunState) -> dict[str, Any]:
     """Return `training` of results.json."""
     settings, best = parts.settings, state.best_evaluation
     record: dict[str, Any] = {"epochs": state.step // settings.steps_per_epoch, "warnings": state.warnings}
+    if parts.method.encoder.is_backbone_frozen:
+        record["frozen_backbone"] = True
     if state.step < settings.total_steps and best is not None:
         record["stopped_early"] = {
             "epochs": settings.epochs,

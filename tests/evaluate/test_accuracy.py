@@ -84,6 +84,14 @@ def test_headline_is_the_accuracy_if_it_is_first() -> None:
     assert headline({"knn@20": 0.4, "accuracy": 0.5}) == "knn@20"
 
 
+def test_the_share_of_the_most_frequent_class_is_noted(problem: tuple[Encoder, Data, nn.Linear]) -> None:
+    encoder, data, classifier = problem
+    notes = evaluate_encoder(encoder, data, [Accuracy()], classifier=classifier).notes
+    known = data.query.labels[data.query.labels >= 0]
+    expected = max(known.tolist().count(label) for label in range(NUM_CLASSES)) / len(known)
+    assert notes["accuracy"] == {"most_frequent_class": pytest.approx(expected, abs=1e-6)}
+
+
 def test_an_encoder_with_a_classifier_gets_the_evaluator(problem: tuple[Encoder, Data, nn.Linear]) -> None:
     _, data, _ = problem
     tables = {"knn": {"name": "knn", "every_epochs": 4}, "linear": {"name": "linear", "every_epochs": 0}}

@@ -88,7 +88,7 @@ def test_the_verdict_follows_from_the_intervals() -> None:
 
 def test_a_fine_tuning_that_ends_worse_than_it_began_says_so_first() -> None:
     worse = verdict_of(DOWN, weights="pretrained weights")
-    assert worse["sentence"].startswith("Training made it worse: kNN@20 70.0 %")
+    assert worse["sentence"].startswith("Training made kNN@20 (60.0 to 70.0 %) worse. kNN@20 70.0 % (95 % interval ")
     assert "below the pretrained encoder, 60.0 %" in worse["sentence"]
     assert worse["advice"] == [ADVICE_IF_PRETRAINED_WORSE]
     # What is exported comes before the advice.
@@ -96,8 +96,10 @@ def test_a_fine_tuning_that_ends_worse_than_it_began_says_so_first() -> None:
     # Also if only another metric shows it.
     hidden = verdict_of(EVEN, **{"map@r": (-0.024, -0.03, -0.01)})
     assert hidden["level"] == "poor"
-    assert hidden["sentence"].startswith("Training made it worse: ")
-    assert hidden["sentence"].endswith("60.0 %, but mAP@R is down from 40.0 to 37.6 %")
+    assert hidden["sentence"].startswith(
+        "Training made mAP@R (40.0 to 37.6 %) worse, and kNN@20 no different. kNN@20 70.0 %"
+    )
+    assert hidden["sentence"].endswith("no different from the encoder before training (random weights), 60.0 %")
     assert ADVICE_IF_EVEN not in hidden["advice"]
 
 
@@ -135,6 +137,19 @@ def test_metrics_that_disagree_are_not_good() -> None:
     mixed = verdict_of(UP, linear=DOWN)
     assert (mixed["level"], mixed["advice"]) == ("fair", [ADVICE_IF_MIXED])
     assert mixed["sentence"].endswith("but Linear is down from 40.0 to 30.0 %")
+
+
+def test_metrics_that_disagree_are_named_as_one_statement() -> None:
+    """What training made worse stands beside what it made better, and neither encoder is called the better one."""
+    mixed = verdict_of(DOWN, **{"map@r": UP, "linear": DOWN})
+    assert mixed["sentence"].startswith(
+        "Training made kNN@20 (60.0 to 70.0 %) and Linear (40.0 to 30.0 %) worse, and mAP@R (40.0 to 50.0 %) better. kNN@20"
+    )
+    assert (mixed["level"], mixed["advice"]) == ("poor", [ADVICE_IF_MIXED])
+    # Without an interval of the headline, the families are named once.
+    hidden = verdict_of(None, **{"map@r": DOWN})
+    assert hidden["sentence"].startswith("Training made mAP@R (40.0 to 30.0 %) worse. kNN@20 70.0 %")
+    assert hidden["sentence"].endswith("above raw pixels, 50.0 %")
 
 
 def test_copies_are_a_remark_and_change_nothing_else() -> None:

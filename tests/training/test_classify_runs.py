@@ -13,6 +13,7 @@ from reptk import config
 from reptk.cli.evaluate import main as evaluate
 from reptk.config.registry import VIEWS
 from reptk.core import rng
+from reptk.core.console import Logger
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Loader
 from reptk.methods import Batch, Step
@@ -21,6 +22,7 @@ from reptk.models.encoder import Encoder
 from reptk.training import loop
 from reptk.training.build import Parts, build, load_data
 from reptk.training.describe import describe, random_weights_note
+from reptk.training.loop import train
 from reptk.training.run_status import read_status
 from reptk.training.same_run import check_same_ranks
 from tiny_runs import are_equal, exported_weights, metric_rows, result_metrics, run_silently, tiny
@@ -144,6 +146,47 @@ def test_header_and_notes_say_that_the_encoder_is_frozen() -> None:
     assert f"(none trained; those of the classifier are: {num_classifier:,})" in details
     [note] = random_weights_note(recipe)
     assert note.startswith("method.freeze_encoder leaves weights of the backbone untrained")
+
+
+def test_a_classifier_that_diverges_on_a_frozen_backbone_is_judged_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = tiny("method.freeze_encoder=true", "optim.lr=300.0", "train.report=false", **CLASSIFY)
+    train(recipe, tmp_path / "run", logger=Logger(prints=True))
+    printed = capsys.readouterr().out
+    assert "divergence: the cross-entropy is " in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["training"]["frozen_backbone"] is True
+    assert results["training"]["warnings"] == {"divergence": [1, 2]}
+    assert "diverged" in results["verdict"]["sentence"].partition(". Accuracy ")[0]
+    assert (
+        "The backbone was not trained, so the features are those of the encoder before"
+        in results["verdict"]["sentence"]
+    )
+    assert not any("Raw pixels" in line for line in results["verdict"]["advice"])
+
+
+@pytest.mark.parametrize("frozen", ["method.freeze_encoder=true", "encoder.freeze=all"])
+def test_accuracy_decides_where_nothing_else_changes(frozen: str, tmp_path: Path) -> None:
+    """kNN on a frozen backbone is the same after every epoch, and would call the first one the best."""
+    options = [frozen, "train.epochs=4", "optim.lr=0.03", "train.final_weights=best", "train.report=false"]
+    recipe = tiny(*options, **CLASSIFY)
+    run_silently(recipe, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["headline"] == "accuracy"
+    assert results["model"]["metric"] == "accuracy"
+    logged = [row["accuracy"] for row in metric_rows(tmp_path / "run") if "accuracy" in row]
+    assert results["metrics"]["trained"]["accuracy"] == max(*logged, results["metrics"]["trained"]["accuracy"])
+    parts = build(recipe, load_data(recipe), torch.device("cpu"))
+    assert describe(recipe, parts)[-1] == ("weights", "best", "by Accuracy (eval.accuracy)")
+
+
+def test_early_stopping_by_accuracy_needs_its_evaluation() -> None:
+    tables = {"eval": {"knn": {"k": [1], "every_epochs": 1}, "accuracy": {}}}
+    stops = ("method.freeze_encoder=true", "train.early_stopping_epochs=2")
+    with pytest.raises(UsageError, match=r"set eval\.accuracy\.every_epochs"):
+        tiny(*stops, **CLASSIFY, **tables)
+    tiny(*stops[1:], **CLASSIFY, **tables)  # kNN decides
 
 
 def test_settings_of_an_encoder_that_is_frozen_are_refused() -> None:

@@ -10,6 +10,9 @@ from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.protocol import EvalResult, Evaluator, PositiveInts
 
+CHANCE = "most_frequent_class"
+"""Key of the note on chance: the share of the queries that are of the most frequent class."""
+
 CHUNK = 1 << 14
 """Rows that are classified at a time."""
 
@@ -43,7 +46,8 @@ class Accuracy(Evaluator):
         for k in ks:
             name = "accuracy" if k == 1 else f"accuracy@{k}"
             metrics[name] = QueryMean((ranks < k).float())
-        return EvalResult(metrics)
+        chance = labels.bincount().max().item() / len(labels)
+        return EvalResult(metrics, notes={"accuracy": {CHANCE: round(chance, 6)}})
 
 
 @torch.no_grad()
