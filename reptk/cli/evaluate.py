@@ -175,6 +175,7 @@ def _evaluate_rows(
 ) -> "dict[str, Evaluation]":
     from reptk.config.registry import VIEWS
     from reptk.evaluate import evaluate_encoder, evaluate_pixels
+    from reptk.evaluate.run import Execution
 
     # Used by evaluators that compare views of images. A timm backbone does not say which views it was trained with.
     default_views = {"name": DEFAULT_VIEWS, "size": subject.encoder.config["size"]}
@@ -199,9 +200,7 @@ def _evaluate_rows(
                 evaluators,
                 classifier=classifiers[row],
                 views=views,
-                device=device,
-                precision=subject.precision,
-                workers=workers,
+                execution=Execution(device, subject.precision, workers),
                 progress=progress,
             )
     return rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,19 @@ class Evaluation:
         return cls(metrics, state["health"], parse_json(state["notes"]))
 
 
+class Execution(NamedTuple):
+    """Where and how images are encoded.
+
+    device: of the encoder.
+    precision: of its computations (autocast).
+    workers: threads that decode images.
+    """
+
+    device: torch.device | str = "cpu"
+    precision: Precision = "fp32"
+    workers: int = 0
+
+
 def evaluate_encoder(
     encoder: Encoder,
     data: Data,
@@ -74,29 +87,25 @@ def evaluate_encoder(
     *,
     classifier: nn.Linear | None = None,
     views: DrawViews | None = None,
-    device: torch.device | str = "cpu",
-    precision: Precision = "fp32",
-    workers: int = 0,
+    execution: Execution = Execution(),
     progress: Progress | None = None,
     during_training: bool = False,
 ) -> Evaluation:
     """Evaluate an encoder, which is in evaluation mode meanwhile.
 
     Args:
-        encoder: moved to `device`.
+        encoder: moved to the device.
         data: the data set.
         evaluators: called one after the other with the same features.
         classifier: that was trained with the encoder on these classes, for evaluators that measure it.
         views: random views, for evaluators that use them.
-        device: where to encode.
-        precision: in which to encode (autocast).
-        workers: threads that decode images.
+        execution: where and how images are encoded.
         progress: called with the stage ("encoding", "searching"), how many images or queries are done, and of how many.
         during_training: see `run_evaluators`.
     """
 
     def embed(images: Tensor) -> Tensor:
-        with autocast(device, precision):
+        with autocast(execution.device, execution.precision):
             return encoder.features(images)
 
     features = ImageFeatures(
@@ -106,14 +115,14 @@ def evaluate_encoder(
         resize=data.resize,
         interpolation=data.interpolation,
         views=views,
-        device=device,
-        workers=workers,
+        device=execution.device,
+        workers=execution.workers,
         progress=progress,
     )
     if classifier is not None:
-        features.classifier = classifier.to(device)
+        features.classifier = classifier.to(execution.device)
     # Features are computed lazily, inside the evaluators.
-    with eval_mode(encoder.to(device)):
+    with eval_mode(encoder.to(execution.device)):
         return run_evaluators(features, data, evaluators, during_training=during_training)
 
 
@@ -125,7 +134,7 @@ def evaluate_pixels(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate the raw pixels, of images of at most 32 x 32; arguments as of `evaluate_encoder`."""
+    """Evaluate the raw pixels, of images of at most 32 x 32; arguments as of `evaluate_encoder` and `Execution`."""
     first_image = data.train.images.fetch(torch.tensor([0]))
     size_px = min(first_image.shape[-1], PIXELS_PX)
     features = ImageFeatures(

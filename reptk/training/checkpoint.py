@@ -173,27 +173,16 @@ def last_step(folder: Path) -> int:
     return 0
 
 
-def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
-    """Record that the checkpoint of a step is the best so far, so that it is not deleted.
+def mark_best(folder: Path, step: int) -> None:
+    """Let the checkpoint of a step remain, in place of the one that was marked before.
+
+    What makes it the best is in the state of the run (`reptk.training.early_stopping`).
 
     Args:
         folder: the run's `checkpoints`.
         step: number of steps done.
-        metric: name of what was measured, e.g. "knn@20".
-        value: higher is better.
     """
-    content = {"step": step, "metric": metric, "value": value}
-    write_text(folder / BEST_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def best_value(folder: Path, metric: str) -> float | None:
-    """Return the value of the best checkpoint in this metric; None if there is none."""
-    best = _read_best(folder)
-    if best.get("metric") != metric or not isinstance(best.get("value"), float):
-        return None
-    if not any(_step_of(path) == best.get("step") for path in _newest_first(folder)):
-        return None
-    return best["value"]
+    write_text(folder / BEST_FILE, json.dumps({"step": step}) + "\n")
 
 
 class _DamagedError(Exception):
@@ -301,7 +290,7 @@ def _delete_others(folder: Path, newest: Path, keep: int, *, keep_initial: bool)
     paths = _newest_first(folder)
     position = paths.index(newest)
     remaining = {path.name for path in paths[position : position + keep]}
-    remaining_steps = {_read_best(folder).get("step")}
+    remaining_steps = {_marked_step(folder)}
     if keep_initial:
         remaining_steps.add(0)
     for path in paths:
@@ -337,11 +326,9 @@ def _unused_path(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_best(folder: Path) -> dict[str, Any]:
+def _marked_step(folder: Path) -> int | None:
+    """Return the step of the checkpoint that `mark_best` has marked; None if there is none."""
     try:
-        best = read_json(folder / BEST_FILE)
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(best, dict):
-        return {}
-    return best
+        return read_json(folder / BEST_FILE)["step"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

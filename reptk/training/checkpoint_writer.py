@@ -90,15 +90,10 @@ class CheckpointWriter:
         self.last_step = step
         self._last_time = time.monotonic()
 
-    def is_best(self, metric: str, value: float) -> bool:
-        """Return whether a value is higher than that of every earlier checkpoint that was marked as best."""
-        best = checkpoint.best_value(self.folder, metric)
-        return best is None or value > best
-
-    def mark_best(self, metric: str, value: float) -> None:
+    def mark_best(self) -> None:
         """Let the last checkpoint, which is on disk, remain until there is a better one."""
         try:
-            checkpoint.mark_best(self.folder, self.last_step, metric, value)
+            checkpoint.mark_best(self.folder, self.last_step)
         except (OSError, EnvironmentProblem) as cause:
             self._warn(f"cannot mark the checkpoint of step {self.last_step} as the best: {cause}")
 
@@ -176,10 +171,7 @@ class NoCheckpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         pass
 
-    def is_best(self, metric: str, value: float) -> bool:
-        return False
-
-    def mark_best(self, metric: str, value: float) -> None:
+    def mark_best(self) -> None:
         pass
 
     def wait(self) -> None:

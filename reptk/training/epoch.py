@@ -143,7 +143,7 @@ class EpochEnd:
         best = best_after(state.best_evaluation, metrics, state.step)
         state.best_evaluation = best
         if self.parts.settings.keeps_best and best is not None and best.step == state.step:
-            self.process.mark_best(self.parts, state, best.metric, best.value)
+            self.process.mark_best(self.parts, state)
 
     def _check_divergence(self) -> None:
         """Add the warning about a classifier whose loss is far above that of one that knows nothing."""

@@ -16,7 +16,7 @@ from reptk.core.foreign_files import read_json
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
-from reptk.evaluate.run import ACCURACY
+from reptk.evaluate.run import ACCURACY, Execution
 from reptk.evaluate.verdict import BEFORE_TRAINING, PRETRAINED, PRETRAINED_ENCODER, RAW_PIXELS, UNTRAINED, row_label
 from reptk.models.classifier import classifier_bytes
 from reptk.training.build import Parts
@@ -52,9 +52,7 @@ def evaluate_now(
         evaluators,
         classifier=parts.classifier,
         views=parts.evaluation_views,
-        device=parts.device,
-        precision=parts.settings.precision,
-        workers=parts.settings.workers,
+        execution=Execution(parts.device, parts.settings.precision, parts.settings.workers),
         progress=progress,
         during_training=during_training,
     )

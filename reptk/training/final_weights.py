@@ -60,7 +60,7 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
     settings = parts.settings
     best = best_after(state.best_evaluation, last.metrics, state.step)
     if settings.keeps_best and best is not None and best.step == state.step:
-        process.mark_best(parts, state, best.metric, best.value)
+        process.mark_best(parts, state)
     final = FinalWeights(LAST, state.step / settings.steps_per_epoch)
     if not settings.ends_in_best or best is None:
         return last, final

@@ -55,12 +55,10 @@ class RunProcess:
             self.save(parts, state)
         self.writer.wait()
 
-    def mark_best(self, parts: Parts, state: RunState, metric: str, value: float) -> None:
-        """Keep a checkpoint of this step if its value is the best so far."""
-        if not self.writer.is_best(metric, value):
-            return
+    def mark_best(self, parts: Parts, state: RunState) -> None:
+        """Keep a checkpoint of this step, whose evaluation is the best so far."""
         if self.writer.last_step != state.step:
             self.save(parts, state)
         self.writer.wait_or_warn()
         if self.writer.last_step == state.step:
-            self.writer.mark_best(metric, value)
+            self.writer.mark_best()

@@ -17,7 +17,7 @@ import reptk
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import LOCK_FILE, sha256_of
 from reptk.training.build import build, load_data
-from reptk.training.checkpoint import best_value, last_step, load_newest, mark_best, save
+from reptk.training.checkpoint import last_step, load_newest, mark_best, save
 from reptk.training.run_status import write_status
 from reptk.training.state import restore
 from tiny_runs import run_silently, tiny
@@ -111,16 +111,16 @@ def test_checkpoints_of_a_run_that_went_back_are_deleted(tmp_path: Path) -> None
 
 
 def test_the_best_checkpoint_remains_until_there_is_a_better_one(tmp_path: Path) -> None:
-    assert best_value(tmp_path, "knn@20") is None
-    for step, value in ((1, 0.5), (2, 0.7), (3, 0.6), (4, 0.4)):
+    for step, is_best in ((1, True), (2, True), (3, False), (4, False)):
         save(tmp_path, step, state(step), keep=1)
-        best = best_value(tmp_path, "knn@20")
-        if best is None or value > best:
-            mark_best(tmp_path, step, "knn@20", value)
-    assert best_value(tmp_path, "knn@20") == 0.7
-    assert best_value(tmp_path, "linear") is None
+        if is_best:
+            mark_best(tmp_path, step)
     assert file_names(tmp_path) == ["best.json", "step_00000002", "step_00000004"]
     assert load_last(tmp_path)["step"] == 4
+    # A damaged mark is none.
+    (tmp_path / "best.json").write_text("[2]")
+    save(tmp_path, 5, state(5), keep=1)
+    assert file_names(tmp_path) == ["best.json", "step_00000005"]
 
 
 def test_the_manifest_says_what_wrote_the_checkpoint(tmp_path: Path) -> None:
