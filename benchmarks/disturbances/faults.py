@@ -37,9 +37,9 @@ def shift_data() -> None:
 
 def skip_key() -> None:
     """One tensor of the method, of its momentum encoder, stays as it was initialized."""
-    from reptk.training import loop
+    from reptk.training import restore_run
 
-    restore = loop.restore
+    restore = restore_run.restore
 
     def restore_all_but_one(parts: Any, saved: dict[str, Any]) -> Any:
         name, value = next(
@@ -50,7 +50,7 @@ def skip_key() -> None:
         parts.method.state_dict()[name].copy_(initial)
         return state
 
-    _replace(loop, "restore", restore_all_but_one)
+    _replace(restore_run, "restore", restore_all_but_one)
 
 
 def restart_from_zero() -> None:

@@ -80,6 +80,9 @@ class Execution(NamedTuple):
     workers: int = 0
 
 
+ON_CPU = Execution()
+
+
 def evaluate_encoder(
     encoder: Encoder,
     data: Data,
@@ -87,7 +90,7 @@ def evaluate_encoder(
     *,
     classifier: nn.Linear | None = None,
     views: DrawViews | None = None,
-    execution: Execution = Execution(),
+    execution: Execution = ON_CPU,
     progress: Progress | None = None,
     during_training: bool = False,
 ) -> Evaluation:

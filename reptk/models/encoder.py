@@ -1,40 +1,26 @@
 """The encoder: a timm backbone, features(x) -> (B, F), and a projection head, forward(x) -> (B, D)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from reptk.core.arrays import names_of_non_finite
-from reptk.core.counts import format_count
-from reptk.core.disk_space import explain_write_errors
-from reptk.core.errors import DataError, NumericalError, UsageError
-from reptk.core.file_records import read_replaceable
-from reptk.core.files import expand_home
-from reptk.core.foreign_files import read_json
+from reptk.core.errors import UsageError
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
+from reptk.models.eval_mode import eval_mode
 from reptk.models.freeze import Freeze, batch_norm_modules, frozen_modules, frozen_parameters
-from reptk.models.grad_cache import Norm, batch_norms, forward_in_chunks
+from reptk.models.grad_cache import Norm, batch_norm_problem, batch_norms, forward_in_chunks
 from reptk.models.grad_checkpointing import enable_grad_checkpointing
 from reptk.models.image_inputs import ImageInput, image_tensors
 from reptk.models.layer_groups import layer_scales
 from reptk.models.lora import add_lora, layers_not_called, merged_state_dict
-from reptk.models.model_folder import (
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    WEIGHTS_FILE,
-    check_model,
-    damage_message,
-    find_model,
-    write_model,
-)
 from reptk.models.projection import projection_head
+from reptk.models.saved_model import load_model, save_model
 from reptk.models.stem import use_small_stem
 from reptk.models.weights import load_weights
 
@@ -179,7 +165,9 @@ class Encoder(nn.Module):
             UsageError: there are BatchNorm layers, which would change the gradient, and `norm` is "refuse".
         """
         if chunks > 1 and norm == "refuse" and unfrozen_batch_norms(self):
-            raise UsageError(self._batch_norm_problem())
+            num_head = len(batch_norms(self.head))
+            num_backbone = len(unfrozen_batch_norms(self)) - num_head
+            raise UsageError(batch_norm_problem(self.config["backbone"], num_backbone, num_head))
         self.num_chunks = chunks
         self._chunk_norm = norm
 
@@ -300,15 +288,16 @@ class Encoder(nn.Module):
         if not 0 < crop <= 1:
             raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
         size = self.config["size"]
-        prepared, encoded = [], []
+        encoded = []
         with eval_mode(self):
             # Unreduced, so that a file gives what the same image gives once it is opened.
             preprocessing = Preprocessing(crop, resize, interpolation, reduce_jpeg=False)
             square = preprocessing.square_options(size, self.border_color)
+            # A long list of files may not fit into memory at once.
+            prepared: list[Tensor] = []
             for batch in image_tensors(images, preprocessing.decode_px(size), square):
                 batch = batch.to(self.mean.device)
                 prepared.append(resize_to_square(batch, size, crop, resize, interpolation, self.border_color))
-                # A long list of files may not fit into memory at once.
                 if len(prepared) == MAX_LISTED_IMAGES:
                     encoded.append(self.features(torch.cat(prepared)))
                     prepared = []
@@ -350,23 +339,13 @@ class Encoder(nn.Module):
             EnvironmentProblem: it cannot be written.
             NumericalError: weights or running statistics hold NaN or infinity; nothing is written.
         """
-        merged = merged_state_dict(self)
-        non_finite = names_of_non_finite(merged)
-        if non_finite:
-            raise NumericalError(
-                f"the model is not saved: NaN or infinity in {format_count(len(non_finite), 'weight')}, {non_finite[0]} first"
-            )
-        folder = Path(folder)
-        # safetensors stores contiguous tensors only, and weights may be in channels-last memory.
-        state = {name: value.contiguous().cpu() for name, value in merged.items()}
         # Not needed to load the encoder, but to use its weights without reptk.
         for_other_programs = {
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "num_features": self.num_features,
         }
-        with explain_write_errors(folder, advice="Choose another folder"):
-            write_model(folder, save(state), self.config | for_other_programs, classifier)
+        save_model(folder, merged_state_dict(self), self.config | for_other_programs, classifier)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "Encoder":
@@ -378,28 +357,21 @@ class Encoder(nn.Module):
         Raises:
             DataError: there is no model, or it is damaged.
         """
-        folder = find_model(run, expand_home(run))
-        return read_replaceable(folder / MANIFEST_FILE, lambda: cls._from_folder(folder)).eval()
+        return load_model(run, cls._from_config).eval()
 
     @classmethod
-    def _from_folder(cls, folder: Path) -> "Encoder":
-        check_model(folder)
-        try:
-            config = read_json(folder / CONFIG_FILE)
-            encoder = cls(
-                config["backbone"],
-                size=config["size"],
-                stem=config["stem"],
-                head_layers=config["head_layers"],
-                head_width=config["head_width"],
-                head_out=config["head_out"],
-                head_norm=config["head_norm"],
-                drop_path=config["drop_path"],
-            )
-            encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as cause:
-            raise DataError(damage_message(folder, str(cause))) from cause
-        return encoder
+    def _from_config(cls, config: dict[str, Any]) -> "Encoder":
+        """Return an encoder of the architecture that `config.json` of a model describes."""
+        return cls(
+            config["backbone"],
+            size=config["size"],
+            stem=config["stem"],
+            head_layers=config["head_layers"],
+            head_width=config["head_width"],
+            head_out=config["head_out"],
+            head_norm=config["head_norm"],
+            drop_path=config["drop_path"],
+        )
 
     def _embeddings(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -418,24 +390,6 @@ class Encoder(nn.Module):
             for name in names:
                 self.backbone.get_parameter(name).requires_grad_(False)
 
-    def _batch_norm_problem(self) -> str:
-        num_head = len(batch_norms(self.head))
-        num_backbone = len(unfrozen_batch_norms(self)) - num_head
-        owners = []
-        alternatives = []
-        if num_backbone:
-            owners.append(f"{self.config['backbone']} has {num_backbone}")
-            alternatives.append("a backbone without (resnet50_gn, convnext_tiny, any vit)")
-        if num_head:
-            owners.append(f"the head has {num_head}")
-            alternatives.append("encoder.head_norm=false")
-        return (
-            f"train.micro_batch_size: {' and '.join(owners)} BatchNorm layers, which would normalize each chunk by its own "
-            "statistics, so the gradient would not be that of the batch. Use their running statistics "
-            "(train.micro_batch_norm=freeze, exact, for backbones that are trained already), accept the approximation "
-            f"(train.micro_batch_norm=approximate), or take {' and '.join(alternatives)}"
-        )
-
 
 def unfrozen_batch_norms(module: nn.Module) -> list[nn.Module]:
     """Return the BatchNorm layers of a module that normalize by the statistics of a batch in training."""
@@ -444,15 +398,3 @@ def unfrozen_batch_norms(module: nn.Module) -> list[nn.Module]:
         if isinstance(encoder, Encoder):
             frozen.update(encoder.frozen_modules())
     return [layer for layer in batch_norms(module) if layer not in frozen]
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for the block; afterwards every submodule is in its former mode."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, was_training in modes:
-            submodule.training = was_training

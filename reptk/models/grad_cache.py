@@ -56,6 +56,24 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [layer for layer in module.modules() if isinstance(layer, BATCH_NORMS)]
 
 
+def batch_norm_problem(backbone: str, num_backbone: int, num_head: int) -> str:
+    """Return the message about BatchNorm layers in micro-batches, of which an encoder has so many."""
+    owners = []
+    alternatives = []
+    if num_backbone:
+        owners.append(f"{backbone} has {num_backbone}")
+        alternatives.append("a backbone without (resnet50_gn, convnext_tiny, any vit)")
+    if num_head:
+        owners.append(f"the head has {num_head}")
+        alternatives.append("encoder.head_norm=false")
+    return (
+        f"train.micro_batch_size: {' and '.join(owners)} BatchNorm layers, which would normalize each chunk by its own "
+        "statistics, so the gradient would not be that of the batch. Use their running statistics "
+        "(train.micro_batch_norm=freeze, exact, for backbones that are trained already), accept the approximation "
+        f"(train.micro_batch_norm=approximate), or take {' and '.join(alternatives)}"
+    )
+
+
 @contextmanager
 def _in_evaluation_mode(layers: list[nn.Module]) -> Iterator[None]:
     modes = [layer.training for layer in layers]

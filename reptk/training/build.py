@@ -438,7 +438,10 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
         check_batch_norm(encoder, train.batch_size)
     if train.sync_batchnorm:
         if device.type != "cuda":
-            raise UsageError("train.sync_batchnorm needs CUDA devices")
+            raise UsageError(
+                f"train.sync_batchnorm needs CUDA devices, and this run is on {device.type}, where torch cannot compute the "
+                "statistics of all ranks; leave it out, or set train.device=cuda"
+            )
         method = convert_sync_batchnorm(method)
     method = method.to(device)
     if train.grad_checkpointing:

@@ -5,23 +5,20 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 import reptk
 from reptk.config import Recipe
-from reptk.core import distributed, environment, rng
+from reptk.core import distributed, environment
 from reptk.core.console import EpochProgress, Logger
-from reptk.core.device import autocast
-from reptk.core.errors import NonFiniteStep, NumericalError, UsageError
+from reptk.core.errors import NonFiniteStep, UsageError
 from reptk.core.stop_signals import Stopped, StopSignals, handled_stop_signals
 from reptk.data import DevicePrefetcher
 from reptk.data.bad_samples import BadSamples
 from reptk.data.fingerprint import fingerprint
-from reptk.methods import Batch, Step
-from reptk.trackers import TrackerFeed, read_rows
-from reptk.training import checkpoint, run_folder
+from reptk.methods import Batch
+from reptk.trackers import TrackerFeed
+from reptk.training import run_folder
 from reptk.training.build import Parts, build, load_data
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
@@ -37,18 +34,17 @@ from reptk.training.evaluation import (
     write_report,
 )
 from reptk.training.final_weights import take_best, take_pretrained_if_better
-from reptk.training.health import check_outputs
-from reptk.training.loss_scaling import gradient_norm
 from reptk.training.memory_advice import explain_out_of_memory
 from reptk.training.optim import learning_rate
 from reptk.training.rank_ends import RankEnds
+from reptk.training.restore_run import go_back, restore_newest
 from reptk.training.run_process import RunProcess
 from reptk.training.run_record import finished_details
 from reptk.training.run_status import RUNNING, RunStatus, recorded_status
-from reptk.training.same_run import ALLOWABLE, check_same_ranks
-from reptk.training.state import RunState, restore
+from reptk.training.same_run import ALLOWABLE
+from reptk.training.state import RunState
+from reptk.training.step import train_step, wrap_in_ddp
 from reptk.training.tracking import build_trackers, start_tracking, tracked
-from reptk.training.weight_average import update_average
 
 DAY_SECONDS = 24 * 3600.0
 
@@ -145,7 +141,7 @@ def _train_in_folder(
     notes = [*notes, *run.notes, *random_weights_note(recipe), *unused_share_note(recipe, parts)]
     for note in [*notes, *dropped_images_note(parts)]:
         logger.line(f"note: {note}")
-    state, is_restored = _restore_newest(parts, run, status, allow, recipe.optim.schedule)
+    state, is_restored = restore_newest(parts, run, status, allow, recipe.optim.schedule)
     if distributed.is_main():
         status.set(RUNNING)
     process = RunProcess(
@@ -196,7 +192,7 @@ def train_until_end(parts: Parts, state: RunState, process: RunProcess) -> RunSt
         NonFiniteStep: a value is not finite.
         Stopped: a signal has stopped the run, which is saved.
     """
-    model = _wrap_in_ddp(parts)
+    model = wrap_in_ddp(parts)
     while True:
         try:
             train_loop(parts, model, state, process)
@@ -272,56 +268,6 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
     end_of_epoch.say_stopped_early()
 
 
-def train_step(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-    """Do one step of the optimizer, and return the outputs of the method.
-
-    Args:
-        parts: the run's.
-        model: the method, or DDP around it.
-        batch: of this rank.
-        step: its number and its random key.
-
-    Raises:
-        NonFiniteStep: the loss, embeddings or the gradient are not finite on a rank, and nothing was changed. On a GPU it may
-            be raised by `parts.finite_check.read` instead.
-    """
-    try:
-        outputs = _forward(parts, model, batch, step)
-    except NumericalError as cause:
-        raise parts.finite_check.forward_failed(cause, batch, step.number) from cause
-    check_outputs(outputs, parts.method)
-    checked = parts.finite_check.after_forward(outputs, batch, step.number)
-    # Outside of autocast, as torch recommends: backward operations run in the types of their forward operations.
-    norm = parts.scaled_optimizer.backward(outputs["loss"], model, parts.settings.clip_norm)
-    try:
-        is_bad = parts.finite_check.after_backward(checked, norm, lambda: _local_gradient_norm(parts, batch, step))
-    except NumericalError:
-        parts.optimizer.zero_grad()
-        raise
-    parts.scaled_optimizer.step(is_bad)
-    with torch.no_grad():
-        parts.method.after_step(step)
-    if parts.ema is not None:
-        update_average(parts.ema, parts.method, step)
-    return outputs
-
-
-def _forward(parts: Parts, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
-    """Return the outputs of the method, in the precision of the run."""
-    settings = parts.settings
-    # Dropout and stochastic depth draw from torch's global stream: seeded per step, a resumed run draws the same.
-    torch.manual_seed(rng.key(settings.seed, "dropout", step.number, distributed.rank()))
-    with autocast(parts.device, settings.precision):
-        return model(batch, step)
-
-
-def _local_gradient_norm(parts: Parts, batch: Batch, step: Step) -> Tensor:
-    """Compute a step again without DDP, whose mean of the gradients hides on which rank one is not finite."""
-    parts.optimizer.zero_grad()
-    _forward(parts, parts.method, batch, step)["loss"].backward()
-    return gradient_norm(parts.method)
-
-
 @contextmanager
 def saved_when_stopped(parts: Parts, state: RunState, process: RunProcess) -> Iterator[None]:
     """If a signal stops the block between two steps, save the last one."""
@@ -331,61 +277,6 @@ def saved_when_stopped(parts: Parts, state: RunState, process: RunProcess) -> It
         state.clock.stop()
         process.save_and_wait(parts, state)
         raise
-
-
-def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFiniteStep) -> RunState:
-    """Restore the last checkpoint, and return its state, in which the step of an error is left out.
-
-    Raises:
-        NonFiniteStep: no (further) step may be left out.
-    """
-    maximum = parts.settings.max_omitted_steps
-    omitted = [*state.omitted_steps, error.step]
-    process.writer.wait_or_warn()
-    # Without collectives if another rank may not have the error.
-    is_of_all_ranks = error.is_agreed or distributed.world_size() == 1
-    if len(omitted) > maximum or not is_of_all_ranks:
-        advice = f"The last checkpoint is that of step {checkpoint.last_step(process.folder / 'checkpoints')}"
-        if not maximum:
-            advice += "; train.max_omitted_steps=1 would go back to it and leave this step out"
-        raise error.with_sentence(advice) from error
-    saved = checkpoint.chosen_by_rank_0(lambda: checkpoint.load_newest(process.folder / "checkpoints"))
-    if saved is None:
-        raise error
-    step = saved.manifest["step"]
-    restored = restore(parts, saved.state)
-    restored.omitted_steps = omitted
-    process.logger.write_metrics_to(process.folder / "metrics.jsonl", restored.metrics_rows)
-    process.feed.rewind(read_rows(process.folder, process.logger.metrics_rows))
-    process.logger.line(
-        f"{error}. Back to step {step}, and step {error.step + 1} is left out, {len(omitted)} of {maximum}"
-    )
-    return restored
-
-
-def _restore_newest(
-    parts: Parts, run: run_folder.OpenedRun, status: RunStatus, allow: Collection[str], schedule: str
-) -> tuple[RunState, bool]:
-    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it.
-
-    Returns:
-        The state, and whether there was a checkpoint.
-    """
-    settings, logger = parts.settings, status.logger
-    saved = checkpoint.chosen_by_rank_0(lambda: checkpoint.load_newest(run.folder / "checkpoints"))
-    for line in run_folder.lost_checkpoints(run.folder, saved):
-        logger.line(line)
-    if saved is None:
-        return RunState(), False
-    ranks_before = int(saved.manifest.get("ranks", distributed.world_size()))
-    note = check_same_ranks(ranks_before, distributed.world_size(), parts.method, allow, settings.drop_path)
-    if note is not None:
-        logger.line(f"note: {note}")
-    state = restore(parts, saved.state)
-    status.step = state.step
-    if settings.epochs != run.recorded_epochs:
-        logger.line(_new_length_message(parts, state, run.recorded_epochs, schedule))
-    return state, True
 
 
 def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) -> CheckpointWriter | NoCheckpoints:
@@ -409,25 +300,6 @@ def _checkpoint_writer(parts: Parts, status: RunStatus, saved_step: int | None) 
     )
     writer.last_step = saved_step
     return writer
-
-
-def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:
-    """Return how the learning rate goes on if a resumed run has another number of epochs than it had."""
-    settings = parts.settings
-    before = learning_rate(parts.optimizer)  # of the last step, restored from the checkpoint
-    parts.schedule.set_step(state.step)
-    after = learning_rate(parts.optimizer)
-    message = f"train.epochs={settings.epochs} instead of {recorded_epochs}"
-    scheduled_keys = parts.scheduled_values.keys_of_whole_run
-    if scheduled_keys:
-        message += f" (also the length of the schedule of {' and '.join(scheduled_keys)})"
-    if schedule == "constant":
-        return f"{message}: the learning rate stays {after:g}"
-    done = state.step / settings.steps_per_epoch
-    return (
-        f"{message}: the learning rate follows the {schedule} of {settings.epochs} epochs from here, epoch {done:g}: it goes "
-        f"from {before:.3g} to {after:.3g}. The result is not that of {settings.epochs} epochs in one run"
-    )
 
 
 def _is_reading_due(parts: Parts, steps_done: int) -> bool:
@@ -475,15 +347,3 @@ def _report_steps(parts: Parts, state: RunState, logger: Logger, progress: Epoch
         **parts.scheduled_values.at_step(state.step - 1),
         **counts,
     )
-
-
-def _wrap_in_ddp(parts: Parts) -> nn.Module:
-    if distributed.world_size() == 1:
-        return parts.method
-    device_ids = [parts.device] if parts.device.type == "cuda" else None
-    # Buffers are not broadcast before every step: a queue is the same on all ranks, and BatchNorm's running statistics, which
-    # training does not use, are rank 0's in evaluation and in checkpoints.
-    options = {"broadcast_buffers": False}
-    if torch.__version__ >= "2.14":
-        options = {"forward_sync_buffers": False}  # the name since then
-    return DistributedDataParallel(parts.method, device_ids=device_ids, **options)

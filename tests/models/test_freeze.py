@@ -5,8 +5,10 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.models import group_parameters
-from torch import Tensor
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
 from encoders import build_encoder, random_images, without_zeros
 from reptk.core.errors import UsageError
@@ -35,6 +37,29 @@ def train_one_step(encoder: Encoder) -> None:
 
 def changed_names(encoder: Encoder, before: dict[str, Tensor]) -> set[str]:
     return {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize(("freeze", "batch_norm"), [(2, False), ("none", True), ("all", False)])
+def test_layers_stay_frozen_as_synchronized_batch_norms(backbone: str, freeze: Freeze, batch_norm: bool) -> None:
+    """train.sync_batchnorm replaces the layers after they are frozen; in one process they compute what BatchNorm computes."""
+    encoder = without_zeros(build_encoder(backbone))
+    encoder.freeze(freeze, batch_norm=batch_norm)
+    synchronized = convert_sync_batchnorm(copy.deepcopy(encoder))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronized.modules())
+    # What train.ema_decay averages.
+    average = ModelEmaV3(synchronized, decay=0.5)
+    before = copy.deepcopy(encoder.state_dict())
+    for trained in (encoder, synchronized):
+        train_one_step(trained)
+    average.update(synchronized)
+    expected = encoder.state_dict()
+    for name, value in synchronized.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    assert len(unfrozen_batch_norms(synchronized)) == len(unfrozen_batch_norms(encoder))
+    assert (
+        changed_names(synchronized, before) == changed_names(encoder, before) == changed_names(average.module, before)
+    )
 
 
 @pytest.mark.parametrize(

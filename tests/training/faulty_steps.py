@@ -18,7 +18,7 @@ from reptk.core import distributed
 from reptk.core.errors import NonFiniteStep
 from reptk.methods import Batch
 from reptk.training.build import Parts, build, load_data
-from reptk.training.loop import _wrap_in_ddp, train_step
+from reptk.training.step import train_step, wrap_in_ddp
 from tiny_runs import tiny
 
 BAD_IMAGE = 5
@@ -138,7 +138,7 @@ def _run_rank(rank: int, cases: list[tuple[str, str]], port: int, folder: Path) 
 
 def _case_on_rank(method: str, fault: str) -> dict[str, Any]:
     parts = built(recipe_of(method))
-    model = _wrap_in_ddp(parts)
+    model = wrap_in_ddp(parts)
     train_steps(parts, model, 0, 2)
     before = state_of(parts)
     views, forward = parts.method.views, parts.method.forward
@@ -150,7 +150,7 @@ def _case_on_rank(method: str, fault: str) -> dict[str, Any]:
     parts.method.views, parts.method.forward = views, forward
     train_steps(parts, model, 2, 4)
     other = built(recipe_of(method))
-    train_steps(other, _wrap_in_ddp(other), 0, 4)
+    train_steps(other, wrap_in_ddp(other), 0, 4)
     end, expected = state_of(parts), state_of(other)
     return {
         "goes_on": all(torch.equal(end[name], expected[name]) for name in expected),

@@ -21,7 +21,7 @@ from reptk.evaluate import ImageFeatures, Knn
 from reptk.methods import Batch, Step
 from reptk.models.lora import merged_state_dict
 from reptk.training.build import build, load_data
-from reptk.training.loop import _wrap_in_ddp, train_step
+from reptk.training.step import train_step, wrap_in_ddp
 
 RECIPE = {
     "name": "ranks",
@@ -112,7 +112,7 @@ def save_gradients(
     parts.method.to(dtype)
     views = parts.method.views
     parts.method.views = lambda images, key: views(images, key).to(dtype)
-    model = _wrap_in_ddp(parts)
+    model = wrap_in_ddp(parts)
     images, labels, index = next(parts.loader.batches(1, 2))
     partly_labeled = torch.where(index % 5 == 0, -1, labels)
     with RecordedCollectives() as forward:
@@ -136,7 +136,7 @@ def save_adapted_weights(file: Path) -> None:
     }
     recipe = validate(RECIPE | changes)
     parts = build(recipe, load_data(recipe), torch.device("cpu"))
-    model = _wrap_in_ddp(parts).train()
+    model = wrap_in_ddp(parts).train()
     for number, batch in enumerate(parts.loader.batches(0, 3)):
         parts.schedule.set_step(number)
         train_step(parts, model, Batch(*batch), parts.step(number))

@@ -1,5 +1,6 @@
 """Runs that adapt pretrained weights: they resume to the same bits, and the moving average is that of the trained weights."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from reptk.training import loop
 from reptk.training.build import Parts, build, load_data
 from reptk.training.describe import random_weights_note
 from reptk.training.state import checkpoint_content, restore
-from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
+from tiny_runs import are_equal, exported_weights, logged_losses, result_metrics, run_silently, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -71,6 +72,24 @@ def averages(folder: Path, module: str, steps: int) -> list[dict[str, Tensor]]:
                 average[name] = decay * average.get(name, value) + (1 - decay) * value
         averages.append(dict(average))
     return averages
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_lora_can_be_compiled(tmp_path: Path) -> None:
+    lora = ("encoder.backbone=test_vit", "encoder.lora_rank=2", "train.epochs=1")
+    for name, overrides in (("plain", ()), ("compiled", ("train.compile=true",))):
+        run_silently(tiny(*QUICK, *lora, *overrides), tmp_path / name)
+    assert logged_losses(tmp_path / "compiled") == pytest.approx(logged_losses(tmp_path / "plain"), rel=1e-3)
+    plain, compiled = exported_weights(tmp_path / "plain"), exported_weights(tmp_path / "compiled")
+    assert compiled.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_synchronized_batch_norm_is_refused_on_the_cpu() -> None:
+    for overrides in ((), ("encoder.freeze=2",), ("encoder.freeze_batchnorm=true", "train.ema_decay=0.9")):
+        with pytest.raises(UsageError, match=r"train\.sync_batchnorm needs CUDA devices, and this run is on cpu"):
+            build_parts(tiny("train.sync_batchnorm=true", *overrides))
 
 
 @pytest.mark.parametrize("overrides", ADAPTED.values(), ids=ADAPTED)

@@ -11,7 +11,7 @@ from reptk import LOSSES
 from reptk.core.errors import NonFiniteStep
 from reptk.core.stop_signals import Stopped
 from reptk.losses import SimCLR
-from reptk.training import loop
+from reptk.training import loop, restore_run
 from reptk.training.checkpoint import load_newest
 from reptk.training.run_status import read_status
 from reptk.training.state import RunState
@@ -79,7 +79,7 @@ def test_a_step_is_left_out(nan_at: list[int], tmp_path: Path, monkeypatch: pyte
     # As if the step had never been tried: a run that leaves it out from its beginning.
     nan_at.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "RunState", lambda: RunState(omitted_steps=[4]))
+        patch.setattr(restore_run, "RunState", lambda: RunState(omitted_steps=[4]))
         run_silently(brittle("train.max_omitted_steps=1"), tmp_path / "other")
     assert are_equal(exported_weights(tmp_path / "run"), exported_weights(tmp_path / "other"))
 

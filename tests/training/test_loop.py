@@ -13,7 +13,7 @@ from reptk.config.plugins import load_plugin
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.evaluate import Evaluation
-from reptk.losses import supcon
+from reptk.losses import TCL, supcon
 from reptk.models.encoder import Encoder
 from reptk.training import loop
 from reptk.training.build import Parts
@@ -186,13 +186,22 @@ def test_a_fine_tuning_that_ends_worse_says_so_in_the_first_line_of_the_result(
 
 
 @pytest.mark.slow
-def test_tcl_with_labels_separates_digits(tmp_path: Path) -> None:
-    """Six of the recipe's twenty epochs reach 95 % on the last 797 digits, which an untrained encoder does not."""
-    trained = run_silently(
-        load("tcl_sup_digits", ["train.epochs=6", "optim.warmup_epochs=1", "train.report=false"]), tmp_path / "run"
-    )
-    untrained = result_metrics(tmp_path / "run")["untrained"]
-    assert trained["knn@20"] >= 0.95 > untrained["knn@20"]
+def test_tcl_with_labels_separates_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the recipe's twenty epochs, against the same with a loss that takes other rows of the batch for positives.
+
+    Measured: mAP@R 43 % against 25 %. Such a loss learns something, too, so it is not enough to be above the untrained encoder.
+    """
+    quick = ["train.epochs=2", "optim.warmup_epochs=0.5", "train.report=false", "train.baselines=false"]
+    recipe = load("tcl_sup_digits", [*quick, "eval.knn.every_epochs=0"])
+    trained = run_silently(recipe, tmp_path / "run")
+    forward, generator = TCL.forward, torch.Generator().manual_seed(0)
+
+    def with_shuffled_ids(self: TCL, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return forward(self, z, ids[torch.randperm(len(ids), generator=generator)])
+
+    monkeypatch.setattr(TCL, "forward", with_shuffled_ids)
+    broken = run_silently(recipe, tmp_path / "broken")
+    assert trained["map@r"] > broken["map@r"] + 0.1
 
 
 def test_data_set_without_labels_is_evaluated_by_view_retrieval(tmp_path: Path) -> None:
