@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reptk.config import Recipe
 from reptk.core.errors import DataError, UsageError
+from reptk.methods import Batch
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.models.lora import merged_state_dict
@@ -17,7 +18,7 @@ from reptk.training import loop
 from reptk.training.build import Parts, build, load_data
 from reptk.training.describe import random_weights_note
 from reptk.training.state import checkpoint_content, restore
-from tiny_runs import are_equal, exported_weights, logged_losses, result_metrics, run_silently, tiny
+from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -75,15 +76,21 @@ def averages(folder: Path, module: str, steps: int) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_lora_can_be_compiled(tmp_path: Path) -> None:
-    lora = ("encoder.backbone=test_vit", "encoder.lora_rank=2", "train.epochs=1")
+def test_compiled_lora_has_the_same_gradients() -> None:
+    """One step: a run would compile the evaluation, too, which takes as long again."""
+    gradients: dict[str, dict[str, Tensor]] = {}
     for name, overrides in (("plain", ()), ("compiled", ("train.compile=true",))):
-        run_silently(tiny(*QUICK, *lora, *overrides), tmp_path / name)
-    assert logged_losses(tmp_path / "compiled") == pytest.approx(logged_losses(tmp_path / "plain"), rel=1e-3)
-    plain, compiled = exported_weights(tmp_path / "plain"), exported_weights(tmp_path / "compiled")
+        parts = build_parts(tiny("encoder.backbone=test_vit", "encoder.lora_rank=2", *overrides))
+        parts.method.train()
+        [batch] = parts.loader.batches(0, 1)
+        parts.method(Batch(*batch), parts.step(0))["loss"].backward()
+        trained = [(path, value) for path, value in parts.method.named_parameters() if value.grad is not None]
+        gradients[name] = {path: value.grad for path, value in trained}
+    plain, compiled = gradients["plain"], gradients["compiled"]
     assert compiled.keys() == plain.keys()
-    for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert any(path.endswith("lora_b") for path in plain)
+    for path, value in plain.items():
+        torch.testing.assert_close(compiled[path], value, rtol=1e-3, atol=1e-5, msg=path)
 
 
 def test_synchronized_batch_norm_is_refused_on_the_cpu() -> None:
