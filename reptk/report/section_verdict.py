@@ -12,6 +12,7 @@ from reptk.report.formatting import format_interval, format_percent, format_poin
 from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import data_identity, difference
 from reptk.report.run_files import Run
+from reptk.report.section_settings import ComparedSettings
 
 MAX_DIFFERENCES = 8
 """Keys in the list of what differs between runs; all of them are in the section on the recipe."""
@@ -70,8 +71,10 @@ class VerdictSection:
     differences: list[tuple[str, str]]
 
 
-def verdict_section(runs: Sequence[Run]) -> VerdictSection:
-    """Return the verdict on a run as it was saved, or the comparison of several runs in a sentence."""
+def verdict_section(runs: Sequence[Run], settings: ComparedSettings | None = None) -> VerdictSection:
+    """Return the verdict on a run as it was saved, or the comparison of several runs, or of settings, in a sentence."""
+    if settings is not None:
+        return _settings_verdict(runs, settings)
     run = runs[0]
     level = ""
     sentence = ""
@@ -97,6 +100,19 @@ def verdict_section(runs: Sequence[Run]) -> VerdictSection:
         sentence=sentence,
         advice=advice,
         headline=_headline(runs),
+        differences=_differences(runs),
+    )
+
+
+def _settings_verdict(runs: Sequence[Run], settings: ComparedSettings) -> VerdictSection:
+    """Return the comparison of settings in a sentence; the scale of single runs would say something else."""
+    return VerdictSection(
+        level="",
+        about="  \u00b7  ".join(part for part in (settings.about, str(runs[0].data_part.get("name", ""))) if part),
+        status="",
+        sentence=settings.sentence,
+        advice=None,
+        headline=None,
         differences=_differences(runs),
     )
 

@@ -12,6 +12,7 @@ from reptk.report.page import render_page
 from reptk.report.plots import write_plots
 from reptk.report.run_files import read_runs
 from reptk.report.run_images import OpenedDatasets
+from reptk.report.section_settings import ComparedSettings
 
 FILE = "report.html"
 
@@ -25,6 +26,7 @@ def write(
     data: Data | None = None,
     force: bool = False,
     trust: bool = False,
+    settings: ComparedSettings | None = None,
 ) -> Path:
     """Write one self-contained HTML page about one run, or about several next to each other.
 
@@ -37,6 +39,7 @@ def write(
         force: write over a page that exists. The page in the folder of its run is written again in any case.
         trust: execute the plugin files in the folders of the runs. Without it, a page whose images come from a data set of
             such a plugin has no images, unless the plugin is imported already.
+        settings: a comparison of settings over seeds, some of whose runs these are; it comes first on the page.
 
     Returns:
         The path of the page.
@@ -60,7 +63,7 @@ def write(
     if data is not None:
         datasets.add(runs[0], data)
     images = [datasets.images_of(run) for run in runs]
-    page = render_page(runs, images, layouts)
+    page = render_page(runs, images, layouts, settings)
     with explain_write_errors(path):
         write_text(path, page)
     if png is not None:

@@ -15,6 +15,7 @@ from reptk.core.progress_lines import format_duration
 from reptk.report.run_files import Run
 from reptk.sweep.grid import GridCell
 from reptk.sweep.measured_runs import read_measured_run
+from reptk.sweep.planned_runs import record_planned
 from reptk.sweep.process_pool import EndedJob, Job, run_jobs
 from reptk.sweep.sweep_folder import LOGS
 from reptk.training import run_folder
@@ -34,6 +35,11 @@ class CellRun(NamedTuple):
 
     cell: GridCell
     folder: Path
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a run in the folder, finished or not."""
+        return (self.folder / "recipe.toml").is_file()
 
     @property
     def is_finished(self) -> bool:
@@ -119,6 +125,7 @@ def train_all(
         EnvironmentProblem: what is in the folder cannot be written to.
     """
     _prepare_logs(out)
+    record_planned(out, [run.cell for run in runs])
     jobs = []
     for run in runs:
         if not run.is_finished:
