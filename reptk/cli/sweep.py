@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     require_single_process("reptk sweep starts the processes of its runs itself; start it without torchrun")
     grid = parse_grid(args.recipe, args.pairs)
     cells = load_cells(grid, draws=args.random, draw_seed=args.random_seed, plugins=args.plugin, trust=args.trust)
-    slots = slots_of(args.jobs, args.gpus, cells[0].recipe.train.device)
+    slots = slots_of(args.jobs, args.gpus, [cell.recipe.train.device for cell in cells])
     out = args.out or default_folder(grid)
     if out.exists() and not out.is_dir():
         raise EnvironmentProblem(f"cannot write the sweep to {out}: it is no folder. Choose another --out")

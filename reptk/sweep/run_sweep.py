@@ -164,7 +164,7 @@ def _prepare_logs(out: Path) -> None:
             raise EnvironmentProblem(f"cannot write the log {path}: it is a link to another file; remove it")
 
 
-def slots_of(num_jobs: int | None, gpus: str | None, device: str = "auto") -> list[dict[str, str]]:
+def slots_of(num_jobs: int | None, gpus: str | None, devices: Sequence[str] = ()) -> list[dict[str, str]]:
     """Return the environment variables of each of the runs that are trained at a time.
 
     The threads of this machine are divided among them, unless OMP_NUM_THREADS is set already.
@@ -172,20 +172,21 @@ def slots_of(num_jobs: int | None, gpus: str | None, device: str = "auto") -> li
     Args:
         num_jobs: at a time; None for one, or for one on each GPU.
         gpus: numbers of GPUs as torch counts them, with commas between them; a run on each. None: no choice of a GPU.
-        device: `train.device` of the recipes.
+        devices: `train.device` of the runs.
 
     Raises:
-        UsageError: `gpus` are no numbers, or the device is fixed.
+        UsageError: `gpus` are no numbers, or the device of a run is fixed.
         EnvironmentProblem: there is no such GPU.
     """
     slots: list[dict[str, str]] = []
     if gpus is None:
         slots = [{} for _ in range(num_jobs or 1)]
     else:
-        if device not in ("auto", "cuda"):
-            raise UsageError(
-                f"--gpus chooses the device of every run, and train.device={device} fixes it; leave one out"
-            )
+        for device in devices:
+            if device not in ("auto", "cuda"):
+                raise UsageError(
+                    f"--gpus chooses the device of every run, and train.device={device} fixes it; leave one out"
+                )
         slots = [{GPU_VARIABLE: name} for name in _gpu_names(gpus)]
     if len(slots) > 1 and THREAD_VARIABLE not in os.environ:
         threads = max(1, _num_cpus() // len(slots))
