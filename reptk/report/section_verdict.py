@@ -9,7 +9,7 @@ from reptk import config
 from reptk.core.metric_names import display_name
 from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
-from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
+from reptk.report.recipe_diff import described_values, differing_keys, recipe_values
 from reptk.report.run_comparison import data_identity, difference
 from reptk.report.run_files import Run
 from reptk.report.section_settings import ComparedSettings
@@ -127,9 +127,11 @@ def _differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
     keys.sort(key=lambda key: key not in config.PART_NAMES)
     rows = []
     for run, values in zip(runs, all_values, strict=True):
-        texts = [f"{key} {format_value(values[key])}" for key in keys[:MAX_DIFFERENCES] if key in values]
-        if len(keys) > MAX_DIFFERENCES:
-            texts.append(f"and {len(keys) - MAX_DIFFERENCES} more, see Recipe")
+        pairs = described_values(values, keys, all_values, all_arguments=True)
+        described = [f"{key} {text}" for key, text in pairs]
+        texts = described[:MAX_DIFFERENCES]
+        if len(described) > MAX_DIFFERENCES:
+            texts.append(f"and {len(described) - MAX_DIFFERENCES} more, see Recipe")
         if not run.recipe:
             texts = ["no recipe"]
         rows.append((run.name, ", ".join(texts) or "the same recipe"))
