@@ -4,6 +4,7 @@ It works for every data set, since it changes the labels of the training split a
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,12 @@ MAX_LISTED = 3
 
 MAX_NAME_LENGTH = 80
 """Characters of a name in a message."""
+
+
+_SENTENCE = re.compile(
+    r"; [\d,]+ of [\d,]+ training images have a label \(.*?\)(, and the others are left out)?(?=;|$)"
+)
+"""What `select_labels` adds to `Data.protocol`."""
 
 
 class ListedImage(NamedTuple):
@@ -84,6 +91,11 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         protocol=f"{data.protocol}; {text}",
         summary=(*data.summary, line),
     )
+
+
+def without_label_selection(protocol: str) -> str:
+    """Return the protocol of a data set without the sentence on the labels of training, which evaluation does not depend on."""
+    return _SENTENCE.sub("", protocol)
 
 
 def _share_of_labels(labels: Tensor, share: float, seed: int) -> Tensor:

@@ -45,6 +45,7 @@ class ComparedSettings:
         metric: name of the metric.
         difference_heading: of the column of differences; empty without one.
         notes: what a reader of the numbers has to know, a line each.
+        run_names: what the runs on the page are called, in their order.
     """
 
     title: str
@@ -54,6 +55,7 @@ class ComparedSettings:
     difference_heading: str
     settings: list[ComparedSetting]
     notes: list[str]
+    run_names: list[str]
 
 
 @dataclass(frozen=True)

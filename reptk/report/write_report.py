@@ -1,6 +1,7 @@
 """Write the page of one or several runs, and its plots as PNG files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reptk.core.disk_space import explain_write_errors
@@ -58,6 +59,8 @@ def write(
         folders = [folders]
     paths = [Path(folder) for folder in folders]
     runs = read_runs(paths)
+    if settings is not None:
+        runs = [replace(run, name=name) for run, name in zip(runs, settings.run_names, strict=True)]
     path = _page_path(paths, out, force)
     datasets = OpenedDatasets(trust)
     if data is not None:

@@ -1,6 +1,7 @@
 """The page of a comparison: all settings over their seeds, and a run of each of the best ones."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from reptk import report
@@ -11,6 +12,7 @@ from reptk.core.printable_names import in_one_line
 from reptk.core.progress_lines import format_duration
 from reptk.report.section_settings import ComparedSetting, ComparedSettings
 from reptk.sweep.comparison_table import ComparisonTable, SettingRow, SettingRun
+from reptk.sweep.grid import run_label
 from reptk.sweep.table_texts import (
     count_text,
     difference_heading,
@@ -45,7 +47,7 @@ def write_page(table: ComparisonTable, folder: Path, *, title: str, trust: bool 
             folder / FILE,
             force=True,
             trust=trust,
-            settings=compared_settings(table, title),
+            settings=compared_settings(table, title, runs),
         )
     except (ReptkError, OSError) as cause:
         return f"no report: {cause}"
@@ -56,8 +58,14 @@ def write_page(table: ComparisonTable, folder: Path, *, title: str, trust: bool 
     return line
 
 
-def compared_settings(table: ComparisonTable, title: str) -> ComparedSettings | None:
-    """Return the table for the page; None if a page of runs says as much: of a single run, or without a common metric."""
+def compared_settings(table: ComparisonTable, title: str, runs: Sequence[SettingRun]) -> ComparedSettings | None:
+    """Return the table for the page; None if a page of runs says as much: of a single run, or without a common metric.
+
+    Args:
+        table: of all settings.
+        title: of the page.
+        runs: those that the page shows.
+    """
     if table.reference is None or (len(table.rows) == 1 and len(table.rows[0].runs) == 1 and not table.failed):
         return None
     heading = ""
@@ -78,6 +86,7 @@ def compared_settings(table: ComparisonTable, title: str) -> ComparedSettings | 
         difference_heading=heading,
         settings=[_compared_setting(row, table) for row in table.rows],
         notes=notes,
+        run_names=[run_label(item.setting, item.seed) for item in runs],
     )
 
 

@@ -10,6 +10,7 @@ from reptk.core.metric_names import is_share
 from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
 from reptk.report.run_comparison import difference
 from reptk.report.run_files import Run
+from reptk.sweep.grid import run_label
 from reptk.sweep.seed_statistics import (
     PAIRED_QUERIES,
     UNPAIRED_QUERIES,
@@ -53,7 +54,7 @@ class FailedRun(NamedTuple):
     @property
     def label(self) -> str:
         """What a message calls the run."""
-        return f"{self.setting} seed={self.seed}".strip()
+        return run_label(self.setting, self.seed)
 
 
 class SettingRow(NamedTuple):

@@ -10,6 +10,7 @@ from reptk.config import PART_NAMES
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 from reptk.core.printable_names import in_one_line
+from reptk.data.label_selection import without_label_selection
 from reptk.report.recipe_diff import FlatRecipe, described_values, differing_keys, flatten, format_value, recipe_values
 from reptk.report.run_comparison import data_identity
 from reptk.report.run_files import Run, overrides_of
@@ -339,5 +340,7 @@ def _protocol(run: Run) -> dict[str, Any]:
     for key in PROTOCOL_KEYS:
         if key in run.results.protocol:
             values |= flatten(run.results.protocol[key], key)
+    if isinstance(values.get("splits"), str):
+        values["splits"] = without_label_selection(values["splits"])
     # How often a run was evaluated while it was trained changes nothing about its last evaluation.
     return {key: value for key, value in values.items() if not key.endswith(".every_epochs")}

@@ -213,7 +213,7 @@ def test_the_page_of_the_only_setting_with_a_result(prepared: Path, capsys: pyte
     page = Path("out/report.html").read_text()
     assert "Only loss.temperature=0.1 has a result, so there is nothing to compare" in page
     # Both of its seeds, and the setting that failed.
-    for name in ("loss.temperature=0.1,seed=0", "loss.temperature=0.1,seed=1", "0 of 2", "no luck"):
+    for name in ("loss.temperature=0.1 seed=0", "loss.temperature=0.1 seed=1", "0 of 2", "no luck"):
         assert name in page
 
 

@@ -17,7 +17,14 @@ GOOD = ComparedSetting("a", "2", 0.6, 0.5, 0.7, [0.58, 0.62], "[50.0, 70.0]", ""
 FEW = ComparedSetting("b", "1", 0.5, math.nan, math.nan, [0.5], "", "-10.0 (1 shared seed)", "")
 FAILED = ComparedSetting("c", "0 of 2", math.nan, math.nan, math.nan, [], "", "", "")
 COMPARED = ComparedSettings(
-    "reptk sweep x", "3 settings", "a leads.", "knn@20", "minus the best", [GOOD, FEW, FAILED], ["no result of c"]
+    "reptk sweep x",
+    "3 settings",
+    "a leads.",
+    "knn@20",
+    "minus the best",
+    [GOOD, FEW, FAILED],
+    ["no result of c"],
+    ["a seed=0", "b seed=0"],
 )
 
 
@@ -66,6 +73,7 @@ def test_the_page_begins_with_the_settings(run: Path, other: Path, tmp_path: Pat
     assert "a leads." in text
     assert "0 of 2 failed" in text
     assert "no result of c" in text
+    assert "to a seed=0, in points" in text
     rows = page.source.partition('id="settings"')[2].partition("</section>")[0]
     assert rows.count('class="mean"') == rows.count('class="single"') == rows.count('class="whisker"') == 1
     assert rows.count('class="seed"') == 2
@@ -77,6 +85,7 @@ def test_the_page_begins_with_the_settings(run: Path, other: Path, tmp_path: Pat
 def test_names_of_settings_stay_text(name: str, run: Path, tmp_path: Path) -> None:
     setting = replace(GOOD, name=name, count=name, interval=name, difference=name, duration=name)
     compared = replace(COMPARED, title=name, about=name, sentence=name, metric=name, settings=[setting], notes=[name])
+    compared = replace(compared, run_names=[name])
     page = Page(write(run, tmp_path / "page.html", settings=compared))
     assert not page.open
     assert sum(tag == "script" for tag, _ in page.elements) == 2

@@ -77,6 +77,7 @@ def test_the_only_setting_with_a_result_is_shown_with_all_seeds(tmp_path: Path, 
     assert written.settings.about == "2 settings, 2 runs with a result"
     assert [(setting.name, setting.count) for setting in written.settings.settings] == [("a", "2"), ("b", "0 of 2")]
     assert "no result of b seed=0: no luck" in written.settings.notes
+    assert written.settings.run_names == ["a seed=0", "a seed=1"]
 
 
 def test_seeds_of_one_setting(tmp_path: Path, written: Written) -> None:
@@ -86,8 +87,10 @@ def test_seeds_of_one_setting(tmp_path: Path, written: Written) -> None:
 
 
 def test_a_single_run_has_its_own_page(tmp_path: Path) -> None:
-    assert compared_settings(table_of(tmp_path / "a", {"": [0.5]}), "t") is None
-    assert compared_settings(table_of(tmp_path / "b", {"a": [0.5]}, [FailedRun("a", 1, "no luck")]), "t") is not None
+    assert compared_settings(table_of(tmp_path / "a", {"": [0.5]}), "t", []) is None
+    assert (
+        compared_settings(table_of(tmp_path / "b", {"a": [0.5]}, [FailedRun("a", 1, "no luck")]), "t", []) is not None
+    )
 
 
 @pytest.mark.parametrize(

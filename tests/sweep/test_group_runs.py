@@ -116,7 +116,7 @@ def test_a_key_that_some_recipes_lack_is_unset(tmp_path: Path) -> None:
     folders = [make(tmp_path / "c", "data.labelled=0.5"), make(tmp_path / "d", *sampler)]
     first, second = [label for label, _ in settings_of(folders)]
     assert first == "train.sampler.name=random"
-    assert second.startswith("train.sampler.name=class_balanced train.sampler.labeled_per_batch=4")
+    assert second == "train.sampler.name=class_balanced"
 
 
 def test_what_differs_is_named_even_if_much_else_does(tmp_path: Path) -> None:
@@ -209,6 +209,16 @@ def test_another_training_set_and_protocol_are_said(tmp_path: Path) -> None:
     warnings = group_runs(folders).warnings
     assert warnings[0] == "data.train differs; the numbers of evaluated images are the same"
     assert warnings[1].startswith("the protocol differs: leave_one_out of 1 run is not that of")
+
+
+def test_the_labels_of_training_are_no_other_protocol(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        text = f"8 of 48 training images have a label (10 % of each class, seed {seed})"
+        pairs = ("data.labelled=0.1", f"seed={seed}")
+        folders.append(make(tmp_path / str(seed), *pairs, protocol={"splits": f"generated; {text}"}))
+    folders.append(make(tmp_path / "all", protocol={"splits": "generated"}))
+    assert group_runs(folders).warnings == []
 
 
 def test_an_encoder_without_a_recipe_is_a_setting_of_its_own(tmp_path: Path) -> None:
