@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from reptk import config
+from reptk.config.dotted_keys import flatten
 from reptk.core.errors import ReptkError
 from reptk.core.foreign_files import MAX_TOML_BYTES, read_text
 from reptk.report.run_files import Run
@@ -128,19 +129,6 @@ def training_command(run: Run, shipped: ShippedRecipe | None) -> str:
         if _reproduces(shipped.name, overrides, values):
             return shlex.join(["python", "-m", "reptk.recipe", shipped.name, *overrides])
     return shlex.join(["python", "-m", "reptk.recipe", str(run.folder / "recipe.toml")])
-
-
-def flatten(table: Any, prefix: str = "") -> FlatRecipe:
-    """Return the values of a nested table by dotted keys, without those that are unset."""
-    if table is None:
-        return {}
-    if not isinstance(table, dict):
-        return {prefix: table}
-    values: FlatRecipe = {}
-    for key, value in table.items():
-        dotted_key = f"{prefix}.{key}" if prefix else str(key)
-        values |= flatten(value, dotted_key)
-    return values
 
 
 def format_value(value: Any) -> str:

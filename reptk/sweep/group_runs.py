@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import torch
 
 from reptk.config import PART_NAMES
+from reptk.config.dotted_keys import flatten
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
+from reptk.core.name_lists import first_names_and_count
 from reptk.core.printable_names import in_one_line
 from reptk.data.label_selection import without_label_selection
-from reptk.report.recipe_diff import FlatRecipe, described_values, differing_keys, flatten, format_value, recipe_values
+from reptk.report.recipe_diff import FlatRecipe, described_values, differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import data_identity
 from reptk.report.run_files import Run, overrides_of
 from reptk.sweep.comparison_table import SettingRun
@@ -252,18 +254,11 @@ def _start_seed(run: Run) -> int | None:
 def _describe_differences(keys: Sequence[str], recipes: Sequence[dict[str, Any]], names: set[str]) -> list[str]:
     lines = []
     if len(names) > 1:
-        lines.append(f"recipe: {_listed(sorted(names))}")
+        lines.append(f"recipe: {first_names_and_count(sorted(names), MAX_VALUES)}")
     for key in keys:
         values = dict.fromkeys(format_value(recipe.get(key)) for recipe in recipes)
-        lines.append(f"{key}: {_listed(list(values))}")
+        lines.append(f"{key}: {first_names_and_count(list(values), MAX_VALUES)}")
     return lines
-
-
-def _listed(values: Sequence[str]) -> str:
-    text = ", ".join(values[:MAX_VALUES])
-    if len(values) > MAX_VALUES:
-        text = f"{text} and {len(values) - MAX_VALUES} more"
-    return text
 
 
 def _check_same_data(runs: Sequence[Run]) -> list[str]:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from reptk import config
 from reptk.config import Recipe
-from reptk.config.dotted_keys import is_among
+from reptk.config.dotted_keys import flatten, is_among
 from reptk.config.schema import EXECUTION_KEYS, SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import ReptkError, UsageError
-from reptk.report.recipe_diff import flatten, format_value
+from reptk.report.recipe_diff import format_value
 from reptk.sweep.grid import RECIPE_KEY, Grid, GridCell
 
 RUNS = "runs"
