@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
 
 DEFAULT_IMAGES_PER_CLASS = 4
 
@@ -216,12 +217,10 @@ def _small_classes(labels: Tensor, k: int, classes: Sequence[str]) -> str:
     sizes = torch.bincount(labels[labels >= 0])
     small = ((sizes >= SMALLEST_CLASSES["pk"]) & (sizes < k)).nonzero()[:, 0].tolist()
     listed = []
-    for label in small[:MAX_LISTED]:
+    for label in small:
         name = classes[label] if label < len(classes) else f"class {label}"
         listed.append(f"{name} ({int(sizes[label])})")
-    if len(small) > MAX_LISTED:
-        listed.append("...")
-    return ", ".join(listed)
+    return first_names(listed, MAX_LISTED)
 
 
 def _images_per_class(request: Request, available: AvailableImages, labeled: int) -> int:

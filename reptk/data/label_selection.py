@@ -4,6 +4,7 @@ It works for every data set, since it changes the labels of the training split a
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from reptk.config.signature import suggestion
 from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
 from reptk.data.image_table import is_header, sorted_class_names
 from reptk.data.protocol import Data, Images, Split, subset
 from reptk.data.table_files import read_cells
@@ -28,6 +30,12 @@ MAX_LISTED = 3
 
 MAX_NAME_LENGTH = 80
 """Characters of a name in a message."""
+
+
+_SENTENCE = re.compile(
+    r"; [\d,]+ of [\d,]+ training images have a label \(.*?\)(, and the others are left out)?(?=;|$)"
+)
+"""What `select_labels` adds to `Data.protocol`."""
 
 
 class ListedImage(NamedTuple):
@@ -84,6 +92,11 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         protocol=f"{data.protocol}; {text}",
         summary=(*data.summary, line),
     )
+
+
+def without_label_selection(protocol: str) -> str:
+    """Return the protocol of a data set without the sentence on the labels of training, which evaluation does not depend on."""
+    return _SENTENCE.sub("", protocol)
 
 
 def _share_of_labels(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -231,14 +244,12 @@ def _is_number_below(text: str, count: int) -> bool:
 
 
 def _unknown_message(unknown: Sequence[ListedImage], images: Images, file: Path, *, has_files: bool) -> str:
-    listed = [f"{_shortened(row.name)} (line {row.line})" for row in unknown[:MAX_LISTED]]
-    if len(unknown) > MAX_LISTED:
-        listed.append("...")
+    listed = first_names([f"{_shortened(row.name)} (line {row.line})" for row in unknown], MAX_LISTED)
     known = f"these are numbered from 0 to {len(images) - 1:,}"
     if has_files:
         known += f", or named such as {images.path(0)}"
     count = format_count(len(unknown), "image")
-    return f"data.labelled={file} lists {count} that are not training images: {', '.join(listed)}; {known}"
+    return f"data.labelled={file} lists {count} that are not training images: {listed}; {known}"
 
 
 def _label_of(row: ListedImage, classes: Sequence[str], file: Path) -> int:
@@ -249,7 +260,7 @@ def _label_of(row: ListedImage, classes: Sequence[str], file: Path) -> int:
         return int(row.label.lstrip("0") or "0")
     raise DataError(
         f"{file}, line {row.line}: there is no class {_shortened(row.label)!r}{suggestion(row.label, classes)} "
-        f"(there are: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})"
+        f"(there are: {first_names(classes, 10)})"
     )
 
 
@@ -259,9 +270,7 @@ def _check_every_class(before: Tensor, labels: Tensor, classes: Sequence[str], f
     missing = [classes[label] for label in present if label not in with_labels]
     if not missing:
         return
-    listed = ", ".join(missing[:MAX_LISTED])
-    if len(missing) > MAX_LISTED:
-        listed += ", ..."
+    listed = first_names(missing, MAX_LISTED)
     raise DataError(
         f"data.labelled={file} lists no image of {len(missing)} of {format_count(len(present), 'class', 'classes')}: {listed}; "
         "list at least one image of each"
