@@ -9,6 +9,7 @@ from torch import nn
 
 from reptk.config import Recipe, read, validate
 from reptk.config.dotted_keys import is_among
+from reptk.config.run_paths import describe_no_run
 from reptk.config.schema import SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
@@ -48,7 +49,8 @@ def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists), or a plugin.
     """
     if not (folder / "recipe.toml").is_file():
-        raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
+        no_run = describe_no_run(str(folder))
+        raise UsageError(f"nothing to resume in {folder}: {no_run.what}{no_run.hint()}")
     lines = recipe_differences(recipe, folder)
     if lines:
         raise UsageError(
