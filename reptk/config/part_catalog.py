@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from reptk import __version__
 from reptk.config import signature
-from reptk.config.plugins import CONTRIBUTED, contributed_plugins, load_plugin
+from reptk.config.plugins import CONTRIBUTED, PluginImportError, contributed_plugins, load_plugin
 from reptk.config.registry import (
     DATASETS,
     EVALUATORS,
@@ -83,6 +83,8 @@ def load_known_plugins(requested: Sequence[str]) -> list[BrokenPlugin]:
     for spec in [*requested, *contributed_plugins()]:
         try:
             load_plugin(spec)
+        except PluginImportError as error:
+            broken.append(BrokenPlugin(spec, error.reason))
         except UsageError as error:
             broken.append(BrokenPlugin(spec, str(error)))
     return broken
