@@ -165,7 +165,9 @@ def _problem(request: Request, available: AvailableImages, labeled: int) -> str:
     elif request.name == "positives":
         problem = _problem_of_pairs(available, labeled)
     elif request.name == "random" and available.labeled < labeled:
-        problem = f"{source}, and {format_count(available.labeled, 'training image')} have a label"
+        problem = (
+            f"{source}, and {format_count(available.labeled, 'training image has', 'training images have')} a label"
+        )
     unlabeled = request.batch_size - labeled
     if not problem and unlabeled > available.others:
         return (

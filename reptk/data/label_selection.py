@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reptk.config.signature import suggestion
 from reptk.core import rng
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, verb_form
 from reptk.core.errors import DataError
 from reptk.data.image_table import is_header, sorted_class_names
 from reptk.data.protocol import Data, Images, Split, subset
@@ -71,7 +71,8 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         return data
     if not num_labeled:
         raise DataError("data.only_labelled=true leaves no image, since no training image has a label")
-    text = f"{num_labeled:,} of {len(train):,} training images have a label ({how})"
+    has = verb_form(num_labeled, "has", "have")
+    text = f"{num_labeled:,} of {format_count(len(train), 'training image')} {has} a label ({how})"
     selected = Split(train.images, labels)
     if only_labelled:
         selected = subset(selected, (labels >= 0).nonzero()[:, 0])

@@ -117,10 +117,8 @@ def check_same_ranks(
     # SyncBatchNorm, which normalizes over all ranks, is none of these.
     num_norms = sum(not isinstance(layer, nn.SyncBatchNorm) for layer in unfrozen_batch_norms(method))
     if num_norms:
-        reasons.append(
-            f"{format_count(num_norms, 'BatchNorm layer')} normalize the images of each rank by themselves "
-            "(train.sync_batchnorm=true, over all)"
-        )
+        norms = format_count(num_norms, "BatchNorm layer normalizes", "BatchNorm layers normalize")
+        reasons.append(f"{norms} the images of each rank by themselves (train.sync_batchnorm=true, over all)")
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in method.modules())
     if drop_path or has_dropout:
         reasons.append("dropout or stochastic depth is drawn for each rank")
