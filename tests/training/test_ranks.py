@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from rank_processes import run_on_ranks, run_recipe_on_ranks
 
-from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all, spawn
+from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all
 from reptk.config import load, validate
 from reptk.core import distributed
 from reptk.core.errors import UsageError
@@ -25,9 +26,9 @@ pytestmark = pytest.mark.slow
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with what 1, 2 and 4 ranks computed, by the number of ranks."""
     folders = {world_size: tmp_path_factory.mktemp(f"world{world_size}") for world_size in (1, 2, 4)}
-    compute_all(folders[1])
-    spawn(2, folders[2])
-    spawn(4, folders[4])
+    compute_all(0, folders[1])
+    for world_size in (2, 4):
+        run_on_ranks(compute_all, world_size, folders[world_size])
     return folders
 
 
@@ -233,9 +234,10 @@ def test_ranks_stop_early_after_the_same_epoch_end_in_the_same_weights_and_are_t
     plugin.write_text(TRACKER_PLUGIN)
     overrides = ["train.epochs=12", "eval.knn.every_epochs=1", "train.early_stopping_epochs=1", "train.trackers=rows"]
     overrides += ["train.report=false", "train.baselines=false"]
-    process = torchrun(recipe_file, tmp_path / "2", "--plugin", str(plugin), *overrides)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("stopped early after epoch") == 1
+    command = [str(recipe_file), "--out", str(tmp_path / "2"), "--plugin", str(plugin), *overrides]
+    first, second = run_recipe_on_ranks(command, 2, tmp_path)
+    assert first.count("stopped early after epoch") == 1
+    assert second == "", "only rank 0 prints"
     run_silently(load(recipe_file, overrides, plugins=[str(plugin)]), tmp_path / "1")
     one, two = (json.loads((tmp_path / ranks / "results.json").read_text()) for ranks in ("1", "2"))
     assert one["training"]["epochs"] < 12
