@@ -187,10 +187,9 @@ def test_a_fine_tuning_that_ends_worse_says_so_in_the_first_line_of_the_result(
 
 @pytest.mark.slow
 def test_tcl_with_labels_separates_digits(tmp_path: Path) -> None:
-    """Six of the recipe's twenty epochs reach 95 % on the last 797 digits, which an untrained encoder does not."""
-    trained = run_silently(
-        load("tcl_sup_digits", ["train.epochs=6", "optim.warmup_epochs=1", "train.report=false"]), tmp_path / "run"
-    )
+    """Six of the recipe's twenty epochs, at half its size, reach 95 % on 797 digits, which an untrained encoder does not."""
+    short = ["train.epochs=6", "views.size=16", "optim.warmup_epochs=1", "train.report=false"]
+    trained = run_silently(load("tcl_sup_digits", short), tmp_path / "run")
     untrained = result_metrics(tmp_path / "run")["untrained"]
     assert trained["knn@20"] >= 0.95 > untrained["knn@20"]
 
