@@ -36,18 +36,33 @@ eval = {knn = {k = [1, 5]}}
 """The same as a file, without its name."""
 
 FAKE_PROCESS = """#!{python} -SE
-import os, pathlib, shutil, sys
+import os, pathlib, shutil, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 prepared = pathlib.Path(__file__).parent
 with open(prepared / "started.txt", "a") as file:
     file.write(out.name + " " + os.environ.get("OMP_NUM_THREADS", "") + chr(10))
+gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+if gpu:
+    with open(prepared / "gpus.txt", "a") as file:
+        file.write(gpu + chr(10))
+    try:
+        (prepared / ("used_" + gpu)).touch(exist_ok=False)
+    except FileExistsError:
+        print("error: two runs at a time on " + gpu)
+        sys.exit(4)
+    time.sleep(0.3)
 failure = prepared / (out.name + ".failure")
 if failure.exists():
     print(failure.read_text())
     sys.exit(3)
 shutil.copytree(prepared / out.name, out, dirs_exist_ok=True)
+if gpu:
+    (prepared / ("used_" + gpu)).unlink()
 """
-"""Copies the run that was prepared under the name of the folder --out, or fails with a prepared message."""
+"""Copies the run that was prepared under the name of the folder --out, or fails with a prepared message.
+
+With a GPU to use, it takes some time and notes which one; it fails if another process uses it at that moment.
+"""
 
 
 def tiny(*overrides: str) -> Recipe:

@@ -15,6 +15,7 @@ from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
+from reptk.core.name_lists import first_names, first_names_and_count
 from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
@@ -193,15 +194,11 @@ def _print_classes(images: CheckedImages) -> None:
     sizes = Counter(name for name in images.class_names if name is not None)
     if not sizes:
         return
-    listed = [f"{in_one_line(name)} {count:,}" for name, count in sorted(sizes.items())[:MAX_LISTED_CLASSES]]
-    if len(sizes) > MAX_LISTED_CLASSES:
-        listed.append(f"and {len(sizes) - MAX_LISTED_CLASSES:,} more")
-    print(f"  classes: {', '.join(listed)}")
+    listed = [f"{in_one_line(name)} {count:,}" for name, count in sorted(sizes.items())]
+    print(f"  classes: {first_names_and_count(listed, MAX_LISTED_CLASSES)}")
     too_small = sorted(name for name, count in sizes.items() if count < 2)
     if too_small:
-        names = ", ".join(map(in_one_line, too_small[:MAX_LISTED]))
-        if len(too_small) > MAX_LISTED:
-            names += ", ..."
+        names = first_names(list(map(in_one_line, too_small)), MAX_LISTED)
         print(f"  classes of a single image, which have no positives: {len(too_small):,} ({names})")
 
 

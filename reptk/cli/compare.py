@@ -60,11 +60,11 @@ def _run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["reptk", "compare", *map(str, args.run)])
         facts = {"command": command, "differences": grouped.differences, "warnings": grouped.warnings}
-        paths = write_tables(args.out, STEM, table, title=command, failed={}, facts=facts)
+        paths = write_tables(args.out, STEM, table, title=command, facts=facts, notes=grouped.warnings)
         print()
         print(f"  tables   {', '.join(map(str, paths))}")
         if args.report:
-            print(f"  {write_page(table.rows, args.out)}")
+            print(f"  {write_page(table, args.out, title=command)}")
     return 0
 
 
@@ -95,7 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help=f"a folder for the table: {STEM}.csv, .md and .json, and runs.csv")
     parser.add_argument(
-        "--report", action="store_true", help=f"also write {REPORT_FILE} there, with a run of each setting"
+        "--report", action="store_true", help=f"also write {REPORT_FILE} there: the settings, and a run of each"
     )
     parser.add_argument("--force", action="store_true", help="write over tables that exist")
     parser.add_argument(

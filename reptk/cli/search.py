@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reptk.core.command_line import ArgumentParser, add_device_option, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
+from reptk.core.name_lists import first_names
 from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
@@ -249,10 +250,9 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     if not duplicates.blank:
         return []
     images = duplicates.searched
-    names = [in_one_line(_short_path(images.file(row)) or images.ids[row]) for row in duplicates.blank[:MAX_BLANK]]
-    if len(duplicates.blank) > MAX_BLANK:
-        names.append("...")
-    return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {', '.join(names)}"]
+    names = [in_one_line(_short_path(images.file(row)) or images.ids[row]) for row in duplicates.blank]
+    listed = first_names(names, MAX_BLANK)
+    return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {listed}"]
 
 
 def _open(path: str, *, trust: bool) -> "Index":

@@ -18,7 +18,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
-    from reptk.sweep.comparison_table import SettingRun
+    from reptk.sweep.comparison_table import FailedRun, SettingRun
     from reptk.sweep.run_sweep import CellRun
 
 EXAMPLES = """examples:
@@ -53,14 +53,13 @@ def _run(args: argparse.Namespace) -> int:
     require_single_process("reptk sweep starts the processes of its runs itself; start it without torchrun")
     grid = parse_grid(args.recipe, args.pairs)
     cells = load_cells(grid, draws=args.random, draw_seed=args.random_seed, plugins=args.plugin, trust=args.trust)
-    slots = slots_of(args.jobs, args.gpus, cells[0].recipe.train.device)
+    slots = slots_of(args.jobs, args.gpus, [cell.recipe.train.device for cell in cells])
     out = args.out or default_folder(grid)
     if out.exists() and not out.is_dir():
         raise EnvironmentProblem(f"cannot write the sweep to {out}: it is no folder. Choose another --out")
     assignment = assign_folders(cells, grid.swept_keys, out)
     runs = [CellRun(cell, folder) for cell, folder in zip(cells, assignment.folders, strict=True)]
     finished = [run for run in runs if run.is_finished]
-    num_finished = len(finished)
     if args.metric is not None and finished:
         _check_metric(args.metric, runs, finished[0])
     num_settings = len({cell.setting for cell in cells})
@@ -73,11 +72,10 @@ def _run(args: argparse.Namespace) -> int:
         print(
             f"{num_settings} of {format_count(grid.num_settings, 'setting')}, drawn by --random-seed {args.random_seed}"
         )
-    if num_finished:
-        print(f"{num_finished} of them finished already")
-    num_new = len(runs) - assignment.num_earlier
-    if num_new and (assignment.num_earlier or assignment.others):
-        print(f"{format_count(num_new, 'run')} new in this sweep, which had others")
+    has_others = bool(assignment.num_earlier or assignment.others)
+    new = _new_runs(runs, out, has_others=has_others)
+    for line in _progress_lines(runs, len(finished), len(new), has_others=has_others):
+        print(line)
     if assignment.others:
         print(
             f"{format_count(len(assignment.others), 'earlier run')} in {out} not named by this command; not in the table"
@@ -87,8 +85,9 @@ def _run(args: argparse.Namespace) -> int:
     for note in loading_notes(cells):
         print(f"note: {note}")
     if args.dry_run:
+        new_folders = {run.folder for run in new}
         for run in runs:
-            print(f"  {run.cell.label}  {_state(run)}")
+            print(f"  {run.cell.label}  {_state(run, is_new=run.folder in new_folders)}")
         return 0
     return _train_and_compare(args, runs, slots, out)
 
@@ -107,20 +106,51 @@ def _check_metric(metric: str, runs: Sequence["CellRun"], finished: "CellRun") -
         require_metric(metric, list(result.results.main_metrics))
 
 
-def _state(run: "CellRun") -> str:
+def _new_runs(runs: Sequence["CellRun"], out: Path, *, has_others: bool) -> list["CellRun"]:
+    """Return the runs that no earlier command in this folder was to train."""
+    from reptk.sweep.planned_runs import digest_of, read_planned
+
+    planned = read_planned(out)
+    if planned is None:
+        # Of a sweep of an earlier version, nobody knows; all runs of a sweep that has none are new.
+        if has_others:
+            return []
+        return list(runs)
+    return [run for run in runs if not run.is_started and digest_of(run.cell) not in planned]
+
+
+def _progress_lines(runs: Sequence["CellRun"], num_finished: int, num_new: int, *, has_others: bool) -> list[str]:
+    """Return what an earlier command has left to do; nothing for a sweep that begins."""
+    lines = []
+    if num_finished:
+        lines.append(f"{num_finished} of them finished already")
+    num_left = len(runs) - num_finished - num_new
+    num_started = sum(run.is_started for run in runs) - num_finished
+    if num_left and num_started:
+        lines.append(f"{num_left} of them still to run (started before: {num_started})")
+    elif num_left:
+        lines.append(f"{num_left} of them still to run")
+    if num_new and (has_others or num_new < len(runs)):
+        lines.append(f"{format_count(num_new, 'run')} new in this sweep, which had others")
+    return lines
+
+
+def _state(run: "CellRun", *, is_new: bool) -> str:
     from reptk.training.run_status import read_status
 
     if run.is_finished:
         return "finished"
-    if (run.folder / "recipe.toml").is_file():
+    if run.is_started:
         return f"to go on ({read_status(run.folder)['status']})"
-    return "new"
+    if is_new:
+        return "new"
+    return "still to run"
 
 
 def _train_and_compare(
     args: argparse.Namespace, runs: Sequence["CellRun"], slots: Sequence[dict[str, str]], out: Path
 ) -> int:
-    from reptk.sweep.comparison_table import SettingRun
+    from reptk.sweep.comparison_table import FailedRun, SettingRun
     from reptk.sweep.grid import setting_label
     from reptk.sweep.measured_runs import read_measured_run
     from reptk.sweep.run_sweep import train_all
@@ -130,17 +160,20 @@ def _train_and_compare(
     lock = RunLock(out)
     lock.acquire(lambda text: print(text, flush=True))
     try:
-        failed = train_all(runs, out, slots, options=_options(args), print_line=lambda text: print(text, flush=True))
+        reasons = train_all(runs, out, slots, options=_options(args), print_line=lambda text: print(text, flush=True))
         finished = []
+        failed = []
         for run in runs:
-            if run.cell.label in failed:
+            setting, seed = setting_label(run.cell.setting), run.cell.recipe.seed
+            if run.cell.label in reasons:
+                failed.append(FailedRun(setting, seed, reasons[run.cell.label]))
                 continue
             result = read_measured_run(run.folder, run.cell.label)
             if isinstance(result, str):
-                failed[run.cell.label] = result
+                failed.append(FailedRun(setting, seed, result))
                 print(f"{run.cell.label}  no result: {result}", flush=True)
             else:
-                finished.append(SettingRun(setting_label(run.cell.setting), run.cell.recipe.seed, result))
+                finished.append(SettingRun(setting, seed, result))
         metric_problem = ""
         if finished:
             metric_problem = _write_and_print(args, finished, failed, out)
@@ -148,7 +181,7 @@ def _train_and_compare(
         lock.release()
     if failed:
         lines = [f"{len(failed)} of {format_count(len(runs), 'run')} failed; the same command tries them again"]
-        lines += [f"  {label}: {reason}" for label, reason in failed.items()]
+        lines += [f"  {run.label}: {run.reason}" for run in failed]
         if metric_problem:
             lines.append(metric_problem)
         print("error:", "\n".join(lines), file=sys.stderr, flush=True)
@@ -159,7 +192,7 @@ def _train_and_compare(
 
 
 def _write_and_print(
-    args: argparse.Namespace, finished: Sequence["SettingRun"], failed: dict[str, str], out: Path
+    args: argparse.Namespace, finished: Sequence["SettingRun"], failed: Sequence["FailedRun"], out: Path
 ) -> str:
     """Write and print the tables. Returns what is wrong with --metric, without which they are written; empty if nothing is."""
     from reptk.sweep.comparison_page import write_page
@@ -169,22 +202,22 @@ def _write_and_print(
 
     metric_problem = ""
     try:
-        table = build_table(finished, metric=args.metric, reference=args.against)
+        table = build_table(finished, metric=args.metric, reference=args.against, failed=failed)
     except UsageError as error:
         # Hours of training must not end without a table.
-        table = build_table(finished, reference=args.against)
+        table = build_table(finished, reference=args.against, failed=failed)
         metric_problem = (
             f"--metric: {error}. The tables are sorted by {table.headline}; the same command with another --metric writes them "
             "anew and trains nothing"
         )
     command = shlex.join(["reptk", "sweep", args.recipe, *args.pairs])
-    paths = write_tables(out, STEM, table, title=command, failed=failed, facts={"command": command})
+    paths = write_tables(out, STEM, table, title=command, facts={"command": command})
     print()
     print_table(table)
     print()
     print(f"  tables   {', '.join(map(str, paths))}", flush=True)
     if not args.no_report:
-        print(f"  {write_page(table.rows, out, trust=args.trust)}")
+        print(f"  {write_page(table, out, title=command, trust=args.trust)}")
     return metric_problem
 
 
@@ -231,6 +264,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--against", choices=("best", "first"), default="best", help="the setting that others are compared with"
     )
     parser.add_argument("--dry-run", action="store_true", help="validate and list the runs, train nothing")
-    parser.add_argument("--no-report", action="store_true", help="write no page that compares the best settings")
+    parser.add_argument("--no-report", action="store_true", help="write no page of the settings and runs")
     add_plugin_options(parser)
     return parser.parse_intermixed_args(arguments)

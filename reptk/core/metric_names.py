@@ -17,6 +17,11 @@ _NAMES = {
 }
 
 
+def is_share(metric: str) -> bool:
+    """Return whether a metric is known to lie between 0 and 1, as all metrics of reptk do; those of plugins may be anything."""
+    return metric in _NAMES or metric.partition("@")[0] in _NAMES
+
+
 def display_name(metric: str) -> str:
     """Return the name of a metric for a heading or a sentence; one that is not known here is returned as it is."""
     if metric in _NAMES:  # also names with an "@" of their own, such as map@r

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
 
 DEFAULT_IMAGES_PER_CLASS = 4
 
@@ -220,15 +221,13 @@ def _count_key(available: AvailableImages) -> str:
 def _listed_sizes(request: Request, available: AvailableImages, numbers: Sequence[int]) -> str:
     """Return the names and sizes of some of the available classes, e.g. `eel (3), cat (5), ...`."""
     listed = []
-    for number in numbers[:MAX_LISTED]:
+    for number in numbers:
         label = available.labels[number]
         name = f"class {label}"
         if label < len(request.classes):
             name = request.classes[label]
         listed.append(f"{name} ({available.sizes[number]})")
-    if len(numbers) > MAX_LISTED:
-        listed.append("...")
-    return ", ".join(listed)
+    return first_names(listed, MAX_LISTED)
 
 
 def _images_per_class(request: Request, available: AvailableImages, labeled: int) -> int:

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from reptk.core.counts import format_count
 from reptk.core.files import json_text, sha256_of, write_bytes, write_text
 from reptk.core.foreign_files import open_regular, read_json
+from reptk.core.name_lists import first_names
 from reptk.data.protocol import Data, InMemory
 
 FileCheck = Literal["stat", "content", "off"]
@@ -114,7 +115,7 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
         changed = [name for name, identity in now.files.items() if before.files.get(name, identity) != identity]
         for what, names in (("added", added), ("removed", removed), ("changed", changed)):
             if names:
-                lines.append(f"{format_count(len(names), 'file')} {what}: {_examples(names)}")
+                lines.append(f"{format_count(len(names), 'file')} {what}: {first_names(names, MAX_EXAMPLES)}")
         if not lines and list(before.files) != list(now.files):
             lines.append("the same files in another order")
     for name in dict.fromkeys([*before.splits, *now.splits]):
@@ -139,13 +140,6 @@ def _count_of(split: dict[str, Any] | None) -> str:
     if split is None:
         return "none"
     return format_count(int(split.get("images", 0)), "image")
-
-
-def _examples(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:MAX_EXAMPLES])
-    if len(names) > MAX_EXAMPLES:
-        listed += ", ..."
-    return listed
 
 
 def _stat_of(path: Path) -> str:

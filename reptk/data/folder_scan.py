@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reptk.core.counts import format_count
 from reptk.core.files import real_path
+from reptk.core.name_lists import first_names
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.split_names import is_split_name
@@ -65,9 +66,7 @@ class FolderScan:
         if self.num_broken_links:
             phrases.append(format_count(self.num_broken_links, "broken link"))
         if self.unreadable_folders:
-            names = ", ".join(str(path) for path in self.unreadable_folders[:MAX_LISTED_FOLDERS])
-            if len(self.unreadable_folders) > MAX_LISTED_FOLDERS:
-                names += ", ..."
+            names = first_names(list(map(str, self.unreadable_folders)), MAX_LISTED_FOLDERS)
             phrases.append(f"{format_count(len(self.unreadable_folders), 'folder')} that cannot be opened: {names}")
         return phrases
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.image_layout import ImageLayout, LabeledFile
 from reptk.data.raw_photograph import RAW_EXTENSIONS
@@ -68,10 +69,7 @@ class ImageTable:
         """Return lines that name the columns that are not read, and files that do not exist."""
         lines = []
         if self.unread_columns:
-            names = ", ".join(self.unread_columns[:MAX_LISTED])
-            if len(self.unread_columns) > MAX_LISTED:
-                names += ", ..."
-            lines.append(f"  columns not read: {names}")
+            lines.append(f"  columns not read: {first_names(self.unread_columns, MAX_LISTED)}")
         root = self.file.absolute().parent
         num_outside = sum(_leads_outside(root, row.path) for row in self.rows)
         if num_outside:
@@ -157,7 +155,7 @@ def _columns(table: Path, line_number: int, headings: Sequence[str]) -> dict[str
                 columns.pop("id", None)
                 break
     if "path" not in columns:
-        listed = ", ".join(headings[:MAX_LISTED]) or "none"
+        listed = first_names(headings, MAX_LISTED) or "none"
         raise DataError(f"{table}, line {line_number}: no column of paths among {listed}; name it path")
     return columns
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from reptk.config.signature import suggestion
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
 from reptk.data.image_table import is_header, sorted_class_names
 from reptk.data.protocol import Data, Images
 from reptk.data.table_files import read_cells
@@ -197,10 +198,7 @@ def _label_of(row: ListedImage, classes: Sequence[str], mistakes: list[Mistake])
     if _is_number_below(row.label, len(classes)):
         return int(row.label.lstrip("0") or "0")
     what = f"there is no class {_shortened(row.label)!r}{suggestion(row.label, classes)}"
-    listed = ", ".join(classes[:MAX_LISTED_CLASSES])
-    if len(classes) > MAX_LISTED_CLASSES:
-        listed += ", ..."
-    mistakes.append(Mistake(row.line, what, f"The classes are {listed}"))
+    mistakes.append(Mistake(row.line, what, f"The classes are {first_names(classes, MAX_LISTED_CLASSES)}"))
     return None
 
 
@@ -236,9 +234,7 @@ def _check_every_class(before: Tensor, labels: Tensor, classes: Sequence[str], f
     missing = [classes[label] for label in present if label not in with_labels]
     if not missing:
         return
-    listed = ", ".join(missing[:MAX_LISTED])
-    if len(missing) > MAX_LISTED:
-        listed += ", ..."
+    listed = first_names(missing, MAX_LISTED)
     raise DataError(
         f"data.labelled={file} lists no image of {len(missing)} of {format_count(len(present), 'class', 'classes')}: {listed}; "
         "list at least one image of each"

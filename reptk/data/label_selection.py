@@ -3,6 +3,7 @@
 It works for every data set, since it changes the labels of the training split after the data set is loaded.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.core.counts import format_count, verb_form
 from reptk.core.errors import DataError
 from reptk.data.label_list import listed_labels
 from reptk.data.protocol import Data, Split, subset
+
+_SENTENCE = re.compile(
+    r"; [\d,]+ of [\d,]+ training images have a label \(.*?\)(, and the others are left out)?(?=;|$)"
+)
+"""What `select_labels` adds to `Data.protocol`."""
 
 
 def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bool = False, seed: int = 0) -> Data:
@@ -49,8 +54,8 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         return data
     if not num_labeled:
         raise DataError("data.only_labelled=true leaves no image, since no training image has a label")
-    has = verb_form(num_labeled, "has", "have")
-    text = f"{num_labeled:,} of {format_count(len(train), 'training image')} {has} a label ({how})"
+    # `without_label_selection` looks for this sentence, in results of earlier runs as well.
+    text = f"{num_labeled:,} of {len(train):,} training images have a label ({how})"
     selected = Split(train.images, labels)
     if only_labelled:
         selected = subset(selected, (labels >= 0).nonzero()[:, 0])
@@ -63,6 +68,11 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         protocol=f"{data.protocol}; {text}",
         summary=(*data.summary, line),
     )
+
+
+def without_label_selection(protocol: str) -> str:
+    """Return the protocol of a data set without the sentence on the labels of training, which evaluation does not depend on."""
+    return _SENTENCE.sub("", protocol)
 
 
 def _share_of_labels(labels: Tensor, share: float, seed: int) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
 from reptk.embeddings.layout import RowBlock
 from reptk.embeddings.store import Embeddings
 
@@ -54,9 +55,7 @@ class UnitLengthNormalizer:
         ):
             if not ids:
                 continue
-            listed = ", ".join(map(repr, ids[:MAX_LISTED_IDS]))
-            if len(ids) > MAX_LISTED_IDS:
-                listed += " ..."
+            listed = first_names(list(map(repr, ids)), MAX_LISTED_IDS)
             raise DataError(
                 f"{len(ids):,} of {format_count(self.count, 'embedding')} of {name} {problem}: {listed}. Leave them "
                 "out, or embed those images again"

@@ -11,6 +11,7 @@ from torch import Tensor
 from reptk.core import distributed, rng
 from reptk.core.counts import format_count
 from reptk.core.errors import NumericalError, UsageError
+from reptk.core.name_lists import first_names
 from reptk.data import DevicePrefetcher, Images, Split, read_blocks
 from reptk.data.bad_samples import image_name
 from reptk.data.loader import with_aspect_ratios
@@ -288,9 +289,9 @@ def _check_finite(rows: _ShardedRows, split: Split, device: torch.device | str) 
     numbers = distributed.all_gather_uneven(numbers.to(device)).tolist()
     if not numbers:
         return
-    listed = ", ".join(image_name("image", split.images, number) for number in numbers[:MAX_LISTED])
-    if len(numbers) > MAX_LISTED:
-        listed += ", ..."
+    # One more than is listed: there may be millions.
+    names = [image_name("image", split.images, number) for number in numbers[: MAX_LISTED + 1]]
+    listed = first_names(names, MAX_LISTED)
     raise NumericalError(
         f"the features of {len(numbers):,} of {format_count(len(split), 'image')} hold NaN or infinity ({listed}), so there is "
         "nothing to evaluate: the encoder's weights have diverged, or its numbers exceed its precision. Train again with a "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reptk.core.errors import DataError
 from reptk.core.foreign_files import read_json
+from reptk.core.name_lists import first_names
 
 StateDict = dict[str, Tensor]
 
@@ -107,9 +108,7 @@ def _read_all_files(path: Path) -> StateDict:
     names = files_of_index(path)
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
-        listed = ", ".join(missing[:MAX_LISTED_FILES])
-        if len(missing) > MAX_LISTED_FILES:
-            listed += ", ..."
+        listed = first_names(missing, MAX_LISTED_FILES)
         raise DataError(
             f"{path} lists {len(names)} files, of which {len(missing)} are missing: {listed}. Copy them next to it"
         )

@@ -14,6 +14,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, NumericalError
 from reptk.core.file_records import read_replaceable
 from reptk.core.files import expand_home, parse_json
+from reptk.core.name_lists import first_names
 from reptk.models.model_folder import CLASSIFIER_FILE, MANIFEST_FILE, check_model, damage_message, find_model
 
 MAX_LISTED_CLASSES = 5
@@ -95,7 +96,4 @@ def _linear(weight: Tensor, bias: Tensor, num_classes: int) -> nn.Linear:
 
 
 def _listed(classes: tuple[str, ...]) -> str:
-    names = ", ".join(classes[:MAX_LISTED_CLASSES])
-    if len(classes) > MAX_LISTED_CLASSES:
-        names += ", ..."
-    return f"{format_count(len(classes), 'class', 'classes')} ({names})"
+    return f"{format_count(len(classes), 'class', 'classes')} ({first_names(classes, MAX_LISTED_CLASSES)})"

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import nn
 
 from reptk.core.errors import UsageError
+from reptk.core.name_lists import first_names
 from reptk.models.grad_cache import BATCH_NORMS
 from reptk.models.layer_groups import layer_groups
 
@@ -82,7 +83,4 @@ def batch_norm_modules(backbone: nn.Module) -> list[str]:
 
 
 def _first_names(groups: list[list[str]]) -> str:
-    names = [group[0] for group in groups[:MAX_LISTED_GROUPS]]
-    if len(groups) > MAX_LISTED_GROUPS:
-        names.append("...")
-    return ", ".join(names)
+    return first_names([group[0] for group in groups], MAX_LISTED_GROUPS)

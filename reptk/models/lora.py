@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reptk.core.errors import UsageError
+from reptk.core.name_lists import first_names
 
 KEY = "encoder.lora_layers"
 PARAMETERS = ("lora_a", "lora_b")
@@ -136,7 +137,7 @@ def _check_names(backbone: nn.Module, names: Sequence[str], paths: Sequence[str]
     if not missing and names:
         return
     architecture = backbone.pretrained_cfg.get("architecture", type(backbone).__name__)
-    listed = ", ".join(known[:MAX_LISTED_LAYERS]) or "none"
+    listed = first_names(known, MAX_LISTED_LAYERS) or "none"
     reason = f"{architecture} has no linear layer called {' or '.join(missing)}"
     if not names:
         reason = "no layers are named"

@@ -14,6 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names_and_count
 from reptk.models.checkpoint_file import StateDict, read_tensors
 from reptk.models.jax_weights import converted_by_timm, has_jax_names
 from reptk.models.lora import PARAMETERS as LORA_PARAMETERS
@@ -38,6 +39,8 @@ PREFERRED = (
     ("state_dict_ema", "state_dict"),  # timm
 )
 """Which encoder is used where a file has both: the one that its project evaluates."""
+
+MAX_LISTED_NAMES = 4
 
 
 def _plain(name: str) -> str:
@@ -129,7 +132,9 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
         raise DataError(f"{path} holds no plain weights: there is no tensor in it. Name a file with a state dict")
     prefixes = _prefixes(tensors, backbone, part)
     if not prefixes:
-        raise DataError(f"{path} has no part {part!r}. Its parts: {_listed(_parts(tensors))}")
+        raise DataError(
+            f"{path} has no part {part!r}. Its parts: {first_names_and_count(_parts(tensors), MAX_LISTED_NAMES)}"
+        )
     candidates = _candidates(tensors, prefixes, backbone, new_weight)
     fitting = [candidate for candidate in candidates if not candidate.num_problems]
     if fitting:
@@ -461,13 +466,14 @@ def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: 
     matched = total - closest.num_problems
     where = f"under {closest.prefix!r}" if closest.prefix else "without a prefix"
     details = [f"{name} is missing" for name in closest.missing[:3]] + closest.misfits[:3]
+    parts = first_names_and_count(_parts(tensors), MAX_LISTED_NAMES) or "none"
     extra = ""
     if closest.extra and closest.missing:
-        extra = f" In the file only: {_listed(closest.extra)}."
+        extra = f" In the file only: {first_names_and_count(closest.extra, MAX_LISTED_NAMES)}."
     return (
         f"the weights in {path} do not fit this backbone: {closest.num_problems} of {total} tensors are missing or of another "
         f"shape ({'; '.join(details)}{'; ...' if closest.num_problems > len(details) else ''}), and {matched} fit, by names "
-        f"{where}.{extra} {_way_out(closest, backbone)}. Parts of the file: {_listed(_parts(tensors)) or 'none'}"
+        f"{where}.{extra} {_way_out(closest, backbone)}. Parts of the file: {parts}"
     )
 
 
@@ -477,9 +483,3 @@ def _way_out(closest: Candidate, backbone: nn.Module) -> str:
             if closest.misfits[0].startswith(name) and closest.state[name].shape[2:] == (3, 3):
                 return "The first convolution of the file is that of small images: use encoder.stem=small"
     return "Check encoder.backbone and encoder.stem, or name the part of the file that holds the encoder: FILE:PART"
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) > 4:
-        return f"{', '.join(names[:4])} and {len(names) - 4} more"
-    return ", ".join(names)

@@ -16,13 +16,19 @@ from reptk.report.section_numbers import numbers_section
 from reptk.report.section_protocol import protocol_section
 from reptk.report.section_recipe import recipe_section
 from reptk.report.section_repeat import repeat_section
+from reptk.report.section_settings import ComparedSettings, settings_section
 from reptk.report.section_verdict import verdict_section
 from reptk.report.section_views import views_section
 from reptk.report.templating import for_json, read_asset, render
 
 
-def render_page(runs: Sequence[Run], images: Sequence[RunImages], layouts: Sequence[str]) -> str:
-    """Return the page of one run, or of several next to each other.
+def render_page(
+    runs: Sequence[Run],
+    images: Sequence[RunImages],
+    layouts: Sequence[str],
+    settings: ComparedSettings | None = None,
+) -> str:
+    """Return the page of one run, or of several next to each other; of a comparison of settings, with that on top.
 
     A section is None if the runs have nothing to show in it. `templates/page.html.j2` decides on the order.
     """
@@ -36,12 +42,13 @@ def render_page(runs: Sequence[Run], images: Sequence[RunImages], layouts: Seque
     script = read_asset("page.js") + read_asset("map.js")
     return render(
         "page.html.j2",
-        name=_page_name(runs),
+        name=_page_name(runs, settings),
         content_security_policy=_content_security_policy(style, script),
         style=style,
         script=script,
         data=for_json({"pictures": embedded.uris, "maps": points.maps, "atlases": points.atlases}),
-        verdict=verdict_section(runs),
+        verdict=verdict_section(runs, settings),
+        settings=settings_section(settings),
         numbers=numbers_section(runs),
         curves=curves_section(runs),
         gallery=gallery,
@@ -55,7 +62,9 @@ def render_page(runs: Sequence[Run], images: Sequence[RunImages], layouts: Seque
     )
 
 
-def _page_name(runs: Sequence[Run]) -> str:
+def _page_name(runs: Sequence[Run], settings: ComparedSettings | None) -> str:
+    if settings is not None:
+        return settings.title
     if len(runs) == 1:
         return runs[0].title
     return " / ".join(run.name for run in runs)

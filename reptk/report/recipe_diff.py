@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from reptk import config
+from reptk.config.dotted_keys import flatten
 from reptk.core.errors import ReptkError
 from reptk.core.foreign_files import MAX_TOML_BYTES, read_text
 from reptk.report.run_files import Run
@@ -70,6 +71,48 @@ def differing_keys(recipes: Sequence[FlatRecipe]) -> list[str]:
     return differing
 
 
+def described_values(
+    values: FlatRecipe, keys: Sequence[str], recipes: Sequence[FlatRecipe], *, all_arguments: bool = False
+) -> list[tuple[str, str]]:
+    """Return what distinguishes a recipe from others: keys with its values as text.
+
+    A key that it leaves unset is "unset", if a recipe with the same part sets it; a table of which it has nothing, such as
+    `train.sampler`, is unset as a whole.
+
+    Args:
+        values: of the recipe.
+        keys: those that differ, in the order of the result.
+        recipes: all that are compared, this one among them.
+        all_arguments: list also the arguments of a part that differs which all recipes with the same part share.
+    """
+    described: dict[str, str] = {}
+    for key in keys:
+        part_key = f"{key.rpartition('.')[0]}.name"
+        is_argument = key != part_key and part_key in keys
+        if key in values:
+            same_part = [recipe for recipe in recipes if recipe.get(part_key) == values.get(part_key)]
+            is_shared = all(recipe.get(key) == values[key] for recipe in same_part)
+            if all_arguments or not (is_argument and is_shared):
+                described[key] = format_value(values[key])
+            continue
+        missing = _missing_table(key, values)
+        if missing != key:
+            described[missing] = format_value(None)
+        elif any(key in recipe and recipe.get(part_key) == values.get(part_key) for recipe in recipes):
+            described[key] = format_value(None)
+    return list(described.items())
+
+
+def _missing_table(key: str, values: FlatRecipe) -> str:
+    """Return the outermost table around a key of which a recipe has no value; the key itself if it has some of all."""
+    names = key.split(".")
+    for length in range(1, len(names)):
+        table = ".".join(names[:length])
+        if not any(other.startswith(f"{table}.") or other == table for other in values):
+            return table
+    return key
+
+
 def training_command(run: Run, shipped: ShippedRecipe | None) -> str:
     """Return the command that trains the same again.
 
@@ -86,19 +129,6 @@ def training_command(run: Run, shipped: ShippedRecipe | None) -> str:
         if _reproduces(shipped.name, overrides, values):
             return shlex.join(["python", "-m", "reptk.recipe", shipped.name, *overrides])
     return shlex.join(["python", "-m", "reptk.recipe", str(run.folder / "recipe.toml")])
-
-
-def flatten(table: Any, prefix: str = "") -> FlatRecipe:
-    """Return the values of a nested table by dotted keys, without those that are unset."""
-    if table is None:
-        return {}
-    if not isinstance(table, dict):
-        return {prefix: table}
-    values: FlatRecipe = {}
-    for key, value in table.items():
-        dotted_key = f"{prefix}.{key}" if prefix else str(key)
-        values |= flatten(value, dotted_key)
-    return values
 
 
 def format_value(value: Any) -> str:

@@ -9,9 +9,10 @@ from reptk import config
 from reptk.core.metric_names import display_name
 from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
-from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
+from reptk.report.recipe_diff import described_values, differing_keys, recipe_values
 from reptk.report.run_comparison import data_identity, difference
 from reptk.report.run_files import Run
+from reptk.report.section_settings import ComparedSettings
 
 MAX_DIFFERENCES = 8
 """Keys in the list of what differs between runs; all of them are in the section on the recipe."""
@@ -70,8 +71,10 @@ class VerdictSection:
     differences: list[tuple[str, str]]
 
 
-def verdict_section(runs: Sequence[Run]) -> VerdictSection:
-    """Return the verdict on a run as it was saved, or the comparison of several runs in a sentence."""
+def verdict_section(runs: Sequence[Run], settings: ComparedSettings | None = None) -> VerdictSection:
+    """Return the verdict on a run as it was saved, or the comparison of several runs, or of settings, in a sentence."""
+    if settings is not None:
+        return _settings_verdict(runs, settings)
     run = runs[0]
     level = ""
     sentence = ""
@@ -101,6 +104,19 @@ def verdict_section(runs: Sequence[Run]) -> VerdictSection:
     )
 
 
+def _settings_verdict(runs: Sequence[Run], settings: ComparedSettings) -> VerdictSection:
+    """Return the comparison of settings in a sentence; the scale of single runs would say something else."""
+    return VerdictSection(
+        level="",
+        about="  \u00b7  ".join(part for part in (settings.about, str(runs[0].data_part.get("name", ""))) if part),
+        status="",
+        sentence=settings.sentence,
+        advice=None,
+        headline=None,
+        differences=_differences(runs),
+    )
+
+
 def _differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return for each of several runs the values in which their recipes differ."""
     if len(runs) == 1 or not any(run.recipe for run in runs):
@@ -111,9 +127,11 @@ def _differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
     keys.sort(key=lambda key: key not in config.PART_NAMES)
     rows = []
     for run, values in zip(runs, all_values, strict=True):
-        texts = [f"{key} {format_value(values[key])}" for key in keys[:MAX_DIFFERENCES] if key in values]
-        if len(keys) > MAX_DIFFERENCES:
-            texts.append(f"and {len(keys) - MAX_DIFFERENCES} more, see Recipe")
+        pairs = described_values(values, keys, all_values, all_arguments=True)
+        described = [f"{key} {text}" for key, text in pairs]
+        texts = described[:MAX_DIFFERENCES]
+        if len(described) > MAX_DIFFERENCES:
+            texts.append(f"and {len(described) - MAX_DIFFERENCES} more, see Recipe")
         if not run.recipe:
             texts = ["no recipe"]
         rows.append((run.name, ", ".join(texts) or "the same recipe"))

@@ -1,6 +1,7 @@
 """Write the page of one or several runs, and its plots as PNG files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reptk.core.disk_space import explain_write_errors
@@ -12,6 +13,7 @@ from reptk.report.page import render_page
 from reptk.report.plots import write_plots
 from reptk.report.run_files import read_runs
 from reptk.report.run_images import OpenedDatasets
+from reptk.report.section_settings import ComparedSettings
 
 FILE = "report.html"
 
@@ -25,6 +27,7 @@ def write(
     data: Data | None = None,
     force: bool = False,
     trust: bool = False,
+    settings: ComparedSettings | None = None,
 ) -> Path:
     """Write one self-contained HTML page about one run, or about several next to each other.
 
@@ -37,6 +40,7 @@ def write(
         force: write over a page that exists. The page in the folder of its run is written again in any case.
         trust: execute the plugin files in the folders of the runs. Without it, a page whose images come from a data set of
             such a plugin has no images, unless the plugin is imported already.
+        settings: a comparison of settings over seeds, some of whose runs these are; it comes first on the page.
 
     Returns:
         The path of the page.
@@ -55,12 +59,14 @@ def write(
         folders = [folders]
     paths = [Path(folder) for folder in folders]
     runs = read_runs(paths)
+    if settings is not None:
+        runs = [replace(run, name=name) for run, name in zip(runs, settings.run_names, strict=True)]
     path = _page_path(paths, out, force)
     datasets = OpenedDatasets(trust)
     if data is not None:
         datasets.add(runs[0], data)
     images = [datasets.images_of(run) for run in runs]
-    page = render_page(runs, images, layouts)
+    page = render_page(runs, images, layouts, settings)
     with explain_write_errors(path):
         write_text(path, page)
     if png is not None:

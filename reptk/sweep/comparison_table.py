@@ -6,9 +6,11 @@ from typing import Literal, NamedTuple
 
 from reptk.config.registry import nearest_hint
 from reptk.core.errors import UsageError
+from reptk.core.metric_names import is_share
 from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
 from reptk.report.run_comparison import difference
 from reptk.report.run_files import Run
+from reptk.sweep.grid import run_label
 from reptk.sweep.seed_statistics import (
     PAIRED_QUERIES,
     UNPAIRED_QUERIES,
@@ -42,13 +44,27 @@ class SettingRun(NamedTuple):
     run: Run
 
 
+class FailedRun(NamedTuple):
+    """A run of a setting that has no result, and why."""
+
+    setting: str
+    seed: int
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """What a message calls the run."""
+        return run_label(self.setting, self.seed)
+
+
 class SettingRow(NamedTuple):
     """A setting.
 
-    runs: one per seed, sorted by it.
+    runs: one per seed, sorted by it; none if all of them have failed.
     metrics: of the evaluated encoder, by name.
     differences: to the reference's, by name of the metric; empty for the reference.
     seconds: mean training time of the runs; NaN if it is not known.
+    failed: the runs without a result, which are in no number.
     """
 
     setting: str
@@ -56,15 +72,25 @@ class SettingRow(NamedTuple):
     metrics: dict[str, Estimate]
     differences: dict[str, Estimate]
     seconds: float
+    failed: list[FailedRun]
 
     @property
     def seeds(self) -> list[int]:
         """The seeds of the runs, in ascending order."""
         return [item.seed for item in self.runs]
 
+    def values(self, metric: str) -> dict[int, float]:
+        """Return a metric by seed, of the runs that have it."""
+        values = {}
+        for item in self.runs:
+            value = item.run.results.main_metrics.get(metric)
+            if value is not None and math.isfinite(value):
+                values[item.seed] = value
+        return values
+
 
 class ComparisonTable(NamedTuple):
-    """Settings, the best first.
+    """Settings, the best first; those without a result last.
 
     headline: the metric by which they are sorted.
     columns: the metrics of the short table, the headline first.
@@ -80,9 +106,39 @@ class ComparisonTable(NamedTuple):
     reference: str | None
     baselines: dict[str, dict[str, float]]
 
+    @property
+    def measured_rows(self) -> list[SettingRow]:
+        """The settings that have a result."""
+        return [row for row in self.rows if row.runs]
+
+    @property
+    def failed(self) -> list[FailedRun]:
+        """All runs without a result."""
+        failed = []
+        for row in self.rows:
+            failed += row.failed
+        return failed
+
+    @property
+    def has_differences(self) -> bool:
+        """Whether there is a setting to compare with another."""
+        return self.reference is not None and len(self.measured_rows) > 1
+
+    def leaves_out_seeds(self, row: SettingRow, metric: str) -> bool:
+        """Return whether a row's difference is of shared seeds alone, and the two means are of others as well."""
+        if row.setting == self.reference:
+            return False
+        seeds = row.values(metric).keys()
+        reference_seeds = next(other for other in self.rows if other.setting == self.reference).values(metric).keys()
+        return bool(seeds & reference_seeds) and seeds != reference_seeds
+
 
 def build_table(
-    runs: Sequence[SettingRun], *, metric: str | None = None, reference: Reference = "best"
+    runs: Sequence[SettingRun],
+    *,
+    metric: str | None = None,
+    reference: Reference = "best",
+    failed: Sequence[FailedRun] = (),
 ) -> ComparisonTable:
     """Return the table of runs.
 
@@ -90,6 +146,7 @@ def build_table(
         runs: finished ones, at most one per setting and seed. Of settings that are equally good, the first stays first.
         metric: to sort by; by default the headline metric that most runs have.
         reference: what the others are compared with: the best setting, or that of the first run.
+        failed: runs without a result, which are counted and named.
 
     Raises:
         UsageError: no run, or none with this metric.
@@ -101,27 +158,35 @@ def build_table(
     groups: dict[str, list[SettingRun]] = {}
     for item in runs:
         groups.setdefault(item.setting, []).append(item)
+    failed_of: dict[str, list[FailedRun]] = {}
+    for run in sorted(failed, key=lambda run: run.seed):
+        failed_of.setdefault(run.setting, []).append(run)
     rows = []
     for setting, items in groups.items():
         items = sorted(items, key=lambda item: item.seed)
-        rows.append(SettingRow(setting, items, _estimates(items, metrics), {}, _mean_seconds(items)))
+        row = SettingRow(setting, items, {}, {}, _mean_seconds(items), failed_of.pop(setting, []))
+        rows.append(row._replace(metrics=_estimates(row, metrics)))
+    without_result = []
+    for setting in dict.fromkeys(run.setting for run in failed):
+        if setting in failed_of:
+            without_result.append(SettingRow(setting, [], {}, {}, math.nan, failed_of[setting]))
     first = rows[0]
     # A sort keeps the order of equal items.
     rows = sorted(rows, key=lambda row: _sort_key(row, headline))
     compared_with = rows[0]
     if reference == "first":
         compared_with = first
+    columns = _columns(headline, metrics)
     if headline not in compared_with.metrics:
-        return ComparisonTable(headline, _columns(headline, metrics), metrics, rows, None, _baselines(runs))
+        return ComparisonTable(headline, columns, metrics, [*rows, *without_result], None, _baselines(runs))
     compared = []
     for row in rows:
         differences = {}
         if row is not compared_with:
             differences = _differences(row, compared_with, metrics)
         compared.append(row._replace(differences=differences))
-    return ComparisonTable(
-        headline, _columns(headline, metrics), metrics, compared, compared_with.setting, _baselines(runs)
-    )
+    compared += without_result
+    return ComparisonTable(headline, columns, metrics, compared, compared_with.setting, _baselines(runs))
 
 
 def require_metric(metric: str, metrics: Sequence[str]) -> None:
@@ -174,38 +239,28 @@ def _sort_key(row: SettingRow, headline: str) -> tuple[bool, float]:
     return False, -estimate.mean
 
 
-def _estimates(items: Sequence[SettingRun], metrics: Sequence[str]) -> dict[str, Estimate]:
+def _estimates(row: SettingRow, metrics: Sequence[str]) -> dict[str, Estimate]:
     estimates = {}
     for name in metrics:
-        values = _values(items, name)
+        values = row.values(name)
         if not values:
             continue
         query_interval = None
         if len(values) == 1:
-            with_value = next(item for item in items if item.seed in values)
+            with_value = next(item for item in row.runs if item.seed in values)
             query_interval = with_value.run.results.main_intervals.get(name)
-        estimates[name] = mean_over_seeds(list(values.values()), query_interval)
+        estimates[name] = mean_over_seeds(list(values.values()), query_interval, is_share=is_share(name))
     return estimates
-
-
-def _values(items: Sequence[SettingRun], metric: str) -> dict[int, float]:
-    """Return the metric by seed, of the runs that have it."""
-    values = {}
-    for item in items:
-        value = item.run.results.main_metrics.get(metric)
-        if value is not None and math.isfinite(value):
-            values[item.seed] = value
-    return values
 
 
 def _differences(row: SettingRow, reference: SettingRow, metrics: Sequence[str]) -> dict[str, Estimate]:
     differences = {}
     for name in metrics:
-        a = _values(row.runs, name)
-        b = _values(reference.runs, name)
+        a = row.values(name)
+        b = reference.values(name)
         if not a or not b:
             continue
-        estimate = difference_over_seeds(a, b)
+        estimate = difference_over_seeds(a, b, is_share=is_share(name))
         if estimate.count == 1 and not estimate.kind:
             estimate = _single_difference(row, reference, name, estimate)
         differences[name] = estimate
@@ -217,8 +272,8 @@ def _single_difference(row: SettingRow, reference: SettingRow, metric: str, esti
 
     They are those of the only seed that both settings have, or the only ones of their settings.
     """
-    a = _values(row.runs, metric)
-    b = _values(reference.runs, metric)
+    a = row.values(metric)
+    b = reference.values(metric)
     shared = a.keys() & b.keys()
     if shared:
         seeds = (min(shared), min(shared))

@@ -92,7 +92,7 @@ class GridCell(NamedTuple):
     @property
     def label(self) -> str:
         """What the run is called in lines and folders, e.g. `loss.temperature=0.1 seed=0`."""
-        return f"{setting_label(self.setting)} seed={self.recipe.seed}".strip()
+        return run_label(setting_label(self.setting), self.recipe.seed)
 
 
 def setting_label(setting: Setting) -> str:
@@ -104,6 +104,11 @@ def setting_label(setting: Setting) -> str:
         else:
             words.append(f"{key}={value}")
     return " ".join(words)
+
+
+def run_label(setting: str, seed: int) -> str:
+    """Return what the run of a setting is called, from the label of that, which may be empty."""
+    return f"{setting} seed={seed}".strip()
 
 
 def parse_grid(recipes: str, pairs: Sequence[str]) -> Grid:

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import torch
 
 from reptk.config import PART_NAMES
+from reptk.config.dotted_keys import flatten
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
+from reptk.core.name_lists import first_names_and_count
 from reptk.core.printable_names import in_one_line
-from reptk.report.recipe_diff import differing_keys, flatten, format_value, recipe_values
+from reptk.data.label_selection import without_label_selection
+from reptk.report.recipe_diff import FlatRecipe, described_values, differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import data_identity
 from reptk.report.run_files import Run, overrides_of
 from reptk.sweep.comparison_table import SettingRun
@@ -30,6 +33,10 @@ EVALUATED_SPLITS = ("bank", "query")
 
 PROTOCOL_KEYS = ("splits", "leave_one_out", "features", "votes", "evaluators", "evaluation_image")
 """Entries of a protocol that say how numbers were measured; others say where and when."""
+
+
+KeyText = tuple[str, str]
+"""A key of a recipe and its value as text."""
 
 
 class GroupedRuns(NamedTuple):
@@ -91,14 +98,7 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
     with_recipe = [recipe for recipe in values if recipe]
     keys = _ordered(differing_keys(with_recipe)) if with_recipe else []
     names = {str(run.recipe.get("name", "")) for run in runs if run.recipe}
-    labels = []
-    for run, recipe in zip(runs, values, strict=True):
-        if not recipe:
-            labels.append(in_one_line(run.name))  # an encoder that no recipe has trained
-        else:
-            label_keys = _distinguishing_keys(recipe, keys, with_recipe)
-            labels.append(_label(run, recipe, label_keys, has_names=len(names) > 1))
-    labels = _distinct_labels(labels, values)
+    labels = _labels(runs, values, keys, has_names=len(names) > 1)
     grouped: dict[tuple[str, int], SettingRun] = {}
     for run, label, seed in zip(runs, labels, _seeds(runs, labels), strict=True):
         same = grouped.get((label, seed))
@@ -145,34 +145,63 @@ def _ordered(keys: Sequence[str]) -> list[str]:
     return sorted(keys, key=lambda key: key not in PART_NAMES)
 
 
-def _distinguishing_keys(recipe: dict[str, Any], keys: Sequence[str], recipes: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys that a run's label names: of a part that differs, no argument that all runs with that part share."""
-    chosen = []
-    for key in keys:
-        part_key = f"{key.rpartition('.')[0]}.name"
-        if key not in recipe:
-            continue
-        if key != part_key and part_key in keys:
-            values = [other.get(key) for other in recipes if other.get(part_key) == recipe.get(part_key)]
-            if all(value == values[0] for value in values):
-                continue
-        chosen.append(key)
-    return chosen
+def _labels(runs: Sequence[Run], values: Sequence[FlatRecipe], keys: Sequence[str], *, has_names: bool) -> list[str]:
+    """Return the label of each run; those of runs with other values differ.
+
+    Args:
+        runs: all of them.
+        values: of the recipe of each; empty for an encoder that no recipe has trained.
+        keys: in which the recipes differ.
+        has_names: whether the runs are of recipes with several names, which then begin the labels.
+    """
+    with_recipe = [recipe for recipe in values if recipe]
+    described: list[list[KeyText]] = []
+    for run, recipe in zip(runs, values, strict=True):
+        pairs = []
+        if recipe:
+            pairs = described_values(recipe, keys, with_recipe)
+        if has_names:
+            # A recipe by another name differs in many keys; its overrides say in which it differs from other runs of its own.
+            overridden = {pair.partition("=")[0] for pair in overrides_of(run.recipe)}
+            pairs = [(key, text) for key, text in pairs if key in overridden]
+        described.append(pairs)
+    first_words = [_first_word(run, has_names=has_names) for run in runs]
+    named = _named_pairs(first_words, described, values)
+    labels = []
+    for first_word, pairs, names in zip(first_words, described, named, strict=True):
+        words = [first_word, *(f"{key}={text}" for key, text in names)]
+        num_more = sum(pair not in names for pair in pairs)
+        if num_more:
+            words.append(f"and {num_more} more")
+        labels.append(in_one_line(" ".join(word for word in words if word)))
+    return _distinct_labels(labels, values)
 
 
-def _label(run: Run, recipe: dict[str, Any], keys: Sequence[str], *, has_names: bool) -> str:
-    words = []
+def _named_pairs(
+    first_words: Sequence[str], described: Sequence[list[KeyText]], values: Sequence[FlatRecipe]
+) -> list[list[KeyText]]:
+    """Return those of the pairs that labels name: the first of all, and those that tell apart runs that share these."""
+    named = [pairs[:MAX_LABEL_KEYS] for pairs in described]
+    groups: dict[str, list[int]] = {}
+    for position, (first_word, pairs) in enumerate(zip(first_words, named, strict=True)):
+        if values[position]:
+            groups.setdefault(repr([first_word, pairs]), []).append(position)
+    for group in groups.values():
+        recipes = [values[position] for position in group]
+        keys = _ordered(differing_keys(recipes))
+        for position in group:
+            more = described_values(values[position], keys, recipes)[:MAX_LABEL_KEYS]
+            named[position] = list(dict.fromkeys([*named[position], *more]))
+    return named
+
+
+def _first_word(run: Run, *, has_names: bool) -> str:
+    """Return the word that a run's label begins with: the name of its recipe if there are several, or of its encoder."""
+    if not run.recipe:
+        return run.name
     if has_names:
-        words.append(str(run.recipe.get("name", "")))
-    shown = list(keys)
-    if has_names:
-        # A recipe by another name differs in many keys; its overrides say in which it differs from other runs of its own.
-        overridden = {pair.partition("=")[0] for pair in overrides_of(run.recipe)}
-        shown = [key for key in shown if key in overridden]
-    words += [f"{key}={format_value(recipe[key])}" for key in shown[:MAX_LABEL_KEYS]]
-    if len(shown) > MAX_LABEL_KEYS:
-        words.append(f"and {len(shown) - MAX_LABEL_KEYS} more")
-    return in_one_line(" ".join(words))
+        return str(run.recipe.get("name", ""))
+    return ""
 
 
 def _distinct_labels(labels: Sequence[str], values: Sequence[dict[str, Any]]) -> list[str]:
@@ -225,18 +254,11 @@ def _start_seed(run: Run) -> int | None:
 def _describe_differences(keys: Sequence[str], recipes: Sequence[dict[str, Any]], names: set[str]) -> list[str]:
     lines = []
     if len(names) > 1:
-        lines.append(f"recipe: {_listed(sorted(names))}")
+        lines.append(f"recipe: {first_names_and_count(sorted(names), MAX_VALUES)}")
     for key in keys:
         values = dict.fromkeys(format_value(recipe.get(key)) for recipe in recipes)
-        lines.append(f"{key}: {_listed(list(values))}")
+        lines.append(f"{key}: {first_names_and_count(list(values), MAX_VALUES)}")
     return lines
-
-
-def _listed(values: Sequence[str]) -> str:
-    text = ", ".join(values[:MAX_VALUES])
-    if len(values) > MAX_VALUES:
-        text = f"{text} and {len(values) - MAX_VALUES} more"
-    return text
 
 
 def _check_same_data(runs: Sequence[Run]) -> list[str]:
@@ -313,5 +335,7 @@ def _protocol(run: Run) -> dict[str, Any]:
     for key in PROTOCOL_KEYS:
         if key in run.results.protocol:
             values |= flatten(run.results.protocol[key], key)
+    if isinstance(values.get("splits"), str):
+        values["splits"] = without_label_selection(values["splits"])
     # How often a run was evaluated while it was trained changes nothing about its last evaluation.
     return {key: value for key, value in values.items() if not key.endswith(".every_epochs")}

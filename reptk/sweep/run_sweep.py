@@ -15,6 +15,7 @@ from reptk.core.progress_lines import format_duration
 from reptk.report.run_files import Run
 from reptk.sweep.grid import GridCell
 from reptk.sweep.measured_runs import read_measured_run
+from reptk.sweep.planned_runs import record_planned
 from reptk.sweep.process_pool import EndedJob, Job, run_jobs
 from reptk.sweep.sweep_folder import LOGS
 from reptk.training import run_folder
@@ -34,6 +35,11 @@ class CellRun(NamedTuple):
 
     cell: GridCell
     folder: Path
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a run in the folder, finished or not."""
+        return (self.folder / "recipe.toml").is_file()
 
     @property
     def is_finished(self) -> bool:
@@ -119,6 +125,7 @@ def train_all(
         EnvironmentProblem: what is in the folder cannot be written to.
     """
     _prepare_logs(out)
+    record_planned(out, [run.cell for run in runs])
     jobs = []
     for run in runs:
         if not run.is_finished:
@@ -157,7 +164,7 @@ def _prepare_logs(out: Path) -> None:
             raise EnvironmentProblem(f"cannot write the log {path}: it is a link to another file; remove it")
 
 
-def slots_of(num_jobs: int | None, gpus: str | None, device: str = "auto") -> list[dict[str, str]]:
+def slots_of(num_jobs: int | None, gpus: str | None, devices: Sequence[str] = ()) -> list[dict[str, str]]:
     """Return the environment variables of each of the runs that are trained at a time.
 
     The threads of this machine are divided among them, unless OMP_NUM_THREADS is set already.
@@ -165,20 +172,21 @@ def slots_of(num_jobs: int | None, gpus: str | None, device: str = "auto") -> li
     Args:
         num_jobs: at a time; None for one, or for one on each GPU.
         gpus: numbers of GPUs as torch counts them, with commas between them; a run on each. None: no choice of a GPU.
-        device: `train.device` of the recipes.
+        devices: `train.device` of the runs.
 
     Raises:
-        UsageError: `gpus` are no numbers, or the device is fixed.
+        UsageError: `gpus` are no numbers, or the device of a run is fixed.
         EnvironmentProblem: there is no such GPU.
     """
     slots: list[dict[str, str]] = []
     if gpus is None:
         slots = [{} for _ in range(num_jobs or 1)]
     else:
-        if device not in ("auto", "cuda"):
-            raise UsageError(
-                f"--gpus chooses the device of every run, and train.device={device} fixes it; leave one out"
-            )
+        for device in devices:
+            if device not in ("auto", "cuda"):
+                raise UsageError(
+                    f"--gpus chooses the device of every run, and train.device={device} fixes it; leave one out"
+                )
         slots = [{GPU_VARIABLE: name} for name in _gpu_names(gpus)]
     if len(slots) > 1 and THREAD_VARIABLE not in os.environ:
         threads = max(1, _num_cpus() // len(slots))

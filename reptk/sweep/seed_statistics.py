@@ -2,6 +2,9 @@
 
 An interval over seeds says where the mean of many more seeds would be. An interval over queries, which is all that a single
 seed has, says how much other queries would change the number, and nothing about other seeds.
+
+The t distribution has no bounds, so an interval of few seeds may reach beyond 0 or 100 %. Of a share it is cut there: no mean
+lies beyond, so the interval contains it as often as before.
 """
 
 import math
@@ -24,10 +27,13 @@ NO_INTERVAL = ""
 """What an interval is over; `MEANINGS` says it in a sentence."""
 
 MEANINGS = {
-    OVER_SEEDS: "mean over seeds, t distribution with n - 1 degrees of freedom",
+    OVER_SEEDS: "mean over seeds, t distribution with n - 1 degrees of freedom; of a share, cut at 0 and 1",
     OVER_QUERIES: "one seed: bootstrap over the queries of its evaluation, which says nothing about other seeds",
-    PAIRED_SEEDS: "mean of the differences of runs with the same seed, t distribution with n - 1 degrees of freedom",
-    UNPAIRED_SEEDS: "no two shared seeds: difference of the two means, Welch's t distribution",
+    PAIRED_SEEDS: (
+        "mean of the differences of runs with the same seed, t distribution with n - 1 degrees of freedom; of shares, cut at "
+        "-1 and 1. Seeds that one setting alone has are left out, and then it is not the difference of the two means"
+    ),
+    UNPAIRED_SEEDS: ("no shared seed: difference of the two means, Welch's t distribution; of shares, cut at -1 and 1"),
     PAIRED_QUERIES: "one shared seed: the same queries drawn again in pairs, which says nothing about other seeds",
     NO_SPREAD: "all seeds gave the same value, of which the t distribution has no interval",
     UNPAIRED_QUERIES: "one run each, other queries: the two intervals over queries, as of independent samples",
@@ -55,28 +61,58 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def mean_over_seeds(values: Sequence[float], query_interval: tuple[float, float] | None = None) -> Estimate:
+def mean_over_seeds(
+    values: Sequence[float], query_interval: tuple[float, float] | None = None, *, is_share: bool = False
+) -> Estimate:
     """Return the mean of one value per seed.
 
     Args:
         values: at least one.
         query_interval: of the only value, if there is one alone.
+        is_share: the values lie between 0 and 1, and so does the interval.
     """
     mean = float(np.mean(values))
     if len(values) > 1:
-        return _with_t_interval(values, OVER_SEEDS)
+        estimate = _with_t_interval(values, OVER_SEEDS)
+        if is_share and min(values) >= 0 and max(values) <= 1:
+            estimate = _cut(estimate, 0.0, 1.0)
+        return estimate
     if query_interval is not None:
         return Estimate(mean, *query_interval, 1, OVER_QUERIES)
     return without_interval(mean, 1)
 
 
-def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float], *, is_share: bool = False) -> Estimate:
     """Return a - b of two settings, each with one value per seed.
 
     If they share at least two seeds, it is the mean of the differences of these (paired t interval); else the difference of
     the means, with Welch's interval if both have at least two seeds, and without one otherwise. A single shared seed has its
     difference, without an interval.
+
+    Args:
+        a, b: values by seed.
+        is_share: the values lie between 0 and 1, so that the interval ends between -1 and 1.
     """
+    estimate = _difference(a, b)
+    values = [*a.values(), *b.values()]
+    if is_share and min(values) >= 0 and max(values) <= 1:
+        estimate = _cut(estimate, -1.0, 1.0)
+    return estimate
+
+
+def without_interval(mean: float, count: int) -> Estimate:
+    """Return an estimate of which only the value is known."""
+    return Estimate(mean, math.nan, math.nan, count, NO_INTERVAL)
+
+
+def _cut(estimate: Estimate, lowest: float, highest: float) -> Estimate:
+    """Return an estimate whose interval ends at the bounds of what is possible, if it has one."""
+    if math.isnan(estimate.low):
+        return estimate
+    return estimate._replace(low=max(estimate.low, lowest), high=min(estimate.high, highest))
+
+
+def _difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
     shared = sorted(a.keys() & b.keys())
     if shared:
         differences = [a[seed] - b[seed] for seed in shared]
@@ -91,11 +127,6 @@ def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> Est
     if half_width == 0:
         return Estimate(mean, math.nan, math.nan, count, NO_SPREAD)
     return Estimate(mean, mean - half_width, mean + half_width, count, UNPAIRED_SEEDS)
-
-
-def without_interval(mean: float, count: int) -> Estimate:
-    """Return an estimate of which only the value is known."""
-    return Estimate(mean, math.nan, math.nan, count, NO_INTERVAL)
 
 
 def _with_t_interval(values: Sequence[float], kind: str) -> Estimate:

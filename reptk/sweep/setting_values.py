@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptk import config
-from reptk.config.dotted_keys import is_among
+from reptk.config.dotted_keys import flatten, is_among
 from reptk.config.schema import SAME_RESULT_KEYS
 from reptk.core.errors import ReptkError
 from reptk.core.files import expand_home
-from reptk.report.recipe_diff import FlatRecipe, flatten
+from reptk.report.recipe_diff import FlatRecipe
 from reptk.sweep.grid import SEED_KEY
 
 IGNORED_KEYS = (*SAME_RESULT_KEYS, SEED_KEY, "name")

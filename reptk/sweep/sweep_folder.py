@@ -2,9 +2,10 @@
 
     OUT/runs/LABEL/       the folder of a run, as `python -m reptk.recipe --out` writes it
     OUT/logs/LABEL.log    what the run has printed
+    OUT/planned.json      which runs were to be trained, see `reptk.sweep.planned_runs`
     OUT/sweep.*, runs.csv, report.html   tables and a comparison, see `reptk.sweep.write_tables`
 
-Nothing else is recorded: a run is recognized by the recipe in its folder.
+A run is recognized by the recipe in its folder.
 """
 
 import hashlib
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 
 from reptk import config
 from reptk.config import Recipe
-from reptk.config.dotted_keys import is_among
+from reptk.config.dotted_keys import flatten, is_among
 from reptk.config.schema import EXECUTION_KEYS, SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import ReptkError, UsageError
-from reptk.report.recipe_diff import flatten, format_value
+from reptk.report.recipe_diff import format_value
 from reptk.sweep.grid import RECIPE_KEY, Grid, GridCell
 
 RUNS = "runs"
@@ -84,7 +85,7 @@ def assign_folders(cells: Sequence[GridCell], swept_keys: Sequence[str], out: Pa
     for folder, values in earlier.items():
         by_content.setdefault(repr(sorted(values.items())), folder)
     folders: list[Path | None] = []
-    recipes = [_identity(cell.recipe) for cell in cells]
+    recipes = [run_identity(cell.recipe) for cell in cells]
     for values in recipes:
         folders.append(by_content.get(repr(sorted(values.items()))))
     taken = {path.name for path in earlier}
@@ -108,13 +109,13 @@ def _earlier_runs(runs: Path) -> dict[Path, FlatRecipe]:
         for path in sorted(runs.iterdir()):
             if (path / "recipe.toml").is_file():
                 try:
-                    earlier[path] = _identity(config.validate(config.read(path / "recipe.toml")))
+                    earlier[path] = run_identity(config.validate(config.read(path / "recipe.toml")))
                 except ReptkError:
                     earlier[path] = {}
     return earlier
 
 
-def _identity(recipe: Recipe) -> FlatRecipe:
+def run_identity(recipe: Recipe) -> FlatRecipe:
     """Return the values of a recipe that make it the same run."""
     values = flatten(recipe.model_dump(mode="json"))
     return {key: value for key, value in values.items() if not is_among(key, SAME_RESULT_KEYS)}

@@ -13,15 +13,25 @@ from reptk.core.metric_names import display_name
 from reptk.core.printable_names import in_one_line
 from reptk.core.progress_lines import format_duration
 from reptk.sweep.comparison_table import ComparisonTable, SettingRow, SettingRun
-from reptk.sweep.print_table import difference_heading, footnotes, format_estimate, setting_name
 from reptk.sweep.seed_statistics import MEANINGS, Estimate
+from reptk.sweep.table_texts import (
+    FAILED,
+    count_text,
+    difference_heading,
+    difference_text,
+    footnotes,
+    format_estimate,
+    interval_text,
+    mean_text,
+    setting_name,
+)
 
 SCHEMA = 1
 RUNS_FILE = "runs.csv"
 
 
 def write_tables(
-    folder: Path, stem: str, table: ComparisonTable, *, title: str, failed: Mapping[str, str], facts: Mapping[str, Any]
+    folder: Path, stem: str, table: ComparisonTable, *, title: str, facts: Mapping[str, Any], notes: Sequence[str] = ()
 ) -> list[Path]:
     """Write all files of a table; each is replaced as a whole.
 
@@ -30,8 +40,8 @@ def write_tables(
         stem: of the files' names, e.g. "sweep".
         table: see `build_table`.
         title: of the Markdown file.
-        failed: reasons by label of the runs that have no result.
         facts: what else STEM.json holds, e.g. the command.
+        notes: lines of the Markdown file about what makes the comparison doubtful.
 
     Returns:
         The paths.
@@ -39,8 +49,8 @@ def write_tables(
     contents = {
         f"{stem}.csv": settings_csv(table),
         RUNS_FILE: runs_csv(table),
-        f"{stem}.md": markdown(table, title, failed),
-        f"{stem}.json": json_text(as_json(table, failed, facts), indent=2) + "\n",
+        f"{stem}.md": markdown(table, title, notes),
+        f"{stem}.json": json_text(as_json(table, facts), indent=2) + "\n",
     }
     for name, text in contents.items():
         # A name of a file may hold bytes that are not UTF-8.
@@ -54,8 +64,11 @@ def file_names(stem: str) -> list[str]:
 
 
 def settings_csv(table: ComparisonTable) -> str:
-    """Return a line for each setting: every metric with its interval, and its difference to the reference."""
-    heads = ["setting", "n", "seeds", "seconds", "compared_with"]
+    """Return a line for each setting: every metric with its interval, and its difference to the reference.
+
+    `n` counts the runs with a result, `failed` those without.
+    """
+    heads = ["setting", "n", "failed", "seeds", "seconds", "compared_with"]
     for metric in table.metrics:
         heads += [metric, f"{metric} low", f"{metric} high", f"{metric} interval over"]
         heads += [f"{metric} difference", f"{metric} difference low", f"{metric} difference high"]
@@ -63,9 +76,9 @@ def settings_csv(table: ComparisonTable) -> str:
     lines: list[list[object]] = [heads]
     for row in table.rows:
         reference = ""
-        if row.setting != table.reference:
+        if row.runs and row.setting != table.reference:
             reference = table.reference or ""
-        cells: list[object] = [setting_name(row), len(row.runs), " ".join(map(str, row.seeds))]
+        cells: list[object] = [setting_name(row), len(row.runs), len(row.failed), " ".join(map(str, row.seeds))]
         cells += [_number(row.seconds), reference]
         for metric in table.metrics:
             cells += _estimate_cells(row.metrics.get(metric))
@@ -77,31 +90,35 @@ def settings_csv(table: ComparisonTable) -> str:
 
 
 def runs_csv(table: ComparisonTable) -> str:
-    """Return a line for each run: setting, seed, folder, seconds and every metric."""
-    lines: list[list[object]] = [["setting", "seed", "folder", "seconds", *table.metrics]]
+    """Return a line for each run: setting, seed, folder, seconds, every metric, and why it has failed if it has."""
+    lines: list[list[object]] = [["setting", "seed", "folder", "seconds", *table.metrics, "failed"]]
     for item in _runs(table):
         metrics = item.run.results.main_metrics
         seconds = item.run.results.protocol.get("train_seconds", "")
         cells: list[object] = [item.setting, item.seed, str(item.run.folder), seconds]
         cells += [metrics.get(metric, "") for metric in table.metrics]
-        lines.append(cells)
+        lines.append([*cells, ""])
+    for failed in table.failed:
+        empty = [""] * len(table.metrics)
+        lines.append([failed.setting, failed.seed, "", "", *empty, in_one_line(failed.reason)])
     return _csv_text(lines)
 
 
-def markdown(table: ComparisonTable, title: str, failed: Mapping[str, str]) -> str:
-    """Return the main columns as a Markdown table, with footnotes and the runs that failed."""
+def markdown(table: ComparisonTable, title: str, notes: Sequence[str] = ()) -> str:
+    """Return the main columns as a Markdown table, with footnotes, notes, and the runs that failed."""
     heads = ["setting", "n", *(f"{display_name(metric)} %" for metric in table.columns)]
-    has_differences = table.reference is not None and len(table.rows) > 1
-    if has_differences:
+    if table.has_differences:
         heads.insert(3, f"{display_name(table.headline)} {difference_heading(table)}")
     heads.append("time")
     lines = [f"# {_in_markdown(title)}", "", _markdown_row(heads), "|" + "---|" * len(heads)]
     for row in table.rows:
-        cells = [setting_name(row), str(len(row.runs))]
-        cells += [format_estimate(row.metrics.get(metric)) for metric in table.columns]
-        if has_differences:
-            text = format_estimate(row.differences.get(table.headline), is_difference=True)
-            cells.insert(3, text)
+        headline = f"{mean_text(row, table.headline)} {interval_text(row, table)}".strip()
+        if not row.runs:
+            headline = FAILED
+        cells = [setting_name(row), count_text(row), headline]
+        if table.has_differences:
+            cells.append(difference_text(row, table))
+        cells += [format_estimate(row.metrics.get(metric)) for metric in table.columns[1:]]
         duration = ""
         if not math.isnan(row.seconds):
             duration = format_duration(row.seconds)
@@ -112,12 +129,13 @@ def markdown(table: ComparisonTable, title: str, failed: Mapping[str, str]) -> s
         if table.headline in metrics:
             lines.append(f"- {name}: {display_name(table.headline)} {100 * metrics[table.headline]:.1f} %")
     lines += [f"- {line}" for line in footnotes(table)]
-    for label, reason in failed.items():
-        lines.append(f"- no result of {_in_markdown(label)}: {_in_markdown(reason)}")
+    lines += [f"- note: {_in_markdown(line)}" for line in notes]
+    for failed in table.failed:
+        lines.append(f"- no result of {_in_markdown(failed.label)}: {_in_markdown(failed.reason)}")
     return "\n".join(lines) + "\n"
 
 
-def as_json(table: ComparisonTable, failed: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(table: ComparisonTable, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything: settings with their estimates, runs with their metrics, what the kinds of intervals mean."""
     kinds = set()
     settings = []
@@ -132,7 +150,7 @@ def as_json(table: ComparisonTable, failed: Mapping[str, str], facts: Mapping[st
         "compared_with": table.reference,
         "settings": settings,
         "baselines": table.baselines,
-        "failed": dict(failed),
+        "failed": {failed.label: failed.reason for failed in table.failed},
         "intervals": {kind: meaning for kind, meaning in MEANINGS.items() if kind in kinds},
     }
 
@@ -152,6 +170,7 @@ def _setting_json(row: SettingRow) -> dict[str, Any]:
         "setting": row.setting,
         "n": len(row.runs),
         "seeds": row.seeds,
+        "failed_seeds": [failed.seed for failed in row.failed],
         "seconds": row.seconds,
         "metrics": {name: _estimate_json(estimate) for name, estimate in row.metrics.items()},
         "differences": {name: _estimate_json(estimate) for name, estimate in row.differences.items()},

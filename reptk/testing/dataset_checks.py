@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.name_lists import first_names_and_count
 from reptk.data import Data, Images, Split
 from reptk.data.protocol import WritableImages, fetch_batch
 from reptk.testing.requirements import (
@@ -102,13 +103,10 @@ def _queries_without_class_in_bank(data: Data) -> str | None:
     if not missing:
         return None
     names = []
-    for label in missing[:3]:
+    for label in missing:
         # A label beyond the class names is another requirement's violation.
         names.append(data.classes[label] if label < len(data.classes) else str(label))
-    observed = f"the bank has no image of {', '.join(names)}"
-    if len(missing) > 3:
-        observed += f" and {len(missing) - 3} more"
-    return observed
+    return f"the bank has no image of {first_names_and_count(names, 3)}"
 
 
 def _not_images(data: Data) -> str | None:

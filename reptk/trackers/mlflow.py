@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reptk.config.dotted_keys import flatten
 from reptk.config.registry import TRACKERS
 from reptk.trackers.protocol import End, TrackedRun, require_package
 
@@ -79,7 +80,7 @@ class MLflow:
             experiment_id = experiment.experiment_id
         run_id = self._client.create_run(experiment_id, run_name=self._run_name or run.name).info.run_id
         parameters = []
-        for key, value in _flatten(run.config).items():
+        for key, value in flatten(run.config, with_unset=True).items():
             parameters.append(Param(allowed_name(key), str(value)[:MAX_PARAM_LENGTH]))
         for first in range(0, len(parameters), MAX_BATCH):
             self._client.log_batch(run_id, params=parameters[first : first + MAX_BATCH])
@@ -98,14 +99,3 @@ class MLflow:
 def allowed_name(name: str) -> str:
     """Return a name with the characters that MLflow allows."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested tables by dotted keys."""
-    flat = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -10,6 +10,7 @@ from torch import Tensor
 from reptk.core import distributed
 from reptk.core.device import Precision
 from reptk.core.errors import NonFiniteRows, NonFiniteStep, NumericalError
+from reptk.core.name_lists import first_names_and_count
 from reptk.data import Images
 from reptk.data.bad_samples import image_name
 from reptk.methods import Batch, Method
@@ -221,7 +222,7 @@ class FiniteCheck:
             subject = "images of the batch"
             if findings.has_bad_images:
                 subject = "images whose embeddings are not finite"
-            message = f"{message}. The {subject}: {_list_names(samples)}"
+            message = f"{message}. The {subject}: {first_names_and_count(samples, MAX_NAMED)}"
         return NonFiniteStep(message, step=number, ranks=ranks, samples=samples)
 
 
@@ -403,10 +404,3 @@ def _list_ranks(ranks: Sequence[int]) -> str:
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     return f"ranks {', '.join(map(str, ranks))}"
-
-
-def _list_names(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:MAX_NAMED])
-    if len(names) > MAX_NAMED:
-        listed += f" and {len(names) - MAX_NAMED:,} more"
-    return listed

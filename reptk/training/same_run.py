@@ -1,14 +1,13 @@
 """Whether a run that goes on is the run that was started: recipe, plugins, data, number of ranks."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from reptk.config import Recipe, read, validate
-from reptk.config.dotted_keys import is_among
+from reptk.config.dotted_keys import flatten, is_among
 from reptk.config.run_paths import describe_no_run
 from reptk.config.schema import SAME_RESULT_KEYS
 from reptk.core.counts import format_count
@@ -34,7 +33,8 @@ MAX_DIFFERENCE_LINES = 30
 def recipe_differences(recipe: Recipe, folder: Path, may_differ: Collection[str] = MAY_CHANGE_ON_RESUME) -> list[str]:
     """Return in which keys a recipe differs from that of a run, a line each; without those that may differ."""
     # Validated, so that defaults of a later version of reptk are compared, too.
-    recorded, current = _flatten(validate(read(folder / "recipe.toml"))), _flatten(recipe)
+    recorded = flatten(validate(read(folder / "recipe.toml")).model_dump(mode="json"))
+    current = flatten(recipe.model_dump(mode="json"))
     lines = []
     for key in sorted({*recorded, *current}):
         if recorded.get(key) != current.get(key) and not is_among(key, may_differ):
@@ -155,18 +155,3 @@ def _check_same_plugins(recipe: Recipe, folder: Path) -> None:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(errors="backslashreplace").splitlines()
-
-
-def _flatten(recipe: Recipe) -> dict[str, Any]:
-    """Return the values of a recipe by dotted keys; keys without a value are left out."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                visit(f"{prefix}.{key}" if prefix else key, inner)
-        elif value is not None:
-            flat[prefix] = value
-
-    visit("", recipe.model_dump(mode="json"))
-    return flat

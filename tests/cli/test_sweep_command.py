@@ -15,6 +15,7 @@ from reptk.cli import main
 from reptk.core.console import Logger
 from reptk.core.stop_signals import Stopped
 from reptk.sweep.grid import load_cells, parse_grid
+from reptk.sweep.process_pool import Job, run_jobs
 from reptk.sweep.sweep_folder import folder_name
 from reptk.training.loop import train
 from reptk.training.run_status import read_status
@@ -61,7 +62,8 @@ def sweep(*options: str, arguments: list[str] = GRID) -> int:
 
 
 def tables() -> dict[str, str]:
-    return {path.name: path.read_text() for path in Path("out").iterdir() if path.suffix in (".csv", ".md", ".json")}
+    names = ("sweep.csv", "sweep.md", "sweep.json", "runs.csv")
+    return {name: Path("out", name).read_text() for name in names if Path("out", name).exists()}
 
 
 def test_a_sweep_ends_in_a_table(prepared: Path, capsys: pytest.CaptureFixture) -> None:
@@ -103,6 +105,69 @@ def test_added_values_are_run(prepared: Path, capsys: pytest.CaptureFixture) -> 
     assert {row["n"] for row in json.loads(Path("out/sweep.json").read_text())["settings"]} == {3}
 
 
+def stop_after(num_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the next sweep as by a signal when that many runs have ended."""
+
+    def run_some(jobs: list[Job], *args, **options) -> None:
+        run_jobs(jobs[:num_runs], *args, **options)
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("reptk.sweep.run_sweep.run_jobs", run_some)
+
+
+def test_runs_that_a_stopped_sweep_had_no_time_for_are_not_new(
+    prepared: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(prepared, GRID)
+    stop_after(1, monkeypatch)
+    assert sweep() == 143
+    capsys.readouterr()
+    # Another spelling and order of the values does not matter.
+    assert sweep("--dry-run", arguments=["tiny.toml", "seed=1,0", "loss.temperature=0.50,0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["1 of them finished already", "3 of them still to run"]
+    assert [line.split("  ")[-1] for line in lines[3:]] == ["still to run", "still to run", "still to run", "finished"]
+    # A run that has begun goes on; values that no command has named are new.
+    (Path("out/runs") / "loss.temperature=0.5,seed=1").mkdir(parents=True)
+    recipe = (prepared / "loss.temperature=0.5,seed=1" / "recipe.toml").read_text()
+    Path("out/runs/loss.temperature=0.5,seed=1/recipe.toml").write_text(recipe)
+    assert sweep("--dry-run", arguments=["tiny.toml", "loss.temperature=0.1,0.5", "seed=0..2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [
+        "1 of them finished already",
+        "3 of them still to run (started before: 1)",
+        "2 runs new in this sweep, which had others",
+    ]
+    assert [line.split()[-1] for line in lines[4:]].count("new") == 2
+
+
+def test_a_sweep_that_was_stopped_before_its_first_run_is_not_new(
+    prepared: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(prepared, GRID)
+    stop_after(0, monkeypatch)
+    assert sweep() == 143
+    assert "still to run" not in capsys.readouterr().out
+    assert sweep("--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[1] == "4 of them still to run"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"runs": 3}'])
+def test_without_a_plan_no_run_is_called_new(
+    content: str | None, prepared: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare(prepared, GRID)
+    assert sweep() == 0
+    capsys.readouterr()
+    Path("out/planned.json").unlink()
+    if content is not None:
+        Path("out/planned.json").write_text(content)
+    assert sweep("--dry-run", arguments=["tiny.toml", "loss.temperature=0.1,0.5", "seed=0..2"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of them still to run" in printed
+    assert "new" not in printed
+
+
 def test_a_dry_run_changes_nothing(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert sweep("--dry-run") == 0
@@ -126,10 +191,30 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(prepared: Path, capsys: 
         "loss.temperature=0.5": 2,
         "loss.temperature=0.1": 1,
     }
+    # Where it is looked for: in the printed table, and in each file.
+    assert "1 of 2" in output.out
+    content = tables()
+    assert "| loss.temperature=0.1 | 1 of 2 |" in content["sweep.md"]
+    assert "loss.temperature=0.1,1,1,0," in content["sweep.csv"]
+    assert content["runs.csv"].splitlines()[-1] == "loss.temperature=0.1,1,,,,,there is no folder gone"
     failure.unlink()
     assert sweep() == 0
     assert started(prepared)[4:] == ["loss.temperature=0.1,seed=1"]
     assert json.loads(Path("out/sweep.json").read_text())["failed"] == {}
+
+
+def test_the_page_of_the_only_setting_with_a_result(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    prepare(prepared, GRID)
+    for seed in (0, 1):
+        (prepared / f"loss.temperature=0.5,seed={seed}.failure").write_text("error: no luck")
+    assert main(["sweep", *GRID, "--out", "out"]) == 1
+    printed = capsys.readouterr().out
+    assert "report   out/report.html\n" in printed
+    page = Path("out/report.html").read_text()
+    assert "Only loss.temperature=0.1 has a result, so there is nothing to compare" in page
+    # Both of its seeds, and the setting that failed.
+    for name in ("loss.temperature=0.1 seed=0", "loss.temperature=0.1 seed=1", "0 of 2", "no luck"):
+        assert name in page
 
 
 def test_a_sweep_of_which_all_runs_fail_has_no_table(prepared: Path, capsys: pytest.CaptureFixture) -> None:
@@ -217,6 +302,49 @@ def test_gpus_are_named_as_torch_counts_them(monkeypatch: pytest.MonkeyPatch) ->
     ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5")
     assert slots_of(None, "1") == [{"CUDA_VISIBLE_DEVICES": "5"}]
+
+
+def test_each_gpu_has_a_run_at_a_time(
+    prepared: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("tiny.toml").write_text(TINY_TOML.replace(', device = "cpu"', ""))
+    arguments = ["tiny.toml", "loss.temperature=0.1,0.5", "seed=0..2"]
+    prepare(prepared, arguments)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    # A process fails if another one uses its GPU.
+    assert sweep("--gpus", "1,3", arguments=arguments) == 0
+    gpus = (prepared / "gpus.txt").read_text().splitlines()
+    assert len(gpus) == 6
+    assert set(gpus) == {"1", "3"}
+    assert "6 runs: 2 settings x 3 seeds" in capsys.readouterr().out
+
+
+def test_one_gpu_is_no_place_for_two_runs(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of the test before notice it if runs share a GPU."""
+    prepare(prepared, GRID)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert sweep("--jobs", "2") == 1
+    assert "two runs at a time on 7" in Path("out/sweep.json").read_text()
+
+
+def test_a_gpu_that_does_not_exist(
+    prepared: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("tiny.toml").write_text(TINY_TOML.replace(', device = "cpu"', ""))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert sweep("--gpus", "0,1") == 4
+    assert capsys.readouterr().err == "error: --gpus 0,1: there is no GPU 1; torch finds 1\n"
+    assert not Path("out").exists()
+
+
+def test_gpus_are_refused_if_any_recipe_fixes_its_device(
+    prepared: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("free.toml").write_text(TINY_TOML.replace(', device = "cpu"', ""))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert sweep("--gpus", "0", arguments=["free.toml,tiny.toml", "seed=0"]) == 2
+    assert "train.device=cpu fixes it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

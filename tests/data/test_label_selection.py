@@ -12,7 +12,7 @@ from image_files import fetch_all, write_images
 from reptk.core.errors import DataError
 from reptk.data import Data, folder, generated
 from reptk.data.fingerprint import differences, fingerprint
-from reptk.data.label_selection import select_labels
+from reptk.data.label_selection import select_labels, without_label_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class of .* is held out")
 
@@ -68,6 +68,19 @@ def test_bank_and_queries_keep_their_labels(data: Data) -> None:
     assert selected.query is data.query
     assert "16 of 220 training images have a label (10 % of each class, seed 0)" in selected.protocol
     assert selected.summary[-1].endswith("bank and queries keep theirs")
+
+
+def test_the_protocol_of_the_evaluation_is_that_of_all_labels(data: Data, tmp_path: Path) -> None:
+    listed = tmp_path / "list; 2 (b).csv"
+    listed.write_text("0\n1\n2\n3\n4\n5\n6\n7\n")
+    for labelled in (0.1, str(listed), None):
+        for only_labelled in (False, True):
+            selected = select_labels(data, labelled, only_labelled=only_labelled)
+            assert selected.protocol.startswith(f"{data.protocol}; ")
+            assert without_label_selection(selected.protocol) == data.protocol
+            limited = f"{selected.protocol}; at most 10 of each"
+            assert without_label_selection(limited) == f"{data.protocol}; at most 10 of each"
+    assert without_label_selection(data.protocol) == data.protocol
 
 
 def test_the_labeled_images_may_be_all_that_trains(data: Data) -> None:

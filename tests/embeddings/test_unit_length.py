@@ -24,7 +24,7 @@ def test_vectors_without_a_direction_are_counted_and_named(value: float, message
     vectors[[1, 2, 4, 6]] = value
     with pytest.raises(DataError, match=f"4 of 7 embeddings of these .*{message}") as error:
         with_unit_length(Embeddings(vectors, NAMES), "these")
-    assert f"{NAMES[1]!r}, {NAMES[2]!r}, {NAMES[4]!r} ..." in str(error.value)
+    assert f"{NAMES[1]!r}, {NAMES[2]!r}, {NAMES[4]!r}, ..." in str(error.value)
 
 
 def test_no_vectors_are_no_mistake() -> None:

@@ -10,7 +10,7 @@ import reptk
 from report_pages import Page
 from report_runs import make_run
 from reptk.report import write
-from reptk.report.recipe_diff import shipped_recipe, training_command
+from reptk.report.recipe_diff import described_values, shipped_recipe, training_command
 from reptk.report.run_files import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,3 +45,33 @@ def test_the_command_repeats_the_recipe(overrides: list[str], tmp_path: Path) ->
     # The command names every value, also those that followed from others, such as the shorter warm-up.
     ignored = {"expect": None, "overrides": ()}
     assert repeated.model_copy(update=ignored) == recipe.model_copy(update=ignored)
+
+
+def test_described_values() -> None:
+    a = {"loss.name": "supcon", "optim.lr": 0.1}
+    b = {"loss.name": "tcl", "loss.k1": 7, "optim.lr": 0.1, "data.labelled": 0.5, "train.sampler.name": "random"}
+    c = {"loss.name": "tcl", "loss.k1": 8, "optim.lr": 0.2, "train.ema_decay": 0.9}
+    keys = ["loss.name", "loss.k1", "optim.lr", "data.labelled", "train.sampler.name", "train.ema_decay"]
+    everything = [a, b, c]
+    # An argument of another part says nothing, and a table of which there is nothing is one word.
+    assert described_values(a, keys, everything) == [
+        ("loss.name", "supcon"),
+        ("optim.lr", "0.1"),
+        ("data", "unset"),
+        ("train", "unset"),
+    ]
+    assert described_values(b, keys, everything) == [
+        ("loss.name", "tcl"),
+        ("loss.k1", "7"),
+        ("optim.lr", "0.1"),
+        ("data.labelled", "0.5"),
+        ("train.sampler.name", "random"),
+        ("train.ema_decay", "unset"),
+    ]
+    assert described_values(c, keys, everything)[3:] == [
+        ("data", "unset"),
+        ("train.sampler", "unset"),
+        ("train.ema_decay", "0.9"),
+    ]
+    # What both losses share is no difference of theirs.
+    assert described_values(b, ["loss.name", "loss.k1"], [a, b]) == [("loss.name", "tcl")]

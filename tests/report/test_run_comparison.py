@@ -52,6 +52,14 @@ def test_another_folder_is_another_data_set() -> None:
     assert data_identity(part) != data_identity(part | {"root": "yours"})
 
 
+def test_the_labels_of_training_change_no_evaluated_image() -> None:
+    part = {"name": "generated", "size": 16}
+    assert data_identity(part) == data_identity(part | {"labelled": 0.1, "only_labelled": True})
+    # Of a data set that is not known here, they may be arguments of its own.
+    part = {"name": "of_a_plugin"}
+    assert data_identity(part) != data_identity(part | {"labelled": 0.1})
+
+
 def test_encoders_with_other_preprocessing_are_compared_on_the_same_images() -> None:
     part = {"name": "folder", "root": "mine", "size": 256, "crop": 0.875, "resize": "crop", "interpolation": "bilinear"}
     other = part | {"size": 248, "crop": 0.9, "resize": "pad", "interpolation": "bicubic"}

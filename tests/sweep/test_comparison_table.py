@@ -13,10 +13,11 @@ from scipy import stats
 from reptk.core.errors import UsageError
 from reptk.evaluate.intervals import QueryMean
 from reptk.report.run_files import read_run
-from reptk.sweep.comparison_table import ComparisonTable, SettingRun, build_table
+from reptk.sweep.comparison_table import ComparisonTable, FailedRun, SettingRun, build_table
 from reptk.sweep.print_table import print_table
 from reptk.sweep.seed_statistics import OVER_QUERIES, PAIRED_QUERIES, PAIRED_SEEDS, UNPAIRED_QUERIES
-from reptk.sweep.write_tables import write_tables
+from reptk.sweep.table_texts import difference_text
+from reptk.sweep.write_tables import as_json, markdown, runs_csv, settings_csv, write_tables
 from sweep_runs import tiny, write_run
 
 VALUES = {"a": [0.80, 0.82, 0.81], "b": [0.86, 0.91, 0.88], "c": [0.80, 0.82, 0.81]}
@@ -127,12 +128,84 @@ def test_a_run_that_lacks_the_metric_is_last(tmp_path: Path, runs: list[SettingR
     assert rows[-1].differences["linear"].mean == pytest.approx(0.99 - 0.91)
 
 
-def test_files_hold_every_number(tmp_path: Path, runs: list[SettingRun], table: ComparisonTable) -> None:
+def test_a_difference_of_fewer_seeds_than_the_means_says_so(
+    runs: list[SettingRun], capsys: pytest.CaptureFixture
+) -> None:
+    # The best has all three seeds, the others lack one.
+    table = build_table([*runs[:2], *runs[3:6], *runs[7:]])
+    assert [row.setting for row in table.rows] == ["b", "c", "a"]
+    difference = table.rows[2].differences["knn@20"].mean
+    means = [row.metrics["knn@20"].mean for row in table.rows]
+    assert difference != pytest.approx(means[2] - means[0])
+    text = difference_text(table.rows[2], table)
+    assert text.startswith(f"{100 * difference:+.1f} [")
+    assert text.endswith("(2 shared seeds)")
+    print_table(table)
+    printed = capsys.readouterr().out
+    for output in (printed, markdown(table, "title")):
+        assert output.count("(2 shared seeds)") == 2
+        assert "so it is not the difference of the two" in output
+    assert "shared seed" not in markdown(build_table(runs), "title")
+
+
+def test_intervals_end_where_a_share_ends(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runs = []
+    for setting, values in {"a": (0.90, 0.98), "b": (0.3, 0.9)}.items():
+        for seed, value in enumerate(values):
+            metrics = {"knn@20": value, "of_a_plugin": value}
+            runs.append(setting_run(tmp_path / f"{setting}{seed}", setting, seed, metrics))
+    table = build_table(runs)
+    best, other = table.rows
+    assert best.metrics["knn@20"].high == 1.0
+    assert best.metrics["knn@20"].low == best.metrics["of_a_plugin"].low
+    assert best.metrics["of_a_plugin"].high > 1.0
+    assert (other.metrics["knn@20"].low, other.metrics["knn@20"].high) == (0.0, 1.0)
+    assert (other.differences["knn@20"].low, other.differences["knn@20"].high) == (-1.0, 1.0)
+    print_table(table)
+    printed = capsys.readouterr().out
+    assert "[0.0, 100.0]" in printed
+    for text in (printed, markdown(table, "title")):
+        assert "intervals are cut where the metric ends" in text
+    assert "cut at 0 and 1" in as_json(table, {})["intervals"]["seeds"]
+    assert "0.0" in settings_csv(table).splitlines()[2].split(",")
+
+
+def test_failed_runs_are_in_the_table(tmp_path: Path, runs: list[SettingRun], capsys: pytest.CaptureFixture) -> None:
+    failed = [FailedRun("d", 1, "no luck"), FailedRun("d", 0, "no\nluck"), FailedRun("a", 7, "killed")]
+    table = build_table(runs, failed=failed)
+    without = build_table(runs)
+    assert [row.setting for row in table.rows] == ["b", "a", "c", "d"]
+    assert [row.metrics for row in table.rows[:3]] == [row.metrics for row in without.rows]
+    print_table(table)
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert lines[2].split()[:5] == ["a", "3", "of", "4", "81.0"]
+    assert lines[4].split() == ["d", "0", "of", "2", "failed"]
+    assert "| d | 0 of 2 | failed |" in markdown(table, "title")
+    rows = list(csv.DictReader(io.StringIO(settings_csv(table))))
+    assert [(row["setting"], row["n"], row["failed"]) for row in rows][2:] == [("c", "3", "0"), ("d", "0", "2")]
+    assert rows[3]["knn@20"] == rows[3]["compared_with"] == ""
+    by_run = list(csv.DictReader(io.StringIO(runs_csv(table))))
+    named = [(row["setting"], row["seed"], row["failed"]) for row in by_run if row["failed"]]
+    assert named == [("a", "7", "killed"), ("d", "0", "no\\nluck"), ("d", "1", "no luck")]
+    content = as_json(table, {})
+    assert [row["failed_seeds"] for row in content["settings"]] == [[], [7], [], [0, 1]]
+    assert content["settings"][3]["n"] == 0
+
+
+def test_a_setting_without_others_that_have_a_result_has_no_differences(runs: list[SettingRun]) -> None:
+    table = build_table(runs[:3], failed=[FailedRun("b", 0, "no luck")])
+    assert not table.has_differences
+    assert "minus" not in markdown(table, "title")
+
+
+def test_files_hold_every_number(tmp_path: Path, runs: list[SettingRun]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    write_tables(out, "sweep", table, title="reptk sweep x|y", failed={"e <b>": "no\nluck"}, facts={"command": "c"})
+    table = build_table(runs, failed=[FailedRun("e <b>", 0, "no\nluck")])
+    write_tables(out, "sweep", table, title="reptk sweep x|y", facts={"command": "c"}, notes=["of <b>"])
     lines = list(csv.DictReader(io.StringIO((out / "sweep.csv").read_text())))
-    assert [line["setting"] for line in lines] == ["b", "a", "c"]
+    assert [line["setting"] for line in lines] == ["b", "a", "c", "e <b>"]
     estimate = table.rows[1].metrics["map@r"]
     assert float(lines[1]["map@r"]) == estimate.mean
     assert float(lines[1]["map@r low"]) == estimate.low
@@ -140,16 +213,17 @@ def test_files_hold_every_number(tmp_path: Path, runs: list[SettingRun], table: 
     assert lines[0]["knn@20 difference"] == ""
     assert lines[1]["compared_with"] == "b"
     by_run = list(csv.DictReader(io.StringIO((out / "runs.csv").read_text())))
-    assert len(by_run) == 9
+    assert len(by_run) == 10
     assert [float(line["knn@20"]) for line in by_run if line["setting"] == "b"] == VALUES["b"]
     content = json.loads((out / "sweep.json").read_text())
-    assert [row["metrics"]["mrr"]["value"] for row in content["settings"]] == [0.5, 0.5, 0.5]
-    assert content["failed"] == {"e <b>": "no\nluck"}
+    assert [row["metrics"]["mrr"]["value"] for row in content["settings"][:3]] == [0.5, 0.5, 0.5]
+    assert content["failed"] == {"e <b> seed=0": "no\nluck"}
     assert content["command"] == "c"
     assert set(content["intervals"]) == {"seeds", "paired seeds", "equal values"}
     page = (out / "sweep.md").read_text()
     assert "# reptk sweep x\\|y" in page
-    assert "e &lt;b>: no\\nluck" in page
+    assert "e &lt;b> seed=0: no\\nluck" in page
+    assert "- note: of &lt;b>" in page
     assert len({line.count("|") for line in page.splitlines() if line.startswith("|")}) == 1
 
 

@@ -95,6 +95,49 @@ def test_a_replaced_part_comes_first(tmp_path: Path) -> None:
     assert "loss.k1: unset, 7, 8" in group_runs([a, b, c]).differences
 
 
+def test_the_share_of_labels_is_in_the_label(tmp_path: Path) -> None:
+    folders = [
+        make(tmp_path / "all"),
+        make(tmp_path / "0.1", "data.labelled=0.1"),
+        make(tmp_path / "0.5", "data.labelled=0.5", "data.only_labelled=true"),
+    ]
+    assert [label for label, _ in settings_of(folders)] == [
+        "data.labelled=unset data.only_labelled=unset",
+        "data.labelled=0.1 data.only_labelled=false",
+        "data.labelled=0.5 data.only_labelled=true",
+    ]
+
+
+def test_a_key_that_some_recipes_lack_is_unset(tmp_path: Path) -> None:
+    folders = [make(tmp_path / "a"), make(tmp_path / "b", "train.micro_batch_size=8")]
+    assert [label for label, _ in settings_of(folders)] == ["train.micro_batch_size=unset", "train.micro_batch_size=8"]
+    # Arguments of another sampler say nothing about this one.
+    sampler = ("train.sampler.name=class_balanced", "train.sampler.labeled_per_batch=4", "data.labelled=0.5")
+    folders = [make(tmp_path / "c", "data.labelled=0.5"), make(tmp_path / "d", *sampler)]
+    first, second = [label for label, _ in settings_of(folders)]
+    assert first == "train.sampler.name=random"
+    assert second == "train.sampler.name=class_balanced"
+
+
+def test_what_differs_is_named_even_if_much_else_does(tmp_path: Path) -> None:
+    pairs = ["seed=0", "optim.lr=0.1", "optim.weight_decay=0.1", "train.epochs=3", "loss.temperature=0.2"]
+    folders = [make(tmp_path / "other")]
+    for number in (1, 2, 3):
+        folders.append(make(tmp_path / str(number), *pairs, f"eval.knn.k=[{number}]"))
+    labels = [label for label, _ in settings_of(folders)]
+    assert len(set(labels)) == 4
+    for number in (1, 2, 3):
+        assert f" eval.knn.k={number}" in labels[number]
+
+
+def test_values_of_a_recipes_file_are_named_as_well_as_overrides(tmp_path: Path) -> None:
+    folders = []
+    for name, temperature in (("a", "0.1"), ("b", "0.1"), ("b", "0.5")):
+        recipe = tiny(f"loss.temperature={temperature}").model_copy(update={"name": name, "overrides": ()})
+        folders.append(write_run(tmp_path / f"{name}{temperature}", {"knn@5": 0.5}, recipe))
+    assert [label for label, _ in settings_of(folders)] == ["a", "b loss.temperature=0.1", "b loss.temperature=0.5"]
+
+
 def test_recipes_by_name(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", {"knn@5": 0.5}, tiny())
     b = write_run(
@@ -166,6 +209,16 @@ def test_another_training_set_and_protocol_are_said(tmp_path: Path) -> None:
     warnings = group_runs(folders).warnings
     assert warnings[0] == "data.train differs; the numbers of evaluated images are the same"
     assert warnings[1].startswith("the protocol differs: leave_one_out of 1 run is not that of")
+
+
+def test_the_labels_of_training_are_no_other_protocol(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        text = f"8 of 48 training images have a label (10 % of each class, seed {seed})"
+        pairs = ("data.labelled=0.1", f"seed={seed}")
+        folders.append(make(tmp_path / str(seed), *pairs, protocol={"splits": f"generated; {text}"}))
+    folders.append(make(tmp_path / "all", protocol={"splits": "generated"}))
+    assert group_runs(folders).warnings == []
 
 
 def test_an_encoder_without_a_recipe_is_a_setting_of_its_own(tmp_path: Path) -> None:

@@ -33,6 +33,22 @@ def test_the_mean_has_scipys_t_interval(count: int) -> None:
     assert (estimate.low, estimate.high) == pytest.approx((by_test.low, by_test.high), rel=1e-12)
 
 
+def test_intervals_of_shares_end_where_shares_end() -> None:
+    a, b = {0: 0.9, 1: 0.99}, {0: 0.05, 1: 0.95}
+    whole = mean_over_seeds(list(a.values()))
+    cut = mean_over_seeds(list(a.values()), is_share=True)
+    assert whole.high > 1
+    assert cut == whole._replace(high=1.0)
+    whole = difference_over_seeds(b, a)
+    assert whole.low < -1
+    assert difference_over_seeds(b, a, is_share=True) == whole._replace(low=-1.0, high=min(whole.high, 1.0))
+    # What lies inside is as before, and so is what has no interval or is no share.
+    inside = mean_over_seeds(A)
+    assert mean_over_seeds(A, is_share=True) == inside
+    assert mean_over_seeds([0.5, 0.5], is_share=True).kind == NO_SPREAD
+    assert mean_over_seeds([3.0, 9.0], is_share=True) == mean_over_seeds([3.0, 9.0])
+
+
 def test_one_seed_has_the_interval_over_its_queries() -> None:
     assert mean_over_seeds([0.9], (0.8, 0.95)) == (0.9, 0.8, 0.95, 1, OVER_QUERIES)
     estimate = mean_over_seeds([0.9])

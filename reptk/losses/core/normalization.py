@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reptk.core.errors import NonFiniteRows, NumericalError
+from reptk.core.name_lists import first_names
 
 
 class NormalizedRows(NamedTuple):
@@ -48,9 +49,7 @@ def nonfinite_error(unit: Tensor, keys: Tensor) -> NumericalError:
         numbers = (~rows.isfinite().all(1)).nonzero().flatten().tolist()
         if not numbers:
             continue
-        listed = ", ".join(map(str, numbers[:5]))
-        if len(numbers) > 5:
-            listed += ", ..."
+        listed = first_names(list(map(str, numbers)), 5)
         message = f"{len(numbers)} of {len(rows)} rows of {name} hold NaN or infinity: {listed}"
         if name == "z":
             return NonFiniteRows(message, numbers, len(rows))
