@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reptk import config
+from reptk.config.run_paths import describe_no_run
 from reptk.config.value_lists import several_values_hint
 from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.errors import DataError, UsageError
@@ -71,7 +72,12 @@ def _load(args: argparse.Namespace, folder: Path | None) -> config.Recipe:
     """Return the recipe of the command, or that of the run in `folder` that is resumed."""
     try:
         return config.load(
-            folder or args.name, args.overrides, plugins=args.plugin, trust=args.trust, shorten_warmup=folder is None
+            folder or args.name,
+            args.overrides,
+            plugins=args.plugin,
+            trust=args.trust,
+            shorten_warmup=folder is None,
+            start_option=args.start_option,
         )
     except config.RecipeError as error:
         hint = several_values_hint(args.name, args.overrides, [key for key, _ in error.problems])
@@ -130,9 +136,13 @@ def _run_to_resume(args: argparse.Namespace) -> Path | None:
     if (Path(args.name) / "recipe.toml").is_file():
         return Path(args.name)
     if args.out is None:
+        if Path(args.name).is_dir():
+            no_run = describe_no_run(args.name)
+            raise UsageError(f"nothing to resume in {args.name}: {no_run.what}{no_run.hint()}")
         return run_folder.newest(Path(args.name).stem)
     if not (args.out / "recipe.toml").is_file():
-        raise UsageError(f"nothing to resume in {args.out}: there is no recipe.toml")
+        no_run = describe_no_run(str(args.out))
+        raise UsageError(f"nothing to resume in {args.out}: {no_run.what}{no_run.hint()}")
     return args.out
 
 
@@ -333,6 +343,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(_joined_resume(argv))
     if args.name is not None and "=" in args.name:
         raise UsageError(f"the recipe's name comes first, before {args.name!r}")
+    args.start_option = "--from "
+    if any(pair.startswith("start.run=") for pair in args.overrides):
+        args.start_option = "start.run="
     if args.start_run is not None:
         args.overrides = [f"start.run={args.start_run}", *args.overrides]
     return args

@@ -71,6 +71,10 @@ class Reference:
     seconds: float
 
 
+References = dict[tuple[str, ...], Reference]
+"""Reference runs by recipe, overrides and number of ranks."""
+
+
 class Bench:
     """Cases and references below one temporary folder.
 
@@ -78,14 +82,23 @@ class Bench:
         folder: empty.
         seed: of the moments at which something happens.
         faults: what every process does before its command, e.g. break something on purpose.
+        references: reference runs of another bench, which are used here as well, and those of this one for it.
     """
 
-    def __init__(self, folder: Path, seed: int, faults: Sequence[Preparation] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        faults: Sequence[Preparation] = (),
+        references: References | None = None,
+    ) -> None:
         self.folder = folder
         self.random = random.Random(seed)
         self.faults = list(faults)
         self._num_cases = 0
-        self._references: dict[tuple[str, ...], Reference] = {}
+        self._references: References = {}
+        if references is not None:
+            self._references = references
 
     def case(self, recipe: str, *overrides: str, file: str | None = None) -> Case:
         """Return a new folder with a recipe in it."""

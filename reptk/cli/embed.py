@@ -10,7 +10,7 @@ from reptk import config
 from reptk.cli.overrides import parse_overrides
 from reptk.cli.run_plugins import load_plugins
 from reptk.core.command_line import ArgumentParser, add_device_option, add_plugin_options, run_command, share
-from reptk.core.counts import format_count
+from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ def _data_of_run(overrides: config.Table, args: argparse.Namespace) -> config.Ta
 
 def _print_summary(embeddings: "Embeddings", out: Path) -> None:
     dtype = str(embeddings.vectors.dtype).removeprefix("torch.")
-    size_mb = out.stat().st_size / 1e6
-    line = (
-        f"{out}: {format_count(len(embeddings), 'embedding')} of {embeddings.width} values ({dtype}, {size_mb:,.1f} MB)"
-    )
+    size = format_bytes(out.stat().st_size)
+    line = f"{out}: {format_count(len(embeddings), 'embedding')} of {embeddings.width} values ({dtype}, {size})"
     if embeddings.classes:
         line += f", {format_count(len(embeddings.classes), 'class', 'classes')}"
     print(line)

@@ -96,12 +96,14 @@ def _next_folder(parent: Path) -> Path:
 
 def _check_run(recipe: "Recipe", folder: Path) -> None:
     """Raise UsageError unless a folder holds a finished run of exactly this recipe."""
+    from reptk.config.run_paths import describe_no_run
     from reptk.config.schema import SAME_RESULT_KEYS
     from reptk.training.run_status import FINISHED, read_status
     from reptk.training.same_run import recipe_differences
 
     if not (folder / "recipe.toml").is_file():
-        raise UsageError(f"no run in {folder}: there is no recipe.toml")
+        no_run = describe_no_run(str(folder))
+        raise UsageError(f"no run in {folder}: {no_run.what}{no_run.hint()}")
     lines = recipe_differences(recipe, folder, may_differ=SAME_RESULT_KEYS)
     if lines:
         raise UsageError("\n".join([f"{folder} is a run of another recipe:", *lines]))

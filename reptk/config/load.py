@@ -15,8 +15,9 @@ from reptk.config.override_pairs import merge_overrides, override, with_proporti
 from reptk.config.part_tables import takes_loss
 from reptk.config.plugins import load_recipe_plugins
 from reptk.config.registry import nearest_hint
+from reptk.config.run_paths import describe_no_run
 from reptk.config.schema import Recipe
-from reptk.config.stage import complete_stage
+from reptk.config.stage import RUN_OPTION, complete_stage
 from reptk.config.toml import read
 from reptk.config.validation import validate
 from reptk.core.errors import UsageError
@@ -30,6 +31,7 @@ def load(
     plugins: Sequence[str] = (),
     trust: bool = False,
     shorten_warmup: bool = True,
+    start_option: str = RUN_OPTION,
 ) -> Recipe:
     """Find, override and validate a recipe.
 
@@ -44,6 +46,8 @@ def load(
             code.
         shorten_warmup: if the overrides shorten the run and do not set its warm-up, shorten that in proportion. A run that is
             resumed keeps its warm-up.
+        start_option: what a user writes before the folder of the run that a stage starts from, for messages: `start.run=`, or
+            `--from ` at the command line.
 
     Raises:
         UsageError: no such recipe, broken TOML, or (as `RecipeError`, with all problems at once) invalid content.
@@ -61,7 +65,7 @@ def load(
     if overrides:
         # The result that was measured holds for exactly the recipe in the file.
         table.pop("expect", None)
-    original, remaining_overrides = complete_stage(path.stem, table, overrides)
+    original, remaining_overrides = complete_stage(path.stem, table, overrides, option=start_option)
     table = override(original, remaining_overrides)
     table["overrides"] = merge_overrides(original.get("overrides", []), overrides)
     sets_warmup = "optim" in keys or "optim.warmup_epochs" in keys
@@ -91,6 +95,9 @@ def find(name_or_path: str | Path) -> Path:
     known = available()
     if text in known:
         return known[text]
+    if path.is_dir() and len(path.parts) > 1:
+        no_run = describe_no_run(text)
+        raise UsageError(f"no recipe at {path}: {no_run.what}{no_run.hint()}")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UsageError(f"no recipe at {path} (looked in {real_path(path.parent)})")
     raise UsageError(f"no recipe {text!r}.{nearest_hint(text, known)} All of them: python -m reptk.recipe --list")

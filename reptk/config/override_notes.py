@@ -70,7 +70,7 @@ def _replacement_note(part: str, original: Table, recipe: Recipe, keys: set[str]
     if dropped:
         phrases.append(f"drops {_listed(dropped)} of {_name_in(original, part)}")
     if defaults:
-        phrases.append(f"takes {name}'s defaults {_listed(defaults)}")
+        phrases.append(f"takes the defaults of {name}: {_listed(defaults)}")
     if part == "method" and recipe.loss is None and "loss" in original:
         phrases.append(f"drops the loss {_name_in(original, 'loss')}")
     if part == "loss" and "positives" in recipe.method and "method.positives" not in keys:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from reptk import __version__
 from reptk.config import signature
-from reptk.config.plugins import CONTRIBUTED, contributed_plugins, load_plugin
+from reptk.config.part_tables import common_arguments
+from reptk.config.plugins import CONTRIBUTED, PluginImportError, contributed_plugins, load_plugin
 from reptk.config.registry import (
     DATASETS,
     EVALUATORS,
@@ -83,6 +84,8 @@ def load_known_plugins(requested: Sequence[str]) -> list[BrokenPlugin]:
     for spec in [*requested, *contributed_plugins()]:
         try:
             load_plugin(spec)
+        except PluginImportError as error:
+            broken.append(BrokenPlugin(spec, error.reason))
         except UsageError as error:
             broken.append(BrokenPlugin(spec, str(error)))
     return broken
@@ -101,13 +104,16 @@ def arguments_of(factory: Callable[..., Any], supplied: Sequence[str]) -> tuple[
     """Return the parameters of a factory that a recipe sets, as `name=default`, `name (optional)` or `name (required)`."""
     arguments = []
     for name, default in signature.defaults(factory, supplied).items():
-        if default is signature.REQUIRED:
-            arguments.append(f"{name} (required)")
-        elif default is None:  # TOML has no such value
-            arguments.append(f"{name} (optional)")
-        else:
-            arguments.append(f"{name}={_value_text(default)}")
+        arguments.append(_argument_text(name, default))
     return tuple(arguments)
+
+
+def _argument_text(name: str, default: Any) -> str:
+    if default is signature.REQUIRED:
+        return f"{name} (required)"
+    if default is None:  # TOML has no such value
+        return f"{name} (optional)"
+    return f"{name}={_value_text(default)}"
 
 
 def origin_of(registry: Registry, name: str) -> str:
@@ -138,7 +144,10 @@ def _listed_part(registry: Registry, name: str) -> ListedPart:
         origin = origin_of(registry, name)
     except UsageError as error:
         return ListedPart(registry.kind, name, registry.distribution(name) or "", problem=str(error))
-    return ListedPart(registry.kind, name, origin, _summary(factory), arguments_of(factory, registry.supplied))
+    arguments = list(arguments_of(factory, registry.supplied))
+    for key, default in common_arguments(registry, name).items():
+        arguments.append(_argument_text(key, default))
+    return ListedPart(registry.kind, name, origin, _summary(factory), tuple(arguments))
 
 
 def _summary(factory: Callable[..., Any]) -> str:

@@ -18,8 +18,11 @@ PARTS: dict[str, Registry] = {"data": DATASETS, "views": VIEWS, "method": METHOD
 SCHEDULED_TABLES = ("loss", "method")
 """Tables of parts whose numbers may have a schedule, as `optim.weight_decay` may; see `reptk.config.value_schedule`."""
 
-LABEL_KEYS = ("labelled", "only_labelled")
-"""Keys of `[data]` that belong to every data set: which training images have labels (`reptk.data.label_selection`)."""
+COMMON_ARGUMENTS: Mapping[Registry, Mapping[str, Any]] = {
+    DATASETS: {"labelled": None, "only_labelled": False},
+    EVALUATORS: {"every_epochs": 0},
+}
+"""Keys that every data set takes (which training images have labels, `reptk.data.label_selection`), and every evaluator."""
 
 
 def build(registry: Registry, part: Table, **supplied: Any) -> Any:
@@ -130,9 +133,18 @@ def complete_trackers(table: Table, problems: list[Problem]) -> Any:
 
 
 def label_options(part: Table) -> Table:
-    """Return those of `LABEL_KEYS` that a `[data]` table sets and that are no arguments of the data set itself."""
-    accepted = signature.names(DATASETS.get(part["name"]))
-    return {key: part[key] for key in LABEL_KEYS if key in part and key not in accepted}
+    """Return the keys of a `[data]` table that say which images have labels, without arguments of the data set itself."""
+    return {key: part[key] for key in common_arguments(DATASETS, part["name"]) if key in part}
+
+
+def common_arguments(registry: Registry, name: str) -> dict[str, Any]:
+    """Return the keys that the table of every part of a kind takes besides the part's arguments, with their defaults.
+
+    A part that has an argument of that name takes it itself.
+    """
+    accepted = signature.names(registry.get(name), registry.supplied)
+    defaults = COMMON_ARGUMENTS.get(registry, {})
+    return {key: default for key, default in defaults.items() if key not in accepted}
 
 
 def headline_evaluator(evaluators: Mapping[str, Table], *, trains_classifier_alone: bool = False) -> str:
@@ -239,10 +251,8 @@ def _unknown_argument(registry: Registry, name: str, argument: str) -> str:
     for other, factory in registry.loaded().items():
         if argument in signature.names(factory, registry.supplied):
             parts_with_argument.append(other)
-    known = accepted
-    if registry is DATASETS:
-        known = [*accepted, *LABEL_KEYS]
-    suggestion = signature.suggestion(argument, known)
+    accepted += common_arguments(registry, name)
+    suggestion = signature.suggestion(argument, accepted)
     if parts_with_argument:
         hint = f"; {argument} belongs to {', '.join(parts_with_argument)}."
     elif suggestion:

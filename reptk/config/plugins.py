@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -11,14 +12,31 @@ from typing import Any
 
 from reptk.config.registry import REGISTRIES, Registry
 from reptk.config.schema import RecipeError
+from reptk.core.error_places import place_of, shown_path
 from reptk.core.errors import UsageError
 from reptk.core.files import real_path
 from reptk.core.foreign_files import read_bytes
 
 MAX_PLUGIN_BYTES = 1 << 24
 
+MAX_LINE_LENGTH = 80
+"""Characters of a line of code in a message."""
+
 CONTRIBUTED = "reptk.plugins"
 """The package of the plugins that come with reptk."""
+
+
+class PluginImportError(UsageError):
+    """The code of a plugin raises while it is imported.
+
+    Args:
+        spec: the file or module.
+        reason: where, what, and what to do.
+    """
+
+    def __init__(self, spec: str, reason: str) -> None:
+        super().__init__(f"plugin {spec} cannot be imported: {reason}")
+        self.reason = reason
 
 
 def load_recipe_plugins(
@@ -219,7 +237,7 @@ def _import_from(name: str, path: Path) -> ModuleType:
         del sys.modules[name]
         if isinstance(cause, UsageError) or not isinstance(cause, Exception | SystemExit):
             raise
-        raise UsageError(_import_failed(name, cause)) from cause
+        raise _import_failed(str(path), cause) from cause
     return module
 
 
@@ -248,8 +266,38 @@ def _import_module(name: str) -> ModuleType:
     except UsageError:
         raise
     except (Exception, SystemExit) as cause:  # the plugin's code may raise anything
-        raise UsageError(_import_failed(name, cause)) from cause
+        raise _import_failed(name, cause) from cause
 
 
-def _import_failed(name: str, cause: BaseException) -> str:
-    return f"plugin {name} cannot be imported: {type(cause).__name__}: {cause}"
+def _import_failed(spec: str, cause: BaseException) -> PluginImportError:
+    """Return the error for code of a user that raises while it is imported: where, what, and what to do."""
+    problem = f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, SyntaxError):
+        # Its text as a whole names the file and the line once more.
+        problem = f"{type(cause).__name__}: {cause.msg}"
+        if cause.text and cause.text.strip():
+            problem += f": {cause.text.strip()[:MAX_LINE_LENGTH]}"
+    place = place_of(cause)
+    if place is not None:
+        problem = f"{shown_path(place.path)}:{place.line}: {problem}"
+    if isinstance(cause, ModuleNotFoundError) and cause.name is not None:
+        package = cause.name.partition(".")[0]
+        advice = f"Correct the name, or install the package that has {package} for {sys.executable}"
+    elif isinstance(cause, SyntaxError):
+        advice = "Correct that line"
+    else:
+        advice = f"Correct the code; for the whole traceback: {_command_of(spec)}"
+    return PluginImportError(_shown(spec), f"{problem}. {advice}")
+
+
+def _shown(spec: str) -> str:
+    if spec.endswith(".py"):
+        return shown_path(Path(spec))
+    return spec
+
+
+def _command_of(spec: str) -> str:
+    """Return the command that executes a plugin alone."""
+    if spec.endswith(".py"):
+        return f"python {shlex.quote(_shown(spec))}"
+    return f"python -m {spec}"

@@ -1,10 +1,12 @@
 """Stages: recipes with a `[start]` table, which are completed by a finished run whose encoder they start from."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reptk.config.registry import VIEWS
+from reptk.config.run_paths import RECIPE_FILE, describe_no_run
 from reptk.config.toml import read
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home, real_path, recover_folder
@@ -13,6 +15,8 @@ from reptk.core.foreign_files import read_json
 Table = dict[str, Any]
 
 RUN_KEY = "start.run"
+
+RUN_OPTION = f"{RUN_KEY}="
 
 ENCODER_KEYS = ("encoder.backbone", "encoder.stem", "encoder.pretrained", "encoder.weights")
 """What the run decides."""
@@ -29,7 +33,9 @@ def is_stage(table: Table) -> bool:
     return "start" in table
 
 
-def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[Table, list[str]]:
+def complete_stage(
+    name: str, table: Table, overrides: Sequence[str], *, option: str = RUN_OPTION
+) -> tuple[Table, list[str]]:
     """Complete a stage by the run that it starts from; other recipes are returned as they are.
 
     Data set, backbone, stem and size of the images are the run's, and so are its evaluators, after those of the stage. A recipe
@@ -39,6 +45,7 @@ def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[T
         name: of the recipe, for messages.
         table: of its file.
         overrides: `key=value` pairs, of which `start.run=FOLDER` names the run.
+        option: what the user writes before the folder of the run, for messages: `start.run=` or `--from `.
 
     Returns:
         The table, and the overrides that are left, with those that follow from them.
@@ -52,8 +59,8 @@ def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[T
     if not is_stage(table):
         if runs:
             raise UsageError(
-                f"{name} is not a stage that starts from a run, as linear, linear_tcl and finetune are. To start its backbone "
-                "from the weights of a run: encoder.weights=RUN"
+                f"{option}{runs[-1]}: {name} is not a stage that starts from a run, as linear, linear_tcl and finetune are. To "
+                f"start its backbone from the weights of a run: encoder.weights={runs[-1]}"
             )
         return table, others
     start = table["start"]
@@ -63,7 +70,7 @@ def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[T
     run = runs[-1] if runs else recorded
     if not run or not isinstance(run, str):
         raise UsageError(
-            f"{name} starts from a finished run, which is not named: --from RUN, e.g. --from runs/supcon_digits/1"
+            f"{name} starts from a finished run, which is not named: {option}RUN, e.g. {option}runs/supcon_digits/1"
         )
     folder = real_path(expand_home(run))
     for key in TABLES:
@@ -72,38 +79,44 @@ def complete_stage(name: str, table: Table, overrides: Sequence[str]) -> tuple[T
     if "backbone" in table.get("encoder", {}):
         if runs and folder != real_path(expand_home(str(recorded))):
             raise UsageError(
-                f"{name} has started from {recorded}; to start from {run}, name the stage: linear --from {run}"
+                f"{option}{run}: {name} has started from {recorded}; to start from {run}, name the stage: linear {option}{run}"
             )
         return table, others
-    recipe = _read_run(run, folder)
+    if not runs:
+        # From the file of the recipe.
+        option = f"{name}: {RUN_OPTION}"
+    recipe = _read_run(run, folder, option)
     others = _without_same_backbone(recipe["model"]["backbone"], others)
     completed = _completed(table, recipe, folder, others)
     return completed, [*others, *_view_overrides(completed["views"], others)]
 
 
-def _read_run(run: str, folder: Path) -> Table:
+def _read_run(run: str, folder: Path, option: str) -> Table:
     """Return the recipe of a finished run, and with it the configuration of its model as `model`."""
-    if not folder.is_dir():
-        raise UsageError(f"{RUN_KEY}: there is no folder {run}")
-    if not (folder / "recipe.toml").is_file():
-        raise UsageError(f"{RUN_KEY}: {run} is not the folder of a run, which holds a recipe.toml")
+    if not (folder / RECIPE_FILE).is_file():
+        no_run = describe_no_run(run)
+        message = f"{option}{run}: {no_run.what}{no_run.hint(option)}"
+        if no_run.is_weights:
+            message += f". To train another recipe from these weights: encoder.weights={run}"
+        raise UsageError(message)
     recover_folder(folder / "model")
     if not (folder / "model" / "encoder.safetensors").is_file():
         raise DataError(
-            f"{RUN_KEY}: {run} has no model yet, which a finished run has. Finish it: python -m reptk.recipe {run} --resume"
+            f"{option}{run}: this run has no model yet, which a finished run has. Finish it: "
+            f"python -m reptk.recipe {shlex.quote(run)} --resume"
         )
-    recipe = read(folder / "recipe.toml")
+    recipe = read(folder / RECIPE_FILE)
     tables = {key: recipe.get(key, {}) for key in ("start", "data", "encoder", "train", "eval")}
     if isinstance(tables["eval"], dict):
         tables |= {f"eval.{key}": part for key, part in tables["eval"].items()}
     for key, value in tables.items():
         if not isinstance(value, dict):
-            raise DataError(f"{folder / 'recipe.toml'}: {key} must be a table, got {value!r}")
+            raise DataError(f"{folder / RECIPE_FILE}: {key} must be a table, got {value!r}")
     try:
         model = read_json(folder / "model" / "config.json")
         recipe["model"] = {"backbone": str(model["backbone"]), "stem": model["stem"], "size": model["size"]}
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise DataError(f"the model in {run} is damaged: config.json cannot be read ({cause!r})") from cause
+        raise DataError(f"{option}{run}: its model is damaged: config.json cannot be read ({cause!r})") from cause
     return recipe
 
 

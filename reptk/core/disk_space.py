@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from reptk.core.counts import format_bytes
 from reptk.core.errors import EnvironmentProblem, ReptkError
 
 FULL_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -31,7 +32,7 @@ def check_free_space(path: Path, needed_bytes: int, advice: str) -> None:
     """
     free_bytes = _free_bytes(path)
     if free_bytes is not None and needed_bytes > free_bytes:
-        needed, free = _format_bytes(needed_bytes), _format_bytes(free_bytes)
+        needed, free = format_bytes(needed_bytes), format_bytes(free_bytes)
         raise EnvironmentProblem(f"{_final_path(path)} needs {needed}, and {free} are free on its disk. {advice}")
 
 
@@ -60,12 +61,12 @@ def disk_problem(
     """
     needed = ""
     if needed_bytes is not None:
-        needed = f"{_format_bytes(needed_bytes)} needed, "
+        needed = f"{format_bytes(needed_bytes)} needed, "
     # A quota, and a limit on the size of files, leave free space that cannot be used.
     free_bytes = _free_bytes(path)
     free = "free space unknown"
     if free_bytes is not None:
-        free = f"{_format_bytes(free_bytes)} free"
+        free = f"{format_bytes(free_bytes)} free"
     if advice is None:
         advice = "Free some space, or choose another disk"
     return EnvironmentProblem(f"the disk of {_final_path(path)} is full ({_reason(error)}): {needed}{free}. {advice}")
@@ -128,10 +129,3 @@ def _free_bytes(path: Path) -> int | None:
             except OSError:
                 return None
     return None
-
-
-def _format_bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import hypergeom
 from torch import Tensor
 
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, format_range
 from reptk.core.errors import DataError
 from reptk.data.batch_shape import BatchShape, batch_shape
 from reptk.data.samplers import EXPONENTS
@@ -142,9 +142,11 @@ def _describe_classes(sizes: Tensor, num_images: int) -> str:
     if num_labeled < num_images:
         images = f"{images} of {num_images:,}"
     classes = format_count(len(sizes), "class", "classes")
-    return (
-        f"{images} in {classes} of {int(sizes.min()):,} to {int(sizes.max()):,} images, median {int(sizes.median()):,}"
-    )
+    smallest, largest = int(sizes.min()), int(sizes.max())
+    text = f"{images} in {classes} of {format_range(smallest, largest, 'image')}"
+    if smallest < largest:
+        text += f", median {int(sizes.median()):,}"
+    return text
 
 
 def _describe_positives(positives: Positives) -> str:

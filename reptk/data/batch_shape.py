@@ -18,8 +18,6 @@ GROUP_SIZES = {"pk": DEFAULT_IMAGES_PER_CLASS, "positives": 2}
 SMALLEST_CLASSES = {"pk": 2, "positives": 2}
 """Classes with fewer images count as images without a label."""
 
-FEWER_IMAGES = "fewer images with labels"
-
 MAX_LISTED = 3
 
 
@@ -53,10 +51,12 @@ class AvailableImages(NamedTuple):
     """What a sampler can choose from.
 
     sizes: images of each class that is large enough for the sampler.
+    labels: of these classes.
     others: images without a label, or of a class that is too small.
     """
 
     sizes: list[int]
+    labels: list[int]
     others: int
 
     @property
@@ -70,12 +70,13 @@ class AvailableImages(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a recipe says of a sampler; see `batch_shape`."""
+    """The arguments of `batch_shape`."""
 
     name: str
     batch_size: int
     images_per_class: int | None
     labeled_per_batch: int | None
+    classes: Sequence[str]
 
 
 def batch_shape(
@@ -104,15 +105,13 @@ def batch_shape(
     Raises:
         DataError: the labels do not allow such batches, with what they would allow.
     """
-    request = Request(name, batch_size, images_per_class, labeled_per_batch)
+    request = Request(name, batch_size, images_per_class, labeled_per_batch, classes)
     shape = _find_shape(labels, request)
     if shape is not None:
         return shape
     available = _available_images(labels, name)
     labeled = _preferred_count(request, available)
     problem = _problem(request, available, labeled)
-    if problem.endswith(FEWER_IMAGES):
-        problem += f": {_small_classes(labels, _images_per_class(request, available, labeled), classes)}"
     raise DataError(f"{problem}. What would work: {'; or '.join(_choices(labels, request))}")
 
 
@@ -135,8 +134,9 @@ def _find_shape(labels: Tensor, request: Request) -> BatchShape | None:
 
 def _available_images(labels: Tensor, name: str) -> AvailableImages:
     sizes = torch.bincount(labels[labels >= 0])
-    large_enough = sizes[sizes >= SMALLEST_CLASSES.get(name, 1)].tolist()
-    return AvailableImages(large_enough, len(labels) - sum(large_enough))
+    large_enough = (sizes >= SMALLEST_CLASSES.get(name, 1)).nonzero()[:, 0]
+    chosen = sizes[large_enough].tolist()
+    return AvailableImages(chosen, large_enough.tolist(), len(labels) - sum(chosen))
 
 
 def _preferred_count(request: Request, available: AvailableImages) -> int:
@@ -166,7 +166,9 @@ def _problem(request: Request, available: AvailableImages, labeled: int) -> str:
     elif request.name == "positives":
         problem = _problem_of_pairs(available, labeled)
     elif request.name == "random" and available.labeled < labeled:
-        problem = f"{source}, and {format_count(available.labeled, 'training image')} have a label"
+        problem = (
+            f"{source}, and {format_count(available.labeled, 'training image has', 'training images have')} a label"
+        )
     unlabeled = request.batch_size - labeled
     if not problem and unlabeled > available.others:
         return (
@@ -177,20 +179,23 @@ def _problem(request: Request, available: AvailableImages, labeled: int) -> str:
 
 
 def _problem_of_pk(request: Request, available: AvailableImages, labeled: int) -> str:
+    """Return why batches cannot be classes of K images each: the sizes of the classes first, if these are the reason."""
     k = _images_per_class(request, available, labeled)
-    source = f"train.sampler.images_per_class is {k}, but {_count_key(available)} is {labeled}"
+    k_text = f"train.sampler.images_per_class={k}"
+    if request.images_per_class is None:
+        k_text += " (the default)"
+    count_text = f"{_count_key(available)}={labeled}"
+    small = [number for number, size in enumerate(available.sizes) if size < k]
+    if small:
+        count = format_count(len(small), "class has", "classes have")
+        return f"{count} fewer than {k} labeled images: {_listed_sizes(request, available, small)}; {k_text} takes {k} of each"
     if labeled % k:
-        return f"{source}, which is no multiple of it"
+        return f"{count_text} is no multiple of {k_text}"
     if labeled < 2 * k:
-        return f"{source}, which leaves a batch with less than two classes"
+        return f"{count_text} and {k_text} leave a batch with less than two classes"
     if labeled // k > len(available.sizes):
-        return (
-            f"{source}, which takes {labeled // k} classes, and {len(available.sizes)} have at least two labeled images"
-        )
-    num_small = sum(size < k for size in available.sizes)
-    if num_small:
-        count = format_count(num_small, "class has", "classes have")
-        return f"train.sampler.images_per_class is {k}, but {count} {FEWER_IMAGES}"
+        count = format_count(len(available.sizes), "class has", "classes have")
+        return f"{count} at least two labeled images; {count_text} and {k_text} take {labeled // k} classes for a batch"
     return ""
 
 
@@ -198,9 +203,10 @@ def _problem_of_pairs(available: AvailableImages, labeled: int) -> str:
     if labeled % 2:
         return f"{_count_key(available)} is {labeled}, and guaranteed positives come in pairs"
     if available.pairs < labeled // 2:
+        pairs = format_count(available.pairs, "pair")
         return (
-            f"train.sampler.name=positives needs {format_count(labeled // 2, 'pair')} of images of one class for a batch, and "
-            f"the labels allow {available.pairs}"
+            f"the classes are so small that they allow {pairs} of images of one class; train.sampler.name=positives needs "
+            f"{labeled // 2:,} for a batch"
         )
     return ""
 
@@ -212,14 +218,15 @@ def _count_key(available: AvailableImages) -> str:
     return "train.batch_size"
 
 
-def _small_classes(labels: Tensor, k: int, classes: Sequence[str]) -> str:
-    """Name the classes, with their sizes, that are too small for K images, apart from those of a single image."""
-    sizes = torch.bincount(labels[labels >= 0])
-    small = ((sizes >= SMALLEST_CLASSES["pk"]) & (sizes < k)).nonzero()[:, 0].tolist()
+def _listed_sizes(request: Request, available: AvailableImages, numbers: Sequence[int]) -> str:
+    """Return the names and sizes of some of the available classes, e.g. `eel (3), cat (5), ...`."""
     listed = []
-    for label in small:
-        name = classes[label] if label < len(classes) else f"class {label}"
-        listed.append(f"{name} ({int(sizes[label])})")
+    for number in numbers:
+        label = available.labels[number]
+        name = f"class {label}"
+        if label < len(request.classes):
+            name = request.classes[label]
+        listed.append(f"{name} ({available.sizes[number]})")
     return first_names(listed, MAX_LISTED)
 
 

@@ -3,47 +3,22 @@
 It works for every data set, since it changes the labels of the training split after the data set is loaded.
 """
 
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reptk.config.signature import suggestion
 from reptk.core import rng
-from reptk.core.counts import format_count
 from reptk.core.errors import DataError
-from reptk.core.name_lists import first_names
-from reptk.data.image_table import is_header, sorted_class_names
-from reptk.data.protocol import Data, Images, Split, subset
-from reptk.data.table_files import read_cells
-from reptk.data.table_headings import HEADINGS, heading_key
-
-NUMBER_HEADINGS = ("number", "index", "id")
-"""Headings of a column of numbers of images, if there is no column of paths."""
-
-MAX_LISTED = 3
-
-MAX_NAME_LENGTH = 80
-"""Characters of a name in a message."""
-
+from reptk.data.label_list import listed_labels
+from reptk.data.protocol import Data, Split, subset
 
 _SENTENCE = re.compile(
     r"; [\d,]+ of [\d,]+ training images have a label \(.*?\)(, and the others are left out)?(?=;|$)"
 )
 """What `select_labels` adds to `Data.protocol`."""
-
-
-class ListedImage(NamedTuple):
-    """A row of a list: its line in the file, the name or number of an image, and its class, empty for that of the data."""
-
-    line: int
-    name: str
-    label: str
 
 
 def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bool = False, seed: int = 0) -> Data:
@@ -66,7 +41,7 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
     train = data.train
     classes = data.classes
     if isinstance(labelled, str):
-        labels, classes = _listed_labels(data, Path(labelled))
+        labels, classes = listed_labels(data, Path(labelled))
         how = f"those in {labelled}"
     elif labelled is not None:
         labels = _share_of_labels(train.labels, labelled, seed)
@@ -79,6 +54,7 @@ def select_labels(data: Data, labelled: float | str | None, *, only_labelled: bo
         return data
     if not num_labeled:
         raise DataError("data.only_labelled=true leaves no image, since no training image has a label")
+    # `without_label_selection` looks for this sentence, in results of earlier runs as well.
     text = f"{num_labeled:,} of {len(train):,} training images have a label ({how})"
     selected = Split(train.images, labels)
     if only_labelled:
@@ -111,167 +87,3 @@ def _share_of_labels(labels: Tensor, share: float, seed: int) -> Tensor:
         order = torch.randperm(len(members), generator=rng.generator(seed, "labelled", label))
         selected[members[order[:count]]] = label
     return selected
-
-
-def _listed_labels(data: Data, file: Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the labels (n,) of the images that a file lists, -1 elsewhere, and the classes."""
-    rows = _read_list(file)
-    numbers = _numbers_of(rows, data.train.images, file)
-    classes = data.classes or sorted_class_names(row.label for row in rows)
-    labels = torch.full_like(data.train.labels, -1)
-    for row, number in zip(rows, numbers, strict=True):
-        label = int(data.train.labels[number])
-        if row.label:
-            label = _label_of(row, classes, file)
-        if label < 0:
-            raise DataError(
-                f"{file}, line {row.line}: {row.name} has no label in the data set; write its class into a second column"
-            )
-        if labels[number] not in (-1, label):
-            raise DataError(f"{file}, line {row.line}: {row.name} is listed with two classes; remove one of the lines")
-        labels[number] = label
-    _check_every_class(data.train.labels, labels, classes, file)
-    return labels, classes
-
-
-def _read_list(file: Path) -> list[ListedImage]:
-    known = [heading for headings in HEADINGS.values() for heading in headings]
-    if not file.is_file():
-        raise DataError(f"data.labelled: there is no file {file}; it takes a share such as 0.01, or a list of images")
-    cells = read_cells(file, frozenset([*known, *NUMBER_HEADINGS]))
-    lines = cells.rows
-    name_column, label_column = 0, 1
-    if lines and (cells.has_headings or _has_headings(lines[0].cells)):
-        headings = [heading_key(cell) for cell in lines[0].cells]
-        name_column = _column(headings, [*HEADINGS["path"], *NUMBER_HEADINGS])
-        label_column = _column(headings, HEADINGS["label"])
-        if name_column < 0:
-            raise DataError(
-                f"{file}, line {lines[0].number}: no column of paths among {', '.join(headings)}; name it path"
-            )
-        lines = lines[1:]
-    rows = []
-    for line in lines:
-        name = _cell(line.cells, name_column)
-        if not name:
-            raise DataError(f"{file}, line {line.number}: no path; fill it in, or remove the line")
-        rows.append(ListedImage(line.number, name, _cell(line.cells, label_column)))
-    if not rows:
-        raise DataError(f"{file} lists no images; write a path or a number a line")
-    return rows
-
-
-def _has_headings(cells: Sequence[str]) -> bool:
-    return is_header(cells) or heading_key(cells[0]) in NUMBER_HEADINGS
-
-
-def _column(headings: Sequence[str], names: Sequence[str]) -> int:
-    """Return the number of the first of these columns that there is, -1 if there is none."""
-    for name in names:
-        if name in headings:
-            return headings.index(name)
-    return -1
-
-
-def _cell(cells: Sequence[str], column: int) -> str:
-    if 0 <= column < len(cells):
-        return cells[column].strip()
-    return ""
-
-
-def _numbers_of(rows: Sequence[ListedImage], images: Images, file: Path) -> list[int]:
-    """Return the number of the image of each row.
-
-    A row names an image by its path from the list's folder, by the end of its path, or by its number.
-    """
-    absolute = {}
-    endings: dict[str, list[int]] = {}
-    names = {os.path.normpath(row.name) for row in rows}
-    folder = file.absolute().parent
-    full_names = {os.path.normpath(folder / row.name) for row in rows}
-    has_files = False
-    for number in range(len(images)):
-        path = images.path(number)
-        if path is None:
-            continue
-        has_files = True
-        full = os.path.normpath(path.absolute())
-        if full in full_names:
-            absolute[full] = number
-        # From the name of the file to the whole path.
-        separator = full.rfind(os.sep)
-        while separator >= 0:
-            ending = full[separator + 1 :]
-            if ending in names:
-                endings.setdefault(ending, []).append(number)
-            separator = full.rfind(os.sep, 0, separator)
-    numbers = []
-    unknown = []
-    for row in rows:
-        matches = endings.get(os.path.normpath(row.name), [])
-        full = os.path.normpath(folder / row.name)
-        if full in absolute:
-            numbers.append(absolute[full])
-        elif len(matches) == 1:
-            numbers.append(matches[0])
-        elif len(matches) > 1:
-            first, second = (images.path(number) for number in matches[:2])
-            raise DataError(
-                f"{file}, line {row.line}: {row.name} may be {len(matches)} training images, such as {first} and {second}; "
-                "write more of the path"
-            )
-        elif _is_number_below(row.name, len(images)):
-            numbers.append(int(row.name.lstrip("0") or "0"))
-        else:
-            unknown.append(row)
-    if unknown:
-        raise DataError(_unknown_message(unknown, images, file, has_files=has_files))
-    return numbers
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= MAX_NAME_LENGTH:
-        return text
-    return f"{text[:MAX_NAME_LENGTH]}..."
-
-
-def _is_number_below(text: str, count: int) -> bool:
-    if not (text.isascii() and text.isdigit()):
-        return False
-    # int() raises on thousands of digits.
-    digits = text.lstrip("0") or "0"
-    return len(digits) <= len(str(count)) and int(digits) < count
-
-
-def _unknown_message(unknown: Sequence[ListedImage], images: Images, file: Path, *, has_files: bool) -> str:
-    listed = first_names([f"{_shortened(row.name)} (line {row.line})" for row in unknown], MAX_LISTED)
-    known = f"these are numbered from 0 to {len(images) - 1:,}"
-    if has_files:
-        known += f", or named such as {images.path(0)}"
-    count = format_count(len(unknown), "image")
-    return f"data.labelled={file} lists {count} that are not training images: {listed}; {known}"
-
-
-def _label_of(row: ListedImage, classes: Sequence[str], file: Path) -> int:
-    if row.label in classes:
-        return classes.index(row.label)
-    # Data sets as published number their classes.
-    if _is_number_below(row.label, len(classes)):
-        return int(row.label.lstrip("0") or "0")
-    raise DataError(
-        f"{file}, line {row.line}: there is no class {_shortened(row.label)!r}{suggestion(row.label, classes)} "
-        f"(there are: {first_names(classes, 10)})"
-    )
-
-
-def _check_every_class(before: Tensor, labels: Tensor, classes: Sequence[str], file: Path) -> None:
-    present = before[before >= 0].unique().tolist()
-    with_labels = set(labels[labels >= 0].unique().tolist())
-    missing = [classes[label] for label in present if label not in with_labels]
-    if not missing:
-        return
-    listed = first_names(missing, MAX_LISTED)
-    raise DataError(
-        f"data.labelled={file} lists no image of {len(missing)} of {format_count(len(present), 'class', 'classes')}: {listed}; "
-        "list at least one image of each"
-    )

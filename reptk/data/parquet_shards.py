@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import parse_json
 from reptk.core.foreign_files import open_regular
@@ -299,7 +300,8 @@ def _class_name(path: Path, value: Any, class_order: Sequence[str]) -> str:
         return ""
     if class_order and isinstance(value, int):
         if not 0 <= value < len(class_order):
-            raise DataError(f"{path} has the label {value}, and names of {len(class_order)} classes; download it again")
+            named = format_count(len(class_order), "class", "classes")
+            raise DataError(f"{path} has the label {value}, and names of {named}; download it again")
         return class_order[value]
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from reptk.core.counts import format_count
+from reptk.core.counts import format_bytes, format_count, verb_form
 from reptk.core.errors import DataError
 from reptk.data.image_layout import LOOSE, ImageLayout, LabeledFile, Labels, with_labels_as_set, without_labels
 from reptk.data.image_table import sorted_class_names
@@ -99,7 +99,7 @@ def read_shard_layout(base: Path, labels: Labels) -> ImageLayout:
             details[0] += f"; not read: {', '.join(column.unread)}"
     if shards.num_bytes > MAX_CACHED_BYTES:
         details.append(
-            f"  note: {shards.num_bytes / 1e9:.1f} GB are read by row group; in the random order of training, a group is read "
+            f"  note: {format_bytes(shards.num_bytes)} are read by row group; in the random order of training, a group is read "
             "for each few of its images, unless data.cache=true decodes all of them once"
         )
     return ImageLayout(
@@ -150,5 +150,6 @@ def _missing_shards(split_of: dict[Path, str]) -> list[str]:
     notes = []
     for (split, count), numbers in present.items():
         if len(numbers) < count:
-            notes.append(f"{len(numbers):,} of {count:,} files of {split or 'the data set'} are here")
+            are = verb_form(len(numbers), "is", "are")
+            notes.append(f"{len(numbers):,} of {count:,} files of {split or 'the data set'} {are} here")
     return notes

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reptk import config
+from reptk.config.run_paths import describe_no_run
 from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, NumericalError, UsageError
@@ -352,7 +353,8 @@ def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | 
     name = full_name(name)
     # Not a timm name but a path with a mistake in it.
     if not is_external(name) and ("/" in name or Path(name).exists()):
-        raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors")
+        hint = describe_no_run(name).hint()
+        raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors{hint}")
     if size is None:
         size = native_size(name)
     if not isinstance(size, int) or size < MIN_SIZE_PX:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, verb_form
 from reptk.core.errors import DataError, NumericalError
 from reptk.data import Data, Split
 from reptk.embeddings.store import Embeddings
@@ -83,7 +83,7 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
     bank.check_comparable(queries)
     _warn_of_shared_ids(bank, queries)
     query_split = Split(queries.vectors, _as_places(_bank_labels(bank, queries), numbers, len(classes)))
-    protocol = f"bank {format_count(len(bank), 'embedding')}, queries {len(queries):,} others"
+    protocol = f"bank {format_count(len(bank), 'embedding')}, queries {format_count(len(queries), 'other')}"
     return Data(bank_split, bank_split, query_split, classes, protocol)
 
 
@@ -101,7 +101,7 @@ def _normalized(vectors: Tensor) -> NormalizedFeatures:
     zeros = (norm[:, 0] == 0).nonzero()[:, 0]
     if len(zeros):
         raise DataError(
-            f"{format_count(len(zeros), 'embedding')} of zeros alone, which have no direction; first numbers: "
+            f"{format_count(len(zeros), 'embedding')} of zeros alone, without a direction; first numbers: "
             f"{zeros[:5].tolist()}"
         )
     # The norm of a stored unit vector is off by the rounding of its type.
@@ -123,8 +123,9 @@ def _warn_of_shared_ids(bank: Embeddings, queries: Embeddings) -> None:
     # A warning only: equal ids need not be the same images.
     shared = sum(name in query_ids for name in bank.ids)
     if shared:
+        share = verb_form(shared, "shares", "share")
         warnings.warn(
-            f"{shared:,} of {format_count(len(queries), 'query', 'queries')} share an id with an image in the bank; if they "
+            f"{shared:,} of {format_count(len(queries), 'query', 'queries')} {share} an id with an image in the bank; if they "
             "are the same images, each finds itself. Evaluate one file alone to leave each out in turn",
             stacklevel=4,
         )

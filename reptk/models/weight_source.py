@@ -9,6 +9,7 @@ import timm
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+from reptk.config.run_paths import describe_no_run
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import expand_home, real_path
 from reptk.models.checkpoint_file import INDEX_ENDING, files_of_index, is_index
@@ -62,7 +63,8 @@ def find_weights(source: str | Path) -> tuple[Path, str | None]:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name, part
-    raise DataError(f"there are no weights in the folder {path}, which needs one of: {', '.join(FOLDER_FILES)}")
+    hint = describe_no_run(str(path)).hint()
+    raise DataError(f"there are no weights in the folder {path}, which needs one of: {', '.join(FOLDER_FILES)}{hint}")
 
 
 def absolute_source(source: str) -> str:

@@ -2,19 +2,15 @@
 
 import inspect
 import random
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reptk.core import rng
-
-PACKAGE_FOLDER = Path(__file__).parents[1]
+from reptk.core import error_places, rng
 
 
 class Requirement(NamedTuple):
@@ -118,14 +114,10 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
 
 def place_of(error: Exception) -> str:
     """Return the line of the part that raised an error, as ` (my_loss.py, line 12)`; empty if it is not in a plugin's file."""
-    place = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = Path(frame.filename)
-        # Messages of libraries name a line that the author of a part does not know.
-        is_library = path.is_relative_to(PACKAGE_FOLDER) or "site-packages" in path.parts
-        if not is_library and path.is_file():
-            place = f" ({path.name}, line {frame.lineno})"
-    return place
+    place = error_places.place_of(error)
+    if place is None:
+        return ""
+    return f" ({place.path.name}, line {place.line})"
 
 
 def qualified_name(part: Any) -> str:

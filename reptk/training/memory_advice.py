@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from reptk.config import Recipe
+from reptk.core.counts import format_count
 from reptk.core.memory_errors import is_out_of_memory, memory_problem
 
 
@@ -29,8 +30,9 @@ def explain_out_of_memory(recipe: Recipe, *, num_views: int, num_ranks: int) -> 
 def _advice(recipe: Recipe, num_views: int, num_ranks: int) -> str:
     train = recipe.train
     encoded_at_once = train.micro_batch_size or train.batch_size
-    images = encoded_at_once // num_ranks
-    text = f"{recipe.encoder.backbone} encodes {images} images in {num_views} views at once on each rank"
+    images = format_count(encoded_at_once // num_ranks, "image")
+    views = format_count(num_views, "view")
+    text = f"{recipe.encoder.backbone} encodes {images} in {views} at once on each rank"
     smaller = encoded_at_once // 2
     if smaller >= num_ranks:
         text += f"; train.micro_batch_size={smaller} encodes half as many, and the gradient is that of the whole batch"

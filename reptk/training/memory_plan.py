@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from reptk.core import rng
+from reptk.core.counts import format_bytes, format_count, verb_form
 from reptk.core.device import Precision, autocast
 from reptk.models.encoder import Encoder
 
 NUM_MEASURED = 2
-
-GIGABYTE = 1e9
 
 
 def activation_bytes(encoder: Encoder, size_px: int, precision: Precision) -> int:
@@ -59,19 +58,21 @@ def memory_line(activations: int, free: int | None, *, num_views: int, images_at
         ranks: how many share them.
     """
     needed = activations * images_at_once / ranks
+    images_per_rank = images_at_once // ranks
+    images = f"{format_count(images_per_rank, 'image')} in {format_count(num_views, 'view')}"
     text = (
-        f"memory: {images_at_once // ranks} images in {num_views} views store {needed / GIGABYTE:.2g} GB for the backward "
-        "pass, besides weights, their gradients and the state of the optimizer"
+        f"memory: {images} {verb_form(images_per_rank, 'stores', 'store')} {format_bytes(needed)} for the backward pass, "
+        "besides weights, their gradients and the state of the optimizer"
     )
     if free is None:
         return text
-    text += f"; {free / GIGABYTE:.2g} GB are free"
+    text += f"; {format_bytes(free)} are free"
     if needed <= free:
         return text
     fitting = images_at_once
     while fitting > ranks and activations * fitting / ranks > free / 2:
         fitting //= 2
-    return f"{text}. train.micro_batch_size={fitting} would store {activations * fitting / ranks / GIGABYTE:.2g} GB"
+    return f"{text}. train.micro_batch_size={fitting} would store {format_bytes(activations * fitting / ranks)}"
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from reptk.config import Recipe, read, validate
 from reptk.config.dotted_keys import flatten, is_among
+from reptk.config.run_paths import describe_no_run
 from reptk.config.schema import SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
@@ -48,7 +49,8 @@ def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists), or a plugin.
     """
     if not (folder / "recipe.toml").is_file():
-        raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
+        no_run = describe_no_run(str(folder))
+        raise UsageError(f"nothing to resume in {folder}: {no_run.what}{no_run.hint()}")
     lines = recipe_differences(recipe, folder)
     if lines:
         raise UsageError(
@@ -115,10 +117,8 @@ def check_same_ranks(
     # SyncBatchNorm, which normalizes over all ranks, is none of these.
     num_norms = sum(not isinstance(layer, nn.SyncBatchNorm) for layer in unfrozen_batch_norms(method))
     if num_norms:
-        reasons.append(
-            f"{format_count(num_norms, 'BatchNorm layer')} normalize the images of each rank by themselves "
-            "(train.sync_batchnorm=true, over all)"
-        )
+        norms = format_count(num_norms, "BatchNorm layer normalizes", "BatchNorm layers normalize")
+        reasons.append(f"{norms} the images of each rank by themselves (train.sync_batchnorm=true, over all)")
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in method.modules())
     if drop_path or has_dropout:
         reasons.append("dropout or stochastic depth is drawn for each rank")

@@ -14,17 +14,10 @@ from types import FrameType
 
 import huggingface_hub.constants
 import pytest
+from files_to_mangle import Target, comparison_targets, targets, write_files
 from test_random_command_lines import _WRITES, check_one_message, explain, run
 
-from mangled_files import (
-    Target,
-    comparison_targets,
-    mangle,
-    record_hash,
-    replace_by_special_file,
-    targets,
-    write_files,
-)
+from mangled_files import mangle, record_hash, replace_by_special_file
 from reptk import cli
 
 pytest.importorskip("pyarrow")

@@ -225,8 +225,8 @@ def test_a_part_that_cannot_be_built_is_named_with_the_line(capsys: pytest.Captu
         (WITHOUT_PROMISES, ["k=1"], "p.py registers views unsized, evaluator refusing. Say which"),
         (WITHOUT_PROMISES, ["unsized"], "views 'unsized' say no size"),
         ("x = 1", [], "plugin p.py registers nothing. A part is registered with a decorator"),
-        ("1 / 0", [], "cannot be imported: ZeroDivisionError: division by zero"),
-        ("raise SystemExit(0)", [], "cannot be imported: SystemExit: 0"),
+        ("1 / 0", [], "p.py:1: ZeroDivisionError: division by zero. Correct the code"),
+        ("raise SystemExit(0)", [], "p.py:1: SystemExit: 0"),
         (
             NORM_LOSS.replace("norm_loss", "tcl"),
             [],
@@ -324,7 +324,7 @@ def test_the_list_is_limited_by_kind_and_pattern(capsys: pytest.CaptureFixture) 
 
 def test_broken_plugins_are_listed_with_their_reason(capsys: pytest.CaptureFixture) -> None:
     printed = output(capsys, "list", "tcl", "--plugin", write("broken.py", "import no_such_package"))
-    assert "  broken.py\n      BROKEN: plugin broken cannot be imported: ModuleNotFoundError: No module" in printed
+    assert "  broken.py\n      BROKEN: broken.py:1: ModuleNotFoundError: No module named 'no_such_package'" in printed
     assert "tcl  (reptk" in printed
     assert printed.endswith("1 part, 1 broken\n")
     assert "broken" not in sys.modules

@@ -104,7 +104,7 @@ def test_the_recipe_is_trained(capsys: pytest.CaptureFixture) -> None:
     ("arguments", "message"),
     [
         (["tiny.toml", "train.epochs=3"], "the recorded result is that of the recipe as it is"),
-        (["tiny.toml", "--run", "gone"], "there is no recipe.toml"),
+        (["tiny.toml", "--run", "gone"], "no run in gone: there is no folder gone"),
         (["tiny.toml", "--run", "run", "--out", "x"], "not allowed with"),
         (["tiny.toml", "--tolerance", "5"], "between 0 and 1"),
         (["tiny.tom"], "no recipe"),

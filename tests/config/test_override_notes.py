@@ -15,7 +15,7 @@ def notes(name: str, *overrides: str) -> list[str]:
 
 def test_a_new_loss_says_which_defaults_it_takes_and_which_recipe_has_better_ones():
     assert notes("supcon_digits", "loss.name=tcl") == [
-        'loss.name=tcl: takes tcl\'s defaults k1 5000, k2 1; method.positives stays "class"',
+        'loss.name=tcl: takes the defaults of tcl: k1 5000, k2 1; method.positives stays "class"',
         "there is a recipe with settings chosen for it: python -m reptk.recipe tcl_sup_digits",
     ]
 
@@ -23,7 +23,7 @@ def test_a_new_loss_says_which_defaults_it_takes_and_which_recipe_has_better_one
 def test_arguments_that_are_dropped_are_named():
     first = notes("simclr_digits", "loss.name=supcon")[0]
     assert first == (
-        "loss.name=supcon: drops temperature 0.2 of simclr; takes supcon's defaults temperature 0.1, form out; "
+        "loss.name=supcon: drops temperature 0.2 of simclr; takes the defaults of supcon: temperature 0.1, form out; "
         'method.positives stays "instance"'
     )
 
@@ -43,14 +43,14 @@ def test_a_recipe_with_other_positives_is_named_with_them():
 def test_a_new_method_names_the_loss_that_it_drops():
     recipe = load("simclr_photos", ["method.name=byol"], plugins=["reptk.plugins.byol"])
     first, second = override_notes("simclr_photos", ["method.name=byol"], recipe)
-    assert first.startswith("method.name=byol: drops positives instance of contrastive; takes byol's defaults ")
+    assert first.startswith("method.name=byol: drops positives instance of contrastive; takes the defaults of byol: ")
     assert first.endswith("drops the loss simclr")
     assert second.endswith("python -m reptk.recipe byol_photos")
 
 
 def test_new_views_and_a_new_backbone_say_what_stays():
     assert (
-        "drops size 32 of simclr_small; takes simclr's defaults size 224"
+        "drops size 32 of simclr_small; takes the defaults of simclr: size 224"
         in notes("supcon_photos", "views.name=simclr")[0]
     )
     assert notes("supcon_cifar10", "encoder.backbone=resnet18") == [

@@ -6,7 +6,7 @@ from recipe_files import LOSS_PLUGIN
 from reptk.cli import main
 from reptk.config.part_catalog import arguments_of, listed_parts
 from reptk.config.plugins import load_parts
-from reptk.config.registry import LOSSES
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES
 
 CLASS = '''
 class Kite:
@@ -37,6 +37,22 @@ def test_a_broken_part_is_listed_with_the_reason_and_the_others_as_well(toys, in
     assert (ball.name, ball.problem) == ("ball", None)
     assert kite.origin == "acme 1.2"
     assert kite.problem.startswith("toy 'kite' of acme 1.2 cannot be imported (acme_toys:Kite): ")
+
+
+def test_what_every_part_of_a_kind_takes_is_among_its_arguments():
+    """Which images have labels, of every data set; how often it runs while training, of every evaluator."""
+    for part in listed_parts([DATASETS]):
+        assert part.arguments[-2:] == ("labelled (optional)", "only_labelled=false")
+    for part in listed_parts([EVALUATORS]):
+        assert part.arguments[-1] == "every_epochs=0"
+
+
+def test_an_argument_of_that_name_is_listed_once():
+    @DATASETS.register("few_labels")
+    def few_labels(labelled: int = 3): ...
+
+    [part] = [part for part in listed_parts([DATASETS]) if part.name == "few_labels"]
+    assert part.arguments == ("labelled=3", "only_labelled=false")
 
 
 def test_supplied_parameters_are_no_arguments():

@@ -78,9 +78,20 @@ UNUSABLE_FILES = {
     "name of an imported module": ("json.py", LOSS_PLUGIN, "another module is already called 'json'"),
     "name of a module not yet imported": ("this.py", LOSS_PLUGIN, "an installed module is called 'this'"),
     "nothing registered": ("my_loss.py", "x = 1", "registers nothing. A part is registered with a decorator"),
-    "syntax": ("my_loss.py", "def (", "cannot be imported: SyntaxError: invalid syntax (my_loss.py, line 1)"),
-    "import": ("my_loss.py", "import no_such_thing", "cannot be imported: ModuleNotFoundError: No module named"),
-    "error of the plugin": ("my_loss.py", "raise KeyError('x')", "cannot be imported: KeyError: 'x'"),
+    "syntax": ("my_loss.py", "\ndef (", "my_loss.py:2: SyntaxError: invalid syntax: def (. Correct that line"),
+    "import": (
+        "my_loss.py",
+        "\n\nimport no_such_thing.parts",
+        "my_loss.py:3: ModuleNotFoundError: No module named 'no_such_thing'. Correct the name, or install the package that has "
+        "no_such_thing for ",
+    ),
+    "error of the plugin": (
+        "my_loss.py",
+        "raise KeyError('x')",
+        "my_loss.py:1: KeyError: 'x'. Correct the code; for the whole traceback: python my_loss.py",
+    ),
+    "error in a library": ("my_loss.py", "import json\njson.loads('{')", "my_loss.py:2: JSONDecodeError: "),
+    "a file without text": ("my_loss.py", "x = 1\0", "cannot be imported: "),
 }
 
 
@@ -105,7 +116,8 @@ def test_unusable_plugin_file_is_explained(name, text, message):
     [
         (
             "no_such_module",
-            "plugin no_such_module cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
+            "plugin no_such_module cannot be imported: ModuleNotFoundError: No module named 'no_such_module'. Correct the "
+            f"name, or install the package that has no_such_module for {sys.executable}",
         ),
         (
             "string",

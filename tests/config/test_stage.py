@@ -35,7 +35,7 @@ def test_a_stage_needs_a_run(name: str) -> None:
     error = refused(name=name)
     assert isinstance(error, UsageError)
     assert str(error) == (
-        f"{name} starts from a finished run, which is not named: --from RUN, e.g. --from runs/supcon_digits/1"
+        f"{name} starts from a finished run, which is not named: start.run=RUN, e.g. start.run=runs/supcon_digits/1"
     )
 
 
@@ -43,19 +43,44 @@ def test_a_stage_needs_a_run(name: str) -> None:
 def test_command_without_from_has_one_message(name: str, capsys: pytest.CaptureFixture) -> None:
     for option in ([], ["--check"], ["--smoke"], ["--show"]):
         assert main([name, *option]) == 2
-        assert capsys.readouterr().err.startswith(f"error: {name} starts from a finished run")
+        assert capsys.readouterr().err.startswith(
+            f"error: {name} starts from a finished run, which is not named: --from RUN"
+        )
 
 
 def test_the_folder_has_to_be_that_of_a_finished_run(run: str) -> None:
-    assert str(refused("start.run=gone")) == "start.run: there is no folder gone"
+    assert str(refused("start.run=gone")) == "start.run=gone: there is no folder gone"
     Path("empty").mkdir()
-    assert str(refused("start.run=empty")) == "start.run: empty is not the folder of a run, which holds a recipe.toml"
+    assert str(refused("start.run=empty")) == (
+        "start.run=empty: this is not the folder of a run, which has a recipe.toml"
+    )
+    assert str(refused(f"start.run={run}/model")) == (
+        f"start.run={run}/model: this is the model folder of a run, and not its folder. Name the run: start.run={run}"
+    )
     shutil.rmtree(Path(run, "model"))
     error = refused(f"start.run={run}")
     assert isinstance(error, DataError)
     assert str(error) == (
-        f"start.run: {run} has no model yet, which a finished run has. Finish it: python -m reptk.recipe {run} --resume"
+        f"start.run={run}: this run has no model yet, which a finished run has. Finish it: python -m reptk.recipe {run} "
+        "--resume"
     )
+
+
+def test_the_command_names_its_option(run: str, capsys: pytest.CaptureFixture) -> None:
+    """`--from` if the user writes that, and `start.run=` if that is what the command line says."""
+    assert main(["linear", "--from", "gone", "--show"]) == 2
+    assert capsys.readouterr().err == "error: --from gone: there is no folder gone\n"
+    assert main(["linear", "--from", f"{run}/model", "--show"]) == 2
+    assert capsys.readouterr().err.endswith(f"Name the run: --from {run}\n")
+    assert main(["linear", "start.run=gone", "--show"]) == 2
+    assert capsys.readouterr().err == "error: start.run=gone: there is no folder gone\n"
+
+
+def test_weights_alone_are_no_run(run: str) -> None:
+    shutil.copytree(Path(run, "model"), "exported")
+    for weights in ("exported", "exported/encoder.safetensors"):
+        message = str(refused(f"start.run={weights}"))
+        assert message.endswith(f"To train another recipe from these weights: encoder.weights={weights}")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"backbone": "test_vit"}'])
@@ -63,7 +88,7 @@ def test_a_damaged_model_is_named(run: str, text: str) -> None:
     Path(run, "model", "config.json").write_text(text)
     error = refused(f"start.run={run}")
     assert isinstance(error, DataError)
-    assert str(error).startswith(f"the model in {run} is damaged: config.json cannot be read")
+    assert str(error).startswith(f"start.run={run}: its model is damaged: config.json cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -82,9 +107,9 @@ def test_the_same_encoder_is_not_another_one(run: str) -> None:
 def test_other_recipes_start_from_no_run(run: str) -> None:
     message = str(refused(f"start.run={run}", name="supcon_digits"))
     assert message.startswith(
-        "supcon_digits is not a stage that starts from a run, as linear, linear_tcl and finetune are."
+        f"start.run={run}: supcon_digits is not a stage that starts from a run, as linear, linear_tcl and finetune are."
     )
-    assert "encoder.weights=RUN" in message
+    assert f"encoder.weights={run}" in message
 
 
 def test_a_run_of_a_stage_starts_from_no_other_run(run: str) -> None:
@@ -94,7 +119,7 @@ def test_a_run_of_a_stage_starts_from_no_other_run(run: str) -> None:
     assert load(folder, [f"start.run={run}"]).start == recipe.start
     Path("other").mkdir()
     message = str(refused("start.run=other", name=str(folder)))
-    assert message.endswith("to start from other, name the stage: linear --from other")
+    assert message.endswith("to start from other, name the stage: linear start.run=other")
 
 
 def test_pretrained_is_that_of_the_first_run(run: str) -> None:

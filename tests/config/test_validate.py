@@ -68,14 +68,14 @@ MISTAKES = {
         ["loss.name=supcon", "loss.k1=5"],
         "  loss.k1  'supcon' has no argument 'k1'; k1 belongs to tcl. It takes temperature, form, learn_temperature",
     ),
-    "a part without arguments": (
+    "a data set without arguments": (
         ["data.name=photos", "data.sizes=3"],
-        "  data.sizes  'photos' has no argument 'sizes'. It takes no arguments",
+        "  data.sizes  'photos' has no argument 'sizes'. It takes labelled, only_labelled",
     ),
     "typo in an evaluator's argument": (
         ["eval.knn.temprature=1"],
         "  eval.knn.temprature  'knn' has no argument 'temprature'; did you mean 'temperature'? "
-        "It takes k, temperature, recall, precision, retrieval, index, engine",
+        "It takes k, temperature, recall, precision, retrieval, index, engine, every_epochs",
     ),
     "text for a number": (
         ["loss.temperature=warm"],
@@ -115,7 +115,7 @@ MISTAKES = {
     "spelling of labelled": (
         ["data.labeled=0.1"],
         "  data.labeled  'generated' has no argument 'labeled'; did you mean 'labelled'? It takes classes, size, train, bank, "
-        "query",
+        "query, labelled, only_labelled",
     ),
     "not finite": (["optim.lr=nan"], "  optim.lr  must be a finite number, got nan"),
     "not finite in a part": (["loss.k1=inf"], "  loss.k1  must be a finite number, got inf"),

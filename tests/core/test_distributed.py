@@ -1,13 +1,12 @@
 """Gathering, rank 0's part, and buffers: the identity on one process, and what two gloo processes exchange."""
 
-import os
-import socket
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from rank_processes import run_on_ranks
+from torch import Tensor, nn
 
 from reptk.core import distributed
 from reptk.core.errors import DataError, EnvironmentProblem
@@ -15,23 +14,11 @@ from reptk.core.errors import DataError, EnvironmentProblem
 WORLD_SIZE = 2
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def run_rank(rank: int, port: int, out: str) -> None:
+def run_rank(rank: int, out: str) -> None:
     """What each of the two processes computes; saved to `out`, a file a rank."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.setup("cpu")
-    try:
-        downloads = Path(out, "downloads")
-        downloads.mkdir(exist_ok=True)
-        torch.save(results_of_rank(rank, downloads), f"{out}/{rank}")
-    finally:
-        distributed.cleanup()
+    downloads = Path(out, "downloads")
+    downloads.mkdir(exist_ok=True)
+    torch.save(results_of_rank(rank, downloads), f"{out}/{rank}")
 
 
 def results_of_rank(rank: int, out: Path) -> dict[str, Tensor]:
@@ -88,7 +75,7 @@ def num_failures_in_turns(rank: int) -> int:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """The results of both processes, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(run_rank, args=(free_port(), str(folder)), nprocs=WORLD_SIZE)
+    run_on_ranks(run_rank, WORLD_SIZE, str(folder))
     return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(WORLD_SIZE)]
 
 

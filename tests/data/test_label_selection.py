@@ -167,13 +167,35 @@ MISTAKES = {
     "empty": ([""], "{} lists no images; write a path or a number a line"),
     "unknown": (
         ["cat/00.png", "dog/00.png", "cow/00.png", "12"],
-        "data.labelled={} lists 2 images that are not training images: cow/00.png (line 3), 12 (line 4); these are numbered "
-        "from 0 to 6, or named such as {}/photos/cat/00.png",
+        "data.labelled={} has 2 mistakes:\n  line 3: cow/00.png is not a training image\n  line 4: 12 is not a training image\n"
+        "Training images are numbered from 0 to 6, or named such as {}/photos/cat/00.png",
+    ),
+    "one that is unknown": (
+        ["cat/00.png", "dog/00.png", "cow/00.png"],
+        "data.labelled={}, line 3: cow/00.png is not a training image. Training images are numbered from 0 to 6, or named such "
+        "as {}/photos/cat/00.png",
+    ),
+    "several kinds": (
+        [
+            "cat/00.png,cta",
+            ",dog",
+            "00.png,dog",
+            "cat/01.png,cat",
+            "cat/01.png,dog",
+            "7,cat",
+            "8,cow",
+            "dog/00.png,dog",
+        ],
+        "data.labelled={} has 7 mistakes:\n  line 1: there is no class 'cta'; did you mean 'cat'?\n  line 2: there is no path\n"
+        "  line 3: 00.png may be 2 training images, such as {}/photos/cat/00.png and {}/photos/dog/00.png\n"
+        "  line 5: cat/01.png is listed with two classes\n  line 6: 7 is not a training image\n  and 2 more\n"
+        "The classes are cat, dog. Fill it in, or remove the line. Write more of the path. Remove one of the lines. Training "
+        "images are numbered from 0 to 6, or named such as {}/photos/cat/00.png",
     ),
     "ambiguous": (
         ["00.png"],
-        "{}, line 1: 00.png may be 2 training images, such as {}/photos/cat/00.png and {}/photos/dog/00.png; write more of "
-        "the path",
+        "data.labelled={}, line 1: 00.png may be 2 training images, such as {}/photos/cat/00.png and {}/photos/dog/00.png. "
+        "Write more of the path",
     ),
     "a class without a label": (
         ["cat/00.png", "cat/01.png"],
@@ -181,15 +203,15 @@ MISTAKES = {
     ),
     "no such class": (
         ["path,label", "cat/00.png,cta"],
-        "{}, line 2: there is no class 'cta'; did you mean 'cat'? (there are: cat, dog)",
+        "data.labelled={}, line 2: there is no class 'cta'; did you mean 'cat'? The classes are cat, dog",
     ),
     "two classes": (
         ["cat/00.png,cat", "cat/00.png,dog"],
-        "{}, line 2: cat/00.png is listed with two classes; remove one of the lines",
+        "data.labelled={}, line 2: cat/00.png is listed with two classes. Remove one of the lines",
     ),
-    "no column of paths": (
+    "no path": (
         ["path,label", ",cat"],
-        "{}, line 2: no path; fill it in, or remove the line",
+        "data.labelled={}, line 2: there is no path. Fill it in, or remove the line",
     ),
 }
 
@@ -207,13 +229,14 @@ def test_mistake_is_explained(lines: list[str] | None, message: str, photos: Dat
 def test_a_listed_image_without_a_class_is_explained(data: Data, tmp_path: Path) -> None:
     file = write(tmp_path / "list.txt", "0", "210")
     with pytest.raises(
-        DataError, match="line 2: 210 has no label in the data set; write its class into a second column"
+        DataError, match=r"line 2: 210 has no label in the data set\. Write its class into a second column"
     ):
         select_labels(data, file)
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [("{}", r"line 1\); these are numbered"), ("0,{}", "there is no class '7777")]
+    ("row", "message"),
+    [("{}", "is not a training image. Training images are numbered"), ("0,{}", "there is no class '7777")],
 )
 def test_a_number_of_thousands_of_digits_is_no_number(row: str, message: str, data: Data, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message) as error:

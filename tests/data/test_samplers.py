@@ -172,40 +172,37 @@ def test_every_slice_has_images_of_all_kinds():
 
 # Errors
 
-WORKS = "train.sampler.images_per_class is {}, but {}. What would work: {}"
+WORKS = "{}. What would work: {}"
 PAIRS = "train.sampler.name=positives, which needs two images of a class"
 
 MISTAKES = {
     "too many classes": (
         {"name": "pk", "images_per_class": 2, "batch_size": 24},
         WORKS.format(
-            2,
-            "train.batch_size is 24, which takes 12 classes, and 5 have at least two labeled images",
+            "5 classes have at least two labeled images; train.batch_size=24 and train.sampler.images_per_class=2 take 12 "
+            "classes for a batch",
             f"train.sampler.images_per_class=6; or train.batch_size=10; or {PAIRS}",
         ),
     ),
     "no multiple": (
         {"name": "pk", "images_per_class": 5, "batch_size": 24},
         WORKS.format(
-            5,
-            "train.batch_size is 24, which is no multiple of it",
+            "train.batch_size=24 is no multiple of train.sampler.images_per_class=5",
             f"train.sampler.images_per_class=6; or train.batch_size=20; or {PAIRS}",
         ),
     ),
     "classes too small": (
         {"name": "pk", "images_per_class": 12, "batch_size": 24},
         WORKS.format(
-            12,
-            "2 classes have fewer images with labels: owl (9), hen (7)",
+            "2 classes have fewer than 12 labeled images: owl (9), hen (7); train.sampler.images_per_class=12 takes 12 of each",
             f"train.sampler.images_per_class=6; or {PAIRS}",
         ),
     ),
     "a single class": (
-        {"name": "pk", "images_per_class": 24, "batch_size": 24},
+        {"name": "pk", "images_per_class": 6, "batch_size": 6},
         WORKS.format(
-            24,
-            "train.batch_size is 24, which leaves a batch with less than two classes",
-            f"train.sampler.images_per_class=6; or {PAIRS}",
+            "train.batch_size=6 and train.sampler.images_per_class=6 leave a batch with less than two classes",
+            f"train.sampler.images_per_class=3; or {PAIRS}",
         ),
     ),
     "odd number of positives": (
@@ -224,8 +221,8 @@ MISTAKES = {
             "labeled_per_batch": 8,
             "labels": torch.tensor([0, 0, 1, 1] + [-1] * 60),
         },
-        "train.sampler.name=positives needs 4 pairs of images of one class for a batch, and the labels allow 2. What would "
-        "work: train.sampler.labeled_per_batch=4",
+        "the classes are so small that they allow 2 pairs of images of one class; train.sampler.name=positives needs 4 for a "
+        "batch. What would work: train.sampler.labeled_per_batch=4",
     ),
     "too few labels": (
         {"name": "random", "batch_size": 16, "labeled_per_batch": 8, "labels": torch.tensor([0, 0, 1, 1] + [-1] * 60)},

@@ -1,13 +1,11 @@
 """A bank spread over ranks is searched as if one process held it."""
 
-import os
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from rank_processes import run_on_ranks
 from torch import Tensor
 
 from neighbor_searches import BANKS, draw, search_all
@@ -64,21 +62,6 @@ def search_on_rank(rank: int, world_size: int, out: str) -> None:
     torch.save(results, f"{out}.{distributed.rank()}")
 
 
-def _start(rank: int, world_size: int, port: int, out: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    distributed.setup("cpu")
-    try:
-        search_on_rank(rank, world_size, out)
-    finally:
-        distributed.cleanup()
-
-
 @pytest.mark.filterwarnings("ignore:.*all zeros")
 @pytest.mark.parametrize(
     "world_size", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
@@ -89,10 +72,7 @@ def test_any_number_of_ranks_equals_one(world_size: int, tmp_path: Path, monkeyp
         monkeypatch.setattr(exact, "BLOCK", exact.BLOCK)
         search_on_rank(0, 1, out)
     else:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        mp.spawn(_start, args=(world_size, port, out), nprocs=world_size)
+        run_on_ranks(search_on_rank, world_size, world_size, out)
     ranks = [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(world_size)]
     for kind in BANKS:
         bank, queries, exclude = problem(kind)

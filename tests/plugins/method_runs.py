@@ -1,11 +1,9 @@
-"""Short runs of contributed methods, in this process or in two that torchrun starts."""
+"""Short runs of contributed methods, in this process or on two ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from rank_processes import run_recipe_on_ranks
 from safetensors.torch import load_file
 
 from reptk.config import Recipe, load
@@ -42,15 +40,11 @@ def run(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
     return train(recipe, folder, logger=Logger(prints=False, writes=True), **options)
 
 
-def run_on_two_ranks(recipe: Recipe, folder: Path, port: int) -> None:
+def run_on_two_ranks(recipe: Recipe, folder: Path) -> None:
     """Run the recipe in two processes, as torchrun does."""
     recipe_file = folder.with_suffix(".toml")
     recipe_file.write_text(recipe.dump())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command += ["-m", "reptk.recipe", str(recipe_file), "--out", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_recipe_on_ranks([str(recipe_file), "--out", str(folder)], 2, folder.parent)
 
 
 def exported_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -142,14 +142,18 @@ MISTAKES = {
     "P x K that the classes forbid": (
         ["tiny.toml", "train.sampler.name=pk", "train.sampler.images_per_class=4", "data.classes=3"],
         3,
-        ["train.sampler.images_per_class is 4", "takes 4 classes, and 3 have", "images_per_class=8"],
+        [
+            "3 classes have at least two labeled images",
+            "train.sampler.images_per_class=4 take 4 classes",
+            "images_per_class=8",
+        ],
     ),
     "share of labels": (["tiny.toml", "data.labelled=0"], 2, ["data.labelled", "above 0 and at most 1", "got 0"]),
     "no list of labels": (["tiny.toml", "data.labelled=gone.txt"], 3, ["there is no file gone.txt", "0.01"]),
     "list that is no list of images": (
         ["tiny.toml", "data.labelled=broken.toml"],
         3,
-        ["broken.toml", "not training images", "numbered from 0 to 31"],
+        ["data.labelled=broken.toml", "is not a training image", "numbered from 0 to 31"],
     ),
     "schedule out of range": (
         ["tiny.toml", "loss.temperature={start=0.2, end=-1}"],

@@ -70,7 +70,7 @@ def test_another_loss_takes_its_defaults_and_says_so() -> None:
     cells = cells_of("supcon_digits loss.name=supcon,tcl seed=0..2")
     assert [cell.recipe.loss.get("k1") for cell in cells] == [None, None, None, 5000.0, 5000.0, 5000.0]
     notes = loading_notes(cells)
-    assert any(note.startswith("loss.name=tcl: takes tcl's defaults k1 5000") for note in notes)
+    assert any(note.startswith("loss.name=tcl: takes the defaults of tcl: k1 5000") for note in notes)
     assert any("python -m reptk.recipe tcl_sup_digits" in note for note in notes)
     assert len(notes) == len(set(notes)), "once, not for every seed"
 

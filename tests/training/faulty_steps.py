@@ -2,14 +2,13 @@
 
 import copy
 import json
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, multiprocessing, nn
+from rank_processes import run_on_ranks
+from torch import Tensor, nn
 
 import reptk.plugins.byol
 import reptk.plugins.moco  # noqa: F401 (registers a method)
@@ -115,25 +114,14 @@ def names_of_batch(parts: Parts, number: int) -> list[str]:
 # On ranks
 
 
-def spawn(cases: list[tuple[str, str]], folder: Path) -> None:
+def run_cases_on_ranks(cases: list[tuple[str, str]], folder: Path) -> None:
     """Run each case, (method, fault on rank 1), on two gloo ranks."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    multiprocessing.spawn(_run_rank, args=(cases, port, folder), nprocs=2)
+    run_on_ranks(_run_cases, 2, cases, folder)
 
 
-def _run_rank(rank: int, cases: list[tuple[str, str]], port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    distributed.setup("cpu")
-    try:
-        for method, fault in cases:
-            (folder / f"{method} {fault} {rank}.json").write_text(json.dumps(_case_on_rank(method, fault)))
-    finally:
-        distributed.cleanup()
+def _run_cases(rank: int, cases: list[tuple[str, str]], folder: Path) -> None:
+    for method, fault in cases:
+        (folder / f"{method} {fault} {rank}.json").write_text(json.dumps(_case_on_rank(method, fault)))
 
 
 def _case_on_rank(method: str, fault: str) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """What the processes of a group compute, for comparison with a single process; run by tests/training/test_ranks.py."""
 
 import json
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 import reptk.plugins.dcl  # noqa: F401 (registers a loss)
 from reptk import LOSSES
@@ -52,27 +50,7 @@ NAMES_OF_GATHER = {"all_gather_single": "gather", "all_gather_into_tensor": "gat
 """One function, which has the first name since torch 2.14."""
 
 
-def spawn(world_size: int, folder: Path) -> None:
-    """Compute everything in `world_size` gloo processes. One start for all comparisons: starting is what takes time."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    multiprocessing.spawn(_run_rank, args=(world_size, port, folder), nprocs=world_size)
-
-
-def _run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    distributed.setup("cpu")
-    try:
-        compute_all(folder)
-    finally:
-        distributed.cleanup()
-
-
-def compute_all(folder: Path) -> None:
+def compute_all(rank: int, folder: Path) -> None:
     """Compute everything on this rank and save it into the folder."""
     for number, loss in enumerate(LOSS_PARTS):
         save_gradients(folder / f"gradients{number}", loss)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rank_processes import run_recipe_on_ranks
 
 from reptk.training.run_status import read_status
 from tiny_runs import are_equal, exported_weights, metric_rows
@@ -147,10 +148,11 @@ def test_stopped_and_killed_runs_end_in_the_weights_of_an_undisturbed_one(
 ) -> None:
     """SIGTERM to the launcher saves the step; SIGKILL to it leaves no rank that trains on."""
     run = working_folder / "run"
+    plugin, reference = working_folder / "faulty.py", working_folder / "reference"
+    command = [str(working_folder / "ranks.toml"), "--plugin", str(plugin), "--out", str(reference)]
+    run_recipe_on_ranks(command, 2, working_folder)
     # The run must not end before the signal arrives.
     slow = "loss.what=slow"
-    assert finish(start(slow))[0] == 0
-    run.rename(working_folder / "reference")
     for number, signal_number in ((5, signal.SIGTERM), (20, signal.SIGKILL)):
         process = start(slow)
         wait_until(lambda steps=number: has_trained(run, steps))
@@ -166,9 +168,7 @@ def test_stopped_and_killed_runs_end_in_the_weights_of_an_undisturbed_one(
     exit_code, output = finish(start(slow))
     assert f"resumed after step {status['step']}" in output
     assert exit_code == 0
-    assert are_equal(exported_weights(run), exported_weights(working_folder / "reference"))
-    losses = [
-        [row["loss"] for row in metric_rows(folder) if "loss" in row] for folder in (run, working_folder / "reference")
-    ]
+    assert are_equal(exported_weights(run), exported_weights(reference))
+    losses = [[row["loss"] for row in metric_rows(folder) if "loss" in row] for folder in (run, reference)]
     assert losses[0] == losses[1]
     assert not (run / ".ranks").exists()

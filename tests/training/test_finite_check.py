@@ -17,7 +17,7 @@ from faulty_steps import (
     inject,
     names_of_batch,
     recipe_of,
-    spawn,
+    run_cases_on_ranks,
     state_of,
     train_steps,
 )
@@ -254,7 +254,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(CASES, folder)
+    run_cases_on_ranks(CASES, folder)
     return folder
 
 

@@ -42,8 +42,8 @@ def test_micro_batches_are_measured_at_once() -> None:
 
 def test_what_does_not_fit_is_told_with_a_size_that_does() -> None:
     line = memory_line(10**6, 10**8, num_views=2, images_at_once=256, ranks=1)
-    assert line.startswith("memory: 256 images in 2 views store 0.26 GB")
-    assert line.endswith("0.1 GB are free. train.micro_batch_size=32 would store 0.032 GB")
+    assert line.startswith("memory: 256 images in 2 views store 256.0 MB")
+    assert line.endswith("100.0 MB are free. train.micro_batch_size=32 would store 32.0 MB")
     assert "micro" not in memory_line(10**6, 10**9, num_views=2, images_at_once=256, ranks=1)
     assert "128 images" in memory_line(10**6, None, num_views=2, images_at_once=256, ranks=2)
 

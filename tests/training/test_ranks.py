@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from rank_processes import run_on_ranks, run_recipe_on_ranks
 
-from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all, spawn
+from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all
 from reptk.config import load, validate
 from reptk.core import distributed
 from reptk.core.errors import UsageError
@@ -25,9 +26,9 @@ pytestmark = pytest.mark.slow
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with what 1, 2 and 4 ranks computed, by the number of ranks."""
     folders = {world_size: tmp_path_factory.mktemp(f"world{world_size}") for world_size in (1, 2, 4)}
-    compute_all(folders[1])
-    spawn(2, folders[2])
-    spawn(4, folders[4])
+    compute_all(0, folders[1])
+    for world_size in (2, 4):
+        run_on_ranks(compute_all, world_size, folders[world_size])
     return folders
 
 
@@ -180,28 +181,41 @@ class PluginTCL(TCL):
 """
 
 
-@pytest.mark.parametrize(
-    ("overrides", "tolerance"),
-    [
-        (["train.sampler.name=pk", "loss.k2={start=1.5, end=1}"], 1e-4),
-        (["train.precision=fp16", "loss.temperature=1.0"], 1e-2),
-    ],
-    ids=["fp32 with P x K", "fp16"],
-)
-def test_torchrun_gives_the_loss_curve_of_one_process(
-    overrides: list[str], tolerance: float, recipe_file: Path, tmp_path: Path
+def check_same_loss_curve(
+    folder: Path, recipe_file: Path, overrides: list[str], plugin: Path, tolerance: float
 ) -> None:
-    plugin = tmp_path / "tcl_of_plugin.py"
-    plugin.write_text(LOSS_PLUGIN)
-    overrides = ["loss.name=tcl_of_plugin", "loss.k1=50.0", *overrides]
-    process = torchrun(recipe_file, tmp_path / "2", "--plugin", str(plugin), *overrides)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("epoch 3/3") == 1, "only rank 0 prints"
-    run_silently(load(recipe_file, overrides, plugins=[str(plugin)]), tmp_path / "1")
-    one, two = logged_losses(tmp_path / "1"), logged_losses(tmp_path / "2")
+    """Train on one process, and compare with what two ranks have left in `folder/2`."""
+    run_silently(load(recipe_file, overrides, plugins=[str(plugin)]), folder / "1")
+    one, two = logged_losses(folder / "1"), logged_losses(folder / "2")
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=tolerance)
-    assert result_metrics(tmp_path / "1")["trained"].keys() == result_metrics(tmp_path / "2")["trained"].keys()
+    assert result_metrics(folder / "1")["trained"].keys() == result_metrics(folder / "2")["trained"].keys()
+
+
+LOSS_OVERRIDES = ["loss.name=tcl_of_plugin", "loss.k1=50.0"]
+
+
+@pytest.fixture
+def loss_plugin(tmp_path: Path) -> Path:
+    plugin = tmp_path / "tcl_of_plugin.py"
+    plugin.write_text(LOSS_PLUGIN)
+    return plugin
+
+
+def test_torchrun_gives_the_loss_curve_of_one_process(recipe_file: Path, loss_plugin: Path, tmp_path: Path) -> None:
+    """With P x K batches and a schedule of the loss."""
+    overrides = [*LOSS_OVERRIDES, "train.sampler.name=pk", "loss.k2={start=1.5, end=1}"]
+    process = torchrun(recipe_file, tmp_path / "2", "--plugin", str(loss_plugin), *overrides)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("epoch 3/3") == 1, "only rank 0 prints"
+    check_same_loss_curve(tmp_path, recipe_file, overrides, loss_plugin, 1e-4)
+
+
+def test_ranks_give_the_loss_curve_of_one_process_in_fp16(recipe_file: Path, loss_plugin: Path, tmp_path: Path) -> None:
+    overrides = [*LOSS_OVERRIDES, "train.precision=fp16", "loss.temperature=1.0"]
+    command = [str(recipe_file), "--out", str(tmp_path / "2"), "--plugin", str(loss_plugin), *overrides]
+    run_recipe_on_ranks(command, 2, tmp_path)
+    check_same_loss_curve(tmp_path, recipe_file, overrides, loss_plugin, 1e-2)
 
 
 TRACKER_PLUGIN = """
@@ -233,9 +247,10 @@ def test_ranks_stop_early_after_the_same_epoch_end_in_the_same_weights_and_are_t
     plugin.write_text(TRACKER_PLUGIN)
     overrides = ["train.epochs=12", "eval.knn.every_epochs=1", "train.early_stopping_epochs=1", "train.trackers=rows"]
     overrides += ["train.report=false", "train.baselines=false"]
-    process = torchrun(recipe_file, tmp_path / "2", "--plugin", str(plugin), *overrides)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("stopped early after epoch") == 1
+    command = [str(recipe_file), "--out", str(tmp_path / "2"), "--plugin", str(plugin), *overrides]
+    first, second = run_recipe_on_ranks(command, 2, tmp_path)
+    assert first.count("stopped early after epoch") == 1
+    assert second == "", "only rank 0 prints"
     run_silently(load(recipe_file, overrides, plugins=[str(plugin)]), tmp_path / "1")
     one, two = (json.loads((tmp_path / ranks / "results.json").read_text()) for ranks in ("1", "2"))
     assert one["training"]["epochs"] < 12
