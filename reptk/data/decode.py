@@ -69,6 +69,9 @@ MIN_FILE_LIMIT_BYTES = 1 << 24
 UNREDUCED = 8
 """Without `reduce_jpeg`, a JPEG file is still reduced to so many times the result, which bounds the memory for huge ones."""
 
+BAND_PIXELS = 1 << 22
+"""Pixels that are put in front of a background at a time."""
+
 HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 """Bytes 4 to 12 of photographs by iPhones and other phones."""
 
@@ -395,11 +398,7 @@ def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image
     profile = image.info.get("icc_profile")
     # Converting to RGB directly would show whatever color transparent pixels happen to have.
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if profile is not None:
-            image = to_srgb(image, profile)
-        background = Image.new("RGBA", image.size, options.background)
-        return Image.alpha_composite(background, image).convert("RGB")
+        return _on_background(image, options.background, profile)
     # A profile is for the channels of the file.
     if profile is not None and image.mode in ("CMYK", "L"):
         image = to_srgb(image, profile)
@@ -409,6 +408,23 @@ def to_rgb(image: Image.Image, options: PixelOptions = DEFAULT_OPTIONS) -> Image
     if profile is not None:
         image = to_srgb(image, profile)
     return image
+
+
+def _on_background(image: Image.Image, color: str, profile: bytes | None) -> Image.Image:
+    """Return an image that has transparent pixels in front of a color, in RGB.
+
+    Bands of rows bound the memory: each step copies what it gets, and drawings of 100 million pixels are not rare.
+    """
+    flat = Image.new("RGB", image.size)
+    band_height = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, band_height):
+        bottom = min(top + band_height, image.height)
+        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        if profile is not None:
+            band = to_srgb(band, profile)
+        background = Image.new("RGBA", band.size, color)
+        flat.paste(Image.alpha_composite(background, band).convert("RGB"), (0, top))
+    return flat
 
 
 def _from_16_bits(image: Image.Image, value_range: tuple[int, int]) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
 from reptk.config.plugins import is_contributed
+from reptk.config.run_paths import describe_no_run
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.core.foreign_files import require_regular_files
@@ -388,7 +389,8 @@ def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> P
         raise EnvironmentProblem(f"cannot write the run to {folder}: it is no folder. Choose another --out")
     has_run = (folder / "recipe.toml").is_file()
     if resume is True and not has_run:
-        raise UsageError(f"nothing to resume in {folder}: there is no recipe.toml")
+        no_run = describe_no_run(str(folder))
+        raise UsageError(f"nothing to resume in {folder}: {no_run.what}{no_run.hint()}")
     if resume is False and has_run:
         name = read(folder / "recipe.toml").get("name", "?")
         raise UsageError(f"{folder} holds a run ({name}, {read_status(folder)['status']}). Choose another folder")

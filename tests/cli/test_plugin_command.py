@@ -322,7 +322,10 @@ def test_the_list_is_limited_by_kind_and_pattern(capsys: pytest.CaptureFixture) 
     assert "no loss has a name like 'tlc'. Nearest: tcl" in output(capsys, "list", "tlc", "--kind", "loss", exit_code=2)
 
 
-def test_broken_plugins_are_listed_with_their_reason(capsys: pytest.CaptureFixture) -> None:
+def test_broken_plugins_are_listed_with_their_reason(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     printed = output(capsys, "list", "tcl", "--plugin", write("broken.py", "import no_such_package"))
     assert "  broken.py\n      BROKEN: broken.py:1: ModuleNotFoundError: No module named 'no_such_package'" in printed
     assert "tcl  (reptk" in printed

@@ -32,6 +32,7 @@ from reptk.data.decode import (
     decode,
     decode_picture,
     decoder,
+    to_rgb,
     versions_of,
 )
 
@@ -272,6 +273,16 @@ def test_simplejpeg_decodes_jpeg_and_pillow_everything_else(tmp_path, monkeypatc
     decode(tmp_path / "a.jpg", 8, "pillow")
     with pytest.raises(DataError, match="simplejpeg was called"):
         decode(tmp_path / "a.jpg", 8, "simplejpeg")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_large_drawing_is_put_on_its_background_as_a_whole(mode: str) -> None:
+    """It is converted in bands of rows, the last of which is not full."""
+    values = torch.randint(256, (2100, 4096, len(mode)), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(values.numpy(), mode)
+    background = Image.new("RGBA", image.size, "white")
+    expected = Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+    assert to_rgb(image).tobytes() == expected.tobytes()
 
 
 def test_without_simplejpeg_pillow_decodes_and_requesting_it_says_what_to_install(monkeypatch):

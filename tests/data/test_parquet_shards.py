@@ -15,6 +15,7 @@ from reptk.data.parquet_shards import MAX_CACHED_BYTES, ParquetShards
 from reptk.data.prefetch import prefetch
 
 pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class of .* is held out")
 
@@ -198,7 +199,7 @@ def test_folders_that_are_not_one_data_set(tmp_path: Path, names: list[str], mes
 
 def test_missing_shards_are_noted(tmp_path: Path) -> None:
     write_shard(tmp_path / "train-00001-of-00014.parquet", range(4), [0, 1, 0, 1])
-    assert "  note: 1 of 14 files of train are here" in folder(str(tmp_path), size=8).summary
+    assert "  note: 1 of 14 files of train is here" in folder(str(tmp_path), size=8).summary
 
 
 def test_what_is_no_shard_is_refused(tmp_path: Path) -> None:

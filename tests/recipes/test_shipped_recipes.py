@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from reptk.config import Recipe, available, load, validate
-from reptk.config.part_tables import LABEL_KEYS
+from reptk.config.part_tables import COMMON_ARGUMENTS
+from reptk.config.registry import DATASETS
 from reptk.training.optim import create_optimizer
 from shipped_recipes import (
     DATA_SETS,
@@ -84,7 +85,7 @@ def test_cross_entropy_supcon_and_tcl_see_the_same_images(data: str) -> None:
 
 def without_labels(data: dict) -> dict:
     """The `[data]` table without what says which labels training uses; evaluation uses all of them."""
-    return {key: value for key, value in data.items() if key not in LABEL_KEYS}
+    return {key: value for key, value in data.items() if key not in COMMON_ARGUMENTS[DATASETS]}
 
 
 def without_schedule(evaluators: dict[str, dict]) -> dict[str, dict]:

@@ -195,9 +195,10 @@ def check_same_loss_curve(
 LOSS_OVERRIDES = ["loss.name=tcl_of_plugin", "loss.k1=50.0"]
 
 
-@pytest.fixture
-def loss_plugin(tmp_path: Path) -> Path:
-    plugin = tmp_path / "tcl_of_plugin.py"
+@pytest.fixture(scope="module")
+def loss_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # One file for all tests: a process that has imported it refuses another one of its name.
+    plugin = tmp_path_factory.mktemp("plugins") / "tcl_of_plugin.py"
     plugin.write_text(LOSS_PLUGIN)
     return plugin
 

@@ -265,7 +265,7 @@ def test_steps_of_the_checkpoint_limit_the_epochs_from_below(tmp_path: Path) -> 
 
 
 def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to resume in empty: this is not the folder of a run"):
+    with pytest.raises(UsageError, match="nothing to resume in empty: there is no folder empty"):
         open_run(recipe(), "empty", True)
     with pytest.raises(UsageError, match="no run of tiny in runs/tiny"):
         run_folder.newest("tiny")
