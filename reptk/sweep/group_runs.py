@@ -1,6 +1,6 @@
 """Runs at hand as settings of one comparison: which of them differ by their seed alone, and what differs between the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -320,7 +320,11 @@ def _protocol_warnings(runs: Sequence[Run]) -> list[str]:
     counts: dict[str, int] = {}
     for run in runs[1:]:
         other = _protocol(run)
+        shared_evaluators = _evaluators(first) & _evaluators(other)
         for key in {**first, **other}:
+            evaluator = _evaluator_of(key)
+            if evaluator is not None and evaluator not in shared_evaluators:
+                continue  # its metrics are compared with nothing
             if first.get(key) != other.get(key):
                 counts[key] = counts.get(key, 0) + 1
     lines = []
@@ -328,6 +332,20 @@ def _protocol_warnings(runs: Sequence[Run]) -> list[str]:
         of_runs = format_count(count, "run")
         lines.append(f"the protocol differs: {key} of {of_runs} is not that of {runs[0].folder}; compare with care")
     return lines
+
+
+def _evaluators(protocol: Mapping[str, Any]) -> set[str]:
+    """Return the names of the evaluators that a flat protocol has settings of."""
+    names = {_evaluator_of(key) for key in protocol}
+    return {name for name in names if name is not None}
+
+
+def _evaluator_of(key: str) -> str | None:
+    """Return `knn` of `evaluators.knn.k`; None of a key that belongs to no evaluator."""
+    first, *others = key.split(".")
+    if first == "evaluators" and others:
+        return others[0]
+    return None
 
 
 def _protocol(run: Run) -> dict[str, Any]:

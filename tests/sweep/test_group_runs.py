@@ -211,6 +211,17 @@ def test_another_training_set_and_protocol_are_said(tmp_path: Path) -> None:
     assert warnings[1].startswith("the protocol differs: leave_one_out of 1 run is not that of")
 
 
+def test_an_evaluator_that_one_run_alone_has_is_no_other_protocol(tmp_path: Path) -> None:
+    """Cross-entropy has an accuracy, and SupCon has none."""
+    knn = {"knn": {"k": [1, 20]}}
+    a = make(tmp_path / "a", protocol={"evaluators": knn})
+    b = make(tmp_path / "b", "seed=1", protocol={"evaluators": {**knn, "accuracy": {"k": [1, 5]}}})
+    assert group_runs([a, b]).warnings == []
+    c = make(tmp_path / "c", "seed=1", protocol={"evaluators": {"knn": {"k": [1, 200]}}})
+    [warning] = group_runs([a, c]).warnings
+    assert warning.startswith("the protocol differs: evaluators.knn.k of 1 run is not that of")
+
+
 def test_the_labels_of_training_are_no_other_protocol(tmp_path: Path) -> None:
     folders = []
     for seed in (0, 1):
