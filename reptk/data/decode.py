@@ -60,7 +60,8 @@ MAX_CAMERA_BITS = 14
 """Cameras and scanners have up to so many bits, which are stored as 16."""
 
 MAX_PIXELS = 250_000_000
-"""Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded."""
+"""Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded,
+and with transparent pixels 2 GB."""
 
 MAX_BYTES_PER_PIXEL = 4
 MIN_FILE_LIMIT_BYTES = 1 << 24

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from reptk.config import Recipe, read, validate
 from reptk.config.plugins import is_contributed
 from reptk.config.run_paths import describe_no_run
+from reptk.core.counts import verb_form
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.core.foreign_files import require_regular_files
@@ -188,8 +189,9 @@ def reopen(
         write_text(folder / "recipe.toml", recorded.model_copy(update=changes).dump())
     missing = missing_outputs(folder)
     if missing and read_status(folder)["status"] == FINISHED and recipe.train.epochs == recorded.train.epochs:
+        are = verb_form(len(missing), "is", "are")
         notes.append(
-            f"the run has finished, and {' and '.join(missing)} is missing: written again from the last checkpoint"
+            f"the run has finished, and {' and '.join(missing)} {are} missing: written again from the last checkpoint"
         )
     if "final_weights" in changed:
         notes.append(
