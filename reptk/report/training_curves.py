@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reptk.core.metric_names import display_name
+from reptk.core.metric_names import display_name, is_share
 from reptk.report.formatting import format_number, format_percent, is_finite_number
 from reptk.report.run_files import Run
 
@@ -13,8 +13,8 @@ MAX_MARKED_POINTS = 20
 """A series of at most this many points is drawn with a marker at each."""
 ACCURACY = "accuracy"
 """That of a trained classifier on the queries, which has a curve beside the headline's."""
-SHARE_METRICS = ("map@r", "r_precision", "mrr", ACCURACY, "train_accuracy")
-"""Metrics without an @k that are shown in percent."""
+TRAIN_ACCURACY = "train_accuracy"
+"""On the views of training batches."""
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 Point = tuple[float, float]
@@ -56,7 +56,7 @@ def curve_panels(runs: Sequence[Run]) -> list[Panel]:
         "cross_entropy": "cross-entropy",
         metric: display_name(metric),
         ACCURACY: display_name(ACCURACY),
-        "train_accuracy": "accuracy on training batches",
+        TRAIN_ACCURACY: "accuracy on training batches",
         "rank": "dimensions in use",
         "alignment": "alignment",
         "uniformity": "uniformity",
@@ -125,7 +125,7 @@ def _evaluation_metric(runs: Sequence[Run]) -> str:
 
 
 def _panel(runs: Sequence[Run], key: str, title: str) -> Panel:
-    is_share = "@" in key or key in SHARE_METRICS
+    is_percent = "@" in key or is_share(key) or key == TRAIN_ACCURACY
     series = []
     levels = []
     for style, run in enumerate(runs):
@@ -139,7 +139,7 @@ def _panel(runs: Sequence[Run], key: str, title: str) -> Panel:
             # Baselines of several runs would be a bundle of lines.
             if len(runs) == 1 and is_evaluated:
                 levels = _baseline_levels(run, key)
-    if is_share:
+    if is_percent:
         return Panel(f"{title}, %", series, levels, _format_axis_percent)
     return Panel(title, series, levels)
 
