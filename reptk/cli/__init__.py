@@ -1,4 +1,7 @@
-"""The command `reptk VERB ...`, with a module for each verb. `reptk recipe NAME` is `python -m reptk.recipe NAME`."""
+"""The command `reptk VERB ...`, or `python -m reptk VERB ...`, with a module for each verb.
+
+`reptk recipe NAME` is `python -m reptk.recipe NAME`.
+"""
 
 import importlib
 import sys
@@ -59,7 +62,3 @@ def _help() -> str:
     lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
     lines += ["", "Help on one: reptk VERB --help"]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

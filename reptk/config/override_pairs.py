@@ -64,6 +64,14 @@ def with_proportional_warmup(table: Table, original: Table) -> Table:
     return {**table, "optim": {**table["optim"], "warmup_epochs": shortened}}
 
 
+def value_as_text(pair: str) -> str:
+    """Return what follows the equals sign of a `key=value` pair whose value is text, without the quotes of TOML."""
+    parsed = _parse_pair(pair)
+    if isinstance(parsed.value, str):
+        return parsed.value
+    return parsed.text
+
+
 class _Pair(NamedTuple):
     """A dotted key, its value read as TOML, and the text of the value as it was typed."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reptk.config.override_pairs import value_as_text
 from reptk.config.registry import VIEWS
 from reptk.config.run_paths import RECIPE_FILE, describe_no_run
 from reptk.config.toml import read
@@ -54,7 +55,7 @@ def complete_stage(
         UsageError: no run is named, it is none, or an override contradicts it.
         DataError: the run has no model yet, or a damaged one.
     """
-    runs = [pair.partition("=")[2] for pair in overrides if pair.partition("=")[0] == RUN_KEY]
+    runs = [value_as_text(pair) for pair in overrides if pair.partition("=")[0] == RUN_KEY]
     others = [pair for pair in overrides if pair.partition("=")[0] != RUN_KEY]
     if not is_stage(table):
         if runs:

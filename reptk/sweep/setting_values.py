@@ -1,5 +1,6 @@
 """What of a run's recipe is its setting: everything but seeds, its own and those of the runs that it starts from."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from reptk import config
 from reptk.config.dotted_keys import flatten, is_among
 from reptk.config.schema import SAME_RESULT_KEYS
+from reptk.config.stage import RUN_KEY
 from reptk.core.errors import ReptkError
 from reptk.core.files import expand_home
 from reptk.report.recipe_diff import FlatRecipe
@@ -15,7 +17,9 @@ from reptk.sweep.grid import SEED_KEY
 IGNORED_KEYS = (*SAME_RESULT_KEYS, SEED_KEY, "name")
 """Keys, or tables of keys, that are no part of a setting."""
 
-START_KEYS = ("start.run", "encoder.weights")
+WEIGHTS_KEY = "encoder.weights"
+
+START_KEYS = (RUN_KEY, WEIGHTS_KEY)
 """Keys whose value may be the folder of a run, or lie in it."""
 
 MAX_FOLDERS_ABOVE = 2
@@ -44,7 +48,8 @@ def setting_values(values: FlatRecipe) -> FlatRecipe:
 def with_common_starts(recipes: Sequence[FlatRecipe]) -> list[FlatRecipe]:
     """Return recipes in which runs to start from that differ in their seeds alone are called by the name of the first.
 
-    Stages over seeds, `linear seed=1 --from runs/supcon_digits/1` and the same with 2, are so of one setting.
+    Stages over seeds, `linear seed=1 --from runs/supcon_digits/1` and the same with 2, are so of one setting. The runs that stages
+    start from are named without the folders that are common to all of them.
     """
     first_names: dict[tuple[str, str], Any] = {}
     renamed = []
@@ -54,8 +59,28 @@ def with_common_starts(recipes: Sequence[FlatRecipe]) -> list[FlatRecipe]:
             start = read_start(values.get(key))
             if start is not None:
                 values[key] = first_names.setdefault((key, start.content), values[key])
+        if RUN_KEY in values:
+            # The run's: they differ where the runs do.
+            values.pop(WEIGHTS_KEY, None)
         renamed.append(values)
-    return renamed
+    return _without_common_folders(renamed)
+
+
+def _without_common_folders(recipes: Sequence[FlatRecipe]) -> list[FlatRecipe]:
+    """Return recipes in which the runs that stages start from are relative to the last folder that holds all of them."""
+    runs = {recipe[RUN_KEY] for recipe in recipes if isinstance(recipe.get(RUN_KEY), str)}
+    if len(runs) < 2:
+        return list(recipes)
+    try:
+        common = os.path.commonpath(runs)
+    except ValueError:  # absolute and relative paths, or several drives
+        return list(recipes)
+    shortened = []
+    for recipe in recipes:
+        if recipe.get(RUN_KEY) in runs:
+            recipe = {**recipe, RUN_KEY: os.path.relpath(recipe[RUN_KEY], common)}
+        shortened.append(recipe)
+    return shortened
 
 
 def seed_of_start(values: FlatRecipe) -> int | None:

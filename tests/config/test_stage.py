@@ -76,6 +76,14 @@ def test_the_command_names_its_option(run: str, capsys: pytest.CaptureFixture) -
     assert capsys.readouterr().err == "error: start.run=gone: there is no folder gone\n"
 
 
+def test_a_folder_may_be_in_quotes(run: str) -> None:
+    """As the folders of a sweep's runs must be among the values of another sweep: commas are part of their names."""
+    folder = "loss.k1=1,seed=0"
+    shutil.copytree(run, folder)
+    assert load("linear", [f'start.run="{folder}"']).start == load("linear", [f"start.run={folder}"]).start
+    assert str(refused('start.run="gone"')) == "start.run=gone: there is no folder gone"
+
+
 def test_weights_alone_are_no_run(run: str) -> None:
     shutil.copytree(Path(run, "model"), "exported")
     for weights in ("exported", "exported/encoder.safetensors"):

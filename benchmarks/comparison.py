@@ -1,0 +1,180 @@
+"""Cross-entropy, SupCon, TCL and SimCLR on equal terms, over seeds: the runs and tables of docs/comparison.md.
+
+python benchmarks/comparison.py photos|fashion_mnist [--out comparison] [--epochs 8] [--seeds 5] [--jobs 2]
+
+Trains every setting with every seed by `reptk sweep` below OUT/DATA/, then a linear classifier on each encoder that was
+trained with labels (the recipe `linear`), and writes the tables by `reptk compare` to OUT/DATA/tables/. The same command goes
+on where an earlier one was stopped. Settings of a table differ in the method, the loss or the number of views alone.
+
+On a GPU that small images do not fill, several runs share it: `--jobs 3 --sweeps 4` trains twelve at a time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+Sweeps = dict[str, list[str]]
+"""By the name of a folder: a recipe, and the values that it is trained with."""
+
+
+class Comparison(NamedTuple):
+    """The sweeps of one data set.
+
+    with_labels, without_labels: each makes a table.
+    few_labels: those of a data set with a recipe for them, which keep the epochs of that recipe.
+    seeds: of every setting.
+    """
+
+    with_labels: Sweeps
+    without_labels: Sweeps
+    few_labels: Sweeps
+    seeds: int
+
+
+SMALL_VIEWS = ["views.size=16", "encoder.stem=small"]
+"""Of simclr_fashion_mnist. Without labels, the encoder that is trained on 32 px ends below raw pixels."""
+
+COMPARISONS = {
+    "photos": Comparison(
+        with_labels={
+            "ce": ["ce_photos"],
+            "supcon": ["supcon_photos", "loss.form=out,in"],
+            "tcl_sup_k1_1": ["tcl_sup_photos", "loss.k1=1", "loss.k2=1,4"],
+            "tcl_sup_k1_100": ["tcl_sup_photos", "loss.k1=100", "loss.k2=1,4"],
+            "tcl_sup_k1_5000": ["tcl_sup_photos", "loss.k1=5000", "loss.k2=1,4"],
+        },
+        without_labels={
+            "simclr": ["simclr_photos", "views.count=2,3"],
+            "tcl_selfsup": ["tcl_selfsup_photos", "views.count=2,3"],
+        },
+        few_labels={},
+        seeds=5,
+    ),
+    "fashion_mnist": Comparison(
+        with_labels={
+            "ce": ["ce_fashion_mnist"],
+            "supcon": ["supcon_fashion_mnist", "loss.form=out,in"],
+            "tcl_sup_k1_1": ["tcl_sup_fashion_mnist", "loss.k1=1", "loss.k2=1,4"],
+            "tcl_sup_k1_100": ["tcl_sup_fashion_mnist", "loss.k1=100", "loss.k2=1,4"],
+            "tcl_sup_k1_5000": ["tcl_sup_fashion_mnist", "loss.k1=5000", "loss.k2=1,4"],
+        },
+        without_labels={
+            "simclr": ["simclr_fashion_mnist", "views.count=2,3"],
+            "tcl_selfsup": [
+                "tcl_selfsup_fashion_mnist",
+                "views.count=2,3",
+                *SMALL_VIEWS,
+                "loss.temperature=0.2",
+                "optim.lr=0.003",
+            ],
+        },
+        few_labels={
+            "semi": ["tcl_semi_fashion_mnist", "data.labelled=0.01,0.1,1.0"],
+            "label_only_1_percent": ["tcl_semi_fashion_mnist", "data.only_labelled=true", "train.epochs=234"],
+            "label_only_10_percent": [
+                "tcl_semi_fashion_mnist",
+                "data.only_labelled=true",
+                "data.labelled=0.1",
+                "train.epochs=20",
+            ],
+            "no_labels": [
+                "tcl_semi_fashion_mnist",
+                "method.positives=instance",
+                "train.sampler.name=random",
+                "data.labelled=1.0",
+            ],
+        },
+        seeds=3,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, and write the tables; returns 1 if a command failed."""
+    args = _parse(argv)
+    comparison = COMPARISONS[args.data]
+    folder = args.out / args.data
+    folder.mkdir(parents=True, exist_ok=True)
+    num_seeds = args.seeds or comparison.seeds
+    once = [f"train.epochs={args.epochs}", f"eval.knn.every_epochs={args.epochs}"]
+    common = ["eval.linear={}", f"seed=0..{num_seeds - 1}", *args.common]
+    commands = [
+        _sweep(folder / name, args.jobs, [*values, *common, *once])
+        for name, values in (comparison.without_labels | comparison.with_labels).items()
+    ]
+    commands += [_sweep(folder / name, args.jobs, [*values, *common]) for name, values in comparison.few_labels.items()]
+    codes = _run_some_at_a_time(commands, args.sweeps)
+    codes += [subprocess.call(command) for command in _tables(folder, comparison)]
+    codes += _run_some_at_a_time(_linear_stages(folder, comparison, args), args.sweeps)
+    codes.append(subprocess.call(_linear_table(folder, comparison)))
+    return 1 if any(codes) else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=list(COMPARISONS))
+    parser.add_argument("common", nargs="*", metavar="key=value", help="of every run, e.g. train.precision=bf16")
+    parser.add_argument("--out", type=Path, default=Path("comparison"))
+    parser.add_argument("--epochs", type=int, default=8, help="of all runs but those with few labels; default: 8")
+    parser.add_argument("--seeds", type=int, help="of each setting; default: 5 for photos, 3 for fashion_mnist")
+    parser.add_argument("--linear-epochs", type=int, default=20, help="of the linear classifier; default: 20")
+    parser.add_argument("--jobs", type=int, default=2, help="runs of a sweep at a time; default: 2")
+    parser.add_argument("--sweeps", type=int, default=1, help="sweeps at a time; default: 1")
+    return parser.parse_intermixed_args(argv)
+
+
+def _reptk(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "reptk", *map(str, arguments)]
+
+
+def _sweep(folder: Path, jobs: int, values: Sequence[str]) -> list[str]:
+    return _reptk("sweep", *values, "--jobs", str(jobs), "--out", folder, "--no-report")
+
+
+def _linear_stages(folder: Path, comparison: Comparison, args: argparse.Namespace) -> list[list[str]]:
+    """Return a sweep for each one of the runs with labels: the linear stage on its encoder, with its seed."""
+    commands = []
+    for name in comparison.with_labels:
+        runs = sorted(path.parent for path in (folder / name / "runs").glob("*/results.json"))
+        if not runs:
+            continue
+        # A run's folder is named after its values, with commas, which separate values of a sweep outside of quotes.
+        starts = ",".join(json.dumps(str(run)) for run in runs)
+        values = ["linear", f"start.run={starts}", f"train.epochs={args.linear_epochs}", *args.common]
+        commands.append(_sweep(folder / f"linear_{name}", args.jobs, values))
+    return commands
+
+
+def _run_some_at_a_time(commands: Sequence[list[str]], number: int) -> list[int]:
+    """Run commands and return their exit codes."""
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(subprocess.call, commands))
+
+
+def _tables(folder: Path, comparison: Comparison) -> list[list[str]]:
+    tables = {
+        "with_labels": comparison.with_labels,
+        "without_labels": comparison.without_labels,
+        "few_labels": comparison.few_labels,
+    }
+    commands = []
+    for table, sweeps in tables.items():
+        if sweeps:
+            sweep_folders = [folder / name for name in sweeps]
+            commands.append(_reptk("compare", *sweep_folders, "--out", folder / "tables" / table, "--report", "--force"))
+    return commands
+
+
+def _linear_table(folder: Path, comparison: Comparison) -> list[str]:
+    sweeps = [folder / f"linear_{name}" for name in comparison.with_labels]
+    out = folder / "tables" / "linear"
+    return _reptk("compare", *sweeps, "--metric", "accuracy", "--out", out, "--report", "--force")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
