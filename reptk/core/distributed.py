@@ -119,6 +119,31 @@ def all_gather(rows: Tensor, *, replicated_loss: bool = False) -> Tensor:
     return _AllGather.apply(rows.contiguous(), replicated_loss)
 
 
+def all_reduce_sum(values: Tensor, *, replicated_loss: bool = False) -> Tensor:
+    """Return the sum of a tensor over all ranks, of the same shape; differentiable.
+
+    As with `all_gather`, the gradient is `world_size` times that of the loss that every rank computes from the sum, which
+    DDP's mean over ranks undoes. `torch.distributed.all_reduce` alone has no gradient, and what leaves out the factor trains
+    with a gradient that is too small by 1 / world_size.
+
+    Args:
+        values: of this rank, in a type with enough digits for the sum: float32 or wider.
+        replicated_loss: whether every rank computes the same loss from the sum. The backward pass then needs no communication.
+            Otherwise it sums the gradients of the losses of all ranks.
+    """
+    if world_size() == 1:
+        return values
+    return _AllReduceSum.apply(values, replicated_loss)
+
+
+def all_reduce_mean(values: Tensor, *, replicated_loss: bool = False) -> Tensor:
+    """Return the mean of a tensor over all ranks; see `all_reduce_sum`.
+
+    Of means over the rows of each rank it is the mean over all rows, because all ranks have the same number of them.
+    """
+    return all_reduce_sum(values, replicated_loss=replicated_loss) / world_size()
+
+
 def all_gather_uneven(rows: Tensor, counts: list[int] | None = None) -> Tensor:
     """Return the rows of all ranks in rank order, where ranks may have different numbers of rows; not differentiable.
 
@@ -256,3 +281,21 @@ class _AllGather(torch.autograd.Function):
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad[local_rows], None
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, replicated_loss: bool) -> Tensor:
+        ctx.replicated_loss = replicated_loss
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.replicated_loss:
+            # The gradient is the same on every rank; the factor is what the sum over ranks would give.
+            return grad * world_size(), None
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total, None

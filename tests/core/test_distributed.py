@@ -14,6 +14,28 @@ from reptk.core.errors import DataError, EnvironmentProblem
 WORLD_SIZE = 2
 
 
+def sum_over_all(values: Tensor, replicated_loss: bool) -> Tensor:
+    return distributed.all_reduce_sum(values.exp().sum(), replicated_loss=replicated_loss)
+
+
+def mean_over_all(values: Tensor, replicated_loss: bool) -> Tensor:
+    return distributed.all_reduce_mean(values.exp().mean(), replicated_loss=replicated_loss)
+
+
+STATISTICS = {"sum": sum_over_all, "mean": mean_over_all}
+
+
+def rows_of_rank(rank: int, world_size: int) -> Tensor:
+    """The part of this rank of eight rows that are the same for any number of ranks."""
+    rows = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return rows.chunk(world_size)[rank]
+
+
+def loss_of_statistic(statistic: Tensor) -> Tensor:
+    """A loss that is no sum of terms of the ranks."""
+    return statistic.square().log() + statistic.sin()
+
+
 def run_rank(rank: int, out: str) -> None:
     """What each of the two processes computes; saved to `out`, a file a rank."""
     downloads = Path(out, "downloads")
@@ -38,6 +60,18 @@ def results_of_rank(rank: int, out: Path) -> dict[str, Tensor]:
         leaf = rows(1).requires_grad_()
         distributed.all_gather(leaf, replicated_loss=replicated_loss).square().sum().backward()
         results[f"gradient_{replicated_loss}"] = leaf.grad
+    for name, statistic in STATISTICS.items():
+        for replicated_loss in (False, True):
+            weight = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+            loss = loss_of_statistic(statistic(rows_of_rank(rank, WORLD_SIZE) @ weight, replicated_loss))
+            loss.backward()
+            results[f"{name}_loss_{replicated_loss}"] = loss.detach()
+            results[f"{name}_gradient_{replicated_loss}"] = weight.grad
+    own_loss = torch.tensor([1.0, 2.0], requires_grad=True)
+    # The losses of the ranks differ, so that their gradients have to be summed.
+    ((rank + 1) * distributed.all_reduce_sum(own_loss).square()).sum().backward()
+    results["gradient_of_different_losses"] = own_loss.grad
+    results["sum_of_transposed"] = distributed.all_reduce_sum(rows(3).T)
     order = []
 
     def download() -> str:
@@ -116,6 +150,34 @@ def test_gradient_of_gathered_rows_is_that_of_all_ranks(ranks):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("replicated_loss", [False, True])
+def test_loss_of_a_sum_or_mean_over_ranks_has_the_value_and_gradient_of_one_process(name, replicated_loss, ranks):
+    weight = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    loss = loss_of_statistic(STATISTICS[name](rows_of_rank(0, 1) @ weight, replicated_loss))
+    loss.backward()
+    for results in ranks:
+        torch.testing.assert_close(results[f"{name}_loss_{replicated_loss}"], loss.detach())
+    # As DDP does.
+    mean_gradient = sum(results[f"{name}_gradient_{replicated_loss}"] for results in ranks) / WORLD_SIZE
+    torch.testing.assert_close(mean_gradient, weight.grad)
+
+
+@pytest.mark.slow
+def test_gradients_of_different_losses_of_a_sum_are_summed(ranks):
+    """The sum is [2, 4]; the losses are once and twice its square."""
+    for results in ranks:
+        assert results["gradient_of_different_losses"].tolist() == [3 * 2 * 2.0, 3 * 2 * 4.0]
+
+
+@pytest.mark.slow
+def test_sum_of_a_transposed_tensor_is_transposed(ranks):
+    expected = torch.tensor(FIRST).T + torch.tensor(SECOND).T
+    for results in ranks:
+        assert results["sum_of_transposed"].tolist() == expected.tolist()
+
+
+@pytest.mark.slow
 def test_buffers_are_those_of_rank_0(ranks):
     for results in ranks:
         assert results["running_mean"].tolist() == [1.0, 1.0]
@@ -140,6 +202,8 @@ def test_one_process_gathers_its_rows_unchanged():
     rows = torch.randn(3, 2, requires_grad=True)
     assert distributed.all_gather(rows) is rows
     assert distributed.all_gather(rows, replicated_loss=True) is rows
+    assert distributed.all_reduce_sum(rows) is rows
+    assert torch.equal(distributed.all_reduce_mean(rows), rows)
     assert distributed.all_gather_uneven(rows) is rows
     empty = torch.empty(0, 2)
     assert distributed.all_gather_uneven(empty) is empty
