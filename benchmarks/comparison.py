@@ -166,7 +166,9 @@ def _tables(folder: Path, comparison: Comparison) -> list[list[str]]:
     for table, sweeps in tables.items():
         if sweeps:
             sweep_folders = [folder / name for name in sweeps]
-            commands.append(_reptk("compare", *sweep_folders, "--out", folder / "tables" / table, "--report", "--force"))
+            commands.append(
+                _reptk("compare", *sweep_folders, "--out", folder / "tables" / table, "--report", "--force")
+            )
     return commands
 
 
