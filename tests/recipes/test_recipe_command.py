@@ -159,5 +159,5 @@ def test_method_with_a_loss_in_a_recipe_without_one_is_a_mistake(capsys: pytest.
 
 def test_method_without_a_loss_replaces_one_with_a_loss(capsys: pytest.CaptureFixture) -> None:
     overrides = ["method.name=byol", "method.predictor_width=16"]
-    assert main(["simclr_photos", "--plugin", "reptk.plugins.byol", *overrides, "--show"]) == 0
+    assert main(["simclr_photos", *overrides, "--show"]) == 0
     assert "loss" not in tomllib.loads(capsys.readouterr().out)
