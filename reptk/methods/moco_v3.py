@@ -35,11 +35,11 @@ class MoCoV3(Method):
 
     The projection head is the encoder's; the paper's for ViT is `head_layers=3`, `head_width=4096`, `head_out=256`,
     `head_norm=true`, for ResNet two layers. BatchNorm after its last layer is the method's (`projector_norm`), and has no
-    weights, as in the published code (facebookresearch/moco-v3). The trained encoder is exported, as there. The paper does not
-    train the patch embedding of a ViT: `encoder.freeze=stem`.
+    weights, as in the published code (facebookresearch/moco-v3). The trained encoder is exported. The paper does not train the
+    patch embedding of a ViT; `encoder.freeze=stem` freezes it, with the position embeddings and the class token.
 
     In training BatchNorm normalizes the momentum encoder's images over the batch, as in the paper; on several ranks over each
-    rank's images unless the recipe sets `train.sync_batchnorm`, which the paper does.
+    rank's images unless the recipe sets `train.sync_batchnorm`, as the published code does.
 
     Args:
         encoder: images to embeddings.

@@ -29,14 +29,14 @@ class SimSiam(Method):
     paper's is `head_layers=3`, `head_width=2048`, `head_out=2048`, `head_norm=true` (for CIFAR-10: two layers). BatchNorm after
     its last layer is the method's (`projector_norm`), and has no weights, as in the published code.
 
-    Difference from the paper: the learning rate of the predictor follows the schedule of all others. The paper's is constant,
-    which it reports as slightly better and not necessary (section 4.2).
+    Difference from the paper: the learning rate of the predictor follows the schedule of all others. A constant one, the option
+    `--fix-pred-lr` of the published code (facebookresearch/simsiam), is not offered.
 
     The standard deviation of unit embeddings that the paper watches for collapse (its figure 2) is `std` in metrics.jsonl,
     times the square root of their width: 1 for embeddings that are spread evenly, 0 for collapse.
 
     On several ranks each computes the loss of its own images; BatchNorm normalizes over them alone unless the recipe sets
-    `train.sync_batchnorm`, which the paper does.
+    `train.sync_batchnorm`, as the published code does.
 
     Args:
         encoder: images to embeddings.
