@@ -31,7 +31,7 @@ from measuring import versions_line
 MAX_PROBLEMS = 12
 """How many problems of a row are printed."""
 
-IMPORTED_WHEN_NEEDED = ("reptk.cli", "reptk.embeddings", "reptk.plugins.moco", "faiss", "pyarrow.parquet")
+IMPORTED_WHEN_NEEDED = ("reptk.cli", "reptk.embeddings", "faiss", "pyarrow.parquet")
 
 ROWS = {
     "reference": "two undisturbed runs are the same",
@@ -87,8 +87,7 @@ def import_everything(folder: Path) -> None:
 
         import reptk.cli
         import reptk.embeddings
-        import reptk.evaluate
-        import reptk.plugins.moco  # noqa: F401
+        import reptk.evaluate  # noqa: F401
 
         # What reptk index and reptk embed import when they need it.
         for name in ("faiss", "pyarrow.parquet"):

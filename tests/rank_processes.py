@@ -25,9 +25,7 @@ PRELOADED = [
     "reptk.evaluate",
     "reptk.losses",
     "reptk.neighbors",
-    "reptk.plugins.byol",
     "reptk.plugins.dcl",
-    "reptk.plugins.moco",
     "reptk.recipe",
     "reptk.training.loop",
 ]

@@ -26,12 +26,10 @@ CONTRASTIVE = {
 
 RECIPES: dict[str, dict[str, Any]] = {
     "byol_batchnorm": {
-        "plugins": ["reptk.plugins.byol"],
         "encoder": {"backbone": "test_resnet", "head_norm": True},
         "method": {"name": "byol", "momentum": 0.9, "predictor_width": 32},
     },
     "moco_stochastic_depth": {
-        "plugins": ["reptk.plugins.moco"],
         "encoder": {"backbone": "test_vit", "drop_path": 0.2},
         "method": {"name": "moco", "queue_size": 64, "momentum": 0.9},
         "loss": {"name": "simclr", "temperature": 0.2},

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,9 @@ MAX_LINE_LENGTH = 80
 
 CONTRIBUTED = "reptk.plugins"
 """The package of the plugins that come with reptk."""
+
+BUILT_IN = {f"{CONTRIBUTED}.byol": "method byol", f"{CONTRIBUTED}.moco": "method moco"}
+"""Modules that were contributed plugins, and the part of reptk that each has become, which needs no plugin."""
 
 
 class PluginImportError(UsageError):
@@ -61,9 +65,12 @@ def load_recipe_plugins(
     """
     if not isinstance(recorded, list) or not all(isinstance(spec, str) for spec in recorded):
         raise RecipeError(recipe.stem, [("plugins", f"must be a list of files and modules, got {recorded!r}")])
+    requested = _without_built_in(requested)
     requested_names = {Path(spec).name for spec in requested}
     specs = [_absolute(spec, Path()) for spec in requested]
     for spec in recorded:
+        if spec in BUILT_IN:
+            continue
         if Path(spec).name in requested_names:
             continue  # the file or module that the user names takes its place
         specs.append(_check_recorded(recipe, spec, trust=trust))
@@ -79,6 +86,8 @@ def load_contributed_plugins(recorded: Any) -> list[str]:
         return []
     others = []
     for spec in map(str, recorded):
+        if spec in BUILT_IN:
+            continue
         if is_contributed(spec):
             load_plugin(spec)
         else:
@@ -99,6 +108,22 @@ def is_contributed(spec: str) -> bool:
     if package != CONTRIBUTED or not name.isidentifier():
         return False
     return (files(CONTRIBUTED) / f"{name}.py").is_file()
+
+
+def _without_built_in(requested: Sequence[str]) -> list[str]:
+    """Return the plugins of a command without those that have become a part of reptk, which are warned of."""
+    specs = []
+    for spec in requested:
+        if spec in BUILT_IN:
+            warnings.warn(built_in_message(spec, BUILT_IN[spec]), stacklevel=3)
+        else:
+            specs.append(spec)
+    return specs
+
+
+def built_in_message(spec: str, part: str) -> str:
+    """Return what to tell a user who names a plugin that has become a part of reptk."""
+    return f"plugin {spec}: the {part} comes with reptk and needs no plugin; leave it out"
 
 
 def _check_recorded(recipe: Path, spec: str, *, trust: bool) -> str:
@@ -142,6 +167,8 @@ def load_plugin(spec: str) -> ModuleType:
     # The built-in parts are among these: otherwise they would be taken for the plugin's if it is the first to import them.
     before = _loaded_factories()
     source = b""
+    if spec in BUILT_IN:
+        raise UsageError(built_in_message(spec, BUILT_IN[spec]))
     if spec.endswith(".py"):
         module = _import_file(Path(spec))
         source = read_bytes(spec, MAX_PLUGIN_BYTES)
@@ -205,6 +232,9 @@ def _loaded_factories() -> list[Any]:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
+        part = BUILT_IN.get(f"{CONTRIBUTED}.{path.stem}")
+        if part is not None and path.parent.name == "plugins":
+            raise UsageError(built_in_message(str(path), part))
         raise UsageError(f"plugin {path}: no such file")
     path = path.resolve()
     name = path.stem

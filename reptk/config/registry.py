@@ -64,7 +64,12 @@ class Registry:
             new = Registration(factory, _describe(factory))
             old = self._registrations.get(name)
             if old is not None and not _same_definition(old.factory, factory):
-                raise UsageError(f"{self.kind} {name!r} is registered twice: by {old.source} and by {new.source}")
+                message = f"{self.kind} {name!r} is registered twice: by {old.source} and by {new.source}"
+                if old.source.startswith("reptk."):
+                    message += (
+                        f". reptk has one of this name; register the other one under another name, e.g. my_{name}"
+                    )
+                raise UsageError(message)
             self._registrations[name] = new
             return factory
 

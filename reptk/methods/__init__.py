@@ -1,20 +1,28 @@
 """Methods are the modules that the training loop trains: method(batch, step) -> {"loss": ..., ...}."""
 
+from reptk.methods.byol import BYOL
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.mlp import final_batch_norm, mlp
+from reptk.methods.moco import MoCo
+from reptk.methods.moco_v3 import MoCoV3
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
 from reptk.methods.queue import Queue
+from reptk.methods.simsiam import SimSiam
 
 __all__ = [
+    "BYOL",
     "Batch",
     "Classify",
     "Contrastive",
     "Joint",
     "Method",
+    "MoCo",
+    "MoCoV3",
     "Queue",
+    "SimSiam",
     "Step",
     "class_ids",
     "cosine_momentum",

@@ -28,8 +28,8 @@ PREFERRED = (
     ("encoder_q", "encoder_k"),  # MoCo v1 and v2: the encoder of the queries
     ("base_encoder", "momentum_encoder"),  # MoCo v3
     ("backbone", "momentum_backbone"),  # solo-learn
-    ("encoder", "momentum_encoder"),  # solo-learn before 1.0.5, and the MoCo of reptk's plugins
-    ("encoder", "target"),  # the BYOL of reptk's plugins
+    ("encoder", "momentum_encoder"),  # solo-learn before 1.0.5, and reptk's MoCo
+    ("encoder", "target"),  # reptk's BYOL
     ("backbone", "backbone_momentum"),  # lightly: MoCo, BYOL
     ("teacher_backbone", "student_backbone"),  # lightly: DINO
     ("teacher", "student"),  # DINO, DINOv2 and iBOT evaluate the teacher

@@ -435,7 +435,7 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
     check_pairs(method, train.batch_size)
     check_is_trained(method, recipe.encoder)
     if not train.sync_batchnorm:
-        check_batch_norm(encoder, train.batch_size)
+        check_batch_norm(method, train.batch_size)
     if train.sync_batchnorm:
         if device.type != "cuda":
             raise UsageError(

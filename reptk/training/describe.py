@@ -212,7 +212,10 @@ def _describe_loss(recipe: Recipe) -> tuple[str, str, str]:
         positives = f"positives by {recipe.method['positives']}"
         details = f"{details}; {positives}" if details else positives
     if recipe.method["name"] != "contrastive":
+        arguments = _arguments({key: value for key, value in recipe.method.items() if key != "positives"})
         details = f"{details}; method {recipe.method['name']}"
+        if arguments:
+            details = f"{details} ({arguments})"
     return "loss", recipe.loss["name"], details
 
 

@@ -137,10 +137,10 @@ def check_method(method: object, name: str) -> None:
         )
 
 
-def check_batch_norm(encoder: Encoder, batch_size: int) -> None:
-    """Refuse a batch of one image for each rank, from which BatchNorm cannot compute a variance."""
+def check_batch_norm(method: Method, batch_size: int) -> None:
+    """Refuse a batch of one image for each rank, from which BatchNorm, e.g. of a predictor, cannot compute a variance."""
     ranks = distributed.world_size()
-    if unfrozen_batch_norms(encoder) and batch_size == ranks:
+    if unfrozen_batch_norms(method) and batch_size == ranks:
         raise UsageError(
             f"train.batch_size is {batch_size}, one image for each of {format_count(ranks, 'rank')}, and BatchNorm needs "
             f"several to compute its statistics; use at least {2 * ranks}"

@@ -305,7 +305,7 @@ def test_every_part_is_listed_with_its_arguments(capsys: pytest.CaptureFixture) 
         for name in registry.names():
             assert f"\n  {name}  (" in printed
     assert "tcl  (reptk 0.1.0, reptk.losses.tcl.TCL)" in printed
-    assert "moco  (reptk 0.1.0, plugins/moco.py)" in printed
+    assert "dcl  (reptk 0.1.0, plugins/dcl.py)" in printed
     assert f"norm_loss  ({Path('norms.py').resolve()})" in printed
     assert "arguments: margin (required), scale=1.0" in printed
     assert "broken" not in printed

@@ -41,7 +41,7 @@ def test_a_recipe_with_other_positives_is_named_with_them():
 
 
 def test_a_new_method_names_the_loss_that_it_drops():
-    recipe = load("simclr_photos", ["method.name=byol"], plugins=["reptk.plugins.byol"])
+    recipe = load("simclr_photos", ["method.name=byol"])
     first, second = override_notes("simclr_photos", ["method.name=byol"], recipe)
     assert first.startswith("method.name=byol: drops positives instance of contrastive; takes the defaults of byol: ")
     assert first.endswith("drops the loss simclr")

@@ -10,9 +10,17 @@ import pytest
 
 from recipe_files import LOSS_PLUGIN, TINY, write
 from reptk.config import load
-from reptk.config.plugins import load_plugin
+from reptk.config.plugins import load_contributed_plugins, load_plugin
 from reptk.config.registry import LOSSES
 from reptk.core.errors import UsageError
+
+METHOD_PLUGIN = """
+from reptk import METHODS, Method
+
+@METHODS.register("moco")
+class MoCo(Method):
+    def forward(self, batch, step): ...
+"""
 
 # Loading
 
@@ -205,3 +213,31 @@ def test_contributed_plugins_need_no_consent():
 def test_plugin_named_twice_is_recorded_once():
     write("my_loss.py", LOSS_PLUGIN)
     assert len(load(write("tiny.toml"), plugins=["my_loss.py", "my_loss.py"]).plugins) == 1
+
+
+# Plugins that have become a part of reptk
+
+
+@pytest.mark.parametrize("name", ["byol", "moco"])
+def test_recipe_that_names_a_plugin_which_is_built_in_by_now_is_the_same_without_it(name):
+    recipe = load(write("tiny.toml", f'plugins = ["reptk.plugins.{name}"]\n{TINY}'))
+    assert recipe.plugins == ()
+    assert recipe == load(write("tiny.toml", TINY))
+    assert load_contributed_plugins([f"reptk.plugins.{name}", "my_loss.py"]) == ["my_loss.py"]
+
+
+def test_command_that_names_it_is_told_to_leave_it_out():
+    with pytest.warns(
+        UserWarning, match=r"plugin reptk\.plugins\.moco: the method moco comes with reptk .* leave it out"
+    ):
+        assert load(write("tiny.toml"), plugins=["reptk.plugins.moco"]).plugins == ()
+    message = "the method byol comes with reptk and needs no plugin; leave it out"
+    with pytest.raises(UsageError, match=rf"^plugin reptk\.plugins\.byol: {message}$"):
+        load_plugin("reptk.plugins.byol")
+    with pytest.raises(UsageError, match=rf"^plugin plugins/byol\.py: {message}$"):
+        load_plugin("plugins/byol.py")
+
+
+def test_copy_of_it_is_told_to_take_another_name():
+    with pytest.raises(UsageError, match=r"method 'moco' is registered twice: .* under another name, e\.g\. my_moco$"):
+        load_plugin(write("moco.py", METHOD_PLUGIN))

@@ -75,7 +75,10 @@ def test_plugin_cannot_use_a_built_in_name():
     plugin = write("greedy.py", LOSS_PLUGIN.replace("my_loss", "tcl"))
     with pytest.raises(UsageError) as error:
         load_plugin(plugin)
-    assert str(error.value) == "loss 'tcl' is registered twice: by reptk.losses.tcl.TCL and by greedy.py (MyLoss)"
+    assert str(error.value) == (
+        "loss 'tcl' is registered twice: by reptk.losses.tcl.TCL and by greedy.py (MyLoss). reptk has one of this name; "
+        "register the other one under another name, e.g. my_tcl"
+    )
     assert LOSSES.source("tcl") == "reptk.losses.tcl.TCL"
 
 

@@ -191,7 +191,8 @@ def timm_training(state: StateDict) -> Any:
 
 def reptk_moco(state: StateDict) -> Any:
     """The checkpoint of a run with reptk's own MoCo, or BYOL with `target` for the copy."""
-    model = under("encoder.backbone.", state) | linear("encoder.head.0") | {"queue": torch.ones(4, 8)}
+    model = under("encoder.backbone.", state) | linear("encoder.head.0")
+    model |= {"queue.rows": torch.ones(4, 8), "queue.ids": torch.arange(4)}
     return {
         "method": model | under("momentum_encoder.backbone.", randomized(state)),
         "optimizer": optimizer(),

@@ -35,15 +35,21 @@ FAMILIES = {
     "tcl_selfsup": Family("contrastive", "tcl", "instance", 3),
     "tcl_semi": Family("contrastive", "tcl", "class", 2),
     "tcl_sup": Family("contrastive", "tcl", "class", 2),
+    "supcon_moco": Family("moco", "supcon", "class", 2),
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
     "ce": Family("classify", None, None, 2),
     "byol": Family("byol", None, None, 2),
+    "simsiam": Family("simsiam", None, None, 2),
+    "moco_v3": Family("moco_v3", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")
-"""Families with a recipe for each data set; the others are on one of them alone."""
+"""Families with a recipe for each data set."""
+
+ON_TWO_DATA_SETS = ("moco", "supcon_moco", "moco_v3", "byol", "simsiam")
+"""Families with a recipe for the photographs and one for Fashion-MNIST."""
 
 
 def split_name(recipe: str) -> tuple[str, str]:

@@ -143,6 +143,12 @@ def test_check_names_the_method_in_place_of_a_loss(capsys: pytest.CaptureFixture
     assert not any(line.split()[:1] == ["loss"] for line in output.splitlines())
 
 
+def test_check_names_the_loss_with_the_arguments_of_its_method(capsys: pytest.CaptureFixture) -> None:
+    assert main(["moco_photos", "--check", "--smoke"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["loss"]]
+    assert line.endswith("positives by instance; method moco (queue_size 1000, momentum 0.98)")
+
+
 def test_loss_for_a_method_without_a_loss_is_a_mistake(capsys: pytest.CaptureFixture) -> None:
     assert main(["byol_photos", "--check", "loss.name=simclr"]) == 2
     message = capsys.readouterr().err
@@ -159,5 +165,5 @@ def test_method_with_a_loss_in_a_recipe_without_one_is_a_mistake(capsys: pytest.
 
 def test_method_without_a_loss_replaces_one_with_a_loss(capsys: pytest.CaptureFixture) -> None:
     overrides = ["method.name=byol", "method.predictor_width=16"]
-    assert main(["simclr_photos", "--plugin", "reptk.plugins.byol", *overrides, "--show"]) == 0
+    assert main(["simclr_photos", *overrides, "--show"]) == 0
     assert "loss" not in tomllib.loads(capsys.readouterr().out)

@@ -10,8 +10,6 @@ import torch
 from rank_processes import run_on_ranks
 from torch import Tensor, nn
 
-import reptk.plugins.byol
-import reptk.plugins.moco  # noqa: F401 (registers a method)
 from reptk.config import Recipe
 from reptk.core import distributed
 from reptk.core.errors import NonFiniteStep

@@ -69,6 +69,30 @@ def test_views_that_refuse_the_images_are_named_before_training() -> None:
         build(recipe, load_data(recipe), torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("method", "norms"),
+    [
+        ("byol", ["predictor_norm"]),
+        ("simsiam", ["predictor_norm", "projector_norm"]),
+        ("moco_v3", ["predictor_norm", "projector_norm"]),
+    ],
+)
+def test_one_image_on_each_rank_is_too_few_for_the_batch_norm_of_a_method(
+    method: str, norms: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a predictor, behind an encoder without."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    small = ["encoder.backbone=test_vit", "train.batch_size=2"]
+    table = {"name": method, "predictor_width": 16}
+    recipe = tiny(*small, method=table, loss=None)
+    with pytest.raises(
+        UsageError, match=r"train\.batch_size is 2, one image for each of 2 ranks, and BatchNorm needs several"
+    ):
+        build(recipe, load_data(recipe), torch.device("cpu"))
+    recipe = tiny(*small, method=table | dict.fromkeys(norms, False), loss=None)
+    build(recipe, load_data(recipe), torch.device("cpu"))
+
+
 def test_a_number_of_labeled_images_that_has_no_effect_is_noted() -> None:
     overrides = ["data.labelled=0.5", "train.sampler.labeled_per_batch=4"]
     for more, count in (([], 0), (["data.only_labelled=true"], 1)):

@@ -133,7 +133,6 @@ def test_a_learned_temperature_has_no_schedule() -> None:
 
 
 def test_the_momentum_of_a_method_may_have_a_schedule() -> None:
-    load_plugin("reptk.plugins.moco")
     method = {"name": "moco", "queue_size": 16, "momentum": {"start": 0.9, "end": 1.0}}
     parts = built(method=method, loss={"name": "simclr"})
     assert parts.method.momentum == 0.9

@@ -1,4 +1,4 @@
-"""BYOL: the embedding of one view predicts that of another by a momentum encoder, without negatives.
+"""BYOL: the embedding of one view predicts that of the other by a momentum encoder, without negatives.
 
 python -m reptk.recipe byol_photos
 """
@@ -7,25 +7,28 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Le
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from reptk import METHODS, Encoder
-from reptk.methods import Batch, Method, Step, cosine_momentum, momentum_copy, update_momentum_copy
+from reptk.config.registry import METHODS
+from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
+from reptk.methods.mlp import mlp
+from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.two_views import check_two_views, row_cosines
+from reptk.models.encoder import Encoder
 from reptk.views import Views
 
 
 @METHODS.register("byol")
 class BYOL(Method):
-    """Bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733).
+    """Bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733, equation 2).
 
     With q = predictor(encoder(view)) and t = target(other view), both of unit length, the loss is |q - t|^2 = 2 - 2 q . t,
-    averaged over the images and both orders of the two views. The target has the weights' moving average and gets no
-    gradient. The projection head is the encoder's; the paper's is `head_layers=2`, `head_width=4096`, `head_out=256`,
-    `head_norm=true`. The online encoder is exported, as in the paper.
+    averaged over the images and both orders of the two views; the paper adds the two orders up. The target has the weights'
+    moving average and gets no gradient. The projection head is the encoder's; the paper's is `head_layers=2`,
+    `head_width=4096`, `head_out=256`, `head_norm=true`. The online encoder is exported, as in the paper.
 
-    On several ranks each computes the loss of its own images; BatchNorm normalizes over them alone unless the recipe sets
-    `train.sync_batchnorm`.
+    In training BatchNorm normalizes the target's images over the batch, as in the paper. On several ranks each computes the
+    loss of its own images; BatchNorm normalizes over them alone unless the recipe sets `train.sync_batchnorm`.
 
     Args:
         encoder: the online encoder.
@@ -46,20 +49,13 @@ class BYOL(Method):
         predictor_norm: bool = True,
     ) -> None:
         super().__init__()
-        if views.count not in (None, 2):
-            raise ValueError(f"it compares two views of each image, not {views.count}: set views.count=2")
+        check_two_views(views)
         self.encoder = encoder
         self.target = momentum_copy(encoder)
         self.views = views
         self.momentum = momentum
         width = encoder.embedding_dim
-        norm = nn.BatchNorm1d(predictor_width) if predictor_norm else nn.Identity()
-        self.predictor = nn.Sequential(
-            nn.Linear(width, predictor_width, bias=not predictor_norm),
-            norm,
-            nn.ReLU(),
-            nn.Linear(predictor_width, width),
-        )
+        self.predictor = mlp((width, predictor_width, width), norm=predictor_norm)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         first, second = batch.draw_views(self.views, step.key)
@@ -76,6 +72,5 @@ class BYOL(Method):
 
 
 def distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared distance of (B, D) rows of unit length, in float32: 2 - 2 cos."""
-    cosine = functional.cosine_similarity(prediction.float(), target.float(), dim=1)
-    return (2 - 2 * cosine).mean()
+    """Return the mean squared distance of (B, D) rows of unit length, in float32 or wider: 2 - 2 cos."""
+    return (2 - 2 * row_cosines(prediction, target)).mean()
