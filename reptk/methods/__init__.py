@@ -1,18 +1,24 @@
 """Methods are the modules that the training loop trains: method(batch, step) -> {"loss": ..., ...}."""
 
+from reptk.methods.barlow_twins import BarlowTwins
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
+from reptk.methods.lejepa import LeJEPA
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
+from reptk.methods.vicreg import VICReg
 
 __all__ = [
+    "BarlowTwins",
     "Batch",
     "Classify",
     "Contrastive",
     "Joint",
+    "LeJEPA",
     "Method",
     "Step",
+    "VICReg",
     "class_ids",
     "cosine_momentum",
     "draws_on_whole_pictures",
