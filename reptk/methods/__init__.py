@@ -6,7 +6,9 @@ from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.lejepa import LeJEPA
+from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
+from reptk.methods.queue import Queue
 from reptk.methods.vicreg import VICReg
 
 __all__ = [
@@ -17,12 +19,15 @@ __all__ = [
     "Joint",
     "LeJEPA",
     "Method",
+    "Queue",
     "Step",
     "VICReg",
     "class_ids",
     "cosine_momentum",
     "draws_on_whole_pictures",
+    "final_batch_norm",
     "has_positives",
+    "mlp",
     "momentum_copy",
     "update_momentum_copy",
 ]
