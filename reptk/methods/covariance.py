@@ -44,12 +44,14 @@ def products_of_dimensions(x: Tensor, y: Tensor) -> Products:
 
 
 def _products_by_rows(x: Tensor, y: Tensor) -> Products:
-    is_same = x is y
-    x = _gather_rows(x)
-    y = x if is_same else _gather_rows(y)
-    diagonal = (x * y).sum(1)
-    products_of_x = x @ x.mT
-    products_of_y = products_of_x if is_same else y @ y.mT
+    rows_of_x = _gather_rows(x)
+    products_of_x = rows_of_x @ rows_of_x.mT
+    if x is y:
+        rows_of_y, products_of_y = rows_of_x, products_of_x
+    else:
+        rows_of_y = _gather_rows(y)
+        products_of_y = rows_of_y @ rows_of_y.mT
+    diagonal = (rows_of_x * rows_of_y).sum(1)
     squares = (products_of_x * products_of_y).sum((1, 2))
     return Products(diagonal, squares - diagonal.square().sum(1))
 

@@ -40,6 +40,9 @@ FAMILIES = {
     "ce": Family("classify", None, None, 2),
     "byol": Family("byol", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
+    "vicreg": Family("vicreg", None, None, 2),
+    "barlow_twins": Family("barlow_twins", None, None, 2),
+    "lejepa": Family("lejepa", None, None, 2),
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")
