@@ -128,8 +128,9 @@ def all_reduce_sum(values: Tensor, *, replicated_loss: bool = False) -> Tensor:
 
     Args:
         values: of this rank, in a type with enough digits for the sum: float32 or wider.
-        replicated_loss: whether every rank computes the same loss from the sum. The backward pass then needs no communication.
-            Otherwise it sums the gradients of the losses of all ranks.
+        replicated_loss: whether every rank computes the same loss from the sum, and so the whole gradient with respect to it.
+            The backward pass then needs no communication. It is False for a mean that each rank subtracts from its rows,
+            whose gradient has a part on every rank: the backward pass sums them.
     """
     if world_size() == 1:
         return values

@@ -1,29 +1,35 @@
 """Methods are the modules that the training loop trains: method(batch, step) -> {"loss": ..., ...}."""
 
+from reptk.methods.barlow_twins import BarlowTwins
 from reptk.methods.byol import BYOL
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
+from reptk.methods.lejepa import LeJEPA
 from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.moco import MoCo
 from reptk.methods.moco_v3 import MoCoV3
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
 from reptk.methods.queue import Queue
 from reptk.methods.simsiam import SimSiam
+from reptk.methods.vicreg import VICReg
 
 __all__ = [
     "BYOL",
+    "BarlowTwins",
     "Batch",
     "Classify",
     "Contrastive",
     "Joint",
+    "LeJEPA",
     "Method",
     "MoCo",
     "MoCoV3",
     "Queue",
     "SimSiam",
     "Step",
+    "VICReg",
     "class_ids",
     "cosine_momentum",
     "draws_on_whole_pictures",

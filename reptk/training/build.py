@@ -68,6 +68,7 @@ class Settings(NamedTuple):
     views_per_step: views of the global batch, over all ranks.
     name: title of the recipe, with its overrides.
     loss_name: name of the loss, or of the method if it takes no loss; for messages.
+    takes_loss: whether the method takes a loss on embeddings and ids, which compares rows.
     input_advice: how to shorten the wait for images, as the end of a sentence; see `input_bound_advice`.
     initial_weights: "pretrained", "random" or "starting", those of the backbone before training.
     start_run: folder of the run that a stage starts from; None for no stage.
@@ -85,6 +86,7 @@ class Settings(NamedTuple):
     clip_norm: float
     lr: float
     loss_name: str
+    takes_loss: bool
     log_every_steps: int
     checkpoint_interval: CheckpointInterval
     keep_checkpoints: int
@@ -302,6 +304,7 @@ def _settings(recipe: Recipe, data: Data, steps_per_epoch: int, num_views: int, 
         clip_norm=train.clip_norm,
         lr=recipe.optim.lr,
         loss_name=(recipe.loss or recipe.method)["name"],
+        takes_loss=recipe.loss is not None,
         log_every_steps=train.log_every_steps,
         checkpoint_interval=CheckpointInterval(
             train.checkpoint_every_epochs, train.checkpoint_every_steps, train.checkpoint_every_minutes

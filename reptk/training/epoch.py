@@ -162,7 +162,10 @@ class EpochEnd:
         """Add the warning about a loss that is low for a wrong reason."""
         meter = self.state.meter
         untrained = self.state.baselines.get(UNTRAINED)
-        # The loss is compared with that of random embeddings, which only a contrastive loss has.
+        # The loss is compared with that of random embeddings, log(N - 1), which is that of contrastive losses. The methods
+        # that take no loss, such as VICReg, have other scales.
+        if not self.parts.settings.takes_loss:
+            return
         if meter.z is None or meter.ids is None or untrained is None or "collapse" in self._warnings:
             return
         if metric not in untrained.metrics:

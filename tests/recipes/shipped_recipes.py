@@ -43,6 +43,9 @@ FAMILIES = {
     "simsiam": Family("simsiam", None, None, 2),
     "moco_v3": Family("moco_v3", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
+    "vicreg": Family("vicreg", None, None, 2),
+    "barlow_twins": Family("barlow_twins", None, None, 2),
+    "lejepa": Family("lejepa", None, None, 2),
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")
