@@ -2,6 +2,7 @@
 
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
+from reptk.methods.distill import Distill
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.mlp import final_batch_norm, mlp
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "Classify",
     "Contrastive",
+    "Distill",
     "Joint",
     "Method",
     "Queue",
