@@ -10,19 +10,21 @@ from torch.nn import functional
 from reptk.config.registry import METHODS
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.distributed import all_gather
-from reptk.core.errors import DataError
 from reptk.methods.contrastive import images_by_size
 from reptk.methods.feature_cache import FeatureCache
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.queue import Queue
 from reptk.models.encoder import Encoder
-from reptk.models.teacher import build_teacher
+from reptk.models.teacher import AUTO_WEIGHTS, build_teacher
 from reptk.views import Views, center_squares
 
 Size = Annotated[int, Ge(1)]
 Temperature = Annotated[float, Gt(0)]
 
 HASH_BUFFER = "teacher_sha256"
+
+SMALLEST_VARIANCE = 1e-12
+"""Of the features of an image, by which they are divided at least."""
 
 
 @METHODS.register("distill")
@@ -32,14 +34,14 @@ class Distill(Method):
     `objective` says what the student has to reproduce:
 
     - "similarities": how similar the image is to those of the batch and of a queue, as a softmax over them
-      (`similarity_loss`). SEED, Fang et al. 2021, arXiv 2101.04731, which has the image itself and the queue; code
-      jacobswan1/SEED. Rows of the queue that were never pushed are left out here.
+      (`similarity_loss`). SEED, Fang et al. 2021, arXiv 2101.04731; code jacobswan1/SEED. There they are the image itself and
+      the queue with its random initial rows, which are left out here.
     - "cosine": the direction of the teacher's features: 1 - cos. It is the loss of AM-RADIO for summary features (Ranzinger et
       al. 2024, arXiv 2312.06709).
     - "smooth_l1": the teacher's features, standardized for each image since their scale is that of the teacher; smooth L1,
       which AM-RADIO adds to the cosine for features of patches.
 
-    The teacher has its own normalization and image size, is in evaluation mode and gets no gradient. Neither checkpoints nor
+    The teacher has the normalization and image size of its training, is in evaluation mode and gets no gradient. Neither checkpoints nor
     `model/` hold it. It is read again when a run is resumed, and must have the same weights: a checkpoint holds their hash.
     The encoder's head is removed, as in `Classify`: features are trained, and the projector is not exported.
 
@@ -47,14 +49,15 @@ class Distill(Method):
         encoder: the student, images to features.
         views: (images, key) -> (V, B, 3, h, w), or a list of such tensors of several sizes.
         teacher: a timm model (`"vit_small_patch14_dinov2.lvd142m"`), `hf-hub:NAME`, `local-dir:FOLDER`, or the folder of a run.
-        teacher_weights: as `encoder.weights`; unset: those of timm under that name, or of the run.
+        teacher_weights: as `encoder.weights`; "auto": those of timm under that name, or of the run.
         teacher_size: side in pixels of the images that it encodes; unset: that of its training.
         teacher_sees: "image": the image without augmentation (of a picture that is not square, the center), once in a run: the
             features are stored in float16. "view": each view that the student sees, in every step.
         objective: see above.
-        queue_size: K, for "similarities"; the paper's is 65,536.
-        temperature: of the student's similarities; 0.2 in the paper.
-        teacher_temperature: of the teacher's similarities; 0.01 in the paper, 1e-4 in its code.
+        queue_size: K, for "similarities"; 65,536 in the code of SEED.
+        temperature: of the student's similarities; 0.2 in the code of SEED.
+        teacher_temperature: of the teacher's similarities; 1e-4 in the code of SEED, where nearly all weight is on the most
+            similar row.
 
     Raises:
         UsageError, DataError, EnvironmentProblem: see `build_teacher`.
@@ -67,13 +70,13 @@ class Distill(Method):
         encoder: Encoder,
         views: Views,
         teacher: str,
-        teacher_weights: str | None = None,
+        teacher_weights: str = AUTO_WEIGHTS,
         teacher_size: Size | None = None,
         teacher_sees: Literal["image", "view"] = "image",
         objective: Literal["similarities", "cosine", "smooth_l1"] = "similarities",
         queue_size: Size = 4096,
-        temperature: Temperature = 0.2,
-        teacher_temperature: Temperature = 0.01,
+        temperature: Temperature = 0.07,
+        teacher_temperature: Temperature = 0.07,
     ) -> None:
         super().__init__()
         encoder.remove_head()
@@ -140,11 +143,18 @@ class Distill(Method):
         """Return the teacher's features of images, (N, D), of unit length or standardized."""
         features = self.teacher.features(images)
         if self.objective == "smooth_l1":
-            return functional.layer_norm(features, features.shape[1:])
+            # Without a notable epsilon: the features of some teachers are small.
+            return functional.layer_norm(features, features.shape[1:], eps=SMALLEST_VARIANCE)
         return functional.normalize(features, dim=1)
 
     def _loss(self, z: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        """Return the mean over this rank's embeddings z (V * B, D), from targets (B, D) or (V * B, D) and the images' numbers."""
+        """Return the mean over the embeddings of this rank.
+
+        Args:
+            z: (V * B, D) embeddings.
+            targets: see `_targets`.
+            index: (B,) numbers of the images.
+        """
         if self.queue is None:
             targets = _repeated(targets, len(z))
             if self.objective == "cosine":
@@ -169,8 +179,8 @@ def similarity_loss(
 ) -> Tensor:
     """Return the cross-entropy of the student's softmax over similarities to others against the teacher's, mean over z.
 
-    Equation 5 of SEED, arXiv 2101.04731: - sum_j p(t_i, j) log p(z_i, j), where p(x, j) is the softmax over j of x . d_j /
-    temperature, and d_j are features of the teacher.
+    - sum_j p(t_i, j) log p(z_i, j), where p(x, j) is the softmax over j of x . d_j / temperature, and d_j are features of the
+    teacher: SEED, arXiv 2101.04731.
 
     Args:
         z: (V * B, D) embeddings of unit length, view by view.
@@ -189,15 +199,7 @@ def _repeated(rows: Tensor, count: int) -> Tensor:
 
 
 def _check_same_teacher(module: Distill, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse the state of a method with another teacher."""
-    saved = state.get(f"{prefix}{HASH_BUFFER}")
-    if isinstance(saved, Tensor) and not torch.equal(saved.cpu(), module.teacher.sha256):
-        raise DataError(
-            f"the teacher {module.teacher.name} has other weights than when the run was started (SHA-256 of the weights "
-            f"{_hex(saved)}... then, {_hex(module.teacher.sha256)}... now). Restore them (method.teacher, "
-            "method.teacher_weights), or train again, with another --out"
-        )
-
-
-def _hex(sha256: Tensor) -> str:
-    return bytes(sha256.flatten()[:6].to(torch.uint8).tolist()).hex()
+    """Refuse the state of a method with another teacher, before anything of it is loaded."""
+    sha256 = state.get(f"{prefix}{HASH_BUFFER}")
+    if isinstance(sha256, Tensor):
+        module.teacher.check_same_weights(sha256)

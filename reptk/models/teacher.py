@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk.core import distributed, rng
-from reptk.core.errors import ReptkError, UsageError
+from reptk.core.errors import DataError, ReptkError, UsageError
 from reptk.core.files import expand_home
 from reptk.core.foreign_files import read_json
 from reptk.core.images import scale_to_unit
@@ -23,7 +23,10 @@ from reptk.models.preprocessing import preprocessing_of
 
 CHUNK_SIZES = {"cpu": 16}
 DEFAULT_CHUNK_SIZE = 64
-"""Images that a teacher encodes at once: on devices other than those above."""
+"""Images that a teacher encodes at once, by the type of the device."""
+
+AUTO_WEIGHTS = "auto"
+"""In place of a file of weights: those that timm has for the model, or those of the run."""
 
 KEYS_OF_TEACHER = (
     ("encoder.pretrained=false encoder.weights=FILE", "method.teacher_weights=FILE"),
@@ -37,7 +40,7 @@ KEYS_OF_TEACHER = (
 
 
 class Teacher:
-    """An encoder that is not trained: evaluation mode, no gradient, its own normalization and image size.
+    """An encoder that is not trained: evaluation mode, no gradient, the normalization and image size of its training.
 
     It is not an `nn.Module`: a method that has one as an attribute neither trains it nor saves it, and DDP does not see it. It
     moves to the device of the images that it gets first.
@@ -72,7 +75,8 @@ class Teacher:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return features (N, F) in float32 of square images (N, 3, h, w), uint8 or floats in 0..1, of any size."""
-        self._encoder.to(images.device)
+        if self._encoder.mean.device != images.device:
+            self._encoder.to(images.device)
         chunk_size = CHUNK_SIZES.get(images.device.type, DEFAULT_CHUNK_SIZE)
         features = [images.new_empty(0, self.num_features, dtype=torch.float32)]
         for chunk in images.split(chunk_size):
@@ -82,6 +86,20 @@ class Teacher:
                 resized = torch.cat([resized, resized.new_zeros(missing, *resized.shape[1:])])
             features.append(self._encoder.features(resized)[: len(chunk)].float())
         return torch.cat(features)
+
+    def check_same_weights(self, sha256: Tensor) -> None:
+        """Check that the hash (32,) of a teacher is that of this one.
+
+        Raises:
+            DataError: it is another.
+        """
+        if torch.equal(sha256.cpu(), self.sha256):
+            return
+        raise DataError(
+            f"the teacher {self.name} has other weights than when the run was started (SHA-256 of the weights "
+            f"{_first_digits(sha256)}... then, {_first_digits(self.sha256)}... now). Restore them (method.teacher, "
+            "method.teacher_weights), or train again, with another --out"
+        )
 
     def _resized(self, images: Tensor) -> Tensor:
         images = scale_to_unit(images)
@@ -102,13 +120,13 @@ class _Source(NamedTuple):
     weights: str | None
 
 
-def build_teacher(name: str, *, weights: str | None = None, size: int | None = None) -> Teacher:
+def build_teacher(name: str, *, weights: str = AUTO_WEIGHTS, size: int | None = None) -> Teacher:
     """Build a teacher with its weights.
 
     Args:
         name: of a timm model, `hf-hub:NAME` or `local-dir:FOLDER`; or the folder of a finished run of reptk, or of its model.
-        weights: as `encoder.weights` takes them (`reptk.models.weight_source.find_weights`); None for those that timm has under
-            the name, which are downloaded on first use, or for those of the run.
+        weights: as `encoder.weights` takes them (`reptk.models.weight_source.find_weights`); "auto" for those that timm has
+            under the name, which are downloaded on first use, or for those of the run.
         size: side in pixels of the images that it encodes; None for that of its training.
 
     Raises:
@@ -136,14 +154,17 @@ def build_teacher(name: str, *, weights: str | None = None, size: int | None = N
         return Teacher(encoder, name, preprocessing_of(source.backbone).interpolation)
 
 
-def _source_of(name: str, weights: str | None, size: int | None) -> _Source:
+def _source_of(name: str, weights: str, size: int | None) -> _Source:
     folder = expand_home(name)
     if is_external(name) or timm.is_model(name) or not folder.is_dir():
-        return _Source(name, size or native_size(name), "timm", weights)
-    if weights is not None:
+        file = weights
+        if weights == AUTO_WEIGHTS:
+            file = None
+        return _Source(name, size or native_size(name), "timm", file)
+    if weights != AUTO_WEIGHTS:
         raise UsageError(
-            f"method.teacher_weights is {weights!r}, but the teacher is the folder {name}, which has weights; leave one of "
-            "the two out"
+            f"method.teacher_weights is {weights!r}, but the teacher is the folder {name}, which has weights; set "
+            f"method.teacher_weights={AUTO_WEIGHTS}"
         )
     model = find_model(name, folder)
     check_model(model)
@@ -172,3 +193,7 @@ def _sha256_of(encoder: Encoder) -> Tensor:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+
+def _first_digits(sha256: Tensor) -> str:
+    return bytes(sha256.flatten()[:6].to(torch.uint8).tolist()).hex()

@@ -25,10 +25,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a trained model."""
     folder = tmp_path_factory.mktemp("teacher") / "model"
     with rng.seeded("teacher of the tests"):
-        encoder = Encoder("test_resnet", size=32)
+        encoder = Encoder("test_resnet", size=16)
         with torch.no_grad():
             # Running statistics and norms other than the initial ones, so that features differ from image to image.
-            encoder.train()(torch.rand(8, 3, 32, 32))
+            encoder.train()(torch.rand(8, 3, 16, 16))
     encoder.save(folder)
     return str(folder)
 
@@ -36,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def distill(teacher: str, seed: int = 0, count: int = 2, **arguments: object) -> Distill:
     with rng.seeded("student", seed):
         encoder = Encoder("test_vit", size=SIZE_PX, head_width=32, head_out=8)
-        arguments = {"queue_size": 10, **arguments}
+        arguments = {"queue_size": 10, "temperature": 0.2, "teacher_temperature": 0.01, **arguments}
         return Distill(encoder, crop_flip(count=count, size=SIZE_PX), teacher, **arguments).train()
 
 
@@ -65,8 +65,10 @@ def rounded(rows: torch.Tensor) -> torch.Tensor:
 # The contract
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("sees", ["image", "view"])
+@pytest.mark.parametrize(
+    ("objective", "sees"),
+    [("similarities", "image"), ("similarities", "view"), ("cosine", "image"), ("smooth_l1", "view")],
+)
 def test_distillation_keeps_the_contract_of_methods(objective: str, sees: str, teacher: str) -> None:
     check_method(Distill, teacher=teacher, objective=objective, teacher_sees=sees, queue_size=20)
 
@@ -92,7 +94,7 @@ def test_similarity_loss_is_its_formula() -> None:
 
 
 def test_the_loss_of_an_image_and_a_full_queue_is_that_of_published_code() -> None:
-    """jacobswan1/SEED: logits with the own feature in front of the queue, and a softmax of the teacher's as soft labels."""
+    """jacobswan1/SEED: logits with the feature of the image in front of the queue, and a softmax of the teacher's as soft labels."""
     rows = torch.sin(1.7 * torch.arange(6 * 8, dtype=torch.float64)).reshape(6, 8)
     z, target, queue = unit(rows[:1]), unit(rows[1:2]), unit(rows[2:])
     student_logits = torch.cat([(z * target).sum(1, keepdim=True), z @ queue.T], dim=1) / 0.2
@@ -142,12 +144,23 @@ def test_the_loss_is_that_of_projected_features_and_the_teachers(objective: str,
 def test_views_of_several_sizes_are_distilled(teacher: str) -> None:
     with rng.seeded("student"):
         encoder = Encoder("test_resnet", size=32)
-    views = multi_crop(size=32, local_size=16, count=2, local_count=3)
+    views = multi_crop(size=32, small_size=16, count=2, small_count=3)
     for sees in ("image", "view"):
         method = Distill(encoder, views, teacher, teacher_sees=sees, queue_size=10)
         outputs = method(batch(), step())
         assert outputs["loss"].isfinite()
         assert len(outputs["z"]) == 4 * 5
+
+
+def test_micro_batches_have_the_gradient_of_the_batch(teacher: str) -> None:
+    gradients = []
+    for chunks in (1, 2):
+        method = distill(teacher)
+        method.encoder.encode_in_chunks(chunks)
+        method(batch(), step())["loss"].backward()
+        gradients.append({name: parameter.grad for name, parameter in method.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 # The teacher
@@ -232,7 +245,7 @@ def test_the_state_of_a_method_with_another_teacher_is_refused(teacher: str, tmp
 def test_the_description_names_the_teacher_and_what_it_takes(teacher: str) -> None:
     [(what, name, details)] = distill(teacher).describe(1000)
     assert (what, name) == ("teacher", teacher)
-    assert "32 px, frozen; sees 1,000 images once, whose features take" in details
+    assert "16 px, frozen; sees 1,000 images once, whose features take" in details
     assert "sees every view" in distill(teacher, teacher_sees="view").describe(1000)[0][2]
 
 

@@ -112,11 +112,26 @@ def test_the_weights_of_a_package_are_imagenets() -> None:
     [
         ("resnet5000", {}, UsageError, r"^method\.teacher: timm has no model 'resnet5000'\. Nearest: "),
         ("resnet18.no_tag", {}, UsageError, r"^method\.teacher: resnet18 has no weights called 'no_tag'"),
-        ("test_vit", {"size": 20, "weights": "FILE"}, UsageError, r"^method\.teacher_size: test_vit has patches of 16 px"),
+        (
+            "test_vit",
+            {"size": 20, "weights": "FILE"},
+            UsageError,
+            r"^method\.teacher_size: test_vit has patches of 16 px",
+        ),
         ("test_vit", {"weights": "FILE"}, DataError, r"do not fit this backbone: .* Check method\.teacher, or name"),
         ("test_resnet", {"weights": "no_file.pth"}, DataError, r"^method\.teacher=test_resnet: .*no_file\.pth"),
-        ("test_resnet", {"weights": "package:none-such"}, EnvironmentProblem, r"none-such is not installed|'none-such'"),
-        ("RUN", {"weights": "FILE"}, UsageError, r"the teacher is the folder .*run, which has weights; leave one"),
+        (
+            "test_resnet",
+            {"weights": "package:none-such"},
+            EnvironmentProblem,
+            r"none-such is not installed|'none-such'",
+        ),
+        (
+            "RUN",
+            {"weights": "FILE"},
+            UsageError,
+            r"the teacher is the folder .*run, which has weights; set method\.teacher_weights=auto",
+        ),
         ("EMPTY", {}, DataError, r"no model in .*empty: it needs model/encoder\.safetensors"),
     ],
 )

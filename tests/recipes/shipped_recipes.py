@@ -38,6 +38,7 @@ FAMILIES = {
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
     "ce": Family("classify", None, None, 2),
+    "distill": Family("distill", None, None, 2),
     "byol": Family("byol", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
 }
