@@ -41,9 +41,9 @@ class Distill(Method):
     - "smooth_l1": the teacher's features, standardized for each image since their scale is that of the teacher; smooth L1,
       which AM-RADIO adds to the cosine for features of patches.
 
-    The teacher has the normalization and image size of its training, is in evaluation mode and gets no gradient. Neither checkpoints nor
-    `model/` hold it. It is read again when a run is resumed, and must have the same weights: a checkpoint holds their hash.
-    The encoder's head is removed, as in `Classify`: features are trained, and the projector is not exported.
+    The teacher has the normalization and image size of its training, is in evaluation mode and gets no gradient. Neither
+    checkpoints nor `model/` hold it. It is read again when a run is resumed, and must have the same weights: a checkpoint
+    holds their hash. The encoder's head is removed, as in `Classify`: features are trained, and the projector is not exported.
 
     Args:
         encoder: the student, images to features.
@@ -93,7 +93,7 @@ class Distill(Method):
         self.queue = None
         if objective == "similarities":
             self.queue = Queue(queue_size, self.teacher.num_features)
-        self.register_buffer(HASH_BUFFER, self.teacher.sha256)
+        self.register_buffer(HASH_BUFFER, self.teacher.sha256.clone())
         self.register_load_state_dict_pre_hook(_check_same_teacher)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:

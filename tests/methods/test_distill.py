@@ -94,7 +94,7 @@ def test_similarity_loss_is_its_formula() -> None:
 
 
 def test_the_loss_of_an_image_and_a_full_queue_is_that_of_published_code() -> None:
-    """jacobswan1/SEED: logits with the feature of the image in front of the queue, and a softmax of the teacher's as soft labels."""
+    """jacobswan1/SEED: the feature of the image in front of the queue, and a softmax of the teacher as soft labels."""
     rows = torch.sin(1.7 * torch.arange(6 * 8, dtype=torch.float64)).reshape(6, 8)
     z, target, queue = unit(rows[:1]), unit(rows[1:2]), unit(rows[2:])
     student_logits = torch.cat([(z * target).sum(1, keepdim=True), z @ queue.T], dim=1) / 0.2
