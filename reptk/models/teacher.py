@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import timm
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reptk.config.run_paths import describe_no_run
 from reptk.core import distributed, rng
 from reptk.core.errors import DataError, ReptkError, UsageError
 from reptk.core.files import expand_home
@@ -20,6 +22,7 @@ from reptk.models.backbone import is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.model_folder import CONFIG_FILE, check_model, find_model
 from reptk.models.preprocessing import preprocessing_of
+from reptk.models.weight_source import HUB, LOCAL_FOLDER, TIMM_ORGANIZATION
 
 CHUNK_SIZES = {"cpu": 16}
 DEFAULT_CHUNK_SIZE = 64
@@ -131,7 +134,7 @@ def build_teacher(name: str, *, weights: str = AUTO_WEIGHTS, size: int | None = 
 
     Raises:
         UsageError: unknown name, a size that it does not take, or other weights for a run.
-        DataError: weights that are missing, damaged or of another model.
+        DataError: no such folder; weights that are missing, damaged or of another model.
         EnvironmentProblem: the weights cannot be downloaded, or the package that has them is not installed.
     """
     with _messages_about_teacher(name):
@@ -157,6 +160,7 @@ def build_teacher(name: str, *, weights: str = AUTO_WEIGHTS, size: int | None = 
 def _source_of(name: str, weights: str, size: int | None) -> _Source:
     folder = expand_home(name)
     if is_external(name) or timm.is_model(name) or not folder.is_dir():
+        _check_not_path(name, folder)
         file = weights
         if weights == AUTO_WEIGHTS:
             file = None
@@ -170,6 +174,19 @@ def _source_of(name: str, weights: str, size: int | None) -> _Source:
     check_model(model)
     config = read_json(model / CONFIG_FILE)
     return _Source(config["backbone"], size or config["size"], config["stem"], str(model))
+
+
+def _check_not_path(name: str, path: Path) -> None:
+    """Refuse the name of a file, and that of a folder that does not exist."""
+    if path.is_file():
+        raise UsageError(
+            f"method.teacher={name} is a file, which does not say of which model its weights are: method.teacher=MODEL "
+            f"method.teacher_weights={name}"
+        )
+    is_repository = name.startswith((HUB, LOCAL_FOLDER, TIMM_ORGANIZATION))
+    if "/" in name and not is_repository:
+        no_run = describe_no_run(name)
+        raise DataError(f"method.teacher={name}: {no_run.what}{no_run.hint()}")
 
 
 @contextmanager

@@ -132,6 +132,13 @@ def test_the_weights_of_a_package_are_imagenets() -> None:
             UsageError,
             r"the teacher is the folder .*run, which has weights; set method\.teacher_weights=auto",
         ),
+        (
+            "FILE",
+            {},
+            UsageError,
+            r"is a file, .*: method\.teacher=MODEL method\.teacher_weights=.*teacher\.safetensors$",
+        ),
+        ("no/such/run", {}, DataError, r"^method\.teacher=no/such/run: there is no folder no/such/run"),
         ("EMPTY", {}, DataError, r"no model in .*empty: it needs model/encoder\.safetensors"),
     ],
 )
@@ -139,7 +146,7 @@ def test_mistakes_name_the_keys_of_the_teacher(
     name: str, options: dict, error: type[ReptkError], message: str, weights: Path, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    name = {"RUN": str(run), "EMPTY": str(tmp_path / "empty")}.get(name, name)
+    name = {"RUN": str(run), "EMPTY": str(tmp_path / "empty"), "FILE": str(weights)}.get(name, name)
     options = {key: str(weights) if value == "FILE" else value for key, value in options.items()}
     with pytest.raises(error, match=message) as raised:
         build_teacher(name, **options)
