@@ -34,7 +34,7 @@ AUTO_WEIGHTS = "auto"
 KEYS_OF_TEACHER = (
     ("encoder.pretrained=false encoder.weights=FILE", "method.teacher_weights=FILE"),
     ("use encoder.stem=small", "name the folder of its run as method.teacher"),
-    ("encoder.backbone and encoder.stem", "method.teacher"),
+    ("encoder.backbone and encoder.stem", "method.teacher and method.teacher_weights (auto: those of timm)"),
     ("encoder.backbone", "method.teacher"),
     ("encoder.weights", "method.teacher_weights"),
     ("views.size", "method.teacher_size"),

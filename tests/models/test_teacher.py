@@ -118,7 +118,12 @@ def test_the_weights_of_a_package_are_imagenets() -> None:
             UsageError,
             r"^method\.teacher_size: test_vit has patches of 16 px",
         ),
-        ("test_vit", {"weights": "FILE"}, DataError, r"do not fit this backbone: .* Check method\.teacher, or name"),
+        (
+            "test_vit",
+            {"weights": "FILE"},
+            DataError,
+            r"do not fit this backbone: .* Check method\.teacher and .*_weights \(auto: those of timm\), or name",
+        ),
         ("test_resnet", {"weights": "no_file.pth"}, DataError, r"^method\.teacher=test_resnet: .*no_file\.pth"),
         (
             "test_resnet",
