@@ -4,6 +4,7 @@ from reptk.methods.barlow_twins import BarlowTwins
 from reptk.methods.byol import BYOL
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
+from reptk.methods.distill import Distill
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.lejepa import LeJEPA
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "Classify",
     "Contrastive",
+    "Distill",
     "Joint",
     "LeJEPA",
     "Method",

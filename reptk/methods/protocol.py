@@ -127,6 +127,17 @@ class Method(nn.Module):
         """
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
+    def describe(self, num_images: int) -> list[tuple[str, str, str]]:
+        """Describe what the method has besides the encoder and the loss, for the head of a run and `--check`.
+
+        Args:
+            num_images: of the training split.
+
+        Returns:
+            Rows (what, name, details), e.g. about a teacher; by default none.
+        """
+        return []
+
 
 def draws_on_whole_pictures(factory: Callable[..., Method], views: Views) -> bool:
     """Return whether crops are drawn on whole pictures, not on their center squares: if the method and the views do it.

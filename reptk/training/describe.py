@@ -57,6 +57,7 @@ def describe(recipe: Recipe, parts: Parts, *, has_data: bool = True) -> list[tup
             recipe.encoder.backbone,
             _describe_encoder(parts.method, is_partly_trained=_is_partly_trained(recipe)) + _adaptation(recipe.encoder),
         ),
+        *parts.method.describe(len(parts.data.train)),
         _describe_loss(recipe),
         ("train", format_count(train.epochs, "epoch"), f"{batch}, {schedule}, {precision}, seed {recipe.seed}"),
     ]

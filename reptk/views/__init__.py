@@ -8,7 +8,7 @@ has, what each image draws and what it means, `passes` joins neighbors, and `bac
 """
 
 from reptk.core.images import resize_center_crop, to_float
-from reptk.views.pipeline import ViewPipeline
+from reptk.views.pipeline import ViewPipeline, center_squares
 from reptk.views.protocol import Views, takes_aspect_ratios
 from reptk.views.sets import SETS
 from reptk.views.tables import Operation
@@ -18,6 +18,7 @@ __all__ = [
     "Operation",
     "ViewPipeline",
     "Views",
+    "center_squares",
     "resize_center_crop",
     "takes_aspect_ratios",
     "to_float",

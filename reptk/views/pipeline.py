@@ -115,7 +115,7 @@ class ViewPipeline:
             rows = BatchRows(batch * self.rank, batch, batch * self.world_size)
             squares = None
             if aspect_ratios is not None and not all(map(_takes_aspect_ratios, self.steps)):
-                squares = self._center_squares(images, rows, key, aspect_ratios)
+                squares = center_squares(images, aspect_ratios)
             groups = []
             view = 0
             for size, group in groupby(self.sizes):
@@ -156,10 +156,6 @@ class ViewPipeline:
         _check_size(images, self.sizes[view])
         if images is not out:
             torch.clamp(scale_to_unit(images), 0, 1, out=out)
-
-    def _center_squares(self, images: Tensor, rows: BatchRows, key: int, aspect_ratios: Tensor) -> Tensor:
-        """Return the center squares of squashed pictures."""
-        return NativeStep([CenterSquare(tuple(images.shape[-2:]))], [[]]).run(images, rows, key, None, aspect_ratios)
 
     def _try_out(self) -> None:
         """Apply every operation, whatever its p, so that what fails does so now and not in the middle of a run."""
@@ -307,6 +303,18 @@ class _ListedOperation(NamedTuple):
     position: int
     kornia: KorniaOperation | KorniaChoice
     native: ViewOperation | None
+
+
+def center_squares(images: Tensor, aspect_ratios: Tensor) -> Tensor:
+    """Return the center squares (B, 3, H, W) of pictures that were squashed into images (B, 3, H, W), as floats in 0..1.
+
+    Args:
+        images: uint8, or floats in 0..1.
+        aspect_ratios: (B,) width / height of the pictures.
+    """
+    # Nothing about a center square is drawn, so that neither the key nor the place in the global batch matters.
+    rows = BatchRows(0, len(images), len(images))
+    return NativeStep([CenterSquare(tuple(images.shape[-2:]))], [[]]).run(images, rows, 0, None, aspect_ratios)
 
 
 def _build_steps(

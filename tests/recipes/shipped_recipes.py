@@ -39,6 +39,7 @@ FAMILIES = {
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
     "ce": Family("classify", None, None, 2),
+    "distill": Family("distill", None, None, 2),
     "byol": Family("byol", None, None, 2),
     "simsiam": Family("simsiam", None, None, 2),
     "moco_v3": Family("moco_v3", None, None, 2),
