@@ -2,20 +2,27 @@
 
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
+from reptk.methods.dino import DINO
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
+from reptk.methods.prototypes import Prototypes
 from reptk.methods.queue import Queue
+from reptk.methods.sinkhorn import sinkhorn
+from reptk.methods.swav import SwAV
 
 __all__ = [
+    "DINO",
     "Batch",
     "Classify",
     "Contrastive",
     "Joint",
     "Method",
+    "Prototypes",
     "Queue",
     "Step",
+    "SwAV",
     "class_ids",
     "cosine_momentum",
     "draws_on_whole_pictures",
@@ -23,5 +30,6 @@ __all__ = [
     "has_positives",
     "mlp",
     "momentum_copy",
+    "sinkhorn",
     "update_momentum_copy",
 ]
