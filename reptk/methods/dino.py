@@ -29,8 +29,8 @@ class DINO(Method):
     cross-entropy between softmax((t - c) / teacher_temperature) of one large view and softmax(s / student_temperature) of
     another view of the image, averaged over all such pairs. The teacher sees the large views alone: those of the first size
     that the views have, so that `views.name=multi_crop` gives the paper's multi-crop. Its weights are moving averages of the
-    student's, with a momentum that rises to 1 along a cosine, and c is the moving average of t over all images. **The teacher is
-    evaluated and exported**, as in the paper.
+    student's, with a momentum that rises to 1 along a cosine, and c is the moving average of t over all images. The teacher
+    is evaluated and exported, as in the paper.
 
     The encoder's projection head is the perceptron before the prototypes. The paper's is `head_layers=3`, `head_width=2048`,
     `head_out=256`, with GELU where ours has ReLU, and with other initial weights. The other settings of the paper are in the

@@ -7,9 +7,9 @@ from reptk.models.encoder import Encoder
 
 
 def trained_encoder(method: Method) -> Encoder:
-    """Return the first encoder of a method that is trained, which need not be the one that is evaluated: that may be an average.
+    """Return the first encoder of a method that is trained, or, if none is, the one that is evaluated.
 
-    If none is trained, it is the one that is evaluated.
+    The one that is evaluated may be a moving average of the trained one.
     """
     for encoder in _encoders(method):
         if any(parameter.requires_grad for parameter in encoder.parameters()):

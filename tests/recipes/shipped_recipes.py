@@ -40,6 +40,8 @@ FAMILIES = {
     "ce": Family("classify", None, None, 2),
     "byol": Family("byol", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
+    "dino": Family("dino", None, None, 2),
+    "swav": Family("swav", None, None, 2),
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")
