@@ -35,8 +35,8 @@ PUBLIC = {
     "distributed embed evaluate index load losses report rng search testing train",
     "reptk.losses": "Loss RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr "
     "supcon tcl",
-    "reptk.methods": "Batch Classify Contrastive Joint Method Queue Step class_ids cosine_momentum draws_on_whole_pictures "
-    "final_batch_norm has_positives mlp momentum_copy update_momentum_copy",
+    "reptk.methods": "Batch Classify Contrastive DINO Joint Method Prototypes Queue Step SwAV class_ids cosine_momentum "
+    "draws_on_whole_pictures final_batch_norm has_positives mlp momentum_copy sinkhorn update_momentum_copy",
     "reptk.testing": "DATASET_REQUIREMENTS EVALUATOR_REQUIREMENTS FIXED_VIEWS_REQUIREMENTS LOSS_REQUIREMENTS "
     "METHOD_REQUIREMENTS RANDOM_VIEWS_REQUIREMENTS VIEWS_REQUIREMENTS check_dataset check_evaluator check_loss check_method "
     "check_views",
