@@ -1,6 +1,7 @@
 """Multilayer perceptrons: predictors and projectors of methods."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,11 +27,15 @@ def mlp(widths: Sequence[int], *, norm: bool = True, final_norm: bool = False, b
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths must be those of input and output at least, all above 0, got {tuple(widths)}")
     layers = nn.Sequential()
-    for in_width, out_width in zip(widths[:-2], widths[1:-1], strict=True):
-        layers.append(nn.Linear(in_width, out_width, bias=not norm))
-        layers.append(nn.BatchNorm1d(out_width) if norm else nn.Identity())
+    *input_and_hidden_widths, out_width = widths
+    for in_width, hidden_width in pairwise(input_and_hidden_widths):
+        layers.append(nn.Linear(in_width, hidden_width, bias=not norm))
+        if norm:
+            layers.append(nn.BatchNorm1d(hidden_width))
+        else:
+            layers.append(nn.Identity())
         layers.append(nn.ReLU())
-    layers.append(nn.Linear(widths[-2], widths[-1], bias=bias and not final_norm))
+    layers.append(nn.Linear(input_and_hidden_widths[-1], out_width, bias=bias and not final_norm))
     if final_norm:
         layers.append(final_batch_norm(widths[-1]))
     return layers
