@@ -68,8 +68,8 @@ class MyMethod(Method):
             batch: `images` (B, 3, H, W) uint8, `labels` (B,) with -1 for none, `index` (B,) the number of each image in the
                 data set. Any method may get images without a label: leave them out of a loss on labels, and return 0 if there
                 are no others. `draw_views` returns (V, B, 3, h, w) floats in 0..1, a list of such if views differ in size.
-            step: its `number` of `total`, `progress` in [0, 1) for schedules, and `key`, from which everything random in
-                this step is drawn: `torch.rand(..., generator=reptk.rng.generator(step.key, "mask"))`.
+            step: its `number` of `total`, `progress` in [0, 1) for schedules, the `epoch`, and `key`, from which everything
+                random in this step is drawn: `torch.rand(..., generator=reptk.rng.generator(step.key, "mask"))`.
 
         Returns:
             `"loss"`, a scalar: the mean over this rank's images, or the loss of the global batch from embeddings that were

@@ -35,6 +35,15 @@ COLLAPSE_ADVICE = (
     "(reptk views)"
 )
 
+MIN_INFORMATION = 0.05
+"""What an assignment to prototypes tells of its image, in nats, below which all images have the same one."""
+
+PROTOTYPES_ADVICE = (
+    "Lower optim.lr or lengthen optim.warmup_epochs; where all prototypes are used alike, lower the temperature of the "
+    "assignments (method.teacher_temperature, method.epsilon), and where a few are, freeze the prototypes for longer "
+    "(method.frozen_epochs) or try method.centering=sinkhorn"
+)
+
 MAX_LOSS_RATIO = 1.5
 """Cross-entropy, as a multiple of that of equal scores for all classes, above which a classifier diverges."""
 
@@ -159,6 +168,24 @@ def divergence_message(cross_entropy: float, num_classes: int) -> str | None:
     return (
         f"divergence: the cross-entropy is {cross_entropy:.1f}, and equal scores for all {num_classes} classes have "
         f"{equal_scores:.1f}. {DIVERGENCE_ADVICE}"
+    )
+
+
+def prototypes_message(of_views: float, of_mean: float) -> str | None:
+    """Return a message if all images of a training step are assigned to the same prototypes, in the same shares.
+
+    The difference of the two entropies is the mutual information of images and prototypes. It is 0 for both forms of collapse
+    that DINO can have (arXiv 2104.14294, section 5.3): to one prototype, and to all of them alike.
+
+    Args:
+        of_views: mean entropy of the assignments, in nats.
+        of_mean: entropy of the mean assignment, in nats.
+    """
+    if of_mean - of_views >= MIN_INFORMATION:
+        return None
+    return (
+        f"collapse of the prototypes: each image is assigned to {math.exp(of_views):.0f} of them in effect, and all images to "
+        f"{math.exp(of_mean):.0f}, so that an assignment tells nothing of its image. {PROTOTYPES_ADVICE}"
     )
 
 

@@ -18,7 +18,7 @@ health      {row: {"alignment", "uniformity", "rank", "dimensions", "std"}}, see
 copies      share of the queries that have a copy of themselves in the bank (by raw pixels, if they were evaluated)
 notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization, and the accuracy of chance
 training    {"epochs": number that was trained,
-            "warnings": {"collapse" | "divergence" | "temperature" | "shortcut": [epochs]},
+            "warnings": {"collapse" | "prototypes" | "divergence" | "temperature" | "shortcut": [epochs]},
             "frozen_backbone": true if none of its weights was trained, so that its features are those before training;
             "stopped_early": {"epochs": of the recipe, "best_epoch", "metric", "value", "patience_epochs"} if it ended
             before}; of a run only

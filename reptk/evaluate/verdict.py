@@ -10,6 +10,7 @@ from reptk.evaluate.diagnostics import (
     COLLAPSE_ADVICE,
     COLLAPSED_FEATURES_STD,
     DIVERGENCE_ADVICE,
+    PROTOTYPES_ADVICE,
     SHORTCUT_ADVICE,
     TEMPERATURE_ADVICE,
     is_collapsed,
@@ -32,6 +33,7 @@ PRETRAINED_ENCODER = "the pretrained encoder"
 
 WARNING_NAMES = {
     "collapse": "collapse",
+    "prototypes": "collapse of the prototypes",
     "divergence": "divergence",
     "temperature": "dead temperature",
     "shortcut": "leak",
@@ -72,6 +74,7 @@ ADVICE_WITHOUT_BASELINE = (
 
 WARNING_ADVICE = {
     "collapse": COLLAPSE_ADVICE,
+    "prototypes": PROTOTYPES_ADVICE,
     "divergence": DIVERGENCE_ADVICE,
     "temperature": TEMPERATURE_ADVICE,
     "shortcut": SHORTCUT_ADVICE,

@@ -4,6 +4,7 @@ from reptk.methods.barlow_twins import BarlowTwins
 from reptk.methods.byol import BYOL
 from reptk.methods.classify import Classify
 from reptk.methods.contrastive import Contrastive, class_ids, has_positives
+from reptk.methods.dino import DINO
 from reptk.methods.distill import Distill
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
@@ -12,8 +13,11 @@ from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.moco import MoCo
 from reptk.methods.moco_v3 import MoCoV3
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
+from reptk.methods.prototypes import Prototypes
 from reptk.methods.queue import Queue
 from reptk.methods.simsiam import SimSiam
+from reptk.methods.sinkhorn import sinkhorn
+from reptk.methods.swav import SwAV
 from reptk.methods.vicreg import VICReg
 
 __all__ = [
@@ -22,15 +26,18 @@ __all__ = [
     "Batch",
     "Classify",
     "Contrastive",
+    "DINO",
     "Distill",
     "Joint",
     "LeJEPA",
     "Method",
     "MoCo",
     "MoCoV3",
+    "Prototypes",
     "Queue",
     "SimSiam",
     "Step",
+    "SwAV",
     "VICReg",
     "class_ids",
     "cosine_momentum",
@@ -39,5 +46,6 @@ __all__ = [
     "has_positives",
     "mlp",
     "momentum_copy",
+    "sinkhorn",
     "update_momentum_copy",
 ]

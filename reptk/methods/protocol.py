@@ -43,16 +43,23 @@ class Step(NamedTuple):
     number: optimizer steps done before this one, from 0.
     total: optimizer steps of the whole run.
     key: 63-bit key of everything random in this step (`rng.key(step.key, "mask")`), views included.
+    steps_per_epoch: optimizer steps of one epoch.
     """
 
     number: int
     total: int
     key: int
+    steps_per_epoch: int = 1
 
     @property
     def progress(self) -> float:
         """The share of the run that is done, in [0, 1). Schedules are functions of it."""
         return self.number / self.total
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that are done, with their fractions. What lasts for the first epochs is a function of it."""
+        return self.number / self.steps_per_epoch
 
 
 class Method(nn.Module):

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def full_name(name: str) -> str:
     return HUB + repository
 
 
-def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float) -> nn.Module:
+def create_backbone(
+    name: str, *, size: int, pretrained: bool, drop_path: float, other_sizes: Sequence[int] = ()
+) -> nn.Module:
     """Build a timm model without its classifier.
 
     Args:
@@ -51,6 +54,8 @@ def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float)
         size: side of the images in pixels.
         pretrained: load timm's weights for that name.
         drop_path: stochastic depth; 0 leaves timm's default.
+        other_sizes: sides of further images. A vision transformer interpolates its position embeddings for them
+            (`dynamic_img_size` of timm), which are parameters for `size`; weights and features of `size` are the same.
 
     Raises:
         UsageError: an unknown name, or a model that cannot be built with this size or option.
@@ -66,17 +71,33 @@ def create_backbone(name: str, *, size: int, pretrained: bool, drop_path: float)
         options["drop_path_rate"] = drop_path
     if cfg.fixed_input_size:
         options["img_size"] = size
+    needs_interpolation = cfg.fixed_input_size and any(other != size for other in other_sizes)
+    if needs_interpolation:
+        options["dynamic_img_size"] = True
     try:
         backbone = timm.create_model(name, **options)
     # timm raises errors of many types for sizes and options that a model does not support, and for damaged files.
     except Exception as cause:
+        if needs_interpolation and isinstance(cause, TypeError):  # of an option that the model does not have
+            raise UsageError(takes_no_other_size(name, size, other_sizes)) from cause
         if is_external(name):
             raise DataError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
         if pretrained and isinstance(cause, OSError | RuntimeError):
             raise EnvironmentProblem(download_failed(name, first_line(cause))) from cause
         raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
-    _check_patch_size(backbone, name, size)
+    _check_patch_size(backbone, name, size, "views.size")
+    for other in other_sizes:
+        _check_patch_size(backbone, name, other, "other sizes of views (views.small_size)")
     return backbone
+
+
+def takes_no_other_size(name: str, size: int, other_sizes: Sequence[int]) -> str:
+    """Return the message about a backbone that is built for images of one size, and views of others."""
+    listed = " and ".join(str(other) for other in sorted(set(other_sizes) - {size}))
+    return (
+        f"views of {listed} px: {name} is built for {size} px and takes no others; use a convolutional backbone, a vision "
+        "transformer whose position embeddings timm can interpolate (vit_*, deit3_*, eva02_*), or views of one size"
+    )
 
 
 def native_size(backbone: str) -> int:
@@ -190,8 +211,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_patch_size(backbone: nn.Module, name: str, size: int) -> None:
-    """Refuse image sizes whose last row of patches would be cut off."""
+def _check_patch_size(backbone: nn.Module, name: str, size: int, key: str) -> None:
+    """Refuse image sizes whose last row of patches would be cut off. `key` is what sets the size."""
     # Not every backbone of timm has patches, and those that do name their size in several ways.
     patch_px = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if isinstance(patch_px, tuple):
@@ -201,9 +222,7 @@ def _check_patch_size(backbone: nn.Module, name: str, size: int) -> None:
         alternatives = str(smaller + patch_px)
         if smaller:
             alternatives = f"{smaller} or {alternatives}"
-        raise UsageError(
-            f"views.size: {name} has patches of {patch_px} px, and {size} is no multiple; use {alternatives}"
-        )
+        raise UsageError(f"{key}: {name} has patches of {patch_px} px, and {size} is no multiple; use {alternatives}")
 
 
 def _unknown_name(name: str) -> str:

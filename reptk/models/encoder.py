@@ -42,6 +42,8 @@ class Encoder(nn.Module):
         backbone: name of a timm model, with or without a tag (`"vit_tiny_patch16_224"`, `"resnet50.a1_in1k"`); or
             `hf-hub:REPOSITORY` or `local-dir:FOLDER` of a timm model saved by `timm.models.save_for_hf`.
         size: side of the images in pixels; vision transformers are built for it.
+        other_sizes: sides of further images to encode in training, e.g. of small crops. Vision transformers interpolate their
+            position embeddings for them. Weights do not depend on it, and so it is not in `config`.
         pretrained: load timm's weights for that name (downloaded on first use).
         weights: the backbone's weights to load instead: a checkpoint of any project, the folder of a model or a run,
             `hf-hub:NAME` or `timm/NAME`, each with `:PART` if it holds several encoders; see `load_weights`.
@@ -55,7 +57,7 @@ class Encoder(nn.Module):
         drop_path: stochastic depth of the backbone.
 
     Attributes:
-        config: all arguments except `pretrained` and `weights`; `Encoder(**config)` has the same architecture.
+        config: all arguments except `pretrained`, `weights` and `other_sizes`; `Encoder(**config)` has the same architecture.
         backbone, head: the two modules.
         num_features: F.
         mean, std: (3, 1, 1), which the images are normalized with.
@@ -80,6 +82,7 @@ class Encoder(nn.Module):
         head_out: int = 128,
         head_norm: bool = False,
         drop_path: float = 0.0,
+        other_sizes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         backbone = full_name(backbone)
@@ -106,7 +109,9 @@ class Encoder(nn.Module):
         self._frozen_modules: list[str] = []
 
         # The order of these steps determines the initial weights under a seed.
-        self.backbone = create_backbone(backbone, size=size, pretrained=pretrained, drop_path=drop_path)
+        self.backbone = create_backbone(
+            backbone, size=size, pretrained=pretrained, drop_path=drop_path, other_sizes=other_sizes
+        )
         new_weight = None
         if stem == "small":
             new_weight = use_small_stem(self.backbone, backbone)

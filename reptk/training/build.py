@@ -161,7 +161,8 @@ class Parts:
 
     def step(self, number: int) -> Step:
         """Return step `number`, counted from 0, with its random key."""
-        return Step(number, self.settings.total_steps, rng.key(self.settings.seed, "views", number))
+        settings = self.settings
+        return Step(number, settings.total_steps, rng.key(settings.seed, "views", number), settings.steps_per_epoch)
 
 
 def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
@@ -416,10 +417,10 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
     elif distributed.world_size() > 1:
         raise UsageError(f"views {recipe.views['name']!r} cannot run on several ranks: they have no shard(rank, world)")
     sizes_px = view_sizes_px(views, recipe)
-    # Vision transformers are built for one size: the first, which is the largest of the shipped views.
+    # Vision transformers are built for the first size, which is the largest of the shipped views, and used for evaluation.
     encoder = _in_turns_if(
         recipe.encoder.pretrained or recipe.encoder.weights or is_external(recipe.encoder.backbone),
-        lambda: Encoder(**recipe.encoder.architecture, size=sizes_px[0]),
+        lambda: Encoder(**recipe.encoder.architecture, size=sizes_px[0], other_sizes=sizes_px[1:]),
     )
     _adapt(encoder, recipe.encoder)
     chunks = 1

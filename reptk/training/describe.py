@@ -14,6 +14,7 @@ from reptk.core.metric_names import display_name
 from reptk.data import Data
 from reptk.methods import Method
 from reptk.training.build import Parts
+from reptk.training.encoder_parameters import trained_encoder
 from reptk.training.view_sizes import view_count, view_sizes_px
 
 MANY_DROPPED = 0.1
@@ -154,7 +155,7 @@ def _is_partly_trained(recipe: Recipe) -> bool:
 
 
 def _describe_encoder(method: Method, *, is_partly_trained: bool) -> str:
-    encoder = method.encoder
+    encoder = trained_encoder(method)
     weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     head_widths = [str(layer.out_features) for layer in encoder.head if isinstance(layer, nn.Linear)]
     head = "-".join(head_widths) or "none"

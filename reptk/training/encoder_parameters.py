@@ -1,9 +1,20 @@
-"""The parameters of a method's encoders that the optimizer treats apart."""
+"""A method's encoders: which of them is trained, and their parameters that the optimizer treats apart."""
 
 from torch import nn
 
 from reptk.methods import Method
 from reptk.models.encoder import Encoder
+
+
+def trained_encoder(method: Method) -> Encoder:
+    """Return the first encoder of a method that is trained, or, if none is, the one that is evaluated.
+
+    The one that is evaluated may be a moving average of the trained one.
+    """
+    for encoder in _encoders(method):
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            return encoder
+    return method.encoder
 
 
 def layer_scales(method: Method, decay: float) -> list[tuple[nn.Parameter, float]]:

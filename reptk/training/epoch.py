@@ -5,7 +5,7 @@ from typing import Any
 from reptk.core.console import EpochProgress
 from reptk.core.metric_names import display_name
 from reptk.evaluate import Evaluator
-from reptk.evaluate.diagnostics import concerns, divergence_message, shortcut_message
+from reptk.evaluate.diagnostics import concerns, divergence_message, prototypes_message, shortcut_message
 from reptk.evaluate.results import headline
 from reptk.evaluate.verdict import UNTRAINED
 from reptk.methods import Classify
@@ -70,6 +70,7 @@ class EpochEnd:
             # The number of dimensions is the same in every row.
             row |= {key: round(value, 4) for key, value in health.items() if key != "dimensions"}
         self._check_divergence()
+        self._check_prototypes()
         if waiting_share > INPUT_BOUND_SHARE:
             self._warnings["input"] = input_bound_message(waiting_share, self.parts.settings.input_advice)
         state.unfinished_epoch = row
@@ -157,6 +158,16 @@ class EpochEnd:
         if message is not None:
             self._warnings["divergence"] = message
             self.state.warnings.setdefault("divergence", []).append(self._epoch)
+
+    def _check_prototypes(self) -> None:
+        """Add the warning about assignments to prototypes that are the same for all images."""
+        entropies = self.state.meter.assignment_entropies
+        if entropies is None or "collapse" in self._warnings:
+            return
+        message = prototypes_message(*entropies)
+        if message is not None:
+            self._warnings["prototypes"] = message
+            self.state.warnings.setdefault("prototypes", []).append(self._epoch)
 
     def _check_shortcut(self, accuracy: float, metric: str) -> None:
         """Add the warning about a loss that is low for a wrong reason."""

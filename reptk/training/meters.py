@@ -51,6 +51,15 @@ class StepMeter:
         return self.scalars.get("cross_entropy")
 
     @property
+    def assignment_entropies(self) -> tuple[float, float] | None:
+        """Of assignments to prototypes: mean over the views, and that of the mean; None if the method returns none."""
+        of_views = self.scalars.get("assignment_entropy")
+        of_mean = self.scalars.get("mean_assignment_entropy")
+        if of_views is None or of_mean is None:
+            return None
+        return of_views, of_mean
+
+    @property
     def unread_steps(self) -> int:
         """Steps recorded since the last reading."""
         return len(self._records)

@@ -5,6 +5,7 @@ from reptk.core import distributed
 from reptk.data.batch_plan import plan_batches
 from reptk.data.samplers import ClassSampler
 from reptk.training.build import Parts
+from reptk.training.encoder_parameters import trained_encoder
 from reptk.training.memory_plan import activation_bytes, free_bytes, memory_line
 from reptk.training.view_sizes import view_count, view_sizes_px
 
@@ -33,8 +34,9 @@ def _memory_line(recipe: Recipe, parts: Parts) -> str:
     if len(sizes_px) != num_views:
         sizes_px = sizes_px[:1] * num_views
     measured = {}
+    encoder = trained_encoder(parts.method)
     for size_px in set(sizes_px):
-        measured[size_px] = activation_bytes(parts.method.encoder, size_px, parts.settings.precision)
+        measured[size_px] = activation_bytes(encoder, size_px, parts.settings.precision)
     return memory_line(
         sum(measured[size_px] for size_px in sizes_px),
         free_bytes(parts.device),

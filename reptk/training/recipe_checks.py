@@ -13,6 +13,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data
 from reptk.methods import Classify, Method, mixing
+from reptk.models.backbone import takes_no_other_size
 from reptk.models.encoder import Encoder, eval_mode, unfrozen_batch_norms
 from reptk.training.view_sizes import DEFAULT_VIEW_COUNT
 from reptk.views import ViewPipeline, Views
@@ -118,10 +119,8 @@ def check_other_sizes(encoder: Encoder, sizes_px: tuple[int, ...]) -> None:
             try:
                 encoder(torch.zeros(1, 3, size, size))
             except Exception as cause:  # timm's models raise various types for sizes that they do not support
-                raise UsageError(
-                    f"views of {size} px: {encoder.config['backbone']} is built for {encoder.config['size']} px and takes no "
-                    "others; use a convolutional backbone, or views of one size"
-                ) from cause
+                message = takes_no_other_size(encoder.config["backbone"], encoder.config["size"], [size])
+                raise UsageError(message) from cause
 
 
 def check_method(method: object, name: str) -> None:

@@ -47,8 +47,8 @@ class RunState:
         metrics_rows: rows of metrics.jsonl up to this step.
         omitted_steps: numbers of the steps that are left out since they gave a value that is not finite.
         best_evaluation: the best one during training; None before the first.
-        warnings: by kind ("collapse", "divergence", "temperature", "shortcut"), the numbers of the epochs that ended with this
-            warning.
+        warnings: by kind ("collapse", "prototypes", "divergence", "temperature", "shortcut"), the numbers of the epochs that
+            ended with this warning.
     """
 
     step: int = 0

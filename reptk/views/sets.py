@@ -134,7 +134,12 @@ def multi_crop(
 ) -> ViewPipeline:
     """`count` views of `size` px and `small_count` of `small_size` px, otherwise SimCLR's (SwAV, arXiv 2006.09882).
 
-    Large views show at least `scale` of the image, small ones between `small_scale` and `scale` of it.
+    Large views show at least `scale` of the image, small ones between `small_scale` and `scale` of it. DINO (arXiv 2104.14294)
+    has small_count=8, scale=0.4 and small_scale=0.05.
+
+    Convolutional backbones take views of any size. Vision transformers interpolate their position embeddings for small views
+    (bicubic, by timm's `dynamic_img_size`), and both sizes must be multiples of the patches. The encoder is evaluated and
+    exported for large views.
     """
     if small_scale > scale:
         raise ValueError(f"small_scale is {small_scale}, more than scale ({scale}), where small views end")

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from reptk.core.errors import NonFiniteValues
 from reptk.evaluate import concerns, effective_rank, health
-from reptk.evaluate.diagnostics import shortcut_message, softmax_flatness
+from reptk.evaluate.diagnostics import prototypes_message, shortcut_message, softmax_flatness
+from reptk.methods.prototypes import assignment_entropies
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -96,3 +97,16 @@ def test_softmax_flatness_matches_the_entropy_written_out() -> None:
     shares = scores / scores.sum(1, keepdims=True)
     entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in shares]
     assert softmax_flatness(z, 0.5) == pytest.approx(np.mean(np.exp(entropy)) / 8, rel=1e-5)
+
+
+def test_prototypes_that_all_images_share_are_reported() -> None:
+    """One prototype for all images, all prototypes for each image; an assignment that differs from image to image is well."""
+    one, even = torch.eye(4)[[0] * 8], torch.full((8, 4), 0.25)
+    different = torch.eye(4).repeat(2, 1)
+    messages = []
+    for assignments in (one, even, different):
+        entropies = assignment_entropies(assignments)
+        messages.append(prototypes_message(float(entropies.of_views), float(entropies.of_mean)))
+    assert "assigned to 1 of them in effect, and all images to 1," in messages[0]
+    assert "assigned to 4 of them in effect, and all images to 4," in messages[1]
+    assert messages[2] is None

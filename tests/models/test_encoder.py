@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from encoders import build_encoder, random_images, trained_encoder
@@ -49,6 +50,28 @@ def test_features_and_embeddings_have_a_row_per_image(backbone: str, size: int, 
 
 def test_a_new_encoder_is_in_training_mode() -> None:
     assert all(module.training for module in Encoder("test_resnet", size=32).modules())
+
+
+@torch.no_grad()
+def test_a_vision_transformer_interpolates_its_position_embeddings_for_other_sizes(tmp_path: Path) -> None:
+    """Its features are those of a transformer of that size with the embeddings that timm resamples."""
+    encoder = build_encoder("vit_tiny_patch16_224", size=64, other_sizes=[32, 48])
+    only_64 = build_encoder("vit_tiny_patch16_224", size=64)
+    assert encoder.config == only_64.config
+    assert torch.equal(encoder.features(random_images(2, 64)), only_64.features(random_images(2, 64)))
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        only_64.features(random_images(2, 32))
+
+    state = encoder.state_dict()
+    embeddings = resample_abs_pos_embed(state["backbone.pos_embed"], [2, 2], [4, 4], num_prefix_tokens=1)
+    only_32 = build_encoder("vit_tiny_patch16_224", size=32)
+    only_32.load_state_dict({**state, "backbone.pos_embed": embeddings})
+    torch.testing.assert_close(encoder.features(random_images(2, 32)), only_32.features(random_images(2, 32)))
+    assert encoder.features(random_images(2, 48)).shape == (2, 192)
+
+    encoder.save(tmp_path / "model")
+    loaded = Encoder.from_run(tmp_path / "model")
+    assert torch.equal(loaded.features(random_images(2, 64)), only_64.features(random_images(2, 64)))
 
 
 @torch.no_grad()

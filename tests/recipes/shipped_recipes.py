@@ -47,6 +47,8 @@ FAMILIES = {
     "vicreg": Family("vicreg", None, None, 2),
     "barlow_twins": Family("barlow_twins", None, None, 2),
     "lejepa": Family("lejepa", None, None, 2),
+    "dino": Family("dino", None, None, 2),
+    "swav": Family("swav", None, None, 2),
 }
 
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")

@@ -47,7 +47,24 @@ def test_a_run_with_views_of_several_sizes(tmp_path):
     assert 0 <= results["knn@5"] <= 1
 
 
-def test_a_backbone_of_one_size_is_refused_before_training():
+def test_a_vision_transformer_takes_views_of_several_sizes():
     recipe = multi_crop_recipe("encoder.backbone=vit_tiny_patch16_224")
-    with pytest.raises(UsageError, match="views of 16 px: vit_tiny_patch16_224 is built for 32 px and takes no others"):
+    method = build(recipe, load_data(recipe), torch.device("cpu")).method
+    images = torch.randint(256, (6, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    outputs = method(Batch(images, torch.zeros(6, dtype=torch.long), torch.arange(6)), Step(number=0, total=1, key=5))
+    outputs["loss"].backward()
+    assert outputs["z"].shape == (4 * 6, 128)
+    assert method.encoder.backbone.pos_embed.grad.abs().min() > 0
+
+
+def test_a_backbone_of_one_size_is_refused_before_training():
+    recipe = multi_crop_recipe("encoder.backbone=gmlp_ti16_224")
+    with pytest.raises(UsageError, match="views of 16 px: gmlp_ti16_224 is built for 32 px and takes no others"):
+        build(recipe, load_data(recipe), torch.device("cpu"))
+
+
+def test_small_views_of_another_size_than_whole_patches_are_refused():
+    recipe = multi_crop_recipe("encoder.backbone=vit_tiny_patch16_224", "views.small_size=24")
+    message = r"\(views.small_size\): vit_tiny_patch16_224 has patches of 16 px, and 24 is no multiple; use 16 or 32"
+    with pytest.raises(UsageError, match=message):
         build(recipe, load_data(recipe), torch.device("cpu"))
