@@ -7,8 +7,10 @@ from reptk.methods.joint import Joint
 from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
 from reptk.methods.queue import Queue
+from reptk.methods.xbm import XBM
 
 __all__ = [
+    "XBM",
     "Batch",
     "Classify",
     "Contrastive",

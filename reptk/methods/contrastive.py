@@ -54,13 +54,17 @@ def positive_ids(batch: Batch, positives: Positives) -> Tensor:
     return batch.index
 
 
-def contrastive_outputs(loss_function: Loss, z: Tensor, ids: Tensor) -> dict[str, Tensor]:
+def contrastive_outputs(
+    loss_function: Loss, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the loss of the global batch, and what is logged with it, as `Method.forward` returns it.
 
     Args:
         loss_function: see `Contrastive`.
         z: (V * B, D) embeddings of this rank, view by view.
         ids: (B,) of its images.
+        keys: (K, D) further rows to compare with, which are no anchors, the same on all ranks; for a loss that takes keys.
+        key_ids: (K,) their ids.
     """
     # Embeddings are ordered view by view, so the ids of the batch are repeated as a whole.
     ids = all_gather(ids.repeat(len(z) // len(ids)))
@@ -72,7 +76,10 @@ def contrastive_outputs(loss_function: Loss, z: Tensor, ids: Tensor) -> dict[str
     if loss_function.computes_local_rows:
         rows_of_this_rank = local_rows(first_row, row_count)
     with rows_of_this_rank:
-        loss = loss_function(z, ids)
+        if keys is None:
+            loss = loss_function(z, ids)
+        else:
+            loss = loss_function(z, ids, keys=keys, key_ids=key_ids)
     outputs = {"loss": loss, "z": z.detach(), "ids": ids}
     temperature = current_temperature(loss_function)
     if temperature is not None:

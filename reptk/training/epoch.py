@@ -13,6 +13,7 @@ from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
 from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
+from reptk.training.mining import HardNegativeMiner
 from reptk.training.optim import learning_rate
 from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState
@@ -162,8 +163,10 @@ class EpochEnd:
         """Add the warning about a loss that is low for a wrong reason."""
         meter = self.state.meter
         untrained = self.state.baselines.get(UNTRAINED)
-        # The loss is compared with that of random embeddings, which only a contrastive loss has.
-        if meter.z is None or meter.ids is None or untrained is None or "collapse" in self._warnings:
+        # The loss is compared with that of random embeddings, which only a softmax over similarities has.
+        if "temperature" not in meter.scalars or meter.z is None or meter.ids is None:
+            return
+        if untrained is None or "collapse" in self._warnings:
             return
         if metric not in untrained.metrics:
             return
@@ -195,7 +198,12 @@ class EpochEnd:
     def _due_evaluators(self) -> list[Evaluator]:
         if self.state.step == self.parts.settings.total_steps:
             return []  # the final evaluation follows
-        return [evaluator for key, evaluator in self.parts.evaluators.items() if self._is_due(key)]
+        due = [evaluator for key, evaluator in self.parts.evaluators.items() if self._is_due(key)]
+        hard_negatives = self.parts.loader.sampler.hard_negatives
+        if hard_negatives is not None:
+            # For the batches of the next epoch, which the loader does not compose before they are requested.
+            due.append(HardNegativeMiner(hard_negatives, self.parts.device))
+        return due
 
     def _is_due(self, key: str) -> bool:
         """Whether an evaluator runs after this epoch."""
