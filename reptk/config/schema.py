@@ -203,8 +203,8 @@ class SamplerSection(Section):
     )
     hard_negatives: bool = Field(
         False,
-        description="pk: every second class of a batch is that of a near neighbor of the class before, by the encoder after the "
-        "last epoch",
+        description="pk: every second class of a batch is that of a near neighbor of the class before, by the encoder after "
+        "the last epoch",
     )
 
     @model_validator(mode="after")

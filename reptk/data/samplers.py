@@ -23,7 +23,7 @@ EXPONENTS = {"class_balanced": 0.0, "square_root": 0.5}
 
 
 HARD_NEGATIVES_PER_IMAGE = 4
-"""Neighbors that are stored of each image: a few, so that one of a class that is in the batch already does not end the search."""
+"""Neighbors that are stored of each image: a few, since the classes of some may be in the batch already."""
 
 
 class Sampler(Protocol):

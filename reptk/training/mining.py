@@ -58,7 +58,7 @@ def nearest_of_other_labels(rows: Tensor, labels: Tensor, query_labels: Tensor, 
     """
     is_other = (labels[rows] != query_labels[:, None]) & (labels[rows] >= 0) & (query_labels >= 0)[:, None]
     # Stable: the nearest remain first.
-    order = (~is_other).to(torch.uint8).argsort(1, stable=True)[:, :count]
+    order = (~is_other).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
     nearest = torch.where(is_other, rows, NO_NEIGHBOR).gather(1, order)
     missing = count - nearest.shape[1]
     return torch.nn.functional.pad(nearest, (0, missing), value=NO_NEIGHBOR).to(torch.int32)

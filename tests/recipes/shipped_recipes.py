@@ -38,6 +38,11 @@ FAMILIES = {
     "supcon": Family("contrastive", "supcon", "class", 2),
     "simclr": Family("contrastive", "simclr", "instance", 2),
     "ce": Family("classify", None, None, 2),
+    "proxy_anchor": Family("contrastive", "proxy_anchor", "class", 2),
+    "subcenter_arcface": Family("contrastive", "subcenter_arcface", "class", 2),
+    "siglip": Family("contrastive", "siglip", "class", 2),
+    "smooth_ap": Family("contrastive", "smooth_ap", "class", 2),
+    "xbm": Family("xbm", "supcon", "class", 2),
     "byol": Family("byol", None, None, 2),
     "moco": Family("moco", "simclr", "instance", 2),
 }
