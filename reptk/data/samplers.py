@@ -102,9 +102,6 @@ class ClassSampler:
         self.description = shape.describe()
         self.seed = seed
         self.hard_negatives = None
-        if with_hard_negatives:
-            self.description += ", hard negatives"
-            self.hard_negatives = HardNegatives(len(labels), HARD_NEGATIVES_PER_IMAGE)
         self.steps_per_epoch = len(labels) // (shape.labeled + shape.unlabeled)
         counts = torch.bincount(labels[labels >= 0])
         # Of an image without a label this is the last class's, which the first condition leaves out.
@@ -116,6 +113,12 @@ class ClassSampler:
         self._members = members[order]
         _, self._class_of_member, self._sizes = classes.unique_consecutive(return_inverse=True, return_counts=True)
         self._starts = self._sizes.cumsum(0) - self._sizes
+        if with_hard_negatives and shape.labeled // shape.images_per_class < len(self._sizes):
+            self.description += ", hard negatives"
+            self.hard_negatives = HardNegatives(len(labels), HARD_NEGATIVES_PER_IMAGE)
+        elif with_hard_negatives:
+            # There is nothing to choose, and nothing is mined.
+            self.description += ", all classes in each batch and so no hard negatives"
         self._class_members = ClassMembers(self._members, self._starts, self._sizes, len(labels))
 
     def epoch(self, number: int) -> Tensor:

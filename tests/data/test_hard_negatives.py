@@ -61,6 +61,12 @@ def test_a_class_without_hard_negatives_meets_a_random_one() -> None:
     assert torch.equal(drawn, torch.cat([sampler_of(hard_negatives=False).epoch(number) for number in range(10)]))
 
 
+def test_nothing_is_mined_if_a_batch_has_all_classes() -> None:
+    sampler = sampler_of(batch_size=24)
+    assert sampler.hard_negatives is None
+    assert sampler.description == "pk, 6 classes x 4 images, all classes in each batch and so no hard negatives"
+
+
 def test_images_without_a_label_are_drawn_too() -> None:
     sampler = sampler_of(LABELS, batch_size=10, labeled_per_batch=8)
     sampler.hard_negatives.set(mined(ROUND, 68))

@@ -114,7 +114,10 @@ def test_proxies_alone_are_no_encoder_to_train() -> None:
         build(recipe, load_data(recipe), torch.device("cpu"))
 
 
-def test_a_loss_with_proxies_needs_labels() -> None:
-    data = {"name": "generated", "train": 48, "bank": 40, "query": 20, "classes": 1, "size": 16}
-    with pytest.raises(DataError, match="loss 'proxy_anchor' needs at least 2 classes to tell apart"):
+def test_a_loss_with_proxies_needs_two_classes(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for number in range(20):
+        Image.effect_noise((16, 16), number + 1).save(tmp_path / "cat" / f"{number}.png")
+    data = {"name": "folder", "root": str(tmp_path), "size": 16, "labels": "folders"}
+    with pytest.raises(DataError, match="loss 'proxy_anchor' needs at least 2 classes to tell apart, and folder has 1"):
         load_data(tiny("method.positives=class", data=data, loss={"name": "proxy_anchor"}))

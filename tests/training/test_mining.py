@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_processes import run_recipe_on_ranks
 
 from reptk.core.stop_signals import Stopped
 from reptk.training import loop
@@ -69,3 +70,18 @@ def test_a_stopped_run_goes_on_with_the_same_batches(
     assert ("neighbors" in state["hard_negatives"]) == (steps_before > 6)
     run_silently(tiny(*MINED), tmp_path / "run")
     assert are_equal(exported_weights(whole_run), exported_weights(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_two_ranks_mine_what_one_process_mines(tmp_path: Path) -> None:
+    recipe = tiny(*MINED, "train.epochs=2", "train.device=cpu")
+    run_silently(recipe, tmp_path / "one")
+    recipe_file = tmp_path / "recipe.toml"
+    recipe_file.write_text(recipe.dump())
+    run_recipe_on_ranks([str(recipe_file), "--out", str(tmp_path / "two")], 2, tmp_path)
+    states = [load_newest(tmp_path / name / "checkpoints").state for name in ("one", "two")]
+    one, two = (state["hard_negatives"]["neighbors"] for state in states)
+    # The weights differ by rounding, and so may the order of a few neighbors.
+    assert (one == two).float().mean() > 0.95
+    for name, value in states[0]["method"].items():
+        torch.testing.assert_close(states[1]["method"][name], value, rtol=1e-3, atol=1e-5, msg=name)
