@@ -163,12 +163,13 @@ class EpochEnd:
         """Add the warning about a loss that is low for a wrong reason."""
         meter = self.state.meter
         untrained = self.state.baselines.get(UNTRAINED)
-        # The loss is compared with that of random embeddings, which only a softmax over similarities has.
-        if "temperature" not in meter.scalars or meter.z is None or meter.ids is None:
-            return
-        if untrained is None or "collapse" in self._warnings:
+        # The loss is compared with that of random embeddings, which only a contrastive loss has.
+        if meter.z is None or meter.ids is None or untrained is None or "collapse" in self._warnings:
             return
         if metric not in untrained.metrics:
+            return
+        # Losses without a temperature, such as Smooth-AP, are no softmax and have another value for random embeddings.
+        if "temperature" not in meter.scalars:
             return
         message = shortcut_message(
             meter.contrastive_loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric]
