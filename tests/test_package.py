@@ -33,10 +33,11 @@ MAY_USE_GETATTR = {
 PUBLIC = {
     "reptk": "Batch DATASETS EVALUATORS Embeddings Encoder EvalResult LOSSES METHODS Method Recipe Step TRACKERS VIEWS "
     "distributed embed evaluate index load losses report rng search testing train",
-    "reptk.losses": "Loss RowStatistics SimCLR SupCon TCL Term implementation local_rows mean_over_anchors normalize simclr "
-    "supcon tcl",
-    "reptk.methods": "BYOL Batch Classify Contrastive Joint Method MoCo MoCoV3 Queue SimSiam Step class_ids cosine_momentum "
-    "draws_on_whole_pictures final_batch_norm has_positives mlp momentum_copy update_momentum_copy",
+    "reptk.losses": "Loss ProxyAnchor RowStatistics SigLIP SimCLR SmoothAP SubCenterArcFace SupCon TCL Term implementation "
+    "local_rows mean_over_anchors normalize proxy_anchor siglip simclr smooth_ap subcenter_arcface supcon tcl",
+    "reptk.methods": "BYOL BarlowTwins Batch Classify Contrastive DINO Distill Joint LeJEPA Method MoCo MoCoV3 Prototypes Queue "
+    "SimSiam Step SwAV VICReg XBM class_ids cosine_momentum draws_on_whole_pictures final_batch_norm "
+    "has_positives mlp momentum_copy sinkhorn update_momentum_copy",
     "reptk.testing": "DATASET_REQUIREMENTS EVALUATOR_REQUIREMENTS FIXED_VIEWS_REQUIREMENTS LOSS_REQUIREMENTS "
     "METHOD_REQUIREMENTS RANDOM_VIEWS_REQUIREMENTS VIEWS_REQUIREMENTS check_dataset check_evaluator check_loss check_method "
     "check_views",
@@ -97,7 +98,7 @@ def test_wheel_and_sdist_contain_recipes_and_plugins(tmp_path: Path) -> None:
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         sdist = archive.getnames()
     recipes = [path.name for path in (ROOT / "recipes").glob("*.toml")]
-    assert len(recipes) == 53
+    assert len(recipes) == 76
     for name in recipes:
         assert f"reptk/recipes/{name}" in wheel
         assert any(entry.endswith(f"/recipes/{name}") for entry in sdist)

@@ -21,8 +21,8 @@ class MyLoss(nn.Module):
     and `computes_local_rows`, for losses on `reptk.losses.RowStatistics`, which need no N x N matrix and are shared by the
     ranks. Parameters (`nn.Parameter`) are trained with the encoder, and buffers are in every checkpoint.
 
-    A loss knows which rows belong together, not which class they are of. One that has a weight for each class, such as
-    ArcFace, is a method, which gets the labels: `reptk plugin new method`.
+    A loss knows which rows belong together, not which class they are of. One that has a vector for each class, such as
+    ArcFace, takes `num_classes` and `embedding_dim`, see `reptk.losses.Loss`, or is a method: `reptk plugin new method`.
 
     Args:
         temperature: of the softmax, above 0. The arguments are what the recipe's [loss] table may set; names, types, ranges

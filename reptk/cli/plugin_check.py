@@ -4,6 +4,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from reptk import config
@@ -162,6 +163,8 @@ def _print_text(text: str) -> None:
 
 
 def _check_loss(table: config.Table, fixed: bool) -> list[Outcome]:
+    if LOSSES.takes(table["name"], "num_classes"):
+        return try_loss(partial(LOSSES.get(table["name"]), **_without_name(table)))
     return try_loss(config.build(LOSSES, table))
 
 

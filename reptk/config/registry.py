@@ -170,11 +170,12 @@ class Registry:
 
 
 SUPPLIED_TO_METHODS = ("encoder", "views", "loss", "num_classes")
+SUPPLIED_TO_LOSSES = ("num_classes", "embedding_dim")
 
 DATASETS = Registry("data set", "reptk.data", "reptk.datasets")
 VIEWS = Registry("views", "reptk.views", "reptk.views", protocol="Views")
 METHODS = Registry("method", "reptk.methods", "reptk.methods", protocol="Method", supplied=SUPPLIED_TO_METHODS)
-LOSSES = Registry("loss", "reptk.losses", "reptk.losses", protocol="Loss")
+LOSSES = Registry("loss", "reptk.losses", "reptk.losses", protocol="Loss", supplied=SUPPLIED_TO_LOSSES)
 EVALUATORS = Registry("evaluator", "reptk.evaluate", "reptk.evaluators", protocol="Evaluator")
 
 TRACKERS = Registry("tracker", "reptk.trackers", "reptk.trackers", protocol="Tracker")

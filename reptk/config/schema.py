@@ -201,6 +201,20 @@ class SamplerSection(Section):
     labeled_per_batch: int | None = Field(
         None, ge=1, description="labeled images of a batch, where others have no label; unset: their share of the data"
     )
+    hard_negatives: bool = Field(
+        False,
+        description="pk: every second class of a batch is that of a near neighbor of the class before, by the encoder after "
+        "the last epoch",
+    )
+
+    @model_validator(mode="after")
+    def _check_hard_negatives(self) -> Self:
+        if self.hard_negatives and self.name != "pk":
+            raise ValueError(
+                f"hard_negatives=true chooses the classes of name = 'pk', and the name is {self.name!r}; set "
+                "train.sampler.name=pk, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_images_per_class(self) -> Self:

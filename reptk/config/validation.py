@@ -40,7 +40,12 @@ def validate(table: Table) -> Recipe:
     except ValidationError as error:
         problems = [*signature.problems_of(error, Recipe), *problems]
     if not problems:
-        problems = [*_check_warmup(recipe), *_check_milestones(recipe), *_check_best(recipe)]
+        problems = [
+            *_check_warmup(recipe),
+            *_check_milestones(recipe),
+            *_check_best(recipe),
+            *_check_loss_of_classes(recipe),
+        ]
     if problems:
         raise RecipeError(str(table.get("name", "recipe")), problems)
     return recipe
@@ -57,6 +62,27 @@ def _check_loss_table(table: Table) -> list[Problem]:
     if not takes_loss(method) and "loss" in table:
         return [("loss", f"method {name!r} takes no loss; remove the [loss] table")]
     return []
+
+
+def _check_loss_of_classes(recipe: Recipe) -> list[Problem]:
+    """Check that a loss with learned vectors of each class gets labels as ids."""
+    if recipe.loss is None or not LOSSES.takes(recipe.loss["name"], "num_classes"):
+        return []
+    positives = recipe.method.get("positives")
+    if positives == "class":
+        return []
+    name = recipe.loss["name"]
+    if positives is None:
+        return [
+            (
+                "loss.name",
+                f"is {name!r}, which needs labels as ids, and method {recipe.method['name']!r} does not say that it passes "
+                "them; use method.name=contrastive method.positives=class",
+            )
+        ]
+    return [
+        ("method.positives", f"is {positives!r}, and loss {name!r} needs labels as ids; set method.positives=class")
+    ]
 
 
 def _check_warmup(recipe: Recipe) -> list[Problem]:

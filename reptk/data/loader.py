@@ -80,6 +80,21 @@ class Loader:
 
     def batches(self, first_step: int, last_step: int) -> Iterator[LoadedBatch]:
         """Yield the batches of the steps from `first_step` up to, but not including, `last_step`; see `prefetch`."""
+        for first, last in self._ranges(first_step, last_step):
+            yield from self._batches_of_range(first, last)
+
+    def _ranges(self, first_step: int, last_step: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of steps whose batches are fetched in advance: all of them, or those of each epoch."""
+        if self.sampler.hard_negatives is None:
+            yield first_step, last_step
+            return
+        # The batches of an epoch are not known before those of the last one were trained on.
+        while first_step < last_step:
+            end_of_epoch = (first_step // self.steps_per_epoch + 1) * self.steps_per_epoch
+            yield first_step, min(end_of_epoch, last_step)
+            first_step = end_of_epoch
+
+    def _batches_of_range(self, first_step: int, last_step: int) -> Iterator[LoadedBatch]:
         numbers_by_step = self._numbers(first_step, last_step)
         for images, numbers in prefetch(self.images, numbers_by_step, workers=self.workers, device=self.device):
             numbers = self._replace_unreadable(images, numbers)

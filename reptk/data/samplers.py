@@ -1,6 +1,7 @@
 """Which images the batches of an epoch consist of: at random, P classes x K images, balanced classes, or with positives.
 
-All orders are functions of (seed, epoch), over the global batch, which the ranks divide among them.
+All orders are functions of (seed, epoch), over the global batch, which the ranks divide among them; with hard negatives also
+of what was mined after the epoch before.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from reptk.core import rng
 from reptk.core.errors import DataError
 from reptk.data.batch_shape import BatchShape, batch_shape
+from reptk.data.hard_negatives import ClassMembers, HardNegatives, confuse_classes
 
 SamplerName = Literal["random", "pk", "class_balanced", "square_root", "positives"]
 
@@ -20,10 +22,15 @@ EXPONENTS = {"class_balanced": 0.0, "square_root": 0.5}
 """A class of n images is drawn in proportion to n to this power."""
 
 
+HARD_NEGATIVES_PER_IMAGE = 4
+"""Neighbors that are stored of each image: a few, since the classes of some may be in the batch already."""
+
+
 class Sampler(Protocol):
     """The order of the images of every epoch.
 
     Attributes:
+        hard_negatives: those that the next epoch depends on; None if it depends on (seed, epoch) alone.
         steps_per_epoch: global batches.
         dropped_per_epoch: images that an epoch leaves out because the last batch would be incomplete.
         description: how batches are composed, in a few words; empty for a random order.
@@ -32,6 +39,7 @@ class Sampler(Protocol):
     steps_per_epoch: int
     dropped_per_epoch: int
     description: str
+    hard_negatives: HardNegatives | None
 
     def epoch(self, number: int) -> Tensor:
         """Return the numbers of the images in each batch of an epoch, (steps_per_epoch, batch_size) int64."""
@@ -48,6 +56,7 @@ class RandomSampler:
     """
 
     description = ""
+    hard_negatives = None
 
     def __init__(self, num_images: int, *, batch_size: int, seed: int) -> None:
         self.num_images = num_images
@@ -71,7 +80,8 @@ class ClassSampler:
 
     - "random": labeled images at random.
     - "pk": P classes x K images (Hermans et al. 2017, arXiv 1703.07737). Every class is drawn equally often. An image
-      that is alone in its class counts as one without a label.
+      that is alone in its class counts as one without a label. With hard negatives, every second class of a batch is
+      instead that of a mined neighbor of the class before, see `confuse_classes`; until the first mining, batches are random.
     - "class_balanced": every class has the same number of places in an epoch, which are in random batches.
     - "square_root": a class of n images has places in proportion to the square root of n (Mahajan et al. 2018,
       arXiv 1805.00932).
@@ -82,14 +92,16 @@ class ClassSampler:
         labels: (n,) of the training split, -1 for none.
         shape: of the batches, from `batch_shape`.
         seed: of the order.
+        with_hard_negatives: only with "pk".
     """
 
     dropped_per_epoch = 0
 
-    def __init__(self, labels: Tensor, shape: BatchShape, *, seed: int) -> None:
+    def __init__(self, labels: Tensor, shape: BatchShape, *, seed: int, with_hard_negatives: bool = False) -> None:
         self.shape = shape
         self.description = shape.describe()
         self.seed = seed
+        self.hard_negatives = None
         self.steps_per_epoch = len(labels) // (shape.labeled + shape.unlabeled)
         counts = torch.bincount(labels[labels >= 0])
         # Of an image without a label this is the last class's, which the first condition leaves out.
@@ -101,6 +113,13 @@ class ClassSampler:
         self._members = members[order]
         _, self._class_of_member, self._sizes = classes.unique_consecutive(return_inverse=True, return_counts=True)
         self._starts = self._sizes.cumsum(0) - self._sizes
+        if with_hard_negatives and shape.labeled // shape.images_per_class < len(self._sizes):
+            self.description += ", hard negatives"
+            self.hard_negatives = HardNegatives(len(labels), HARD_NEGATIVES_PER_IMAGE)
+        elif with_hard_negatives:
+            # There is nothing to choose, and nothing is mined.
+            self.description += ", all classes in each batch and so no hard negatives"
+        self._class_members = ClassMembers(self._members, self._starts, self._sizes, len(labels))
 
     def epoch(self, number: int) -> Tensor:
         generator = rng.generator(self.seed, "order", self.shape.name, number)
@@ -127,6 +146,9 @@ class ClassSampler:
         for number, indices in enumerate(_indices_by_value(classes, len(self._sizes))):
             drawn = _rounds(int(self._sizes[number]), images_per_class, len(indices), generator)
             positions[indices] = self._starts[number] + drawn
+        positions = positions.view(self.steps_per_epoch, classes_per_batch, images_per_class)
+        if self.hard_negatives is not None and self.hard_negatives.neighbors is not None:
+            positions = confuse_classes(positions, self._class_members, self.hard_negatives.neighbors, generator)
         return positions.view(self.steps_per_epoch, self.shape.labeled)
 
     def _weighted(self, exponent: float, generator: torch.Generator) -> Tensor:
@@ -169,6 +191,7 @@ def create_sampler(
     name: SamplerName = "random",
     images_per_class: int | None = None,
     labeled_per_batch: int | None = None,
+    hard_negatives: bool = False,
     classes: Sequence[str] = (),
 ) -> Sampler:
     """Create the sampler of a training split.
@@ -180,6 +203,7 @@ def create_sampler(
         name: how batches are composed, see `ClassSampler`.
         images_per_class: K of "pk"; None for the smallest of at least 4 that the classes allow.
         labeled_per_batch: labeled images of a batch, if there are images without a label; None for their share of the data.
+        hard_negatives: of "pk": whether the classes of a batch are chosen by neighbors that are mined during training.
         classes: names of the classes, for messages.
 
     Raises:
@@ -201,7 +225,7 @@ def create_sampler(
         labeled_per_batch=labeled_per_batch,
         classes=classes,
     )
-    return ClassSampler(labels, shape, seed=seed)
+    return ClassSampler(labels, shape, seed=seed, with_hard_negatives=hard_negatives)
 
 
 def _rounds(count: int, size: int, steps: int, generator: torch.Generator) -> Tensor:

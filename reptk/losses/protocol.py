@@ -1,7 +1,7 @@
 """What a loss has to provide, and what it may provide in addition."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -15,6 +15,10 @@ class Loss(Protocol):
     A recipe may schedule any number among the arguments of a loss: `temperature = {start = 0.2, end = 0.05}`. The loss is
     built with the first value, and before each step training sets the attribute of the argument's name to that of the step.
     So a loss keeps such an argument as a number (`self.temperature = temperature`) and reads it whenever it is called.
+
+    The factory of a loss with learned vectors of each class (proxies, centers) has the parameters `num_classes`, which is C
+    of the data set, and `embedding_dim`, which is D; a recipe does not set them. Such a loss needs a method whose positives
+    are classes: ids are then labels below C, and negative for rows without a label, which it leaves out.
 
     Attributes:
         computes_local_rows: True says that the loss draws nothing at random and takes everything it needs of the batch
@@ -37,3 +41,11 @@ class Loss(Protocol):
             ids: (N,) integers; rows that share an id are positives of each other.
         """
         ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with a learning rate or a weight decay of their own, as groups for `torch.optim`.
+
+        A group may set `lr_scale` (a factor on the scheduled learning rate) and `weight_decay`. Parameters in no group are
+        trained as the method says; by default these are all.
+        """
+        return []

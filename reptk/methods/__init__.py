@@ -19,6 +19,7 @@ from reptk.methods.simsiam import SimSiam
 from reptk.methods.sinkhorn import sinkhorn
 from reptk.methods.swav import SwAV
 from reptk.methods.vicreg import VICReg
+from reptk.methods.xbm import XBM
 
 __all__ = [
     "BYOL",
@@ -39,6 +40,7 @@ __all__ = [
     "Step",
     "SwAV",
     "VICReg",
+    "XBM",
     "class_ids",
     "cosine_momentum",
     "draws_on_whole_pictures",

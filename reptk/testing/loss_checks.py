@@ -1,7 +1,7 @@
 """The check of losses: functions of rows z (N, D) of any length and ids (N,)."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.autograd import gradcheck
 from reptk.config.registry import with_defaults
 from reptk.core import distributed, rng
 from reptk.losses import Loss, local_rows
+from reptk.testing.class_loss_checks import not_zero_without_labels, supplied_arguments, unlabeled_rows_count
 from reptk.testing.requirements import (
     Outcome,
     Requirement,
@@ -29,11 +30,12 @@ WORLD_SIZE = 2
 
 
 def check_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -> None:
-    """Check a loss against `LOSS_REQUIREMENTS`.
+    """Check a loss against `LOSS_REQUIREMENTS`, or `CLASS_LOSS_REQUIREMENTS` if its factory takes `num_classes`.
 
     Args:
-        factory_or_module: a class or function that returns the loss when called without arguments, or the loss itself:
-            an `nn.Module`, or any callable of (z (N, D), ids (N,)).
+        factory_or_module: a class or function that returns the loss when called with those of `num_classes` and
+            `embedding_dim` that it takes, or the loss itself: an `nn.Module`, or any callable of (z (N, D), ids (N,)), which
+            compares rows with rows.
         rows: N of the batches, at least 4.
         dimension: D, at least 2.
 
@@ -51,20 +53,28 @@ def check_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -
 
 
 def try_loss(factory_or_module: Any, *, rows: int = 24, dimension: int = 16) -> list[Outcome]:
-    """Try `LOSS_REQUIREMENTS`, and return what came of each. The arguments are those of `check_loss`.
+    """Try the requirements, and return what came of each. The arguments are those of `check_loss`.
 
     Raises:
         ValueError: too few rows or dimensions.
     """
     if rows < 4 or dimension < 2:
         raise ValueError(f"rows must be at least 4 and dimension at least 2, got {rows} and {dimension}")
+    z, ids = _random_batch(rows, dimension)
+    # More classes than the batch has, as in training.
+    supplied = supplied_arguments(factory_or_module, num_classes=int(ids.max()) + 2, embedding_dim=dimension)
+    requirements = LOSS_REQUIREMENTS
+    if "num_classes" in supplied:
+        requirements = CLASS_LOSS_REQUIREMENTS
     with rng.seeded("check_loss"):
-        loss = _build(factory_or_module)
-        return try_requirements(loss, LOSS_REQUIREMENTS, *_random_batch(rows, dimension))
+        loss = _build(factory_or_module, supplied)
+        return try_requirements(loss, requirements, z, ids)
 
 
-def _build(factory_or_module: Any) -> LossFunction:
+def _build(factory_or_module: Any, supplied: Mapping[str, int]) -> LossFunction:
     """Return the loss, built if a factory was passed."""
+    if supplied:
+        return factory_or_module(**supplied)
     if inspect.isclass(factory_or_module):
         return factory_or_module()
     if isinstance(factory_or_module, nn.Module):
@@ -121,9 +131,9 @@ def _wrong_gradient(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     if dtype != z.dtype:
         return f"{z.dtype} rows gave {dtype}"
     # gradcheck takes time with every value, and a few rows show as much.
-    z, ids = z[:12, :6], ids[:12]
+    z, ids = z[:12], ids[:12]
     # One-hot rows have similarities of exactly 0 and 1, where a maximum or a clamp has a kink.
-    one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % z.shape[1]]
+    one_hot = torch.eye(z.shape[1], dtype=z.dtype)[torch.arange(len(z)) % min(6, z.shape[1])]
     for name, batch in (("random", z), ("one-hot", one_hot)):
         if not gradcheck(lambda z: loss(z, ids), batch.requires_grad_(), fast_mode=True, raise_exception=False):
             return f"it is not differentiable at {name} rows: torch.autograd.gradcheck does not agree"
@@ -251,10 +261,10 @@ def _changed_by_ranks(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
     """Divide the batch among two ranks, gather it as `Contrastive` does, and average the gradient as DDP does."""
     num_rows = len(z) // WORLD_SIZE * WORLD_SIZE  # all ranks have the same number of rows
     z, ids = z[:num_rows], ids[:num_rows]
-    expected, expected_gradient = _value_and_gradient(loss, z, ids)
+    expected, *expected_gradients = _value_and_gradients(loss, z, ids)
     count = num_rows // WORLD_SIZE
 
-    def value_and_gradient_on(loss: LossFunction, rank: int) -> tuple[Tensor, Tensor]:
+    def value_and_gradients_on(loss: LossFunction, rank: int) -> list[Tensor]:
         rows = slice(rank * count, (rank + 1) * count)
         computes_local_rows = with_defaults(loss, Loss).computes_local_rows
         of_this_rank = nullcontext()
@@ -266,16 +276,42 @@ def _changed_by_ranks(loss: LossFunction, z: Tensor, ids: Tensor) -> str | None:
             with of_this_rank:
                 return loss(z, distributed.all_gather(ids))
 
-        return _value_and_gradient(gathered_loss, z[rows], ids[rows])
+        return _value_and_gradients(gathered_loss, z[rows], ids[rows], _parameters(loss))
 
     gradients = []
-    for rank, (value, gradient) in enumerate(run_on_ranks(loss, value_and_gradient_on, world_size=WORLD_SIZE)):
+    for rank, (value, *of_rank) in enumerate(run_on_ranks(loss, value_and_gradients_on, world_size=WORLD_SIZE)):
         observed = _difference(value, expected)
         if observed:
             return f"on rank {rank} {observed}; it must not gather rows itself, nor use the number of ranks"
-        # DDP takes the mean over ranks, where the gradient of the global batch is the sum over its rows.
-        gradients.append(gradient / WORLD_SIZE)
-    return _gradient_difference(torch.cat(gradients), expected_gradient)
+        gradients.append(of_rank)
+    of_rows, *of_parameters = zip(*gradients, strict=True)
+    # DDP takes the mean over ranks, where the gradient of the global batch is the sum over its rows.
+    observed = _gradient_difference(torch.cat(of_rows) / WORLD_SIZE, expected_gradients[0])
+    if observed:
+        return observed
+    for of_parameter, expected_gradient in zip(of_parameters, expected_gradients[1:], strict=True):
+        observed = _gradient_difference(torch.stack(of_parameter).mean(0), expected_gradient)
+        if observed:
+            return f"of a parameter of the loss, {observed}"
+    return None
+
+
+def _parameters(loss: LossFunction) -> list[nn.Parameter]:
+    if isinstance(loss, nn.Module):
+        return list(loss.parameters())
+    return []
+
+
+def _value_and_gradients(
+    loss: LossFunction, z: Tensor, ids: Tensor, parameters: Sequence[nn.Parameter] | None = None
+) -> list[Tensor]:
+    """Return the value, its gradient with respect to z, and those with respect to the parameters; None for the loss's."""
+    if parameters is None:
+        parameters = _parameters(loss)
+    z = z.detach().clone().requires_grad_()
+    value = loss(z, ids)
+    gradients = torch.autograd.grad(value, [z, *parameters], materialize_grads=True)
+    return [value.detach(), *gradients]
 
 
 def _gradient_difference(gradient: Tensor, expected: Tensor) -> str | None:
@@ -380,3 +416,22 @@ LOSS_REQUIREMENTS = (
     ),
 )
 """What a loss must do, in the order in which it is tried."""
+
+_OF_CLASS_LOSSES = {
+    _changed_by_values_of_ids: Requirement(
+        "rows without a label (negative ids) change neither the value nor get a gradient",
+        unlabeled_rows_count,
+        "Images without a label push classes around, or are taken for those of a class.",
+    ),
+    _not_zero_without_positives: Requirement(
+        "a batch without any label gives 0, attached to the graph of z and of all parameters, with gradients 0",
+        not_zero_without_labels,
+        "A batch without labels stops training, or several ranks wait for a gradient.",
+    ),
+}
+"""What takes the place of requirements on losses that compare rows with rows, by the functions that try those."""
+
+CLASS_LOSS_REQUIREMENTS = tuple(
+    _OF_CLASS_LOSSES.get(requirement.violation, requirement) for requirement in LOSS_REQUIREMENTS
+)
+"""What a loss whose factory takes `num_classes` must do."""

@@ -1,5 +1,6 @@
 """The check of methods, whose steps must be functions of the method's state, the batch and the step."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -79,7 +80,9 @@ class _MethodBuilder:
             views = crop_flip(count=2, size=SIZE_PX)
         with rng.seeded("check_method", seed):
             encoder = Encoder(self.backbone, size=SIZE_PX, head_width=32, head_out=16)
-            parts = {"encoder": encoder, "views": views, "loss": self.loss, "num_classes": NUM_CLASSES}
+            # A copy, since a loss may have parameters, which training changes.
+            loss = copy.deepcopy(self.loss)
+            parts = {"encoder": encoder, "views": views, "loss": loss, "num_classes": NUM_CLASSES}
             # As `Registry.build` does for a recipe.
             parameters = inspect.signature(self.factory).parameters
             supplied = {name: parts[name] for name in METHODS.supplied if name in parameters}

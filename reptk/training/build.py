@@ -36,7 +36,7 @@ from reptk.training.encoder_parameters import layer_scales, undecayed_parameters
 from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
 from reptk.training.health import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
-from reptk.training.optim import Schedule, create_optimizer, scale_by_layer
+from reptk.training.optim import Schedule, create_optimizer, scale_by_layer, with_groups_of_loss
 from reptk.training.recipe_checks import (
     check_batch_norm,
     check_batch_size,
@@ -190,7 +190,9 @@ def load_data(recipe: Recipe, logger: Logger | None = None) -> Data:
             seed = recipe.start.label_seed
         data = select_labels(data, options.get("labelled"), only_labelled=options["only_labelled"], seed=seed)
     if METHODS.takes(recipe.method["name"], "num_classes"):
-        check_classes(recipe, data)
+        check_classes(METHODS.kind, recipe.method, recipe, data)
+    elif recipe.loss is not None and LOSSES.takes(recipe.loss["name"], "num_classes"):
+        check_classes(LOSSES.kind, recipe.loss, recipe, data)
     elif recipe.method.get("positives") == "class":
         check_labels(recipe, data)
     if logger is not None:
@@ -256,7 +258,10 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), evaluation_views),
     )
     settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
-    optimizer, schedule = _optimizer_and_schedule(recipe, method, settings)
+    groups = method.parameter_groups()
+    if loss is not None:
+        groups = with_groups_of_loss(groups, loss.parameter_groups())
+    optimizer, schedule = _optimizer_and_schedule(recipe, method, groups, settings)
     evaluators, every_epochs = build_evaluators(recipe.eval, data, has_classifier=method.classifier is not None)
     is_alone = method.classifier is not None and method.encoder.is_backbone_frozen
     headline = _headline_evaluator(recipe.eval, evaluators, trains_classifier_alone=is_alone)
@@ -271,7 +276,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         scaled_optimizer=ScaledOptimizer(optimizer, settings.precision, device),
         finite_check=_finite_check(data, method, optimizer, settings, device),
         schedule=schedule,
-        scheduled_values=_scheduled_values(recipe, method, loss, optimizer, settings),
+        scheduled_values=_scheduled_values(recipe, method, loss, groups, optimizer, settings),
         evaluators=evaluators,
         headline_evaluator=headline,
         has_trained_classifier=has_trained_classifier,
@@ -344,10 +349,9 @@ def _headline_evaluator(
 
 
 def _optimizer_and_schedule(
-    recipe: Recipe, method: Method, settings: Settings
+    recipe: Recipe, method: Method, groups: list[dict[str, Any]], settings: Settings
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optim = recipe.optim
-    groups = method.parameter_groups()
     if optim.layer_decay < 1:
         groups = scale_by_layer(groups, layer_scales(method, optim.layer_decay))
     weight_decay = optim.weight_decay
@@ -386,7 +390,12 @@ def _finite_check(
 
 
 def _scheduled_values(
-    recipe: Recipe, method: Method, loss: Any, optimizer: torch.optim.Optimizer, settings: Settings
+    recipe: Recipe,
+    method: Method,
+    loss: Any,
+    groups: list[dict[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
 ) -> ScheduledValues:
     values = []
     if recipe.loss is not None:
@@ -394,7 +403,7 @@ def _scheduled_values(
     values += scheduled_arguments("method", recipe.method, METHODS.get(recipe.method["name"]), method)
     if isinstance(recipe.optim.weight_decay, ValueSchedule):
         fixed_parameters = []
-        for group in method.parameter_groups():
+        for group in groups:
             if "weight_decay" in group:
                 fixed_parameters += group["params"]
         values.append(scheduled_weight_decay(recipe.optim.weight_decay, optimizer, fixed_parameters))
@@ -432,12 +441,14 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
     # `build_part` leaves out what the method's factory has no parameter for.
     supplied = {"encoder": encoder, "views": views, "num_classes": num_classes}
     if recipe.loss is not None:
-        supplied["loss"] = build_part(LOSSES, at_start(LOSSES.get(recipe.loss["name"]), recipe.loss))
+        loss_table = at_start(LOSSES.get(recipe.loss["name"]), recipe.loss)
+        # For losses with learned vectors of each class.
+        supplied["loss"] = build_part(LOSSES, loss_table, num_classes=num_classes, embedding_dim=encoder.embedding_dim)
     method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
     check_method(method, recipe.method["name"])
     encoder.encode_in_chunks(chunks, train.micro_batch_norm)
     check_pairs(method, train.batch_size)
-    check_is_trained(method, recipe.encoder)
+    check_is_trained(method, supplied.get("loss"), recipe.encoder)
     if not train.sync_batchnorm:
         check_batch_norm(method, train.batch_size)
     if train.sync_batchnorm:

@@ -13,6 +13,7 @@ from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
 from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
+from reptk.training.mining import HardNegativeMiner
 from reptk.training.optim import learning_rate
 from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState
@@ -181,6 +182,9 @@ class EpochEnd:
             return
         if metric not in untrained.metrics:
             return
+        # Losses without a temperature, such as Smooth-AP, are no softmax and have another value for random embeddings.
+        if "temperature" not in meter.scalars:
+            return
         message = shortcut_message(
             meter.contrastive_loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric]
         )
@@ -209,7 +213,12 @@ class EpochEnd:
     def _due_evaluators(self) -> list[Evaluator]:
         if self.state.step == self.parts.settings.total_steps:
             return []  # the final evaluation follows
-        return [evaluator for key, evaluator in self.parts.evaluators.items() if self._is_due(key)]
+        due = [evaluator for key, evaluator in self.parts.evaluators.items() if self._is_due(key)]
+        hard_negatives = self.parts.loader.sampler.hard_negatives
+        if hard_negatives is not None:
+            # For the batches of the next epoch, which the loader does not compose before they are requested.
+            due.append(HardNegativeMiner(hard_negatives, self.parts.device))
+        return due
 
     def _is_due(self, key: str) -> bool:
         """Whether an evaluator runs after this epoch."""

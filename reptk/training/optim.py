@@ -84,6 +84,30 @@ def scale_by_layer(
     return groups
 
 
+def with_groups_of_loss(
+    parameter_groups: Iterable[Mapping[str, Any]], loss_groups: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Move parameters of a loss from the groups of its method into groups of their own.
+
+    Args:
+        parameter_groups: `Method.parameter_groups()`.
+        loss_groups: `Loss.parameter_groups()`. Of these, what the method does not train is left out.
+
+    Returns:
+        The groups of the method, then those of the loss; without empty ones.
+    """
+    method_groups = [dict(group) for group in parameter_groups]
+    loss_groups = [dict(group) for group in loss_groups]
+    is_trained = {id(parameter) for group in method_groups for parameter in group["params"]}
+    is_moved = set()
+    for group in loss_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in is_trained]
+        is_moved |= set(map(id, group["params"]))
+    for group in method_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in is_moved]
+    return [group for group in (*method_groups, *loss_groups) if group["params"]]
+
+
 def _split_by_decay(
     group: Mapping[str, Any], weight_decay: float, decay_all: bool, undecayed_ids: set[int]
 ) -> list[dict[str, Any]]:

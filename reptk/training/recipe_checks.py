@@ -83,11 +83,21 @@ def check_pairs(method: Method, batch_size: int) -> None:
         mixing.check_pairs(batch_size // distributed.world_size())
 
 
-def check_is_trained(method: Method, section: EncoderSection) -> None:
-    """Refuse an encoder of which nothing is trained, unless the method has layers of its own."""
-    # A scalar, as a learned temperature, makes no encoder.
-    if any(parameter.requires_grad and parameter.ndim > 0 for parameter in method.parameters()):
-        return
+def check_is_trained(method: Method, loss: object, section: EncoderSection) -> None:
+    """Refuse an encoder of which nothing is trained, unless the method has layers of its own.
+
+    Args:
+        method: of the run.
+        loss: of the method; None if it takes none.
+        section: the recipe's `[encoder]`.
+    """
+    of_loss: set[int] = set()
+    if isinstance(loss, nn.Module):
+        of_loss = set(map(id, loss.parameters()))
+    for parameter in method.parameters():
+        # Proxies of a loss make no encoder, nor does a scalar, as a learned temperature.
+        if parameter.requires_grad and parameter.ndim > 0 and id(parameter) not in of_loss:
+            return
     raise UsageError(
         f"nothing would be trained: encoder.freeze is {section.freeze!r}, and with encoder.head_layers={section.head_layers} "
         "there is no head to train on top of the backbone. Freeze fewer layers, or set encoder.head_layers=2"
@@ -146,17 +156,27 @@ def check_batch_norm(method: Method, batch_size: int) -> None:
         )
 
 
-def check_classes(recipe: Recipe, data: Data) -> None:
-    """Refuse data without labels, or of a single class, for a method that takes the number of classes."""
-    name, dataset = recipe.method["name"], recipe.data["name"]
+def check_classes(kind: str, part: Table, recipe: Recipe, data: Data) -> None:
+    """Refuse data without labels, or of a single class, for a method or a loss that takes the number of classes.
+
+    Args:
+        kind: "method" or "loss".
+        part: its table in the recipe.
+        recipe: of the run.
+        data: its data set.
+    """
+    name, dataset = part["name"], recipe.data["name"]
     if not (data.train.labels >= 0).any():
+        does = "classifies images"
+        if kind == "loss":
+            does = "learns vectors of each class"
         raise DataError(
-            f"method {name!r} classifies images, but {dataset} has no labels. Put the images of each class in a folder of its "
+            f"{kind} {name!r} {does}, but {dataset} has no labels. Put the images of each class in a folder of its "
             "own, or train without labels, e.g. by the recipes simclr_folder and tcl_selfsup_folder"
         )
     if len(data.classes) < 2:
         raise DataError(
-            f"method {name!r} needs at least 2 classes to tell apart, and {dataset} has {len(data.classes)}"
+            f"{kind} {name!r} needs at least 2 classes to tell apart, and {dataset} has {len(data.classes)}"
         )
 
 

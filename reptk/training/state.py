@@ -29,6 +29,9 @@ CHECKPOINT_KEYS = (
 EMA_KEY = "ema"
 """Key of the moving average of the encoder's weights, which only runs with `train.ema_decay` have."""
 
+HARD_NEGATIVES_KEY = "hard_negatives"
+"""Key of what was mined for the batches of an epoch, which only runs with `train.sampler.hard_negatives` have."""
+
 
 @dataclass
 class RunState:
@@ -89,6 +92,9 @@ def checkpoint_content(parts: Parts, state: RunState) -> dict[str, Any]:
     }
     if parts.ema is not None:
         content[EMA_KEY] = parts.ema.module.state_dict()
+    hard_negatives = parts.loader.sampler.hard_negatives
+    if hard_negatives is not None:
+        content[HARD_NEGATIVES_KEY] = hard_negatives.state_dict()
     return content
 
 
@@ -116,14 +122,17 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
         return RunState()
     keys = CHECKPOINT_KEYS
     if parts.ema is not None:
-        keys = (*CHECKPOINT_KEYS, EMA_KEY)
+        keys = (*keys, EMA_KEY)
+    hard_negatives = parts.loader.sampler.hard_negatives
+    if hard_negatives is not None:
+        keys = (*keys, HARD_NEGATIVES_KEY)
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise DataError(
             f"the checkpoint was written by another version of reptk and cannot be continued: it lacks {', '.join(missing)}. "
             "Train again, with another --out"
         )
-    # The evaluators, views and the loader have no state.
+    # The evaluators and views have no state, nor has the loader but for hard negatives.
     try:
         parts.method.load_state_dict(saved["method"])
         check_state_of_fused(parts.optimizer, saved["optimizer"])
@@ -131,6 +140,8 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
         parts.scaled_optimizer.load_state_dict(saved["scaled_optimizer"])
         if parts.ema is not None:
             parts.ema.module.load_state_dict(saved[EMA_KEY])
+        if hard_negatives is not None:
+            hard_negatives.load_state_dict(saved[HARD_NEGATIVES_KEY])
         baselines = {str(row): Evaluation.from_state(state) for row, state in saved["baselines"].items()}
         return _plain_state(parts, saved, baselines)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:

@@ -98,10 +98,19 @@ MISTAKES = {
         "  train.sampler  images_per_class=4 is that of name = 'pk', and the name is 'random'; set train.sampler.name=pk, or "
         "leave it out",
     ),
+    "hard negatives of another sampler": (
+        ["train.sampler.hard_negatives=true"],
+        "  train.sampler  hard_negatives=true chooses the classes of name = 'pk', and the name is 'random'; set "
+        "train.sampler.name=pk, or leave it out",
+    ),
+    "a loss of classes without labels as ids": (
+        ["loss.name=proxy_anchor", "method.positives=instance"],
+        "  method.positives  is 'instance', and loss 'proxy_anchor' needs labels as ids; set method.positives=class",
+    ),
     "typo in the sampler": (
         ["train.sampler.images_pr_class=4"],
         "  train.sampler.images_pr_class  unknown key; did you mean 'images_per_class'? (known: name, images_per_class, "
-        "labeled_per_batch)",
+        "labeled_per_batch, hard_negatives)",
     ),
     "share of labels out of range": (
         ["data.labelled=1.5"],

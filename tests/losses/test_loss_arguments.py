@@ -11,7 +11,18 @@ from torch.testing import assert_close
 
 from loss_batches import FUNCTIONS, IDS, Z, by_both_implementations, every_layout, rows
 from reptk import LOSSES
-from reptk.losses import TCL, SimCLR, SupCon, simclr, supcon, tcl
+from reptk.losses import (
+    TCL,
+    ProxyAnchor,
+    SigLIP,
+    SimCLR,
+    SmoothAP,
+    SubCenterArcFace,
+    SupCon,
+    simclr,
+    supcon,
+    tcl,
+)
 from reptk.plugins.dcl import DCL
 
 pytestmark = pytest.mark.usefixtures("small_tiles")
@@ -103,7 +114,15 @@ def test_module_is_its_function(module, function):
 
 def test_registered_names():
     built_in = {name: LOSSES.get(name) for name in LOSSES.names() if LOSSES.source(name).startswith("reptk.losses")}
-    assert built_in == {"supcon": SupCon, "tcl": TCL, "simclr": SimCLR}
+    assert built_in == {
+        "supcon": SupCon,
+        "tcl": TCL,
+        "simclr": SimCLR,
+        "proxy_anchor": ProxyAnchor,
+        "siglip": SigLIP,
+        "smooth_ap": SmoothAP,
+        "subcenter_arcface": SubCenterArcFace,
+    }
 
 
 @pytest.mark.parametrize(("z", "ids"), [(np.ones((4, 2)), torch.arange(4)), (torch.ones(4, 2), [0, 1, 0, 1])])

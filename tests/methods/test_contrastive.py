@@ -2,7 +2,9 @@
 
 import torch
 
-from reptk.methods import class_ids, has_positives
+from reptk.losses import ProxyAnchor
+from reptk.methods import Contrastive, class_ids, has_positives
+from reptk.testing import check_method
 
 
 def test_image_without_a_label_has_only_its_own_views_as_positives() -> None:
@@ -18,3 +20,8 @@ def test_rows_that_share_an_id_are_positives() -> None:
     assert has_positives(torch.tensor([5, -3, 7, -3]))
     assert not has_positives(torch.tensor([5, -3, 7, 3]))
     assert not has_positives(torch.tensor([5]))
+
+
+def test_a_loss_with_proxies_meets_the_requirements_of_methods() -> None:
+    """Its proxies are trained, part of the state, and left alone by a batch without labels."""
+    check_method(Contrastive, loss=ProxyAnchor(num_classes=3, embedding_dim=16), positives="class")

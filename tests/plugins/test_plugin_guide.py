@@ -48,7 +48,7 @@ def test_every_kind_of_part_has_an_example_and_its_check() -> None:
     checks = {name for name in reptk.testing.__all__ if name.startswith("check_")}
     assert set(re.findall(r"^(check_\w+)\(", code, re.MULTILINE)) == checks
     num_registered = len(re.findall(r"\.register\(", code))
-    assert num_registered == len(re.findall(r"^check_\w+\(", code, re.MULTILINE)) == 8
+    assert num_registered == len(re.findall(r"^check_\w+\(", code, re.MULTILINE)) == 9
 
 
 def write_listed_images(folder: Path) -> None:

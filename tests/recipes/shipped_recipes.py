@@ -40,6 +40,11 @@ FAMILIES = {
     "simclr": Family("contrastive", "simclr", "instance", 2),
     "ce": Family("classify", None, None, 2),
     "distill": Family("distill", None, None, 2),
+    "proxy_anchor": Family("contrastive", "proxy_anchor", "class", 2),
+    "subcenter_arcface": Family("contrastive", "subcenter_arcface", "class", 2),
+    "siglip": Family("contrastive", "siglip", "class", 2),
+    "smooth_ap": Family("contrastive", "smooth_ap", "class", 2),
+    "xbm": Family("xbm", "supcon", "class", 2),
     "byol": Family("byol", None, None, 2),
     "simsiam": Family("simsiam", None, None, 2),
     "moco_v3": Family("moco_v3", None, None, 2),
@@ -54,8 +59,27 @@ FAMILIES = {
 ON_EVERY_DATA_SET = ("tcl_selfsup", "tcl_sup", "supcon", "simclr", "ce")
 """Families with a recipe for each data set."""
 
-ON_TWO_DATA_SETS = ("moco", "supcon_moco", "moco_v3", "byol", "simsiam")
-"""Families with a recipe for the photographs and one for Fashion-MNIST."""
+ON_TWO_DATA_SETS = (
+    "moco",
+    "supcon_moco",
+    "moco_v3",
+    "byol",
+    "simsiam",
+    "vicreg",
+    "barlow_twins",
+    "lejepa",
+    "dino",
+    "swav",
+    "distill",
+    "proxy_anchor",
+)
+"""Further families with a recipe for the photographs and one for Fashion-MNIST."""
+
+ON_PHOTOS = ("subcenter_arcface", "siglip", "smooth_ap", "xbm")
+"""Further families with a recipe for the photographs alone."""
+
+ON_FOLDERS = ("lejepa", "dino", "distill", "proxy_anchor", "smooth_ap")
+"""Those of both with a recipe for folders, too."""
 
 
 def split_name(recipe: str) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from shipped_recipes import (
     DATA_SETS,
     FAMILIES,
     ON_EVERY_DATA_SET,
+    ON_FOLDERS,
+    ON_PHOTOS,
     ON_TWO_DATA_SETS,
     SHIPPED,
     STAGES,
@@ -22,12 +24,14 @@ from shipped_recipes import (
 )
 
 
-def test_these_53_recipes_are_shipped() -> None:
+def test_these_76_recipes_are_shipped() -> None:
     names = [f"{family}_{data}" for family in ON_EVERY_DATA_SET for data in DATA_SETS]
+    names += [f"{family}_{data}" for family in ON_TWO_DATA_SETS for data in ("photos", "fashion_mnist")]
+    names += [f"{family}_photos" for family in ON_PHOTOS]
+    names += [f"{family}_folder" for family in ON_FOLDERS]
     adapted = ["tcl_sup_adapt_folder", "supcon_adapt_folder", "simclr_adapt_folder", "tcl_sup_adapt_photos"]
-    on_two = [f"{family}_{data}" for family in ON_TWO_DATA_SETS for data in ("photos", "fashion_mnist")]
-    assert sorted([*names, *adapted, *on_two, "tcl_semi_fashion_mnist"]) == SHIPPED
-    assert len(SHIPPED) == 50
+    assert sorted([*names, *adapted, "tcl_semi_fashion_mnist"]) == SHIPPED
+    assert len(SHIPPED) == 73
     assert len(STAGES) == 3
     assert {*SHIPPED, *STAGES} <= set(available())
 

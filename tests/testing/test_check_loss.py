@@ -15,6 +15,7 @@ import reptk.plugins.dcl
 from reptk.config.registry import LOSSES
 from reptk.losses import RowStatistics, SupCon, Term, implementation, mean_over_anchors, normalize, supcon
 from reptk.testing import LOSS_REQUIREMENTS, check_loss
+from reptk.testing.loss_checks import CLASS_LOSS_REQUIREMENTS
 from violations import assert_each_is_violated, assert_rng_untouched, assert_violates, shipped
 
 
@@ -24,7 +25,16 @@ def test_every_shipped_loss_meets_the_requirements(name):
 
 
 def test_the_losses_are_those_of_reptk_and_its_plugin():
-    assert shipped(LOSSES) == ["dcl", "simclr", "supcon", "tcl"]
+    assert shipped(LOSSES) == [
+        "dcl",
+        "proxy_anchor",
+        "siglip",
+        "simclr",
+        "smooth_ap",
+        "subcenter_arcface",
+        "supcon",
+        "tcl",
+    ]
 
 
 FORMS = {
@@ -258,6 +268,52 @@ def test_a_broken_loss_is_detected(loss, expected):
 
 def test_every_requirement_is_violated_by_a_broken_loss():
     assert_each_is_violated(LOSS_REQUIREMENTS, BROKEN_LOSSES)
+
+
+class Prototypes(nn.Module):
+    """Cross-entropy of similarities with a learned vector of each class, which is right if `is_counted` is."""
+
+    def __init__(self, num_classes, embedding_dim):
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(num_classes, embedding_dim))
+
+    def forward(self, z, ids):
+        with torch.autocast("cpu", enabled=False):
+            logits = normalize(z) @ normalize(self.vectors).to(normalize(z).dtype).T
+        is_counted = self.is_counted(ids)
+        losses = functional.cross_entropy(logits, ids.long().clamp_min(0), reduction="none")
+        return self.mean(losses, is_counted)
+
+    def is_counted(self, ids):
+        return ids >= 0
+
+    def mean(self, losses, is_counted):
+        return (losses * is_counted).sum() / is_counted.sum().clamp_min(1)
+
+
+class UnlabeledOfFirstClass(Prototypes):
+    def is_counted(self, ids):
+        return torch.ones_like(ids, dtype=torch.bool)
+
+
+class MeanOfNoLabels(Prototypes):
+    def mean(self, losses, is_counted):
+        return losses[is_counted].mean()
+
+
+BROKEN_CLASS_LOSSES = {
+    "unlabeled rows count": (UnlabeledOfFirstClass, ["rows without a label", "a batch without any label"]),
+    "mean of no labels": (MeanOfNoLabels, ["a batch without any label"]),
+}
+
+
+def test_a_loss_with_vectors_of_classes_meets_the_requirements():
+    check_loss(Prototypes)
+
+
+@pytest.mark.parametrize(("loss", "expected"), BROKEN_CLASS_LOSSES.values(), ids=BROKEN_CLASS_LOSSES)
+def test_a_broken_loss_of_classes_is_detected(loss, expected):
+    assert_violates(expected, CLASS_LOSS_REQUIREMENTS, check_loss, loss)
 
 
 def test_what_a_loss_must_not_do_is_said_in_the_words_of_its_author() -> None:

@@ -39,7 +39,11 @@ LOSS_PARTS = [
     {"name": "simclr"},
     {"name": "dcl"},
     {"name": "plain"},
+    {"name": "siglip"},
+    {"name": "proxy_anchor"},
+    {"name": "subcenter_arcface"},
 ]
+METHODS_WITH_MEMORY = [{"name": "xbm", "memory_size": 64}]
 METHODS_WITH_CLASSES = [
     {"name": "classify", "label_smoothing": 0.1},
     {"name": "classify", "mixup": 0.4, "cutmix": 1.0},
@@ -60,6 +64,8 @@ def compute_all(rank: int, folder: Path) -> None:
     for number, method in enumerate(METHODS_WITH_CLASSES):
         loss = {"name": "supcon"} if method["name"] == "joint" else None
         save_gradients(folder / f"classes{number}", loss, method=method)
+    for number, method in enumerate(METHODS_WITH_MEMORY):
+        save_gradients(folder / f"memory{number}", {"name": "supcon"}, method=method)
     save_features(folder / "features")
     save_knn(folder / "knn")
     save_error_of_main(folder / "error")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from reptk.config.registry import DATASETS
 from reptk.core import distributed
-from reptk.core.errors import UsageError
+from reptk.core.errors import DataError, UsageError
 from reptk.data import Data
 from reptk.data.sources.generated import generated
 from reptk.training.build import build, load_data
@@ -109,3 +109,39 @@ def test_a_leak_is_looked_for_in_the_contrastive_part_of_the_loss(
     meter.add({"loss": torch.tensor(3.0), **outputs})
     meter.read()
     assert meter.contrastive_loss == expected
+
+
+@pytest.mark.parametrize("decay_all", ["false", "true"])
+def test_proxies_have_a_learning_rate_of_their_own_and_no_weight_decay(decay_all: str) -> None:
+    loss = {"name": "proxy_anchor", "lr_scale": 20.0}
+    recipe = tiny("method.positives=class", f"optim.decay_all={decay_all}", "optim.layer_decay=0.9", loss=loss)
+    parts = build(recipe, load_data(recipe), torch.device("cpu"))
+    proxies = parts.method.loss.proxies
+    assert proxies.shape == (4, 128)
+    of_proxies = [group for group in parts.optimizer.param_groups if any(p is proxies for p in group["params"])]
+    assert len(of_proxies) == 1
+    assert len(of_proxies[0]["params"]) == 1
+    assert (of_proxies[0]["lr_scale"], of_proxies[0]["weight_decay"]) == (20.0, 0.0)
+    parts.schedule.set_step(0)
+    assert of_proxies[0]["lr"] == pytest.approx(20 * recipe.optim.lr)
+    trained = [id(p) for group in parts.optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in parts.method.parameters())
+
+
+def test_proxies_alone_are_no_encoder_to_train() -> None:
+    recipe = tiny(
+        "method.positives=class",
+        loss={"name": "proxy_anchor"},
+        encoder={"backbone": "test_resnet", "freeze": "all", "head_layers": 0},
+    )
+    with pytest.raises(UsageError, match="nothing would be trained"):
+        build(recipe, load_data(recipe), torch.device("cpu"))
+
+
+def test_a_loss_with_proxies_needs_two_classes(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for number in range(20):
+        Image.effect_noise((16, 16), number + 1).save(tmp_path / "cat" / f"{number}.png")
+    data = {"name": "folder", "root": str(tmp_path), "size": 16, "labels": "folders"}
+    with pytest.raises(DataError, match="loss 'proxy_anchor' needs at least 2 classes to tell apart, and folder has 1"):
+        load_data(tiny("method.positives=class", data=data, loss={"name": "proxy_anchor"}))

@@ -9,7 +9,7 @@ from torch import nn
 
 from reptk.core.errors import ReptkError, UsageError
 from reptk.models.encoder import Encoder
-from reptk.training.optim import Schedule, create_optimizer, learning_rate
+from reptk.training.optim import Schedule, create_optimizer, learning_rate, with_groups_of_loss
 
 NAMES = ["sgd", "lars", "adamw"]
 
@@ -260,3 +260,14 @@ def test_multistep_is_torchs(steps_per_epoch: int) -> None:
         if step % steps_per_epoch == steps_per_epoch - 1:
             other.step()
             scheduler.step()
+
+
+def test_parameters_of_a_loss_move_to_groups_of_their_own() -> None:
+    backbone, proxies, frozen = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))
+    method_groups = [{"params": [backbone, proxies], "lr_scale": 0.5}, {"params": []}]
+    loss_groups = [{"params": [proxies, frozen], "lr_scale": 100.0, "weight_decay": 0.0}]
+    first, second = with_groups_of_loss(method_groups, loss_groups)
+    assert first == {"params": [backbone], "lr_scale": 0.5}
+    assert [parameter is proxies for parameter in second["params"]] == [True]
+    assert (second["lr_scale"], second["weight_decay"]) == (100.0, 0.0)
+    assert method_groups[0]["params"] == [backbone, proxies]

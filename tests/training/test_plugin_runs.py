@@ -345,15 +345,15 @@ def guide_examples() -> list[str]:
     return [code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "LOSSES.register" in code]
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_losses_of_the_guide_train(number: int, tmp_path: Path) -> None:
     examples = guide_examples()
-    assert len(examples) == 2
+    assert len(examples) == 3
     file = tmp_path / f"guide_{number}.py"
     file.write_text(examples[number])
     name = re.search(r'register\("(\w+)"\)', examples[number]).group(1)
     load_plugin(str(file))
-    loss = LOSSES.get(name)()
+    loss = LOSSES.build(name, {}, {"num_classes": 4, "embedding_dim": 5})
     z = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss(z, torch.arange(12) % 4).backward()
     assert z.grad.abs().sum() > 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rank_processes import run_on_ranks, run_recipe_on_ranks
 
-from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, RECIPE, compute_all
+from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, METHODS_WITH_MEMORY, RECIPE, compute_all
 from reptk.config import load, validate
 from reptk.core import distributed
 from reptk.core.errors import UsageError
@@ -20,6 +20,9 @@ from reptk.training.build import build, load_data
 from tiny_runs import logged_losses, result_metrics, run_silently
 
 pytestmark = pytest.mark.slow
+
+COMPUTED_IN_FULL = ("plain", "siglip", "proxy_anchor", "subcenter_arcface")
+"""Losses without `computes_local_rows`."""
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,17 @@ def test_ranks_give_the_gradients_of_one_process_in_float32(world_size: int, res
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("number", range(len(METHODS_WITH_MEMORY)))
+def test_ranks_compare_with_the_same_memory(world_size: int, number: int, results: dict[int, Path]) -> None:
+    one = load_results(results[1] / f"memory{number}")
+    many = load_results(results[world_size] / f"memory{number}")
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-12, atol=0)
+    largest = largest_entry(one["gradients"])
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(many["gradients"][name], expected, rtol=1e-12, atol=1e-12 * largest, msg=name)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("number", range(len(METHODS_WITH_CLASSES)))
 def test_ranks_give_the_gradients_of_cross_entropy(world_size: int, number: int, results: dict[int, Path]) -> None:
     """The images of some classes have no label, and not as many on each rank; mixup and cutmix draw the same for all ranks."""
@@ -122,7 +136,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(world_size: int, results:
 def test_backward_of_a_loss_on_local_rows_communicates_nothing(
     world_size: int, number: int, results: dict[int, Path]
 ) -> None:
-    if LOSS_PARTS[number]["name"] == "plain":
+    if LOSS_PARTS[number]["name"] in COMPUTED_IN_FULL:
         expected = {"forward": ["gather"] * 2, "backward": ["all_reduce"]}
     else:
         learns_temperature = LOSS_PARTS[number].get("learn_temperature", False)

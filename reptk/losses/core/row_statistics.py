@@ -52,7 +52,7 @@ class RowStatistics:
     """
 
     def __init__(self, z: Tensor, ids: Tensor, keys: Tensor | None = None, key_ids: Tensor | None = None) -> None:
-        _check_batch("z", "ids", z, ids)
+        check_batch("z", "ids", z, ids)
         if (keys is None) != (key_ids is None):
             raise ValueError("keys and key_ids come together: give both or neither")
         self._z = z
@@ -60,7 +60,7 @@ class RowStatistics:
         if keys is None or key_ids is None or not len(keys):
             self._keys = z.new_empty(0, z.shape[1], dtype=dtype)
         else:
-            _check_batch("keys", "key_ids", keys, key_ids)
+            check_batch("keys", "key_ids", keys, key_ids)
             if keys.shape[1] != z.shape[1]:
                 raise ValueError(f"keys must be as wide as z, got {keys.shape[1]} and {z.shape[1]}")
             # Once for all statistics; z is normalized by the operator, which also returns its gradient.
@@ -189,7 +189,12 @@ def _log_sum_exp(log_sums: list[Tensor]) -> Tensor:
     return torch.where(is_empty, -math.inf, shift + log_total)
 
 
-def _check_batch(rows_name: str, ids_name: str, rows: Tensor, ids: Tensor) -> None:
+def check_batch(rows_name: str, ids_name: str, rows: Tensor, ids: Tensor) -> None:
+    """Check rows (N, D) and their ids (N,), under the names that messages use.
+
+    Raises:
+        TypeError, ValueError: they are no such tensors.
+    """
     for name, values in ((rows_name, rows), (ids_name, ids)):
         if not isinstance(values, Tensor):
             raise TypeError(f"{name} must be a tensor, not {type(values).__name__}; torch.as_tensor({name}) makes one")

@@ -1,0 +1,97 @@
+"""Cross-batch memory: the embeddings of a batch are also compared with those of earlier batches.
+
+python -m reptk.recipe xbm_photos
+"""
+
+import inspect
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
+from torch import Tensor, cat, nn
+
+from reptk.config.registry import METHODS, with_defaults
+from reptk.core.distributed import world_size
+from reptk.losses import Loss, normalize
+from reptk.methods.contrastive import Positives, contrastive_outputs, images_by_size, positive_ids
+from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.queue import Queue
+from reptk.models.encoder import Encoder
+from reptk.views import Views
+
+
+@METHODS.register("xbm")
+class XBM(Method):
+    """A contrastive loss with a cross-batch memory (Wang et al. 2020, arXiv 1912.06798).
+
+    The memory holds the last embeddings of the encoder itself, without a gradient: they drift slowly, once the first steps
+    are over. The loss is loss(z, ids, keys, key_ids) with the batch as anchors, which are compared with each other and with
+    the memory. The authors' code adds a second loss of the batch alone and puts the batch into the memory first; here each
+    other row counts once. An embedding of the same image from an earlier epoch is a row like the others.
+
+    Args:
+        encoder: images to embeddings.
+        views: (images, key) -> (V, B, 3, h, w), or a list of such tensors of several sizes.
+        loss: one that takes keys: `supcon`, `tcl`, `simclr`, `siglip`, `smooth_ap`.
+        memory_size: rows in the memory, of the views of all ranks. The paper's best are the size of the data set and more.
+        start: share of the run after which the memory is used; until then it is filled alone. The authors' code waits 1,000
+            steps.
+        positives: "class": all views of one class are positives, and an image without a label (-1) has only its own;
+            "instance": the views of one image are.
+    """
+
+    uses_aspect_ratios = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        views: Views,
+        loss: nn.Module,
+        memory_size: Annotated[int, Ge(1)] = 8192,
+        start: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        positives: Positives = "class",
+    ) -> None:
+        super().__init__()
+        check_takes_keys(loss)
+        self.encoder = encoder
+        self.views = views
+        self.loss = with_defaults(loss, Loss)
+        # Not under the argument's name, which would let it have a schedule.
+        self._start = start
+        self.positives = positives
+        self.memory = Queue(memory_size, encoder.embedding_dim)
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        embeddings = []
+        for images in images_by_size(batch, self.views, step.key):
+            embeddings.append(self.encoder(images))
+        z = cat(embeddings)
+        keys, key_ids = self._used_memory(step, len(z) * world_size())
+        outputs = contrastive_outputs(self.loss, z, positive_ids(batch, self.positives), keys=keys, key_ids=key_ids)
+        # Stored for `after_step`, which puts them into the memory.
+        self.new_rows, self.new_ids = normalize(outputs["z"]), outputs["ids"]
+        return outputs
+
+    def after_step(self, step: Step) -> None:
+        self.memory.push(step, self.new_rows, self.new_ids)
+
+    def _used_memory(self, step: Step, rows_per_step: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return the rows that earlier steps have pushed, and their ids; None before the memory is used."""
+        if step.progress < self._start:
+            return None, None
+        # Without the initial rows. The number is a function of the step, and so known without waiting for a GPU.
+        count = min(step.number * rows_per_step, len(self.memory))
+        return self.memory.rows[:count], self.memory.ids[:count]
+
+
+def check_takes_keys(loss: Any) -> None:
+    """Check that a loss can be called with keys and their ids, rows to compare with that are no anchors.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    call = loss
+    if isinstance(loss, nn.Module):
+        # The signature of a module itself is that of nn.Module.__call__, which shows no parameters.
+        call = loss.forward
+    if not {"keys", "key_ids"} <= set(inspect.signature(call).parameters):
+        raise ValueError("its loss must take keys and key_ids, as simclr, supcon and tcl do")
