@@ -48,8 +48,8 @@ def setting_values(values: FlatRecipe) -> FlatRecipe:
 def with_common_starts(recipes: Sequence[FlatRecipe]) -> list[FlatRecipe]:
     """Return recipes in which runs to start from that differ in their seeds alone are called by the name of the first.
 
-    Stages over seeds, `linear seed=1 --from runs/supcon_digits/1` and the same with 2, are so of one setting. The runs that stages
-    start from are named without the folders that are common to all of them.
+    Stages over seeds, `linear seed=1 --from runs/supcon_digits/1` and the same with 2, are so of one setting. The runs that
+    stages start from are named without the folders that are common to all of them.
     """
     first_names: dict[tuple[str, str], Any] = {}
     renamed = []
