@@ -3,8 +3,7 @@
 python -m reptk.recipe xbm_photos
 """
 
-import inspect
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Lt
 from torch import Tensor, cat, nn
@@ -13,6 +12,7 @@ from reptk.config.registry import METHODS, with_defaults
 from reptk.core.distributed import world_size
 from reptk.losses import Loss, normalize
 from reptk.methods.contrastive import Positives, contrastive_outputs, images_by_size, positive_ids
+from reptk.methods.moco import check_takes_keys
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.queue import Queue
 from reptk.models.encoder import Encoder
@@ -81,17 +81,3 @@ class XBM(Method):
         # Without the initial rows. The number is a function of the step, and so known without waiting for a GPU.
         count = min(step.number * rows_per_step, len(self.memory))
         return self.memory.rows[:count], self.memory.ids[:count]
-
-
-def check_takes_keys(loss: Any) -> None:
-    """Check that a loss can be called with keys and their ids, rows to compare with that are no anchors.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    call = loss
-    if isinstance(loss, nn.Module):
-        # The signature of a module itself is that of nn.Module.__call__, which shows no parameters.
-        call = loss.forward
-    if not {"keys", "key_ids"} <= set(inspect.signature(call).parameters):
-        raise ValueError("its loss must take keys and key_ids, as simclr, supcon and tcl do")
