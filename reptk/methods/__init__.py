@@ -23,11 +23,12 @@ from reptk.methods.xbm import XBM
 
 __all__ = [
     "BYOL",
+    "DINO",
+    "XBM",
     "BarlowTwins",
     "Batch",
     "Classify",
     "Contrastive",
-    "DINO",
     "Distill",
     "Joint",
     "LeJEPA",
@@ -40,7 +41,6 @@ __all__ = [
     "Step",
     "SwAV",
     "VICReg",
-    "XBM",
     "class_ids",
     "cosine_momentum",
     "draws_on_whole_pictures",
