@@ -1,10 +1,11 @@
 """Cross-entropy, SupCon, TCL and SimCLR on equal terms, over seeds: the runs and tables of docs/comparison.md.
 
-python benchmarks/comparison.py photos|fashion_mnist [--out comparison] [--epochs 8] [--seeds 5] [--jobs 2]
+python benchmarks/comparison.py photos|fashion_mnist [--tables with_labels ...] [--out comparison] [--epochs 8] [--jobs 2]
 
-Trains every setting with every seed by `reptk sweep` below OUT/DATA/, then a linear classifier on each encoder that was
-trained with labels (the recipe `linear`), and writes the tables by `reptk compare` to OUT/DATA/tables/. The same command goes
-on where an earlier one was stopped. Settings of a table differ in the method, the loss or the number of views alone.
+Trains every setting with every seed by `reptk sweep` below OUT/DATA/, then a linear classifier on each encoder of the table
+`with_labels` (the recipe `linear`), and writes the tables by `reptk compare` to OUT/DATA/tables/. The same command goes on
+where an earlier one was stopped. Settings of `with_labels` and `without_labels` differ in the method, the loss or the number of
+views alone; those of `methods` and `retrieval` are the recipes' with the same number of epochs.
 
 On a GPU that small images do not fill, several runs share it: `--jobs 3 --sweeps 4` trains twelve at a time.
 """
@@ -26,18 +27,44 @@ class Comparison(NamedTuple):
     """The sweeps of one data set.
 
     with_labels, without_labels: each makes a table.
+    methods, retrieval: the other methods without labels, and losses for retrieval; each makes a table.
     few_labels: those of a data set with a recipe for them, which keep the epochs of that recipe.
     seeds: of every setting.
     """
 
     with_labels: Sweeps
     without_labels: Sweeps
+    methods: Sweeps
+    retrieval: Sweeps
     few_labels: Sweeps
     seeds: int
 
 
 SMALL_VIEWS = ["views.size=16", "encoder.stem=small"]
 """Of simclr_fashion_mnist. Without labels, the encoder that is trained on 32 px ends below raw pixels."""
+
+TABLES = ("with_labels", "without_labels", "methods", "retrieval", "few_labels")
+"""Fields of `Comparison`."""
+
+METHODS = (
+    "simclr",
+    "moco",
+    "moco_v3",
+    "byol",
+    "simsiam",
+    "vicreg",
+    "barlow_twins",
+    "lejepa",
+    "dino",
+    "swav",
+    "distill",
+)
+"""With a recipe for each data set."""
+
+
+def _one_recipe_each(families: Sequence[str], data: str) -> Sweeps:
+    return {f"recipe_{family}": [f"{family}_{data}"] for family in families}
+
 
 COMPARISONS = {
     "photos": Comparison(
@@ -52,6 +79,10 @@ COMPARISONS = {
             "simclr": ["simclr_photos", "views.count=2,3"],
             "tcl_selfsup": ["tcl_selfsup_photos", "views.count=2,3"],
         },
+        methods=_one_recipe_each(METHODS, "photos"),
+        retrieval=_one_recipe_each(
+            ("supcon", "supcon_moco", "proxy_anchor", "subcenter_arcface", "siglip", "smooth_ap", "xbm"), "photos"
+        ),
         few_labels={},
         seeds=5,
     ),
@@ -73,6 +104,8 @@ COMPARISONS = {
                 "optim.lr=0.003",
             ],
         },
+        methods=_one_recipe_each(METHODS, "fashion_mnist"),
+        retrieval=_one_recipe_each(("supcon", "supcon_moco", "proxy_anchor"), "fashion_mnist"),
         few_labels={
             "semi": ["tcl_semi_fashion_mnist", "data.labelled=0.01,0.1,1.0"],
             "label_only_1_percent": ["tcl_semi_fashion_mnist", "data.only_labelled=true", "train.epochs=234"],
@@ -101,17 +134,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.out / args.data
     folder.mkdir(parents=True, exist_ok=True)
     num_seeds = args.seeds or comparison.seeds
-    once = [f"train.epochs={args.epochs}", f"eval.knn.every_epochs={args.epochs}"]
+    epochs = [f"train.epochs={args.epochs}", f"eval.knn.every_epochs={args.epochs}"]
     common = ["eval.linear={}", f"seed=0..{num_seeds - 1}", *args.common]
-    commands = [
-        _sweep(folder / name, args.jobs, [*values, *common, *once])
-        for name, values in (comparison.without_labels | comparison.with_labels).items()
-    ]
-    commands += [_sweep(folder / name, args.jobs, [*values, *common]) for name, values in comparison.few_labels.items()]
+    sweeps_of_tables = {table: comparison._asdict()[table] for table in args.tables}
+    commands = []
+    for table, sweeps in sweeps_of_tables.items():
+        for name, values in sweeps.items():
+            if table != "few_labels":
+                values = [*values, *epochs]
+            commands.append(_sweep(folder / name, args.jobs, [*values, *common]))
     codes = _run_some_at_a_time(commands, args.sweeps)
-    codes += [subprocess.call(command) for command in _tables(folder, comparison)]
-    codes += _run_some_at_a_time(_linear_stages(folder, comparison, args), args.sweeps)
-    codes.append(subprocess.call(_linear_table(folder, comparison)))
+    codes += [
+        subprocess.call(_table(folder, table, list(sweeps))) for table, sweeps in sweeps_of_tables.items() if sweeps
+    ]
+    if "with_labels" in args.tables:
+        codes += _run_some_at_a_time(_linear_stages(folder, comparison, args), args.sweeps)
+        names = [f"linear_{name}" for name in comparison.with_labels]
+        codes.append(subprocess.call([*_table(folder, "linear", names), "--metric", "accuracy"]))
     return 1 if any(codes) else 0
 
 
@@ -119,6 +158,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=list(COMPARISONS))
     parser.add_argument("common", nargs="*", metavar="key=value", help="of every run, e.g. train.precision=bf16")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("comparison"))
     parser.add_argument("--epochs", type=int, default=8, help="of all runs but those with few labels; default: 8")
     parser.add_argument("--seeds", type=int, help="of each setting; default: 5 for photos, 3 for fashion_mnist")
@@ -156,26 +196,10 @@ def _run_some_at_a_time(commands: Sequence[list[str]], number: int) -> list[int]
         return list(pool.map(subprocess.call, commands))
 
 
-def _tables(folder: Path, comparison: Comparison) -> list[list[str]]:
-    tables = {
-        "with_labels": comparison.with_labels,
-        "without_labels": comparison.without_labels,
-        "few_labels": comparison.few_labels,
-    }
-    commands = []
-    for table, sweeps in tables.items():
-        if sweeps:
-            sweep_folders = [folder / name for name in sweeps]
-            commands.append(
-                _reptk("compare", *sweep_folders, "--out", folder / "tables" / table, "--report", "--force")
-            )
-    return commands
-
-
-def _linear_table(folder: Path, comparison: Comparison) -> list[str]:
-    sweeps = [folder / f"linear_{name}" for name in comparison.with_labels]
-    out = folder / "tables" / "linear"
-    return _reptk("compare", *sweeps, "--metric", "accuracy", "--out", out, "--report", "--force")
+def _table(folder: Path, table: str, sweeps: Sequence[str]) -> list[str]:
+    """Return the command that writes a table of sweeps."""
+    folders = [folder / name for name in sweeps]
+    return _reptk("compare", *folders, "--out", folder / "tables" / table, "--report", "--force")
 
 
 if __name__ == "__main__":

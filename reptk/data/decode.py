@@ -100,7 +100,10 @@ class PixelOptions:
         low, high = self.range
         if not 0 <= low < high <= 65535:
             raise ValueError(f"range must be two values from 0 to 65535, the lower first, got {list(self.range)}")
-        ImageColor.getrgb(self.background)
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as cause:
+            raise ValueError(f"background must be the name of a color or #rrggbb, got {self.background!r}") from cause
 
 
 DEFAULT_OPTIONS = PixelOptions()

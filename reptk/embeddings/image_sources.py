@@ -315,12 +315,19 @@ def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:
 
 
 def pixel_options(table: config.Table) -> PixelOptions:
-    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these."""
+    """Return the arguments of a data set that say how its pixels are decoded; the defaults for one without these.
+
+    Raises:
+        UsageError: a value is none of those that are possible.
+    """
     names = [field.name for field in fields(PixelOptions) if field.name in table]
     values = {name: table[name] for name in names}
     if "range" in values:
         values["range"] = tuple(values["range"])
-    return PixelOptions(**values)
+    try:
+        return PixelOptions(**values)
+    except ValueError as cause:
+        raise UsageError(f"data.{cause}") from cause
 
 
 def _path_of(file: LabeledFile) -> Path:

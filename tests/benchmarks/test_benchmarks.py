@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import reptk
+from reptk.sweep.grid import load_cells, parse_grid
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ["encoder.backbone=test_resnet", "train.batch_size=16", "train.device=cpu"]
@@ -57,6 +58,26 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
     for recipe in (["simclr_digits"], ["ce_digits", "method.freeze_encoder=true"]):
         module.main([*recipe, *TINY])
         assert "step / bare" in capsys.readouterr().out
+
+
+def test_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All settings validate; one sweep and the linear stages that start from its runs are trained, and make tables."""
+    module = benchmark("comparison", monkeypatch)
+    fields = module.Comparison._fields
+    for data, comparison in module.COMPARISONS.items():
+        for table in module.TABLES:
+            for recipe, *values in comparison._asdict()[table].values():
+                assert load_cells(parse_grid(recipe, values)), (data, table)
+    small = {field: {} for field in fields} | {
+        "with_labels": {"supcon": ["supcon_digits", "loss.form=out,in"]},
+        "seeds": 1,
+    }
+    monkeypatch.setitem(module.COMPARISONS, "photos", module.Comparison(**small))
+    options = ["--epochs", "1", "--linear-epochs", "1", "--jobs", "2"]
+    assert module.main(["photos", *TINY, "data.name=generated", "data.train=32", *options]) == 0
+    folder = tmp_path / "comparison" / "photos" / "tables"
+    assert "loss.form=in" in (folder / "with_labels" / "comparison.md").read_text()
+    assert "Accuracy" in (folder / "linear" / "comparison.md").read_text()
 
 
 def test_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

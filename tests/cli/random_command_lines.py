@@ -1,6 +1,7 @@
 """Random command lines and overrides: real names and options, nearly real ones, and values of all kinds."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -270,13 +271,19 @@ def _write_verified_run(folder: Path) -> None:
 
 
 def recipe_keys(recipe: Recipe) -> list[str]:
-    """Return the dotted keys of a recipe, and those of all parts that it could name."""
-    keys = _dotted_keys(recipe.model_dump(), "")
+    """Return the dotted keys of a recipe, and those of all parts that it could name.
+
+    The former are repeated, so that most keys drawn from the list are the recipe's, and can be accepted.
+    """
+    recipe_keys = sorted(set(_dotted_keys(recipe.model_dump(), "")))
+    keys = []
     for prefix, registry in {**PARTS, "eval.NAME": EVALUATORS}.items():
         for name in registry.names():
             for argument in signature.names(registry.get(name), registry.supplied):
                 keys.append(f"{prefix.replace('NAME', name)}.{argument}")
-    return sorted(set(keys))
+    other_keys = sorted(set(keys) - set(recipe_keys))
+    repetitions = math.ceil(2 * len(other_keys) / len(recipe_keys))
+    return recipe_keys * repetitions + other_keys
 
 
 def _dotted_keys(table: dict[str, Any], prefix: str) -> list[str]:
