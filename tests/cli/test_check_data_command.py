@@ -89,6 +89,12 @@ def test_what_training_refuses_is_not_usable(
     assert message in run_command(["check-data", write_drawings(tmp_path, **counts)], capsys, exit_code=3)
 
 
+@pytest.mark.parametrize("pair", ["data.background=9223372036854775808", "data.range=[5,5]"])
+def test_pixels_that_cannot_be_decoded_so(pair: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    message = run_command(["check-data", write_drawings(tmp_path, cat=2), pair], capsys, exit_code=2)
+    assert f"{pair.partition('=')[0]} must be" in message
+
+
 def test_a_folder_as_key_and_value(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
