@@ -165,10 +165,11 @@ class Distill(Method):
         self._new_ids = all_gather(index.repeat(len(targets) // len(index)))
         if self.cache is not None:
             self.cache.put(self._new_ids, self._new_rows)
+        queued_rows, _ = self.queue.used()
         return similarity_loss(
             functional.normalize(z, dim=1),
             targets,
-            torch.cat([self._new_rows, self.queue.rows[self.queue.is_used]]),
+            torch.cat([self._new_rows, queued_rows]),
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
         )

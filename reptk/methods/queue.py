@@ -46,6 +46,11 @@ class Queue(nn.Module):
         """(K,) booleans: whether a row was pushed, and is no initial one."""
         return self.ids > UNUSED_ID
 
+    def used(self) -> tuple[Tensor, Tensor]:
+        """Return the rows (U, D) that were pushed, and their ids (U,). On a GPU, the host waits for it to know how many."""
+        is_used = self.is_used
+        return self.rows[is_used], self.ids[is_used]
+
     @torch.no_grad()
     def push(self, step: Step, rows: Tensor, ids: Tensor) -> None:
         """Replace the oldest rows. Call it once in each step, from `Method.after_step`, with the same number of rows.

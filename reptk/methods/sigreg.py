@@ -22,7 +22,7 @@ def sigreg(z: Tensor, directions: Tensor, *, knots: int = 17, t_max: float = 3.0
 
     computed by the trapezoidal rule with `knots` points in [0, t_max], whose weight is doubled since the integrand is even. The
     result is the mean over directions and views. That is the authors' code (galilai-group/lejepa, MINIMAL.md) and lightly's;
-    stable-pretraining takes the images of all views as one sample, and the paper's listing 17 points in [-5, 5].
+    stable-pretraining takes the images of all views as one sample.
 
     Args:
         z: (V, B, D) embeddings of this rank, in float32 or wider.

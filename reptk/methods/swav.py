@@ -112,8 +112,9 @@ class SwAV(Method):
 
     def _uses_queue(self, queue: Queue, step: Step) -> bool:
         """Return whether the queue is full of embeddings, and the epoch is that from which on it is used."""
-        is_full = step.number * len(self._new_rows) >= len(queue)
-        return is_full and step.epoch >= self.queue_start_epochs
+        if step.epoch < self.queue_start_epochs:
+            return False
+        return bool(queue.is_used.all())
 
     def _rows_of_all_ranks(self, rows: Tensor, num_images: int) -> Tensor:
         """Return the rows (G * B, D) of all ranks in the order that a single process would have: view by view."""

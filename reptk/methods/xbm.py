@@ -9,7 +9,6 @@ from annotated_types import Ge, Lt
 from torch import Tensor, cat, nn
 
 from reptk.config.registry import METHODS, with_defaults
-from reptk.core.distributed import world_size
 from reptk.losses import Loss, normalize
 from reptk.methods.contrastive import Positives, contrastive_outputs, images_by_size, positive_ids
 from reptk.methods.moco import check_takes_keys
@@ -65,7 +64,9 @@ class XBM(Method):
         for images in images_by_size(batch, self.views, step.key):
             embeddings.append(self.encoder(images))
         z = cat(embeddings)
-        keys, key_ids = self._used_memory(step, len(z) * world_size())
+        keys, key_ids = None, None
+        if step.progress >= self._start:
+            keys, key_ids = self.memory.used()
         outputs = contrastive_outputs(self.loss, z, positive_ids(batch, self.positives), keys=keys, key_ids=key_ids)
         # Stored for `after_step`, which puts them into the memory.
         self.new_rows, self.new_ids = normalize(outputs["z"]), outputs["ids"]
@@ -73,11 +74,3 @@ class XBM(Method):
 
     def after_step(self, step: Step) -> None:
         self.memory.push(step, self.new_rows, self.new_ids)
-
-    def _used_memory(self, step: Step, rows_per_step: int) -> tuple[Tensor | None, Tensor | None]:
-        """Return the rows that earlier steps have pushed, and their ids; None before the memory is used."""
-        if step.progress < self._start:
-            return None, None
-        # Without the initial rows. The number is a function of the step, and so known without waiting for a GPU.
-        count = min(step.number * rows_per_step, len(self.memory))
-        return self.memory.rows[:count], self.memory.ids[:count]

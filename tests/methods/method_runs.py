@@ -1,13 +1,15 @@
-"""Short runs of contributed methods, in this process or on two ranks."""
+"""Short runs of methods, in this process or on two ranks."""
 
 from pathlib import Path
 
+import pytest
 import torch
 from rank_processes import run_recipe_on_ranks
 from safetensors.torch import load_file
 
 from reptk.config import Recipe, load
 from reptk.core.console import Logger
+from reptk.training import loop
 from reptk.training.checkpoint import load_newest
 from reptk.training.loop import train
 
@@ -38,6 +40,22 @@ def small(name: str, *overrides: str) -> Recipe:
 
 def run(recipe: Recipe, folder: Path, **options: bool) -> dict[str, float]:
     return train(recipe, folder, logger=Logger(prints=False, writes=True), **options)
+
+
+def interrupt_run(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, *, step: int = 5) -> None:
+    """Start a run, and interrupt it in this step, counted from 1. With `SMALL`, the fifth is in the second epoch."""
+    real, calls = loop.train_step, []
+
+    def step_or_interrupt(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", step_or_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, folder)
 
 
 def run_on_two_ranks(recipe: Recipe, folder: Path) -> None:

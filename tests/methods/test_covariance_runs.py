@@ -9,6 +9,7 @@ import torch
 from rank_processes import run_recipe_on_ranks
 from torch import Tensor
 
+from method_runs import interrupt_run
 from reptk.config import Recipe, load, override, validate
 from reptk.core.console import Logger
 from reptk.methods import Batch, Step
@@ -75,18 +76,7 @@ def test_two_ranks_train_what_one_does(tmp_path: Path) -> None:
 def test_an_interrupted_run_ends_in_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny(name, "encoder.backbone=test_resnet", "encoder.head_norm=true", "train.baselines=false")
     run(recipe, tmp_path / "whole")
-    real, calls = loop.train_step, []
-
-    def interrupt(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "interrupted")
-    monkeypatch.setattr(loop, "train_step", real)
+    interrupt_run(recipe, tmp_path / "interrupted", monkeypatch, step=4)
     run(load(tmp_path / "interrupted"), tmp_path / "interrupted", resume=True)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "interrupted")
     assert whole.keys() == resumed.keys()

@@ -13,6 +13,7 @@ from method_runs import (
     WITHOUT_BATCHNORM,
     equal,
     exported_weights,
+    interrupt_run,
     largest_difference,
     last_checkpoint,
     run,
@@ -20,9 +21,7 @@ from method_runs import (
     small,
 )
 from reptk import load
-from reptk.config import Recipe
 from reptk.config.toml import read
-from reptk.training import loop
 
 WITHOUT_NORMS = ["method.projector_norm=false", "method.predictor_norm=false"]
 
@@ -55,7 +54,7 @@ def test_an_interrupted_run_ends_in_the_same_state(name: str, tmp_path: Path, mo
     case = CASES[name]
     recipe = small(case.recipe, "encoder.backbone=test_resnet", *case.overrides)
     run(recipe, tmp_path / "whole")
-    interrupt(recipe, tmp_path / "interrupted", monkeypatch)
+    interrupt_run(recipe, tmp_path / "interrupted", monkeypatch)
     run(load(tmp_path / "interrupted"), tmp_path / "interrupted", resume=True)
     whole, resumed = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "interrupted")
     assert any(key.startswith(case.holds) for key in whole)
@@ -67,26 +66,10 @@ def test_an_interrupted_run_ends_in_the_same_state(name: str, tmp_path: Path, mo
     )
 
 
-def interrupt(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a run, and interrupt it in its second epoch."""
-    real, calls = loop.train_step, []
-
-    def step_or_interrupt(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", step_or_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, folder)
-    monkeypatch.setattr(loop, "train_step", real)
-
-
 @pytest.mark.slow
 def test_a_run_from_when_the_method_was_a_plugin_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small("moco_photos", "encoder.backbone=test_resnet", "method.queue_size=12")
-    interrupt(recipe, tmp_path / "run", monkeypatch)
+    interrupt_run(recipe, tmp_path / "run", monkeypatch)
     file = tmp_path / "run" / "recipe.toml"
     file.write_text(tomli_w.dumps(read(file) | {"plugins": ["reptk.plugins.moco"]}))
     resumed = load(tmp_path / "run")

@@ -11,6 +11,7 @@ from method_runs import (
     WITHOUT_BATCHNORM,
     equal,
     exported_weights,
+    interrupt_run,
     largest_difference,
     last_checkpoint,
     run,
@@ -19,7 +20,6 @@ from method_runs import (
 )
 from reptk import load
 from reptk.recipe import main
-from reptk.training import loop
 
 MULTI_CROP = ["views.name=multi_crop", "views.size=32", "views.small_count=2", "views.small_size=16"]
 
@@ -49,18 +49,7 @@ def test_an_interrupted_run_ends_in_the_same_state(name: str, tmp_path: Path, mo
     case = CASES[name]
     recipe = small(case.recipe, "encoder.backbone=test_resnet", *MULTI_CROP, *SMALL_HEAD, *case.overrides)
     run(recipe, tmp_path / "whole")
-    real, calls = loop.train_step, []
-
-    def interrupt(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "interrupted")
-    monkeypatch.setattr(loop, "train_step", real)
+    interrupt_run(recipe, tmp_path / "interrupted", monkeypatch)
     run(load(tmp_path / "interrupted"), tmp_path / "interrupted", resume=True)
     whole, resumed = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "interrupted")
     for held in case.holds:

@@ -29,6 +29,17 @@ def test_the_queue_holds_the_last_rows(size: int, count: int) -> None:
         assert torch.equal(queue.rows[queue.is_used, 0].long(), queue.ids[queue.is_used])
 
 
+def test_the_used_rows_are_those_that_were_pushed() -> None:
+    """Also where a step was left out (`train.max_omitted_steps`), whose places still have initial rows."""
+    queue = Queue(8, 3)
+    assert len(queue.used()[0]) == 0
+    for number in (0, 2):
+        queue.push(Step(number, 4, 0), *rows_of(number, 2))
+    rows, ids = queue.used()
+    assert ids.tolist() == [0, 1, 4, 5]
+    assert torch.equal(rows[:, 0].long(), ids)
+
+
 def test_a_queue_that_is_loaded_from_a_state_goes_on_in_the_same_places() -> None:
     uninterrupted, interrupted = Queue(7, 3), Queue(7, 3)
     uninterrupted.load_state_dict(interrupted.state_dict())
