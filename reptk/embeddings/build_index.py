@@ -33,7 +33,7 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
     """Build an index in a folder, which holds all it needs and can be moved.
 
     Args:
-        embeddings: a file, or what `embed` returned.
+        embeddings: a file, a folder of parts, or what `embed` returned.
         out: the folder.
         kind: "Flat" for exact search; the FAISS factory string of an approximate index ("IVF256,Flat", "HNSW32",
             "IVF256,PQ32"), whose recall is measured; "auto" for exact search unless there are so many images that it would
@@ -52,6 +52,8 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
         source = embeddings
     else:
         source = existing_file(embeddings).path
+        if source.is_dir():
+            source = Embeddings.load(source)
     # The old index can be searched until the new one is complete.
     with explain_write_errors(folder), atomic_folder(folder, force=force) as temporary:
         _build(temporary, source, kind)

@@ -31,6 +31,7 @@ from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessin
 from reptk.data.shard_layout import row_id
 from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.split_names import split_role
+from reptk.embeddings.image_shards import ImageShard, find_shards
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -45,12 +46,14 @@ class ImageGroup:
         labels: (n,) int64, -1 for an image without one.
         ids: one name per image.
         paths: one path per image, relative to the source's root; None if the images are not files.
+        shards: the files that hold the images, in order; empty if the images are files themselves, or in memory.
     """
 
     images: Images
     labels: Tensor
     ids: Sequence[str]
     paths: Sequence[str] | None = None
+    shards: Sequence[ImageShard] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -298,7 +301,8 @@ def _from_folder_or_table(
     about = {**table, "split": split or "all", "root": str(root)}
     images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
     if layout.kind == "shards":
-        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files, base)))
+        shards = find_shards((file.path for file in files), base)
+        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files, base)), shards=shards)
         return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
     paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
