@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reptk.core import slurm
 from reptk.core.device import choose_device
 from reptk.core.errors import EnvironmentProblem
 
@@ -26,15 +27,17 @@ PR_SET_PDEATHSIG = 1
 
 
 def setup(device: str = "auto", *, backend: str | None = None) -> torch.device:
-    """Join the process group if torchrun started this process, and return the device of this rank.
+    """Join the process group if torchrun or srun started this process, and return the device of this rank.
 
     Args:
         device: see `choose_device`.
         backend: of the process group; by default nccl on CUDA devices, else gloo.
 
     Raises:
-        EnvironmentProblem: the device is not available, or there are fewer GPUs than ranks on this machine.
+        EnvironmentProblem: the device is not available, there are fewer GPUs than ranks on this machine, or the ranks do not
+            find each other.
     """
+    slurm.set_rank_variables()
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
         torch_device = _cuda_device(torch_device)
@@ -44,9 +47,21 @@ def setup(device: str = "auto", *, backend: str | None = None) -> torch.device:
     if is_distributed and not dist.is_initialized():
         if backend is None:
             backend = "nccl" if torch_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=LONG_TIMEOUT_SECONDS))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=LONG_TIMEOUT_SECONDS))
+        except dist.DistError as cause:
+            raise EnvironmentProblem(_not_joined(cause)) from cause
         _stop_with_launcher()
     return torch_device
+
+
+def _not_joined(cause: Exception) -> str:
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    reason = str(cause).strip().splitlines()[0]
+    return (
+        f"rank {rank()} cannot join the other ranks at {place}: {reason}. MASTER_ADDR must be the host of rank 0; if "
+        "the port is in use, set MASTER_PORT to another one"
+    )
 
 
 def set_timeout(seconds: float, device: torch.device) -> None:
@@ -72,6 +87,9 @@ def _cuda_device(device: torch.device) -> torch.device:
     index = device.index
     if index is None:
         index = int(os.environ.get("LOCAL_RANK", 0))
+        # With --gpus-per-task, SLURM shows each task its GPU alone.
+        if slurm.is_task() and torch.cuda.device_count() == 1:
+            index = 0
     if index >= torch.cuda.device_count():
         raise EnvironmentProblem(
             f"rank {rank()} needs CUDA device {index}, but there are {torch.cuda.device_count()}; start fewer "
@@ -87,7 +105,7 @@ def cleanup() -> None:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; before `setup`, from torchrun's environment."""
+    """Return the number of this process, from 0; before `setup`, from the environment of torchrun."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", 0))

@@ -1,5 +1,6 @@
 """Vectors of images in files, and images found by them: `reptk.embed`, `reptk.index`, `reptk.search`."""
 
+from reptk.embeddings.add_to_index import Addition, add_to_index
 from reptk.embeddings.build_index import index
 from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embed_images import embed
@@ -11,6 +12,7 @@ from reptk.embeddings.similarity_index import Index
 from reptk.embeddings.store import Embeddings
 
 __all__ = [
+    "Addition",
     "Duplicate",
     "Duplicates",
     "Embedder",
@@ -18,6 +20,7 @@ __all__ = [
     "Index",
     "Neighbor",
     "SearchResult",
+    "add_to_index",
     "embed",
     "evaluate_embeddings",
     "index",

@@ -91,14 +91,26 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
     if kind != "Flat":
         approximate = _build_approximate(embeddings, kind)
         (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
+    write_manifest(folder, Index(embeddings, kind, approximate=approximate), start)
+
+
+def write_manifest(folder: Path, index: Index, start: float) -> None:
+    """Measure the recall of an index, and write the manifest of its folder, which holds all other files.
+
+    Args:
+        folder: of the index.
+        index: what the files are.
+        start: when its building began, by `time.perf_counter`.
+    """
     with spinner("measuring recall"):
-        recall = measure_recall(Index(embeddings, kind, approximate=approximate))
+        recall = measure_recall(index)
+    embeddings = index.embeddings
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     manifest.sign_faiss(files)
     record = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
-        "kind": kind,
+        "kind": index.kind,
         "count": len(embeddings),
         "width": embeddings.width,
         "recall": recall,

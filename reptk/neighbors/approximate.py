@@ -101,6 +101,31 @@ class ApproximateIndex:
         _set_effort(faiss, index, effort)
         return cls(index, factory)
 
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, F) behind those that are in the index, which is not trained again.
+
+        Raises:
+            UsageError: FAISS cannot add rows to an index of this kind.
+            ValueError: the rows have another width, or are not finite.
+        """
+        faiss = require_faiss("an approximate index")
+        check_vectors("rows", rows)
+        if rows.shape[1] != self.width:
+            raise ValueError(f"the index has rows of {self.width} values, the new ones have {rows.shape[1]}")
+        threads = faiss.omp_get_max_threads()
+        if "HNSW" in self.factory or "NSG" in self.factory:
+            # Threads that add nodes to a graph at the same time link them differently every time.
+            faiss.omp_set_num_threads(1)
+        try:
+            for _, chunk in chunks(rows):
+                self.index.add(_as_array(chunk))
+        except RuntimeError as cause:
+            raise UsageError(
+                f"FAISS cannot add rows to {self.factory!r}: {_reason(cause)}. Build the index again, with all rows"
+            ) from cause
+        finally:
+            faiss.omp_set_num_threads(threads)
+
     def __len__(self) -> int:
         return self.index.ntotal
 
