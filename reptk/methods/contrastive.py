@@ -81,6 +81,9 @@ def contrastive_outputs(
         else:
             loss = loss_function(z, ids, keys=keys, key_ids=key_ids)
     outputs = {"loss": loss, "z": z.detach(), "ids": ids}
+    if keys is not None:
+        # Of an anchor: the other rows, and the keys.
+        outputs["num_candidates"] = torch.tensor(len(z) - 1 + len(keys))
     temperature = current_temperature(loss_function)
     if temperature is not None:
         outputs["temperature"] = temperature

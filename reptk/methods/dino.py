@@ -50,6 +50,10 @@ class DINO(Method):
     """
 
     crops_full_images = True
+    prototypes_advice = (
+        "where all prototypes are used equally, lower method.teacher_temperature, and where a few are, raise "
+        "method.frozen_epochs or set method.centering=sinkhorn"
+    )
 
     def __init__(
         self,

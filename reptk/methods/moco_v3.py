@@ -91,7 +91,7 @@ class MoCoV3(Method):
         cross_entropy = cross_entropy + key_cross_entropy(q_second, k_first, ids, self.temperature)
         return {
             "loss": 2 * self.temperature * cross_entropy,
-            # What random embeddings make log(N) of, for the check of shortcuts.
+            # The cross-entropy without the factor 2 t, for the plot of the loss.
             "contrastive_loss": cross_entropy.detach() / 2,
             "z": torch.cat([q_first, q_second]).detach(),
             "ids": batch.index.repeat(2),

@@ -85,11 +85,14 @@ class Method(nn.Module):
             trains none. Evaluation then measures its accuracy (the evaluator `accuracy`), and `model/` holds it.
         crops_full_images: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
             full images, as by torchvision's RandomResizedCrop; otherwise on their center squares.
+        prototypes_advice: which of its arguments to change where the assignments to prototypes collapse, as the end of a
+            sentence, for a method that returns the entropies of assignments.
     """
 
     encoder: Encoder
     classifier: nn.Linear | None
     crops_full_images: bool = False
+    prototypes_advice: str = ""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -115,6 +118,8 @@ class Method(nn.Module):
 
             - `"z"` (N, D) and `"ids"` (N,), detached: embeddings and what makes them positives, for the diagnostics of every
               epoch (collapse, alignment, rank);
+            - `"num_candidates"`: how many rows the loss compares each embedding with, if they are not the other rows of `z`;
+              for the warning about a loss that is near 0;
             - any other scalar under its name: logged to metrics.jsonl.
         """
         raise NotImplementedError

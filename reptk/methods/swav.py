@@ -48,6 +48,7 @@ class SwAV(Method):
     """
 
     crops_full_images = True
+    prototypes_advice = "or lower method.epsilon, or raise method.frozen_epochs"
 
     def __init__(
         self,
