@@ -53,7 +53,8 @@ class BYOL(Method):
         self.encoder = encoder
         self.target = momentum_copy(encoder)
         self.views = views
-        self.momentum = momentum
+        # Not under the argument's name, which would let it have a schedule on top of the cosine.
+        self._momentum = momentum
         width = encoder.embedding_dim
         self.predictor = mlp((width, predictor_width, width), norm=predictor_norm)
 
@@ -63,12 +64,12 @@ class BYOL(Method):
         with torch.no_grad():
             target_first, target_second = self.target(first), self.target(second)
         loss = distance(self.predictor(z_first), target_second) + distance(self.predictor(z_second), target_first)
-        momentum = torch.tensor(cosine_momentum(step, self.momentum))
+        momentum = torch.tensor(cosine_momentum(step, self._momentum))
         # No "ids": the positive of an embedding is in the target, not among these embeddings.
         return {"loss": loss / 2, "z": torch.cat([z_first, z_second]).detach(), "momentum": momentum}
 
     def after_step(self, step: Step) -> None:
-        update_momentum_copy(self.target, self.encoder, cosine_momentum(step, self.momentum))
+        update_momentum_copy(self.target, self.encoder, cosine_momentum(step, self._momentum))
 
 
 def distance(prediction: Tensor, target: Tensor) -> Tensor:

@@ -74,16 +74,17 @@ class DINO(Method):
         _remove_stochastic_depth(self.encoder)
         self.teacher_prototypes = momentum_copy(self.prototypes)
         self.views = views
-        self.momentum = momentum
+        # Not under the argument's name, which would let it have a schedule on top of the cosine.
+        self._momentum = momentum
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.centering = centering
-        self.frozen_epochs = frozen_epochs
+        self._frozen_epochs = frozen_epochs
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         images = images_by_size(batch, self.views, step.key)
-        self.prototypes.remember(step, self.frozen_epochs)
+        self.prototypes.remember(step, self._frozen_epochs)
         z = torch.cat([self.student(images_of_size) for images_of_size in images])
         log_probabilities = (self.prototypes(z) / self.student_temperature).log_softmax(dim=1)
         with torch.no_grad():
@@ -99,13 +100,13 @@ class DINO(Method):
         return {
             "loss": loss,
             "z": z.detach(),
-            "momentum": torch.tensor(cosine_momentum(step, self.momentum)),
+            "momentum": torch.tensor(cosine_momentum(step, self._momentum)),
             **assignment_entropies(assignments).as_outputs(),
         }
 
     def after_step(self, step: Step) -> None:
         self.prototypes.restore()
-        momentum = cosine_momentum(step, self.momentum)
+        momentum = cosine_momentum(step, self._momentum)
         update_momentum_copy(self.encoder, self.student, momentum)
         update_momentum_copy(self.teacher_prototypes, self.prototypes, momentum)
         self.center.lerp_(self._mean_scores, 1 - CENTER_MOMENTUM)

@@ -79,22 +79,22 @@ class MoCo(Method):
             keys = nn.functional.normalize(self.momentum_encoder(key_view).float(), dim=1)
         ids = positive_ids(batch, self.positives)
         # Stored for `after_step`, which puts them into the queue.
-        self.new_keys = all_gather(keys)
-        self.new_ids = all_gather(ids)
+        self._new_keys = all_gather(keys)
+        self._new_ids = all_gather(ids)
         outputs = contrastive_outputs(
             self.loss,
             z,
             ids,
-            keys=torch.cat([self.new_keys, self.queue.rows]),
-            key_ids=torch.cat([self.new_ids, self.queue.ids]),
+            keys=torch.cat([self._new_keys, self.queue.rows]),
+            key_ids=torch.cat([self._new_ids, self.queue.ids]),
         )
         # For the health of every epoch: the positive of a query is a key, so both are embeddings of the step.
-        z = torch.cat([outputs["z"], self.new_keys])
-        return outputs | {"z": z, "ids": self.new_ids.repeat(2)}
+        z = torch.cat([outputs["z"], self._new_keys])
+        return outputs | {"z": z, "ids": self._new_ids.repeat(2)}
 
     def after_step(self, step: Step) -> None:
         update_momentum_copy(self.momentum_encoder, self.encoder, self.momentum)
-        self.queue.push(step, self.new_keys, self.new_ids)
+        self.queue.push(step, self._new_keys, self._new_ids)
 
 
 def check_takes_keys(loss: Any) -> None:

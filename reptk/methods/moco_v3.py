@@ -71,7 +71,8 @@ class MoCoV3(Method):
         self.momentum_encoder = momentum_copy(encoder)
         self.views = views
         self.temperature = temperature
-        self.momentum = momentum
+        # Not under the argument's name, which would let it have a schedule on top of the cosine.
+        self._momentum = momentum
         width = encoder.embedding_dim
         # Two of them, since each has the running statistics of its encoder.
         self.projector_norm = nn.Identity()
@@ -96,11 +97,11 @@ class MoCoV3(Method):
             "z": torch.cat([q_first, q_second]).detach(),
             "ids": batch.index.repeat(2),
             "temperature": torch.tensor(self.temperature),
-            "momentum": torch.tensor(cosine_momentum(step, self.momentum)),
+            "momentum": torch.tensor(cosine_momentum(step, self._momentum)),
         }
 
     def after_step(self, step: Step) -> None:
-        update_momentum_copy(self.momentum_encoder, self.encoder, cosine_momentum(step, self.momentum))
+        update_momentum_copy(self.momentum_encoder, self.encoder, cosine_momentum(step, self._momentum))
 
     def _queries(self, images: Tensor) -> Tensor:
         return self.predictor(self.projector_norm(self.encoder(images)))

@@ -1,6 +1,5 @@
 """The base class of methods, which the training loop trains, DDP wraps and checkpoints hold."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,9 +73,10 @@ class Method(nn.Module):
     checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
     function of that state, of the batch and of the step.
 
-    A recipe may schedule a float argument that `forward` or `after_step` reads: `momentum = {start = 0.99, end = 1.0}`. Before
-    each step, training sets the attribute of the argument's name (`self.momentum = momentum`). What is read once, such as a
-    factor in `parameter_groups`, has a private attribute (`self._lr_scale = lr_scale`), so that its schedule is an error.
+    A recipe may schedule a float argument that `forward` or `after_step` reads, such as the momentum of `moco`:
+    `momentum = {start = 0.99, end = 1.0}`. Before each step, training sets the attribute of the argument's name
+    (`self.momentum = momentum`). What is read once, such as a factor in `parameter_groups`, and what the method schedules
+    itself has a private attribute (`self._lr_scale = lr_scale`), so that a schedule of it is an error.
 
     Attributes:
         encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method
@@ -105,7 +105,6 @@ class Method(nn.Module):
         # Not an attribute of the class: it would hide the module that a method assigns.
         self.classifier = None
 
-    @abstractmethod
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one rank's batch.
 

@@ -68,8 +68,8 @@ class SwAV(Method):
         self.views = views
         self.temperature = temperature
         self.epsilon = epsilon
-        self.queue_start_epochs = queue_start_epochs
-        self.frozen_epochs = frozen_epochs
+        self._queue_start_epochs = queue_start_epochs
+        self._frozen_epochs = frozen_epochs
         self.queue = None
         if queue_size:
             self.queue = Queue(queue_size, encoder.embedding_dim)
@@ -77,7 +77,7 @@ class SwAV(Method):
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         images = images_by_size(batch, self.views, step.key)
         num_images = len(batch.index)
-        self.prototypes.remember(step, self.frozen_epochs)
+        self.prototypes.remember(step, self._frozen_epochs)
         z = torch.cat([self.encoder(images_of_size) for images_of_size in images])
         scores = self.prototypes(z).unflatten(0, (-1, num_images))
         num_large = len(images[0]) // num_images
@@ -113,7 +113,7 @@ class SwAV(Method):
 
     def _uses_queue(self, queue: Queue, step: Step) -> bool:
         """Return whether the queue is full of embeddings, and the epoch is that from which on it is used."""
-        if step.epoch < self.queue_start_epochs:
+        if step.epoch < self._queue_start_epochs:
             return False
         return bool(queue.is_used.all())
 

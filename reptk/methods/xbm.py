@@ -69,8 +69,8 @@ class XBM(Method):
             keys, key_ids = self.memory.used()
         outputs = contrastive_outputs(self.loss, z, positive_ids(batch, self.positives), keys=keys, key_ids=key_ids)
         # Stored for `after_step`, which puts them into the memory.
-        self.new_rows, self.new_ids = normalize(outputs["z"]), outputs["ids"]
+        self._new_rows, self._new_ids = normalize(outputs["z"]), outputs["ids"]
         return outputs
 
     def after_step(self, step: Step) -> None:
-        self.memory.push(step, self.new_rows, self.new_ids)
+        self.memory.push(step, self._new_rows, self._new_ids)
