@@ -11,10 +11,11 @@ from torch import Tensor
 
 from reptk.config.registry import METHODS
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
-from reptk.methods.mlp import mlp
+from reptk.methods.numerics import row_cosines
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.two_views import check_two_views, row_cosines
+from reptk.methods.view_checks import require_two_views
 from reptk.models.encoder import Encoder
+from reptk.models.mlp import mlp
 from reptk.views import Views
 
 
@@ -25,10 +26,12 @@ class BYOL(Method):
     With q = predictor(encoder(view)) and t = target(other view), both of unit length, the loss is |q - t|^2 = 2 - 2 q . t,
     averaged over the images and both orders of the two views; the paper adds the two orders up. The target has the weights'
     moving average and gets no gradient. The projection head is the encoder's; the paper's is `head_layers=2`,
-    `head_width=4096`, `head_out=256`, `head_norm=true`. The online encoder is exported, as in the paper.
+    `head_width=4096`, `head_out=256`, `head_norm=true`. The last layers of head and predictor have a bias, in the authors' code
+    none. The online encoder is exported, as in the paper.
 
     In training BatchNorm normalizes the target's images over the batch, as in the paper. On several ranks each computes the
-    loss of its own images; BatchNorm normalizes over them alone unless the recipe sets `train.sync_batchnorm`.
+    loss of its own images; BatchNorm normalizes over them alone unless the recipe sets `train.sync_batchnorm`, as the authors'
+    code does.
 
     Args:
         encoder: the online encoder.
@@ -49,7 +52,7 @@ class BYOL(Method):
         predictor_norm: bool = True,
     ) -> None:
         super().__init__()
-        check_two_views(views)
+        require_two_views(views)
         self.encoder = encoder
         self.target = momentum_copy(encoder)
         self.views = views

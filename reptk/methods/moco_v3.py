@@ -14,10 +14,10 @@ from reptk.config.registry import METHODS
 from reptk.core.distributed import all_gather, rank
 from reptk.losses import normalize
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
-from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.two_views import check_two_views
+from reptk.methods.view_checks import require_two_views
 from reptk.models.encoder import Encoder
+from reptk.models.mlp import final_batch_norm, mlp
 from reptk.views import Views
 
 
@@ -66,7 +66,7 @@ class MoCoV3(Method):
         predictor_final_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_two_views(views)
+        require_two_views(views)
         self.encoder = encoder
         self.momentum_encoder = momentum_copy(encoder)
         self.views = views

@@ -136,8 +136,9 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters to train, as groups for `torch.optim`.
 
-        A group may set `weight_decay` and `lr_scale` (a factor on the scheduled learning rate). Norms and biases of a group
-        that sets no `weight_decay` are not decayed, unless the recipe says `optim.decay_all`.
+        A group may set `weight_decay`, `lr_scale` (a factor on the scheduled learning rate) and `constant_lr` (True: the
+        learning rate has no schedule). Norms and biases of a group that sets no `weight_decay` are not decayed, unless the
+        recipe says `optim.decay_all`.
 
         Returns:
             One group of all parameters that require a gradient, by default.

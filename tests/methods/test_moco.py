@@ -141,7 +141,8 @@ def test_it_refuses_a_loss_without_keys_and_other_numbers_of_views() -> None:
         def forward(self, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
             return z.sum()
 
-    with pytest.raises(ValueError, match="its loss must take keys and key_ids"):
+    listed = "its loss must take keys and key_ids, as siglip, simclr, smooth_ap, supcon, tcl do"
+    with pytest.raises(ValueError, match=listed):
         MoCo(encoder(), crop_flip(count=2, size=SIZE_PX), WithoutKeys())
     with pytest.raises(ValueError, match=r"two views .* not 1: set views\.count=2"):
         MoCo(encoder(), crop_flip(count=1, size=SIZE_PX), SimCLR())
@@ -155,6 +156,24 @@ def test_the_temperature_is_logged_if_the_loss_has_one() -> None:
 
     assert "temperature" not in method_of(without_temperature, queue_size=6)(batch(), step())
     assert method_of(SimCLR(0.2), queue_size=6)(batch(), step())["temperature"].item() == pytest.approx(0.2)
+
+
+def test_a_loss_may_pass_keys_on_as_further_arguments() -> None:
+    class PassesOn(nn.Module):
+        def forward(self, z: torch.Tensor, ids: torch.Tensor, **keys: torch.Tensor) -> torch.Tensor:
+            return simclr(z, ids, temperature=0.2, **keys)
+
+    expected = method_of(SimCLR(0.2), queue_size=6)(batch(), step())["loss"]
+    assert torch.equal(method_of(PassesOn(), queue_size=6)(batch(), step())["loss"], expected)
+
+
+def test_keys_of_a_double_encoder_are_not_rounded_to_float32() -> None:
+    method = method_of(SimCLR(0.2), queue_size=6).double()
+    images = batch()._replace(images=batch().images.double() / 255)
+    _, key_view = method.views(images.images, step().key)
+    keys = method(images, step())["z"][4:]
+    assert keys.dtype == torch.float64
+    torch.testing.assert_close(keys, unit_rows(method.momentum_encoder(key_view.double())), rtol=1e-12, atol=1e-12)
 
 
 # The queue
