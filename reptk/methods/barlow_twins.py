@@ -13,7 +13,7 @@ from reptk.config.registry import METHODS
 from reptk.core.distributed import all_reduce_mean, world_size
 from reptk.methods.covariance import centered, products_of_dimensions
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.view_checks import require_several_views
+from reptk.methods.required_views import require_several_views
 from reptk.methods.view_embeddings import embed_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views

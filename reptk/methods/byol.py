@@ -13,7 +13,7 @@ from reptk.config.registry import METHODS
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.numerics import row_cosines
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.view_checks import require_two_views
+from reptk.methods.required_views import require_two_views
 from reptk.models.encoder import Encoder
 from reptk.models.mlp import mlp
 from reptk.views import Views

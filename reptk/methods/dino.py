@@ -12,8 +12,8 @@ from reptk.core.distributed import all_reduce_mean
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.prototypes import Prototypes, assignment_entropies, swapped_cross_entropy
+from reptk.methods.required_views import require_several_views
 from reptk.methods.sinkhorn import sinkhorn
-from reptk.methods.view_checks import require_several_views
 from reptk.methods.view_embeddings import encode_by_size, views_by_size
 from reptk.models.encoder import Encoder
 from reptk.views import Views

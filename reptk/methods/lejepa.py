@@ -12,8 +12,8 @@ from torch import Tensor
 from reptk.config.registry import METHODS
 from reptk.core.distributed import all_reduce_mean
 from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.required_views import require_several_views
 from reptk.methods.sigreg import random_directions, sigreg
-from reptk.methods.view_checks import require_several_views
 from reptk.methods.view_embeddings import embed_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views

@@ -19,7 +19,7 @@ from reptk.methods.loss_keys import check_takes_keys
 from reptk.methods.numerics import in_float32_or_wider
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.queue import Queue
-from reptk.methods.view_checks import require_two_views
+from reptk.methods.required_views import require_two_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 

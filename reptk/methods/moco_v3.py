@@ -15,7 +15,7 @@ from reptk.core.distributed import all_gather, rank
 from reptk.losses import normalize
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.view_checks import require_two_views
+from reptk.methods.required_views import require_two_views
 from reptk.models.encoder import Encoder
 from reptk.models.mlp import final_batch_norm, mlp
 from reptk.views import Views

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reptk.config.registry import METHODS
 from reptk.methods.numerics import row_cosines
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.view_checks import require_two_views
+from reptk.methods.required_views import require_two_views
 from reptk.models.encoder import Encoder
 from reptk.models.mlp import final_batch_norm, mlp
 from reptk.views import Views
