@@ -31,6 +31,7 @@ from reptk.embeddings.part_plan import Plan, VerifiedPart, make_plan
 from reptk.embeddings.part_worker import PartOptions, PartWorker, SkippedByRank
 from reptk.embeddings.parts_manifest import LOCK_NAME, MANIFEST_NAME, part_paths
 from reptk.embeddings.progress import progress
+from reptk.embeddings.string_array import StringArray
 from reptk.embeddings.verify_parts import PartCheck, check_part, listed_records
 
 DAY_SECONDS = 24 * 3600.0
@@ -200,8 +201,9 @@ def _check_same_images(source: ImageSource) -> None:
     """Raise DataError unless all ranks have listed the same images: the plan goes by their numbers."""
     digest = hashlib.sha256()
     for group in source.groups:
-        for image_id in group.ids:
-            digest.update(image_id.encode("utf-8", "surrogateescape") + b"\0")
+        ids = StringArray.from_strings(group.ids)
+        digest.update(ids.data)
+        digest.update(ids.offsets)
         digest.update(repr(list(group.shards)).encode("utf-8", "surrogateescape"))
     digests = distributed.all_gather_objects((len(source), digest.hexdigest()))
     if len(set(digests)) > 1:

@@ -200,7 +200,8 @@ def _plan_images(folder: Path, source: ImageSource, parts: Sequence[VerifiedPart
         for local in remaining.split(images_per_part):
             if len(local):
                 stats = images.file_stats_of(local + start)
-                plan.planned.append(PlannedPart(numbers.take(), group_number, local, stats))
+                # A copy, since a piece of a tensor is sent to other ranks with all of it.
+                plan.planned.append(PlannedPart(numbers.take(), group_number, local.clone(), stats))
     return plan
 
 

@@ -107,16 +107,16 @@ def test_any_number_of_ranks_writes_the_same_bits(
 
 @pytest.mark.slow
 def test_ranks_of_a_data_set_in_memory(encoder_run: Path, tmp_path: Path) -> None:
-    data = {"name": "digits", "train": 1700}
-    run_on_ranks(_embed_digits, 2, encoder_run, data, tmp_path / "emb")
-    expected = reptk.embed(encoder_run, data, batch_size=200)
+    data = {"name": "generated", "train": 48, "bank": 40, "query": 20, "classes": 4, "size": 32}
+    run_on_ranks(_embed_in_memory, 2, encoder_run, data, tmp_path / "emb")
+    expected = reptk.embed(encoder_run, data, batch_size=10)
     actual = Embeddings.load(tmp_path / "emb")
     assert torch.equal(actual.vectors[:], expected.vectors)
     assert list(actual.ids) == list(expected.ids)
 
 
-def _embed_digits(rank: int, encoder: Path, data: dict, out: Path) -> None:
-    reptk.embed(encoder, data, out=out, images_per_part=400, batch_size=200)
+def _embed_in_memory(rank: int, encoder: Path, data: dict, out: Path) -> None:
+    reptk.embed(encoder, data, out=out, images_per_part=20, batch_size=10)
 
 
 def test_parts_that_are_there_are_not_computed_again(
