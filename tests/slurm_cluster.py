@@ -93,7 +93,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> str:
     return result.stdout
 
 
-def wait_for_state(job: str, states: tuple[str, ...], environment: dict[str, str], seconds: float = 300.0) -> str:
+def wait_for_state(job: str, states: tuple[str, ...], environment: dict[str, str], seconds: float = 600.0) -> str:
     """Wait until a job is in one of these states, and return what `scontrol show job` says of it."""
     deadline = time.monotonic() + seconds
     while True:

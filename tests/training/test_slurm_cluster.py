@@ -23,7 +23,7 @@ from tiny_runs import are_equal, exported_weights, logged_losses
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(
         missing_program() is not None, reason=f"SLURM is not installed: there is no {missing_program()}"
     ),
@@ -99,7 +99,7 @@ def submit(script: str, arguments: list[str], folder: Path, environment: dict[st
 
 
 def wait_until_it_trains(folder: Path, steps: int, log: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     path = folder / "metrics.jsonl"
     while not path.is_file() or path.read_text().count('"lr"') < steps:
         assert time.monotonic() < deadline, log.read_text()
