@@ -17,7 +17,7 @@ EXAMPLES = """examples:
 
 Runs whose recipes differ in the seed alone are one setting, with the mean and the 95 % interval over its seeds. Differences
 are of the same seeds in pairs, or of the same queries in pairs where settings have one run each. An asterisk marks a
-difference whose interval does not contain 0.
+difference whose interval over seeds does not contain 0.
 """
 
 STEM = "comparison"

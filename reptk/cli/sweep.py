@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{format_count(len(assignment.others), 'earlier run')} in {out} not named by this command; not in the table"
         )
     if len(cells) == num_settings and num_settings > 1:
-        print("note: with one seed, no table can tell these settings from chance; for three: seed=0..2")
+        print("note: one seed per setting: a difference may be due to the seed; for three seeds: seed=0..2")
     for note in loading_notes(cells):
         print(f"note: {note}")
     if args.dry_run:

@@ -172,7 +172,11 @@ def _sentence_from_numbers(run: Run) -> str:
 
 
 def _comparison_sentence(runs: Sequence[Run]) -> str:
-    """Return which of several runs leads, and whether by more than chance explains."""
+    """Return which of several runs has the highest headline metric.
+
+    Every run has one seed, so the sentence does not say whether its method is better: an interval over queries says nothing
+    about other seeds.
+    """
     data = data_identity(runs[0].data_part)
     if any(data_identity(run.data_part) != data for run in runs):
         return f"{len(runs)} runs measured on different images: their numbers cannot be compared."
@@ -184,12 +188,16 @@ def _comparison_sentence(runs: Sequence[Run]) -> str:
     scored.sort(key=lambda run: run.results.main_metrics[metric], reverse=True)
     best, second = scored[:2]
     gap = difference(best, second, metric)
+    if gap.value == 0:
+        return f"{best.name} and {second.name} have the same {display_name(metric)}."
+    within = ""
     if gap.method and not gap.is_significant:
-        return f"{best.name} and {second.name} do not differ in {display_name(metric)} beyond chance."
-    sentence = f"{best.name} leads in {display_name(metric)}, {_unsigned_points(gap.value)} points above {second.name}"
-    if gap.method:
-        sentence += ", more than chance explains"
-    return f"{sentence}."
+        within = " (within the 95 % interval over the queries)"
+    value = format_percent(best.results.main_metrics[metric])
+    return (
+        f"{best.name} has the highest {display_name(metric)}, {value} %, {_unsigned_points(gap.value)} points above {second.name}"
+        f"{within}. Each is one run; differences between seeds were not measured."
+    )
 
 
 def _unsigned_points(value: float) -> str:

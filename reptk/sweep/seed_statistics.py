@@ -57,8 +57,16 @@ class Estimate(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """As a difference: the interval does not contain 0."""
-        return self.low > 0 or self.high < 0
+        """As a difference: the interval is over seeds and does not contain 0.
+
+        An interval over queries says nothing about other seeds, so a difference of single runs is never significant.
+        """
+        return self.is_over_seeds and (self.low > 0 or self.high < 0)
+
+    @property
+    def is_over_seeds(self) -> bool:
+        """As a difference: there is an interval, and it is over seeds."""
+        return self.kind in (PAIRED_SEEDS, UNPAIRED_SEEDS)
 
 
 def mean_over_seeds(
