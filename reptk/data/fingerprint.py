@@ -124,6 +124,11 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     return lines
 
 
+def show_same_files(before: Fingerprint, now: Fingerprint) -> bool:
+    """Return whether two fingerprints show that two folders hold the same files: both have compared them, and none differs."""
+    return before.check == now.check != "off" and not differences(before, now)
+
+
 def _split_difference(name: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
     if name == "classes":
         return "other classes, or in another order"
