@@ -87,7 +87,7 @@ def compared_settings(table: ComparisonTable, title: str, runs: Sequence[Setting
         difference_heading=heading,
         settings=[_compared_setting(row, table) for row in table.rows],
         notes=notes,
-        run_names=[run_label(item.setting, item.seed) for item in runs],
+        run_names=[run_label(item.setting, item.seed_text) for item in runs],
     )
 
 
@@ -133,7 +133,10 @@ def _without_seeds(table: ComparisonTable, best: SettingRow, other: SettingRow, 
         return f"{start}, from one seed; differences between seeds were not measured."
     over = f"over {format_count(len(best.runs), 'seed')}"
     if estimate.kind in (PAIRED_QUERIES, UNPAIRED_QUERIES):
-        return f"{start} {over}. Its difference to {setting_name(other)} is of one seed; differences between seeds were not measured."
+        return (
+            f"{start} {over}. Its difference to {setting_name(other)} is of one seed; differences between seeds were not "
+            "measured."
+        )
     return f"{start} {over}; the difference has no interval."
 
 

@@ -9,7 +9,7 @@ lies beyond, so the interval contains it as often as before.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -38,6 +38,9 @@ MEANINGS = {
     NO_SPREAD: "all seeds gave the same value, of which the t distribution has no interval",
     UNPAIRED_QUERIES: "one run each, other queries: the two intervals over queries, as of independent samples",
 }
+
+Key = TypeVar("Key", int, tuple[int, int])
+"""A seed, or that of the run that a stage starts from and its seed."""
 
 
 class Estimate(NamedTuple):
@@ -90,7 +93,7 @@ def mean_over_seeds(
     return without_interval(mean, 1)
 
 
-def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float], *, is_share: bool = False) -> Estimate:
+def difference_over_seeds(a: Mapping[Key, float], b: Mapping[Key, float], *, is_share: bool = False) -> Estimate:
     """Return a - b of two settings, each with one value per seed.
 
     If they share at least two seeds, it is the mean of the differences of these (paired t interval); else the difference of
@@ -98,7 +101,7 @@ def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float], *, is_
     difference, without an interval.
 
     Args:
-        a, b: values by seed.
+        a, b: values by seed, or by what else distinguishes the runs of a setting.
         is_share: the values lie between 0 and 1, so that the interval ends between -1 and 1.
     """
     estimate = _difference(a, b)
@@ -120,7 +123,7 @@ def _cut(estimate: Estimate, lowest: float, highest: float) -> Estimate:
     return estimate._replace(low=max(estimate.low, lowest), high=min(estimate.high, highest))
 
 
-def _difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+def _difference(a: Mapping[Key, float], b: Mapping[Key, float]) -> Estimate:
     shared = sorted(a.keys() & b.keys())
     if shared:
         differences = [a[seed] - b[seed] for seed in shared]

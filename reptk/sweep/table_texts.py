@@ -98,6 +98,11 @@ def footnotes(table: ComparisonTable) -> list[str]:
         lines.append("(queries): one seed, so its interval is over the queries and says nothing about other seeds")
     elif single:
         lines.append("one seed each: the intervals are over the queries and say nothing about other seeds")
+    if any(item.start_seed is not None for row in rows for item in row.runs):
+        lines.append(
+            "seed a:b is seed b of a run that starts from one with seed a. Runs that start from the same run are not "
+            "independent, so intervals over all of them are too narrow"
+        )
     means = [row.metrics[table.headline] for row in rows if table.headline in row.metrics]
     differences = [row.differences[table.headline] for row in rows if table.headline in row.differences]
     if any(estimate.kind == NO_SPREAD for estimate in [*means, *differences]):

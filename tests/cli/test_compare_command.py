@@ -1,6 +1,8 @@
 """reptk compare: a table of runs at hand."""
 
 import csv
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,27 @@ def test_a_folder_of_runs(runs: list[str], capsys: pytest.CaptureFixture) -> Non
     named = capsys.readouterr().out
     assert main(["compare", "runs"]) == 0
     assert capsys.readouterr().out == named
+
+
+def test_the_recorded_command_is_the_one_that_was_typed(runs: list[str], tmp_path: Path) -> None:
+    plugin = tmp_path / "my parts" / "part.py"
+    plugin.parent.mkdir()
+    plugin.write_text("")
+    arguments = [
+        "compare",
+        "runs",
+        "--metric",
+        "knn@5",
+        "--against",
+        "first",
+        "--out",
+        "table",
+        "--plugin",
+        str(plugin),
+    ]
+    assert main([*arguments, "--trust"]) == 0
+    command = json.loads(Path("table/comparison.json").read_text())["command"]
+    assert shlex.split(command) == ["reptk", *arguments, "--trust"]
 
 
 def test_tables_are_not_overwritten(runs: list[str], capsys: pytest.CaptureFixture) -> None:
