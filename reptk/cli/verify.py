@@ -109,6 +109,7 @@ def _next_folder(parent: Path) -> Path:
 
 def _check_run(recipe: "Recipe", folder: Path) -> None:
     """Raise UsageError unless a folder holds a finished run of exactly this recipe."""
+    from reptk.config.run_commands import resume_command
     from reptk.config.run_paths import describe_no_run
     from reptk.config.schema import SAME_RESULT_KEYS
     from reptk.training.run_status import FINISHED, read_status
@@ -122,9 +123,7 @@ def _check_run(recipe: "Recipe", folder: Path) -> None:
         raise UsageError("\n".join([f"{folder} is a run of another recipe:", *lines]))
     status = read_status(folder)["status"]
     if status != FINISHED:
-        raise UsageError(
-            f"{folder} is not finished ({status}); to go on with it: python -m reptk.recipe {folder} --resume"
-        )
+        raise UsageError(f"{folder} is not finished ({status}); to resume it: {resume_command(folder)}")
 
 
 def _read_results(folder: Path) -> "SavedResults":

@@ -327,10 +327,7 @@ def _real_root(recipe: Recipe) -> str | None:
     root = recipe.data.get("root")
     if not isinstance(root, str):
         return None
-    try:
-        return str(real_path(expand_home(root)))
-    except ValueError:  # no path, e.g. since it holds a null character, which the run reports
-        return root
+    return str(real_path(expand_home(root)))
 
 
 def _check_backbones(cells: Sequence[GridCell]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import reptk
 from reptk.config import Recipe
+from reptk.config.run_commands import resume_command
 from reptk.core import distributed, environment
 from reptk.core.console import EpochProgress, Logger
 from reptk.core.errors import NonFiniteStep, UsageError
@@ -115,7 +116,7 @@ def train(
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
         with tracked(trackers, run.folder, logger) as feed:
-            with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
+            with recorded_status(status, signals, resume_command(run.folder, recipe.plugins)):
                 metrics = _train_in_folder(recipe, parts, run, status, signals, allow, [*notes, *tracker_notes], feed)
             # After the status is "finished": the report is not part of what a run has to achieve.
             if parts.settings.writes_report:

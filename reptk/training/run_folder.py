@@ -4,14 +4,13 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html, and trackers.json if it is tracked.
 """
 
-import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
-from reptk.config.plugins import is_contributed
+from reptk.config.run_commands import recipe_command
 from reptk.config.run_paths import describe_no_run
 from reptk.core.counts import verb_form
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
@@ -352,26 +351,6 @@ def unfinished_run_note(recipe: Recipe) -> list[str]:
         f"{folder} is an unfinished run of this recipe ({status['status']}, step {status.get('step', 0)}); to go on with it: "
         "--resume auto"
     ]
-
-
-def resume_command(folder: Path, plugins: Sequence[str]) -> str:
-    """Return the command that resumes a run.
-
-    It names plugin modules, of which a run folder has no copy, and trusts the copies of plugin files, which have been
-    executed already.
-    """
-    command = f"{recipe_command(folder)} --resume"
-    if any(spec.endswith(".py") for spec in plugins):
-        command += " --trust"
-    for spec in plugins:
-        if not spec.endswith(".py") and not is_contributed(spec):
-            command += f" --plugin {spec}"
-    return command
-
-
-def recipe_command(folder: Path) -> str:
-    """Return the command that a run's folder is the recipe of, as a shell takes it."""
-    return shlex.join(["python", "-m", "reptk.recipe", str(folder)])
 
 
 def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> Path | None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import threading
 import tomllib
@@ -327,9 +326,3 @@ def test_a_run_without_a_fingerprint_says_so(tmp_path: Path) -> None:
     (folder / "data.json").write_text('{"half')
     [note] = open_run(recipe(), folder).notes
     assert "does not say which data it was started with" in note
-
-
-def test_commands_can_be_typed_again_whatever_the_folder_is_called() -> None:
-    command = run_folder.resume_command(Path("my runs/it's 1"), [])
-    assert shlex.split(command) == ["python", "-m", "reptk.recipe", "my runs/it's 1", "--resume"]
-    assert run_folder.resume_command(Path("runs/tiny/1"), []) == "python -m reptk.recipe runs/tiny/1 --resume"
