@@ -292,7 +292,7 @@ def test_accuracy_needs_a_classifier(tmp_path: Path) -> None:
 # Labels
 
 
-@pytest.mark.parametrize(("classes", "message"), [(0, "has no labels"), (1, "needs at least 2 classes")])
+@pytest.mark.parametrize(("classes", "message"), [(0, "has no labels. Add them"), (1, "needs at least 2 classes")])
 @pytest.mark.parametrize("method", [CLASSIFY, JOINT])
 def test_classes_are_needed(
     classes: int, message: str, method: dict[str, Any], tmp_path: Path, restored_registries: None
