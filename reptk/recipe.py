@@ -95,7 +95,7 @@ def _train(
     notes: Sequence[str] = (),
 ) -> int:
     from reptk.core import distributed
-    from reptk.training import run_folder
+    from reptk.training import find_run, run_folder
     from reptk.training.loop import train
 
     is_single = int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -108,7 +108,7 @@ def _train(
             print(f"already complete: {out / 'results.json'}. To train on: {hint}")
             return 0
     elif out is None and resume is None:
-        notes = [*notes, *run_folder.unfinished_run_note(recipe)]
+        notes = [*notes, *find_run.unfinished_run_note(recipe)]
     train(recipe, out, resume=resume, allow=allow, notes=notes)
     distributed.cleanup()
     return 0
@@ -131,7 +131,7 @@ def _run_to_resume(args: argparse.Namespace) -> Path | None:
     """
     if args.resume != "last":
         return None
-    from reptk.training import run_folder
+    from reptk.training import find_run
 
     if (Path(args.name) / "recipe.toml").is_file():
         return Path(args.name)
@@ -139,7 +139,7 @@ def _run_to_resume(args: argparse.Namespace) -> Path | None:
         if Path(args.name).is_dir():
             no_run = describe_no_run(args.name)
             raise UsageError(f"nothing to resume in {args.name}: {no_run.what}{no_run.hint()}")
-        return run_folder.newest(Path(args.name).stem)
+        return find_run.newest(Path(args.name).stem)
     if not (args.out / "recipe.toml").is_file():
         no_run = describe_no_run(str(args.out))
         raise UsageError(f"nothing to resume in {args.out}: {no_run.what}{no_run.hint()}")

@@ -14,7 +14,7 @@ from reptk.core.foreign_files import open_regular, read_json
 from reptk.core.name_lists import first_names
 from reptk.data.protocol import Data, InMemory
 
-FileCheck = Literal["stat", "content", "off"]
+FileIdentity = Literal["stat", "content", "off"]
 """What is compared of each file: its size and time of modification, its SHA-256, or nothing."""
 
 SUMMARY_FILE = "data.json"
@@ -37,10 +37,10 @@ class Fingerprint(NamedTuple):
 
     splits: dict[str, dict[str, Any]]
     files: dict[str, str]
-    check: FileCheck
+    check: FileIdentity
 
 
-def fingerprint(data: Data, check: FileCheck = "stat") -> Fingerprint:
+def fingerprint(data: Data, check: FileIdentity = "stat") -> Fingerprint:
     """Compute the fingerprint of a data set as it is now.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptk.core.errors import EnvironmentProblem, NumericalError
 from reptk.training import checkpoint
-from reptk.training.health import check_finite_weights
+from reptk.training.output_checks import check_finite_weights
 
 MAX_FAILED_WRITES = 3
 """Checkpoints in a row that cannot be written before training stops. Until then the last one remains."""

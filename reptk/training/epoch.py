@@ -12,7 +12,7 @@ from reptk.methods import Classify
 from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
-from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
+from reptk.training.input_wait import INPUT_BOUND_SHARE, input_bound_message
 from reptk.training.mining import HardNegativeMiner
 from reptk.training.optim import learning_rate
 from reptk.training.run_process import RunProcess

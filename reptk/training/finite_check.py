@@ -14,7 +14,7 @@ from reptk.core.name_lists import first_names_and_count
 from reptk.data import Images
 from reptk.data.bad_samples import image_name
 from reptk.methods import Batch, Method
-from reptk.training.health import diverged
+from reptk.training.output_checks import diverged
 
 MAX_NAMED = 5
 """Images that a message names; `NonFiniteStep.samples` names all."""

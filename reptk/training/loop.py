@@ -30,7 +30,7 @@ from reptk.training.evaluation import (
     evaluate_now,
     report_results,
     run_results,
-    save_model,
+    save_run_model,
     trained_metrics,
     write_report,
 )
@@ -172,7 +172,7 @@ def _train_in_folder(
         # In the last step a signal is only recorded.
         signals.raise_if_received()
         # Before the evaluation, which may fail: what was trained is not lost.
-        distributed.run_on_main(lambda: save_model(parts, folder))
+        distributed.run_on_main(lambda: save_run_model(parts, folder))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
         process.bad_samples.update()

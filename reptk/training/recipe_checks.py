@@ -80,7 +80,7 @@ def check_frozen_encoder(method: Table, section: EncoderSection, layer_decay: fl
         )
 
 
-def check_pairs(method: Method, batch_size: int) -> None:
+def check_mixing(method: Method, batch_size: int) -> None:
     """Refuse a batch whose images on one rank cannot be paired by mixup or cutmix."""
     if isinstance(method, Classify) and method.mixing is not None:
         mixing.check_pairs(batch_size // distributed.world_size())

@@ -18,12 +18,12 @@ from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.core.foreign_files import require_regular_files
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.models.model_folder import has_model
-from reptk.training import checkpoint
+from reptk.training import checkpoint, find_run
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
 from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
 from reptk.training.run_status import FINISHED, STOPPED_EARLY_KEY, read_status
-from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe, recipe_differences
+from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe
 
 Resume = bool | Literal["auto"] | None
 """Whether an earlier run goes on: it has to (True), must not (False), does if there is one ("auto"), or does if its folder is
@@ -130,7 +130,7 @@ class RunClaim:
         runs = Path("runs") / recipe.name
         runs.mkdir(parents=True, exist_ok=True)
         first = 1
-        present = _numbered_folders(runs)
+        present = find_run.numbered_folders(runs)
         if present:
             first = int(present[-1].name)
         for number in count(first):
@@ -316,43 +316,6 @@ def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
     return []
 
 
-def newest(name: str) -> Path:
-    """Return the folder of the last run of a recipe under `runs/`.
-
-    Raises:
-        UsageError: there is none.
-    """
-    runs = _runs_of(name)
-    if not runs:
-        raise UsageError(f"nothing to resume: there is no run of {name} in {Path('runs') / name}")
-    return runs[-1]
-
-
-def newest_of_recipe(recipe: Recipe) -> Path | None:
-    """Return the folder of the last run under `runs/` that was started with the same recipe; None if there is none."""
-    for folder in reversed(_runs_of(recipe.name)):
-        try:
-            if not recipe_differences(recipe, folder):
-                return folder
-        except UsageError:
-            continue  # a recipe of another version, which does not validate any more
-    return None
-
-
-def unfinished_run_note(recipe: Recipe) -> list[str]:
-    """Say that the last run of the same recipe is unfinished, and how it goes on, as a list of at most one line."""
-    folder = newest_of_recipe(recipe)
-    if folder is None:
-        return []
-    status = read_status(folder)
-    if status["status"] == FINISHED:
-        return []
-    return [
-        f"{folder} is an unfinished run of this recipe ({status['status']}, step {status.get('step', 0)}); to go on with it: "
-        "--resume auto"
-    ]
-
-
 def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> Path | None:
     """Return the folder to create or to resume; None for a new numbered one.
 
@@ -361,9 +324,9 @@ def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> P
     """
     if out is None:
         if resume is True:
-            return newest(recipe.name)
+            return find_run.newest(recipe.name)
         if resume == "auto":
-            return newest_of_recipe(recipe)
+            return find_run.newest_of_recipe(recipe)
         return None
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -402,18 +365,6 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
             spec = f"plugins/{Path(spec).name}"
         plugins.append(spec)
     return recipe.model_copy(update={"plugins": tuple(plugins)})
-
-
-def _runs_of(name: str) -> list[Path]:
-    """Return the folders of a recipe's runs by number; without those that were never started."""
-    folders = _numbered_folders(Path("runs") / name)
-    return [folder for folder in folders if (folder / "recipe.toml").is_file()]
-
-
-def _numbered_folders(runs: Path) -> list[Path]:
-    if not runs.is_dir():
-        return []
-    return sorted((path for path in runs.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:
