@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   reptk sweep supcon_digits loss.name=supcon,tcl eval.knn.k=[1,20] --dry-run
 
 Commas separate values, and a..b are the integers from a to b. What is in brackets or quotes is one value.
-The same command again goes on with runs that were stopped, and trains those that are new; finished ones are not run again.
+The same command resumes stopped runs and trains new ones; finished runs are skipped.
 
 exit codes: 1 some runs failed, 2 usage or recipe, 3 data, 4 environment, 130 interrupted, 143 stopped by another signal
 """
@@ -144,7 +144,7 @@ def _state(run: "CellRun", *, is_new: bool) -> str:
     if run.is_finished:
         return "finished"
     if run.is_started:
-        return f"to go on ({read_status(run.folder)['status']})"
+        return f"to resume ({read_status(run.folder)['status']})"
     if is_new:
         return "new"
     return "still to run"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   reptk verify supcon_digits
-  reptk verify tcl_sup_photos --out runs/check              # again, it goes on with a run that was stopped
+  reptk verify tcl_sup_photos --out runs/check              # again, it resumes a run that was stopped
   reptk verify supcon_digits --run runs/supcon_digits/1     # compare a run that is finished
 
 The number of the trained encoder agrees if it differs from the recorded one by at most --tolerance. Raw pixels and the encoder

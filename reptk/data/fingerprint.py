@@ -1,4 +1,4 @@
-"""The fingerprint of a data set: whether a run that goes on reads the images it was started with."""
+"""The fingerprint of a data set: whether a resumed run reads the images it was started with."""
 
 import gzip
 import hashlib

@@ -30,7 +30,7 @@ RECIPE_KEY = "recipe"
 SEED_KEY = "seed"
 
 SINGLE_KEYS = (*SAME_RESULT_KEYS, "name")
-"""Keys, or tables of keys, of which a sweep has one value: the runs of several could not be told apart by their results."""
+"""Keys, or tables of keys, of which a sweep has one value: runs that differ in them would have the same results."""
 
 TRACKER_KEYS = ("train.trackers", "trackers")
 """Those of them whose values may be lists of names."""

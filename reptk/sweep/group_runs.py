@@ -119,7 +119,7 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
             # The same seed once more is no further seed: its numbers are those of the first run, up to rounding.
             warnings.append(f"left out: {run.folder} repeats {same.run.folder} (seed {item.seed_text})")
     differences = _describe_differences(keys, with_recipe, names)
-    # Everything in a run's files may be a stranger's.
+    # Everything in a run's files is untrusted.
     return GroupedRuns(list(grouped.values()), list(map(in_one_line, differences)), list(map(in_one_line, warnings)))
 
 

@@ -144,7 +144,7 @@ def _with_t_interval(values: Sequence[float], kind: str) -> Estimate:
     """Return the mean of at least two values with its t interval."""
     mean = float(np.mean(values))
     if min(values) == max(values):
-        # Few queries have few possible values. An interval of width 0 would claim a certainty that nobody has.
+        # Few queries have few possible values. An interval of width 0 would be too narrow.
         return Estimate(mean, math.nan, math.nan, len(values), NO_SPREAD)
     standard_error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * standard_error

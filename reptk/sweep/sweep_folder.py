@@ -101,7 +101,7 @@ def assign_folders(cells: Sequence[GridCell], swept_keys: Sequence[str], out: Pa
 
 
 def _earlier_runs(runs: Path) -> dict[Path, FlatRecipe]:
-    """Return the recipes of the runs in a sweep's folder; those that do not validate belong to nobody."""
+    """Return the recipes of the runs in a sweep's folder; those that do not validate match no run of the sweep."""
     earlier = {}
     if runs.is_dir():
         for path in sorted(runs.iterdir()):

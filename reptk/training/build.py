@@ -252,7 +252,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         seed=recipe.seed,
         sampler=sampler,
         rank=distributed.rank(),
-        world=world_size,
+        world_size=world_size,
         workers=train.workers,
         device=device,
         full_images=needs_full_images(METHODS.get(recipe.method["name"]), evaluation_views),

@@ -32,7 +32,7 @@ def newest_of_recipe(recipe: Recipe) -> Path | None:
 
 
 def unfinished_run_note(recipe: Recipe) -> list[str]:
-    """Say that the last run of the same recipe is unfinished, and how it goes on, as a list of at most one line."""
+    """Say that the last run of the same recipe is unfinished, and how it is resumed, as a list of at most one line."""
     folder = newest_of_recipe(recipe)
     if folder is None:
         return []
@@ -40,7 +40,7 @@ def unfinished_run_note(recipe: Recipe) -> list[str]:
     if status["status"] == FINISHED:
         return []
     return [
-        f"{folder} is an unfinished run of this recipe ({status['status']}, step {status.get('step', 0)}); to go on with it: "
+        f"{folder} is an unfinished run of this recipe ({status['status']}, step {status.get('step', 0)}); to resume it: "
         "--resume auto"
     ]
 

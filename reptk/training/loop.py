@@ -59,15 +59,15 @@ def train(
     logger: Logger | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Train a recipe and evaluate it, or go on with a run that was stopped or killed.
+    """Train a recipe and evaluate it, or resume a run that was stopped or killed.
 
-    A run that goes on ends in the weights of the run that nothing has disturbed: bit for bit on the CPU with the same number
+    A run that is resumed ends in the weights of the run that nothing has disturbed: bit for bit on the CPU with the same number
     of threads.
 
     Args:
         recipe: from `load`.
         out: the run's folder; None for the next unused `runs/NAME/N`.
-        resume: None: go on with the run in `out` if there is one of this recipe. "auto": without `out`, too, with the last run
+        resume: None: resume the run in `out` if there is one of this recipe. "auto": without `out`, too, with the last run
             of this recipe under `runs/`. True: there has to be one. False: there must not be one.
         allow: what may have changed since the run was started: "data", "ranks".
         logger: where to print and log; standard output by default.
@@ -264,9 +264,9 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
             # The first step may take minutes, e.g. to compile; each of the others should not.
             distributed.set_timeout(settings.rank_timeout_seconds, parts.device)
     distributed.set_timeout(distributed.LONG_TIMEOUT_SECONDS, parts.device)
-    end_of_epoch.warn_of_steps_without_positives()
-    end_of_epoch.say_skipped_steps()
-    end_of_epoch.say_stopped_early()
+    end_of_epoch.log_steps_without_positives()
+    end_of_epoch.log_skipped_steps()
+    end_of_epoch.log_early_stopping()
 
 
 @contextmanager

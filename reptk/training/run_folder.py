@@ -26,8 +26,8 @@ from reptk.training.run_status import FINISHED, STOPPED_EARLY_KEY, read_status
 from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe
 
 Resume = bool | Literal["auto"] | None
-"""Whether an earlier run goes on: it has to (True), must not (False), does if there is one ("auto"), or does if its folder is
-named (None)."""
+"""Whether an earlier run is resumed: it has to (True), must not (False), does if there is one ("auto"), or does if its folder
+is named (None)."""
 
 NEW = "new"
 RESUMED = "resumed"
@@ -164,7 +164,7 @@ def create(recipe: Recipe, folder: Path, data: Fingerprint) -> OpenedRun:
 def reopen(
     recipe: Recipe, folder: Path, data: Fingerprint, steps_per_epoch: int, allowed: Collection[str] = ()
 ) -> OpenedRun:
-    """Check that a run can go on, and record another number of epochs, another choice of weights or another data set.
+    """Check that a run can be resumed, and record another number of epochs, another choice of weights or another data set.
 
     Raises:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
@@ -195,7 +195,7 @@ def reopen(
     if "final_weights" in changed:
         notes.append(
             f"train.final_weights={recipe.train.final_weights} instead of {recorded.train.final_weights}: model/ and "
-            "results.json are written anew at the end"
+            "results.json are written again at the end"
         )
     return OpenedRun(folder, RESUMED, recorded.train.epochs, notes)
 
@@ -210,10 +210,10 @@ def how_to_train_on(recipe: Recipe, folder: Path) -> str:
 def is_complete(recipe: Recipe, folder: Path) -> bool:
     """Return whether a run has finished all epochs of the recipe it is to be resumed with, and ended in the weights it names.
 
-    A run without results.json or `model/` is not complete: it goes on from its last checkpoint, and is evaluated once more.
+    A run without results.json or `model/` is not complete: it is resumed from its last checkpoint, and is evaluated once more.
 
     Raises:
-        UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to go on from.
+        UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to resume from.
     """
     status = read_status(folder)
     if status["status"] != FINISHED:
@@ -223,27 +223,27 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
         return False
     if STOPPED_EARLY_KEY in status and recipe.train.epochs > recorded.epochs:
         raise UsageError(
-            f"{folder} has stopped early, and would do so again with more epochs; to train on, also set {TRAIN_ON}"
+            f"{folder} has stopped early, and would do so again with more epochs; to train for longer, also set {TRAIN_ON}"
         )
     epochs_done = recorded.epochs
     if recipe.train.epochs < epochs_done:
         raise UsageError(_fewer_epochs(folder, epochs_done, recipe.train.epochs))
     if recipe.train.epochs > epochs_done and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
-            f"{folder} has finished and holds no checkpoint to go on from; train anew, without --resume: "
+            f"{folder} has finished and holds no checkpoint to resume from; train again, without --resume: "
             f"{recipe_command(folder)} train.epochs={recipe.train.epochs}"
         )
     has_same_weights = recipe.train.final_weights == recorded.final_weights
     if not has_same_weights and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
             f"{folder} has finished and holds no checkpoint, so train.final_weights={recipe.train.final_weights} cannot choose "
-            "other weights; train anew, with another --out"
+            "other weights; train again, with another --out"
         )
     missing = missing_outputs(folder)
     if missing and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
             f"{folder} has finished, and {' and '.join(missing)} cannot be written again, since there is no checkpoint. "
-            f"Restore that, or {folder / 'checkpoints'}; or train anew, with another --out"
+            f"Restore that, or {folder / 'checkpoints'}; or train again, with another --out"
         )
     return recipe.train.epochs == epochs_done and has_same_weights and not missing
 
@@ -294,10 +294,10 @@ def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
 
 
 def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
-    """Return lines about checkpoints that are newer than the one to go on from, which are damaged or gone.
+    """Return lines about checkpoints that are newer than the one to resume from, which are damaged or gone.
 
     Raises:
-        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently begin anew.
+        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently start again.
     """
     saved_step = read_status(folder).get("step", 0)
     if not isinstance(saved_step, int):
@@ -306,13 +306,13 @@ def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
         if saved_step > 0:
             raise DataError(
                 f"{folder / 'status.json'} says that step {saved_step} was saved, but there is no checkpoint in "
-                f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
+                f"{folder / 'checkpoints'}. Restore that folder; or train again, with another --out"
             )
         return []
     if newest.damaged:
-        return [f"{message}; going on from {newest.path.name}" for message in newest.damaged]
+        return [f"{message}; resuming from {newest.path.name}" for message in newest.damaged]
     if saved_step > newest.manifest["step"]:
-        return [f"status.json says that step {saved_step} was saved; it is gone, going on from {newest.path.name}"]
+        return [f"status.json says that step {saved_step} was saved; it is gone, resuming from {newest.path.name}"]
     return []
 
 

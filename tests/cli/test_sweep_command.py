@@ -468,5 +468,5 @@ def test_a_signal_is_no_failure(prepared: Path, capsys: pytest.CaptureFixture, m
 
     monkeypatch.setattr("reptk.sweep.run_sweep.run_jobs", stop)
     assert sweep() == 143
-    assert "stopped; 0 of 4 runs finished. The same command goes on with the others" in capsys.readouterr().out
+    assert "stopped; 0 of 4 runs finished. The same command resumes the others" in capsys.readouterr().out
     assert tables() == {}

@@ -156,7 +156,7 @@ def test_the_slices_of_ranks_are_the_global_batch_from_any_step_on(name):
     assert torch.equal(torch.stack(whole[:9]), sampler.epoch(0))
     ranks = []
     for rank in range(2):
-        loader = Loader(split, batch_size=16, seed=2, sampler=sampler, rank=rank, world=2, workers=rank)
+        loader = Loader(split, batch_size=16, seed=2, sampler=sampler, rank=rank, world_size=2, workers=rank)
         ranks.append(numbers(loader, 5, 20))
     for expected, *slices in zip(whole[5:], *ranks, strict=True):
         assert torch.equal(torch.cat(slices), expected)

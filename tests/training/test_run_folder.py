@@ -207,7 +207,7 @@ def test_auto_goes_on_with_the_last_run_of_the_recipe_or_starts_one(working_fold
     assert open_run(recipe("loss.k1=7.0"), None, "auto").folder == Path("runs/tiny/2")
     assert open_run(recipe(), None, "auto") == OpenedRun(Path("runs/tiny/1"), RESUMED, 2, [])
     assert find_run.unfinished_run_note(recipe()) == [
-        "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to go on with it: --resume auto"
+        "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to resume it: --resume auto"
     ]
     finish(Path("runs/tiny/1"))
     assert find_run.unfinished_run_note(recipe()) == []
@@ -282,7 +282,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path) ->
     assert run_folder.lost_checkpoints(folder, checkpoint.load_newest(folder / "checkpoints")) == []
     shutil.rmtree(folder / "checkpoints" / "step_00000040")
     assert run_folder.lost_checkpoints(folder, checkpoint.load_newest(folder / "checkpoints")) == [
-        "status.json says that step 40 was saved; it is gone, going on from step_00000030"
+        "status.json says that step 40 was saved; it is gone, resuming from step_00000030"
     ]
 
 
@@ -314,7 +314,7 @@ def test_changed_data_is_refused_unless_it_is_allowed(change: str, tmp_path: Pat
     folder = open_run(recipe(), tmp_path / "run").folder
     with pytest.raises(DataError, match=re.escape(message)) as error:
         open_run(recipe(), folder, data=changed)
-    assert str(error.value).endswith("Restore the data, or go on with what is there: --allow data")
+    assert str(error.value).endswith("Restore the data, or resume with the data as it is: --allow data")
     opened = open_run(recipe(), folder, data=changed, allowed="data")
     assert message in opened.notes[0]
     # From now on it is the data of the run.
