@@ -15,6 +15,8 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import parse_json
 from reptk.core.foreign_files import open_regular
+from reptk.data.large_arrays import stored
+from reptk.data.shard_names import file_id
 from reptk.data.table_headings import HEADINGS, heading_key
 
 MAX_CACHED_BYTES = 1 << 29
@@ -28,35 +30,21 @@ NO_LABEL = -1
 """What the hub writes for the secret labels of a test split."""
 
 
-class ShardRow(NamedTuple):
-    """One row of Parquet shards, which can be read and printed as if it were the path of an image file."""
-
-    number: int
-    shards: "ParquetShards"
-
-    def read_bytes(self) -> bytes:
-        """Return the encoded image.
-
-        Raises:
-            DataError: the row has none, or cannot be read.
-        """
-        return self.shards.content(self.number)
-
-    def __str__(self) -> str:
-        return self.shards.name(self.number)
-
-
 class LabelColumn(NamedTuple):
-    """The labels of all rows: names of classes, empty without one.
+    """The entries of a column, of all rows.
 
-    `class_order` are the names in the order of their labels if the file says so, else empty. `unread` are other columns of
-    labels.
+    codes: (n,) int64 numbers of the entries in `names`, -1 for none.
+    names: the distinct entries, as text; those of the file's metadata in their order, if it names them.
+    is_ordered: whether the metadata names them.
+    heading: of the column.
+    unread: other columns of the kind.
     """
 
-    names: list[str]
-    class_order: tuple[str, ...]
+    codes: NDArray[np.int64]
+    names: tuple[str, ...]
+    is_ordered: bool
     heading: str
-    unread: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
 
 class ParquetShards:
@@ -66,14 +54,16 @@ class ParquetShards:
 
     Args:
         paths: the files, in order.
+        base: the folder that `image_id` names files from; None for that of each file.
 
     Raises:
         DataError: a file cannot be read, or has no column of images.
         EnvironmentProblem: pyarrow is not installed.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], base: Path | None = None) -> None:
         self.paths = list(paths)
+        self._file_ids = [file_id(path, base) for path in self.paths]
         if not self.paths:
             raise DataError("there are no Parquet files")
         self._files = [_open(path) for path in self.paths]
@@ -109,15 +99,43 @@ class ParquetShards:
         """Return the number of the file that holds a row."""
         return int(np.searchsorted(self.file_starts, number, side="right")) - 1
 
-    def place(self, number: int) -> tuple[Path, int]:
-        """Return the file that holds a row, and the number of the row in this file, from 0."""
+    def place(self, number: int) -> tuple[Path, str]:
+        """Return the file that holds a row, and the number of the row in this file, from 0: `row 17`."""
         file = self.file_of(number)
-        return self.paths[file], number - int(self.file_starts[file])
+        return self.paths[file], f"row {number - int(self.file_starts[file])}"
 
     def name(self, number: int) -> str:
         """Return how messages call a row."""
         path, row = self.place(number)
-        return f"{path}, row {row}"
+        return f"{path}, {row}"
+
+    def image_id(self, number: int) -> str:
+        """Return a name of a row that is the same wherever the files are: train-00000-of-00014/17."""
+        file = self.file_of(number)
+        return f"{self._file_ids[file]}/{number - int(self.file_starts[file])}"
+
+    def find(self, image_id: str) -> int | None:
+        """Return the number of the row with this id; None if there is none."""
+        name, _, row = image_id.rpartition("/")
+        if name not in self._file_ids or not row.isdecimal():
+            return None
+        file = self._file_ids.index(name)
+        number = int(self.file_starts[file]) + int(row)
+        return number if number < int(self.file_starts[file + 1]) else None
+
+    def block_starts(self) -> NDArray[np.int64]:
+        """Return the number of the first row of each row group."""
+        return self._group_starts[:-1]
+
+    def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
+        """Return the encoded images of rows, in this order; an error in place of one that cannot be read."""
+        contents: list[bytes | DataError] = []
+        for number in numbers:
+            try:
+                contents.append(self.content(number))
+            except DataError as error:
+                contents.append(error)
+        return contents
 
     def content(self, number: int) -> bytes:
         """Return the encoded image of a row.
@@ -145,14 +163,42 @@ class ParquetShards:
             return None
         heading, *unread = columns
         class_order = _hub_class_names(self._files[0].schema_arrow).get(heading, ())
-        names: list[str] = []
+        return self._column(heading, tuple(class_order))._replace(unread=tuple(unread))
+
+    def splits(self) -> LabelColumn | None:
+        """Return the entries of the column of splits; None if there is none, or it is not one of text.
+
+        Raises:
+            DataError: a file lacks the column, or it cannot be read.
+        """
+        heading = _split_column(self._files[0].schema_arrow)
+        if heading is None:
+            return None
+        return self._column(heading, ())
+
+    def _column(self, heading: str, class_order: tuple[str, ...]) -> LabelColumn:
+        """Return the entries of a column; with `class_order`, numbers in it mean these names."""
+        code_of = {name: code for code, name in enumerate(class_order)}
+        pieces = self._codes(heading, class_order, code_of)
+        codes = stored(pieces, len(self), np.int64)
+        return LabelColumn(codes, tuple(code_of), bool(class_order), heading)
+
+    def _codes(
+        self, heading: str, class_order: tuple[str, ...], code_of: dict[str, int]
+    ) -> Iterator[NDArray[np.int64]]:
+        """Yield the codes of the entries of a column; names that are new get the next ones in `code_of`."""
         for path, file in zip(self.paths, self._files, strict=True):
             if heading not in file.schema_arrow.names:
                 raise DataError(f"{path} has no column {heading}, as {self.paths[0]} has")
-            with _explained(path):
-                values = file.read(columns=[heading]).column(heading).to_pylist()
-            names += [_class_name(path, value, class_order) for value in values]
-        return LabelColumn(names, tuple(class_order), heading, tuple(unread))
+            for group in range(file.metadata.num_row_groups):
+                with _explained(path):
+                    column = file.read_row_group(group, columns=[heading]).column(0)
+                for chunk in column.chunks:
+                    # Of each distinct entry once: a Python object for every row would take long.
+                    encoded = chunk.dictionary_encode(null_encoding="encode")
+                    names = [_class_name(path, value, class_order) for value in encoded.dictionary.to_pylist()]
+                    codes = [code_of.setdefault(name, len(code_of)) if name else -1 for name in names]
+                    yield np.array([*codes, -1], np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
 
     def _read_group(self, group: int) -> Any:
         """Return the column of images of a row group, from memory or from the file."""
@@ -280,6 +326,21 @@ def _label_columns(schema: Any) -> list[str]:
     hub = {name: classes for name, classes in _hub_class_names(schema).items() if name in flat and name not in usual}
     largest_first = sorted(hub, key=lambda name: (-len(hub[name]), name))
     return [*usual, *largest_first]
+
+
+def _split_column(schema: Any) -> str | None:
+    """Return the column of splits, which holds text."""
+    import pyarrow
+
+    by_key = {}
+    for field in reversed(list(schema)):
+        is_text = pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
+        if is_text and schema.names.count(field.name) == 1:
+            by_key[heading_key(field.name)] = field.name
+    for key in HEADINGS["split"]:
+        if key in by_key:
+            return by_key[key]
+    return None
 
 
 def _hub_class_names(schema: Any) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""A folder of the user's own images, a table that lists them, or Parquet files that hold them."""
+"""The user's own images: a folder, a table that lists them, Parquet files or tar shards that hold them, a data set on disk."""
 
 import difflib
 import warnings
@@ -8,8 +8,10 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
+from reptk.core.name_lists import first_names
 from reptk.data.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import list_images, read_layout
 from reptk.data.folder_scan import SkippedFiles
@@ -19,9 +21,11 @@ from reptk.data.parquet_shards import holds_images
 from reptk.data.protocol import Data, with_shape
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
 from reptk.data.shard_layout import PARQUET, read_shard_layout
+from reptk.data.shard_patterns import expand_pattern, is_pattern
 from reptk.data.sources.layout_data import data_of_layout
 from reptk.data.table_files import TABLE_EXTENSIONS
 from reptk.data.table_layout import read_table_layout
+from reptk.data.tar_layout import count_tars, is_tar, read_tar_layout
 
 Share = Annotated[float, Gt(0), Le(1)]
 
@@ -57,10 +61,15 @@ def folder(
     under any of the usual headings; see `reptk.data.image_table`. Its splits and classes mean what folders mean.
 
     A folder of Parquet files that hold the images, as the Hugging Face hub stores data sets (`train-00000-of-00014.parquet`,
-    with the columns `image` and `label`), is read by row group; splits are the names of the files or of their folders.
+    with the columns `image` and `label`), is read by row group; splits are the names of the files or of their folders, or else
+    the entries of a column such as `split`.
+
+    Tar shards in WebDataset's layout (`train-000000.tar` with `0001.jpg`, `0001.cls` or `0001.json`, ... or class folders),
+    uncompressed, are indexed once and then read image by image; splits are the names of the shards or of their folders. They
+    are named by a folder, a pattern (`shards/train-{000000..000009}.tar`, `shards/*.tar`), or one of them.
 
     Args:
-        root: the folder, the table, or one of the Parquet files.
+        root: the folder, the table, one of the shards, or a pattern of their names.
         size: pixels of the shorter side to which every image is decoded. Training draws its crops on whole pictures, of those
             longer than 2:1 on the middle.
         labels: "folders": the first folder below the root, or below the split's, names the class; images next to the class
@@ -103,30 +112,58 @@ def folder(
 
 
 def read_images(base: Path, labels: Labels) -> ImageLayout:
-    """Return the images of a folder, those that a table lists, or those in Parquet shards, by split.
+    """Return the images of a folder, those that a table lists, or those in shards, by split.
 
     Raises:
         DataError: there are no images, they have no labels although `labels` is "folders", or the table cannot be understood.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
+    if is_pattern(base):
+        return _read_pattern(base, labels)
     if base.is_file():
+        if is_tar(base):
+            return read_tar_layout(base, labels)
         if holds_images(base):
             return read_shard_layout(base, labels)
         return read_table_layout(base, labels)
     scan = list_images(base)
+    num_tars = count_tars(scan.other_files)
+    if not scan.images and scan.other_files[PARQUET] and num_tars:
+        counts = f"{format_count(scan.other_files[PARQUET], 'Parquet file')} and {format_count(num_tars, 'tar shard')}"
+        raise DataError(f"{base} has {counts}; name those to read by a pattern: data.root='{base}/*.tar'")
     if not scan.images and scan.other_files[PARQUET]:
         return read_shard_layout(base, labels)
+    if not scan.images and num_tars:
+        return read_tar_layout(base, labels)
     return read_layout(base, labels, scan)
 
 
+def _read_pattern(pattern: Path, labels: Labels) -> ImageLayout:
+    """Return the images of the shards that a pattern names.
+
+    Raises:
+        DataError: as `read_images`, or the pattern names other files.
+    """
+    paths = expand_pattern(pattern)
+    if all(path.suffix.lower() == PARQUET for path in paths):
+        return read_shard_layout(pattern, labels)
+    others = [str(path) for path in paths if not is_tar(path)]
+    if others:
+        count = f"{format_count(len(others), 'file')} of {len(paths):,}"
+        raise DataError(
+            f"{pattern} (data.root) names {count} that are no shards (.tar or .parquet): {first_names(others, 3)}"
+        )
+    return read_tar_layout(pattern, labels)
+
+
 def existing_source(root: str) -> Path:
-    """Return the path of a folder or a table of images.
+    """Return the path of a folder, a table of images or a shard, or a pattern of shards.
 
     Raises:
         DataError: there is neither, with the nearest that exists.
     """
     base = expand_home(root)
-    if base.is_file() and base.suffix.lower() not in EXTENSIONS:
+    if is_pattern(base) or (base.is_file() and base.suffix.lower() not in EXTENSIONS):
         return base
     return existing_folder(root)
 
