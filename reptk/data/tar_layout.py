@@ -1,16 +1,12 @@
 """The images in tar shards, by split, as those of a folder: train-000000.tar, val-000000.tar, ..."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import DataError
-from reptk.data.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
-from reptk.data.large_arrays import chunks, consecutive, stored
-from reptk.data.record_source import Rows
+from reptk.data.column_layout import parts_by_range
+from reptk.data.image_layout import LOOSE, ImageLayout, Labels, concatenate, with_labels_as_set
 from reptk.data.shard_names import missing_shards, split_name
 from reptk.data.shard_patterns import expand_pattern, is_pattern
 from reptk.data.split_names import UNLABELED, split_role
@@ -72,14 +68,10 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
         )
     shards = TarShards(index, root)
     has_splits = any(split_role(name) not in (None, UNLABELED) for _, name in split_of)
-    pieces: dict[str, list[LabeledImages]] = {}
-    for split, start, stop in _ranges([name for _, name in split_of], index.shard_starts):
-        images = _images(shards, start, stop)
-        if split_role(split) == UNLABELED:
-            images = images.without_labels()
-        name = split if has_splits else LOOSE
-        pieces.setdefault(name, []).append(images)
-    parts = {name: concatenate(images) for name, images in pieces.items()}
+    names = [name for _, name in split_of]
+    parts = parts_by_range(shards, index.records["label"], index.classes, names, index.shard_starts)
+    if not has_splits:
+        parts = {LOOSE: concatenate(list(parts.values()))}
     num_bytes = sum(size for size, _ in index.stats)
     details = [f"  {format_count(len(paths), 'tar shard')}, {format_bytes(num_bytes)}, index in {index.folder}"]
     details += index.notes
@@ -104,27 +96,3 @@ def _common_folder(base: Path) -> Path:
     while is_pattern(base):
         base = base.parent
     return base
-
-
-def _ranges(splits: Sequence[str], starts: NDArray[np.int64]) -> list[tuple[str, int, int]]:
-    """Return (split, first image, image after the last) of consecutive shards of one split.
-
-    Args:
-        splits: of each shard.
-        starts: (shards + 1,) number of the first image of each shard, and of all images.
-    """
-    ranges: list[tuple[str, int, int]] = []
-    for number, split in enumerate(splits):
-        start, stop = int(starts[number]), int(starts[number + 1])
-        if ranges and ranges[-1][0] == split:
-            start = ranges.pop()[1]
-        ranges.append((split, start, stop))
-    return ranges
-
-
-def _images(shards: TarShards, start: int, stop: int) -> LabeledImages:
-    """Return consecutive images of shards with their labels."""
-    records = shards.index.records[start:stop]
-    pieces = (records["label"][part].astype(np.int64) for part in chunks(stop - start))
-    labels = stored(pieces, stop - start, np.int64)
-    return LabeledImages(Rows(shards, consecutive(start, stop)), labels, shards.index.classes)

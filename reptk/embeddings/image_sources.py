@@ -26,6 +26,7 @@ from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
 from reptk.data.image_layout import LOOSE, ImageLayout, LabeledImages
 from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.lance_table import is_lance
 from reptk.data.parquet_shards import holds_images
 from reptk.data.record_source import Rows
 from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
@@ -228,7 +229,8 @@ def data_table(text: str) -> config.Table:
     Raises:
         DataError: there is neither.
     """
-    if expand_home(text).exists() or is_pattern(expand_home(text)):
+    base = expand_home(text)
+    if base.exists() or is_pattern(base) or is_lance(base):
         return {"name": "folder", "root": text}
     if text in DATASETS.names():
         return {"name": text}

@@ -236,6 +236,8 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         batch_size=train.batch_size,
         seed=recipe.seed,
         classes=data.classes,
+        shuffle=recipe.data.get("shuffle", "global"),
+        block_starts=data.train.images.block_starts(),
         **train.sampler.model_dump(),
     )
     with rng.seeded(recipe.seed, "initial weights"):

@@ -12,14 +12,17 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
 from reptk.core.name_lists import first_names
+from reptk.data.column_layout import read_column_layout
 from reptk.data.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import list_images, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import ImageLayout, Labels
+from reptk.data.lance_table import LanceTable, is_lance
 from reptk.data.parquet_shards import holds_images
 from reptk.data.protocol import Data, with_shape
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
+from reptk.data.saved_data_set import SavedDataSet, is_saved_data_set
 from reptk.data.shard_layout import PARQUET, read_shard_layout
 from reptk.data.shard_patterns import expand_pattern, is_pattern
 from reptk.data.sources.layout_data import data_of_layout
@@ -67,6 +70,9 @@ def folder(
     Tar shards in WebDataset's layout (`train-000000.tar` with `0001.jpg`, `0001.cls` or `0001.json`, ... or class folders),
     uncompressed, are indexed once and then read image by image; splits are the names of the shards or of their folders. They
     are named by a folder, a pattern (`shards/train-{000000..000009}.tar`, `shards/*.tar`), or one of them.
+
+    A table of Lance (`photos.lance`, or a version of it, `photos.lance@12`) and a data set that Hugging Face's datasets saved
+    to disk need the extra `table`. Their columns are those of Parquet files.
 
     Args:
         root: the folder, the table, one of the shards, or a pattern of their names.
@@ -118,8 +124,12 @@ def read_images(base: Path, labels: Labels) -> ImageLayout:
         DataError: there are no images, they have no labels although `labels` is "folders", or the table cannot be understood.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
+    if is_lance(base):
+        return _read_lance(base, labels)
     if is_pattern(base):
         return _read_pattern(base, labels)
+    if is_saved_data_set(base):
+        return _read_saved_data_set(base, labels)
     if base.is_file():
         if is_tar(base):
             return read_tar_layout(base, labels)
@@ -136,6 +146,23 @@ def read_images(base: Path, labels: Labels) -> ImageLayout:
     if not scan.images and num_tars:
         return read_tar_layout(base, labels)
     return read_layout(base, labels, scan)
+
+
+def _read_lance(base: Path, labels: Labels) -> ImageLayout:
+    table = LanceTable(base)
+    fragments = format_count(table.num_fragments, "fragment")
+    version = f"version {table.version} ({table.folder.name}@{table.version})"
+    text = f"  Lance, {version}, {fragments}, images in {table.image_column}"
+    advice = "; write train into the column split for these"
+    return read_column_layout(base, table, labels, [("", len(table))], details=[text], split_advice=advice)
+
+
+def _read_saved_data_set(base: Path, labels: Labels) -> ImageLayout:
+    data_set = SavedDataSet(base)
+    files = format_count(len(data_set.paths), "Arrow file")
+    text = f"  Hugging Face data set, {files}, images in {data_set.image_column}"
+    advice = f"; to train on one of these, name its folder (data.root={base}/...)"
+    return read_column_layout(base, data_set, labels, data_set.part_sizes(), details=[text], split_advice=advice)
 
 
 def _read_pattern(pattern: Path, labels: Labels) -> ImageLayout:
@@ -163,7 +190,7 @@ def existing_source(root: str) -> Path:
         DataError: there is neither, with the nearest that exists.
     """
     base = expand_home(root)
-    if is_pattern(base) or (base.is_file() and base.suffix.lower() not in EXTENSIONS):
+    if is_pattern(base) or is_lance(base) or (base.is_file() and base.suffix.lower() not in EXTENSIONS):
         return base
     return existing_folder(root)
 
