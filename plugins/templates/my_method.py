@@ -20,7 +20,7 @@ class MyMethod(Method):
     """A small BYOL.
 
     A method turns a batch into a loss. Required are `forward`, which returns {"loss": ...}, and the attribute `encoder`:
-    what is evaluated and exported. Optional are `after_step`, `parameter_groups` and `uses_aspect_ratios`; without them
+    what is evaluated and exported. Optional are `after_step`, `parameter_groups` and `crops_full_images`; without them
     nothing happens after a step, everything that requires a gradient is trained, and views are drawn on center squares.
 
     It is called with what its signature names: `encoder`; `views`; `loss`, the recipe's [loss] (a recipe of a method without
@@ -40,7 +40,7 @@ class MyMethod(Method):
         predictor_lr_scale: factor on the learning rate of the predictor.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from reptk.methods.lejepa import LeJEPA
 from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.moco import MoCo
 from reptk.methods.moco_v3 import MoCoV3
-from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
+from reptk.methods.protocol import Batch, Method, Step, needs_full_images
 from reptk.methods.prototypes import Prototypes
 from reptk.methods.queue import Queue
 from reptk.methods.simsiam import SimSiam
@@ -43,11 +43,11 @@ __all__ = [
     "VICReg",
     "class_ids",
     "cosine_momentum",
-    "draws_on_whole_pictures",
     "final_batch_norm",
     "has_positives",
     "mlp",
     "momentum_copy",
+    "needs_full_images",
     "sinkhorn",
     "update_momentum_copy",
 ]

@@ -68,7 +68,7 @@ class BarlowTwins(Method):
         off_diagonal_weight: lambda of the paper.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(self, encoder: Encoder, views: Views, off_diagonal_weight: Annotated[float, Ge(0)] = 0.0051) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class BYOL(Method):
         predictor_norm: BatchNorm in the predictor, as in the paper.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Classify(Method):
         encoder_lr_scale: factor on the learning rate of the encoder alone. It has no schedule.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

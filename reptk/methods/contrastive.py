@@ -31,7 +31,7 @@ class Contrastive(Method):
             without a label (-1) has only its own views.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(self, encoder: Encoder, views: Views, loss: nn.Module, positives: Positives = "instance") -> None:
         super().__init__()

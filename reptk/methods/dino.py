@@ -49,7 +49,7 @@ class DINO(Method):
         frozen_epochs: how long the student's prototypes stay as they are.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class Distill(Method):
         teacher: a timm model (`"vit_small_patch14_dinov2.lvd142m"`), `hf-hub:NAME`, `local-dir:FOLDER`, or the folder of a run.
         teacher_weights: as `encoder.weights`; "auto": those of timm under that name, or of the run.
         teacher_size: side in pixels of the images that it encodes; unset: that of its training.
-        teacher_sees: "image": the image without augmentation (of a picture that is not square, the center), once in a run: the
+        teacher_sees: "image": the image without augmentation (of one that is not square, the center), once in a run: the
             features are stored in float16. "view": each view that the student sees, in every step.
         objective: see above.
         queue_size: K, for "similarities"; 65,536 in the code of SEED.
@@ -63,7 +63,7 @@ class Distill(Method):
         UsageError, DataError, EnvironmentProblem: see `build_teacher`.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

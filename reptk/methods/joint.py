@@ -38,7 +38,7 @@ class Joint(Method):
         UsageError: micro-batches (GradCache), which are for a loss on the embeddings alone.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class LeJEPA(Method):
         knots, t_max: of the integral in `sigreg`.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class MoCo(Method):
             an image without a label (-1) has only its own keys.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

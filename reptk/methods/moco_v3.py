@@ -52,7 +52,7 @@ class MoCoV3(Method):
         predictor_final_norm: BatchNorm without weights after the predictor, as in the published code for ViT, not for ResNet.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

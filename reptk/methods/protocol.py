@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reptk.models.encoder import Encoder
-from reptk.views import Views, takes_aspect_ratios
+from reptk.views import Views, crops_full_images
 
 
 class Batch(NamedTuple):
@@ -17,8 +17,8 @@ class Batch(NamedTuple):
     images: (B, 3, H, W) uint8.
     labels: (B,) int64, -1 for an image without a label.
     index: (B,) int64, the number of each image in the data set.
-    aspect_ratios: (B,) width / height of the pictures that were squashed into the images, for the views; None if the images
-        have their proportions, as in data sets of squares and for methods that do not set `uses_aspect_ratios`.
+    aspect_ratios: (B,) width / height of the full images, which were squashed into `images`, for the views; None if `images`
+        have their proportions, as in data sets of squares and for methods that do not set `crops_full_images`.
     """
 
     images: Tensor
@@ -83,13 +83,19 @@ class Method(nn.Module):
             decides: the trained encoder, or its moving average.
         classifier: features (B, F), as `encoder.features` returns them, to scores (B, C); None, the default, if the method
             trains none. Evaluation then measures its accuracy (the evaluator `accuracy`), and `model/` holds it.
-        uses_aspect_ratios: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
-            whole pictures, as by torchvision's RandomResizedCrop; otherwise on their center squares.
+        crops_full_images: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
+            full images, as by torchvision's RandomResizedCrop; otherwise on their center squares.
     """
 
     encoder: Encoder
     classifier: nn.Linear | None
-    uses_aspect_ratios: bool = False
+    crops_full_images: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # What the attribute was called before, in plugins, of which runs have copies.
+        if "uses_aspect_ratios" in vars(cls):
+            cls.crops_full_images = cls.uses_aspect_ratios
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,12 +152,12 @@ class Method(nn.Module):
         return []
 
 
-def draws_on_whole_pictures(factory: Callable[..., Method], views: Views) -> bool:
-    """Return whether crops are drawn on whole pictures, not on their center squares: if the method and the views do it.
+def needs_full_images(factory: Callable[..., Method], views: Views) -> bool:
+    """Return whether batches have to hold full images, not their center squares: if the method and the views crop them.
 
     Args:
         factory: a registered method.
         views: those of the method.
     """
     is_class = isinstance(factory, type) and issubclass(factory, Method)
-    return is_class and factory.uses_aspect_ratios and takes_aspect_ratios(views)
+    return is_class and factory.crops_full_images and crops_full_images(views)

@@ -46,7 +46,7 @@ class SimSiam(Method):
         predictor_norm: BatchNorm in the predictor, as in the paper.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class SwAV(Method):
         frozen_epochs: how long the prototypes stay as they are.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

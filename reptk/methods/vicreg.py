@@ -79,7 +79,7 @@ class VICReg(Method):
         invariance_weight, variance_weight, covariance_weight: lambda, mu and nu of the paper.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class XBM(Method):
             "instance": the views of one image are.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,

@@ -135,7 +135,7 @@ class Encoder(nn.Module):
 
     @property
     def border_color(self) -> tuple[int, int, int]:
-        """Color in 0..255 of the border of pictures that are padded: the mean, which is normalized to 0, as in timm."""
+        """Color in 0..255 of the border of images that are padded: the mean, which is normalized to 0, as in timm."""
         red, green, blue = (255 * self.mean).round().int().flatten().tolist()
         return red, green, blue
 
