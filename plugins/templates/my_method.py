@@ -56,8 +56,9 @@ class MyMethod(Method):
         self.encoder = encoder
         self.target = momentum_copy(encoder)  # not trained, and in every checkpoint
         self.views = views
-        self.momentum = momentum
-        self._predictor_lr_scale = predictor_lr_scale  # private: read once, so a schedule of it is an error
+        # Private, so that a schedule of the recipe is an error: the one has its schedule here, the other is read once.
+        self._momentum = momentum
+        self._predictor_lr_scale = predictor_lr_scale
         width = encoder.embedding_dim
         self.predictor = nn.Sequential(nn.Linear(width, predictor_width), nn.ReLU(), nn.Linear(predictor_width, width))
 
@@ -91,7 +92,7 @@ class MyMethod(Method):
 
     def momentum_of(self, step: Step) -> float:
         """Return the momentum of a step, which rises to 1: a schedule is a function of the step alone."""
-        return 1 - (1 - self.momentum) * (1 - step.progress)
+        return 1 - (1 - self._momentum) * (1 - step.progress)
 
     def after_step(self, step: Step) -> None:
         """Update what is not trained, e.g. moving averages and queues, after the optimizer's step and without gradients."""

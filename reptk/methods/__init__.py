@@ -9,7 +9,6 @@ from reptk.methods.distill import Distill
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.lejepa import LeJEPA
-from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.moco import MoCo
 from reptk.methods.moco_v3 import MoCoV3
 from reptk.methods.protocol import Batch, Method, Step, needs_full_images
@@ -20,6 +19,7 @@ from reptk.methods.sinkhorn import sinkhorn
 from reptk.methods.swav import SwAV
 from reptk.methods.vicreg import VICReg
 from reptk.methods.xbm import XBM
+from reptk.models.mlp import final_batch_norm, mlp
 
 __all__ = [
     "BYOL",

@@ -1,6 +1,5 @@
 """The base class of methods, which the training loop trains, DDP wraps and checkpoints hold."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,9 +73,10 @@ class Method(nn.Module):
     checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
     function of that state, of the batch and of the step.
 
-    A recipe may schedule a float argument that `forward` or `after_step` reads: `momentum = {start = 0.99, end = 1.0}`. Before
-    each step, training sets the attribute of the argument's name (`self.momentum = momentum`). What is read once, such as a
-    factor in `parameter_groups`, has a private attribute (`self._lr_scale = lr_scale`), so that its schedule is an error.
+    A recipe may schedule a float argument that `forward` or `after_step` reads, such as the momentum of `moco`:
+    `momentum = {start = 0.99, end = 1.0}`. Before each step, training sets the attribute of the argument's name
+    (`self.momentum = momentum`). What is read once, such as a factor in `parameter_groups`, and what the method schedules
+    itself has a private attribute (`self._lr_scale = lr_scale`), so that a schedule of it is an error.
 
     Attributes:
         encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method
@@ -85,11 +85,14 @@ class Method(nn.Module):
             trains none. Evaluation then measures its accuracy (the evaluator `accuracy`), and `model/` holds it.
         crops_full_images: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
             full images, as by torchvision's RandomResizedCrop; otherwise on their center squares.
+        prototypes_advice: which of its arguments to change where the assignments to prototypes collapse, as the end of a
+            sentence, for a method that returns the entropies of assignments.
     """
 
     encoder: Encoder
     classifier: nn.Linear | None
     crops_full_images: bool = False
+    prototypes_advice: str = ""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -102,7 +105,6 @@ class Method(nn.Module):
         # Not an attribute of the class: it would hide the module that a method assigns.
         self.classifier = None
 
-    @abstractmethod
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one rank's batch.
 
@@ -115,6 +117,8 @@ class Method(nn.Module):
 
             - `"z"` (N, D) and `"ids"` (N,), detached: embeddings and what makes them positives, for the diagnostics of every
               epoch (collapse, alignment, rank);
+            - `"num_candidates"`: how many rows the loss compares each embedding with, if they are not the other rows of `z`;
+              for the warning about a loss that is near 0;
             - any other scalar under its name: logged to metrics.jsonl.
         """
         raise NotImplementedError
@@ -132,8 +136,9 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters to train, as groups for `torch.optim`.
 
-        A group may set `weight_decay` and `lr_scale` (a factor on the scheduled learning rate). Norms and biases of a group
-        that sets no `weight_decay` are not decayed, unless the recipe says `optim.decay_all`.
+        A group may set `weight_decay`, `lr_scale` (a factor on the scheduled learning rate) and `constant_lr` (True: the
+        learning rate has no schedule). Norms and biases of a group that sets no `weight_decay` are not decayed, unless the
+        recipe says `optim.decay_all`.
 
         Returns:
             One group of all parameters that require a gradient, by default.

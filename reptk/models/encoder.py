@@ -12,6 +12,7 @@ from reptk.core.errors import UsageError
 from reptk.core.images import resize_to_square, to_float
 from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
+from reptk.models.encoder_keys import ENCODER_KEYS, EncoderKeys
 from reptk.models.eval_mode import eval_mode
 from reptk.models.freeze import Freeze, batch_norm_modules, frozen_modules, frozen_parameters
 from reptk.models.grad_cache import Norm, batch_norm_problem, batch_norms, forward_in_chunks
@@ -55,9 +56,11 @@ class Encoder(nn.Module):
         head_out: D, the width of its last layer.
         head_norm: BatchNorm after every layer of the head except the last.
         drop_path: stochastic depth of the backbone.
+        keys: what these arguments are called in messages.
 
     Attributes:
-        config: all arguments except `pretrained`, `weights` and `other_sizes`; `Encoder(**config)` has the same architecture.
+        config: all arguments except `pretrained`, `weights`, `other_sizes` and `keys`; `Encoder(**config)` has the same
+            architecture.
         backbone, head: the two modules.
         num_features: F.
         mean, std: (3, 1, 1), which the images are normalized with.
@@ -83,6 +86,7 @@ class Encoder(nn.Module):
         head_norm: bool = False,
         drop_path: float = 0.0,
         other_sizes: Sequence[int] = (),
+        keys: EncoderKeys = ENCODER_KEYS,
     ) -> None:
         super().__init__()
         backbone = full_name(backbone)
@@ -110,14 +114,14 @@ class Encoder(nn.Module):
 
         # The order of these steps determines the initial weights under a seed.
         self.backbone = create_backbone(
-            backbone, size=size, pretrained=pretrained, drop_path=drop_path, other_sizes=other_sizes
+            backbone, size=size, pretrained=pretrained, drop_path=drop_path, other_sizes=other_sizes, keys=keys
         )
         new_weight = None
         if stem == "small":
             new_weight = use_small_stem(self.backbone, backbone)
         if weights is not None:
-            load_weights(self.backbone, weights, new_weight)
-        self.num_features = count_features(self.backbone, size, backbone)
+            load_weights(self.backbone, weights, new_weight, keys)
+        self.num_features = count_features(self.backbone, size, backbone, keys)
         self.head = projection_head(
             self.num_features, layers=head_layers, width=head_width, out_features=head_out, norm=head_norm
         )
