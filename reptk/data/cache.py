@@ -19,7 +19,6 @@ from torch import Tensor
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.files import expand_home
 from reptk.data.cache_build import (
     SPACE_ADVICE,
     UNREADABLE,
@@ -30,9 +29,9 @@ from reptk.data.cache_build import (
     read_records,
     remove_leftovers,
 )
-from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
+from reptk.data.record_source import ShardRow
 from reptk.data.resize import Color, Pixels, ResizeMode, write_square
 
 
@@ -96,6 +95,9 @@ class DecodedCache(WritableImages):
     def files(self) -> list[Path]:
         return self._images.files()
 
+    def block_starts(self) -> NDArray[np.int64] | None:
+        return self._images.block_starts()
+
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         candidates = numbers[torch.from_numpy(self._is_unreadable[numbers.numpy()])]
         # The files, which may not have been opened since the cache was built, say why.
@@ -137,12 +139,6 @@ class DecodedCache(WritableImages):
         return picture.reshape(record["height"], record["width"], 3)
 
 
-def default_folder() -> Path:
-    """Return the folder of caches: `$XDG_CACHE_HOME/reptk`, or `~/.cache/reptk`."""
-    home = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
-    return Path(home) / "reptk"
-
-
 def file_key(path: Path, decoding: str) -> str:
     """Return the key of an image file as it is now: 32 hexadecimal digits.
 
@@ -162,6 +158,6 @@ def file_key(path: Path, decoding: str) -> str:
 
 
 def row_key(row: ShardRow, decoding: str) -> str:
-    """Return the key of a row of Parquet shards as its file is now; see `file_key`."""
-    path, number = row.shards.place(row.number)
-    return file_key(path, f"{decoding}, row {number}")
+    """Return the key of an image in Parquet files, tar shards or a table as its file is now; see `file_key`."""
+    path, place = row.shards.place(row.number)
+    return file_key(path, f"{decoding}, {place}")

@@ -142,7 +142,7 @@ class Loader:
                 batches = self.sampler.epoch(epoch)
                 order_epoch = epoch
             first = self.rank * rank_batch_size
-            yield batches[step_of_epoch, first : first + rank_batch_size]
+            yield batches[step_of_epoch][first : first + rank_batch_size]
 
 
 def read_blocks(

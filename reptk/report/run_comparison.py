@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.config.part_tables import label_options
+from reptk.config.part_tables import common_options
 from reptk.config.registry import DATASETS
 from reptk.data.resize import Preprocessing
 from reptk.evaluate.intervals import QueryMean
@@ -96,7 +96,7 @@ def data_identity(data_part: dict[str, Any]) -> dict[str, Any]:
     ignored = set(ACCESS_ARGUMENTS)
     if data_part.get("name") in DATASETS.names():
         # Labels of training images; bank and queries keep all of theirs.
-        ignored |= label_options(data_part).keys()
+        ignored |= common_options(data_part).keys()
     # Image files are decoded at the size that an encoder needs.
     if "interpolation" in data_part:
         ignored.add("size")

@@ -13,7 +13,7 @@ from torch import nn
 
 from reptk.config import EncoderSection, Recipe, Table
 from reptk.config import build as build_part
-from reptk.config.part_tables import headline_evaluator, label_options
+from reptk.config.part_tables import common_options, headline_evaluator, label_options
 from reptk.config.registry import DATASETS, LOSSES, METHODS, VIEWS
 from reptk.config.value_schedule import ValueSchedule, at_start
 from reptk.core import distributed, rng
@@ -236,6 +236,8 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         batch_size=train.batch_size,
         seed=recipe.seed,
         classes=data.classes,
+        shuffle=common_options(recipe.data).get("shuffle", "global"),
+        block_starts=data.train.images.block_starts(),
         **train.sampler.model_dump(),
     )
     with rng.seeded(recipe.seed, "initial weights"):
