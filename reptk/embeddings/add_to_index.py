@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reptk.core.counts import format_count, verb_form
 from reptk.core.disk_space import explain_write_errors
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, UsageError
 from reptk.core.files import atomic_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.build_index import write_manifest
@@ -52,7 +52,7 @@ def add_to_index(index: str | Path, embeddings: str | Path | Embeddings, *, trus
     Raises:
         DataError: there is no such index, or it is damaged or not the user's; the embeddings are of another encoder, of
             another preprocessing or of images in another folder, or cannot be compared.
-        UsageError: FAISS cannot add to this kind of index.
+        UsageError: FAISS cannot add to this kind of index, or its lists are on the disk.
         EnvironmentProblem: FAISS is missing, or the folder cannot be written.
     """
     folder = Path(index)
@@ -63,6 +63,11 @@ def add_to_index(index: str | Path, embeddings: str | Path | Embeddings, *, trus
             "embeddings (reptk index), or trust it: --trust"
         )
     opened = Index.open(folder, trust=trust)
+    if opened.is_on_disk:
+        raise UsageError(
+            f"the lists of {folder} are on the disk, and nothing can be added to them; build the index again: reptk index ... "
+            f"--out {folder} --on-disk --force"
+        )
     name = "these embeddings"
     if not isinstance(embeddings, Embeddings):
         name = str(embeddings)

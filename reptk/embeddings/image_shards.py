@@ -2,11 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from reptk.data.parquet_shards import ShardRow
+import numpy as np
+
+from reptk.data.record_source import Rows
+from reptk.data.shard_patterns import is_pattern
 
 
 class ImageShard(NamedTuple):
@@ -34,27 +36,36 @@ class ImageShard(NamedTuple):
         }
 
 
-def find_shards(rows: Iterable[ShardRow], base: Path) -> list[ImageShard]:
-    """Return the shards of images in order.
+def find_shards(rows: Rows, base: Path) -> list[ImageShard]:
+    """Return the shards of images in order; none if the images are not in files, as those of a table of Lance.
 
     Args:
         rows: the images.
-        base: the folder that names are relative to, or a file.
+        base: the folder that names are relative to, or a file or a pattern.
     """
+    if not len(rows):
+        return []
+    while is_pattern(base):
+        base = base.parent
+    # Rows of one block, which may be a part of a file, are in one file.
+    blocks = np.searchsorted(rows.source.block_starts(), rows.numbers, side="right")
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1)).tolist()
     shards: list[ImageShard] = []
     runs: Counter[Path] = Counter()
-    current = None
-    start = count = 0
-    for row in rows:
-        path, _ = row.shards.place(row.number)
-        if path != current:
-            if current is not None:
-                shards.append(_shard(current, runs[current], start, count, base))
-                runs[current] += 1
-            current, start = path, count
-        count += 1
-    if current is not None:
-        shards.append(_shard(current, runs[current], start, count, base))
+    first_path, _ = rows.source.place(int(rows.numbers[0]))
+    current, start = first_path, 0
+    for next_start in [*starts[1:], len(rows)]:
+        path = None
+        if next_start < len(rows):
+            path, _ = rows.source.place(int(rows.numbers[next_start]))
+        if path == current:
+            continue
+        if not current.is_file():
+            return []
+        shards.append(_shard(current, runs[current], start, next_start, base))
+        runs[current] += 1
+        if path is not None:
+            current, start = path, next_start
     return shards
 
 

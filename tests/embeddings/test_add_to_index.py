@@ -120,10 +120,17 @@ def test_an_index_of_somebody_else_is_read_on_request_only(
     assert "40 embeddings added" in run_command([*command, "--trust"], capsys)
 
 
+@needs_faiss
+@pytest.mark.filterwarnings("ignore:.* centroids badly")
+def test_lists_on_the_disk_cannot_grow(clustered: Embeddings, tmp_path: Path) -> None:
+    reptk.index(rows_of(clustered, range(600)), out=tmp_path / "e.index", kind="IVF4,Flat", on_disk=True)
+    with pytest.raises(UsageError, match=r"are on the disk, and nothing can be added .* --on-disk --force"):
+        add_to_index(tmp_path / "e.index", clustered)
+
+
 def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "where to?" in run_command(["index", "e.safetensors"], capsys, exit_code=2)
+    assert "and where to?" in run_command(["index", "e.safetensors"], capsys, exit_code=2)
     assert "do not go with --add" in run_command(["index", "i", "--add", "e", "--out", "o"], capsys, exit_code=2)
-    assert "--trust goes with --add" in run_command(["index", "e", "--trust", "--out", "o"], capsys, exit_code=2)
     assert "is no index" in run_command(["index", tmp_path, "--add", "e"], capsys, exit_code=3)
 
 

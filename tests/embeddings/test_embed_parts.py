@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -393,6 +394,43 @@ def test_a_shard_is_a_part(encoder_run: Path, tmp_path: Path, encoded: list[int]
     assert sorted(encoded) == [3, 8]
     again = reptk.embed(encoder_run, root)
     assert sorted(actual.ids) == sorted(again.ids)
+
+
+def _write_tars(folder: Path, numbers: range) -> None:
+    """Write a tar of four images for each number, in folders where the same names are again."""
+    for number in numbers:
+        path = folder / "ab"[number % 2] / f"{number // 2:03}.tar"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for sample in range(4):
+                content = io.BytesIO()
+                draw_image(4 * number + sample).save(content, "PNG")
+                for suffix, data in ((".png", content.getvalue()), (".cls", str(sample % 2).encode())):
+                    member = tarfile.TarInfo(f"{number}-{sample}{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def test_a_part_for_each_tar_of_a_pattern(
+    encoder_run: Path, tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture
+) -> None:
+    shards, emb = tmp_path / "shards", tmp_path / "emb"
+    _write_tars(shards, range(3))
+    command = ["embed", encoder_run, "--data", f"{shards}/*/*.tar", "--out", emb, "--batch-size", 4, "--workers", 0]
+    assert "3 parts to write, 12 images to embed" in run_command(command, capsys)
+    expected = reptk.embed(encoder_run, f"{shards}/*/*.tar", batch_size=4)
+    actual = Embeddings.load(emb)
+    assert list(actual.ids) == list(expected.ids)
+    assert torch.equal(actual.vectors[:], expected.vectors)
+    assert torch.equal(actual.labels, expected.labels)
+    encoded.clear()
+    _write_tars(shards, range(3, 5))
+    assert "3 parts of 12 embeddings verified, 2 parts to write, 8 images" in run_command(command, capsys)
+    # The same tars as a folder, and in another place.
+    shards.rename(tmp_path / "moved")
+    command[3] = tmp_path / "moved"
+    assert "5 parts of 20 embeddings verified, 0 parts to write" in run_command(command, capsys)
+    assert encoded == [4, 4]
 
 
 def test_one_bank_for_index_search_duplicates_and_evaluation(
