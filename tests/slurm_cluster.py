@@ -1,4 +1,4 @@
-"""A SLURM cluster of this machine alone, for tests: its own daemons, ports and folders; nothing of the system is changed."""
+"""A SLURM cluster of this machine alone, for tests, in a temporary folder: nothing of the system is changed."""
 
 import getpass
 import os

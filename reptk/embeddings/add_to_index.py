@@ -98,12 +98,12 @@ def _check_alike(old: Embeddings, new: Embeddings, name: str) -> None:
     if old.paths is not None:
         if new.paths is None:
             raise DataError(
-                f"the index says which files its images are, and {name} does not; build an index of its own"
+                f"the index says which files its images are, and {name} does not; build another index of it"
             )
         if old.about.get("root") != new.about.get("root"):
             raise DataError(
                 f"the images of the index are below {old.about.get('root')}, those of {name} below {new.about.get('root')}; "
-                "build an index of their own, or embed a folder that holds both"
+                "build another index of those, or embed a folder that holds both"
             )
     if old.classes and not new.classes and bool((new.labels >= 0).any()):
         raise DataError(f"the labels of {name} have no class names, as those of the index have")
@@ -128,7 +128,7 @@ def _new_rows(old: Embeddings, new: Embeddings) -> tuple[Tensor, int]:
 
 
 def _write(folder: Path, index: Index, new: Embeddings, rows: Tensor, name: str) -> None:
-    """Write the index with the rows of `new` behind its own into an empty folder."""
+    """Write the index with the rows of `new` behind the earlier ones into an empty folder."""
     start = time.perf_counter()
     old = index.embeddings
     header = old.header()

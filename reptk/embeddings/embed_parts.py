@@ -137,7 +137,7 @@ def _finish(
         of_all_ranks: the parts that each rank has written, and which images it has left out.
         num_images: of the source.
     """
-    records = [part.record for part in plan.kept]
+    records = [part.record for part in plan.unchanged]
     for written, _ in of_all_ranks:
         records += written
     records.sort(key=_number_of)
@@ -209,7 +209,7 @@ def _check_same_images(source: ImageSource) -> None:
     if len(set(digests)) > 1:
         counts = ", ".join(f"{count:,}" for count, _ in digests)
         raise DataError(
-            f"the ranks have found different images ({counts}): files were added or removed meanwhile, or machines see "
+            f"the ranks have listed different images ({counts}): files were added or removed meanwhile, or machines see "
             "different folders. Start again"
         )
 
@@ -218,17 +218,17 @@ def _verify(folder: Path, source: ImageSource, header: Header) -> tuple[list[Ver
     """Return the parts that are whole, and what is wrong with the others. Each rank reads some of them."""
     paths, listed = distributed.run_on_main(lambda: (part_paths(folder), listed_records(folder)))
     is_of_files = all(group.paths is not None or group.shards for group in source.groups)
-    own_paths = paths[distributed.rank() :: distributed.world_size()]
-    own_checks: list[tuple[str, PartCheck]] = []
-    with progress("verifying", len(own_paths)) as advance:
-        for path in own_paths:
-            own_checks.append((path.name, check_part(path, listed.get(path.name), header, is_of_files=is_of_files)))
+    rank_paths = paths[distributed.rank() :: distributed.world_size()]
+    rank_checks: list[tuple[str, PartCheck]] = []
+    with progress("verifying", len(rank_paths)) as advance:
+        for path in rank_paths:
+            rank_checks.append((path.name, check_part(path, listed.get(path.name), header, is_of_files=is_of_files)))
             advance(1)
     missing = sorted(set(listed) - {path.name for path in paths})
     verified = []
     damages = [f"{name} is missing" for name in missing]
     differences: dict[str, Sequence[str]] = {}
-    for checks in distributed.all_gather_objects(own_checks):
+    for checks in distributed.all_gather_objects(rank_checks):
         for name, check in checks:
             if check.part is None:
                 damages.append(f"{name} {check.damage}")

@@ -86,7 +86,7 @@ class Plan:
     """What becomes of a folder.
 
     Args:
-        kept: parts that stay.
+        unchanged: parts that stay.
         planned: parts to write.
         obsolete: names of parts to remove, once the manifest no longer lists them.
         num_changed: images, or shards, that are other than when they were embedded.
@@ -94,7 +94,7 @@ class Plan:
         unit: what these are.
     """
 
-    kept: list[VerifiedPart] = field(default_factory=list)
+    unchanged: list[VerifiedPart] = field(default_factory=list)
     planned: list[PlannedPart] = field(default_factory=list)
     obsolete: list[str] = field(default_factory=list)
     num_changed: int = 0
@@ -107,8 +107,8 @@ class Plan:
 
     def describe(self) -> str:
         """Return a line for the summary that is printed before work starts."""
-        num_rows = sum(part.record["rows"] for part in self.kept)
-        line = f"  parts: {format_count(len(self.kept), 'part')} of {format_count(num_rows, 'embedding')} verified"
+        num_rows = sum(part.record["rows"] for part in self.unchanged)
+        line = f"  parts: {format_count(len(self.unchanged), 'part')} of {format_count(num_rows, 'embedding')} verified"
         line += (
             f", {format_count(len(self.planned), 'part')} to write, {format_count(self.num_to_embed, 'image')} to embed"
         )
@@ -149,7 +149,7 @@ def _plan_shards(source: ImageSource, parts: Sequence[VerifiedPart]) -> Plan:
         for shard in group.shards:
             part = part_of_shard.pop((shard.name, shard.run), None)
             if part is not None and part.record["shard"] == shard.record():
-                plan.kept.append(part)
+                plan.unchanged.append(part)
                 continue
             if part is not None:
                 plan.num_changed += 1
@@ -171,7 +171,7 @@ def _plan_images(folder: Path, source: ImageSource, parts: Sequence[VerifiedPart
         rows = images.match(folder / part.record["name"])
         if rows.are_all_current():
             images.claim(rows.numbers)
-            plan.kept.append(part)
+            plan.unchanged.append(part)
         else:
             stale.append((part, rows))
     # After all parts that stay: an interrupted run may have written a part again that is stale here.

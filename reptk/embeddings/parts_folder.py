@@ -37,7 +37,7 @@ class PartsFolder:
         """Do nothing: safetensors is always installed."""
 
     def writer(self, header: Header) -> AbstractContextManager[Any]:
-        """Raise UsageError: parts are written by `reptk.embed`, each on its own."""
+        """Raise UsageError: parts are written by `reptk.embed` alone."""
         raise UsageError(f"{self.path} is a folder; name a file, .safetensors or .parquet")
 
     def read(self, *, verify: bool | None = None) -> StoredColumns:

@@ -115,7 +115,7 @@ def _without_manifest(folder: Path) -> str:
     parts = part_paths(folder)
     if parts:
         return broken(folder, f"it has no {MANIFEST_NAME}, since embedding was interrupted after {len(parts):,} parts")
-    return f"no embeddings in {folder}. Make some: reptk embed RUN --data FOLDER --out {folder}"
+    return f"no embeddings in {folder}. Embed some: reptk embed RUN --data FOLDER --out {folder}"
 
 
 def _is_complete(manifest: dict[str, Any]) -> bool:

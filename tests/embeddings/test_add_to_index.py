@@ -43,7 +43,7 @@ def test_all_rows_are_found_and_nothing_is_trained_again(
 
 @needs_faiss
 def test_added_rows_are_those_of_an_index_of_all(clustered: Embeddings, tmp_path: Path) -> None:
-    """Lists hold exact vectors: where all lists are visited, rows that were added are found as if they had been there."""
+    """Where all lists are visited, a search returns rows that were added as if they had been there before."""
     reptk.index(rows_of(clustered, range(600)), out=tmp_path / "e.index", kind="IVF4,Flat")
     added = add_to_index(tmp_path / "e.index", clustered).index
     exact = Index(clustered)
@@ -74,8 +74,8 @@ def test_photos_that_are_new(photos: Path, encoder_run: Path, tmp_path: Path, ca
         assert opened.class_of(row) == full.class_of(other)
         torch.testing.assert_close(opened.vectors[row], full.vectors[other], atol=1e-6, rtol=0)
         assert opened.file(row).is_file()
-    found = run_command(["search", index, photos / "ants" / "0.png", "--k", 1, "--no-html"], capsys)
-    assert "(the same file)" in found
+    printed = run_command(["search", index, photos / "ants" / "0.png", "--k", 1, "--no-html"], capsys)
+    assert "(the same file)" in printed
 
 
 def test_a_changed_image_keeps_its_vector_with_a_warning(clustered: Embeddings, tmp_path: Path) -> None:

@@ -506,7 +506,10 @@ def test_several_processes_do_not_write_one_file(
 def _embed_a_folder_that_differs(rank: int, encoder: Path, data: Path, out: Path) -> None:
     if rank == 1:
         data = data / "cats"
-    with contextlib.redirect_stderr(io.StringIO()), pytest.raises(DataError, match=r"found different images \(12, 4\)"):
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        pytest.raises(DataError, match=r"listed different images \(12, 4\)"),
+    ):
         embed_in_parts(encoder, data, out)
 
 

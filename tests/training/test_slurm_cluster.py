@@ -72,7 +72,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def batch_script(num_tasks: int, program: str | None = None) -> str:
-    """Return the script of the document for a machine without GPUs, with another command if one is given."""
+    """Return the script of the document for a machine without GPUs, or the same with another command."""
     [script] = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", DOCUMENT.read_text(), re.DOTALL)
     for line in ("--nodes=2", "--gpus-per-node=8", "--cpus-per-task=8"):
         assert f"#SBATCH {line}\n" in script
