@@ -257,13 +257,14 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
 
 def _open(path: str, *, trust: bool) -> "Index":
     """Open an index, a file of embeddings, or a run, whose data set is embedded first."""
+    from reptk.config.run_paths import has_model_weights
     from reptk.embeddings import Index, embed
     from reptk.embeddings.embedder import recipe_of
 
     # Both are folders, and told apart by their files.
     folder = Path(path)
     is_index = (folder / "manifest.json").is_file()
-    is_run = (folder / "model" / "encoder.safetensors").is_file()
+    is_run = has_model_weights(folder / "model")
     if is_index or not is_run:
         return Index.open(path, trust=trust)
     table = recipe_of(folder).get("data")

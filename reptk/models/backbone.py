@@ -65,12 +65,10 @@ def create_backbone(
     cfg = pretrained_cfg(name)
     if pretrained and not is_external(name):
         check_downloadable(name)
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained, **model_args(name, size)}
     # Not every model has these options, so they are passed only where they are needed.
     if drop_path:
         options["drop_path_rate"] = drop_path
-    if cfg.fixed_input_size:
-        options["img_size"] = size
     needs_interpolation = cfg.fixed_input_size and any(other != size for other in other_sizes)
     if needs_interpolation:
         options["dynamic_img_size"] = True
@@ -89,6 +87,21 @@ def create_backbone(
     for other in other_sizes:
         _check_patch_size(backbone, name, other, "other sizes of views (views.small_size)")
     return backbone
+
+
+def model_args(name: str, size: int) -> dict[str, Any]:
+    """Return the arguments besides the name by which timm builds a backbone for images of a size.
+
+    Args:
+        name: a full name.
+        size: side of the images in pixels.
+    """
+    args: dict[str, Any] = {}
+    if is_external(name):
+        args |= _read_description(name).get("model_args", {})
+    if pretrained_cfg(name).fixed_input_size:
+        args["img_size"] = size
+    return args
 
 
 def takes_no_other_size(name: str, size: int, other_sizes: Sequence[int]) -> str:
@@ -156,12 +169,8 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
     if not is_external(name):
         _check_name(name)
         return timm.get_pretrained_cfg(name)
-    if name.startswith(LOCAL_FOLDER):
-        file = Path(name.removeprefix(LOCAL_FOLDER)) / "config.json"
-    else:
-        file = fetch(name.removeprefix(HUB), ("config.json",))
     try:
-        table = read_json(file)
+        table = _read_description(name)
         architecture = table["architecture"]
         # Older files have everything in one table.
         described = dict(table.get("pretrained_cfg", table))
@@ -175,6 +184,20 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         ) from cause
     known = {field: value for field, value in described.items() if field in defaults}
     return PretrainedCfg(**{**defaults, **known})
+
+
+def _read_description(name: str) -> dict[str, Any]:
+    """Return the `config.json` of a model outside of timm.
+
+    Raises:
+        EnvironmentProblem: the hub does not respond, or has no such repository.
+        OSError, ValueError, TypeError: the file cannot be read, or is of something else.
+    """
+    if name.startswith(LOCAL_FOLDER):
+        file = Path(name.removeprefix(LOCAL_FOLDER)) / "config.json"
+    else:
+        file = fetch(name.removeprefix(HUB), ("config.json",))
+    return dict(read_json(file))
 
 
 def _check_description(described: dict[str, Any]) -> None:

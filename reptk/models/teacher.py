@@ -15,12 +15,11 @@ from reptk.config.run_paths import describe_no_run
 from reptk.core import distributed, rng
 from reptk.core.errors import DataError, ReptkError, UsageError
 from reptk.core.files import expand_home
-from reptk.core.foreign_files import read_json
 from reptk.core.images import scale_to_unit
 from reptk.data.resize import Interpolation
 from reptk.models.backbone import is_external, native_size
 from reptk.models.encoder import Encoder
-from reptk.models.model_folder import CONFIG_FILE, check_model, find_model
+from reptk.models.model_folder import check_model, find_model, read_config
 from reptk.models.preprocessing import preprocessing_of
 from reptk.models.weight_source import HUB, LOCAL_FOLDER, TIMM_ORGANIZATION
 
@@ -172,7 +171,7 @@ def _source_of(name: str, weights: str, size: int | None) -> _Source:
         )
     model = find_model(name, folder)
     check_model(model)
-    config = read_json(model / CONFIG_FILE)
+    config = read_config(model)
     return _Source(config["backbone"], size or config["size"], config["stem"], str(model))
 
 
