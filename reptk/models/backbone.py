@@ -65,10 +65,12 @@ def create_backbone(
     cfg = pretrained_cfg(name)
     if pretrained and not is_external(name):
         check_downloadable(name)
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained, **model_args(name, size)}
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     # Not every model has these options, so they are passed only where they are needed.
     if drop_path:
         options["drop_path_rate"] = drop_path
+    if cfg.fixed_input_size:
+        options["img_size"] = size
     needs_interpolation = cfg.fixed_input_size and any(other != size for other in other_sizes)
     if needs_interpolation:
         options["dynamic_img_size"] = True

@@ -416,6 +416,14 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         return [one_of(["verified"], [*RECIPES, *FAULTY_RECIPES])]
     if verb == "report":
         return [one_of(["report_run"], [*RECIPES, *FAULTY_ENCODERS]), "--out", one_of(["o.html"], OUTPUTS)]
+    if verb == "export":
+        # Tracing takes seconds, and writes nothing that the others do not.
+        target = draw.choice([["--to", "safetensors", "--out", "o.safetensors"], ["--to", "timm", "--out", "o.model"]])
+        return [one_of(["run", "run/model"], FAULTY_ENCODERS), *target, "--data", draw.choice(IMAGES), "--force"]
+    if verb == "push":
+        return [one_of(["run", "run/model"], FAULTY_ENCODERS), "me/mine", "--dry-run", f"card_{draw.randrange(1000)}"]
+    if verb == "pull":
+        return [one_of(["me/mine"], FAULTY_ENCODERS), "--out", "o.model"]
     if verb == "plugin":
         kind = draw.choice(["loss", "method", "dataset", "views", "evaluator"])
         new = ["new", kind, f"new_{draw.randrange(1000)}", "--out", one_of(["new_parts"], OUTPUTS)]

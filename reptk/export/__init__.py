@@ -1,0 +1,5 @@
+"""Take a trained encoder out: ONNX, pt2, timm's format, safetensors, and the Hugging Face hub."""
+
+from reptk.export.formats import FORMATS, ExportedModel, export_model, open_model
+
+__all__ = ["FORMATS", "ExportedModel", "export_model", "open_model"]
