@@ -144,14 +144,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 values = [*values, *epochs]
             commands.append(_sweep(folder / name, args.jobs, [*values, *common]))
     codes = _run_some_at_a_time(commands, args.sweeps)
-    codes += [
-        subprocess.call(_table(folder, table, list(sweeps))) for table, sweeps in sweeps_of_tables.items() if sweeps
-    ]
+    for table, sweeps in sweeps_of_tables.items():
+        if sweeps:
+            codes.append(subprocess.call(_table(folder, table, list(sweeps))))
     if "with_labels" in args.tables:
         codes += _run_some_at_a_time(_linear_stages(folder, comparison, args), args.sweeps)
         names = [f"linear_{name}" for name in comparison.with_labels]
         codes.append(subprocess.call([*_table(folder, "linear", names), "--metric", "accuracy"]))
-    return 1 if any(codes) else 0
+    if any(codes):
+        return 1
+    return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

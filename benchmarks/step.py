@@ -1,4 +1,4 @@
-"""A whole training step against forward and backward of the bare backbone on the same batch, alternately in one process.
+"""A whole training step against forward and backward of the bare backbone on the same batch, in turns in one process.
 
 python benchmarks/step.py [--profile] [RECIPE] [key=value ...]
 
@@ -9,21 +9,21 @@ the time of the operators in one step.
 import platform
 import statistics
 import sys
-from collections.abc import Callable
-from functools import partial
+from itertools import count
 
 import torch
-from einops import rearrange
 from torch.profiler import profile
 
-from measuring import Seconds, median_ratio, seconds_of
+from measuring import Seconds, median_ratio, seconds_of_rounds
 from reptk import load, rng
 from reptk.core import distributed
 from reptk.core.device import autocast
 from reptk.core.environment import git_commit, package_versions
 from reptk.data import DevicePrefetcher
 from reptk.methods import Batch
+from reptk.methods.view_embeddings import encode_by_size, views_by_size
 from reptk.training.build import build, load_data
+from reptk.training.encoder_parameters import trained_encoder
 from reptk.training.loop import train_step
 
 ROUNDS = 24
@@ -34,14 +34,14 @@ DEFAULTS = (
     ["simclr_photos", "views.size=64", "encoder.backbone=resnet18", "train.batch_size=64"],
 )
 
-Part = Callable[[int], None]
-"""What is timed; it gets the number of the round."""
-
 
 def main(argv: list[str]) -> None:
     profiles = "--profile" in argv
     recipe = [argument for argument in argv if argument != "--profile"]
-    for arguments in [recipe] if recipe else DEFAULTS:
+    recipes = [recipe]
+    if not recipe:
+        recipes = list(DEFAULTS)
+    for arguments in recipes:
         compare(arguments, profiles)
 
 
@@ -60,47 +60,42 @@ def compare(arguments: list[str], profiles: bool = False) -> float:
     # One batch is for the backbone, one for the profile.
     num_batches = ROUNDS + UNCOUNTED_ROUNDS + 2
     batches = DevicePrefetcher(training.loader.batches(0, num_batches), device)
-    backbone = training.encoder.backbone
+    backbone = trained_encoder(training.method).backbone
     batch = Batch(*next(batches))
-    views = rearrange(batch.draw_views(training.method.views, 0), "v b c h w -> (v b) c h w")
+    views = views_by_size(batch, training.method.views, 0)
     is_trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if recipe.train.channels_last:
-        views = views.contiguous(memory_format=torch.channels_last)
+        views = [views_of_size.contiguous(memory_format=torch.channels_last) for views_of_size in views]
+    numbered_batches = enumerate(batches)
+    keys = count()
 
-    def whole_step(number: int) -> None:
-        train_step(training, training.method, Batch(*next(batches)), training.step(number))
+    def whole_step() -> None:
+        number, tensors = next(numbered_batches)
+        train_step(training, training.method, Batch(*tensors), training.step(number))
 
-    def views_alone(number: int) -> None:
-        batch.draw_views(training.method.views, rng.key("benchmark", number))
+    def views_alone() -> None:
+        batch.draw_views(training.method.views, rng.key("benchmark", next(keys)))
 
-    def bare_backbone(number: int) -> None:
+    def bare_backbone() -> None:
         with autocast(device, training.settings.precision), torch.set_grad_enabled(is_trained):
-            features = backbone(views)
+            features = encode_by_size(backbone, views)
         if is_trained:  # a frozen one has no backward pass
             features.float().square().mean().backward()
             backbone.zero_grad()
 
-    seconds = measure({"whole step": whole_step, "bare backbone": bare_backbone, "views alone": views_alone})
-    print(
-        f"{recipe.name}: {recipe.encoder.backbone}, {len(views)} views of {views.shape[-1]} px, {recipe.train.precision}"
-    )
+    parts = {"whole step": whole_step, "bare backbone": bare_backbone, "views alone": views_alone}
+    seconds = seconds_of_rounds(parts, range(UNCOUNTED_ROUNDS + ROUNDS), UNCOUNTED_ROUNDS)
+    num_views = sum(map(len, views))
+    sizes = " and ".join(f"{len(views_of_size)} views of {views_of_size.shape[-1]} px" for views_of_size in views)
+    print(f"{recipe.name}: {recipe.encoder.backbone}, {sizes}, {recipe.train.precision}")
     threads = f"{torch.get_num_threads()} threads, {platform.machine()}"
     print(f"{device}, {threads}, commit {git_commit()}, {package_versions()}")
-    print_table(seconds, len(views))
+    print_table(seconds, num_views)
     if profiles:
         with profile() as profiler:
-            whole_step(num_batches - 1)
+            whole_step()
         print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=45))
     return median_ratio(seconds["whole step"], seconds["bare backbone"])
-
-
-def measure(parts: dict[str, Part]) -> Seconds:
-    """Return the seconds of each part in every counted round; in a round the parts are called one after the other."""
-    seconds: Seconds = {name: [] for name in parts}
-    for number in range(UNCOUNTED_ROUNDS + ROUNDS):
-        for name, part in parts.items():
-            seconds[name].append(seconds_of(partial(part, number)))
-    return {name: values[UNCOUNTED_ROUNDS:] for name, values in seconds.items()}
 
 
 def print_table(seconds: Seconds, num_views: int) -> None:

@@ -36,7 +36,7 @@ PUBLIC = {
     "reptk.losses": "Loss ProxyAnchor RowStatistics SigLIP SimCLR SmoothAP SubCenterArcFace SupCon TCL Term implementation "
     "local_rows mean_over_anchors normalize proxy_anchor siglip simclr smooth_ap subcenter_arcface supcon tcl",
     "reptk.methods": "BYOL BarlowTwins Batch Classify Contrastive DINO Distill Joint LeJEPA Method MoCo MoCoV3 Prototypes "
-    "Queue SimSiam Step SwAV VICReg XBM class_ids cosine_momentum draws_on_whole_pictures final_batch_norm "
+    "Queue SimSiam Step SwAV VICReg XBM class_ids cosine_momentum needs_full_images final_batch_norm "
     "has_positives mlp momentum_copy sinkhorn update_momentum_copy",
     "reptk.testing": "DATASET_REQUIREMENTS EVALUATOR_REQUIREMENTS FIXED_VIEWS_REQUIREMENTS LOSS_REQUIREMENTS "
     "METHOD_REQUIREMENTS RANDOM_VIEWS_REQUIREMENTS VIEWS_REQUIREMENTS check_dataset check_evaluator check_loss check_method "

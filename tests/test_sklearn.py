@@ -78,7 +78,7 @@ def test_it_is_a_step_of_a_pipeline(encoder_run: Path, paths: list[str]) -> None
         estimator_checks.check_get_params_invariance,
         estimator_checks.check_set_params,
         estimator_checks.check_no_attributes_set_in_init,
-        estimator_checks.check_do_not_raise_errors_in_init_or_set_param,
+        estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
         estimator_checks.check_parameters_default_constructible,
         estimator_checks.check_mixin_order,
         estimator_checks.check_estimator_tags_renamed,

@@ -20,7 +20,7 @@ class MyMethod(Method):
     """A small BYOL.
 
     A method turns a batch into a loss. Required are `forward`, which returns {"loss": ...}, and the attribute `encoder`:
-    what is evaluated and exported. Optional are `after_step`, `parameter_groups` and `uses_aspect_ratios`; without them
+    what is evaluated and exported. Optional are `after_step`, `parameter_groups` and `crops_full_images`; without them
     nothing happens after a step, everything that requires a gradient is trained, and views are drawn on center squares.
 
     It is called with what its signature names: `encoder`; `views`; `loss`, the recipe's [loss] (a recipe of a method without
@@ -40,7 +40,7 @@ class MyMethod(Method):
         predictor_lr_scale: factor on the learning rate of the predictor.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -56,8 +56,9 @@ class MyMethod(Method):
         self.encoder = encoder
         self.target = momentum_copy(encoder)  # not trained, and in every checkpoint
         self.views = views
-        self.momentum = momentum
-        self._predictor_lr_scale = predictor_lr_scale  # private: read once, so a schedule of it is an error
+        # Private, so that a schedule of the recipe is an error: the one has its schedule here, the other is read once.
+        self._momentum = momentum
+        self._predictor_lr_scale = predictor_lr_scale
         width = encoder.embedding_dim
         self.predictor = nn.Sequential(nn.Linear(width, predictor_width), nn.ReLU(), nn.Linear(predictor_width, width))
 
@@ -91,7 +92,7 @@ class MyMethod(Method):
 
     def momentum_of(self, step: Step) -> float:
         """Return the momentum of a step, which rises to 1: a schedule is a function of the step alone."""
-        return 1 - (1 - self.momentum) * (1 - step.progress)
+        return 1 - (1 - self._momentum) * (1 - step.progress)
 
     def after_step(self, step: Step) -> None:
         """Update what is not trained, e.g. moving averages and queues, after the optimizer's step and without gradients."""

@@ -19,7 +19,7 @@ class MyViews:
 
     Required is the call `views(images, key)`. Optional are the members of `reptk.views.Views`: `sizes` and `count`, if the
     recipe does not say them; `shard`, without which they run on a single process only; and a parameter `aspect_ratios` of
-    the call, for crops of pictures that are not square.
+    the call, for crops of images that are not square.
 
     Args:
         size: side of the views in px. These are what the recipe's [views] table may set; names, types, ranges and defaults

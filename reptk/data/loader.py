@@ -13,7 +13,7 @@ from reptk.data.protocol import Images, Split
 from reptk.data.samplers import RandomSampler, Sampler
 
 LoadedBatch = tuple[Tensor, ...]
-"""Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,), and aspect ratios (b,) of whole pictures."""
+"""Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,), and aspect ratios (b,) of full images."""
 
 
 MAX_SUBSTITUTES = 100
@@ -34,7 +34,7 @@ class Loader:
         rank, world: number of this rank, and how many ranks there are.
         workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
-        whole_pictures: squash pictures that are not square, and add their aspect ratios to the batches; by default their
+        full_images: squash images that are not square, and add their aspect ratios to the batches; by default their
             center squares are used.
 
     Attributes:
@@ -57,7 +57,7 @@ class Loader:
         world: int = 1,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        whole_pictures: bool = False,
+        full_images: bool = False,
     ) -> None:
         if not isinstance(split.images, Images):
             raise TypeError(
@@ -67,7 +67,7 @@ class Loader:
         check_num_images(split, batch_size)
         self.split = split
         self.images = split.images
-        if whole_pictures:
+        if full_images:
             self.images = split.images.resized("squash")
         self.batch_size = batch_size
         self.sampler = sampler or RandomSampler(len(split), batch_size=batch_size, seed=seed)

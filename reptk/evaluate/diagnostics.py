@@ -38,11 +38,8 @@ COLLAPSE_ADVICE = (
 MIN_INFORMATION = 0.05
 """What an assignment to prototypes tells of its image, in nats, below which all images have the same one."""
 
-PROTOTYPES_ADVICE = (
-    "Lower optim.lr or lengthen optim.warmup_epochs; where all prototypes are used alike, lower the temperature of the "
-    "assignments (method.teacher_temperature, method.epsilon), and where a few are, freeze the prototypes for longer "
-    "(method.frozen_epochs) or try method.centering=sinkhorn"
-)
+PROTOTYPES_ADVICE = "Lower optim.lr or lengthen optim.warmup_epochs"
+"""The advice that holds for every method with prototypes; a method adds its keys by `Method.prototypes_advice`."""
 
 MAX_LOSS_RATIO = 1.5
 """Cross-entropy, as a multiple of that of equal scores for all classes, above which a classifier diverges."""
@@ -54,13 +51,21 @@ SCALE_REASON = (
 
 DIVERGENCE_ADVICE = f"Lower optim.lr, e.g. to a tenth: {SCALE_REASON}"
 
-TEMPERATURE_ADVICE = "Lower loss.temperature (0.05 to 0.5 is usual)"
-"""It never contradicts `COLLAPSE_ADVICE`: a higher temperature helps neither."""
+LOSS_TEMPERATURE = "loss.temperature"
+"""The key of the temperature in a recipe, unless the method takes no loss."""
 
 SHORTCUT_ADVICE = (
     "Something gives the answer away: stronger color changes and smaller crops (views.strength, views.scale), or on several "
     "GPUs BatchNorm statistics of each rank's own (train.sync_batchnorm=true)"
 )
+
+
+def temperature_advice(key: str = LOSS_TEMPERATURE) -> str:
+    """Return the advice on a temperature that is far too high; `key` is that of the recipe.
+
+    It never contradicts `COLLAPSE_ADVICE`: a higher temperature helps neither.
+    """
+    return f"Lower {key} (0.05 to 0.5 is usual)"
 
 
 def health(h: Tensor, ids: Tensor | None = None) -> dict[str, float]:
@@ -127,7 +132,7 @@ def is_collapsed(state: Mapping[str, float], min_std: float = COLLAPSED_STD) -> 
 
 @torch.no_grad()
 def concerns(
-    z: Tensor, ids: Tensor | None, *, temperature: float | None = None
+    z: Tensor, ids: Tensor | None, *, temperature: float | None = None, temperature_key: str = LOSS_TEMPERATURE
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Compute the health of a training step's embeddings, and what is wrong with them.
 
@@ -135,6 +140,7 @@ def concerns(
         z: (N, D) embeddings of the global batch.
         ids: (N,) rows that share one are positives.
         temperature: of the loss, if it has one.
+        temperature_key: its key in the recipe, for the advice.
 
     Returns:
         `health`, and messages that say what to change, under "collapse" and "temperature".
@@ -151,7 +157,7 @@ def concerns(
     if temperature is not None:
         flatness = softmax_flatness(z, temperature)
         if flatness > FLAT_SOFTMAX:
-            messages["temperature"] = _dead_temperature(temperature, flatness)
+            messages["temperature"] = _dead_temperature(temperature, flatness, temperature_key)
     return state, messages
 
 
@@ -171,34 +177,35 @@ def divergence_message(cross_entropy: float, num_classes: int) -> str | None:
     )
 
 
-def prototypes_message(of_views: float, of_mean: float) -> str | None:
+def prototypes_message(of_views: float, of_mean: float, advice: str = PROTOTYPES_ADVICE) -> str | None:
     """Return a message if all images of a training step are assigned to the same prototypes, in the same shares.
 
     The difference of the two entropies is the mutual information of images and prototypes. It is 0 for both forms of collapse
-    that DINO can have (arXiv 2104.14294, section 5.3): to one prototype, and to all of them alike.
+    that DINO can have (arXiv 2104.14294, section 5.3): to one prototype, and to all of them equally.
 
     Args:
         of_views: mean entropy of the assignments, in nats.
         of_mean: entropy of the mean assignment, in nats.
+        advice: what to change, a sentence.
     """
     if of_mean - of_views >= MIN_INFORMATION:
         return None
     return (
         f"collapse of the prototypes: each image is assigned to {math.exp(of_views):.0f} of them in effect, and all images to "
-        f"{math.exp(of_mean):.0f}, so that an assignment tells nothing of its image. {PROTOTYPES_ADVICE}"
+        f"{math.exp(of_mean):.0f}, so that an assignment tells nothing of its image. {advice}"
     )
 
 
-def shortcut_message(loss: float, rows: int, *, accuracy: float, untrained: float) -> str | None:
+def shortcut_message(loss: float, num_candidates: int, *, accuracy: float, untrained: float) -> str | None:
     """Return a message if the loss of a training step is near 0 and the evaluation is no better than before training.
 
     Args:
-        loss: NT-Xent, SupCon or alike.
-        rows: embeddings in the step.
+        loss: NT-Xent, SupCon or a similar one.
+        num_candidates: rows that each embedding of the step is compared with.
         accuracy, untrained: the headline metric now and before training.
     """
-    # Of random embeddings: all other rows have about the same probability.
-    chance_loss = math.log(max(rows - 1, 2))
+    # Of random embeddings: all candidates have about the same probability.
+    chance_loss = math.log(max(num_candidates, 2))
     is_solved = loss < SOLVED_LOSS * chance_loss
     if not is_solved or accuracy > untrained:
         return None
@@ -208,15 +215,15 @@ def shortcut_message(loss: float, rows: int, *, accuracy: float, untrained: floa
     )
 
 
-def _dead_temperature(temperature: float, flatness: float) -> str:
-    """Return the message about a temperature that weighs all negatives alike."""
+def _dead_temperature(temperature: float, flatness: float, key: str) -> str:
+    """Return the message about a temperature that weighs all negatives equally."""
     message = (
         f"dead temperature: {temperature:g} is too high for embeddings this close together: all negatives get the same weight "
         f"(in effect {100 * flatness:.0f} % of a batch)"
     )
     if temperature > USUAL_TEMPERATURE:
-        return f"{message}. {TEMPERATURE_ADVICE}"
-    return f"{message}. Lower loss.temperature if the rank does not rise within the next epochs"
+        return f"{message}. {temperature_advice(key)}"
+    return f"{message}. Lower {key} if the rank does not rise within the next epochs"
 
 
 def softmax_flatness(z: Tensor, temperature: float) -> float:

@@ -17,7 +17,7 @@ from reptk.data.bad_samples import image_name
 from reptk.data.loader import with_aspect_ratios
 from reptk.data.prefetch import prefetch
 from reptk.data.resize import Interpolation, ResizeMode
-from reptk.views import resize_center_crop, takes_aspect_ratios
+from reptk.views import crops_full_images, resize_center_crop
 
 BLOCK = 256
 """Images that are encoded at a time. Shards are whole blocks, so that features do not depend on the number of ranks."""
@@ -98,11 +98,11 @@ class FeatureStore(ABC):
         raise UsageError("random views need images, of which a file of embeddings has none")
 
     def image_batches(
-        self, split: Split, batches: Iterable[Tensor], *, whole_pictures: bool = False
+        self, split: Split, batches: Iterable[Tensor], *, full_images: bool = False
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield images (b, 3, H, W) uint8 on the device and their indices, for each tensor (b,) of indices.
 
-        With `whole_pictures`, pictures that are not square are squashed, and their aspect ratios (b,) follow the indices.
+        With `full_images`, images that are not square are squashed whole, and their aspect ratios (b,) follow the indices.
         """
         raise UsageError("image batches need images, of which a file of embeddings has none")
 
@@ -123,7 +123,7 @@ class ImageFeatures(FeatureStore):
         embed: (b, 3, size_px, size_px) floats in 0..1 -> (b, F).
         size_px: side of the images that `embed` gets.
         crop: share of the side that the plain view keeps.
-        resize: what the plain view does with pictures that are not square.
+        resize: what the plain view does with images that are not square.
         interpolation: how the plain view resizes images.
         views: draws random views, for `view`.
         device: where images are prepared.
@@ -190,15 +190,15 @@ class ImageFeatures(FeatureStore):
             return views[0]
 
         images = split.images
-        if takes_aspect_ratios(self.views):
+        if crops_full_images(self.views):
             images = images.resized("squash")
         return self._encoded_once(split, number, images, draw).gathered().unit
 
     def image_batches(
-        self, split: Split, batches: Iterable[Tensor], *, whole_pictures: bool = False
+        self, split: Split, batches: Iterable[Tensor], *, full_images: bool = False
     ) -> Iterator[tuple[Tensor, ...]]:
         images = split.images
-        if whole_pictures:
+        if full_images:
             images = images.resized("squash")
         # A generator, which its caller can close; this ends the threads that read the images.
         with closing(prefetch(images, batches, workers=self.workers, device=self.device)) as host_batches:

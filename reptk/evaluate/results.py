@@ -19,6 +19,7 @@ copies      share of the queries that have a copy of themselves in the bank (by 
 notes       {row: {evaluator: ...}}: what evaluators chose, e.g. the probe's regularization, and the accuracy of chance
 training    {"epochs": number that was trained,
             "warnings": {"collapse" | "prototypes" | "divergence" | "temperature" | "shortcut": [epochs]},
+            "advice": {"prototypes" | "temperature": what to change, with the keys of the method}, if it warned of them,
             "frozen_backbone": true if none of its weights was trained, so that its features are those before training;
             "stopped_early": {"epochs": of the recipe, "best_epoch", "metric", "value", "patience_epochs"} if it ended
             before}; of a run only

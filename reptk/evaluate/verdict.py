@@ -12,8 +12,8 @@ from reptk.evaluate.diagnostics import (
     DIVERGENCE_ADVICE,
     PROTOTYPES_ADVICE,
     SHORTCUT_ADVICE,
-    TEMPERATURE_ADVICE,
     is_collapsed,
+    temperature_advice,
 )
 from reptk.evaluate.verdict_phrases import enumerate_words, list_changes, list_moves, with_interval
 
@@ -76,9 +76,10 @@ WARNING_ADVICE = {
     "collapse": COLLAPSE_ADVICE,
     "prototypes": PROTOTYPES_ADVICE,
     "divergence": DIVERGENCE_ADVICE,
-    "temperature": TEMPERATURE_ADVICE,
+    "temperature": temperature_advice(),
     "shortcut": SHORTCUT_ADVICE,
 }
+"""By kind of warning, unless `training["advice"]` of results.json names the keys of the method."""
 
 
 def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,7 +286,8 @@ def _training_warnings(results: Mapping[str, Any], *, advises: bool) -> list[str
     if not advises or not lasting:
         return [line]
     # A collapse explains the others, so its advice comes alone.
-    return [f"{line}. {WARNING_ADVICE[lasting[0]]}"]
+    advice = {**WARNING_ADVICE, **training.get("advice", {})}
+    return [f"{line}. {advice[lasting[0]]}"]
 
 
 def _epochs(epochs: Sequence[int]) -> str:

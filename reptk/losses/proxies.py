@@ -10,7 +10,7 @@ from reptk.losses.unit_rows import unit_rows
 
 
 def initial_proxies(count: int, dimension: int) -> nn.Parameter:
-    """Return `count` random vectors (count, D), drawn as in the published codes: Kaiming's normal, by the fan out."""
+    """Return `count` random vectors (count, D), drawn as in the code of Proxy-Anchor: Kaiming's normal, by the fan out."""
     proxies = torch.empty(count, dimension)
     nn.init.kaiming_normal_(proxies, mode="fan_out")
     return nn.Parameter(proxies)

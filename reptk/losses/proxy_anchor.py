@@ -71,7 +71,7 @@ class ProxyAnchor(nn.Module):
         embedding_dim: D, of the embeddings.
         alpha: the scale.
         margin: delta.
-        lr_scale: factor on the learning rate of the proxies (100 in the authors' code). They are not decayed.
+        lr_scale: factor on the learning rate of the proxies (100 in the authors' code). They are not decayed; there, by 1e-4.
     """
 
     def __init__(

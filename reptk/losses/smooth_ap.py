@@ -27,8 +27,8 @@ def smooth_ap(
         L_q = 1 - 1/|P(q)| sum_{i in P(q)} R(i, P(q)) / R(i, A(q))
 
     The result is the mean of L_q over the rows that have a positive. The authors' code, and pytorch-metric-learning's, count
-    the query among its own positives, where it always ranks first; here, as in evaluation, it is left out. Both take
-    classes of one size alone; here classes may differ in size.
+    the query among its own positives, where it always ranks first; here, as in evaluation, it is left out. The authors' code
+    and pytorch-metric-learning 2.9.0 take classes of one size alone; here classes may differ in size.
 
     Args:
         z: (N, D) embeddings of any scale and floating type.

@@ -24,7 +24,8 @@ def subcenter_arcface(z: Tensor, ids: Tensor, centers: Tensor, *, scale: float, 
         L_x = -log( exp(s cos(theta_y + m)) / ( exp(s cos(theta_y + m)) + sum_{c != y} exp(s cos(x, c)) ) )
 
     averaged over the rows with a label. Where theta_y + m exceeds pi, cos(theta_y) - m sin(m) takes the place of
-    cos(theta_y + m), as in the authors' code, so that the loss falls with the angle everywhere.
+    cos(theta_y + m), as in pytorch-metric-learning, so that the loss rises with the angle everywhere. The authors' code for
+    sub-centers (deepinsight/insightface) takes cos(theta_y + m) there, too.
 
     Args:
         z: (N, D) embeddings of any scale and floating type.

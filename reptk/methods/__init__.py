@@ -9,10 +9,9 @@ from reptk.methods.distill import Distill
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.joint import Joint
 from reptk.methods.lejepa import LeJEPA
-from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.moco import MoCo
 from reptk.methods.moco_v3 import MoCoV3
-from reptk.methods.protocol import Batch, Method, Step, draws_on_whole_pictures
+from reptk.methods.protocol import Batch, Method, Step, needs_full_images
 from reptk.methods.prototypes import Prototypes
 from reptk.methods.queue import Queue
 from reptk.methods.simsiam import SimSiam
@@ -20,6 +19,7 @@ from reptk.methods.sinkhorn import sinkhorn
 from reptk.methods.swav import SwAV
 from reptk.methods.vicreg import VICReg
 from reptk.methods.xbm import XBM
+from reptk.models.mlp import final_batch_norm, mlp
 
 __all__ = [
     "BYOL",
@@ -43,11 +43,11 @@ __all__ = [
     "VICReg",
     "class_ids",
     "cosine_momentum",
-    "draws_on_whole_pictures",
     "final_batch_norm",
     "has_positives",
     "mlp",
     "momentum_copy",
+    "needs_full_images",
     "sinkhorn",
     "update_momentum_copy",
 ]

@@ -13,7 +13,8 @@ from reptk.config.registry import METHODS
 from reptk.core.distributed import all_reduce_mean, world_size
 from reptk.methods.covariance import centered, products_of_dimensions
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.view_embeddings import check_view_count, embed_views
+from reptk.methods.required_views import require_several_views
+from reptk.methods.view_embeddings import embed_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -62,17 +63,20 @@ class BarlowTwins(Method):
     synchronized BatchNorm of the authors' code. The projection head is the encoder's; the paper's is `head_layers=3`,
     `head_width=8192`, `head_out=8192`, `head_norm=true`.
 
+    BatchNorm of the encoder normalizes over all views of one size together, where the authors encode each view alone; on
+    several ranks over the images of a rank unless the recipe sets `train.sync_batchnorm`, as the published code does.
+
     Args:
         encoder: images to embeddings.
         views: two or more views of each image, of one size or several; of more than two, the loss is the mean over pairs.
         off_diagonal_weight: lambda of the paper.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(self, encoder: Encoder, views: Views, off_diagonal_weight: Annotated[float, Ge(0)] = 0.0051) -> None:
         super().__init__()
-        check_view_count(views)
+        require_several_views(views)
         self.encoder = encoder
         self.views = views
         self.off_diagonal_weight = off_diagonal_weight

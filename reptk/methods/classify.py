@@ -7,10 +7,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from reptk.config.registry import METHODS
-from reptk.methods.contrastive import images_by_size
 from reptk.methods.cross_entropy import cross_entropy_outputs, soft_cross_entropy_outputs
 from reptk.methods.mixing import Mixing, check_pairs
 from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.view_embeddings import encode_views, views_by_size
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -37,7 +37,7 @@ class Classify(Method):
         encoder_lr_scale: factor on the learning rate of the encoder alone. It has no schedule.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -79,25 +79,22 @@ class Classify(Method):
         return [classifier, {"params": encoder_parameters, "lr_scale": self._encoder_lr_scale}]
 
     def _plain(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        scores = []
-        for images in images_by_size(batch, self.views, step.key):
-            scores.append(self._scores(images))
-        scores = torch.cat(scores)
+        scores = encode_views(self._scores, batch, self.views, step.key)
         labels = batch.labels.repeat(len(scores) // len(batch.labels))
         return cross_entropy_outputs(scores, labels, self.label_smoothing)
 
     def _mixed(self, batch: Batch, step: Step, mixing: Mixing) -> dict[str, Tensor]:
         check_pairs(len(batch.labels))
         scores, targets, are_labeled = [], [], []
-        for images in images_by_size(batch, self.views, step.key):
-            labels = batch.labels.repeat(len(images) // len(batch.labels))
-            mixed, mixed_targets, is_labeled = mixing(images, labels, step.key, self.label_smoothing)
+        for views in views_by_size(batch, self.views, step.key):
+            labels = batch.labels.repeat(len(views) // len(batch.labels))
+            mixed, mixed_targets, is_labeled = mixing(views, labels, step.key, self.label_smoothing)
             scores.append(self._scores(mixed))
             targets.append(mixed_targets)
             are_labeled.append(is_labeled)
         return soft_cross_entropy_outputs(torch.cat(scores), torch.cat(targets), torch.cat(are_labeled))
 
-    def _scores(self, images: Tensor) -> Tensor:
-        """(N, 3, h, w) images -> (N, C) scores."""
+    def _scores(self, views: Tensor) -> Tensor:
+        """(N, 3, h, w) views -> (N, C) scores."""
         # Without a head, the features; and in chunks, if the recipe says so.
-        return self.classifier(self.encoder(images))
+        return self.classifier(self.encoder(views))

@@ -4,13 +4,13 @@ from contextlib import nullcontext
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from reptk.config.registry import METHODS, with_defaults
 from reptk.core.distributed import all_gather, rank
 from reptk.losses import Loss, local_rows
 from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.view_embeddings import encode_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -31,7 +31,7 @@ class Contrastive(Method):
             without a label (-1) has only its own views.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(self, encoder: Encoder, views: Views, loss: nn.Module, positives: Positives = "instance") -> None:
         super().__init__()
@@ -41,10 +41,8 @@ class Contrastive(Method):
         self.positives = positives
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        embeddings = []
-        for images in images_by_size(batch, self.views, step.key):
-            embeddings.append(self.encoder(images))
-        return contrastive_outputs(self.loss, torch.cat(embeddings), positive_ids(batch, self.positives))
+        z = encode_views(self.encoder, batch, self.views, step.key)
+        return contrastive_outputs(self.loss, z, positive_ids(batch, self.positives))
 
 
 def positive_ids(batch: Batch, positives: Positives) -> Tensor:
@@ -81,17 +79,13 @@ def contrastive_outputs(
         else:
             loss = loss_function(z, ids, keys=keys, key_ids=key_ids)
     outputs = {"loss": loss, "z": z.detach(), "ids": ids}
+    if keys is not None:
+        # Of an anchor: the other rows, and the keys.
+        outputs["num_candidates"] = torch.tensor(len(z) - 1 + len(keys))
     temperature = current_temperature(loss_function)
     if temperature is not None:
         outputs["temperature"] = temperature
     return outputs
-
-
-def images_by_size(batch: Batch, views: Views, key: int) -> list[Tensor]:
-    """Return the views of a batch as images (V * B, 3, h, w), view by view; one tensor for each size of the views."""
-    drawn = batch.draw_views(views, key)
-    groups = drawn if isinstance(drawn, list | tuple) else [drawn]
-    return [rearrange(group, "v b c h w -> (v b) c h w") for group in groups]
 
 
 def class_ids(labels: Tensor, index: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reptk.core.distributed import all_gather
+from reptk.methods.numerics import in_float32_or_wider
 
 NO_LABEL = -1
 
@@ -47,10 +48,3 @@ def labeled_means(values: Tensor, is_labeled: Tensor) -> Tensor:
     rows = all_gather(torch.cat([values * weights, weights], dim=1), replicated_loss=True)
     sums = rows.sum(0)
     return sums[:-1] / sums[-1].clamp_min(1)
-
-
-def in_float32_or_wider(scores: Tensor) -> Tensor:
-    """Return scores in float64 if that is what they are, else in float32: half precision has too few digits for a loss."""
-    if scores.dtype == torch.float64:
-        return scores
-    return scores.float()

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from reptk.config.registry import METHODS
 from reptk.core.distributed import all_reduce_mean
-from reptk.methods.contrastive import images_by_size
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.prototypes import Prototypes, assignment_entropies, check_view_count, swapped_cross_entropy
+from reptk.methods.prototypes import Prototypes, assignment_entropies, swapped_cross_entropy
+from reptk.methods.required_views import require_several_views
 from reptk.methods.sinkhorn import sinkhorn
+from reptk.methods.view_embeddings import encode_by_size, views_by_size
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -35,7 +36,10 @@ class DINO(Method):
     The encoder's projection head is the perceptron before the prototypes. The paper's is `head_layers=3`, `head_width=2048`,
     `head_out=256`, with GELU where ours has ReLU, and with other initial weights. The other settings of the paper are in the
     recipe `dino_folder`: `teacher_temperature={start=0.04, end=0.07, schedule="linear", epochs=30}`, and a weight decay that
-    rises from 0.04 to 0.4. Frozen prototypes stay as they are; there, weights without a gradient do.
+    rises from 0.04 to 0.4. Frozen prototypes keep their weights, as there, but get a gradient: it counts in `train.clip_norm`,
+    and the optimizer has averages of it when they are trained.
+
+    On several ranks BatchNorm normalizes over the images of a rank alone unless the recipe sets `train.sync_batchnorm`.
 
     Args:
         encoder: of the student.
@@ -49,7 +53,11 @@ class DINO(Method):
         frozen_epochs: how long the student's prototypes stay as they are.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
+    prototypes_advice = (
+        "where all prototypes are used equally, lower method.teacher_temperature, and where a few are, raise "
+        "method.frozen_epochs or set method.centering=sinkhorn"
+    )
 
     def __init__(
         self,
@@ -63,27 +71,28 @@ class DINO(Method):
         frozen_epochs: Annotated[float, Ge(0)] = 1.0,
     ) -> None:
         super().__init__()
-        check_view_count(views.count)
+        require_several_views(views)
         self.student = encoder
         self.prototypes = Prototypes(num_prototypes, encoder.embedding_dim)
         self.encoder = momentum_copy(encoder)
         _remove_stochastic_depth(self.encoder)
         self.teacher_prototypes = momentum_copy(self.prototypes)
         self.views = views
-        self.momentum = momentum
+        # Not under the argument's name, which would let it have a schedule on top of the cosine.
+        self._momentum = momentum
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.centering = centering
-        self.frozen_epochs = frozen_epochs
+        self._frozen_epochs = frozen_epochs
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        images = images_by_size(batch, self.views, step.key)
-        self.prototypes.remember(step, self.frozen_epochs)
-        z = torch.cat([self.student(images_of_size) for images_of_size in images])
+        views = views_by_size(batch, self.views, step.key)
+        self.prototypes.save_if_frozen(step, self._frozen_epochs)
+        z = encode_by_size(self.student, views)
         log_probabilities = (self.prototypes(z) / self.student_temperature).log_softmax(dim=1)
         with torch.no_grad():
-            teacher_scores = self.teacher_prototypes(self.encoder(images[0]))
+            teacher_scores = self.teacher_prototypes(self.encoder(views[0]))
             # Stored for `after_step`, which moves the center.
             self._mean_scores = all_reduce_mean(teacher_scores.mean(0))
             assignments = self._assign(teacher_scores)
@@ -95,13 +104,13 @@ class DINO(Method):
         return {
             "loss": loss,
             "z": z.detach(),
-            "momentum": torch.tensor(cosine_momentum(step, self.momentum)),
+            "momentum": torch.tensor(cosine_momentum(step, self._momentum)),
             **assignment_entropies(assignments).as_outputs(),
         }
 
     def after_step(self, step: Step) -> None:
         self.prototypes.restore()
-        momentum = cosine_momentum(step, self.momentum)
+        momentum = cosine_momentum(step, self._momentum)
         update_momentum_copy(self.encoder, self.student, momentum)
         update_momentum_copy(self.teacher_prototypes, self.prototypes, momentum)
         self.center.lerp_(self._mean_scores, 1 - CENTER_MOMENTUM)

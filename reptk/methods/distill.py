@@ -10,10 +10,12 @@ from torch.nn import functional
 from reptk.config.registry import METHODS
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.distributed import all_gather
-from reptk.methods.contrastive import images_by_size
 from reptk.methods.feature_cache import FeatureCache
+from reptk.methods.numerics import in_float32_or_wider, row_cosines
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.queue import Queue
+from reptk.methods.similarity_loss import for_each_view, similarity_loss
+from reptk.methods.view_embeddings import encode_by_size, views_by_size
 from reptk.models.encoder import Encoder
 from reptk.models.teacher import AUTO_WEIGHTS, build_teacher
 from reptk.views import Views, center_squares
@@ -23,8 +25,8 @@ Temperature = Annotated[float, Gt(0)]
 
 HASH_BUFFER = "teacher_sha256"
 
-SMALLEST_VARIANCE = 1e-12
-"""Of the features of an image, by which they are divided at least."""
+VARIANCE_EPSILON = 1e-12
+"""Epsilon of the layer norm: added to the variance of an image's features."""
 
 
 @METHODS.register("distill")
@@ -35,11 +37,10 @@ class Distill(Method):
 
     - "similarities": how similar the image is to those of the batch and of a queue, as a softmax over them
       (`similarity_loss`). SEED, Fang et al. 2021, arXiv 2101.04731; code jacobswan1/SEED. There they are the image itself and
-      the queue with its random initial rows, which are left out here.
-    - "cosine": the direction of the teacher's features: 1 - cos. It is the loss of AM-RADIO for summary features (Ranzinger et
-      al. 2024, arXiv 2312.06709).
-    - "smooth_l1": the teacher's features, standardized for each image since their scale is that of the teacher; smooth L1,
-      which AM-RADIO adds to the cosine for features of patches.
+      the queue with its random initial rows, which are left out here, and the student has a perceptron of two layers in place
+      of the projector.
+    - "cosine": the direction of the teacher's features: 1 - cos.
+    - "smooth_l1": the teacher's features, standardized for each image since their scale is that of the teacher: smooth L1.
 
     The teacher has the normalization and image size of its training, is in evaluation mode and gets no gradient. Neither
     checkpoints nor `model/` hold it. It is read again when a run is resumed, and must have the same weights: a checkpoint
@@ -51,7 +52,7 @@ class Distill(Method):
         teacher: a timm model (`"vit_small_patch14_dinov2.lvd142m"`), `hf-hub:NAME`, `local-dir:FOLDER`, or the folder of a run.
         teacher_weights: as `encoder.weights`; "auto": those of timm under that name, or of the run.
         teacher_size: side in pixels of the images that it encodes; unset: that of its training.
-        teacher_sees: "image": the image without augmentation (of a picture that is not square, the center), once in a run: the
+        teacher_sees: "image": the image without augmentation (of one that is not square, the center), once in a run: the
             features are stored in float16. "view": each view that the student sees, in every step.
         objective: see above.
         queue_size: K, for "similarities"; 65,536 in the code of SEED.
@@ -63,7 +64,7 @@ class Distill(Method):
         UsageError, DataError, EnvironmentProblem: see `build_teacher`.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -97,15 +98,14 @@ class Distill(Method):
         self.register_load_state_dict_pre_hook(_check_same_teacher)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        views_by_size = images_by_size(batch, self.views, step.key)
-        targets = self._targets(batch, views_by_size)
-        embeddings = []
-        for views in views_by_size:
-            embeddings.append(self.projector(self.encoder(views)))
-        z = torch.cat(embeddings)
+        views = views_by_size(batch, self.views, step.key)
+        targets = self._targets(batch, views)
+        z = encode_by_size(self._embeddings, views)
         with torch.autocast(z.device.type, enabled=False):
-            loss = self._loss(z.float(), targets, batch.index)
-            cosine = functional.cosine_similarity(z.detach().float(), _repeated(targets, len(z))).mean()
+            z = in_float32_or_wider(z)
+            targets = targets.to(z.dtype)
+            loss = self._loss(z, targets, batch.index)
+            cosine = row_cosines(z.detach(), for_each_view(targets, len(z))).mean()
         # No "ids": the loss compares no two embeddings of the student.
         return {"loss": loss, "z": z.detach(), "teacher_cosine": cosine}
 
@@ -114,22 +114,20 @@ class Distill(Method):
             self.queue.push(step, self._new_rows, self._new_ids)
 
     def describe(self, num_images: int) -> list[tuple[str, str, str]]:
-        teacher = self.teacher
-        details = (
-            f"{teacher.num_weights / 1e6:.1f} M weights ({format_bytes(4 * teacher.num_weights)}), "
-            f"{teacher.num_features} features, {teacher.size} px, frozen; "
-        )
-        if self.cache is None:
-            details += "sees every view"
-        else:
-            num_bytes = 2 * num_images * teacher.num_features
-            details += f"sees {format_count(num_images, 'image')} once, whose features take {format_bytes(num_bytes)}"
-        return [("teacher", teacher.name, details)]
+        sees = "every view"
+        if self.cache is not None:
+            memory = format_bytes(self.cache.num_bytes(num_images))
+            sees = f"{format_count(num_images, 'image')} once, whose features take {memory}"
+        return [("teacher", self.teacher.name, f"{self.teacher.describe()}, frozen; sees {sees}")]
 
-    def _targets(self, batch: Batch, views_by_size: list[Tensor]) -> Tensor:
+    def _embeddings(self, views: Tensor) -> Tensor:
+        """Return the student's embeddings (N, D) of views, D being the width of the teacher's features."""
+        return self.projector(self.encoder(views))
+
+    def _targets(self, batch: Batch, views: list[Tensor]) -> Tensor:
         """Return what the student has to reproduce, in float32: (B, D) of the images, or (V * B, D) of all views."""
         if self.cache is None:
-            return torch.cat([self._prepared(views) for views in views_by_size])
+            return encode_by_size(self._prepared, views)
 
         def compute(positions: Tensor) -> Tensor:
             images = batch.images[positions]
@@ -144,7 +142,7 @@ class Distill(Method):
         features = self.teacher.features(images)
         if self.objective == "smooth_l1":
             # Without a notable epsilon: the features of some teachers are small.
-            return functional.layer_norm(features, features.shape[1:], eps=SMALLEST_VARIANCE)
+            return functional.layer_norm(features, features.shape[1:], eps=VARIANCE_EPSILON)
         return functional.normalize(features, dim=1)
 
     def _loss(self, z: Tensor, targets: Tensor, index: Tensor) -> Tensor:
@@ -156,9 +154,9 @@ class Distill(Method):
             index: (B,) numbers of the images.
         """
         if self.queue is None:
-            targets = _repeated(targets, len(z))
+            targets = for_each_view(targets, len(z))
             if self.objective == "cosine":
-                return (1 - functional.cosine_similarity(z, targets)).mean()
+                return (1 - row_cosines(z, targets)).mean()
             return functional.smooth_l1_loss(z, targets)
         # Those of all ranks, so that every image is compared with the same ones as in a single process.
         self._new_rows = all_gather(targets)
@@ -169,34 +167,10 @@ class Distill(Method):
         return similarity_loss(
             functional.normalize(z, dim=1),
             targets,
-            torch.cat([self._new_rows, queued_rows]),
+            torch.cat([self._new_rows, queued_rows.to(z.dtype)]),
             temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
         )
-
-
-def similarity_loss(
-    z: Tensor, targets: Tensor, others: Tensor, *, temperature: float, teacher_temperature: float
-) -> Tensor:
-    """Return the cross-entropy of the student's softmax over similarities to others against the teacher's, mean over z.
-
-    - sum_j p(t_i, j) log p(z_i, j), where p(x, j) is the softmax over j of x . d_j / temperature, and d_j are features of the
-    teacher: SEED, arXiv 2101.04731.
-
-    Args:
-        z: (V * B, D) embeddings of unit length, view by view.
-        targets: (B, D) features by the teacher of the same images, or (V * B, D) of the same views, of unit length.
-        others: (K, D) features by the teacher that both are compared with, d.
-        temperature: of the student.
-        teacher_temperature: of the teacher.
-    """
-    teacher_shares = (targets @ others.T / teacher_temperature).softmax(1)
-    return functional.cross_entropy(z @ others.T / temperature, _repeated(teacher_shares, len(z)))
-
-
-def _repeated(rows: Tensor, count: int) -> Tensor:
-    """Return rows (B, ...) for each of the views, (count, ...), which are ordered view by view."""
-    return rows.repeat(count // len(rows), 1)
 
 
 def _check_same_teacher(module: Distill, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -27,6 +27,10 @@ class FeatureCache:
         """Return how many rows are known."""
         return int(self._is_known.sum())
 
+    def num_bytes(self, num_images: int) -> int:
+        """Return the memory that the rows of so many images take."""
+        return num_images * self._rows.shape[1] * self._rows.element_size()
+
     def get(self, index: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return rows (B, D) in float32.
 
@@ -34,7 +38,7 @@ class FeatureCache:
             index: (B,) numbers of images, from 0.
             compute: from positions (n,) in the batch to the rows (n, D) of these images; called for those that are not known.
         """
-        self._make_room(index)
+        self._grow_to(index)
         unknown = (~self._is_known[index]).nonzero()[:, 0]
         if len(unknown):
             self.put(index[unknown], compute(unknown))
@@ -42,11 +46,11 @@ class FeatureCache:
 
     def put(self, index: Tensor, rows: Tensor) -> None:
         """Store rows (n, D) of the images with these numbers (n,)."""
-        self._make_room(index)
+        self._grow_to(index)
         self._rows[index] = rows.to(self._rows.dtype)
         self._is_known[index] = True
 
-    def _make_room(self, index: Tensor) -> None:
+    def _grow_to(self, index: Tensor) -> None:
         needed = int(index.max()) + 1
         size, dim = self._rows.shape
         if needed <= size:

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
@@ -10,9 +9,10 @@ from reptk.config.registry import METHODS, with_defaults
 from reptk.core.errors import UsageError
 from reptk.losses import Loss
 from reptk.methods.classify import Smoothing
-from reptk.methods.contrastive import Positives, contrastive_outputs, images_by_size, positive_ids
+from reptk.methods.contrastive import Positives, contrastive_outputs, positive_ids
 from reptk.methods.cross_entropy import cross_entropy_outputs
 from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.view_embeddings import encode_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -38,7 +38,7 @@ class Joint(Method):
         UsageError: micro-batches (GradCache), which are for a loss on the embeddings alone.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -65,10 +65,7 @@ class Joint(Method):
         self.classifier = nn.Linear(encoder.num_features, num_classes)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        features = []
-        for images in images_by_size(batch, self.views, step.key):
-            features.append(self.encoder.features(images))
-        h = torch.cat(features)
+        h = encode_views(self.encoder.features, batch, self.views, step.key)
         outputs = contrastive_outputs(self.loss, self.encoder.head(h), positive_ids(batch, self.positives))
         labels = batch.labels.repeat(len(h) // len(batch.labels))
         classification = cross_entropy_outputs(self.classifier(h), labels, self.label_smoothing)

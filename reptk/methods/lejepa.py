@@ -12,8 +12,9 @@ from torch import Tensor
 from reptk.config.registry import METHODS
 from reptk.core.distributed import all_reduce_mean
 from reptk.methods.protocol import Batch, Method, Step
+from reptk.methods.required_views import require_several_views
 from reptk.methods.sigreg import random_directions, sigreg
-from reptk.methods.view_embeddings import check_view_count, embed_views
+from reptk.methods.view_embeddings import embed_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -31,15 +32,18 @@ class LeJEPA(Method):
     The projection head is the encoder's. The authors' example has `head_layers=3`, `head_width=2048`, `head_norm=true` and
     `head_out=16`, for 10 classes; stable-pretraining has `head_out=512`.
 
+    On several ranks BatchNorm normalizes over the images of a rank alone unless the recipe sets `train.sync_batchnorm`.
+
     Args:
         encoder: images to embeddings.
         views: two or more views of each image, of one size or several.
-        sigreg_weight: w, the lambda of the paper, which suggests 0.05; 0.02 in the authors' example and in stable-pretraining.
+        sigreg_weight: w, the lambda of the paper, which suggests 0.05; 0.02 in the authors' example and in stable-pretraining,
+            whose loss has the factor 1 in place of 1 - w.
         num_slices: number of directions.
         knots, t_max: of the integral in `sigreg`.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class LeJEPA(Method):
         t_max: Annotated[float, Gt(0)] = 3.0,
     ) -> None:
         super().__init__()
-        check_view_count(views)
+        require_several_views(views)
         self.encoder = encoder
         self.views = views
         self.sigreg_weight = sigreg_weight

@@ -4,7 +4,6 @@ python -m reptk.recipe moco_photos
 python -m reptk.recipe supcon_moco_photos
 """
 
-import inspect
 from typing import Annotated, Any
 
 import torch
@@ -16,9 +15,11 @@ from reptk.core.distributed import all_gather
 from reptk.losses import Loss
 from reptk.methods.contrastive import Positives, contrastive_outputs, positive_ids
 from reptk.methods.ema import momentum_copy, update_momentum_copy
+from reptk.methods.loss_keys import check_takes_keys
+from reptk.methods.numerics import in_float32_or_wider
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.queue import Queue
-from reptk.methods.two_views import check_two_views
+from reptk.methods.required_views import require_two_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -42,14 +43,14 @@ class MoCo(Method):
     Args:
         encoder: encodes queries; the paper's v2 head is `head_layers=2`, `head_width=2048`, `head_out=128`.
         views: two views of each image.
-        loss: one that takes keys: `simclr` (temperature 0.2 in the paper), `supcon`, `tcl`.
+        loss: one that takes keys: `simclr` (temperature 0.2 in the paper), `siglip`, `smooth_ap`, `supcon`, `tcl`.
         queue_size: number of keys in the queue, from all ranks.
         momentum: of the momentum encoder.
         positives: "instance": an image's keys are its query's positives; "class": all keys and queries of its class are, and
             an image without a label (-1) has only its own keys.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class MoCo(Method):
         positives: Positives = "instance",
     ) -> None:
         super().__init__()
-        check_two_views(views)
+        require_two_views(views)
         check_takes_keys(loss)
         self.encoder = encoder
         self.momentum_encoder = momentum_copy(encoder)
@@ -76,39 +77,25 @@ class MoCo(Method):
         query_view, key_view = batch.draw_views(self.views, step.key)
         z = self.encoder(query_view)
         with torch.no_grad():
-            keys = nn.functional.normalize(self.momentum_encoder(key_view).float(), dim=1)
+            keys = nn.functional.normalize(in_float32_or_wider(self.momentum_encoder(key_view)), dim=1)
         ids = positive_ids(batch, self.positives)
         # Stored for `after_step`, which puts them into the queue.
-        self.new_keys = all_gather(keys)
-        self.new_ids = all_gather(ids)
+        self._new_keys = all_gather(keys)
+        self._new_ids = all_gather(ids)
         outputs = contrastive_outputs(
             self.loss,
             z,
             ids,
-            keys=torch.cat([self.new_keys, self.queue.rows]),
-            key_ids=torch.cat([self.new_ids, self.queue.ids]),
+            keys=torch.cat([self._new_keys, self.queue.rows]),
+            key_ids=torch.cat([self._new_ids, self.queue.ids]),
         )
         # For the health of every epoch: the positive of a query is a key, so both are embeddings of the step.
-        z = torch.cat([outputs["z"], self.new_keys])
-        return outputs | {"z": z, "ids": self.new_ids.repeat(2)}
+        z = torch.cat([outputs["z"], self._new_keys])
+        return outputs | {"z": z, "ids": self._new_ids.repeat(2)}
 
     def after_step(self, step: Step) -> None:
         update_momentum_copy(self.momentum_encoder, self.encoder, self.momentum)
-        self.queue.push(step, self.new_keys, self.new_ids)
-
-
-def check_takes_keys(loss: Any) -> None:
-    """Check that a loss can be called with keys and their ids, rows to compare with that are no anchors.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    call = loss
-    if isinstance(loss, nn.Module):
-        # The signature of a module itself is that of nn.Module.__call__, which shows no parameters.
-        call = loss.forward
-    if not {"keys", "key_ids"} <= set(inspect.signature(call).parameters):
-        raise ValueError("its loss must take keys and key_ids, as simclr, supcon and tcl do")
+        self.queue.push(step, self._new_keys, self._new_ids)
 
 
 def _rename_queue(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -14,10 +14,10 @@ from reptk.config.registry import METHODS
 from reptk.core.distributed import all_gather, rank
 from reptk.losses import normalize
 from reptk.methods.ema import cosine_momentum, momentum_copy, update_momentum_copy
-from reptk.methods.mlp import final_batch_norm, mlp
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.two_views import check_two_views
+from reptk.methods.required_views import require_two_views
 from reptk.models.encoder import Encoder
+from reptk.models.mlp import final_batch_norm, mlp
 from reptk.views import Views
 
 
@@ -52,7 +52,7 @@ class MoCoV3(Method):
         predictor_final_norm: BatchNorm without weights after the predictor, as in the published code for ViT, not for ResNet.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -66,12 +66,13 @@ class MoCoV3(Method):
         predictor_final_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_two_views(views)
+        require_two_views(views)
         self.encoder = encoder
         self.momentum_encoder = momentum_copy(encoder)
         self.views = views
         self.temperature = temperature
-        self.momentum = momentum
+        # Not under the argument's name, which would let it have a schedule on top of the cosine.
+        self._momentum = momentum
         width = encoder.embedding_dim
         # Two of them, since each has the running statistics of its encoder.
         self.projector_norm = nn.Identity()
@@ -91,16 +92,16 @@ class MoCoV3(Method):
         cross_entropy = cross_entropy + key_cross_entropy(q_second, k_first, ids, self.temperature)
         return {
             "loss": 2 * self.temperature * cross_entropy,
-            # What random embeddings make log(N) of, for the check of shortcuts.
+            # The cross-entropy without the factor 2 t, for the plot of the loss.
             "contrastive_loss": cross_entropy.detach() / 2,
             "z": torch.cat([q_first, q_second]).detach(),
             "ids": batch.index.repeat(2),
             "temperature": torch.tensor(self.temperature),
-            "momentum": torch.tensor(cosine_momentum(step, self.momentum)),
+            "momentum": torch.tensor(cosine_momentum(step, self._momentum)),
         }
 
     def after_step(self, step: Step) -> None:
-        update_momentum_copy(self.momentum_encoder, self.encoder, cosine_momentum(step, self.momentum))
+        update_momentum_copy(self.momentum_encoder, self.encoder, cosine_momentum(step, self._momentum))
 
     def _queries(self, images: Tensor) -> Tensor:
         return self.predictor(self.projector_norm(self.encoder(images)))

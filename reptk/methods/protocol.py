@@ -1,6 +1,5 @@
 """The base class of methods, which the training loop trains, DDP wraps and checkpoints hold."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reptk.models.encoder import Encoder
-from reptk.views import Views, takes_aspect_ratios
+from reptk.views import Views, crops_full_images
 
 
 class Batch(NamedTuple):
@@ -17,8 +16,8 @@ class Batch(NamedTuple):
     images: (B, 3, H, W) uint8.
     labels: (B,) int64, -1 for an image without a label.
     index: (B,) int64, the number of each image in the data set.
-    aspect_ratios: (B,) width / height of the pictures that were squashed into the images, for the views; None if the images
-        have their proportions, as in data sets of squares and for methods that do not set `uses_aspect_ratios`.
+    aspect_ratios: (B,) width / height of the full images, which were squashed into `images`, for the views; None if `images`
+        have their proportions, as in data sets of squares and for methods that do not set `crops_full_images`.
     """
 
     images: Tensor
@@ -74,29 +73,38 @@ class Method(nn.Module):
     checkpoint is the method's `state_dict()`. A run is bit for bit the same when it is resumed, as long as a step is a
     function of that state, of the batch and of the step.
 
-    A recipe may schedule a float argument that `forward` or `after_step` reads: `momentum = {start = 0.99, end = 1.0}`. Before
-    each step, training sets the attribute of the argument's name (`self.momentum = momentum`). What is read once, such as a
-    factor in `parameter_groups`, has a private attribute (`self._lr_scale = lr_scale`), so that its schedule is an error.
+    A recipe may schedule a float argument that `forward` or `after_step` reads, such as the momentum of `moco`:
+    `momentum = {start = 0.99, end = 1.0}`. Before each step, training sets the attribute of the argument's name
+    (`self.momentum = momentum`). What is read once, such as a factor in `parameter_groups`, and what the method schedules
+    itself has a private attribute (`self._lr_scale = lr_scale`), so that a schedule of it is an error.
 
     Attributes:
         encoder: what evaluation measures, what `model/` holds after training and what `reptk embed` uses. The method
             decides: the trained encoder, or its moving average.
         classifier: features (B, F), as `encoder.features` returns them, to scores (B, C); None, the default, if the method
             trains none. Evaluation then measures its accuracy (the evaluator `accuracy`), and `model/` holds it.
-        uses_aspect_ratios: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
-            whole pictures, as by torchvision's RandomResizedCrop; otherwise on their center squares.
+        crops_full_images: whether `forward` draws its views by `batch.draw_views(views, step.key)`. Crops are then drawn on
+            full images, as by torchvision's RandomResizedCrop; otherwise on their center squares.
+        prototypes_advice: which of its arguments to change where the assignments to prototypes collapse, as the end of a
+            sentence, for a method that returns the entropies of assignments.
     """
 
     encoder: Encoder
     classifier: nn.Linear | None
-    uses_aspect_ratios: bool = False
+    crops_full_images: bool = False
+    prototypes_advice: str = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # What the attribute was called before, in plugins, of which runs have copies.
+        if "uses_aspect_ratios" in vars(cls):
+            cls.crops_full_images = cls.uses_aspect_ratios
 
     def __init__(self) -> None:
         super().__init__()
         # Not an attribute of the class: it would hide the module that a method assigns.
         self.classifier = None
 
-    @abstractmethod
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one rank's batch.
 
@@ -109,6 +117,8 @@ class Method(nn.Module):
 
             - `"z"` (N, D) and `"ids"` (N,), detached: embeddings and what makes them positives, for the diagnostics of every
               epoch (collapse, alignment, rank);
+            - `"num_candidates"`: how many rows the loss compares each embedding with, if they are not the other rows of `z`;
+              for the warning about a loss that is near 0;
             - any other scalar under its name: logged to metrics.jsonl.
         """
         raise NotImplementedError
@@ -126,8 +136,9 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters to train, as groups for `torch.optim`.
 
-        A group may set `weight_decay` and `lr_scale` (a factor on the scheduled learning rate). Norms and biases of a group
-        that sets no `weight_decay` are not decayed, unless the recipe says `optim.decay_all`.
+        A group may set `weight_decay`, `lr_scale` (a factor on the scheduled learning rate) and `constant_lr` (True: the
+        learning rate has no schedule). Norms and biases of a group that sets no `weight_decay` are not decayed, unless the
+        recipe says `optim.decay_all`.
 
         Returns:
             One group of all parameters that require a gradient, by default.
@@ -146,12 +157,12 @@ class Method(nn.Module):
         return []
 
 
-def draws_on_whole_pictures(factory: Callable[..., Method], views: Views) -> bool:
-    """Return whether crops are drawn on whole pictures, not on their center squares: if the method and the views do it.
+def needs_full_images(factory: Callable[..., Method], views: Views) -> bool:
+    """Return whether batches have to hold full images, not their center squares: if the method and the views crop them.
 
     Args:
         factory: a registered method.
         views: those of the method.
     """
     is_class = isinstance(factory, type) and issubclass(factory, Method)
-    return is_class and factory.uses_aspect_ratios and takes_aspect_ratios(views)
+    return is_class and factory.crops_full_images and crops_full_images(views)

@@ -36,7 +36,7 @@ class Prototypes(nn.Module):
             unit = normalize(z)
             return unit @ normalize(self.weight).to(unit.dtype).T
 
-    def remember(self, step: Step, frozen_epochs: float) -> None:
+    def save_if_frozen(self, step: Step, frozen_epochs: float) -> None:
         """Call it in `Method.forward`: store the prototypes of a step in which they are frozen, for `restore`."""
         self._weight_before = None
         if is_frozen(step, frozen_epochs):
@@ -86,8 +86,8 @@ def swapped_cross_entropy(assignments: Tensor, log_probabilities: Tensor) -> Ten
 class AssignmentEntropies(NamedTuple):
     """Entropies of assignments in nats, as scalar tensors.
 
-    of_views: mean over the views; log K where each view belongs to all prototypes alike, 0 where to one of them.
-    of_mean: that of the mean assignment; log K where all prototypes are used alike, 0 where all views belong to one.
+    of_views: mean over the views; log K where each view belongs to all prototypes equally, 0 where to one of them.
+    of_mean: that of the mean assignment; log K where all prototypes are used equally, 0 where all views belong to one.
 
     Where the two are equal, all views have the same assignment: the prototypes have collapsed.
     """
@@ -107,15 +107,5 @@ def assignment_entropies(assignments: Tensor) -> AssignmentEntropies:
     mean = rows.mean(0)
     of_views = torch.special.entr(rows).sum(1).mean()
     # One collective for both.
-    together = all_reduce_mean(torch.cat([mean, of_views[None]]))
-    return AssignmentEntropies(of_views=together[-1], of_mean=torch.special.entr(together[:-1]).sum())
-
-
-def check_view_count(count: int | None) -> None:
-    """Check that every view has another one to be compared with.
-
-    Raises:
-        ValueError: there is one view of each image.
-    """
-    if count is not None and count < 2:
-        raise ValueError(f"it compares views of each image with each other, not {count}: set views.count=2")
+    reduced = all_reduce_mean(torch.cat([mean, of_views[None]]))
+    return AssignmentEntropies(of_views=reduced[-1], of_mean=torch.special.entr(reduced[:-1]).sum())

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 from reptk.methods.protocol import Step
 
 UNUSED_ID = -(2**62)
-"""This id and lower ones belong to the initial rows of a queue, which are positives of nobody."""
+"""This id and lower ones belong to the initial rows of a queue, which are positives of no row."""
 
 
 class Queue(nn.Module):
     """The last K rows that were pushed, a ring that overwrites its oldest rows.
 
-    It starts with random rows of unit length. Each of them has an id of its own that no image and no class has. Rows and ids
-    are buffers, so that checkpoints hold them. The position in the ring is a function of the step, so that a resumed run
+    It starts with random rows of unit length. Each of them has a unique id that no image or class uses. Rows and ids are
+    buffers, so that checkpoints hold them. The position in the ring is a function of the step, so that a resumed run
     needs no further state.
 
     Source: He et al. 2020, arXiv 1911.05722, section 3.2, and the code facebookresearch/moco. There K must be a multiple of

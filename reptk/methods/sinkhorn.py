@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from reptk.core.distributed import all_gather
+from reptk.methods.numerics import in_float32_or_wider
 
 
 @torch.no_grad()
@@ -16,14 +17,14 @@ def sinkhorn(scores: Tensor, *, temperature: float, iterations: int = 3) -> Tens
     Everything is computed from logarithms, in float32 or wider, so that no temperature overflows. Ranks may have different
     numbers of rows. Each iteration communicates K numbers of every rank.
 
-    Source: SwAV, arXiv 2006.09882, equation 4 and appendix A.1, where the temperature is epsilon.
+    Source: SwAV, arXiv 2006.09882, equations 3 to 5 and appendix A.1, where the temperature is epsilon.
 
     Args:
         scores: (B, K) similarities of the rows of this rank to the prototypes.
         temperature: how soft the assignments are.
-        iterations: how many times the sums over rows and over prototypes are made even.
+        iterations: how many times the sums over rows and over prototypes are normalized.
     """
-    log_q = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
+    log_q = in_float32_or_wider(scores) / temperature
     for _ in range(iterations):
         log_q = log_q - _log_sum_over_all_rows(log_q)
         log_q = log_q.log_softmax(dim=1)

@@ -9,11 +9,12 @@ from torch import Tensor
 from reptk.config.registry import METHODS
 from reptk.core.distributed import all_gather, rank, world_size
 from reptk.losses import normalize
-from reptk.methods.contrastive import images_by_size
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.prototypes import Prototypes, assignment_entropies, check_view_count, swapped_cross_entropy
+from reptk.methods.prototypes import Prototypes, assignment_entropies, swapped_cross_entropy
 from reptk.methods.queue import Queue
+from reptk.methods.required_views import require_several_views
 from reptk.methods.sinkhorn import sinkhorn
+from reptk.methods.view_embeddings import encode_by_size, views_by_size
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -29,8 +30,9 @@ class SwAV(Method):
 
     The projection head is the encoder's; the paper's is `head_layers=2`, `head_width=2048`, `head_out=128`, `head_norm=true`.
     Differences from the published code: the gradient of a prototype has no part along it, where there the part is undone after
-    the step; and the queue holds all large views together and is filled from the first step on, where there each view has a
-    queue, which is filled from the epoch on in which it is first used.
+    the step; BatchNorm of the head normalizes over the views of one size, there over those of all sizes; and the queue holds
+    all large views together and is filled from the first step on, where there each view has a queue, which is filled from the
+    epoch on in which it is first used. Frozen prototypes keep their weights, as there, but get a gradient, as in `DINO`.
 
     On several ranks BatchNorm normalizes over the images of a rank alone unless the recipe sets `train.sync_batchnorm`, as
     the published code does.
@@ -47,7 +49,8 @@ class SwAV(Method):
         frozen_epochs: how long the prototypes stay as they are.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
+    prototypes_advice = "or lower method.epsilon, or raise method.frozen_epochs"
 
     def __init__(
         self,
@@ -61,25 +64,25 @@ class SwAV(Method):
         frozen_epochs: Annotated[float, Ge(0)] = 1.0,
     ) -> None:
         super().__init__()
-        check_view_count(views.count)
+        require_several_views(views)
         self.encoder = encoder
         self.prototypes = Prototypes(num_prototypes, encoder.embedding_dim)
         self.views = views
         self.temperature = temperature
         self.epsilon = epsilon
-        self.queue_start_epochs = queue_start_epochs
-        self.frozen_epochs = frozen_epochs
+        self._queue_start_epochs = queue_start_epochs
+        self._frozen_epochs = frozen_epochs
         self.queue = None
         if queue_size:
             self.queue = Queue(queue_size, encoder.embedding_dim)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        images = images_by_size(batch, self.views, step.key)
+        views = views_by_size(batch, self.views, step.key)
         num_images = len(batch.index)
-        self.prototypes.remember(step, self.frozen_epochs)
-        z = torch.cat([self.encoder(images_of_size) for images_of_size in images])
+        self.prototypes.save_if_frozen(step, self._frozen_epochs)
+        z = encode_by_size(self.encoder, views)
         scores = self.prototypes(z).unflatten(0, (-1, num_images))
-        num_large = len(images[0]) // num_images
+        num_large = len(views[0]) // num_images
         large_z = z[: num_large * num_images].detach()
         if self.queue is not None:
             # Stored for `after_step`, which puts them into the queue.
@@ -112,7 +115,7 @@ class SwAV(Method):
 
     def _uses_queue(self, queue: Queue, step: Step) -> bool:
         """Return whether the queue is full of embeddings, and the epoch is that from which on it is used."""
-        if step.epoch < self.queue_start_epochs:
+        if step.epoch < self._queue_start_epochs:
             return False
         return bool(queue.is_used.all())
 

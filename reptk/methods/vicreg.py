@@ -14,7 +14,8 @@ from reptk.config.registry import METHODS
 from reptk.core.distributed import all_reduce_mean, world_size
 from reptk.methods.covariance import centered, products_of_dimensions
 from reptk.methods.protocol import Batch, Method, Step
-from reptk.methods.view_embeddings import check_view_count, embed_views
+from reptk.methods.required_views import require_several_views
+from reptk.methods.view_embeddings import embed_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -73,13 +74,16 @@ class VICReg(Method):
     paper's expander is `head_layers=3`, `head_width=8192`, `head_out=8192`, `head_norm=true`. Its last layer has no bias, which
     the loss does not depend on.
 
+    BatchNorm of the encoder normalizes over all views of one size together, where the authors encode each view alone; on
+    several ranks over the images of a rank unless the recipe sets `train.sync_batchnorm`, as the published code does.
+
     Args:
         encoder: images to embeddings.
         views: two or more views of each image, of one size or several.
         invariance_weight, variance_weight, covariance_weight: lambda, mu and nu of the paper.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class VICReg(Method):
         covariance_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
-        check_view_count(views)
+        require_several_views(views)
         self.encoder = encoder
         self.views = views
         self.invariance_weight = invariance_weight

@@ -6,14 +6,15 @@ python -m reptk.recipe xbm_photos
 from typing import Annotated
 
 from annotated_types import Ge, Lt
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from reptk.config.registry import METHODS, with_defaults
 from reptk.losses import Loss, normalize
-from reptk.methods.contrastive import Positives, contrastive_outputs, images_by_size, positive_ids
-from reptk.methods.moco import check_takes_keys
+from reptk.methods.contrastive import Positives, contrastive_outputs, positive_ids
+from reptk.methods.loss_keys import check_takes_keys
 from reptk.methods.protocol import Batch, Method, Step
 from reptk.methods.queue import Queue
+from reptk.methods.view_embeddings import encode_views
 from reptk.models.encoder import Encoder
 from reptk.views import Views
 
@@ -31,14 +32,14 @@ class XBM(Method):
         encoder: images to embeddings.
         views: (images, key) -> (V, B, 3, h, w), or a list of such tensors of several sizes.
         loss: one that takes keys: `supcon`, `tcl`, `simclr`, `siglip`, `smooth_ap`.
-        memory_size: rows in the memory, of the views of all ranks. The paper's best are the size of the data set and more.
-        start: share of the run after which the memory is used; until then it is filled alone. The authors' code waits 1,000
-            steps.
+        memory_size: rows in the memory, of the views of all ranks. The paper's best is about the size of the data set.
+        start: share of the run after which the memory is used; until then it is filled alone. The authors' sample
+            configuration fills and uses the memory after 1,000 steps, the default of their code after 2,000.
         positives: "class": all views of one class are positives, and an image without a label (-1) has only its own;
             "instance": the views of one image are.
     """
 
-    uses_aspect_ratios = True
+    crops_full_images = True
 
     def __init__(
         self,
@@ -60,17 +61,14 @@ class XBM(Method):
         self.memory = Queue(memory_size, encoder.embedding_dim)
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        embeddings = []
-        for images in images_by_size(batch, self.views, step.key):
-            embeddings.append(self.encoder(images))
-        z = cat(embeddings)
+        z = encode_views(self.encoder, batch, self.views, step.key)
         keys, key_ids = None, None
         if step.progress >= self._start:
             keys, key_ids = self.memory.used()
         outputs = contrastive_outputs(self.loss, z, positive_ids(batch, self.positives), keys=keys, key_ids=key_ids)
         # Stored for `after_step`, which puts them into the memory.
-        self.new_rows, self.new_ids = normalize(outputs["z"]), outputs["ids"]
+        self._new_rows, self._new_ids = normalize(outputs["z"]), outputs["ids"]
         return outputs
 
     def after_step(self, step: Step) -> None:
-        self.memory.push(step, self.new_rows, self.new_ids)
+        self.memory.push(step, self._new_rows, self._new_ids)

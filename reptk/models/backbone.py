@@ -13,6 +13,7 @@ from torch import nn
 
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.foreign_files import read_json
+from reptk.models.encoder_keys import ENCODER_KEYS, EncoderKeys, prefixed_errors
 from reptk.models.weight_source import (
     HUB,
     LOCAL_FOLDER,
@@ -45,7 +46,13 @@ def full_name(name: str) -> str:
 
 
 def create_backbone(
-    name: str, *, size: int, pretrained: bool, drop_path: float, other_sizes: Sequence[int] = ()
+    name: str,
+    *,
+    size: int,
+    pretrained: bool,
+    drop_path: float,
+    other_sizes: Sequence[int] = (),
+    keys: EncoderKeys = ENCODER_KEYS,
 ) -> nn.Module:
     """Build a timm model without its classifier.
 
@@ -56,15 +63,16 @@ def create_backbone(
         drop_path: stochastic depth; 0 leaves timm's default.
         other_sizes: sides of further images. A vision transformer interpolates its position embeddings for them
             (`dynamic_img_size` of timm), which are parameters for `size`; weights and features of `size` are the same.
+        keys: of the arguments, for messages.
 
     Raises:
         UsageError: an unknown name, or a model that cannot be built with this size or option.
         EnvironmentProblem: the pretrained weights, or the description of a model of the hub, cannot be downloaded.
         DataError: the folder does not hold a model of timm.
     """
-    cfg = pretrained_cfg(name)
+    cfg = pretrained_cfg(name, keys)
     if pretrained and not is_external(name):
-        check_downloadable(name)
+        check_downloadable(name, keys.weights_file)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     # Not every model has these options, so they are passed only where they are needed.
     if drop_path:
@@ -81,11 +89,11 @@ def create_backbone(
         if needs_interpolation and isinstance(cause, TypeError):  # of an option that the model does not have
             raise UsageError(takes_no_other_size(name, size, other_sizes)) from cause
         if is_external(name):
-            raise DataError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
+            raise DataError(f"{keys.backbone}: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
         if pretrained and isinstance(cause, OSError | RuntimeError):
-            raise EnvironmentProblem(download_failed(name, first_line(cause))) from cause
-        raise UsageError(f"encoder.backbone: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
-    _check_patch_size(backbone, name, size, "views.size")
+            raise EnvironmentProblem(download_failed(name, first_line(cause), keys.weights_file)) from cause
+        raise UsageError(f"{keys.backbone}: timm cannot build {name} for {size} px: {first_line(cause)}") from cause
+    _check_patch_size(backbone, name, size, keys.size)
     for other in other_sizes:
         _check_patch_size(backbone, name, other, "other sizes of views (views.small_size)")
     return backbone
@@ -115,14 +123,18 @@ def takes_no_other_size(name: str, size: int, other_sizes: Sequence[int]) -> str
     )
 
 
-def native_size(backbone: str) -> int:
+def native_size(backbone: str, keys: EncoderKeys = ENCODER_KEYS) -> int:
     """Return the side in pixels of the images that timm's weights of a backbone were trained with.
+
+    Args:
+        backbone: its name.
+        keys: for messages.
 
     Raises:
         UsageError: unknown backbone.
         DataError, EnvironmentProblem: see `create_backbone`.
     """
-    return pretrained_cfg(full_name(backbone)).input_size[-1]
+    return pretrained_cfg(full_name(backbone), keys).input_size[-1]
 
 
 def is_external(name: str) -> bool:
@@ -143,7 +155,7 @@ def undecayed_parameters(backbone: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def count_features(backbone: nn.Module, size: int, name: str) -> int:
+def count_features(backbone: nn.Module, size: int, name: str, keys: EncoderKeys = ENCODER_KEYS) -> int:
     """Return F, the number of features of an image, by encoding one. The backbone's mode is restored.
 
     Raises:
@@ -156,23 +168,24 @@ def count_features(backbone: nn.Module, size: int, name: str) -> int:
             h = backbone.eval()(torch.zeros(1, 3, size, size))
     except Exception as cause:
         raise UsageError(
-            f"encoder.backbone: {name} cannot take images of {size} px (views.size): {first_line(cause)}"
+            f"{keys.backbone}: {name} cannot take images of {size} px ({keys.size}): {first_line(cause)}"
         ) from cause
     backbone.train(was_training)
     if h.ndim != 2:
         raise UsageError(
-            f"encoder.backbone: {name} gives features of shape {tuple(h.shape[1:])}, not one vector an image"
+            f"{keys.backbone}: {name} gives features of shape {tuple(h.shape[1:])}, not one vector an image"
         )
     return h.shape[1]
 
 
-def pretrained_cfg(name: str) -> PretrainedCfg:
-    """Return timm's description of a backbone's weights; `name` is a full name."""
+def pretrained_cfg(name: str, keys: EncoderKeys = ENCODER_KEYS) -> PretrainedCfg:
+    """Return timm's description of a backbone's weights; `name` is a full name, and `keys` are for messages."""
     if not is_external(name):
-        _check_name(name)
+        _check_name(name, keys.backbone)
         return timm.get_pretrained_cfg(name)
     try:
-        table = _read_description(name)
+        with prefixed_errors(keys.prefix):
+            table = _read_description(name)
         architecture = table["architecture"]
         # Older files have everything in one table.
         described = dict(table.get("pretrained_cfg", table))
@@ -181,7 +194,7 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         _check_sizes(table)
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as cause:
         raise DataError(
-            f"encoder.backbone: {name} is no model of timm ({first_line(cause)}). Such a folder has a config.json and "
+            f"{keys.backbone}: {name} is no model of timm ({first_line(cause)}). Such a folder has a config.json and "
             "model.safetensors, as timm.models.save_for_hf writes them"
         ) from cause
     known = {field: value for field, value in described.items() if field in defaults}
@@ -221,9 +234,9 @@ def _check_sizes(value: Any) -> None:
         raise ValueError(f"a size of {value}")
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, key: str) -> None:
     if not timm.is_model(name):
-        raise UsageError(_unknown_name(name))
+        raise UsageError(_unknown_name(name, key))
     architecture, _, tag = name.partition(".")
     if not tag:
         return
@@ -232,7 +245,7 @@ def _check_name(name: str) -> None:
         known_tags.append(full_name.partition(".")[2])
     if tag not in known_tags:
         raise UsageError(
-            f"encoder.backbone: {architecture} has no weights called {tag!r}; it has {', '.join(known_tags) or 'none'}"
+            f"{key}: {architecture} has no weights called {tag!r}; it has {', '.join(known_tags) or 'none'}"
         )
 
 
@@ -250,11 +263,11 @@ def _check_patch_size(backbone: nn.Module, name: str, size: int, key: str) -> No
         raise UsageError(f"{key}: {name} has patches of {patch_px} px, and {size} is no multiple; use {alternatives}")
 
 
-def _unknown_name(name: str) -> str:
+def _unknown_name(name: str, key: str) -> str:
     by_folded = {model.casefold(): model for model in timm.list_models()}
     matches = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
     hint = ""
     if matches:
         hint = f" Nearest: {', '.join(by_folded[match] for match in matches)}."
     command = "python -c 'import timm; print(timm.list_models())'"
-    return f"encoder.backbone: timm has no model {name!r}.{hint} All {len(by_folded)}: {command}"
+    return f"{key}: timm has no model {name!r}.{hint} All {len(by_folded)}: {command}"

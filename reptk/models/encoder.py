@@ -19,6 +19,7 @@ from reptk.models.backbone import (
     native_size,
     undecayed_parameters,
 )
+from reptk.models.encoder_keys import ENCODER_KEYS, EncoderKeys
 from reptk.models.eval_mode import eval_mode
 from reptk.models.freeze import Freeze, batch_norm_modules, frozen_modules, frozen_parameters
 from reptk.models.grad_cache import Norm, batch_norm_problem, batch_norms, forward_in_chunks
@@ -66,9 +67,11 @@ class Encoder(nn.Module):
         head_out: D, the width of its last layer.
         head_norm: BatchNorm after every layer of the head except the last.
         drop_path: stochastic depth of the backbone.
+        keys: what these arguments are called in messages.
 
     Attributes:
-        config: all arguments except `pretrained`, `weights` and `other_sizes`; `Encoder(**config)` has the same architecture.
+        config: all arguments except `pretrained`, `weights`, `other_sizes` and `keys`; `Encoder(**config)` has the same
+            architecture.
         backbone, head: the two modules.
         num_features: F.
         preprocessing: of the images in evaluation, of an encoder that was saved with it; None if it is not known.
@@ -96,6 +99,7 @@ class Encoder(nn.Module):
         head_norm: bool = False,
         drop_path: float = 0.0,
         other_sizes: Sequence[int] = (),
+        keys: EncoderKeys = ENCODER_KEYS,
     ) -> None:
         super().__init__()
         backbone = full_name(backbone)
@@ -125,7 +129,7 @@ class Encoder(nn.Module):
 
         # The order of these steps determines the initial weights under a seed.
         self.backbone = create_backbone(
-            backbone, size=size, pretrained=pretrained, drop_path=drop_path, other_sizes=other_sizes
+            backbone, size=size, pretrained=pretrained, drop_path=drop_path, other_sizes=other_sizes, keys=keys
         )
         self._model_args = model_args(backbone, size)
         if pretrained:
@@ -134,8 +138,8 @@ class Encoder(nn.Module):
         if stem == "small":
             new_weight = use_small_stem(self.backbone, backbone)
         if weights is not None:
-            load_weights(self.backbone, weights, new_weight)
-        self.num_features = count_features(self.backbone, size, backbone)
+            load_weights(self.backbone, weights, new_weight, keys)
+        self.num_features = count_features(self.backbone, size, backbone, keys)
         self.head = projection_head(
             self.num_features, layers=head_layers, width=head_width, out_features=head_out, norm=head_norm
         )
@@ -153,7 +157,7 @@ class Encoder(nn.Module):
 
     @property
     def border_color(self) -> tuple[int, int, int]:
-        """Color in 0..255 of the border of pictures that are padded: the mean, which is normalized to 0, as in timm."""
+        """Color in 0..255 of the border of images that are padded: the mean, which is normalized to 0, as in timm."""
         red, green, blue = (255 * self.mean).round().int().flatten().tolist()
         return red, green, blue
 

@@ -3,8 +3,7 @@
 A layer computes W x + b + (alpha / rank) B A dropout(x) with A (rank, in) and B (out, rank), and A and B alone are trained. B
 begins with zeros, so that the first step sees the pretrained model.
 
-This is a layer of our own, and not that of PEFT, the usual library: PEFT needs transformers and accelerate for what is a few
-lines here, and it renames the layers that it wraps, so that state dicts would not have timm's names. In neither can a layer be
+PEFT's layer is not used: it needs transformers and accelerate, and it renames the wrapped layers. In neither can a layer be
 updated whose weight a model uses without calling the layer, as BEiT does with its `qkv`; here that is an error.
 """
 
@@ -79,7 +78,7 @@ def add_lora(
         The paths of the layers.
 
     Raises:
-        UsageError: no linear layer has one of the names.
+        UsageError: a name matches no linear layer, or encoder.freeze leaves none to train.
     """
     linear_layers = {path: layer for path, layer in backbone.named_modules() if isinstance(layer, nn.Linear)}
     _check_names(backbone, names, list(linear_layers))
@@ -97,22 +96,22 @@ def add_lora(
     return paths
 
 
-def layers_not_called(encode: nn.Module, images: Tensor, paths: Sequence[str]) -> list[str]:
+def layers_not_called(backbone: nn.Module, images: Tensor, paths: Sequence[str]) -> list[str]:
     """Return the layers of a backbone that encoding images does not call, so that their updates would have no effect.
 
     Args:
-        encode: the backbone, in evaluation mode.
+        backbone: in evaluation mode.
         images: (B, 3, H, W).
         paths: of the layers.
     """
     called: set[str] = set()
     hooks = []
     for path in paths:
-        layer = encode.get_submodule(path)
+        layer = backbone.get_submodule(path)
         hooks.append(layer.register_forward_hook(lambda *_, path=path: called.add(path)))
     try:
         with torch.no_grad():
-            encode(images)
+            backbone(images)
     finally:
         for hook in hooks:
             hook.remove()

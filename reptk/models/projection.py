@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from reptk.models.mlp import mlp
+
 
 def projection_head(
     in_features: int, *, layers: int, width: int | None, out_features: int, norm: bool
@@ -15,15 +17,8 @@ def projection_head(
         out_features: D, the width of the last layer.
         norm: BatchNorm after every layer except the last. Layers before a BatchNorm have no bias, which it would cancel.
     """
-    hidden_width = width or in_features
-    head = nn.Sequential()
-    in_width = in_features
-    for _ in range(layers - 1):
-        head.append(nn.Linear(in_width, hidden_width, bias=not norm))
-        if norm:
-            head.append(nn.BatchNorm1d(hidden_width))
-        head.append(nn.ReLU())
-        in_width = hidden_width
-    if layers:
-        head.append(nn.Linear(in_width, out_features))
-    return head
+    if layers == 0:
+        return nn.Sequential()
+    hidden_widths = [width or in_features] * (layers - 1)
+    # No identity in place of a norm: names of weights are those of the heads in checkpoints and models.
+    return mlp([in_features, *hidden_widths, out_features], norm=norm, identity_for_norm=False)

@@ -1,8 +1,6 @@
 """A frozen teacher: the features that a student is trained to have, computed by another encoder."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +11,14 @@ from torch.nn import functional
 
 from reptk.config.run_paths import describe_no_run
 from reptk.core import distributed, rng
-from reptk.core.errors import DataError, ReptkError, UsageError
+from reptk.core.counts import format_bytes
+from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
 from reptk.core.images import scale_to_unit
 from reptk.data.resize import Interpolation
 from reptk.models.backbone import is_external, native_size
 from reptk.models.encoder import Encoder
+from reptk.models.encoder_keys import EncoderKeys, prefixed_errors
 from reptk.models.model_folder import check_model, find_model, read_config
 from reptk.models.preprocessing import preprocessing_of
 from reptk.models.weight_source import HUB, LOCAL_FOLDER, TIMM_ORGANIZATION
@@ -30,15 +30,13 @@ DEFAULT_CHUNK_SIZE = 64
 AUTO_WEIGHTS = "auto"
 """In place of a file of weights: those that timm has for the model, or those of the run."""
 
-KEYS_OF_TEACHER = (
-    ("encoder.pretrained=false encoder.weights=FILE", "method.teacher_weights=FILE"),
-    ("use encoder.stem=small", "name the folder of its run as method.teacher"),
-    ("encoder.backbone and encoder.stem", "method.teacher and method.teacher_weights (auto: those of timm)"),
-    ("encoder.backbone", "method.teacher"),
-    ("encoder.weights", "method.teacher_weights"),
-    ("views.size", "method.teacher_size"),
+TEACHER_KEYS = EncoderKeys(
+    backbone="method.teacher",
+    size="method.teacher_size",
+    architecture="method.teacher and method.teacher_weights (auto: those of timm)",
+    weights_file="method.teacher_weights=FILE",
+    small_stem="name the folder of its run as method.teacher",
 )
-"""Keys in messages about an encoder, and those that they are for a teacher."""
 
 
 class Teacher:
@@ -89,6 +87,11 @@ class Teacher:
             features.append(self._encoder.features(resized)[: len(chunk)].float())
         return torch.cat(features)
 
+    def describe(self) -> str:
+        """Return its size in words: weights, features and pixels."""
+        memory = format_bytes(4 * self.num_weights)
+        return f"{self.num_weights / 1e6:.1f} M weights ({memory}), {self.num_features} features, {self.size} px"
+
     def check_same_weights(self, sha256: Tensor) -> None:
         """Check that the hash (32,) of a teacher is that of this one.
 
@@ -136,42 +139,44 @@ def build_teacher(name: str, *, weights: str = AUTO_WEIGHTS, size: int | None = 
         DataError: no such folder; weights that are missing, damaged or of another model.
         EnvironmentProblem: the weights cannot be downloaded, or the package that has them is not installed.
     """
-    with _messages_about_teacher(name):
-        source = _source_of(name, weights, size)
+    keys = TEACHER_KEYS._replace(prefix=f"method.teacher={name}: ")
+    source = _source_of(name, weights, size, keys)
 
-        def build() -> Encoder:
-            # The student's initial weights are not to depend on what the teacher draws before its weights are loaded.
-            with rng.seeded("teacher"):
-                return Encoder(
-                    source.backbone,
-                    size=source.size,
-                    pretrained=source.weights is None,
-                    weights=source.weights,
-                    stem=source.stem,
-                    head_layers=0,
-                )
+    def build() -> Encoder:
+        # The student's initial weights are not to depend on what the teacher draws before its weights are loaded.
+        with rng.seeded("teacher"):
+            return Encoder(
+                source.backbone,
+                size=source.size,
+                pretrained=source.weights is None,
+                weights=source.weights,
+                stem=source.stem,
+                head_layers=0,
+                keys=keys,
+            )
 
-        # Weights may be downloaded.
-        encoder = distributed.run_in_turns(build)
-        return Teacher(encoder, name, preprocessing_of(source.backbone).interpolation)
+    # Weights may be downloaded.
+    encoder = distributed.run_in_turns(build)
+    return Teacher(encoder, name, preprocessing_of(source.backbone).interpolation)
 
 
-def _source_of(name: str, weights: str, size: int | None) -> _Source:
+def _source_of(name: str, weights: str, size: int | None, keys: EncoderKeys) -> _Source:
     folder = expand_home(name)
     if is_external(name) or timm.is_model(name) or not folder.is_dir():
         _check_not_path(name, folder)
         file = weights
         if weights == AUTO_WEIGHTS:
             file = None
-        return _Source(name, size or native_size(name), "timm", file)
+        return _Source(name, size or native_size(name, keys), "timm", file)
     if weights != AUTO_WEIGHTS:
         raise UsageError(
             f"method.teacher_weights is {weights!r}, but the teacher is the folder {name}, which has weights; set "
             f"method.teacher_weights={AUTO_WEIGHTS}"
         )
-    model = find_model(name, folder)
-    check_model(model)
-    config = read_config(model)
+    with prefixed_errors(keys.prefix):
+        model = find_model(name, folder)
+        check_model(model)
+        config = read_config(model)
     return _Source(config["backbone"], size or config["size"], config["stem"], str(model))
 
 
@@ -186,20 +191,6 @@ def _check_not_path(name: str, path: Path) -> None:
     if "/" in name and not is_repository:
         no_run = describe_no_run(name)
         raise DataError(f"method.teacher={name}: {no_run.what}{no_run.hint()}")
-
-
-@contextmanager
-def _messages_about_teacher(name: str) -> Iterator[None]:
-    """Let errors about an encoder name the keys of the teacher."""
-    try:
-        yield
-    except ReptkError as error:
-        message = str(error)
-        for key, key_of_teacher in KEYS_OF_TEACHER:
-            message = message.replace(key, key_of_teacher)
-        if "method.teacher" not in message:
-            message = f"method.teacher={name}: {message}"
-        raise type(error)(message) from error
 
 
 def _sha256_of(encoder: Encoder) -> Tensor:

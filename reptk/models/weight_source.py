@@ -163,10 +163,14 @@ def check_host() -> None:
         raise OSError(f"{hub.ENDPOINT} does not answer: {first_line(cause)}") from cause
 
 
-def check_downloadable(name: str) -> None:
+def check_downloadable(name: str, weights_file: str) -> None:
     """Check that timm's weights of a backbone are in the cache or that their host responds.
 
     Without this check, an unreachable hub would be retried for most of a minute.
+
+    Args:
+        name: of the backbone.
+        weights_file: see `download_failed`.
 
     Raises:
         EnvironmentProblem: the weights are not in the cache, and their host does not respond.
@@ -181,18 +185,24 @@ def check_downloadable(name: str) -> None:
     try:
         check_host()
     except OSError as cause:
-        raise EnvironmentProblem(download_failed(name, str(cause))) from cause
+        raise EnvironmentProblem(download_failed(name, str(cause), weights_file)) from cause
 
 
-def download_failed(name: str, why: str) -> str:
-    """Return the message for pretrained weights that cannot be downloaded, with the ways out."""
+def download_failed(name: str, why: str, weights_file: str) -> str:
+    """Return the message for pretrained weights that cannot be downloaded, with the ways out.
+
+    Args:
+        name: of the backbone.
+        why: a clause.
+        weights_file: what a recipe sets to name a file of weights.
+    """
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     source = ""
     if repository:
         source = f" ({repository}/{HUB_FILES[0]})"
     return (
         f"the pretrained weights of {name} cannot be fetched: {why}. Download them elsewhere{source} and name the file, in a "
-        f"recipe by encoder.pretrained=false encoder.weights=FILE, to commands by --weights FILE; or bring the cache: "
+        f"recipe by {weights_file}, to commands by --weights FILE; or bring the cache: "
         f"{hub.HF_HUB_CACHE}"
     )
 

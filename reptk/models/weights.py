@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names_and_count
 from reptk.models.checkpoint_file import StateDict, read_tensors
+from reptk.models.encoder_keys import ENCODER_KEYS, EncoderKeys, prefixed_errors
 from reptk.models.jax_weights import converted_by_timm, has_jax_names
 from reptk.models.lora import PARAMETERS as LORA_PARAMETERS
 from reptk.models.model_folder import check_weights_file
@@ -104,7 +105,9 @@ class Candidate:
         return len(self.missing) + len(self.misfits)
 
 
-def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None = None) -> None:
+def load_weights(
+    backbone: nn.Module, source: str | Path, new_weight: str | None = None, keys: EncoderKeys = ENCODER_KEYS
+) -> None:
     """Load the weights of an encoder into a backbone, from a checkpoint of any project.
 
     The encoder is the part of the file whose tensors have the backbone's names, after a common prefix. If there are
@@ -117,11 +120,28 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
         backbone: of timm, changed in place.
         source: where the weights come from, and the part of the file if there are several; see `find_weights`.
         new_weight: name of a weight that may have another shape in the file; it then keeps its initial values.
+        keys: of the encoder, for messages.
 
     Raises:
         DataError: the file is missing, damaged, holds no plain weights, those of another backbone or several encoders.
         EnvironmentProblem: weights of the hub cannot be downloaded.
     """
+    with prefixed_errors(keys.prefix):
+        chosen, path = _read_fitting(backbone, source, new_weight, keys)
+    if chosen.initial is not None:
+        warnings.warn(f"{path.name} has another stem; {chosen.initial} keeps its initial values", stacklevel=3)
+    if chosen.adapted:
+        warnings.warn(
+            f"{path.name} was trained with other patches or channels: {', '.join(chosen.adapted)}. The features may be worse",
+            stacklevel=3,
+        )
+    backbone.load_state_dict(chosen.state)
+
+
+def _read_fitting(
+    backbone: nn.Module, source: str | Path, new_weight: str | None, keys: EncoderKeys
+) -> tuple[Candidate, Path]:
+    """Return the tensors of a source that fit a backbone, and the file that they are from; see `load_weights`."""
     path, part = find_weights(source)
     check_weights_file(path)
     tensors = read_tensors(path)
@@ -146,16 +166,9 @@ def load_weights(backbone: nn.Module, source: str | Path, new_weight: str | None
             _warn_of_match_by_order(chosen, path, backbone)
     if chosen is None:
         closest = min(candidates, key=lambda candidate: (candidate.num_problems, len(candidate.extra)))
-        raise DataError(_does_not_fit(closest, path, backbone, tensors))
+        raise DataError(_does_not_fit(closest, path, backbone, tensors, keys))
     _check_finite(chosen, path)
-    if chosen.initial is not None:
-        warnings.warn(f"{path.name} has another stem; {chosen.initial} keeps its initial values", stacklevel=3)
-    if chosen.adapted:
-        warnings.warn(
-            f"{path.name} was trained with other patches or channels: {', '.join(chosen.adapted)}. The features may be worse",
-            stacklevel=3,
-        )
-    backbone.load_state_dict(chosen.state)
+    return chosen, path
 
 
 # The parts of a file
@@ -258,7 +271,7 @@ def _choose(fitting: list[Candidate], path: Path, part: str | None) -> Candidate
         warnings.warn(
             f"{path.name} holds {len(different)} encoders; {remaining[0].prefix} is used, as its project does. "
             f"For another one: {path}:{others[0]}",
-            stacklevel=4,
+            stacklevel=5,
         )
     return remaining[0]
 
@@ -401,7 +414,7 @@ def _warn_of_match_by_order(candidate: Candidate, path: Path, backbone: nn.Modul
     warnings.warn(
         f"{path.name} uses other parameter names; all {len(candidate.state)} tensors were matched by order and shape. "
         f"Check with: reptk evaluate {architecture} --weights {path} data.name=photos",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -461,7 +474,7 @@ def _check_merged(tensors: StateDict, path: Path) -> None:
         )
 
 
-def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: StateDict) -> str:
+def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: StateDict, keys: EncoderKeys) -> str:
     total = len(_required(backbone))
     matched = total - closest.num_problems
     where = f"under {closest.prefix!r}" if closest.prefix else "without a prefix"
@@ -473,13 +486,13 @@ def _does_not_fit(closest: Candidate, path: Path, backbone: nn.Module, tensors: 
     return (
         f"the weights in {path} do not fit this backbone: {closest.num_problems} of {total} tensors are missing or of another "
         f"shape ({'; '.join(details)}{'; ...' if closest.num_problems > len(details) else ''}), and {matched} fit, by names "
-        f"{where}.{extra} {_way_out(closest, backbone)}. Parts of the file: {parts}"
+        f"{where}.{extra} {_way_out(closest, backbone, keys)}. Parts of the file: {parts}"
     )
 
 
-def _way_out(closest: Candidate, backbone: nn.Module) -> str:
+def _way_out(closest: Candidate, backbone: nn.Module, keys: EncoderKeys) -> str:
     if len(closest.misfits) == 1 and not closest.missing:
         for name in _first_convolutions(backbone):
             if closest.misfits[0].startswith(name) and closest.state[name].shape[2:] == (3, 3):
-                return "The first convolution of the file is that of small images: use encoder.stem=small"
-    return "Check encoder.backbone and encoder.stem, or name the part of the file that holds the encoder: FILE:PART"
+                return f"The first convolution of the file is that of small images: {keys.small_stem}"
+    return f"Check {keys.architecture}, or name the part of the file that holds the encoder: FILE:PART"

@@ -11,7 +11,7 @@ from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import Data, Loader, create_sampler
 from reptk.data.resize import PAGE_COLOR
-from reptk.methods import Batch, draws_on_whole_pictures
+from reptk.methods import Batch, needs_full_images
 
 
 class DisplayedViews(NamedTuple):
@@ -62,7 +62,7 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
             **recipe.train.sampler.model_dump(),
         ),
         world=num_parts,
-        whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), views),
+        full_images=needs_full_images(METHODS.get(recipe.method["name"]), views),
     )
     num_steps = recipe.train.epochs * loader.steps_per_epoch
     if not 0 <= step < num_steps:

@@ -230,7 +230,7 @@ def _forward_changes_state(builder: _MethodBuilder) -> str | None:
 
 
 def _ignores_aspect_ratios(builder: _MethodBuilder) -> str | None:
-    if not builder.build().uses_aspect_ratios:
+    if not builder.build().crops_full_images:
         return None
     losses = []
     # Views whose crops depend on the proportions.
@@ -312,7 +312,7 @@ METHOD_REQUIREMENTS = (
         "A step that is not finite leaves its traces in the last checkpoint.",
     ),
     Requirement(
-        "with uses_aspect_ratios, views depend on the aspect ratios",
+        "with crops_full_images, views depend on the aspect ratios",
         _ignores_aspect_ratios,
         "Photographs that are not square are trained on squashed.",
     ),

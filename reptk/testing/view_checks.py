@@ -16,7 +16,7 @@ from reptk.testing.requirements import (
     raise_violations,
     try_requirements,
 )
-from reptk.views import Views, takes_aspect_ratios
+from reptk.views import Views, crops_full_images
 
 HALF_LEVEL = 0.5 / 255
 """Half a step of 8-bit pixels. Views that differ by less are equal: kernels may round differently in another batch size."""
@@ -114,7 +114,7 @@ def _writes_to_images(views: Views, images: Tensor, size: int) -> str | None:
 
 
 def _square_aspect_ratios_differ(views: Views, images: Tensor, size: int) -> str | None:
-    if not takes_aspect_ratios(views):
+    if not crops_full_images(views):
         return None
     squares = images[..., : images.shape[-1], :]
     ones = torch.ones(len(squares))

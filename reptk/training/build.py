@@ -26,7 +26,7 @@ from reptk.data.label_selection import select_labels
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.evaluate.run import ACCURACY
 from reptk.evaluate.verdict import PRETRAINED
-from reptk.methods import Method, Step, draws_on_whole_pictures
+from reptk.methods import Method, Step, needs_full_images
 from reptk.models.backbone import is_external
 from reptk.models.encoder import Encoder
 from reptk.models.preprocessing import with_preprocessing
@@ -255,7 +255,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         world=world_size,
         workers=train.workers,
         device=device,
-        whole_pictures=draws_on_whole_pictures(METHODS.get(recipe.method["name"]), evaluation_views),
+        full_images=needs_full_images(METHODS.get(recipe.method["name"]), evaluation_views),
     )
     settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
     groups = method.parameter_groups()

@@ -13,6 +13,7 @@ from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
 from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
+from reptk.training.method_advice import prototypes_advice, temperature_key
 from reptk.training.mining import HardNegativeMiner
 from reptk.training.optim import learning_rate
 from reptk.training.run_process import RunProcess
@@ -65,7 +66,12 @@ class EpochEnd:
         row: dict[str, Any] = {"step": state.step, "epoch": self._epoch, "waiting": round(waiting_share, 3)}
         self._warnings = {}
         if meter.z is not None:
-            health, self._warnings = concerns(meter.z, meter.ids, temperature=meter.scalars.get("temperature"))
+            health, self._warnings = concerns(
+                meter.z,
+                meter.ids,
+                temperature=meter.scalars.get("temperature"),
+                temperature_key=temperature_key(self.parts.settings),
+            )
             for kind in self._warnings:
                 state.warnings.setdefault(kind, []).append(self._epoch)
             # The number of dimensions is the same in every row.
@@ -165,7 +171,7 @@ class EpochEnd:
         entropies = self.state.meter.assignment_entropies
         if entropies is None or "collapse" in self._warnings:
             return
-        message = prototypes_message(*entropies)
+        message = prototypes_message(*entropies, prototypes_advice(self.parts))
         if message is not None:
             self._warnings["prototypes"] = message
             self.state.warnings.setdefault("prototypes", []).append(self._epoch)
@@ -174,8 +180,8 @@ class EpochEnd:
         """Add the warning about a loss that is low for a wrong reason."""
         meter = self.state.meter
         untrained = self.state.baselines.get(UNTRAINED)
-        # The loss is compared with that of random embeddings, log(N - 1), which is that of contrastive losses. The methods
-        # that take no loss, such as VICReg, have other scales.
+        # The loss is compared with that of random embeddings, log(candidates), which is that of contrastive losses. The
+        # methods that take no loss, such as VICReg, have other scales.
         if not self.parts.settings.takes_loss:
             return
         if meter.z is None or meter.ids is None or untrained is None or "collapse" in self._warnings:
@@ -185,8 +191,11 @@ class EpochEnd:
         # Losses without a temperature, such as Smooth-AP, are no softmax and have another value for random embeddings.
         if "temperature" not in meter.scalars:
             return
+        num_candidates = meter.num_candidates
+        if num_candidates is None:
+            num_candidates = len(meter.z) - 1
         message = shortcut_message(
-            meter.contrastive_loss, len(meter.z), accuracy=accuracy, untrained=untrained.metrics[metric]
+            meter.contrastive_loss, num_candidates, accuracy=accuracy, untrained=untrained.metrics[metric]
         )
         if message is not None:
             self._warnings["shortcut"] = message

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from reptk.methods import has_positives
 
+NUM_CANDIDATES = "num_candidates"
+NOT_LOGGED = ("loss", NUM_CANDIDATES)
+"""Outputs of `Method.forward` that are no further scalars: the loss of every step is logged, and the other is a setting."""
+
 
 class StepRecord(NamedTuple):
     """The outcome of one step as tensors on the device, so that recording it does not wait for a GPU.
@@ -27,6 +31,7 @@ class StepMeter:
     Attributes:
         loss: of the last step that was read.
         scalars: further scalars of that step, by the names the method gave them.
+        num_candidates: rows that each embedding of that step was compared with; None if the method returned no number.
         z, ids: embeddings (N, D) and ids (N,) of the last recorded step, None if the method returned none.
         steps_without_positives: steps of the run in which no two rows shared an id.
     """
@@ -35,6 +40,7 @@ class StepMeter:
         self.steps_without_positives = steps_without_positives
         self.loss = loss
         self.scalars: dict[str, float] = {}
+        self.num_candidates: int | None = None
         self.z: Tensor | None = None
         self.ids: Tensor | None = None
         self._records: list[StepRecord] = []
@@ -90,12 +96,15 @@ class StepMeter:
         self.steps_without_positives += int((~with_positives).sum())
         self.loss = losses[-1]
         self.scalars = _scalars(self._last_outputs)
+        self.num_candidates = None
+        if NUM_CANDIDATES in self._last_outputs:
+            self.num_candidates = int(self._last_outputs[NUM_CANDIDATES])
         return len(records)
 
 
 def _scalars(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the outputs to log: every scalar but the loss."""
-    return {name: value.item() for name, value in outputs.items() if name != "loss" and value.ndim == 0}
+    """Return the outputs to log: every scalar but the loss and the number of candidates."""
+    return {name: value.item() for name, value in outputs.items() if name not in NOT_LOGGED and value.ndim == 0}
 
 
 class StepClock:

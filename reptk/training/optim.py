@@ -135,7 +135,8 @@ class Schedule:
     run has exactly. A run of a single step has `lr`.
 
     Args:
-        optimizer: whose learning rate is scheduled; it has `lr` now. A group's `lr_scale` is a factor on the scheduled rate.
+        optimizer: whose learning rate is scheduled; it has `lr` now. A group's `lr_scale` is a factor on the scheduled rate; a
+            group with `constant_lr` has `lr` in every step.
         kind: "cosine"; "constant": `lr` after the warm-up; or "multistep": `lr` times `gamma` for every milestone that is
             passed, as by `torch.optim.lr_scheduler.MultiStepLR`.
         steps: number of steps, with the warm-up.
@@ -172,7 +173,10 @@ class Schedule:
     def set_step(self, step: int) -> None:
         """Set the learning rate of a step, counted from 0. A resumed run does not need to replay the steps before."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = self._rate(step, peak) * group.get("lr_scale", 1.0)
+            rate = self._rate(step, peak)
+            if group.get("constant_lr"):
+                rate = peak
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def _rate(self, step: int, peak: float) -> float:
         if step < self.warmup_steps:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reptk.training.build import Parts
+from reptk.training.method_advice import method_advice
 from reptk.training.run_status import STOPPED_EARLY_KEY
 from reptk.training.state import RunState
 
@@ -12,6 +13,9 @@ def training_record(parts: Parts, state: RunState) -> dict[str, Any]:
     """Return `training` of results.json."""
     settings, best = parts.settings, state.best_evaluation
     record: dict[str, Any] = {"epochs": state.step // settings.steps_per_epoch, "warnings": state.warnings}
+    advice = {kind: text for kind, text in method_advice(parts).items() if kind in state.warnings}
+    if advice:
+        record["advice"] = advice
     if parts.method.encoder.is_backbone_frozen:
         record["frozen_backbone"] = True
     if state.step < settings.total_steps and best is not None:

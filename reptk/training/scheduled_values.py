@@ -110,6 +110,7 @@ def _no_attribute_message(key: str, name: str, part: Mapping[str, Any], built: o
     if part.get(f"learn_{name}"):
         return f"{message}, since it is learned; use a number, or set {key.partition('.')[0]}.learn_{name}=false"
     return (
-        f"{message}: {type(built).__qualname__} keeps no number as its attribute {name!r}, which the schedule would set. Use "
-        f"a number, or let the class do self.{name} = {name} in __init__ and read self.{name} in forward"
+        f"{message}: {type(built).__qualname__} keeps no number as its attribute {name!r}, which the schedule would set. It "
+        "may read the value once, or change it during the run itself: use a number. A class of your own does "
+        f"self.{name} = {name} in __init__ and reads self.{name} in forward"
     )

@@ -9,7 +9,7 @@ has, what each image draws and what it means, `passes` joins neighbors, and `bac
 
 from reptk.core.images import resize_center_crop, to_float
 from reptk.views.pipeline import ViewPipeline, center_squares
-from reptk.views.protocol import Views, takes_aspect_ratios
+from reptk.views.protocol import Views, crops_full_images
 from reptk.views.sets import SETS
 from reptk.views.tables import Operation
 
@@ -19,7 +19,7 @@ __all__ = [
     "ViewPipeline",
     "Views",
     "center_squares",
+    "crops_full_images",
     "resize_center_crop",
-    "takes_aspect_ratios",
     "to_float",
 ]

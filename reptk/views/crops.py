@@ -1,6 +1,6 @@
-"""Operations that choose the part of an image that is resized, on pictures that were squashed into squares as well.
+"""Operations that choose the part of an image that is resized, on images that were squashed into squares as well.
 
-A box is drawn in the pixels of the picture, as torchvision draws it, and then squashed as the picture was.
+A box is drawn in the pixels of the full image, as torchvision draws it, and then squashed as the full image was.
 """
 
 import math
@@ -29,13 +29,13 @@ class RandomResizedCrop(ViewOperation):
     """
 
     num_uniforms: ClassVar[int] = 2 * CROP_CANDIDATES + 2
-    takes_aspect_ratios: ClassVar[bool] = True
+    crops_full_images: ClassVar[bool] = True
     size: Shape
     scale: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
 
     def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:
-        """See `ViewOperation.sample`. Of squashed images, boxes are drawn on the pictures and then squashed as well."""
+        """See `ViewOperation.sample`. Of squashed images, boxes are drawn on the full images and then squashed."""
         sides = _sides(len(u), shape, aspect_ratios, u.device)
         boxes = self._boxes(u, sides)
         if aspect_ratios is None:
@@ -74,7 +74,7 @@ class RandomResizedCrop(ViewOperation):
 
 
 def _sides(count: int, shape: Shape, aspect_ratios: Tensor | None, device: torch.device) -> Tensor:
-    """Return height and width (n, 2) in whole pixels of pictures, the shorter of which is that of the squares they are in."""
+    """Return height and width (n, 2) of full images in whole pixels; the shorter one is that of the squares they are in."""
     height, width = shape
     if aspect_ratios is None:
         # Filled in on the device: a copy would wait for a GPU.
@@ -86,7 +86,7 @@ def _sides(count: int, shape: Shape, aspect_ratios: Tensor | None, device: torch
 
 
 def _squash_boxes(boxes: Tensor, sides: Tensor, shape: Shape) -> Tensor:
-    """Return boxes (n, 4) in the pixels of images of `shape` into which pictures with these sides were squashed."""
+    """Return boxes (n, 4) in the pixels of images of `shape` into which full images with these sides were squashed."""
     squashed = []
     for axis in (0, 1):
         # Whole pixels, as the backends expect them: at most half a pixel is added or lost at an edge.
@@ -100,7 +100,7 @@ def _squash_boxes(boxes: Tensor, sides: Tensor, shape: Shape) -> Tensor:
 
 
 def _crop_boxes(u: Tensor, sides: Tensor, fallback: Tensor, scale: Range, log_ratio: Range) -> Tensor:
-    """(n, 22) uniform numbers -> (n, 4) boxes of RandomResizedCrop in pictures with these sides (n, 2)."""
+    """(n, 22) uniform numbers -> (n, 4) boxes of RandomResizedCrop in full images with these sides (n, 2)."""
     height, width = sides.unbind(1)
     area = between(u[:, :CROP_CANDIDATES], *scale) * (height * width)[:, None]
     # In float64, where all implementations of exp agree once the result is rounded to float32.
@@ -180,11 +180,11 @@ class Resize(ViewOperation):
     """The whole image at one size, antialiased, whatever its proportions. Parameters: (n, 4) boxes as of RandomResizedCrop."""
 
     num_uniforms: ClassVar[int] = 0
-    takes_aspect_ratios: ClassVar[bool] = True
+    crops_full_images: ClassVar[bool] = True
     size: Shape
 
     def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:
-        # A squashed picture is resized from one square to another.
+        # A squashed image is resized from one square to another.
         zero = torch.zeros(len(u), device=u.device)
         return torch.stack([zero, zero, zero + shape[0], zero + shape[1]], dim=1)
 
@@ -194,10 +194,10 @@ class Resize(ViewOperation):
 
 @dataclass(frozen=True)
 class CenterSquare(ViewOperation):
-    """The center squares of pictures, with their proportions. Parameters: (n, 4) boxes as of RandomResizedCrop."""
+    """The center squares of full images, with their proportions. Parameters: (n, 4) boxes as of RandomResizedCrop."""
 
     num_uniforms: ClassVar[int] = 0
-    takes_aspect_ratios: ClassVar[bool] = True
+    crops_full_images: ClassVar[bool] = True
     size: Shape
 
     def sample(self, u: Tensor, shape: Shape, aspect_ratios: Tensor | None = None) -> Tensor:

@@ -34,12 +34,12 @@ CHROMA_TURN = tuple((torch.linalg.inv(_YIQ)[:, 1:] @ _QUARTER_TURN @ _YIQ[1:]).f
 class ViewOperation(Protocol):
     """One operation. `num_uniforms` is how many uniform numbers it needs for each image.
 
-    An operation that `takes_aspect_ratios` has a third argument of `sample`, `aspect_ratios` (n,): width / height that images
+    An operation that `crops_full_images` has a third argument of `sample`, `aspect_ratios` (n,): width / height that images
     had before they were squashed into squares, or None if they have their proportions.
     """
 
     num_uniforms: ClassVar[int]
-    takes_aspect_ratios: ClassVar[bool] = False
+    crops_full_images: ClassVar[bool] = False
 
     def sample(self, u: Tensor, shape: Shape) -> Tensor:
         """Return the parameters (n, k) of n images of this height and width, from u (n, num_uniforms) in [0, 1)."""

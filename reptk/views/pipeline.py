@@ -90,8 +90,8 @@ class ViewPipeline:
         Views of several sizes are a list of such tensors, one for each size.
 
         Args:
-            aspect_ratios: (B,) width / height of the pictures that were squashed into these images. Crops are drawn on the
-                pictures, and views have their proportions. Operations that cannot do so get the center squares.
+            aspect_ratios: (B,) width / height of the full images that were squashed into these images. Crops are drawn on the
+                full images, and views have their proportions. Operations that cannot do so get the center squares.
 
         Raises:
             ValueError: another shape, floats outside 0..1.
@@ -114,14 +114,14 @@ class ViewPipeline:
             batch = len(images)
             rows = BatchRows(batch * self.rank, batch, batch * self.world_size)
             squares = None
-            if aspect_ratios is not None and not all(map(_takes_aspect_ratios, self.steps)):
+            if aspect_ratios is not None and not all(map(_crop_full_images, self.steps)):
                 squares = center_squares(images, aspect_ratios)
             groups = []
             view = 0
             for size, group in groupby(self.sizes):
                 out = self._empty((len(list(group)), batch, 3, size, size), images)
                 for view_out in out:
-                    if squares is None or _takes_aspect_ratios(self.steps[view]):
+                    if squares is None or _crop_full_images(self.steps[view]):
                         self._compute_view(view_out, view, images, rows, key, aspect_ratios)
                     else:
                         self._compute_view(view_out, view, squares, rows, key)
@@ -199,8 +199,8 @@ class NativeStep:
         self._first_crop = _first_crop(operations)
 
     @property
-    def takes_aspect_ratios(self) -> bool:
-        """Whether the images may be squashed pictures."""
+    def crops_full_images(self) -> bool:
+        """Whether the images may be squashed."""
         return self._first_crop is not None
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -275,7 +275,7 @@ class KorniaStep:
     """
 
     description = "kornia"
-    takes_aspect_ratios = False
+    crops_full_images = False
 
     def __init__(self, operation: KorniaOperation | KorniaChoice, view: int, position: int) -> None:
         self.operation = operation
@@ -306,11 +306,11 @@ class _ListedOperation(NamedTuple):
 
 
 def center_squares(images: Tensor, aspect_ratios: Tensor) -> Tensor:
-    """Return the center squares (B, 3, H, W) of pictures that were squashed into images (B, 3, H, W), as floats in 0..1.
+    """Return the center squares (B, 3, H, W) of images that were squashed into squares (B, 3, H, W), as floats in 0..1.
 
     Args:
         images: uint8, or floats in 0..1.
-        aspect_ratios: (B,) width / height of the pictures.
+        aspect_ratios: (B,) width / height of the full images.
     """
     # Nothing about a center square is drawn, so that neither the key nor the place in the global batch matters.
     rows = BatchRows(0, len(images), len(images))
@@ -353,8 +353,8 @@ def _native_step(group: list[_ListedOperation], view: int, backend: BackendName,
     return NativeStep(operations, salts, exact_hue=exact_hue, kornia=kornia)
 
 
-def _takes_aspect_ratios(steps: Sequence["NativeStep | KorniaStep"]) -> bool:
-    return bool(steps) and steps[0].takes_aspect_ratios
+def _crop_full_images(steps: Sequence["NativeStep | KorniaStep"]) -> bool:
+    return bool(steps) and steps[0].crops_full_images
 
 
 def _first_crop(operations: Sequence[ViewOperation]) -> int | None:
@@ -362,11 +362,11 @@ def _first_crop(operations: Sequence[ViewOperation]) -> int | None:
     resize = None
     for position, operation in enumerate(operations):
         if isinstance(operation, Resize) and operation.size[0] == operation.size[1]:
-            # From square to square: a crop that follows is drawn on the picture.
+            # From square to square: a crop that follows is drawn on the full image.
             resize = position
-        elif operation.takes_aspect_ratios:
+        elif operation.crops_full_images:
             return position
-        # Flips and colors are the same for squashed pictures.
+        # Flips and colors are the same for squashed images.
         elif not isinstance(operation, (RandomFlip, *COLORS)):
             return resize
     return resize

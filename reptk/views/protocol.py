@@ -30,7 +30,7 @@ class Views(Protocol):
         Args:
             images: (B, 3, H, W) uint8.
             key: 63 bits from which all randomness is derived.
-            aspect_ratios: (B,) width / height of the pictures that were squashed into the images; None if these have their
+            aspect_ratios: (B,) width / height of the full images, which were squashed into these; None if these have their
                 proportions. Views without this parameter get center squares.
 
         Returns:
@@ -39,8 +39,8 @@ class Views(Protocol):
         ...
 
 
-def takes_aspect_ratios(views: Views) -> bool:
-    """Return whether views have the parameter `aspect_ratios`, and so can be drawn on squashed pictures."""
+def crops_full_images(views: Views) -> bool:
+    """Return whether views have the parameter `aspect_ratios`, and so draw their crops on full images, which were squashed."""
     function = views
     if isinstance(views, nn.Module):
         # `nn.Module.__call__` passes on whatever it gets.

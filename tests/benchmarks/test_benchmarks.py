@@ -58,6 +58,10 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
     for recipe in (["simclr_digits"], ["ce_digits", "method.freeze_encoder=true"]):
         module.main([*recipe, *TINY])
         assert "step / bare" in capsys.readouterr().out
+    multi_crop = ["views.name=multi_crop", "views.small_count=3", "views.small_size=16"]
+    module.main(["dino_photos", *multi_crop, *TINY, *GENERATED])
+    output = capsys.readouterr().out
+    assert "32 views of 32 px and 48 views of 16 px" in output
 
 
 def test_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

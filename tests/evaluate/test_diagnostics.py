@@ -67,7 +67,7 @@ def test_good_embeddings_raise_no_concerns_and_bad_ones_the_matching_one() -> No
 
 
 def test_a_low_loss_is_a_leak_only_if_the_evaluation_does_not_improve() -> None:
-    leak = shortcut_message(0.01, 256, accuracy=0.3, untrained=0.4)
+    leak = shortcut_message(0.01, 255, accuracy=0.3, untrained=0.4)
     assert leak is not None
     assert leak.startswith("leak: the loss is 0.01 of 5.54 for random embeddings")
     # Images that are in the data twice are negatives of each other, which makes the task harder.
@@ -88,6 +88,17 @@ def test_a_temperature_is_too_high_only_in_relation_to_the_embeddings() -> None:
     # In the usual range, training may still spread the embeddings; above it, the temperature is wrong.
     assert messages["temperature"].endswith("Lower loss.temperature if the rank does not rise within the next epochs")
     assert concerns(spread, None, temperature=50.0)[1]["temperature"].endswith("(0.05 to 0.5 is usual)")
+
+
+@pytest.mark.parametrize("temperature", [0.3, 50.0])
+def test_advice_on_a_temperature_names_its_key(temperature: float) -> None:
+    spread = functional.normalize(normal(256, 32), dim=1)
+    close_together = functional.normalize(0.2 * spread + functional.one_hot(torch.tensor(0), 32), dim=1)
+    [message] = concerns(close_together, None, temperature=temperature, temperature_key="method.temperature")[
+        1
+    ].values()
+    assert "Lower method.temperature" in message
+    assert "loss." not in message
 
 
 def test_softmax_flatness_matches_the_entropy_written_out() -> None:

@@ -124,7 +124,7 @@ def test_local_parts_of_any_store_are_all_its_rows(images: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["resized_crop_flip", "center"])
-def test_random_views_are_drawn_on_whole_pictures_if_they_can_be(name: str, tmp_path: Path) -> None:
+def test_random_views_are_drawn_on_full_images_if_they_can_be(name: str, tmp_path: Path) -> None:
     for number in range(20):
         picture = Image.new("RGB", (60, 30), (128, 128, 128))
         picture.paste((255, 0, 0), (0, 0, 10, 30))
@@ -145,14 +145,14 @@ def test_random_views_are_drawn_on_whole_pictures_if_they_can_be(name: str, tmp_
     assert bool((drawn[:, 0] > drawn[:, 1] + 0.01).any()) == (name != "center")
 
 
-def test_image_batches_hold_whole_pictures_if_they_are_requested(tmp_path: Path) -> None:
+def test_image_batches_hold_full_images_if_they_are_requested(tmp_path: Path) -> None:
     for number in range(4):
         Image.new("RGB", (20 + 10 * number, 20), (250, 0, 0)).save(tmp_path / f"{number}.png")
     split = folder(str(tmp_path), size=16).train
     store = ImageFeatures(lambda images: images.flatten(1), size_px=16)
     batches = [torch.tensor([2, 0])]
     [(squares, index)] = store.image_batches(split, batches)
-    [(whole, same_index, aspect_ratios)] = store.image_batches(split, batches, whole_pictures=True)
+    [(whole, same_index, aspect_ratios)] = store.image_batches(split, batches, full_images=True)
     assert index.tolist() == same_index.tolist() == [2, 0]
     assert whole.shape == squares.shape == (2, 3, 16, 16)
     assert aspect_ratios.tolist() == [2.0, 1.0]

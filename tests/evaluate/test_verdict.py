@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from reptk.evaluate.diagnostics import COLLAPSE_ADVICE, SHORTCUT_ADVICE, TEMPERATURE_ADVICE
+from reptk.evaluate.diagnostics import COLLAPSE_ADVICE, SHORTCUT_ADVICE, temperature_advice
 from reptk.evaluate.verdict import (
     ADVICE_IF_EVEN,
     ADVICE_IF_MIXED,
@@ -243,10 +243,17 @@ def test_warnings_of_the_training_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "advice"),
-    [("collapse", COLLAPSE_ADVICE), ("temperature", TEMPERATURE_ADVICE), ("shortcut", SHORTCUT_ADVICE)],
+    [("collapse", COLLAPSE_ADVICE), ("temperature", temperature_advice()), ("shortcut", SHORTCUT_ADVICE)],
 )
 def test_a_warning_that_lasted_until_the_end_comes_with_advice(kind: str, advice: str) -> None:
     assert verdict_of(UP, warnings={kind: [9, 10]})["advice"][0].endswith(f"of 10. {advice}")
+
+
+def test_advice_with_the_keys_of_the_method_replaces_the_general_one() -> None:
+    results = results_of({}, {"trained": {"knn@20": 0.7}}, warnings={"prototypes": [10], "temperature": [3]})
+    results["gains"] = {}
+    results["training"]["advice"] = {"prototypes": "Lower method.epsilon", "temperature": "Lower method.temperature"}
+    assert verdict(results)["advice"][-1].endswith("of 10. Lower method.epsilon")
 
 
 def test_no_two_warnings_are_advised_about_at_once() -> None:
@@ -254,17 +261,17 @@ def test_no_two_warnings_are_advised_about_at_once() -> None:
     everything = {"collapse": [10], "temperature": [10], "shortcut": [10]}
     [line] = verdict_of(UP, warnings=everything)["advice"]
     assert line.endswith(COLLAPSE_ADVICE)
-    assert TEMPERATURE_ADVICE not in line
+    assert temperature_advice() not in line
     # Features that have collapsed are advised about already.
     advice = verdict_of(UP, std=0.01, warnings=everything)["advice"]
     assert sum(COLLAPSE_ADVICE in line for line in advice) == 1
-    assert not any(TEMPERATURE_ADVICE in line for line in advice)
+    assert not any(temperature_advice() in line for line in advice)
 
 
 def test_no_advice_raises_a_temperature() -> None:
     """Both warnings may be printed in one run."""
     assert "temperature" not in COLLAPSE_ADVICE
-    assert TEMPERATURE_ADVICE.startswith("Lower")
+    assert temperature_advice().startswith("Lower")
 
 
 @pytest.mark.parametrize(

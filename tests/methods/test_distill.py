@@ -10,8 +10,8 @@ from reptk import Encoder
 from reptk.core import rng
 from reptk.core.errors import DataError
 from reptk.methods import Batch, Distill, Step
-from reptk.methods.distill import similarity_loss
 from reptk.methods.feature_cache import FeatureCache
+from reptk.methods.similarity_loss import similarity_loss
 from reptk.testing import check_method
 from reptk.testing.simulated_ranks import run_on_ranks
 from reptk.views.sets import crop_flip, multi_crop
@@ -141,6 +141,18 @@ def test_the_loss_is_that_of_projected_features_and_the_teachers(objective: str,
     assert outputs["teacher_cosine"].item() == pytest.approx(cosine.item(), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_double_student_is_compared_in_float64(objective: str, teacher: str) -> None:
+    method = distill(teacher, objective=objective)
+    expected = method(batch(), step())["loss"]
+    method.encoder.double()
+    method.projector.double()
+    images = batch()._replace(images=batch().images.double() / 255)
+    outputs = method(images, step())
+    assert outputs["loss"].dtype == torch.float64
+    assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
 def test_views_of_several_sizes_are_distilled(teacher: str) -> None:
     with rng.seeded("student"):
         encoder = Encoder("test_resnet", size=32)
@@ -204,8 +216,8 @@ def test_stored_features_give_the_losses_of_computed_ones(objective: str, teache
     assert torch.equal(used(batch(2), step())["loss"], fresh(batch(2), step())["loss"])
 
 
-def test_pictures_that_are_not_square_are_seen_as_their_center_squares(teacher: str) -> None:
-    """A picture twice as wide as high was squashed: its center square is the middle half, at twice the width."""
+def test_images_that_are_not_square_are_seen_as_their_center_squares(teacher: str) -> None:
+    """An image twice as wide as high was squashed: its center square is the middle half, at twice the width."""
     images = batch().images.clone()
     ratios = torch.full((4,), 2.0)
     method = distill(teacher)

@@ -141,7 +141,8 @@ def test_it_refuses_a_loss_without_keys_and_other_numbers_of_views() -> None:
         def forward(self, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
             return z.sum()
 
-    with pytest.raises(ValueError, match="its loss must take keys and key_ids"):
+    listed = "its loss must take keys and key_ids, as siglip, simclr, smooth_ap, supcon, tcl do"
+    with pytest.raises(ValueError, match=listed):
         MoCo(encoder(), crop_flip(count=2, size=SIZE_PX), WithoutKeys())
     with pytest.raises(ValueError, match=r"two views .* not 1: set views\.count=2"):
         MoCo(encoder(), crop_flip(count=1, size=SIZE_PX), SimCLR())
@@ -157,6 +158,24 @@ def test_the_temperature_is_logged_if_the_loss_has_one() -> None:
     assert method_of(SimCLR(0.2), queue_size=6)(batch(), step())["temperature"].item() == pytest.approx(0.2)
 
 
+def test_a_loss_may_pass_keys_on_as_further_arguments() -> None:
+    class PassesOn(nn.Module):
+        def forward(self, z: torch.Tensor, ids: torch.Tensor, **keys: torch.Tensor) -> torch.Tensor:
+            return simclr(z, ids, temperature=0.2, **keys)
+
+    expected = method_of(SimCLR(0.2), queue_size=6)(batch(), step())["loss"]
+    assert torch.equal(method_of(PassesOn(), queue_size=6)(batch(), step())["loss"], expected)
+
+
+def test_keys_of_a_double_encoder_are_not_rounded_to_float32() -> None:
+    method = method_of(SimCLR(0.2), queue_size=6).double()
+    images = batch()._replace(images=batch().images.double() / 255)
+    _, key_view = method.views(images.images, step().key)
+    keys = method(images, step())["z"][4:]
+    assert keys.dtype == torch.float64
+    torch.testing.assert_close(keys, unit_rows(method.momentum_encoder(key_view.double())), rtol=1e-12, atol=1e-12)
+
+
 # The queue
 
 
@@ -165,8 +184,7 @@ def test_keys_of_a_step_are_in_the_queue_of_the_next() -> None:
     expected = method.queue.ids.tolist()
     for number in range(4):
         first = 100 * (number + 1)
-        method(batch(first), step(number))
-        keys = method.new_keys.clone()
+        keys = method(batch(first), step(number))["z"][4:].clone()
         method.after_step(step(number))
         for offset in range(4):
             place = (4 * number + offset) % 6
@@ -201,9 +219,9 @@ def test_batch_norm_of_the_momentum_encoder_normalizes_over_the_batch_in_trainin
     _, key_view = method.views(batch().images, step().key)
     statistics = [name for name in method.momentum_encoder.state_dict() if name.endswith("running_mean")]
     assert statistics
-    method(batch(), step())
+    z = method(batch(), step())["z"]
     keys = functional.normalize(method.momentum_encoder(key_view), dim=1)
-    torch.testing.assert_close(method.new_keys, keys)
+    torch.testing.assert_close(z[4:], keys)
     before = {name: value.clone() for name, value in method.momentum_encoder.state_dict().items()}
     with eval_mode(method.encoder):
         method.encoder.features(key_view)

@@ -8,6 +8,7 @@ from reptk import load
 from reptk.methods import SimSiam
 from reptk.methods.simsiam import negative_cosine
 from reptk.testing import check_method
+from reptk.training.optim import Schedule, create_optimizer
 from reptk.views.sets import crop_flip
 
 
@@ -52,6 +53,22 @@ def test_embeddings_of_the_health_are_those_behind_the_norm() -> None:
     torch.testing.assert_close(outputs["z"][:4].mean(0), torch.zeros(8), atol=1e-5, rtol=0)
     assert torch.equal(outputs["ids"], batch().index.repeat(2))
     assert "temperature" not in outputs  # no advice about one
+
+
+@pytest.mark.parametrize(("is_constant", "expected"), [(False, 0.0), (True, 0.1)])
+def test_the_predictor_may_keep_its_learning_rate(is_constant: bool, expected: float) -> None:
+    views = crop_flip(count=2, size=SIZE_PX)
+    method = SimSiam(encoder(), views, predictor_width=16, constant_predictor_lr=is_constant)
+    optimizer = create_optimizer(method.parameter_groups(), name="sgd", lr=0.1, weight_decay=0.1)
+    schedule = Schedule(optimizer, kind="cosine", steps=10, warmup_steps=2, warmup_lr=0.0, final_lr=0.0)
+    schedule.set_step(9)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(method.parameters()))
+    for name, parameter in method.named_parameters():
+        if name.startswith("predictor."):
+            assert rates[id(parameter)] == expected
+        else:
+            assert rates[id(parameter)] == 0.0
 
 
 def test_it_takes_two_views_and_no_loss() -> None:

@@ -159,6 +159,15 @@ def test_mistakes_name_the_keys_of_the_teacher(
     assert "\n" not in str(raised.value)
 
 
+def test_paths_in_messages_are_those_of_the_user(tmp_path: Path) -> None:
+    """Also where they have the words of a key."""
+    folder = tmp_path / "encoder.weights" / "views.size"
+    folder.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"^method\.teacher=test_resnet: ") as raised:
+        build_teacher("test_resnet", weights=str(folder / "encoder.backbone.pth"))
+    assert str(folder / "encoder.backbone.pth") in str(raised.value)
+
+
 def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")

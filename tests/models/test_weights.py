@@ -452,6 +452,6 @@ def test_a_failed_download_says_what_to_do(cause: Exception, monkeypatch: pytest
         raise cause
 
     monkeypatch.setattr(timm, "create_model", fail)
-    monkeypatch.setattr("reptk.models.backbone.check_downloadable", lambda name: None)
+    monkeypatch.setattr("reptk.models.backbone.check_downloadable", lambda *_: None)
     with pytest.raises(EnvironmentProblem, match=f"{cause}.*encoder.weights=FILE"):
         build_encoder(pretrained=True)

@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).parents[2] / "plugins" / "templates"
 
 DOCUMENTED = {
     "loss": ("reptk.losses.Loss", "computes_local_rows temperature"),
-    "method": ("reptk.methods.Method", "encoder uses_aspect_ratios forward after_step parameter_groups"),
+    "method": ("reptk.methods.Method", "encoder crops_full_images forward after_step parameter_groups"),
     "dataset": ("reptk.data.Images", "is_gray path fetch"),
     "views": ("reptk.views.Views", "sizes count shard aspect_ratios"),
     "evaluator": ("reptk.evaluate.Evaluator", "needs_labels during_training"),

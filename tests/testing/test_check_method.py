@@ -141,14 +141,18 @@ class AveragesInForward(Good):
         return outputs
 
 
-class DrawsOnWholePictures(Good):
-    uses_aspect_ratios = True
+class DrawsOnFullImages(Good):
+    crops_full_images = True
 
     def embed(self, batch: Batch, step: Step) -> torch.Tensor:
         return torch.cat([self.encoder(view) for view in batch.draw_views(self.views, step.key)])
 
 
 class ForgetsAspectRatios(Good):
+    crops_full_images = True
+
+
+class ForgetsThemByTheFormerName(Good):
     uses_aspect_ratios = True
 
 
@@ -180,7 +184,8 @@ BROKEN_METHODS = {
     "ignores the key": (IgnoresTheKey, ["the step's key"]),
     "writes to the batch": (WritesToTheBatch, ["the batch is not written"]),
     "mean of labels": (MeanOfLabels, ["images without labels"]),
-    "forgets aspect ratios": (ForgetsAspectRatios, ["with uses_aspect_ratios"]),
+    "forgets aspect ratios": (ForgetsAspectRatios, ["with crops_full_images"]),
+    "the former name of the attribute": (ForgetsThemByTheFormerName, ["with crops_full_images"]),
     "averages in forward": (AveragesInForward, ["forward changes nothing"]),
     "unsaved average": (UnsavedAverage, ["a run resumed"]),
 }
@@ -189,7 +194,7 @@ BROKEN_METHODS = {
 def test_the_base_of_broken_methods_meets_the_requirements() -> None:
     check_method(Good)
     check_method(Good, backbone="test_resnet")
-    check_method(DrawsOnWholePictures)
+    check_method(DrawsOnFullImages)
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")

@@ -13,7 +13,7 @@ from reptk.testing import (
     VIEWS_REQUIREMENTS,
     check_views,
 )
-from reptk.views import takes_aspect_ratios
+from reptk.views import crops_full_images
 from violations import assert_each_is_violated, assert_rng_untouched, assert_violates, shipped
 
 SIZE = 16
@@ -160,7 +160,7 @@ class AsModule(torch.nn.Module):
 
 
 def test_the_aspect_ratios_of_a_module_are_tried_as_well():
-    assert takes_aspect_ratios(AsModule())
+    assert crops_full_images(AsModule())
     with pytest.raises(AssertionError, match="aspect ratios of 1"):
         check_views(AsModule(), size=SIZE)
     batch = Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), torch.arange(2), torch.ones(2))

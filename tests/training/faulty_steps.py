@@ -63,7 +63,7 @@ def inject(parts: Parts, fault: str) -> None:
             return drawn
 
         method.views = with_nan
-        method.uses_aspect_ratios = False
+        method.crops_full_images = False
     else:
         forward = method.forward
         change = {

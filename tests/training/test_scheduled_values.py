@@ -132,6 +132,23 @@ def test_a_learned_temperature_has_no_schedule() -> None:
     built("loss.k1={start=1, end=2}", "loss.learn_temperature=true")
 
 
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("byol", "momentum"),
+        ("dino", "momentum"),
+        ("moco_v3", "momentum"),
+        ("dino", "frozen_epochs"),
+        ("swav", "frozen_epochs"),
+        ("swav", "queue_start_epochs"),
+    ],
+)
+def test_what_a_method_schedules_itself_has_no_other_schedule(name: str, argument: str) -> None:
+    message = rf"method\.{argument} cannot follow a schedule: .* read the value once, or change it .*: use a number"
+    with pytest.raises(UsageError, match=message):
+        built(method={"name": name, argument: {"start": 0.9, "end": 1.0}}, loss=None)
+
+
 def test_the_momentum_of_a_method_may_have_a_schedule() -> None:
     method = {"name": "moco", "queue_size": 16, "momentum": {"start": 0.9, "end": 1.0}}
     parts = built(method=method, loss={"name": "simclr"})

@@ -17,7 +17,7 @@ from reptk.data import Data, Split
 from reptk.evaluate.features import FeatureStore
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.protocol import EvalResult, Evaluator
-from reptk.views import takes_aspect_ratios
+from reptk.views import crops_full_images
 
 HELD_OUT_FRACTION = 10
 """One row in so many is held out to choose the learning rate."""
@@ -132,7 +132,7 @@ class LinearStage(Evaluator):
             stream = rng.generator("linear stage", len(rows), epoch)
             order = rows[torch.randperm(len(rows), generator=stream)]
             batches = order.split(batch_size)[:steps_per_epoch]
-            image_batches = features.image_batches(bank, batches, whole_pictures=takes_aspect_ratios(views))
+            image_batches = features.image_batches(bank, batches, full_images=crops_full_images(views))
             for step, (images, index, *aspect_ratios) in enumerate(image_batches):
                 # Only the encoder is frozen: the caller trains on h with gradients enabled.
                 with torch.no_grad():

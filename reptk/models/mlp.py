@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: predictors and projectors of methods."""
+"""Multilayer perceptrons: the projection head of the encoder, predictors and projectors of methods."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,17 +6,24 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(widths: Sequence[int], *, norm: bool = True, final_norm: bool = False, bias: bool = True) -> nn.Sequential:
+def mlp(
+    widths: Sequence[int],
+    *,
+    norm: bool = True,
+    final_norm: bool = False,
+    bias: bool = True,
+    identity_for_norm: bool = True,
+) -> nn.Sequential:
     """Build linear layers with ReLU between them.
 
-    Where a layer has no norm, there is an identity, so that names of weights do not depend on it: `0`, `3`, `6`, ... are the
-    linear layers, and `1`, `4`, ... their norms.
-
     Args:
-        widths: of the input, of the hidden layers and of the output: (256, 4096, 256) is the predictor of BYOL.
+        widths: of the input, of the hidden layers and of the output: (256, 4096, 256) is the predictor of BYOL, in the authors'
+            code with `bias=False`.
         norm: BatchNorm after the hidden layers. Layers before a BatchNorm have no bias, which it would cancel.
         final_norm: BatchNorm without weights and biases (`affine=False`) after the last layer, as in SimSiam and MoCo v3.
         bias: whether the last layer has a bias. With `final_norm` it has none.
+        identity_for_norm: without `norm`, put an identity in its place, so that the names of weights do not depend on it: `0`,
+            `3`, `6`, ... are the linear layers, and `1`, `4`, ... their norms.
 
     Returns:
         (B, widths[0]) -> (B, widths[-1]).
@@ -32,7 +39,7 @@ def mlp(widths: Sequence[int], *, norm: bool = True, final_norm: bool = False, b
         layers.append(nn.Linear(in_width, hidden_width, bias=not norm))
         if norm:
             layers.append(nn.BatchNorm1d(hidden_width))
-        else:
+        elif identity_for_norm:
             layers.append(nn.Identity())
         layers.append(nn.ReLU())
     layers.append(nn.Linear(input_and_hidden_widths[-1], out_width, bias=bias and not final_norm))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from reptk.methods import mlp
+from reptk.models.projection import projection_head
 
 
 def kinds(module: nn.Sequential) -> list[str]:
@@ -39,6 +40,18 @@ def test_without_norm_the_weights_have_the_same_names_and_every_layer_a_bias() -
     assert all(layer.bias is not None for layer in plain if isinstance(layer, nn.Linear))
     assert mlp((8, 4), bias=False)[0].bias is None
     assert kinds(mlp((8, 4))) == ["Linear"]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_projection_head_has_the_names_of_its_layers_alone(norm: bool) -> None:
+    """Those of heads in checkpoints and models: without a norm, the second linear layer is the third module."""
+    head = projection_head(8, layers=3, width=16, out_features=4, norm=norm)
+    names = [name for name in head.state_dict() if name.endswith(".weight")]
+    expected = ["0", "2", "4"]
+    if norm:
+        expected = ["0", "1", "3", "4", "6"]
+    assert names == [f"{number}.weight" for number in expected]
+    assert len(projection_head(8, layers=0, width=None, out_features=4, norm=norm)) == 0
 
 
 @pytest.mark.parametrize("widths", [(), (8,), (8, 0, 8)])

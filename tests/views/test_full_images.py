@@ -1,4 +1,4 @@
-"""Views of pictures that were squashed into squares: their crops are drawn on the pictures and have their proportions."""
+"""Views of images that were squashed into squares: their crops are drawn on the full images and have their proportions."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torchvision.transforms import RandomResizedCrop as Reference
 from torchvision.transforms.v2 import functional as reference
 
 from reptk.config.registry import VIEWS
-from reptk.views import ViewPipeline, takes_aspect_ratios
+from reptk.views import ViewPipeline, crops_full_images
 from reptk.views.crops import CenterSquare, RandomResizedCrop
 from view_references import patches, photo
 
@@ -26,7 +26,7 @@ def crop(scale: tuple[float, float], size: int = 32) -> dict:
 @pytest.mark.parametrize("name", ["simclr", "simclr_small", "multi_crop", "crop_flip", "digits", "none", "autoaugment"])
 def test_aspect_ratios_of_one_change_nothing(name):
     views = VIEWS.get(name)(size=32)
-    assert takes_aspect_ratios(views)
+    assert crops_full_images(views)
     images = patches(6)
     expected, drawn = views(images, 5), views(images, 5, torch.ones(6))
     if not isinstance(expected, list):
@@ -95,7 +95,7 @@ def test_both_ends_of_a_picture_are_seen():
     assert max(views(squash(center), key).max().item() for key in range(20)) == 0
 
 
-def test_a_resize_shows_the_whole_picture():
+def test_a_resize_shows_the_full_image():
     """As torchvision's Resize with two sides, which does not keep proportions."""
     picture = photo()[..., :400, :600]
     expected = reference.resize(picture, [32, 32], antialias=True)
@@ -153,7 +153,7 @@ def test_an_operation_that_depends_on_proportions_gets_the_center_square(first):
 def test_flips_and_colors_before_a_crop_leave_it_to_the_picture():
     operations = [{"name": "RandomHorizontalFlip", "p": 1.0}, crop((0.3, 0.5))]
     pipeline = ViewPipeline([operations], 32)
-    assert pipeline.steps[0][0].takes_aspect_ratios
+    assert pipeline.steps[0][0].crops_full_images
     squashed = squash(photo()[..., :400, :600], 400)
     with_ratio, without = pipeline(squashed, 3, WIDE), pipeline(squashed, 3)
     assert not torch.equal(with_ratio, without)
@@ -195,7 +195,7 @@ def test_compiled_views_take_them(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_gpu_draws_the_same_views_of_whole_pictures(compiled):
+def test_a_gpu_draws_the_same_views_of_full_images(compiled):
     images = torch.cat([squash(photo()[..., :400, :600], 96)] * 6)
     aspect_ratios = torch.tensor([1.5, 0.7, 2.0, 0.5, 1.0, 1.2])
     expected = VIEWS.get("simclr")(size=64)(images, 3, aspect_ratios)
