@@ -1,78 +1,39 @@
 """The formats in which an encoder can be written, by name, and the one function that does it."""
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import holds_only
-from reptk.embeddings.embedder import Embedder, recipe_of
+from reptk.embeddings.embedder import recipe_of
 from reptk.embeddings.output_path import check_new_folder, check_output_file
-from reptk.export.check_images import read_check_images
-from reptk.models.classifier import SavedClassifier, read_classifier
+from reptk.export import onnx_file, pt2_file, timm_folder, weights_file
+from reptk.export.check_images import CheckImages, read_check_images
+from reptk.export.exported_model import ExportedModel, open_model
 from reptk.models.model_folder import FILE_NAMES
 
 
 class Format(NamedTuple):
     """A format of encoders.
 
-    module: has `write(model, images, out)`, which returns lines to print.
+    write: (model, images, out), which writes it after a comparison and returns lines to print.
     suffix: that the file must have; None for a folder.
     packages: that have to be installed.
-    summary: one line.
     """
 
-    module: str
+    write: Callable[[ExportedModel, CheckImages, Path], list[str]]
     suffix: str | None
-    packages: tuple[str, ...]
-    summary: str
+    packages: tuple[str, ...] = ()
 
 
 FORMATS = {
-    "onnx": Format(
-        "reptk.export.onnx_file", ".onnx", ("onnx", "onnxscript", "onnxruntime"), "ONNX, for onnxruntime and others"
-    ),
-    "pt2": Format("reptk.export.pt2_file", ".pt2", (), "torch.export, for torch.export.load and AOTInductor"),
-    "timm": Format("reptk.export.timm_folder", None, (), "a folder for timm.create_model and transformers"),
-    "safetensors": Format("reptk.export.weights_file", ".safetensors", (), "the backbone's weights alone"),
+    "onnx": Format(onnx_file.write, ".onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": Format(pt2_file.write, ".pt2"),
+    "timm": Format(timm_folder.write, None),
+    "safetensors": Format(weights_file.write, ".safetensors"),
 }
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """A model that is written in another format.
-
-    Args:
-        name: as the user named it.
-        embedder: the encoder on the CPU, with its preprocessing.
-        classifier: that was trained with it; None if there is none.
-    """
-
-    name: str
-    embedder: Embedder
-    classifier: SavedClassifier | None
-
-
-def open_model(run: str | Path) -> ExportedModel:
-    """Open the model of a run.
-
-    Args:
-        run: the run's folder, or the `model` folder in it, or one that was pulled from the hub.
-
-    Raises:
-        DataError: there is no model, or it is damaged.
-    """
-    embedder = Embedder.open(run, device="cpu")
-    if "run" not in embedder.origin:
-        raise UsageError(
-            f"a run is exported, or its model folder, and {run} is neither. timm's own models: timm.utils.onnx and "
-            "timm.models.push_to_hf_hub"
-        )
-    embedder.preprocessing = embedder.native_preprocessing()
-    return ExportedModel(str(run), embedder, read_classifier(run))
 
 
 def export_model(
@@ -121,8 +82,7 @@ def export_model(
     model = open_model(run)
     table_of_run = dict(recipe_of(run).get("data", {}))
     images = read_check_images(model.embedder, table_of_run, data, num_images)
-    module = importlib.import_module(file_format.module)
-    for line in module.write(model, images, out):
+    for line in file_format.write(model, images, out):
         if report is not None:
             report(line)
     return out

@@ -16,7 +16,7 @@ from reptk.core.files import atomic_folder, expand_home, holds_only, write_text
 from reptk.core.foreign_files import read_json
 from reptk.embeddings.embedder import recipe_file
 from reptk.embeddings.output_path import check_new_folder
-from reptk.export.formats import ExportedModel, open_model
+from reptk.export.exported_model import ExportedModel, open_model
 from reptk.export.model_card import model_card
 from reptk.models.classifier import classifier_bytes
 from reptk.models.model_folder import CARD_FILE, CONFIG_FILE, CONFIG_KEY, FILE_NAMES, check_model

@@ -12,7 +12,7 @@ import reptk
 from reptk import config
 from reptk.core.errors import ReptkError
 from reptk.evaluate.results import table_columns
-from reptk.export.formats import ExportedModel
+from reptk.export.exported_model import ExportedModel
 from reptk.models.backbone import is_external
 from reptk.models.timm_config import timm_problem
 from reptk.models.weight_source import HUB, PACKAGE, TIMM_ORGANIZATION

@@ -10,7 +10,7 @@ from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
 from reptk.core.files import atomic_write
 from reptk.export.check_images import CheckImages, compare
-from reptk.export.formats import ExportedModel
+from reptk.export.exported_model import ExportedModel
 from reptk.export.traced_model import INPUT, TracedModel, describe, example_images, metadata
 from reptk.models.weight_source import first_line
 

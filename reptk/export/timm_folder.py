@@ -9,7 +9,7 @@ from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
 from reptk.core.files import atomic_folder
 from reptk.export.check_images import CheckImages, compare
-from reptk.export.formats import ExportedModel
+from reptk.export.exported_model import ExportedModel
 from reptk.models.classifier import classifier_bytes
 from reptk.models.timm_config import timm_problem
 

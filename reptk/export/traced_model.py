@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reptk.core.counts import format_count
-from reptk.export.formats import ExportedModel
+from reptk.export.exported_model import ExportedModel
 
 INPUT = "images"
 
