@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reptk.data import Data
     from reptk.data.decode import PixelOptions
     from reptk.data.file_check import FileCheck
-    from reptk.data.parquet_shards import ShardRow
+    from reptk.data.record_source import ShardRow
 
 EXAMPLES = """examples:
   reptk check-data my_photos
@@ -128,9 +128,10 @@ def _images_of_data_set(table: config.Table) -> CheckedImages:
         layout = read_images(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
-            paths += [file.path for file in files]
-            names += [file.class_name for file in files]
-            split_names += [split] * len(files)
+            for path, class_name in files:
+                paths.append(path)
+                names.append(class_name)
+                split_names.append(split)
         return CheckedImages(paths, names, split_names, layout.describe())
     data = _open(table)
     summary = list(data.summary) or [f"{table['name']}: {data.protocol}"]

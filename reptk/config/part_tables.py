@@ -1,5 +1,6 @@
 """Parts of a recipe, `{name, ...arguments}`: checked by the signatures of their factories, completed with defaults, built."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,10 +20,16 @@ SCHEDULED_TABLES = ("loss", "method")
 """Tables of parts whose numbers may have a schedule, as `optim.weight_decay` may; see `reptk.config.value_schedule`."""
 
 COMMON_ARGUMENTS: Mapping[Registry, Mapping[str, Any]] = {
-    DATASETS: {"labelled": None, "only_labelled": False},
+    DATASETS: {"labelled": None, "only_labelled": False, "shuffle": "global"},
     EVALUATORS: {"every_epochs": 0},
 }
-"""Keys that every data set takes (which training images have labels, `reptk.data.label_selection`), and every evaluator."""
+"""Keys that every data set takes (which training images have labels, `reptk.data.label_selection`, and their order,
+`reptk.data.keyed_order`), and every evaluator."""
+
+LABEL_KEYS = ("labelled", "only_labelled")
+
+SHUFFLE = re.compile(r"global|window:[1-9][0-9]{0,8}")
+"""What `data.shuffle` may be."""
 
 
 def build(registry: Registry, part: Table, **supplied: Any) -> Any:
@@ -39,7 +46,7 @@ def build(registry: Registry, part: Table, **supplied: Any) -> Any:
     """
     arguments = _arguments(part)
     if registry is DATASETS:
-        options = label_options(part)
+        options = common_options(part)
         arguments = {key: value for key, value in arguments.items() if key not in options}
     try:
         return registry.build(part["name"], arguments, supplied)
@@ -72,10 +79,11 @@ def complete_part(key: str, registry: Registry, part: Any, problems: list[Proble
         problems.append((f"{key}.name", str(error)))
         return part
     arguments = _arguments(part)
-    label_keys: Table = {}
+    common_keys: Table = {}
     if key == "data":
-        label_keys = _complete_label_keys(label_options(part), problems)
-        arguments = {argument: value for argument, value in arguments.items() if argument not in label_keys}
+        common_keys = _complete_label_keys(label_options(part), problems)
+        common_keys |= _complete_shuffle(common_options(part), problems)
+        arguments = {argument: value for argument, value in arguments.items() if argument not in common_keys}
     schedules: dict[str, Table] = {}
     if key in SCHEDULED_TABLES:
         for argument, table in schedules_in(factory, arguments).items():
@@ -88,7 +96,7 @@ def complete_part(key: str, registry: Registry, part: Any, problems: list[Proble
         # The value of a schedule that was checked is its start.
         suffix = ".start" if inner_key in schedules else ""
         problems.append((f"{key}.{inner_key}{suffix}", message))
-    return {"name": name, **checked.complete, **schedules, **label_keys}
+    return {"name": name, **checked.complete, **schedules, **common_keys}
 
 
 def complete_evaluator(key: str, part: Any, problems: list[Problem]) -> Table:
@@ -134,6 +142,11 @@ def complete_trackers(table: Table, problems: list[Problem]) -> Any:
 
 def label_options(part: Table) -> Table:
     """Return the keys of a `[data]` table that say which images have labels, without arguments of the data set itself."""
+    return {key: value for key, value in common_options(part).items() if key in LABEL_KEYS}
+
+
+def common_options(part: Table) -> Table:
+    """Return the keys of a `[data]` table that every data set takes, without arguments of the data set itself."""
     return {key: part[key] for key in common_arguments(DATASETS, part["name"]) if key in part}
 
 
@@ -204,6 +217,18 @@ def _complete_label_keys(options: Table, problems: list[Problem]) -> Table:
     if not isinstance(only_labelled, bool):
         problems.append(("data.only_labelled", f"must be true or false, got {only_labelled!r}"))
     return completed
+
+
+def _complete_shuffle(options: Table, problems: list[Problem]) -> Table:
+    """Return `data.shuffle` if it is set, and append what is wrong with it to `problems`."""
+    if "shuffle" not in options:
+        return {}
+    shuffle = options["shuffle"]
+    if not isinstance(shuffle, str) or not SHUFFLE.fullmatch(shuffle):
+        problems.append(
+            ("data.shuffle", f"must be global, or window:G with a number of shards such as window:16, got {shuffle!r}")
+        )
+    return {"shuffle": shuffle}
 
 
 def _complete_schedule(key: str, table: Table, problems: list[Problem]) -> Table:

@@ -102,6 +102,11 @@ def _fill_uniform(out, rows, salts, key, increment, multiplier_1, multiplier_2):
             out[row, column] = np.float32(bits >> np.uint64(40)) * np.float32(2**-24)
 
 
+def hash_numbers(key: int, numbers: Tensor) -> Tensor:
+    """Return 64 random bits for each of these numbers (n,) int64, as int64: a function of the key and the number."""
+    return _mix(_mix(numbers * INCREMENT + key) + INCREMENT)
+
+
 def _mix(bits: Tensor) -> Tensor:
     """SplitMix64's finaliser."""
     bits = (bits ^ _shift_right(bits, 30)) * MULTIPLIER_1

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.files import expand_home
 from reptk.data.cache_build import (
     SPACE_ADVICE,
     UNREADABLE,
@@ -28,11 +27,11 @@ from reptk.data.cache_build import (
     build_cache,
     offsets_of,
     read_records,
-    remove_leftovers,
+    remove_old_builds,
 )
-from reptk.data.parquet_shards import ShardRow
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
+from reptk.data.record_source import ShardRow
 from reptk.data.resize import Color, Pixels, ResizeMode, write_square
 
 
@@ -74,7 +73,7 @@ class DecodedCache(WritableImages):
                     f"cannot store the decoded images in {folder}: {cause}. Name another folder (data.cache=/path), or "
                     "data.cache=false"
                 ) from cause
-        remove_leftovers(self._files)
+        remove_old_builds(self._files)
         try:
             self._records = read_records(self._files.records)
             self._offsets = offsets_of(self._records)
@@ -95,6 +94,9 @@ class DecodedCache(WritableImages):
 
     def files(self) -> list[Path]:
         return self._images.files()
+
+    def block_starts(self) -> NDArray[np.int64] | None:
+        return self._images.block_starts()
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         candidates = numbers[torch.from_numpy(self._is_unreadable[numbers.numpy()])]
@@ -137,12 +139,6 @@ class DecodedCache(WritableImages):
         return picture.reshape(record["height"], record["width"], 3)
 
 
-def default_folder() -> Path:
-    """Return the folder of caches: `$XDG_CACHE_HOME/reptk`, or `~/.cache/reptk`."""
-    home = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
-    return Path(home) / "reptk"
-
-
 def file_key(path: Path, decoding: str) -> str:
     """Return the key of an image file as it is now: 32 hexadecimal digits.
 
@@ -162,6 +158,6 @@ def file_key(path: Path, decoding: str) -> str:
 
 
 def row_key(row: ShardRow, decoding: str) -> str:
-    """Return the key of a row of Parquet shards as its file is now; see `file_key`."""
-    path, number = row.shards.place(row.number)
-    return file_key(path, f"{decoding}, row {number}")
+    """Return the key of an image in Parquet files, tar shards or a table as its file is now; see `file_key`."""
+    path, place = row.shards.place(row.number)
+    return file_key(path, f"{decoding}, {place}")

@@ -122,18 +122,18 @@ def build_cache(cache: CacheFiles, images: PictureFiles, workers: int) -> None:
     """
     check_free_space(cache.folder, cache.min_bytes - _num_bytes(_part(cache.pixels)), SPACE_ADVICE)
     cache.folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive_lock(cache.folder):
+    with exclusive_lock(cache.folder):
         if not cache.is_complete():  # another process may have built it while this one waited
             _write_images(cache, images, workers)
             _publish(cache, images.decoded_by)
 
 
-def remove_leftovers(cache: CacheFiles) -> None:
+def remove_old_builds(cache: CacheFiles) -> None:
     """Remove what killed builds of other caches left next to a complete one, unless a process builds there now.
 
     Files that a build could still be resumed with stay for a day.
     """
-    with suppress(OSError), _exclusive_lock(cache.folder, wait=False):
+    with suppress(OSError), exclusive_lock(cache.folder, wait=False):
         files.remove_leftovers(cache.manifest)
         for path in _others(cache):
             age_seconds = time.time() - path.stat().st_mtime
@@ -317,7 +317,7 @@ def _num_bytes(path: Path) -> int:
 
 
 @contextmanager
-def _exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Let one process at a time run the block; the others wait, or without `wait` get a BlockingIOError.
 
     Unlike a barrier of all ranks, waiting has no timeout. The system releases the lock of a process that ends.

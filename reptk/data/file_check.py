@@ -14,7 +14,7 @@ from reptk.core.errors import DataError
 from reptk.core.file_retries import with_retries
 from reptk.data.blank_images import is_blank, may_be_blank
 from reptk.data.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture, read_image_file
-from reptk.data.parquet_shards import ShardRow
+from reptk.data.record_source import ShardRow
 
 DECODE_PX = 32
 """Small, since JPEG files are decoded faster at a fraction of their size, and damage is found at any."""

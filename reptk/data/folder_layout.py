@@ -19,8 +19,10 @@ from reptk.data.image_layout import (
     LOOSE,
     ImageLayout,
     LabeledFile,
+    LabeledImages,
     Labels,
     class_names,
+    columns_of,
     with_labels_as_set,
     without_labels,
 )
@@ -52,16 +54,17 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
     folders = tuple(sorted(name for name in by_folder if name != LOOSE))
     inner_splits: tuple[str, ...] = ()
     if _are_splits(folders):
-        parts = _parts_by_split(base, by_folder)
-        places = {name: str(base / name) for name in parts}
+        lists = _parts_by_split(base, by_folder)
+        places = {name: str(base / name) for name in lists}
     else:
         inner_splits = _splits_within_classes(base, by_folder)
-        parts = _parts_by_class(base, by_folder, inner_splits)
-        places = {name: str(base / "*" / name) for name in parts}
+        lists = _parts_by_class(base, by_folder, inner_splits)
+        places = {name: str(base / "*" / name) for name in lists}
     has_splits = bool(inner_splits) or _are_splits(folders)
-    if labels == "folders" and not any(class_names(part) for part in parts.values()):
+    class_order = class_names(file for part in lists.values() for file in part)
+    if labels == "folders" and not class_order:
         raise DataError(f"data.labels is 'folders', but all images lie in {base} itself, in no class folder")
-    parts = with_labels_as_set(parts, labels)
+    parts = with_labels_as_set(columns_of(lists, class_order), labels)
     skipped = tuple(scan.describe_skipped())
     details = [f"  skipped: {phrase}" for phrase in skipped]
     if inner_splits:
@@ -76,7 +79,7 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
         parts,
         has_splits,
         places=places,
-        class_order=class_names(file for part in parts.values() for file in part),
+        class_order=class_order,
         details=tuple(details),
         skipped=skipped,
         empty_splits=tuple(name for name in scan.subfolders if name not in parts),
@@ -145,9 +148,7 @@ def _splits_within_classes(base: Path, by_folder: dict[str, list[Path]]) -> tupl
     return tuple(sorted(splits, key=lambda name: (split_role(name) != TRAIN, name)))
 
 
-def _notes(
-    scan: FolderScan, parts: dict[str, list[LabeledFile]], folders: Sequence[str], has_splits: bool
-) -> list[str]:
+def _notes(scan: FolderScan, parts: dict[str, LabeledImages], folders: Sequence[str], has_splits: bool) -> list[str]:
     """Return what may not be as the user expects.
 
     Args:
@@ -157,7 +158,7 @@ def _notes(
         has_splits: whether these are splits.
     """
     notes = []
-    has_classes = any(file.class_name is not None for part in parts.values() for file in part)
+    has_classes = any(part.class_names() for part in parts.values())
     # The root, the split if there are any, the class, and the file.
     max_parts = len(scan.base.parts) + has_splits + 2
     num_deep = sum(len(path.parts) > max_parts for path in scan.images)

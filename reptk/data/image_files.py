@@ -1,4 +1,4 @@
-"""Images in files or in rows of Parquet files: decoded whenever they are fetched, or once into a cache on disk."""
+"""Images in files or in shards: decoded whenever they are fetched, or once into a cache on disk."""
 
 import copy
 import hashlib
@@ -18,7 +18,8 @@ from torch import Tensor
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
-from reptk.data.cache import DecodedCache, default_folder, file_key, row_key
+from reptk.data.cache import DecodedCache, file_key, row_key
+from reptk.data.cache_folder import default_folder
 from reptk.data.decode import (
     DECODE_VERSION,
     DEFAULT_OPTIONS,
@@ -28,8 +29,9 @@ from reptk.data.decode import (
     decoder,
     versions_of,
 )
-from reptk.data.parquet_shards import ShardRow
-from reptk.data.protocol import Images, WritableImages, WritableSubset
+from reptk.data.large_arrays import chunks, empty, numbers_where, stored
+from reptk.data.protocol import Images, WritableImages, WritableSubset, block_starts_of_subset
+from reptk.data.record_source import Rows, ShardRow
 from reptk.data.resize import (
     DEFAULT_PREPROCESSING,
     DEFAULT_SQUARE,
@@ -58,16 +60,16 @@ def tolerated_unreadable(count: int) -> int:
 
 
 class ImageFiles(WritableImages):
-    """Image files, or rows of Parquet shards, decoded when they are fetched.
+    """Image files, or images of a `RecordSource`, decoded when they are fetched.
 
-    The paths are held as the bytes of one tensor, or the numbers of the rows in one: millions of Python objects would need
+    The paths are held as the bytes of one array, or the numbers of the rows in one: millions of Python objects would need
     several times the memory, and would be copied into every forked process.
 
     Pillow's warnings about unusual files are ignored from then on, in the whole process: warning filters are global, and
     the decoding threads cannot have their own.
 
     Args:
-        paths: the files or the rows, in order; not both.
+        paths: the files or the rows, in order.
         size: side in pixels of the square that every image becomes.
         jpeg: the JPEG decoder; `auto` is simplejpeg if it is installed.
         options: what the pixels of unusual files become.
@@ -82,7 +84,7 @@ class ImageFiles(WritableImages):
 
     def __init__(
         self,
-        paths: Sequence[Path | ShardRow],
+        paths: Sequence[Path] | Rows,
         size: int,
         jpeg: Jpeg = "auto",
         *,
@@ -104,11 +106,12 @@ class ImageFiles(WritableImages):
         self.jpeg = decoder(jpeg)
         self.decoded_by = versions_of(self.jpeg)
         self._sources: _PathArray | _RowArray
-        if paths and isinstance(paths[0], ShardRow):
+        if isinstance(paths, Rows):
             self._sources = _RowArray(paths)
         else:
             self._sources = _PathArray(paths)
-        self._aspect_ratios = torch.ones(len(paths))
+        # 0 for a ratio that is not known; pages of a large array that are never written take no memory.
+        self._aspect_ratios = empty(len(paths), np.float32)
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
@@ -121,21 +124,32 @@ class ImageFiles(WritableImages):
     def files(self) -> list[Path]:
         return self._sources.files()
 
+    def block_starts(self) -> NDArray[np.int64] | None:
+        return self._sources.block_starts()
+
     def fetch_into(self, numbers: Tensor, out: NDArray[np.uint8]) -> None:
-        for number, pixels in zip(numbers.tolist(), out, strict=True):
-            write_square(self.picture(number), pixels, self.square)
+        # All at once, since some sources read several images faster than one after the other.
+        contents = self._sources.contents(numbers.numpy())
+        for number, content, pixels in zip(numbers.tolist(), contents, out, strict=True):
+            write_square(self._picture_of(number, content), pixels, self.square)
 
     def picture(self, number: int) -> Pixels:
         """Return an image with its proportions; a black square if it cannot be read, which `unreadable` then says."""
+        [content] = self._sources.contents(np.array([number]))
+        return self._picture_of(number, content)
+
+    def _picture_of(self, number: int, content: Path | bytes | DataError) -> Pixels:
         if number not in self._reasons:
             try:
-                return self._decode(number)
+                if isinstance(content, DataError):
+                    raise content
+                return self._decode(number, content)
             except DataError as error:
                 if self.on_error == "stop":
                     raise
                 self._reasons[number] = str(error)
                 self._check_count()
-        self._aspect_ratios[number] = 1.0
+        self._set_aspect_ratio(number, 1.0)
         return np.zeros((self.size, self.size, 3), np.uint8)
 
     def resized(self, resize: ResizeMode, border_color: Color | None = None) -> "ImageFiles":
@@ -147,23 +161,26 @@ class ImageFiles(WritableImages):
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
         if self.square.resize != "squash":
             return None
-        return self._aspect_ratios[numbers]
+        return torch.from_numpy(self._aspect_ratios[numbers.numpy()])
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         if not self._reasons:
             return {}
         return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
 
-    def _decode(self, number: int) -> Pixels:
-        source = self._sources[number]
-        content = source if isinstance(source, Path) else source.read_bytes()
+    def _decode(self, number: int, content: Path | bytes) -> Pixels:
         square = self.square
         if not self.in_one_step:
             square = square._replace(resize="crop")
-        picture = decode_picture(content, self.size, self.jpeg, options=self.options, square=square, name=str(source))
+        name = str(self._sources[number])
+        picture = decode_picture(content, self.size, self.jpeg, options=self.options, square=square, name=name)
         height, width, _ = picture.pixels.shape
-        self._aspect_ratios[number] = width / height
+        self._set_aspect_ratio(number, width / height)
         return picture.pixels
+
+    def _set_aspect_ratio(self, number: int, ratio: float) -> None:
+        if self.square.resize == "squash":
+            self._aspect_ratios[number] = ratio
 
     def _check_count(self) -> None:
         if len(self._reasons) <= self.max_unreadable:
@@ -177,39 +194,59 @@ class ImageFiles(WritableImages):
 
 
 class _PathArray:
-    """Many paths as the bytes of one tensor."""
+    """Many paths as the bytes of one array."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        lengths = [len(path) for path in encoded]
-        self._ends = torch.tensor([0, *lengths]).cumsum(0)
-        self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)  # never empty
+        num_bytes = 0
+        ends = [0]
+        for path in paths:
+            num_bytes += len(os.fsencode(path))
+            ends.append(num_bytes)
+        self._ends = stored([np.array(ends)], len(ends), np.int64)
+        pieces = (_encoded(paths[part]) for part in chunks(len(paths)))
+        self._bytes = stored(pieces, num_bytes, np.uint8)
 
     def __getitem__(self, number: int) -> Path:
         encoded = self._bytes[self._ends[number] : self._ends[number + 1]]
-        return Path(os.fsdecode(encoded.numpy().tobytes()))
+        return Path(os.fsdecode(encoded.tobytes()))
+
+    def contents(self, numbers: NDArray[np.int64]) -> Sequence[Path]:
+        """Return the paths, which decoding opens."""
+        return [self[number] for number in numbers.tolist()]
 
     def files(self) -> list[Path]:
         return [self[number] for number in range(len(self._ends) - 1)]
 
+    def block_starts(self) -> None:
+        return None
+
+
+def _encoded(paths: Sequence[Path]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(os.fsencode(path) for path in paths), np.uint8)
+
 
 class _RowArray:
-    """Many rows of the same Parquet shards as one tensor of their numbers."""
+    """Many images of the same source, by their numbers."""
 
-    def __init__(self, rows: Sequence[ShardRow]) -> None:
-        self._shards = rows[0].shards
-        self._numbers = torch.tensor([row.number for row in rows], dtype=torch.long)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
     def __getitem__(self, number: int) -> ShardRow:
-        return ShardRow(int(self._numbers[number]), self._shards)
+        return self._rows[number]
+
+    def contents(self, numbers: NDArray[np.int64]) -> Sequence[bytes | DataError]:
+        return self._rows.source.contents(self._rows.numbers[numbers].tolist())
 
     def files(self) -> list[Path]:
-        return self._shards.paths
+        return self._rows.source.paths
+
+    def block_starts(self) -> NDArray[np.int64] | None:
+        return block_starts_of_subset(self._rows.source.block_starts(), self._rows.numbers)
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """How the files of a data set, or the rows of its Parquet shards, become images.
+    """How the files of a data set, or the images in its shards, become images of one size.
 
     Args:
         size: side in pixels.
@@ -227,15 +264,14 @@ class FileReader:
     on_error: OnError = "stop"
     preprocessing: Preprocessing = DEFAULT_PREPROCESSING
 
-    def read(self, splits: Sequence[Sequence[Path | ShardRow]]) -> list[Images]:
+    def read(self, splits: Sequence[Sequence[Path] | Rows]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
 
         Raises:
             DataError: a file is gone, or cannot be decoded into the cache.
             EnvironmentProblem: the cache cannot be written, or simplejpeg is requested and not installed.
         """
-        # Sorted, so that the fingerprint of the cache does not depend on how the files are split.
-        distinct = sorted({path for paths in splits for path in paths})
+        distinct = _distinct(splits)
         # Of all splits together: a small split must not be stopped by one file.
         max_unreadable = tolerated_unreadable(len(distinct))
         if self.cache_folder is None:
@@ -249,12 +285,7 @@ class FileReader:
             decoding += ", JPEG not reduced"
         keys = [self._key(path, decoding) for path in distinct]
         cache = DecodedCache(files, keys, self.cache_folder)
-        number_of = {path: number for number, path in enumerate(distinct)}
-        cached = []
-        for paths in splits:
-            numbers = torch.tensor([number_of[path] for path in paths], dtype=torch.long)
-            cached.append(WritableSubset(cache, numbers))
-        return cached
+        return [WritableSubset(cache, torch.from_numpy(_places(paths, distinct))) for paths in splits]
 
     def _key(self, path: Path | ShardRow, decoding: str) -> str:
         """Return the key of a file or a row in the cache.
@@ -267,7 +298,7 @@ class FileReader:
             return hashlib.blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()
         return file_key(path, decoding)
 
-    def _files(self, paths: Sequence[Path | ShardRow], max_unreadable: int) -> ImageFiles:
+    def _files(self, paths: Sequence[Path] | Rows, max_unreadable: int) -> ImageFiles:
         return ImageFiles(
             paths,
             self.size,
@@ -279,6 +310,27 @@ class FileReader:
             on_error=self.on_error,
             max_unreadable=max_unreadable,
         )
+
+
+def _distinct(splits: Sequence[Sequence[Path] | Rows]) -> Sequence[Path] | Rows:
+    """Return the images of all splits, each once, and sorted: the fingerprint of a cache does not depend on the splits."""
+    first = splits[0]
+    if not isinstance(first, Rows):
+        return sorted({path for paths in splits for path in paths})
+    is_used = empty(len(first.source), np.bool_)
+    for rows in splits:
+        for part in chunks(len(rows)):
+            is_used[rows.numbers[part]] = True
+    return Rows(first.source, numbers_where(is_used))
+
+
+def _places(paths: Sequence[Path] | Rows, distinct: Sequence[Path] | Rows) -> NDArray[np.int64]:
+    """Return where each image of a split stands among the distinct images."""
+    if isinstance(paths, Rows):
+        pieces = (np.searchsorted(distinct.numbers, paths.numbers[part]) for part in chunks(len(paths)))
+        return stored(pieces, len(paths), np.int64)
+    number_of = {path: number for number, path in enumerate(distinct)}
+    return np.array([number_of[path] for path in paths], np.int64)
 
 
 def cache_folder(cache: bool | str, name: str, root: Path, size: int) -> Path | None:

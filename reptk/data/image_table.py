@@ -14,7 +14,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names
 from reptk.data.decode import EXTENSIONS, HEIF_EXTENSIONS
-from reptk.data.image_layout import ImageLayout, LabeledFile
+from reptk.data.image_layout import ImageLayout, LabeledFile, columns_of
 from reptk.data.raw_photograph import RAW_EXTENSIONS
 from reptk.data.table_files import TableRow, read_cells
 from reptk.data.table_headings import HEADINGS, heading_key
@@ -62,7 +62,8 @@ class ImageTable:
             parts.setdefault(row.split, []).append(LabeledFile(Path(row.path), row.label or None))
         class_order = sorted_class_names(row.label for row in self.rows)
         has_splits = any(parts)
-        layout = ImageLayout(self.file, "table", parts, has_splits, {}, class_order, tuple(self.details()))
+        columns = columns_of(parts, class_order)
+        layout = ImageLayout(self.file, "table", columns, has_splits, {}, class_order, tuple(self.details()))
         return layout.describe()
 
     def details(self) -> list[str]:

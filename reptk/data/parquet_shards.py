@@ -6,57 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reptk.core.counts import format_count
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.files import parse_json
 from reptk.core.foreign_files import open_regular
-from reptk.data.table_headings import HEADINGS, heading_key
+from reptk.data.arrow_columns import ColumnEntries, image_column, image_columns, label_entries, split_entries
+from reptk.data.shard_names import file_id
 
 MAX_CACHED_BYTES = 1 << 29
 """Encoded images that are in memory at once, in whole row groups; one group is, however large."""
 
-HUB_METADATA = b"huggingface"
 LFS_POINTER = b"version https://git-lfs"
 PARQUET_SIGNATURE = b"PAR1"
-
-NO_LABEL = -1
-"""What the hub writes for the secret labels of a test split."""
-
-
-class ShardRow(NamedTuple):
-    """One row of Parquet shards, which can be read and printed as if it were the path of an image file."""
-
-    number: int
-    shards: "ParquetShards"
-
-    def read_bytes(self) -> bytes:
-        """Return the encoded image.
-
-        Raises:
-            DataError: the row has none, or cannot be read.
-        """
-        return self.shards.content(self.number)
-
-    def __str__(self) -> str:
-        return self.shards.name(self.number)
-
-
-class LabelColumn(NamedTuple):
-    """The labels of all rows: names of classes, empty without one.
-
-    `class_order` are the names in the order of their labels if the file says so, else empty. `unread` are other columns of
-    labels.
-    """
-
-    names: list[str]
-    class_order: tuple[str, ...]
-    heading: str
-    unread: tuple[str, ...]
 
 
 class ParquetShards:
@@ -66,24 +30,26 @@ class ParquetShards:
 
     Args:
         paths: the files, in order.
+        base: the folder that `image_id` names files from; None for that of each file.
 
     Raises:
         DataError: a file cannot be read, or has no column of images.
         EnvironmentProblem: pyarrow is not installed.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], base: Path | None = None) -> None:
         self.paths = list(paths)
+        self._file_ids = [file_id(path, base) for path in self.paths]
         if not self.paths:
             raise DataError("there are no Parquet files")
         self._files = [_open(path) for path in self.paths]
-        self.image_column = _image_column(self.paths[0], self._files[0])
+        self.image_column = image_column(self.paths[0], self._files[0].schema_arrow)
         self._groups: list[tuple[int, int]] = []
         """The file of each row group, and its number in the file."""
         group_rows = []
         self.num_bytes = 0
         for number, (path, file) in enumerate(zip(self.paths, self._files, strict=True)):
-            if _image_column(path, file) != self.image_column:
+            if image_column(path, file.schema_arrow) != self.image_column:
                 raise DataError(f"{path} has no images in the column {self.image_column}, as {self.paths[0]} has")
             for group in range(file.metadata.num_row_groups):
                 self._groups.append((number, group))
@@ -109,15 +75,43 @@ class ParquetShards:
         """Return the number of the file that holds a row."""
         return int(np.searchsorted(self.file_starts, number, side="right")) - 1
 
-    def place(self, number: int) -> tuple[Path, int]:
-        """Return the file that holds a row, and the number of the row in this file, from 0."""
+    def place(self, number: int) -> tuple[Path, str]:
+        """Return the file that holds a row, and the number of the row in this file, from 0: `row 17`."""
         file = self.file_of(number)
-        return self.paths[file], number - int(self.file_starts[file])
+        return self.paths[file], f"row {number - int(self.file_starts[file])}"
 
     def name(self, number: int) -> str:
         """Return how messages call a row."""
         path, row = self.place(number)
-        return f"{path}, row {row}"
+        return f"{path}, {row}"
+
+    def image_id(self, number: int) -> str:
+        """Return a name of a row that is the same wherever the files are: train-00000-of-00014/17."""
+        file = self.file_of(number)
+        return f"{self._file_ids[file]}/{number - int(self.file_starts[file])}"
+
+    def find(self, image_id: str) -> int | None:
+        """Return the number of the row with this id; None if there is none."""
+        name, _, row = image_id.rpartition("/")
+        if name not in self._file_ids or not row.isdecimal():
+            return None
+        file = self._file_ids.index(name)
+        number = int(self.file_starts[file]) + int(row)
+        return number if number < int(self.file_starts[file + 1]) else None
+
+    def block_starts(self) -> NDArray[np.int64]:
+        """Return the number of the first row of each row group."""
+        return self._group_starts[:-1]
+
+    def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
+        """Return the encoded images of rows, in this order; an error in place of one that cannot be read."""
+        contents: list[bytes | DataError] = []
+        for number in numbers:
+            try:
+                contents.append(self.content(number))
+            except DataError as error:
+                contents.append(error)
+        return contents
 
     def content(self, number: int) -> bytes:
         """Return the encoded image of a row.
@@ -134,25 +128,32 @@ class ParquetShards:
             raise DataError(f"cannot read {self.name(number)}: it holds no image")
         return value
 
-    def labels(self) -> LabelColumn | None:
+    def labels(self) -> ColumnEntries | None:
         """Return the labels of all rows; None if there is no column of labels.
 
         Raises:
             DataError: a file lacks the column, or it cannot be read.
         """
-        columns = _label_columns(self._files[0].schema_arrow)
-        if not columns:
-            return None
-        heading, *unread = columns
-        class_order = _hub_class_names(self._files[0].schema_arrow).get(heading, ())
-        names: list[str] = []
+        return label_entries(self._files[0].schema_arrow, self._chunks, len(self))
+
+    def splits(self) -> ColumnEntries | None:
+        """Return the entries of the column of splits; None if there is none.
+
+        Raises:
+            DataError: a file lacks the column, or it cannot be read.
+        """
+        return split_entries(self._files[0].schema_arrow, self._chunks, len(self))
+
+    def _chunks(self, heading: str) -> Iterator[tuple[Path, Any]]:
+        """Yield the arrays of a column, with the files that they are from."""
         for path, file in zip(self.paths, self._files, strict=True):
             if heading not in file.schema_arrow.names:
                 raise DataError(f"{path} has no column {heading}, as {self.paths[0]} has")
-            with _explained(path):
-                values = file.read(columns=[heading]).column(heading).to_pylist()
-            names += [_class_name(path, value, class_order) for value in values]
-        return LabelColumn(names, tuple(class_order), heading, tuple(unread))
+            for group in range(file.metadata.num_row_groups):
+                with _explained(path):
+                    column = file.read_row_group(group, columns=[heading]).column(0)
+                for chunk in column.chunks:
+                    yield path, chunk
 
     def _read_group(self, group: int) -> Any:
         """Return the column of images of a row group, from memory or from the file."""
@@ -166,7 +167,7 @@ class ParquetShards:
             if column is not None:
                 return column
             with _explained(self.paths[file]):
-                table = self._files[file].read_row_group(group_of_file, columns=[_bytes_column(self.image_column)])
+                table = self._files[file].read_row_group(group_of_file, columns=[self.image_column.bytes_column])
             column = table.column(0)
             with self._cache_lock:
                 self._cached[group] = column
@@ -190,24 +191,9 @@ def holds_images(path: Path) -> bool:
         with open_regular(path) as file:
             if file.read(len(PARQUET_SIGNATURE)) != PARQUET_SIGNATURE or find_spec("pyarrow") is None:
                 return False
-        return bool(_image_columns(_open(path).schema_arrow))
+        return bool(image_columns(_open(path).schema_arrow))
     except (OSError, DataError):
         return False
-
-
-class _ImageColumn(NamedTuple):
-    """Name of a column of images, and whether it is a structure with the images in its field `bytes`."""
-
-    name: str
-    is_struct: bool
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _bytes_column(column: _ImageColumn) -> str:
-    # Of a structure only the bytes, without the paths next to them.
-    return f"{column.name}.bytes" if column.is_struct else column.name
 
 
 def _open(path: Path) -> Any:
@@ -237,72 +223,3 @@ def _is_lfs_pointer(path: Path) -> bool:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return False
-
-
-def _image_columns(schema: Any) -> list[_ImageColumn]:
-    """Return the columns that may hold encoded images, those with usual names first."""
-    import pyarrow
-
-    columns = []
-    for field in schema:
-        if schema.names.count(field.name) > 1:
-            continue
-        if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            columns.append(_ImageColumn(field.name, is_struct=True))
-        elif pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type):
-            columns.append(_ImageColumn(field.name, is_struct=False))
-    return sorted(columns, key=lambda column: heading_key(column.name) not in HEADINGS["path"])
-
-
-def _image_column(path: Path, file: Any) -> _ImageColumn:
-    columns = _image_columns(file.schema_arrow)
-    usual = [column for column in columns if heading_key(column.name) in HEADINGS["path"]]
-    if len(columns) == 1 or usual:
-        return columns[0]
-    listed = ", ".join(file.schema_arrow.names[:8])
-    if columns:
-        raise DataError(f"{path} has several columns of bytes, among {listed}; call that of the images image")
-    raise DataError(
-        f"{path} has no column of images among {listed}. A table of paths is read if it is named itself: data.root={path}"
-    )
-
-
-def _label_columns(schema: Any) -> list[str]:
-    """Return the columns of labels: those with usual headings, then those that the hub calls class labels, largest first."""
-    import pyarrow
-
-    columns = [field for field in schema if not pyarrow.types.is_nested(field.type)]
-    flat = [field.name for field in columns if not pyarrow.types.is_binary(field.type)]
-    # pyarrow cannot read a column whose name another one has, too.
-    flat = [name for name in flat if schema.names.count(name) == 1]
-    by_key = {heading_key(name): name for name in reversed(flat)}
-    usual = [by_key[key] for key in HEADINGS["label"] if key in by_key]
-    hub = {name: classes for name, classes in _hub_class_names(schema).items() if name in flat and name not in usual}
-    largest_first = sorted(hub, key=lambda name: (-len(hub[name]), name))
-    return [*usual, *largest_first]
-
-
-def _hub_class_names(schema: Any) -> dict[str, tuple[str, ...]]:
-    """Return the names of the classes of each column that the hub's metadata calls a class label."""
-    try:
-        features = parse_json((schema.metadata or {})[HUB_METADATA])["info"]["features"]
-        classes = {}
-        for name, feature in features.items():
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-                classes[name] = tuple(map(str, feature.get("names") or ()))
-        return classes
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return {}
-
-
-def _class_name(path: Path, value: Any, class_order: Sequence[str]) -> str:
-    if value is None or (value == NO_LABEL and not isinstance(value, str)):
-        return ""
-    if class_order and isinstance(value, int):
-        if not 0 <= value < len(class_order):
-            named = format_count(len(class_order), "class", "classes")
-            raise DataError(f"{path} has the label {value}, and names of {named}; download it again")
-        return class_order[value]
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

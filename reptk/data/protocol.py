@@ -44,10 +44,17 @@ class Images(Protocol):
     def files(self) -> list[Path]:
         """Return the files that the images are read from, in order; none if they are not in files.
 
-        They tell a run that goes on whether its data has changed. By default, the `path` of each image.
+        They tell a resumed run whether its data has changed. By default, the `path` of each image.
         """
         paths = map(self.path, range(len(self)))
         return [path for path in paths if path is not None]
+
+    def block_starts(self) -> NDArray[np.int64] | None:
+        """Return the numbers at which parts begin that are read faster as a whole, such as shards; ascending, from 0.
+
+        `data.shuffle=window:G` mixes G of these parts at a time. None if there are no such parts.
+        """
+        return None
 
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         """Return which of these images were fetched and could not be read, and why. They are black.
@@ -210,6 +217,9 @@ class ImageSubset(Images):
     def files(self) -> list[Path]:
         return super().files() or self._images.files()
 
+    def block_starts(self) -> NDArray[np.int64] | None:
+        return block_starts_of_subset(self._images.block_starts(), self._numbers.numpy())
+
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
@@ -242,6 +252,9 @@ class WritableSubset(WritableImages):
     def files(self) -> list[Path]:
         return super().files() or self._images.files()
 
+    def block_starts(self) -> NDArray[np.int64] | None:
+        return block_starts_of_subset(self._images.block_starts(), self._numbers.numpy())
+
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         return _unreadable_of_subset(self._images, self._numbers, numbers)
 
@@ -250,6 +263,25 @@ class WritableSubset(WritableImages):
 
     def aspect_ratios(self, numbers: Tensor) -> Tensor | None:
         return self._images.aspect_ratios(self._numbers[numbers])
+
+
+def block_starts_of_subset(starts: NDArray[np.int64] | None, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return `Images.block_starts` of some images of a collection.
+
+    Args:
+        starts: those of the collection.
+        numbers: (n,) of the images. None is returned if they do not ascend, since no block is then in one piece.
+    """
+    if starts is None or not len(numbers):
+        return None
+    step = 1 << 20
+    for first in range(0, len(numbers), step):
+        # One further number: the pieces overlap.
+        if (np.diff(numbers[first : first + step + 1]) <= 0).any():
+            return None
+    # Blocks without any of these images have the start of the next one, and are dropped.
+    subset_starts = np.unique(np.searchsorted(numbers, starts))
+    return subset_starts[subset_starts < len(numbers)]
 
 
 def _unreadable_of_subset(images: Images, subset_numbers: Tensor, numbers: Tensor) -> dict[int, str]:

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, UsageError
 from reptk.data.batch_shape import BatchShape, batch_shape
 from reptk.data.hard_negatives import ClassMembers, HardNegatives, confuse_classes
+from reptk.data.keyed_order import DEFAULT_BLOCK, MAX_PERMUTED, EpochBatches, FeistelOrder, WindowOrder, default_blocks
 
 SamplerName = Literal["random", "pk", "class_balanced", "square_root", "positives"]
 
@@ -24,6 +27,10 @@ EXPONENTS = {"class_balanced": 0.0, "square_root": 0.5}
 
 HARD_NEGATIVES_PER_IMAGE = 4
 """Neighbors that are stored of each image: a few, since the classes of some may be in the batch already."""
+
+
+MAX_DIGITS = 9
+"""Of the number of shards in a window."""
 
 
 class Sampler(Protocol):
@@ -41,31 +48,64 @@ class Sampler(Protocol):
     description: str
     hard_negatives: HardNegatives | None
 
-    def epoch(self, number: int) -> Tensor:
-        """Return the numbers of the images in each batch of an epoch, (steps_per_epoch, batch_size) int64."""
+    def epoch(self, number: int) -> Tensor | EpochBatches:
+        """Return the numbers of the images in each batch of an epoch, (steps_per_epoch, batch_size) int64.
+
+        Above `MAX_PERMUTED` images and in windows, they are computed batch by batch: item `step` is (batch_size,) int64.
+        """
         ...
 
 
 class RandomSampler:
     """A random order of all images, cut into batches; the remainder is dropped, so that no image is in an epoch twice.
 
+    Above `MAX_PERMUTED` images, the order is not in memory (`reptk.data.keyed_order`).
+
     Args:
         num_images: of the training split.
         batch_size: images of a global batch.
         seed: of the order.
+        per_window: how many shards are mixed at a time; None for all images.
+        block_starts: (b,) numbers of the images at which the shards begin; None for blocks of 1,024 images.
     """
 
-    description = ""
     hard_negatives = None
 
-    def __init__(self, num_images: int, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        seed: int,
+        per_window: int | None = None,
+        block_starts: NDArray[np.int64] | None = None,
+    ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
+        self.per_window = per_window
+        self.description = ""
+        if per_window is not None:
+            unit = "shards"
+            if block_starts is None:
+                unit = f"blocks of {DEFAULT_BLOCK:,} images"
+                block_starts = default_blocks(num_images)
+            self.description = f"{unit} mixed {per_window:,} at a time, of {len(block_starts):,}"
+        elif num_images > MAX_PERMUTED:
+            self.description = "order by a keyed bijection"
+        self.block_starts = block_starts
         self.steps_per_epoch = num_images // batch_size
         self.dropped_per_epoch = num_images % batch_size
 
-    def epoch(self, number: int) -> Tensor:
+    def epoch(self, number: int) -> Tensor | EpochBatches:
+        if self.per_window is not None:
+            order: WindowOrder | FeistelOrder = WindowOrder(
+                self.block_starts, self.num_images, per_window=self.per_window, seed=self.seed, epoch=number
+            )
+            return EpochBatches(order, self.steps_per_epoch, self.batch_size)
+        if self.num_images > MAX_PERMUTED:
+            order = FeistelOrder(self.num_images, self.seed, "order", number)
+            return EpochBatches(order, self.steps_per_epoch, self.batch_size)
         order = torch.randperm(self.num_images, generator=rng.generator(self.seed, "order", number))
         num_used = self.steps_per_epoch * self.batch_size
         return order[:num_used].view(self.steps_per_epoch, self.batch_size)
@@ -193,6 +233,8 @@ def create_sampler(
     labeled_per_batch: int | None = None,
     hard_negatives: bool = False,
     classes: Sequence[str] = (),
+    shuffle: str = "global",
+    block_starts: NDArray[np.int64] | None = None,
 ) -> Sampler:
     """Create the sampler of a training split.
 
@@ -205,13 +247,24 @@ def create_sampler(
         labeled_per_batch: labeled images of a batch, if there are images without a label; None for their share of the data.
         hard_negatives: of "pk": whether the classes of a batch are chosen by neighbors that are mined during training.
         classes: names of the classes, for messages.
+        shuffle: "global", or "window:G" to mix G shards at a time.
+        block_starts: (b,) numbers of the images at which the shards begin; None if there are no shards.
 
     Raises:
         DataError: the labels do not allow such batches, with what they would allow.
+        UsageError: windows, and batches that are composed by labels.
     """
+    per_window = shards_per_window(shuffle)
     has_streams = labeled_per_batch is not None and bool((labels < 0).any())
     if name == "random" and not has_streams:
-        return RandomSampler(len(labels), batch_size=batch_size, seed=seed)
+        return RandomSampler(
+            len(labels), batch_size=batch_size, seed=seed, per_window=per_window, block_starts=block_starts
+        )
+    if per_window is not None:
+        raise UsageError(
+            f"data.shuffle={shuffle} mixes the images of some shards at a time, and train.sampler draws from all images by "
+            "their labels; use data.shuffle=global, or train.sampler.name=random without labeled_per_batch"
+        )
     if not bool((labels >= 0).any()):
         raise DataError(
             f"train.sampler.name={name} composes batches by labels, and the training images have none; use "
@@ -226,6 +279,28 @@ def create_sampler(
         classes=classes,
     )
     return ClassSampler(labels, shape, seed=seed, with_hard_negatives=hard_negatives)
+
+
+def shards_per_window(shuffle: str) -> int | None:
+    """Return how many shards `data.shuffle` mixes at a time; None for all images.
+
+    Raises:
+        UsageError: it is neither "global" nor "window:G".
+    """
+    if shuffle == "global":
+        return None
+    number = shuffle.removeprefix("window:")
+    if (
+        number == shuffle
+        or not number.isascii()
+        or not number.isdecimal()
+        or len(number) > MAX_DIGITS
+        or not int(number)
+    ):
+        raise UsageError(
+            f"data.shuffle must be global, or window:G with a number of shards such as window:16, got {shuffle!r}"
+        )
+    return int(number)
 
 
 def _rounds(count: int, size: int, steps: int, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
-from reptk.data.image_layout import LOOSE, ImageLayout, LabeledFile, Labels, with_labels_as_set, without_labels
+from reptk.data.image_layout import (
+    LOOSE,
+    ImageLayout,
+    LabeledFile,
+    Labels,
+    columns_of,
+    with_labels_as_set,
+    without_labels,
+)
 from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
 from reptk.data.split_names import UNLABELED, split_role
 
@@ -35,25 +43,27 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
     roles = {split_role(row.split) for row in listed.rows if row.split}
     has_splits = bool(roles - {UNLABELED})
     root = table.parent
-    parts: dict[str, list[LabeledFile]] = {}
+    lists: dict[str, list[LabeledFile]] = {}
     for number in sorted(numbers, key=lambda number: _folder_order(listed.rows[number].path)):
         row = listed.rows[number]
         file = LabeledFile(root / row.path, row.label or None)
         if row.split and split_role(row.split) == UNLABELED:
             [file] = without_labels([file])
         name = row.split if has_splits else LOOSE
-        parts.setdefault(name, []).append(file)
+        lists.setdefault(name, []).append(file)
     if labels == "folders" and not any(row.label for row in listed.rows):
         raise DataError(f"data.labels is 'folders', but {table} has no labels; add a column such as label")
-    parts = with_labels_as_set(parts, labels)
+    class_order = sorted_class_names(row.label for row in listed.rows)
+    parts = with_labels_as_set(columns_of(lists, class_order), labels)
     return ImageLayout(
         table,
         "table",
         parts,
         has_splits,
         places={name: f"split {name} of {table}" for name in parts},
-        class_order=sorted_class_names(row.label for row in listed.rows),
+        class_order=class_order,
         details=tuple(details),
+        split_advice="; write train into the column of splits for these",
     )
 
 

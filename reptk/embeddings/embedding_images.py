@@ -13,9 +13,11 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decode import decode
+from reptk.data.record_source import Rows, ShardRow
 from reptk.data.resize import PAGE_COLOR, SquareOptions
-from reptk.data.shard_layout import find_row
+from reptk.data.sources.folder import read_images
 from reptk.embeddings.store import Embeddings
+from reptk.embeddings.store_index import StoredImages
 from reptk.report.data_uri import encode_data_uri
 
 SIDE_PX = 128
@@ -26,7 +28,7 @@ IGNORED_ARGUMENTS = ("split", "cache")
 class EmbeddingImages:
     """Data URIs of the images that embeddings stand for; an empty string for an image that is gone."""
 
-    def __init__(self, embeddings: Embeddings) -> None:
+    def __init__(self, embeddings: Embeddings | StoredImages) -> None:
         self.embeddings = embeddings
 
     def data_uri(self, number: int) -> str:
@@ -59,13 +61,21 @@ class EmbeddingImages:
             return ""
 
     def _data_uri_of_row(self, image_id: str) -> str:
-        """Return the image of a row of Parquet files, all of which were embedded."""
-        row = find_row(Path(self.embeddings.about["data"]["root"]), image_id)
-        if row is None:
+        """Return the image of an id in Parquet files or tar shards, all of which were embedded."""
+        rows = self._rows
+        number = None
+        if rows is not None:
+            number = rows.source.find(image_id)
+        if number is None:
             return ""
-        return thumbnail_data_uri(
-            decode(row.read_bytes(), SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR))
-        )
+        content = ShardRow(number, rows.source).read_bytes()
+        return thumbnail_data_uri(decode(content, SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR)))
+
+    @cached_property
+    def _rows(self) -> Rows | None:
+        """The images in shards that were embedded; None if they are in files of their own."""
+        sources = read_images(Path(self.embeddings.about["data"]["root"]), "none").files.sources
+        return sources if isinstance(sources, Rows) else None
 
     @property
     def _is_folder(self) -> bool:

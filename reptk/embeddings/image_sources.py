@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -24,13 +24,16 @@ from reptk.data import Data, Images, InMemory, Split
 from reptk.data.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import ImageFiles
-from reptk.data.image_layout import LOOSE, LabeledFile
+from reptk.data.image_layout import LOOSE, ImageLayout, LabeledImages
 from reptk.data.image_table import ImageTable, read_image_table, sorted_class_names
-from reptk.data.parquet_shards import ShardRow, holds_images
+from reptk.data.lance_table import is_lance
+from reptk.data.parquet_shards import holds_images
+from reptk.data.record_source import Rows
 from reptk.data.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
-from reptk.data.shard_layout import row_id
+from reptk.data.shard_patterns import is_pattern
 from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.split_names import split_role
+from reptk.data.tar_layout import is_tar
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -145,7 +148,7 @@ def from_table(
     listed = read_image_table(table)
     rows = listed.rows
     if split is not None:
-        split_names = _matching_splits(split, [row.split for row in rows], table)
+        split_names = _matching_splits(split, Counter(row.split for row in rows), table)
         rows = [row for row in rows if row.split in split_names]
     root = table.absolute().parent
     paths = StringArray.from_strings(row.path for row in rows)
@@ -226,7 +229,8 @@ def data_table(text: str) -> config.Table:
     Raises:
         DataError: there is neither.
     """
-    if expand_home(text).exists():
+    base = expand_home(text)
+    if base.exists() or is_pattern(base) or is_lance(base):
         return {"name": "folder", "root": text}
     if text in DATASETS.names():
         return {"name": text}
@@ -265,7 +269,7 @@ def _from_folder_or_table(
     """
     base = existing_source(table["root"])
     options = pixel_options(table)
-    if base.is_file() and not holds_images(base):
+    if base.is_file() and not is_tar(base) and not holds_images(base):
         if split in SPLITS and not _has_split(read_image_table(base), split):
             return None
         source = from_table(
@@ -285,22 +289,19 @@ def _from_folder_or_table(
     summary = layout.describe()
     files = layout.files
     if split is not None:
-        names = [name for name, part in layout.parts.items() if layout.has_splits for _ in part]
-        split_names = _matching_splits(split, names, base)
-        files = [file for name in layout.parts if name in split_names for file in layout.parts[name]]
+        files = layout.images_of(_parts_of_split(layout, split))
         summary.append(_describe_split(split, len(files)))
-    classes = layout.class_names(layout.files)
+    classes = layout.files.class_names()
     if layout.kind == "folder":
-        files = sorted(files, key=_path_of)
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = torch.tensor([label_of.get(file.class_name, -1) for file in files], dtype=torch.long)
+        files = _in_path_order(files)
+    labels = torch.from_numpy(files.labels_among(classes))
     root = base.absolute()
     about = {**table, "split": split or "all", "root": str(root)}
-    images = _skipping_files([file.path for file in files], table["size"], table["jpeg"], preprocessing, options)
-    if layout.kind == "shards":
-        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files, base)))
+    images = _skipping_files(files.sources, table["size"], table["jpeg"], preprocessing, options)
+    if isinstance(files.sources, Rows):
+        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files.sources)))
         return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
-    paths = StringArray.from_strings(str(file.path.relative_to(base)) for file in files)
+    paths = StringArray.from_strings(str(path.relative_to(base)) for path in files.sources)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
     return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
 
@@ -309,9 +310,23 @@ def _describe_split(split: str, num_images: int) -> str:
     return f"  embedded: {format_count(num_images, 'image')} of the split {split}"
 
 
-def _row_ids(files: Sequence[LabeledFile], base: Path) -> Iterator[str]:
-    for file in files:
-        yield row_id(file.path, base)
+def _parts_of_split(layout: ImageLayout, split: str) -> list[str]:
+    """Return the names of the parts of a layout that mean this split, in their order."""
+    sizes: Counter[str] = Counter()
+    if layout.has_splits:
+        sizes.update({name: len(part) for name, part in layout.parts.items()})
+    matching = _matching_splits(split, sizes, layout.base)
+    return [name for name in layout.parts if name in matching]
+
+
+def _in_path_order(files: LabeledImages) -> LabeledImages:
+    order = sorted(range(len(files)), key=files.sources.__getitem__)
+    return LabeledImages([files.sources[number] for number in order], files.labels[order], files.class_order)
+
+
+def _row_ids(rows: Rows) -> Iterator[str]:
+    for number in rows.numbers.tolist():
+        yield rows.source.image_id(number)
 
 
 def pixel_options(table: config.Table) -> PixelOptions:
@@ -330,27 +345,23 @@ def pixel_options(table: config.Table) -> PixelOptions:
         raise UsageError(f"data.{cause}") from cause
 
 
-def _path_of(file: LabeledFile) -> Path:
-    return file.path
-
-
 def _has_split(listed: ImageTable, split: str) -> bool:
     """Return whether the column of splits has this one, in any spelling."""
     return any(row.split and split_role(row.split) == split for row in listed.rows)
 
 
-def _matching_splits(split: str, names: Sequence[str], place: Path) -> set[str]:
+def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[str]:
     """Return which of the names of splits mean `split`: the same name, else any spelling of it.
 
     Args:
         split: as the user names it.
-        names: the split of each image; empty without one.
+        sizes: how many images each split has; of those without one by an empty name.
         place: the folder or the table.
 
     Raises:
         DataError: there is no such split.
     """
-    counts = Counter(name for name in names if name != LOOSE)
+    counts = {name: size for name, size in sizes.items() if name != LOOSE and size}
     if split in counts:
         return {split}
     role = split_role(split)
@@ -396,7 +407,7 @@ def _from_files(
 
 
 def _skipping_files(
-    paths: list[Path] | list[ShardRow],
+    paths: Sequence[Path] | Rows,
     size_px: int,
     jpeg: Jpeg,
     preprocessing: Preprocessing,

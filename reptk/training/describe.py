@@ -12,6 +12,7 @@ from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.core.metric_names import display_name
 from reptk.data import Data
+from reptk.data.samplers import ClassSampler
 from reptk.methods import Method
 from reptk.training.build import Parts
 from reptk.training.encoder_parameters import trained_encoder
@@ -97,7 +98,7 @@ def unused_share_note(recipe: Recipe, parts: Parts) -> list[str]:
 def dropped_images_note(parts: Parts) -> list[str]:
     """Say how many images an epoch leaves out or repeats, as a list of at most one line."""
     dropped, num_images = parts.loader.dropped_per_epoch, len(parts.data.train)
-    if parts.loader.sampler.description:
+    if isinstance(parts.loader.sampler, ClassSampler):
         return [_composed_epoch_note(parts)]
     if not dropped:
         return []

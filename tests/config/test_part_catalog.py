@@ -40,9 +40,9 @@ def test_a_broken_part_is_listed_with_the_reason_and_the_others_as_well(toys, in
 
 
 def test_what_every_part_of_a_kind_takes_is_among_its_arguments():
-    """Which images have labels, of every data set; how often it runs while training, of every evaluator."""
+    """Which images have labels and their order, of every data set; how often it runs while training, of every evaluator."""
     for part in listed_parts([DATASETS]):
-        assert part.arguments[-2:] == ("labelled (optional)", "only_labelled=false")
+        assert part.arguments[-3:] == ("labelled (optional)", "only_labelled=false", "shuffle=global")
     for part in listed_parts([EVALUATORS]):
         assert part.arguments[-1] == "every_epochs=0"
 
@@ -52,7 +52,7 @@ def test_an_argument_of_that_name_is_listed_once():
     def few_labels(labelled: int = 3): ...
 
     [part] = [part for part in listed_parts([DATASETS]) if part.name == "few_labels"]
-    assert part.arguments == ("labelled=3", "only_labelled=false")
+    assert part.arguments == ("labelled=3", "only_labelled=false", "shuffle=global")
 
 
 def test_supplied_parameters_are_no_arguments():

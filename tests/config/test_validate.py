@@ -70,7 +70,7 @@ MISTAKES = {
     ),
     "a data set without arguments": (
         ["data.name=photos", "data.sizes=3"],
-        "  data.sizes  'photos' has no argument 'sizes'. It takes labelled, only_labelled",
+        "  data.sizes  'photos' has no argument 'sizes'. It takes labelled, only_labelled, shuffle",
     ),
     "typo in an evaluator's argument": (
         ["eval.knn.temprature=1"],
@@ -124,7 +124,15 @@ MISTAKES = {
     "spelling of labelled": (
         ["data.labeled=0.1"],
         "  data.labeled  'generated' has no argument 'labeled'; did you mean 'labelled'? It takes classes, size, train, bank, "
-        "query, labelled, only_labelled",
+        "query, labelled, only_labelled, shuffle",
+    ),
+    "an order of images": (
+        ["data.shuffle=window:0"],
+        "  data.shuffle  must be global, or window:G with a number of shards such as window:16, got 'window:0'",
+    ),
+    "an order that is no text": (
+        ["data.shuffle=true"],
+        "  data.shuffle  must be global, or window:G with a number of shards such as window:16, got True",
     ),
     "not finite": (["optim.lr=nan"], "  optim.lr  must be a finite number, got nan"),
     "not finite in a part": (["loss.k1=inf"], "  loss.k1  must be a finite number, got inf"),

@@ -14,7 +14,8 @@ from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_ima
 from killed_processes import hidden_names, kill_at_every_moment, run_with_full_disk
 from reptk.core import disk_space
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data import Data, Loader, cache, cache_build, folder, image_files
+from reptk.data import Data, Loader, cache_build, folder, image_files
+from reptk.data.cache_folder import default_folder
 from reptk.data.decode import DecodedImage
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
@@ -281,7 +282,7 @@ def test_leftovers_next_to_a_complete_cache_are_removed(photos: Path) -> None:
     assert [path.exists() for path in leftovers] == [False, False, True], "a build could be resumed for a day"
     long_ago = leftovers[2].stat().st_mtime - 2 * cache_build.ABANDONED_SECONDS
     os.utime(leftovers[2], (long_ago, long_ago))
-    with cache_build._exclusive_lock(cache_folder(photos)):
+    with cache_build.exclusive_lock(cache_folder(photos)):
         cached_folder(photos)
     assert leftovers[2].exists(), "a process builds a cache there"
     cached_folder(photos)
@@ -348,7 +349,7 @@ def test_true_is_a_folder_in_the_users_cache(photos: Path, monkeypatch: pytest.M
     [path] = (photos.parent / "xdg" / "reptk").iterdir()
     assert path.name.startswith("folder-photos-24px-")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.default_folder() == Path("~/.cache/reptk").expanduser()
+    assert default_folder() == Path("~/.cache/reptk").expanduser()
 
 
 def test_a_recipe_sets_the_cache() -> None:

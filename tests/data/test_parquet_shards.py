@@ -214,7 +214,7 @@ def test_what_is_no_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no column of images among path, label\. A table of paths is read if"):
         folder(str(tmp_path))
     pyarrow.parquet.write_table(pyarrow.table({"image": [{"bytes": b""}], "label": [7]}).slice(0, 0), path)
-    with pytest.raises(DataError, match="have no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         folder(str(tmp_path))
     write_shard(path, range(2), [0, 7], class_names=["a", "b"])
     with pytest.raises(DataError, match="has the label 7, and names of 2 classes"):

@@ -1,4 +1,4 @@
-"""A folder of the user's own images, a table that lists them, or Parquet files that hold them."""
+"""The user's own images: a folder, a table that lists them, Parquet files or tar shards that hold them, a data set on disk."""
 
 import difflib
 import warnings
@@ -8,20 +8,27 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
+from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
+from reptk.core.name_lists import first_names
+from reptk.data.column_layout import read_column_layout
 from reptk.data.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.folder_layout import list_images, read_layout
 from reptk.data.folder_scan import SkippedFiles
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.image_layout import ImageLayout, Labels
+from reptk.data.lance_table import LanceTable, is_lance
 from reptk.data.parquet_shards import holds_images
 from reptk.data.protocol import Data, with_shape
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
+from reptk.data.saved_data_set import SavedDataSet, is_saved_data_set
 from reptk.data.shard_layout import PARQUET, read_shard_layout
+from reptk.data.shard_patterns import expand_pattern, is_pattern
 from reptk.data.sources.layout_data import data_of_layout
 from reptk.data.table_files import TABLE_EXTENSIONS
 from reptk.data.table_layout import read_table_layout
+from reptk.data.tar_layout import count_tars, is_tar, read_tar_layout
 
 Share = Annotated[float, Gt(0), Le(1)]
 
@@ -57,10 +64,18 @@ def folder(
     under any of the usual headings; see `reptk.data.image_table`. Its splits and classes mean what folders mean.
 
     A folder of Parquet files that hold the images, as the Hugging Face hub stores data sets (`train-00000-of-00014.parquet`,
-    with the columns `image` and `label`), is read by row group; splits are the names of the files or of their folders.
+    with the columns `image` and `label`), is read by row group; splits are the names of the files or of their folders, or else
+    the entries of a column such as `split`.
+
+    Tar shards in WebDataset's layout (`train-000000.tar` with `0001.jpg`, `0001.cls` or `0001.json`, ... or class folders),
+    uncompressed, are indexed once and then read image by image; splits are the names of the shards or of their folders. They
+    are named by a folder, a pattern (`shards/train-{000000..000009}.tar`, `shards/*.tar`), or one of them.
+
+    A table of Lance (`photos.lance`, or a version of it, `photos.lance@12`) and a data set that Hugging Face's datasets saved
+    to disk need the extra `table`. Their columns are those of Parquet files.
 
     Args:
-        root: the folder, the table, or one of the Parquet files.
+        root: the folder, the table, one of the shards, or a pattern of their names.
         size: pixels of the shorter side to which every image is decoded. Training draws its crops on whole pictures, of those
             longer than 2:1 on the middle.
         labels: "folders": the first folder below the root, or below the split's, names the class; images next to the class
@@ -103,30 +118,79 @@ def folder(
 
 
 def read_images(base: Path, labels: Labels) -> ImageLayout:
-    """Return the images of a folder, those that a table lists, or those in Parquet shards, by split.
+    """Return the images of a folder, those that a table lists, or those in shards, by split.
 
     Raises:
         DataError: there are no images, they have no labels although `labels` is "folders", or the table cannot be understood.
         EnvironmentProblem: a Parquet file, and pyarrow is not installed.
     """
+    if is_lance(base):
+        return _read_lance(base, labels)
+    if is_pattern(base):
+        return _read_pattern(base, labels)
+    if is_saved_data_set(base):
+        return _read_saved_data_set(base, labels)
     if base.is_file():
+        if is_tar(base):
+            return read_tar_layout(base, labels)
         if holds_images(base):
             return read_shard_layout(base, labels)
         return read_table_layout(base, labels)
     scan = list_images(base)
+    num_tars = count_tars(scan.other_files)
+    if not scan.images and scan.other_files[PARQUET] and num_tars:
+        counts = f"{format_count(scan.other_files[PARQUET], 'Parquet file')} and {format_count(num_tars, 'tar shard')}"
+        raise DataError(f"{base} has {counts}; name those to read by a pattern: data.root='{base}/*.tar'")
     if not scan.images and scan.other_files[PARQUET]:
         return read_shard_layout(base, labels)
+    if not scan.images and num_tars:
+        return read_tar_layout(base, labels)
     return read_layout(base, labels, scan)
 
 
+def _read_lance(base: Path, labels: Labels) -> ImageLayout:
+    table = LanceTable(base)
+    fragments = format_count(table.num_fragments, "fragment")
+    version = f"version {table.version} ({table.folder.name}@{table.version})"
+    text = f"  Lance, {version}, {fragments}, images in {table.image_column}"
+    advice = "; write train into the column split for these"
+    return read_column_layout(base, table, labels, [("", len(table))], details=[text], split_advice=advice)
+
+
+def _read_saved_data_set(base: Path, labels: Labels) -> ImageLayout:
+    data_set = SavedDataSet(base)
+    files = format_count(len(data_set.paths), "Arrow file")
+    text = f"  Hugging Face data set, {files}, images in {data_set.image_column}"
+    advice = f"; to train on one of these, name its folder (data.root={base}/...)"
+    return read_column_layout(base, data_set, labels, data_set.part_sizes(), details=[text], split_advice=advice)
+
+
+def _read_pattern(pattern: Path, labels: Labels) -> ImageLayout:
+    """Return the images of the shards that a pattern names.
+
+    Raises:
+        DataError: as `read_images`, or the pattern names other files.
+    """
+    paths = expand_pattern(pattern)
+    if all(path.suffix.lower() == PARQUET for path in paths):
+        return read_shard_layout(pattern, labels)
+    others = [str(path) for path in paths if not is_tar(path)]
+    if others:
+        count = f"{format_count(len(others), 'file')} of {len(paths):,}"
+        raise DataError(
+            f"{pattern} (data.root) names {count} that are no shards (.tar or .parquet): {first_names(others, 3)}"
+        )
+    return read_tar_layout(pattern, labels)
+
+
 def existing_source(root: str) -> Path:
-    """Return the path of a folder or a table of images.
+    """Return the path of a folder, a table of images or a shard, or a pattern of shards.
 
     Raises:
         DataError: there is neither, with the nearest that exists.
     """
     base = expand_home(root)
-    if base.is_file() and base.suffix.lower() not in EXTENSIONS:
+    if is_pattern(base) or is_lance(base) or (base.is_file() and base.suffix.lower() not in EXTENSIONS):
         return base
     return existing_folder(root)
 

@@ -5,7 +5,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
-from reptk.data.image_layout import class_names
+from reptk.data.image_layout import LabeledImages, class_names
 from reptk.data.protocol import Data, with_shape
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
 from reptk.data.sources.folder import Share, existing_folder
@@ -70,4 +70,6 @@ def imagenet(
     synsets = format_count(len(classes), "synset")
     summary = [f"{folders.base}: {len(train):,} training, {len(val):,} validation images, {synsets}"]
     protocol = f"{folders.base}: bank the training images, queries the validation images"
-    return build_data(train, train, val, classes, reader, protocol, summary=summary)
+    train_images = LabeledImages.from_files(train, classes)
+    queries = LabeledImages.from_files(val, classes)
+    return build_data(train_images, train_images, queries, classes, reader, protocol, summary=summary)

@@ -8,6 +8,7 @@ from reptk.core.errors import DataError
 from reptk.core.files import expand_home
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
+from reptk.data.image_layout import LabeledImages
 from reptk.data.protocol import Data, with_shape
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
 from reptk.data.sources.folder import Share
@@ -64,7 +65,9 @@ def imagenet100(
         ),
     )
     protocol = "ImageNet-100: bank the training images, queries the validation images of the 100 classes"
-    return build_data(train, train, val, synsets, reader, protocol)
+    train_images = LabeledImages.from_files(train, synsets)
+    queries = LabeledImages.from_files(val, synsets)
+    return build_data(train_images, train_images, queries, synsets, reader, protocol)
 
 
 def read_synsets() -> tuple[str, ...]:

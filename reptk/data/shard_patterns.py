@@ -1,0 +1,81 @@
+"""Patterns of file names: ranges and lists in braces as in the shell (`{000000..000009}`, `{train,val}`), and globs."""
+
+import glob
+import re
+from pathlib import Path
+
+from reptk.core.counts import format_count
+from reptk.core.errors import DataError
+from reptk.core.name_lists import first_names
+
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+GLOB = re.compile(r"[*?\[]")
+
+MAX_NAMES = 1_000_000
+MAX_LISTED = 5
+
+
+def is_pattern(path: Path) -> bool:
+    """Return whether a path that does not exist is a pattern."""
+    text = str(path)
+    return not path.exists() and bool(GLOB.search(text) or BRACES.search(text))
+
+
+def expand_pattern(pattern: Path) -> list[Path]:
+    """Return the files that a pattern names, in its order, and those of a glob sorted; none twice.
+
+    Raises:
+        DataError: it names no files, or files that do not exist, all of which are counted.
+    """
+    paths: dict[Path, None] = {}
+    missing = []
+    for name in _expand_braces(str(pattern)):
+        if GLOB.search(name):
+            matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute ones, too
+            paths.update(dict.fromkeys(path for path in matches if path.is_file()))
+        elif Path(name).is_file():
+            paths[Path(name)] = None
+        else:
+            missing.append(name)
+    if missing:
+        count = f"{format_count(len(missing), 'file')} that {pattern} (data.root) names"
+        raise DataError(
+            f"{count} do not exist: {first_names(missing, MAX_LISTED)}; fetch them, or name those that are here"
+        )
+    if not paths:
+        raise DataError(f"{pattern} (data.root) matches no file")
+    return list(paths)
+
+
+def _expand_braces(text: str) -> list[str]:
+    """Return the names that a pattern with braces stands for; the innermost braces are expanded first."""
+    names = [text]
+    while True:
+        expanded = []
+        for name in names:
+            expanded += _expand_first(name)
+            if len(expanded) > MAX_NAMES:
+                raise DataError(f"{text} (data.root) names more than {MAX_NAMES:,} files")
+        if expanded == names:
+            return names
+        names = expanded
+
+
+def _expand_first(name: str) -> list[str]:
+    match = BRACES.search(name)
+    if match is None:
+        return [name]
+    before, after = name[: match.start()], name[match.end() :]
+    limits = RANGE.fullmatch(match[1])
+    if limits is None:
+        return [before + choice + after for choice in match[1].split(",")]
+    first, last = int(limits[1]), int(limits[2])
+    if abs(last - first) > MAX_NAMES:
+        raise DataError(f"{name} (data.root) names more than {MAX_NAMES:,} files")
+    # As in the shell: leading zeros of either end are kept, and a range may descend.
+    width = 0
+    if limits[1].startswith("0") or limits[2].startswith("0"):
+        width = max(len(limits[1]), len(limits[2]))
+    step = 1 if first <= last else -1
+    return [f"{before}{number:0{width}}{after}" for number in range(first, last + step, step)]
