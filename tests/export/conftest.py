@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from embedding_inputs import photo_folder
 
@@ -39,6 +38,8 @@ RESULTS = """{
 @pytest.fixture(scope="session")
 def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a finished run that has trained a classifier, on a folder of photos that is gone."""
+    import torch
+
     from reptk.core import rng
     from reptk.models.classifier import classifier_bytes
     from reptk.models.encoder import Encoder
