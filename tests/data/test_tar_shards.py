@@ -4,19 +4,23 @@ import gzip
 import json
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from parquet_data_sets import encoded_image
 from tar_data_sets import write_samples, write_tar
 
-from image_files import fetch_all, same_data
+from image_files import fetch_all, same_data, write_images
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data import Split, folder
+from reptk.data import Split, folder, large_arrays
 from reptk.data.decode import decode
 from reptk.data.fingerprint import differences, fingerprint
 from reptk.data.prefetch import prefetch
+from reptk.data.tar_index import open_index
+from reptk.data.tar_members import read_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class of .* is held out")
 
@@ -257,6 +261,34 @@ def test_threads_read_from_more_shards_than_are_open(tmp_path: Path, monkeypatch
     assert torch.equal(fetched, expected)
     open_files = [path.resolve() for path in Path("/proc/self/fd").iterdir()]
     assert sum(path.parent == tmp_path and path.suffix == ".tar" for path in open_files) <= 2
+
+
+def test_processes_that_start_together_build_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data_set(tmp_path / "shards")
+    read = []
+
+    def count(path: Path, advance: object) -> object:
+        read.append(path.name)
+        return read_shard(path, advance)
+
+    monkeypatch.setattr("reptk.data.tar_index_build.read_shard", count)
+    with ThreadPoolExecutor(4) as pool:
+        indices = list(pool.map(open_index, [sorted(root.iterdir())] * 4))
+    assert sorted(read) == ["train-000000.tar", "train-000001.tar", "val-000000.tar"]
+    assert [index.key(15) for index in indices] == ["0023"] * 4
+
+
+def test_arrays_that_are_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data_set(tmp_path / "shards")
+    expected = folder(str(root), size=8), folder(str(root / "train-*.tar"), size=8, holdout=3)
+    monkeypatch.setattr(large_arrays, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(large_arrays, "CHUNK", 5)
+    mapped = folder(str(root), size=8), folder(str(root / "train-*.tar"), size=8, holdout=3)
+    for data, same in zip(mapped, expected, strict=True):
+        assert isinstance(data.train.images._sources._rows.numbers, np.memmap)
+        assert same_data(data, same)
+    assert same_data(folder(str(write_images(tmp_path / "f", a=9, b=9)), size=8), folder(str(tmp_path / "f"), size=8))
+    assert not any(path.is_file() for path in (tmp_path / "caches" / "reptk").iterdir()), "the files have no names"
 
 
 def test_no_folder_for_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
