@@ -135,7 +135,7 @@ def _members_by_key(
     position = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            for entry in _entries(archive, file.fileno()):
+            for entry in _entries(archive, file):
                 if entry.offset + entry.size > num_bytes:
                     content.problems.append(f"is truncated in {in_one_line(entry.name)}: copy it again")
                     return samples
@@ -155,12 +155,13 @@ def _members_by_key(
     return samples
 
 
-def _entries(archive: tarfile.TarFile, descriptor: int) -> Iterator[_Entry]:
+def _entries(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[_Entry]:
     """Yield what is in an archive. Headers of ordinary files are parsed here, several times as fast as by `tarfile`."""
     position = 0
     while True:
-        entry = _plain_entry(os.pread(descriptor, BLOCK_BYTES, position), position)
+        entry = _plain_entry(os.pread(file.fileno(), BLOCK_BYTES, position), position)
         if entry is None:
+            file.seek(position)
             archive.offset = position
             # It keeps the first file that it has read when it was opened, and all others.
             archive.firstmember = None
