@@ -18,6 +18,7 @@ _LAZY = {
     "EVALUATORS": ("reptk.config.registry", "EVALUATORS"),
     "LOSSES": ("reptk.config.registry", "LOSSES"),
     "METHODS": ("reptk.config.registry", "METHODS"),
+    "STORES": ("reptk.config.registry", "STORES"),
     "TRACKERS": ("reptk.config.registry", "TRACKERS"),
     "VIEWS": ("reptk.config.registry", "VIEWS"),
     "Batch": ("reptk.methods", "Batch"),

@@ -31,8 +31,8 @@ MAY_USE_GETATTR = {
 }
 
 PUBLIC = {
-    "reptk": "Batch DATASETS EVALUATORS Embeddings Encoder EvalResult LOSSES METHODS Method Recipe Step TRACKERS VIEWS "
-    "distributed embed evaluate index load losses report rng search testing train",
+    "reptk": "Batch DATASETS EVALUATORS Embeddings Encoder EvalResult LOSSES METHODS Method Recipe STORES Step TRACKERS "
+    "VIEWS distributed embed evaluate index load losses report rng search testing train",
     "reptk.losses": "Loss ProxyAnchor RowStatistics SigLIP SimCLR SmoothAP SubCenterArcFace SupCon TCL Term implementation "
     "local_rows mean_over_anchors normalize proxy_anchor siglip simclr smooth_ap subcenter_arcface supcon tcl",
     "reptk.methods": "BYOL BarlowTwins Batch Classify Contrastive DINO Distill Joint LeJEPA Method MoCo MoCoV3 Prototypes "

@@ -18,6 +18,7 @@ HEADINGS = {
     "views": "views",
     "evaluator": "evaluators",
     "tracker": "trackers",
+    "store": "stores",
 }
 """Plurals of what registries call their parts."""
 

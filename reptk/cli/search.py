@@ -2,24 +2,29 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from reptk.core.command_line import ArgumentParser, add_device_option, run_command
+from reptk.config.plugins import load_plugin
+from reptk.core.command_line import ArgumentParser, add_device_option, require_single_process, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 from reptk.core.name_lists import first_names
+from reptk.core.passwords import redacted
 from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
-    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult
+    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult, StoreIndex
 
 EXAMPLES = """examples:
   reptk search photos.index query.jpg
   reptk search photos.safetensors a.jpg b.jpg --k 20 --html similar.html
   reptk search photos.index --id cats/0001.jpg
+  reptk search 'postgresql://me@localhost/images?table=photos' query.jpg
   reptk search photos.index --duplicates --threshold 0.97 --out duplicates.csv
   reptk search train.index --duplicates test.safetensors
+  torchrun --nproc-per-node 4 -m reptk search photos.index query.jpg      (each process searches its share)
   reptk search runs/tcl_selfsup_photos/1 query.jpg      (embeds what the run was trained on, first)
 """
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -52,16 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    for plugin in args.plugin:
+        load_plugin(plugin)
     named = _positionals(args)
     html = None
     if not args.no_html:
         html = _html_path(args.html, named.find_duplicates)
     if named.find_duplicates:
+        require_single_process("near duplicates are found by one: reptk search INDEX --duplicates")
         return _find_duplicates(args, named, html)
     if args.out is not None or args.threshold is not None or args.no_images:
         raise UsageError("--out, --threshold and --no-images go with --duplicates")
     if not named.queries and not args.id:
-        raise UsageError(f"search {named.index} for what? An image, --id ID of one in it, or --duplicates")
+        raise UsageError(f"search {redacted(named.index)} for what? An image, --id ID of one in it, or --duplicates")
     return _search(args, named, html)
 
 
@@ -95,11 +103,17 @@ def _html_path(html: Path | None, find_duplicates: bool) -> Path:
 
 
 def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> int:
+    from reptk.core import distributed
     from reptk.embeddings import search
 
-    index = _open(named.index, trust=args.trust)
-    results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=args.device)
-    summary = _summary(index, named.index)
+    distributed.setup()
+    with closing(_open(named.index, trust=args.trust)) as index:
+        results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=args.device)
+        summary = _summary(index, redacted(named.index))
+    is_main = distributed.is_main()
+    distributed.cleanup()
+    if not is_main:  # all ranks have the same results
+        return 0
     print(summary)
     for result in results:
         print(f"\n{in_one_line(result.query)}")
@@ -128,6 +142,7 @@ def _result_lines(result: "SearchResult") -> list[str]:
 def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | None) -> int:
     from reptk.embeddings import near_duplicates
     from reptk.embeddings.output_path import check_output_file
+    from reptk.stores import is_address
 
     if named.queries or args.id:
         raise UsageError(
@@ -137,6 +152,9 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         if args.out.suffix.lower() in (".html", ".htm"):
             raise UsageError(f"--out writes a CSV file; for the page: --html {args.out}")
         check_output_file(args.out, force=args.force)
+    for path in (named.index, named.other):
+        if path is not None and is_address(path):
+            raise UsageError(f"--duplicates compares files and folders, not stores: {redacted(path)}")
     index = _open(named.index, trust=args.trust)
     other = None
     if named.other is not None:
@@ -255,17 +273,22 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {listed}"]
 
 
-def _open(path: str, *, trust: bool) -> "Index":
-    """Open an index, a file of embeddings, or a run, whose data set is embedded first."""
-    from reptk.embeddings import Index, embed
+def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
+    """Open an index, a file of embeddings, a store, or a run, whose data set is embedded first."""
+    from reptk.embeddings import Index, StoreIndex, embed
     from reptk.embeddings.embedder import recipe_of
+    from reptk.stores import is_address
 
+    if is_address(path):
+        require_single_process("a store divides the work itself: reptk search ADDRESS")
+        return StoreIndex.open(path)
     # Both are folders, and told apart by their files.
     folder = Path(path)
     is_index = (folder / "manifest.json").is_file()
     is_run = (folder / "model" / "encoder.safetensors").is_file()
     if is_index or not is_run:
         return Index.open(path, trust=trust)
+    require_single_process(f"embed what the run was trained on first: reptk embed {folder} --out FILE")
     table = recipe_of(folder).get("data")
     if not table:
         raise UsageError(
@@ -278,16 +301,13 @@ def _open(path: str, *, trust: bool) -> "Index":
     return Index(embed(folder, table), path=folder)
 
 
-def _summary(index: "Index", path: str) -> str:
+def _summary(index: "Index | StoreIndex", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
     line = f"{path}: {format_count(len(index), 'image')}"
     encoder = index.embeddings.about.get("encoder", {})
     if "backbone" in encoder:  # embeddings of other programs do not name theirs
         line += f", by {encoder['backbone']}"
-    quality = "exact"
-    if index.approximate is not None:
-        quality = f"recall@10 {100 * index.recall:.1f} %"
-    return f"{line}, {index.kind} ({quality})"
+    return f"{line}, {index.describe_kind()}"
 
 
 def _location(image: "Neighbor | Duplicate") -> str:
@@ -313,7 +333,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "named", nargs="*", metavar="INDEX QUERY", help="an index, a file of embeddings or a run; then image files"
+        "named",
+        nargs="*",
+        metavar="INDEX QUERY",
+        help="an index, a file of embeddings, a run or a store; then image files",
     )
     parser.add_argument("--index", help="the index, if all that is named are queries")
     parser.add_argument("--id", action="append", default=[], help="an image of the index, by id or number; repeatable")
@@ -344,6 +367,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
     parser.add_argument(
         "--trust", action="store_true", help="read an approximate index that was not built by you on this machine"
+    )
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="a .py file or module that registers a store; repeatable"
     )
     add_device_option(parser)
     return parser.parse_intermixed_args(arguments)

@@ -106,7 +106,7 @@ def data_table(source: str, overrides: config.Table) -> config.Table:
     if "name" not in table and _is_folder(source):
         table = {**recipe_of(source).get("data", {}), **table}
     if "name" not in table:
-        raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
+        raise UsageError("no data set is named; set e.g. data.name=photos, or data.name=folder data.root=my_photos")
     config.complete("data", table)
     return table
 

@@ -1,4 +1,4 @@
-"""Registries of data sets, views, methods, losses and evaluators, built in or from a plugin.
+"""Registries of data sets, views, methods, losses, evaluators, trackers and stores, built in or from a plugin.
 
 A name belongs to one part. Nothing is imported before it is needed: the built-in parts of a kind are registered when one
 package (`home`) is imported, and those of installed distributions are listed from the metadata of their entry points.
@@ -180,7 +180,9 @@ EVALUATORS = Registry("evaluator", "reptk.evaluate", "reptk.evaluators", protoco
 
 TRACKERS = Registry("tracker", "reptk.trackers", "reptk.trackers", protocol="Tracker")
 
-REGISTRIES = (DATASETS, VIEWS, METHODS, LOSSES, EVALUATORS, TRACKERS)
+STORES = Registry("store", "reptk.stores", "reptk.stores", protocol="Store")
+
+REGISTRIES = (DATASETS, VIEWS, METHODS, LOSSES, EVALUATORS, TRACKERS, STORES)
 
 
 def with_defaults(part: Any, protocol: type) -> Any:

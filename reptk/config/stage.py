@@ -1,12 +1,12 @@
 """Stages: recipes with a `[start]` table, which are completed by a finished run whose encoder they start from."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reptk.config.override_pairs import value_as_text
 from reptk.config.registry import VIEWS
+from reptk.config.run_commands import resume_command
 from reptk.config.run_paths import RECIPE_FILE, describe_no_run
 from reptk.config.toml import read
 from reptk.core.errors import DataError, UsageError
@@ -100,13 +100,13 @@ def _read_run(run: str, folder: Path, option: str) -> Table:
         if no_run.is_weights:
             message += f". To train another recipe from these weights: encoder.weights={run}"
         raise UsageError(message)
+    recipe = read(folder / RECIPE_FILE)
     recover_folder(folder / "model")
     if not (folder / "model" / "encoder.safetensors").is_file():
         raise DataError(
             f"{option}{run}: this run has no model yet, which a finished run has. Finish it: "
-            f"python -m reptk.recipe {shlex.quote(run)} --resume"
+            f"{resume_command(run, recipe.get('plugins', []))}"
         )
-    recipe = read(folder / RECIPE_FILE)
     tables = {key: recipe.get(key, {}) for key in ("start", "data", "encoder", "train", "eval")}
     if isinstance(tables["eval"], dict):
         tables |= {f"eval.{key}": part for key, part in tables["eval"].items()}

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
 from reptk.core.memory_errors import is_out_of_memory, memory_problem
+from reptk.core.passwords import hide_passwords
 from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
 SECONDS_FOR_RANK_0 = 3.0
@@ -181,11 +182,11 @@ def _print_error(error: ReptkError) -> None:
     # From the environment: the process group may not exist yet, and torch may not be imported.
     rank = int(os.environ.get("RANK", 0))
     if rank == 0:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {hide_passwords(str(error))}", file=sys.stderr, flush=True)
     elif isinstance(error, DataError):
-        print(f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+        print(f"error (rank {rank}): {hide_passwords(str(error))}", file=sys.stderr, flush=True)
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        print(f"warning: {hide_passwords(str(message))}", file=sys.stderr, flush=True)

@@ -108,7 +108,7 @@ def _listed_before(folder: Path | None) -> dict[str, str]:
     text = read_text(folder / FILE, errors="surrogateescape")
     try:
         rows = list(csv.reader(io.StringIO(text, newline="")))
-    except csv.Error:  # the file is written anew
+    except csv.Error:  # the file is written again
         return {}
     return {row[0]: row[1] for row in rows if len(row) == 2 and row != HEADINGS}
 

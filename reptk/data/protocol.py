@@ -44,7 +44,7 @@ class Images(Protocol):
     def files(self) -> list[Path]:
         """Return the files that the images are read from, in order; none if they are not in files.
 
-        They tell a run that goes on whether its data has changed. By default, the `path` of each image.
+        They tell a resumed run whether its data has changed. By default, the `path` of each image.
         """
         paths = map(self.path, range(len(self)))
         return [path for path in paths if path is not None]

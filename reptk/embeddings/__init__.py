@@ -5,10 +5,13 @@ from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embed_images import embed
 from reptk.embeddings.embedder import Embedder
 from reptk.embeddings.evaluating import evaluate_embeddings
+from reptk.embeddings.export_embeddings import export
 from reptk.embeddings.find_duplicates import near_duplicates
 from reptk.embeddings.search_images import Neighbor, SearchResult, search
 from reptk.embeddings.similarity_index import Index
 from reptk.embeddings.store import Embeddings
+from reptk.embeddings.store_index import StoreIndex
+from reptk.embeddings.verify_recall import Recall, verify_recall
 
 __all__ = [
     "Duplicate",
@@ -17,10 +20,14 @@ __all__ = [
     "Embeddings",
     "Index",
     "Neighbor",
+    "Recall",
     "SearchResult",
+    "StoreIndex",
     "embed",
     "evaluate_embeddings",
+    "export",
     "index",
     "near_duplicates",
     "search",
+    "verify_recall",
 ]

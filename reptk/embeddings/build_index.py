@@ -15,21 +15,32 @@ from reptk.core.files import atomic_folder, holds_only, recover_folder
 from reptk.embeddings import manifest
 from reptk.embeddings.embeddings_file import embeddings_file, existing_file
 from reptk.embeddings.layout import rows_per_block
-from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, LISTS_NAME, MANIFEST_NAME
 from reptk.embeddings.output_path import check_parent_writable, check_space_for_vectors
 from reptk.embeddings.parquet_file import ParquetFile
 from reptk.embeddings.progress import progress, spinner
 from reptk.embeddings.similarity_index import Index, exact_search
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import UnitLengthNormalizer
-from reptk.neighbors import ApproximateIndex, engine_name, recommended_index
+from reptk.neighbors import ApproximateIndex, build_on_disk, engine_name, lists_bytes, recommended_index
 
 RECALL_K = 10
 RECALL_QUERIES = 1000
 """Recall is measured at this k, with at most this many images of the index as queries."""
 
 
-def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "auto", force: bool = False) -> Index:
+ON_DISK_BYTES = 4 << 30
+"""Inverted lists that would be larger than this are built part by part, and stay on the disk."""
+
+
+def index(
+    embeddings: str | Path | Embeddings,
+    *,
+    out: str | Path,
+    kind: str = "auto",
+    on_disk: bool | None = None,
+    force: bool = False,
+) -> Index:
     """Build an index in a folder, which holds all it needs and can be moved.
 
     Args:
@@ -38,11 +49,13 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
         kind: "Flat" for exact search; the FAISS factory string of an approximate index ("IVF256,Flat", "HNSW32",
             "IVF256,PQ32"), whose recall is measured; "auto" for exact search unless there are so many images that it would
             take long.
+        on_disk: whether inverted lists ("IVF...") are built part by part and searched on the disk, with little memory; by
+            default, if they are larger than 4 GiB (`ON_DISK_BYTES`).
         force: replace an index that exists.
 
     Raises:
         DataError: there are no embeddings, or they are damaged or hold vectors that cannot be compared.
-        UsageError: FAISS does not know this kind, or `out` exists.
+        UsageError: FAISS does not know this kind, `out` exists, or `on_disk` is set for another kind.
         EnvironmentProblem: FAISS is missing, or `out` cannot be written.
     """
     folder = Path(out)
@@ -54,7 +67,7 @@ def index(embeddings: str | Path | Embeddings, *, out: str | Path, kind: str = "
         source = existing_file(embeddings).path
     # The old index can be searched until the new one is complete.
     with explain_write_errors(folder), atomic_folder(folder, force=force) as temporary:
-        _build(temporary, source, kind)
+        _build(temporary, source, kind, on_disk)
     return Index.open(folder, trust=True)
 
 
@@ -78,7 +91,7 @@ def measure_recall(index: Index) -> dict[str, Any]:
     return {"k": k, "value": round(is_hit.double().mean().item(), 4), "queries": len(query_rows)}
 
 
-def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
+def _build(folder: Path, source: Path | Embeddings, kind: str, on_disk: bool | None) -> None:
     """Write all files of the index into an empty folder."""
     _copy_normalized(source, folder / EMBEDDINGS_NAME)
     embeddings = Embeddings.load(folder / EMBEDDINGS_NAME)
@@ -86,8 +99,13 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
         kind = _recommended_kind(embeddings)
     start = time.perf_counter()
     approximate = None
+    lists = None
+    if kind == "Flat" and on_disk:
+        raise UsageError("only kinds of inverted lists are built on the disk, e.g. --kind IVF4096,PQ64")
     if kind != "Flat":
-        approximate = _build_approximate(embeddings, kind)
+        if on_disk or (on_disk is None and _has_large_lists(embeddings, kind)):
+            lists = folder / LISTS_NAME
+        approximate = _build_approximate(embeddings, kind, lists)
         (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
     with spinner("measuring recall"):
         recall = measure_recall(Index(embeddings, kind, approximate=approximate))
@@ -95,7 +113,7 @@ def _build(folder: Path, source: Path | Embeddings, kind: str) -> None:
     manifest.sign_faiss(files)
     record = {
         "format": manifest.FORMAT,
-        "version": manifest.VERSION,
+        "version": manifest.VERSION if lists is None else manifest.VERSION_ON_DISK,
         "kind": kind,
         "count": len(embeddings),
         "width": embeddings.width,
@@ -155,7 +173,13 @@ def _has_unit_length(embeddings: Embeddings, name: str) -> bool:
     return normalizer.all_unit
 
 
-def _build_approximate(embeddings: Embeddings, kind: str) -> ApproximateIndex:
+def _has_large_lists(embeddings: Embeddings, kind: str) -> bool:
+    num_bytes = lists_bytes(embeddings.width, kind, len(embeddings))
+    return num_bytes is not None and num_bytes > ON_DISK_BYTES
+
+
+def _build_approximate(embeddings: Embeddings, kind: str, lists: Path | None) -> ApproximateIndex:
+    """Build an index, with its inverted lists in the file `lists` unless that is None."""
     done = 0
     with progress(f"building {kind}", len(embeddings)) as advance:
         # FAISS reports how many are done, the bar takes how many more.
@@ -164,6 +188,8 @@ def _build_approximate(embeddings: Embeddings, kind: str) -> ApproximateIndex:
             advance(count - done)
             done = count
 
+        if lists is not None:
+            return build_on_disk(embeddings.vectors, kind, lists, progress=show)
         return ApproximateIndex.build(embeddings.vectors, kind, progress=show)
 
 

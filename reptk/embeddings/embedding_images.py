@@ -17,6 +17,7 @@ from reptk.data.record_source import Rows, ShardRow
 from reptk.data.resize import PAGE_COLOR, SquareOptions
 from reptk.data.sources.folder import read_images
 from reptk.embeddings.store import Embeddings
+from reptk.embeddings.store_index import StoredImages
 from reptk.report.data_uri import encode_data_uri
 
 SIDE_PX = 128
@@ -27,7 +28,7 @@ IGNORED_ARGUMENTS = ("split", "cache")
 class EmbeddingImages:
     """Data URIs of the images that embeddings stand for; an empty string for an image that is gone."""
 
-    def __init__(self, embeddings: Embeddings) -> None:
+    def __init__(self, embeddings: Embeddings | StoredImages) -> None:
         self.embeddings = embeddings
 
     def data_uri(self, number: int) -> str:

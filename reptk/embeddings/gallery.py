@@ -15,6 +15,7 @@ from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.search_images import Neighbor, SearchResult
 from reptk.embeddings.store import Embeddings
+from reptk.embeddings.store_index import StoredImages
 from reptk.report.templating import render
 
 GENERATOR = "reptk search"
@@ -55,7 +56,7 @@ class CardGroup:
     remark: str = ""
 
 
-def results_page(results: list[SearchResult], embeddings: Embeddings, about: str) -> str:
+def results_page(results: list[SearchResult], embeddings: Embeddings | StoredImages, about: str) -> str:
     """Return the page of a search; `about` says what was searched."""
     images = EmbeddingImages(embeddings)
     groups = [_result_group(result, embeddings, images) for result in results]
@@ -108,7 +109,7 @@ def write(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def _result_group(result: SearchResult, embeddings: Embeddings, images: EmbeddingImages) -> CardGroup:
+def _result_group(result: SearchResult, embeddings: Embeddings | StoredImages, images: EmbeddingImages) -> CardGroup:
     picture = ""
     label = ""
     if result.row is not None:

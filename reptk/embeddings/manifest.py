@@ -14,11 +14,14 @@ from reptk.embeddings.index_signature import is_signed, sign
 
 FORMAT = "reptk index"
 VERSION = 1
+VERSION_ON_DISK = 2
+"""Of an index whose inverted lists are in a file, which earlier versions of reptk cannot read."""
 
 EMBEDDINGS_NAME = "embeddings.safetensors"
 FAISS_NAME = "index.faiss"
+LISTS_NAME = "lists.ivfdata"
 MANIFEST_NAME = "manifest.json"
-FILE_NAMES = frozenset({EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME})
+FILE_NAMES = frozenset({EMBEDDINGS_NAME, FAISS_NAME, LISTS_NAME, MANIFEST_NAME})
 
 KEYS_WITHOUT_HASH = frozenset(
     {"format", "version", "kind", "count", "width", "recall", "seconds", "files", "about", "versions", "commit"}
@@ -42,18 +45,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."
         ) from cause
     except (OSError, ValueError) as cause:
-        raise DataError(damage_message(folder, f"{MANIFEST_NAME} cannot be read: {cause}")) from cause
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} cannot be read: {cause}")) from cause
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{folder} is no index of reptk: its {MANIFEST_NAME} is of something else")
     version = manifest.get("version")
     # Older versions can be read; a newer one may mean something else by the same keys.
-    if not isinstance(version, int) or version > VERSION:
+    if not isinstance(version, int) or version > VERSION_ON_DISK:
         raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
     # Earlier versions wrote other keys and no hash; a damaged key is none of theirs.
     if not is_intact(text, manifest) and not KEYS_WITHOUT_HASH.issuperset(manifest):
-        raise DataError(damage_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
     if not _is_complete(manifest):
-        raise DataError(damage_message(folder, f"{MANIFEST_NAME} is incomplete"))
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} is incomplete"))
     return manifest
 
 
@@ -82,8 +85,22 @@ def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
     content = read_bytes(folder / FAISS_NAME, manifest["files"][FAISS_NAME]["bytes"])
     if hashlib.sha256(content).hexdigest() != manifest["files"][FAISS_NAME].get("sha256"):
         reason = f"{FAISS_NAME} has another hash than {MANIFEST_NAME} says, so it is not read"
-        raise DataError(damage_message(folder, reason))
+        raise DataError(damaged_index_message(folder, reason))
     return content
+
+
+def has_lists(manifest: dict[str, Any]) -> bool:
+    """Return whether the inverted lists of the FAISS index are in a file of their own."""
+    return LISTS_NAME in manifest["files"]
+
+
+def verify_lists(folder: Path, manifest: dict[str, Any], *, any_size: bool) -> None:
+    """Raise DataError unless the file of inverted lists is the one that the manifest describes; see `verify_embeddings`.
+
+    Of a large file only the length is compared: what is in it can make a search return wrong rows, and nothing else.
+    """
+    max_hashed_bytes = None if any_size else MAX_HASHED_BYTES
+    _check_file(folder, manifest, LISTS_NAME, max_hashed_bytes)
 
 
 def sign_faiss(files: dict[str, dict[str, Any]]) -> None:
@@ -101,7 +118,7 @@ def is_built_here(manifest: dict[str, Any]) -> bool:
     return isinstance(record, dict) and is_signed(record.get("sha256"), record.get("signature"))
 
 
-def damage_message(folder: Path, reason: str) -> str:
+def damaged_index_message(folder: Path, reason: str) -> str:
     """Return the message for an index that cannot be trusted."""
     command = f"reptk index EMBEDDINGS --out {shlex.quote(str(folder))} --force"
     return f"the index {folder} is damaged: {reason}. Build it again: {command}"
@@ -117,4 +134,4 @@ def _is_complete(manifest: dict[str, Any]) -> bool:
 def _check_file(folder: Path, manifest: dict[str, Any], name: str, max_hashed_bytes: int | None) -> None:
     damage = find_damage(folder / name, manifest["files"].get(name), max_hashed_bytes=max_hashed_bytes)
     if damage is not None:
-        raise DataError(damage_message(folder, f"{name} {damage}"))
+        raise DataError(damaged_index_message(folder, f"{name} {damage}"))

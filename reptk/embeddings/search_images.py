@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.core import distributed
 from reptk.core.errors import DataError
 from reptk.core.files import sha256_of
 from reptk.embeddings.embedder import Embedder
+from reptk.embeddings.sharded_search import search_over_ranks
 from reptk.embeddings.similarity_index import Index
 from reptk.embeddings.store import Embeddings
+from reptk.embeddings.store_index import StoredImages, StoreIndex
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.models.encoder import Encoder
+from reptk.stores import is_address
 
 NO_ROW = -1
 
@@ -66,7 +72,7 @@ class SearchResult(NamedTuple):
 
 
 def search(
-    index: str | Path | Index | Embeddings,
+    index: str | Path | Index | StoreIndex | Embeddings,
     queries: str | Path | Sequence[str | Path] | Tensor | NDArray = (),
     *,
     ids: Sequence[str] = (),
@@ -76,8 +82,10 @@ def search(
 ) -> list[SearchResult]:
     """Return the k most similar images of each query, by cosine similarity.
 
+    On several ranks of a process group each compares its share of an index or file, and all ranks return the same.
+
     Args:
-        index: an index, or embeddings, which are searched exactly; or the path of either.
+        index: an index, or embeddings, which are searched exactly; or the path of either, or the address of a store.
         queries: one or several image files, which are encoded as the index was; or vectors (q, F).
         ids: images of the index that are queries, too; they are not among their own neighbors.
         k: how many neighbors; lowered, with a warning, to how many images there are.
@@ -87,9 +95,13 @@ def search(
     Raises:
         DataError: a query that is no image, an index that is damaged, an encoder that has moved or changed.
         UsageError: an unknown id, or a k below 1.
+        EnvironmentProblem: a store that cannot be reached.
     """
+    if isinstance(index, str) and is_address(index):
+        with closing(StoreIndex.open(index)) as opened:
+            return search(opened, queries, ids=ids, k=k, encoder=encoder, device=device)
     index = _open(index)
-    rows_of_ids = [index.embeddings.row_of(image_id) for image_id in ids]
+    rows_of_ids = index.rows_of(ids)
     if isinstance(queries, np.ndarray):
         queries = torch.from_numpy(queries)
     if isinstance(queries, Tensor):
@@ -98,10 +110,11 @@ def search(
         paths: list[Path | None] = [None] * len(queries)
     else:
         paths = _existing_images(queries)
-        vectors = _embed_files(index, paths, encoder, device)
+        # By one process, since others may have another device, which rounds otherwise.
+        vectors = distributed.run_on_main(partial(_embed_files, index, paths, encoder, device))
         names = [str(path) for path in paths]
     if rows_of_ids:
-        vectors = torch.cat([vectors, index.embeddings.vectors[rows_of_ids].float()])
+        vectors = torch.cat([vectors, index.vectors_of(rows_of_ids)])
     if not len(vectors):
         return []
 
@@ -117,7 +130,10 @@ def search(
     if k > max_k >= 1:
         warnings.warn(f"k = {k} is more than there is; {max_k} is used instead", stacklevel=2)
         k = max_k
-    similarities, rows = index.search(vectors, k, exclude)
+    if isinstance(index, Index):
+        similarities, rows = search_over_ranks(index, vectors, k, exclude)
+    else:
+        similarities, rows = index.search(vectors, k, exclude)
     results = []
     for query, name in enumerate(names):
         neighbors = _neighbors(index.embeddings, paths[query], similarities[query].tolist(), rows[query].tolist())
@@ -125,8 +141,8 @@ def search(
     return results
 
 
-def _open(index: str | Path | Index | Embeddings) -> Index:
-    if isinstance(index, Index):
+def _open(index: str | Path | Index | StoreIndex | Embeddings) -> Index | StoreIndex:
+    if isinstance(index, Index | StoreIndex):
         return index
     if isinstance(index, Embeddings):
         return Index(with_unit_length(index, "these embeddings"))
@@ -164,7 +180,9 @@ def _existing_images(queries: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _embed_files(index: Index, paths: Sequence[Path], encoder: str | Path | Encoder | None, device: str) -> Tensor:
+def _embed_files(
+    index: Index | StoreIndex, paths: Sequence[Path], encoder: str | Path | Encoder | None, device: str
+) -> Tensor:
     """Return the vectors (q, F) of image files, by the encoder of the index, which may have moved to `encoder`."""
     if not paths:
         return torch.empty(0, index.embeddings.width)
@@ -173,7 +191,7 @@ def _embed_files(index: Index, paths: Sequence[Path], encoder: str | Path | Enco
 
 
 def _neighbors(
-    embeddings: Embeddings, query_path: Path | None, similarities: list[float], rows: list[int]
+    embeddings: Embeddings | StoredImages, query_path: Path | None, similarities: list[float], rows: list[int]
 ) -> list[Neighbor]:
     """Return the neighbors of one query, given its results (k,); rows of -1, where fewer were found, are left out."""
     neighbors = []

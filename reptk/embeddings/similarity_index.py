@@ -2,8 +2,10 @@
 
 import shlex
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,10 @@ from reptk.core.file_records import read_replaceable
 from reptk.core.files import recover_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.embeddings_file import SUFFIXES
-from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, LISTS_NAME, MANIFEST_NAME
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import with_unit_length
-from reptk.neighbors import ApproximateIndex, rerank, search
+from reptk.neighbors import ApproximateIndex, open_on_disk, rerank, search
 
 CANDIDATES_PER_NEIGHBOR = 4
 MIN_CANDIDATES = 100
@@ -80,12 +82,42 @@ class Index:
             )
             kind, recall = "Flat", 1.0
         if kind != "Flat":
-            approximate = ApproximateIndex.from_bytes(manifests.read_verified_faiss(folder, manifest))
+            approximate = _open_approximate(folder, manifest, verify)
         # A valid file may still be that of another index, copied into the folder.
         for name, part in ((EMBEDDINGS_NAME, embeddings), (FAISS_NAME, approximate)):
             if part is not None and (len(part), part.width) != (manifest["count"], manifest["width"]):
-                raise DataError(manifests.damage_message(folder, f"{name} is {len(part):,} x {part.width}"))
+                raise DataError(manifests.damaged_index_message(folder, f"{name} is {len(part):,} x {part.width}"))
         return cls(embeddings, kind, recall, approximate, folder)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the inverted lists of an approximate index are read from a file when they are searched."""
+        return self.approximate is not None and self.path is not None and (self.path / LISTS_NAME).is_file()
+
+    def close(self) -> None:
+        """Do nothing: files are closed when nothing uses them."""
+
+    def describe_kind(self) -> str:
+        """Return how it is searched, e.g. `Flat (exact)`."""
+        quality = "exact"
+        if self.approximate is not None:
+            quality = f"recall@10 {100 * self.recall:.1f} %"
+        return f"{self.kind} ({quality})"
+
+    def rows_of(self, ids: Sequence[str]) -> list[int]:
+        """Return the row of the first image with each of these ids; see `Embeddings.row_of`."""
+        return [self.embeddings.row_of(image_id) for image_id in ids]
+
+    def vectors_of(self, rows: Sequence[int]) -> Tensor:
+        """Return the vectors (r, F) float32 of rows."""
+        return self.embeddings.vectors[list(rows)].float()
+
+    def vector_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all rows as numbers (b,) and vectors (b, F), block by block."""
+        first = 0
+        for block in self.embeddings.blocks():
+            yield torch.arange(first, first + len(block.vectors)), block.vectors
+            first += len(block.vectors)
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the k most similar images of each query, best first.
@@ -102,7 +134,7 @@ class Index:
             DataError: queries of another width, or not finite.
             UsageError: k is below 1, or more than there are images.
         """
-        self._check_queries(queries, k, exclude)
+        self.check_queries(queries, k, exclude)
         try:
             return self._search(queries, k, exclude)
         except ValueError as cause:  # rows that are not finite or not of unit length, as those of an index are
@@ -114,14 +146,22 @@ class Index:
         bank = self.embeddings.vectors
         if self.approximate is None:
             return exact_search(bank, queries, k, exclude)
-        num_candidates = min(max(CANDIDATES_PER_NEIGHBOR * k, MIN_CANDIDATES), len(bank))
         # FAISS's similarities are those of compressed vectors; the stored ones rank the candidates exactly.
-        _, candidates = self.approximate.search(queries.float(), num_candidates)
-        if candidates.numel() and int(candidates.max()) >= len(bank):
-            raise DataError("the index is damaged: it names rows that do not exist. Build it again: reptk index")
+        _, candidates = self.approximate.search(queries.float(), self.num_candidates(k))
+        self.check_candidates(candidates)
         return rerank(bank, queries, candidates, k, exclude)
 
-    def _check_queries(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:
+    def num_candidates(self, k: int) -> int:
+        """Return how many candidates of an approximate index are ranked by their stored vectors."""
+        return min(max(CANDIDATES_PER_NEIGHBOR * k, MIN_CANDIDATES), len(self))
+
+    def check_candidates(self, candidates: Tensor) -> None:
+        """Raise DataError if an approximate index names rows that do not exist."""
+        if candidates.numel() and int(candidates.max()) >= len(self):
+            raise DataError("the index is damaged: it names rows that do not exist. Build it again: reptk index")
+
+    def check_queries(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:
+        """Raise DataError or UsageError if these queries cannot be searched; see `search`."""
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.width:
             raise DataError(
                 f"the index holds embeddings of {self.embeddings.width} values, the queries are {tuple(queries.shape)}; they "
@@ -134,6 +174,14 @@ class Index:
             max_k -= 1
         if not 1 <= k <= max_k:
             raise UsageError(f"k must be 1 to {max_k}, which is how many images there are, got {k}")
+
+
+def _open_approximate(folder: Path, manifest: dict[str, Any], verify: bool) -> ApproximateIndex:
+    content = manifests.read_verified_faiss(folder, manifest)
+    if not manifests.has_lists(manifest):
+        return ApproximateIndex.from_bytes(content)
+    manifests.verify_lists(folder, manifest, any_size=verify)
+    return open_on_disk(content, folder / LISTS_NAME)
 
 
 def exact_search(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,10 @@ class Embeddings:
 
     def class_of(self, row: int) -> str:
         """Return the class name of an image, empty if it has no label."""
-        label = int(self.labels[row])
+        return self.class_name(int(self.labels[row]))
+
+    def class_name(self, label: int) -> str:
+        """Return the class name of a label, empty for -1."""
         if label < 0:
             return ""
         if label < len(self.classes):

@@ -1,11 +1,11 @@
 """The folder of a trained encoder: weights, configuration, perhaps a classifier, and their hashes, published as a whole."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import reptk
+from reptk.config.run_commands import resume_command
 from reptk.core.errors import DataError, UsageError
 from reptk.core.file_records import file_record, find_damage, is_intact, manifest_text
 from reptk.core.files import atomic_folder, holds_only, parse_json, recover_folder
@@ -72,7 +72,7 @@ def find_model(run: str | Path, folder: Path) -> Path:
         return folder
     message = f"no model in {run}: it needs model/{WEIGHTS_FILE}, which a finished run has"
     if (folder / RECIPE_FILE).is_file():
-        message += f". To finish the run, or to write it again from the last checkpoint: {_resume_command(folder)}"
+        message += f". To finish the run, or to write it again from the last checkpoint: {resume_command(folder)}"
     raise DataError(message)
 
 
@@ -129,12 +129,8 @@ def damage_message(folder: Path, reason: str) -> str:
     """Return the message for a model that cannot be trusted."""
     again = "train the run again"
     if folder.name == "model" and (folder.parent / RECIPE_FILE).is_file():
-        again = f"delete it and let the run write it again from its last checkpoint ({_resume_command(folder.parent)})"
+        again = f"delete it and let the run write it again from its last checkpoint ({resume_command(folder.parent)})"
     return (
-        f"the model in {folder} is damaged: {reason}. Copy the folder again from where it is whole, or {again}; if you changed "
+        f"the model in {folder} is damaged: {reason}. Copy the folder again from an intact copy, or {again}; if you changed "
         f"a file on purpose, delete {MANIFEST_FILE}"
     )
-
-
-def _resume_command(run: Path) -> str:
-    return f"{shlex.join(['python', '-m', 'reptk.recipe', str(run)])} --resume"

@@ -1,10 +1,7 @@
 """Approximate nearest neighbors by FAISS's factory strings, for banks too large for exact search; recall can be measured."""
 
 import json
-import re
-import warnings
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,26 +13,18 @@ from reptk.core.errors import DataError, UsageError
 from reptk.core.files import parse_json
 from reptk.neighbors.engine import require_faiss
 from reptk.neighbors.exact import search
+from reptk.neighbors.faiss_factory import (
+    as_array,
+    create_index,
+    inverted_lists,
+    reason_of,
+    set_effort,
+    single_thread_for_graphs,
+    train_index,
+    untransformed_lists,
+)
 from reptk.neighbors.ranking import candidate_similarities
 from reptk.neighbors.vectors import check_vectors, chunks
-
-MIN_ROWS_PER_CENTROID = 39
-"""With fewer rows k-means places a centroid badly (FAISS's own limit for its warning)."""
-
-MAX_ROWS_PER_CENTROID = 256
-"""More rows than this change nothing (FAISS samples as many)."""
-
-REFINE_FACTOR = 8
-"""An index that refines (",RFlat") ranks this many times k candidates by its exact copies."""
-
-GRAPHS = ("HNSW", "NSG")
-"""Kinds whose number is that of the links of a node."""
-
-MIN_LINKS = 2
-"""With a single link, FAISS ends the process."""
-
-MAX_DIGITS = 8
-"""Of a number in a factory string. FAISS reads longer ones as other numbers, or tries to reserve the memory."""
 
 _HEADER = b"reptk approximate index 1 "
 
@@ -81,24 +70,17 @@ class ApproximateIndex:
         """
         faiss = require_faiss("an approximate index")
         check_vectors("bank", bank)
-        index = _create(faiss, bank.shape[1], factory)
-        _set_seed(faiss, index, rng.key("approximate", seed) & 0x7FFFFFFF)
-        threads = faiss.omp_get_max_threads()
-        if "HNSW" in factory or "NSG" in factory:
-            # Threads that add nodes to a graph at the same time link them differently every time.
-            faiss.omp_set_num_threads(1)
-        try:
-            if not index.is_trained:
-                _train(faiss, index, factory, bank, seed)
-            for first, rows in chunks(bank):
-                index.add(_as_array(rows))
-                if progress is not None:
-                    progress(first + len(rows))
-        except RuntimeError as cause:
-            raise UsageError(f"FAISS cannot add rows to {factory!r}: {_reason(cause)}") from cause
-        finally:
-            faiss.omp_set_num_threads(threads)
-        _set_effort(faiss, index, effort)
+        index = create_index(faiss, bank.shape[1], factory, seed)
+        with single_thread_for_graphs(faiss, factory):
+            train_index(faiss, index, factory, bank, seed)
+            try:
+                for first, rows in chunks(bank):
+                    index.add(as_array(rows))
+                    if progress is not None:
+                        progress(first + len(rows))
+            except RuntimeError as cause:
+                raise UsageError(f"FAISS cannot add rows to {factory!r}: {reason_of(cause)}") from cause
+        set_effort(faiss, index, effort)
         return cls(index, factory)
 
     def __len__(self) -> int:
@@ -130,7 +112,7 @@ class ApproximateIndex:
         rows = torch.full((len(queries), k), -1)
         for first, block in chunks(queries):
             part = slice(first, first + len(block))
-            similarities[part], rows[part] = _in_order(*self.index.search(_as_array(block), k))
+            similarities[part], rows[part] = _in_order(*self.index.search(as_array(block), k))
         self._complete(queries, similarities, rows)
         return similarities, rows
 
@@ -139,7 +121,7 @@ class ApproximateIndex:
         num_findable = min(rows.shape[1], len(self))
         if num_findable == 0 or not (rows[:, num_findable - 1] < 0).any():
             return
-        lists = _inverted_lists(require_faiss("an approximate index"), self.index)
+        lists = inverted_lists(require_faiss("an approximate index"), self.index)
         if lists is None:
             return
         usual_probes = lists.nprobe
@@ -149,10 +131,55 @@ class ApproximateIndex:
                 incomplete = (rows[:, num_findable - 1] < 0).nonzero()[:, 0]
                 if len(incomplete) == 0:
                     return
-                results = self.index.search(_as_array(queries[incomplete]), rows.shape[1])
+                results = self.index.search(as_array(queries[incomplete]), rows.shape[1])
                 similarities[incomplete], rows[incomplete] = _in_order(*results)
         finally:
             lists.nprobe = usual_probes
+
+    def search_share(self, queries: Tensor, k: int, share: int, num_shares: int) -> tuple[Tensor, Tensor] | None:
+        """Return what `search` finds in a share of the inverted lists; None if the index has no lists, or more than them.
+
+        Args:
+            queries: (q, F).
+            k: neighbors.
+            share: which one, from 0.
+            num_shares: into how many the lists are divided.
+
+        Returns:
+            similarities (q, k) and rows (q, k); -inf and -1 where the visited lists hold fewer. See `best_of`.
+        """
+        check_vectors("queries", queries)
+        faiss = require_faiss("an approximate index")
+        transforms, lists = untransformed_lists(faiss, self.index)
+        if lists is None:
+            return None
+        similarities = [torch.empty(0, k)]
+        rows = [torch.empty(0, k, dtype=torch.int64)]
+        for _, block in chunks(queries):
+            vectors = as_array(block)
+            for transform in transforms:
+                vectors = transform.apply(vectors)
+            coarse, numbers = lists.quantizer.search(vectors, lists.nprobe)
+            # FAISS leaves lists of number -1 out.
+            numbers[numbers % num_shares != share] = -1
+            block_similarities, block_rows = _in_order(*lists.search_preassigned(vectors, k, numbers, coarse))
+            similarities.append(block_similarities)
+            rows.append(block_rows)
+        return torch.cat(similarities), torch.cat(rows)
+
+    def best_of(self, queries: Tensor, similarities: Tensor, rows: Tensor, k: int) -> Tensor:
+        """Return the rows (q, k) that `search` finds, given what `search_share` returns for all shares.
+
+        Args:
+            queries: (q, F).
+            similarities: (q, s * k) of all shares.
+            rows: (q, s * k).
+            k: neighbors.
+        """
+        similarities, rows = _in_order(similarities.numpy(), rows.numpy())
+        similarities, rows = similarities[:, :k].contiguous(), rows[:, :k].contiguous()
+        self._complete(queries, similarities, rows)
+        return rows
 
     def recall(self, bank: Tensor, queries: Tensor, k: int, sample: int = 1000) -> float:
         """Return the share of the exact k neighbors that this index finds; a row as similar as the k-th counts as found.
@@ -184,8 +211,12 @@ class ApproximateIndex:
         return _HEADER + json.dumps(self.factory).encode() + b"\n" + faiss.serialize_index(self.index).tobytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "ApproximateIndex":
+    def from_bytes(cls, data: bytes, flags: int = 0) -> "ApproximateIndex":
         """Read what `to_bytes` returned. Verify the hash of the bytes before: FAISS may crash on damaged ones.
+
+        Args:
+            data: the bytes.
+            flags: FAISS's, how to read them.
 
         Raises:
             DataError: the bytes are no such index, or FAISS cannot read them.
@@ -198,129 +229,9 @@ class ApproximateIndex:
         try:
             factory = parse_json(header[len(_HEADER) :])
             body = np.frombuffer(data, dtype=np.uint8, offset=len(header) + 1)
-            return cls(faiss.deserialize_index(body), str(factory))
+            return cls(faiss.deserialize_index(body, flags), str(factory))
         except (ValueError, RuntimeError) as cause:
-            raise DataError(f"the index is damaged ({_reason(cause)}); build it again") from cause
-
-
-def recommended_index(count: int, width: int) -> str:
-    """Return the factory string recommended for `count` rows: exact below 200,000, inverted lists, or quantized lists.
-
-    There are about 4 sqrt(n) lists, as in FAISS's guidelines
-    (https://github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index). Where float32 rows would take more than
-    16 GiB, about every 8 values are quantized to a byte.
-    """
-    if count < 200_000:
-        return "Flat"
-    lists = 1 << round(np.log2(4 * count**0.5))
-    if 4 * count * width <= 16 << 30:
-        return f"IVF{lists},Flat"
-    return f"IVF{lists},PQ{_subquantizers(width)}"
-
-
-def _subquantizers(width: int) -> int:
-    """The largest number of equal parts, of 8 values or more, into which a row can be cut."""
-    return max(parts for parts in range(1, max(1, width // 8) + 1) if width % parts == 0)
-
-
-def _create(faiss: ModuleType, width: int, factory: str) -> Any:
-    try:
-        _check_numbers(factory)
-        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
-    except (RuntimeError, ValueError) as cause:
-        raise UsageError(
-            f"FAISS makes no index {factory!r} for rows of {width} values: {_reason(cause)}. Known to work, for example: "
-            f"Flat, IVF256,Flat, HNSW32, IVF256,PQ{_subquantizers(width)}"
-        ) from cause
-
-
-def _check_numbers(factory: str) -> None:
-    """Refuse numbers of a factory string with which FAISS ends the process, loops, or exhausts the memory.
-
-    Raises:
-        ValueError: there is such a number.
-    """
-    for kind, digits in re.findall(r"([A-Za-z]+)(-?\d+)", factory):
-        smallest = MIN_LINKS if kind in GRAPHS else 1
-        if len(digits) > MAX_DIGITS or int(digits) < smallest:
-            raise ValueError(f"{kind}{digits}: the number must be {smallest} to {10**MAX_DIGITS - 1}")
-
-
-def _layers(faiss: ModuleType, index: Any) -> Iterator[Any]:
-    """Yield the index and the indexes inside it: after a transform, before a refinement, and the quantizer of the lists."""
-    index = faiss.downcast_index(index)
-    yield index
-    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
-        yield from _layers(faiss, index.index)
-    elif isinstance(index, faiss.IndexRefine):
-        yield from _layers(faiss, index.base_index)
-    elif isinstance(index, faiss.IndexIVF):
-        yield from _layers(faiss, index.quantizer)
-
-
-def _inverted_lists(faiss: ModuleType, index: Any) -> Any | None:
-    """Return the layer of an index that has inverted lists; None if there is none."""
-    for layer in _layers(faiss, index):
-        if isinstance(layer, faiss.IndexIVF):
-            return layer
-    return None
-
-
-def _product_quantizers(faiss: ModuleType, index: Any) -> Iterator[Any]:
-    classes = faiss.IndexPQ, faiss.IndexIVFPQ, faiss.IndexPQFastScan, faiss.IndexIVFPQFastScan
-    for layer in _layers(faiss, index):
-        if isinstance(layer, classes):
-            yield layer.pq
-
-
-def _set_seed(faiss: ModuleType, index: Any, seed: int) -> None:
-    """Make k-means and graphs reproducible, and leave the warning about few rows to `_train`."""
-    layers = list(_layers(faiss, index))
-    clusterings = [layer.cp for layer in layers if isinstance(layer, faiss.IndexIVF)]
-    clusterings += [quantizer.cp for quantizer in _product_quantizers(faiss, index)]
-    for clustering in clusterings:
-        clustering.seed = seed
-        clustering.min_points_per_centroid = 1
-    for layer in layers:
-        if isinstance(layer, (faiss.IndexPQ, faiss.IndexIVFPQ)):
-            # It takes most of the training time, and only polysemous search, which is not used, needs it.
-            layer.do_polysemous_training = False
-        if isinstance(layer, faiss.IndexHNSW):
-            layer.hnsw.rng = faiss.RandomGenerator(seed)
-
-
-def _set_effort(faiss: ModuleType, index: Any, effort: int | None) -> None:
-    for layer in _layers(faiss, index):
-        if isinstance(layer, faiss.IndexIVF):
-            layer.nprobe = min(layer.nlist, effort or max(8, layer.nlist // 16))
-        elif isinstance(layer, faiss.IndexHNSW):
-            layer.hnsw.efSearch = effort or 128
-        elif isinstance(layer, faiss.IndexRefine):
-            layer.k_factor = REFINE_FACTOR
-
-
-def _train(faiss: ModuleType, index: Any, factory: str, bank: Tensor, seed: int) -> None:
-    counts = [layer.nlist for layer in _layers(faiss, index) if isinstance(layer, faiss.IndexIVF)]
-    counts += [quantizer.ksub for quantizer in _product_quantizers(faiss, index)]
-    centroids = max(counts, default=1)
-    enough_rows = MIN_ROWS_PER_CENTROID * centroids
-    if len(bank) < centroids:
-        raise UsageError(
-            f"{factory!r} needs at least {centroids} rows to be trained, better {enough_rows}; the bank has {len(bank)}. "
-            f"Use fewer lists, or {recommended_index(len(bank), bank.shape[1])}"
-        )
-    if len(bank) < enough_rows:
-        warnings.warn(
-            f"{len(bank)} rows train {centroids} centroids badly; {enough_rows} or more would do", stacklevel=3
-        )
-    rows = bank
-    if len(bank) > MAX_ROWS_PER_CENTROID * centroids:
-        numbers = torch.randperm(len(bank), generator=rng.generator("approximate", seed, len(bank)))
-        rows = bank[numbers[: MAX_ROWS_PER_CENTROID * centroids].sort().values]
-    try:
-        index.train(_as_array(rows))
-    except RuntimeError as cause:
-        raise UsageError(f"FAISS cannot train {factory!r} on {len(rows)} rows: {_reason(cause)}") from cause
+            raise DataError(f"the index is damaged ({reason_of(cause)}); build it again") from cause
 
 
 def _in_order(similarities: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -331,15 +242,3 @@ def _in_order(similarities: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tenso
     order = np.lexsort((last_if_absent, -similarities), axis=1)
     columns = torch.from_numpy(order)
     return torch.from_numpy(similarities).gather(1, columns), torch.from_numpy(rows).gather(1, columns)
-
-
-def _as_array(rows: Tensor) -> np.ndarray:
-    return rows.float().cpu().contiguous().numpy()
-
-
-def _reason(cause: Exception) -> str:
-    """Return FAISS's message without the C++ function and line that raised it."""
-    lines = str(cause).strip().splitlines()
-    if not lines:
-        return type(cause).__name__
-    return lines[-1].partition(".cpp:")[2].partition(": ")[2] or lines[-1]

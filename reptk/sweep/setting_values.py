@@ -96,7 +96,7 @@ def read_start(value: Any, depth: int = 0) -> StartRun | None:
     """Return the run in whose folder a path lies; None if there is none.
 
     Args:
-        value: of one of `START_KEYS`; it and the files that it leads to may be a stranger's.
+        value: of one of `START_KEYS`; it and the files that it leads to are untrusted.
         depth: how many stages it starts later runs through.
     """
     if not isinstance(value, str) or depth > MAX_STAGES:

@@ -58,7 +58,7 @@ def evaluate_now(
     )
 
 
-def save_model(parts: Parts, folder: Path) -> None:
+def save_run_model(parts: Parts, folder: Path) -> None:
     """Write `model/` into the run's folder: the encoder, and the classifier if the method trains one."""
     classifier = None
     if parts.classifier is not None:

@@ -23,7 +23,7 @@ def load_classifier(method: Method, run: str, classes: tuple[str, ...]) -> bool:
         Whether there was one.
 
     Raises:
-        DataError: it tells other classes apart.
+        DataError: it has other classes.
     """
     saved = read_classifier(run)
     if saved is None or method.classifier is None:
@@ -31,7 +31,7 @@ def load_classifier(method: Method, run: str, classes: tuple[str, ...]) -> bool:
     difference = saved.difference_to(classes)
     if difference is not None:
         raise DataError(
-            f"start.classifier=run: the classifier of {run} tells other classes apart: {difference}. For a new classifier: "
+            f"start.classifier=run: the classifier of {run} has other classes: {difference}. For a new classifier: "
             "start.classifier=new"
         )
     method.classifier.load_state_dict(saved.module.state_dict())

@@ -407,6 +407,9 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         index = one_of(EMBEDDINGS, FAULTY_EMBEDDINGS)
         query = draw.choice([["a.png"], ["--id", "1"], ["--id", "a.png"], ["--duplicates"], ["--duplicates", index]])
         return [index, *query, "--no-html", "--k", "2"]
+    if verb == "export":
+        target = one_of(["lance:o.lance"], ["lance:", "lance:photos", "mysql://me:x@host/db", "o.lance", "onnx"])
+        return [one_of(EMBEDDINGS, FAULTY_EMBEDDINGS), "--to", target, "--force"]
     if verb == "sweep":
         pairs = draw.choice([["seed=0..2"], ["optim.lr=0.1,0.2", "seed=0,1"], ["loss.name=simclr,tcl"]])
         return [one_of(RECIPES, FAULTY_RECIPES), *pairs]

@@ -1,5 +1,6 @@
 """reptk.index: exact and approximate indexes, and what may be replaced by them."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import reptk
 from embedding_inputs import needs_faiss, needs_pyarrow
 from reptk.core import rng
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.embeddings import Embeddings, Index
+from reptk.embeddings import Embeddings, Index, build_index
 from reptk.embeddings.build_index import measure_recall
 from reptk.embeddings.similarity_index import exact_search
 
@@ -97,3 +98,50 @@ def test_only_an_index_is_replaced(photo_embeddings: Path, tmp_path: Path) -> No
     with pytest.raises(EnvironmentProblem, match="there is no folder"):
         reptk.index(photo_embeddings, out=tmp_path / "no" / "e.index")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.index", "mine"]
+
+
+@needs_faiss
+@pytest.mark.filterwarnings("ignore:.*train 4 centroids badly")
+@pytest.mark.parametrize("automatic", [False, True])
+def test_lists_on_disk(automatic: bool, clustered: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = reptk.index(clustered, out=tmp_path / "m.index", kind="IVF4,PQ4x4")
+    folder = tmp_path / "d.index"
+    on_disk = True
+    if automatic:
+        monkeypatch.setattr(build_index, "ON_DISK_BYTES", 640 * (2 + 8) - 1)
+        on_disk = None
+    reptk.index(clustered, out=folder, kind="IVF4,PQ4x4", on_disk=on_disk)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "embeddings.safetensors",
+        "index.faiss",
+        "lists.ivfdata",
+        "manifest.json",
+    ]
+    moved = tmp_path / "moved.index"
+    folder.rename(moved)
+    index = Index.open(moved)
+    assert index.is_on_disk
+    assert index.recall == in_memory.recall
+    queries = clustered.vectors[:50]
+    assert torch.equal(torch.stack(index.search(queries, 10)), torch.stack(in_memory.search(queries, 10)))
+    assert json.loads((moved / "manifest.json").read_text())["version"] == 2, (
+        "earlier versions say that they cannot read it"
+    )
+    lists = moved / "lists.ivfdata"
+    content = lists.read_bytes()
+    lists.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"lists\.ivfdata has another length"):
+        Index.open(moved)
+    lists.write_bytes(bytes(len(content)))
+    with pytest.raises(DataError, match=r"lists\.ivfdata has another hash"):
+        Index.open(moved)
+    reptk.index(clustered, out=moved, kind="IVF4,Flat", on_disk=False, force=True)
+    assert not (moved / "lists.ivfdata").exists()
+
+
+@needs_faiss
+def test_only_lists_are_on_disk(clustered: Embeddings, tmp_path: Path) -> None:
+    for kind in ("Flat", "HNSW8", "auto"):
+        with pytest.raises(UsageError, match="only kinds of inverted lists"):
+            reptk.index(clustered, out=tmp_path / "e.index", kind=kind, on_disk=True)
+    assert list(tmp_path.iterdir()) == []

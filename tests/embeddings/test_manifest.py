@@ -22,7 +22,7 @@ DAMAGE = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "is no index"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
     "foreign": (lambda folder: (folder / "manifest.json").write_text('{"step": 3}'), "something else"),
-    "newer": (lambda folder: change_manifest(folder, version=2), "newer reptk"),
+    "newer": (lambda folder: change_manifest(folder, version=3), "newer reptk"),
     "incomplete": (lambda folder: change_manifest(folder, count=None), "is incomplete"),
     "another count": (lambda folder: change_manifest(folder, count=3), "is 12 x"),
 }
@@ -45,7 +45,7 @@ def test_a_damaged_index_is_refused(
 @needs_faiss
 def test_every_flipped_bit_is_noticed(clustered: Embeddings, tmp_path: Path) -> None:
     folder = tmp_path / "e.index"
-    reptk.index(clustered, out=folder, kind="IVF4,Flat")
+    reptk.index(clustered, out=folder, kind="IVF4,Flat", on_disk=True)
     for name in sorted(manifest.FILE_NAMES):
         content = (folder / name).read_bytes()
         # Of the manifest, every byte; of the others, which have one hash each, a few.

@@ -294,7 +294,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_read(damage: str
     assert message in checkpoint.damaged[0]
     # A run does not begin anew because all of them are damaged.
     inflict(tmp_path / "step_00000001")
-    with pytest.raises(DataError, match=r"no checkpoint in .* is whole") as error:
+    with pytest.raises(DataError, match=r"no checkpoint in .* is intact") as error:
         load_newest(tmp_path)
     assert str(error.value).count("is damaged") == 2
 

@@ -1,0 +1,211 @@
+"""Qdrant, as an example of a store: https://qdrant.tech.
+
+reptk export photos.safetensors --to qdrant:http://localhost:6333/photos --plugin reptk.plugins.qdrant
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from reptk import STORES
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.stores import (
+    Collection,
+    StoredRows,
+    redacted,
+    require_new_collection,
+    require_store_package,
+    without_secrets,
+)
+
+BATCH_ROWS = 1000
+"""Points of a request, whose size a server limits to 32 MB."""
+
+
+@STORES.register("qdrant")
+class QdrantStore:
+    """qdrant:http://HOST:6333/NAME, a collection of a Qdrant server; qdrant:FOLDER/NAME, one in this process, to try it.
+
+    NAME is an alias: a new collection is filled under another name, and the alias is moved when it is complete. A key is taken
+    from QDRANT_API_KEY. Points have the payload id, path, label and class.
+
+    Args:
+        address: as above; with `:memory:` in place of the folder nothing is written.
+
+    Raises:
+        UsageError: there is no name in the address.
+        EnvironmentProblem: the package qdrant-client is missing.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.name = redacted(address)
+        self._address = address
+        self._location, _, self._alias = address.partition(":")[2].rpartition("/")
+        if not self._location or not self._alias:
+            raise UsageError(f"{self.name}: needs a server and a name, e.g. qdrant:http://localhost:6333/photos")
+        require_store_package("qdrant:", "qdrant_client", "qdrant")
+        self._client: Any = None
+
+    def write(self, collection: Collection, blocks: Iterable[StoredRows], *, replace: bool) -> None:
+        from qdrant_client import models
+
+        with self._errors("write"):
+            old, existing = self._existing_collection()
+            is_taken = old is not None or self._connect().collection_exists(self._alias)
+            require_new_collection(self.name, existing, collection, replace=replace, is_taken=is_taken)
+            new = f"{self._alias}_{secrets.token_hex(8)}"
+            datatype = models.Datatype.FLOAT16 if collection.half else models.Datatype.FLOAT32
+            vectors = models.VectorParams(size=collection.width, distance=models.Distance.COSINE, datatype=datatype)
+            client = self._connect()
+            client.create_collection(new, vectors_config=vectors, metadata={"reptk": collection.to_json()})
+            try:
+                for block in blocks:
+                    self._upload(new, block)
+                changes: list[Any] = []
+                if old is not None:
+                    changes.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._alias)))
+                create = models.CreateAlias(collection_name=new, alias_name=self._alias)
+                changes.append(models.CreateAliasOperation(create_alias=create))
+                client.update_collection_aliases(changes)
+            except BaseException:
+                client.delete_collection(new)
+                raise
+            if old is not None:
+                client.delete_collection(old)
+
+    def read_collection(self) -> Collection:
+        with self._errors("read"):
+            name, collection = self._existing_collection()
+            if name is None:
+                raise DataError(
+                    f"{self.name}: there is no such collection. Write it: reptk export EMBEDDINGS --to ADDRESS"
+                )
+            if collection is None:
+                raise DataError(f"{self.name} was not written by reptk, which does not know what its points hold")
+            count = self._connect().count(name).count
+            width = self._connect().get_collection(name).config.params.vectors.size
+        if (count, width) != (collection.count, collection.width):
+            raise DataError(
+                f"{self.name} has changed since it was written: it holds {count:,} vectors of {width} values, then "
+                f"{collection.describe()}. Export the embeddings again: --force"
+            )
+        return collection
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        similarities = np.full((len(queries), k), -np.inf, np.float32)
+        numbers = np.full((len(queries), k), -1)
+        with self._errors("search"):
+            for row, query in enumerate(queries):
+                points = self._connect().query_points(self._alias, query=query.tolist(), limit=k).points
+                points.sort(key=lambda point: (-point.score, point.id))
+                numbers[row, : len(points)] = [point.id for point in points]
+                similarities[row, : len(points)] = [point.score for point in points]
+        return similarities, numbers
+
+    def fetch(self, numbers: np.ndarray) -> StoredRows:
+        ids = numbers.tolist()
+        with self._errors("read"):
+            points = self._connect().retrieve(self._alias, ids=ids, with_payload=True, with_vectors=True)
+        by_number = {point.id: point for point in points}
+        missing = [number for number in ids if number not in by_number]
+        if missing:
+            raise DataError(f"{self.name} has no row {missing[0]}")
+        ordered = [by_number[number] for number in ids]
+        payloads = [point.payload for point in ordered]
+        return StoredRows(
+            numbers,
+            np.array([point.vector for point in ordered], np.float32),
+            [payload["id"] for payload in payloads],
+            [payload["path"] for payload in payloads],
+            np.array([payload["label"] for payload in payloads], np.int64),
+            [payload["class"] for payload in payloads],
+        )
+
+    def find(self, image_id: str) -> int | None:
+        from qdrant_client import models
+
+        condition = models.FieldCondition(key="id", match=models.MatchValue(value=image_id))
+        with self._errors("read"):
+            # In the order of their numbers.
+            points, _ = self._connect().scroll(self._alias, models.Filter(must=[condition]), limit=1)
+        if not points:
+            return None
+        return points[0].id
+
+    def vectors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        offset = None
+        while True:
+            with self._errors("read"):
+                points, offset = self._connect().scroll(
+                    self._alias, limit=BATCH_ROWS, offset=offset, with_payload=False, with_vectors=True
+                )
+            if points:
+                vectors = np.array([point.vector for point in points], np.float32)
+                yield np.array([point.id for point in points]), vectors
+            if offset is None:
+                return
+
+    def index_kind(self) -> str:
+        if self._is_server:
+            return "HNSW"
+        return "exact"
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    @property
+    def _is_server(self) -> bool:
+        return "://" in self._location
+
+    def _connect(self) -> Any:
+        from qdrant_client import QdrantClient
+
+        if self._client is not None:
+            return self._client
+        if self._is_server:
+            self._client = QdrantClient(url=self._location, api_key=os.environ.get("QDRANT_API_KEY"))
+        elif self._location == ":memory:":
+            self._client = QdrantClient(":memory:")
+        else:
+            self._client = QdrantClient(path=self._location)
+        return self._client
+
+    def _existing_collection(self) -> tuple[str | None, Collection | None]:
+        """Return the name of the collection behind the alias, and what it says; None if there is no such alias."""
+        for alias in self._connect().get_aliases().aliases:
+            if alias.alias_name == self._alias:
+                metadata = self._connect().get_collection(alias.collection_name).config.metadata or {}
+                return alias.collection_name, Collection.from_json(metadata.get("reptk"), self.name)
+        return None, None
+
+    def _upload(self, name: str, block: StoredRows) -> None:
+        from qdrant_client import models
+
+        columns = zip(block.ids, block.paths, block.labels.tolist(), block.class_names, strict=True)
+        payloads = [dict(zip(("id", "path", "label", "class"), values, strict=True)) for values in columns]
+        for first in range(0, len(payloads), BATCH_ROWS):
+            part = slice(first, first + BATCH_ROWS)
+            batch = models.Batch(
+                ids=block.numbers[part].tolist(),
+                vectors=block.vectors[part].astype(np.float32).tolist(),
+                payloads=payloads[part],
+            )
+            self._connect().upsert(name, points=batch, wait=True)
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        """Turn an error of the client into an EnvironmentProblem with one line."""
+        from qdrant_client.http.exceptions import ApiException
+
+        try:
+            yield
+        except (ApiException, OSError, RuntimeError, ValueError) as cause:
+            lines = str(cause).strip().splitlines() or [type(cause).__name__]
+            reason = without_secrets(lines[0], self._address)
+            raise EnvironmentProblem(f"cannot {action} {self.name}: {reason}. Is the server running?") from cause
