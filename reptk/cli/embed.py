@@ -24,10 +24,12 @@ from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
     from reptk.embeddings import Embeddings
+    from reptk.embeddings.viewer_columns import ViewerColumns
 
 EXAMPLES = """examples:
   reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors
   reptk embed resnet50 --pretrained --data my_photos --out photos.parquet
+  reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.parquet --thumbnails --projection --neighbors 10
   reptk embed tf_efficientnet_lite0 --weights lite0.pth --data images.csv --out photos.safetensors --half
   reptk embed runs/tcl_sup_photos/1 --data cifar10 --split query --out test.safetensors
   reptk embed runs/tcl_sup_photos/1 --data images.csv --split test --out test.safetensors
@@ -59,6 +61,8 @@ def _run(args: argparse.Namespace) -> int:
         data_name = None
     overrides = parse_overrides(pairs, tables=["data"], keys=["size"], allowed="data.* and size")
 
+    viewer_columns = _viewer_columns(args)
+
     # Both import torch: only once the arguments are known to be right.
     from reptk.core import distributed
     from reptk.embeddings import embed
@@ -86,6 +90,10 @@ def _run(args: argparse.Namespace) -> int:
         images_per_part=args.images_per_part,
         report=_print_on_main,
     )
+    if viewer_columns:
+        from reptk.embeddings.viewer_columns import add_viewer_columns
+
+        add_viewer_columns(args.out, viewer_columns)
     if distributed.is_main():
         _print_summary(embeddings, args.out)
     distributed.cleanup()
@@ -95,6 +103,17 @@ def _run(args: argparse.Namespace) -> int:
 def _print_on_main(line: str) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(line, flush=True)
+
+
+def _viewer_columns(args: argparse.Namespace) -> "ViewerColumns | None":
+    """Return the columns for viewers that the command line names, after a check; None if it names none."""
+    if not (args.thumbnails or args.projection or args.neighbors):
+        return None
+    from reptk.embeddings.viewer_columns import ViewerColumns
+
+    columns = ViewerColumns(args.thumbnails, args.projection, args.neighbors)
+    columns.check(args.out)
+    return columns
 
 
 def _is_override(text: str) -> bool:
@@ -213,6 +232,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=integer_from(1),
         metavar="N",
         help="of a folder as --out, for images that are in no shards; default: 10000. A shard is one part",
+    )
+    viewers = parser.add_argument_group(
+        "columns of a .parquet file for Embedding Atlas, Spotlight and the Hugging Face hub"
+    )
+    viewers.add_argument("--thumbnails", action="store_true", help="small pictures")
+    viewers.add_argument(
+        "--projection",
+        nargs="?",
+        const="pca",
+        metavar="LAYOUT",
+        help="positions on a map: pca (default), tsne or umap",
+    )
+    viewers.add_argument(
+        "--neighbors", type=integer_from(1), default=0, metavar="K", help="the K nearest neighbors of every image"
     )
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     return parser.parse_intermixed_args(arguments)

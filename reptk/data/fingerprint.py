@@ -52,7 +52,7 @@ def fingerprint(data: Data, check: FileIdentity = "stat") -> Fingerprint:
     for name, split in data.splits.items():
         if split is None:
             continue
-        described: dict[str, Any] = {"images": len(split), "labels": _sha256(split.labels.numpy().tobytes())}
+        described: dict[str, Any] = {"images": len(split), "labels": _sha256(split.labels.contiguous().numpy())}
         if isinstance(split.images, InMemory):
             described["pixels"] = _sha256(split.images.pixels.cpu().contiguous().numpy())
         splits[name] = described
