@@ -23,7 +23,7 @@ START_KEYS = (RUN_KEY, WEIGHTS_KEY)
 """Keys whose value may be the folder of a run, or lie in it."""
 
 MAX_FOLDERS_ABOVE = 2
-"""`RUN/model/encoder.safetensors` is two folders below that of its run."""
+"""`RUN/model/model.safetensors` is two folders below that of its run."""
 
 MAX_STAGES = 8
 """Runs that start from each other; of more, or of a circle, the paths are compared."""

@@ -8,7 +8,7 @@ from reptk.core.errors import DataError, ReptkError
 from reptk.core.files import sha256_of
 from reptk.methods import Method
 from reptk.models.classifier import read_classifier
-from reptk.models.model_folder import WEIGHTS_FILE, find_model
+from reptk.models.model_folder import find_model, weights_file
 
 
 def load_classifier(method: Method, run: str, classes: tuple[str, ...]) -> bool:
@@ -42,7 +42,7 @@ def start_record(run: str) -> dict[str, Any]:
     """Return what results.json records of the run that a stage has started from; only its folder if it is gone."""
     record = {"run": run}
     try:
-        weights = find_model(run, Path(run)) / WEIGHTS_FILE
+        weights = weights_file(find_model(run, Path(run)))
         record["recipe"] = str(read(Path(run) / "recipe.toml").get("name", "?"))
         record["encoder_sha256"] = sha256_of(weights)
     except (ReptkError, OSError):

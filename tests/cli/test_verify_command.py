@@ -203,11 +203,20 @@ def test_a_recipe_or_a_run_that_cannot_be_verified(capsys: pytest.CaptureFixture
     assert "the recorded result is of knn@9, which the run lacks; it has knn@5" in capsys.readouterr().err
 
 
+def test_the_command_that_resumes_an_unfinished_run_can_be_typed(capsys: pytest.CaptureFixture) -> None:
+    write_recipe(0.5)
+    recipe = load("tiny.toml").model_copy(update={"plugins": ("plugins/my_loss.py",)})
+    folder = write_run(Path("my run"), {"knn@5": 0.5}, recipe)
+    (folder / "status.json").write_text('{"status": "preempted"}')
+    assert main(["verify", "tiny.toml", "--run", "my run"]) == 2
+    assert "to resume it: python -m reptk.recipe 'my run' --resume --trust\n" in capsys.readouterr().err
+
+
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     write_recipe(0.5)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["verify", "tiny.toml"]) == 2
     error = capsys.readouterr().err
-    assert "torchrun has started 2: train with torchrun ... -m reptk.recipe tiny.toml" in error
+    assert "torchrun or srun has started 2: train with torchrun ... -m reptk.recipe tiny.toml" in error
     assert error.count("error: ") == 1
     assert not Path("runs").exists()

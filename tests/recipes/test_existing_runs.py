@@ -107,7 +107,7 @@ def test_finished_run_without_a_checkpoint_cannot_be_trained_on(finished, capsys
 
 
 def test_a_finished_run_writes_its_model_again(finished, capsys):
-    weights = (finished / "model" / "encoder.safetensors").read_bytes()
+    weights = (finished / "model" / "model.safetensors").read_bytes()
     metrics = json.loads((finished / "results.json").read_text())["metrics"]
     shutil.rmtree(finished / "model")
     resume = "python -m reptk.recipe runs/tiny/1 --resume"
@@ -119,7 +119,7 @@ def test_a_finished_run_writes_its_model_again(finished, capsys):
         assert error_message(capsys.readouterr().err).endswith(f"write it again from the last checkpoint: {resume}")
     assert main(["runs/tiny/1", "--resume"]) == 0
     assert "note: the run has finished, and model/ is missing" in capsys.readouterr().out
-    assert (finished / "model" / "encoder.safetensors").read_bytes() == weights
+    assert (finished / "model" / "model.safetensors").read_bytes() == weights
     assert json.loads((finished / "results.json").read_text())["metrics"] == metrics
 
 

@@ -76,7 +76,7 @@ def finish(folder: Path) -> None:
     """Write what a run ends in, as empty files."""
     write_status(folder, "finished")
     (folder / "model").mkdir()
-    for name in ("results.json", "model/encoder.safetensors", "model/config.json"):
+    for name in ("results.json", "model/model.safetensors", "model/config.json"):
         (folder / name).write_text("{}")
 
 
@@ -239,7 +239,7 @@ def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("results.json", "results.json"), ("model/encoder.safetensors", "model/"), ("model/config.json", "model/")],
+    [("results.json", "results.json"), ("model/model.safetensors", "model/"), ("model/config.json", "model/")],
 )
 def test_a_finished_run_that_lacks_an_output_is_not_complete(path: str, name: str, tmp_path: Path) -> None:
     folder = open_run(recipe(), tmp_path / "run").folder

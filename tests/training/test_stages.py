@@ -97,7 +97,7 @@ def test_results_record_where_the_stage_started(run: Path, linear_run: Path) -> 
     assert results["protocol"]["start"] == {
         "run": str(run),
         "recipe": "tiny",
-        "encoder_sha256": sha256_of(run / "model" / "encoder.safetensors"),
+        "encoder_sha256": sha256_of(run / "model" / "model.safetensors"),
     }
     assert results["protocol"]["untrained"] == f"the encoder before training (that of {run})"
     recipe = load(linear_run)
