@@ -43,6 +43,9 @@ class Comparison(NamedTuple):
 SMALL_VIEWS = ["views.size=16", "encoder.stem=small"]
 """Of simclr_fashion_mnist. Without labels, the encoder that is trained on 32 px ends below raw pixels."""
 
+LINEAR_LEARNING_RATE = 0.5
+"""Of the linear stage. With 5.0, as published, the loss diverges on the features of these small backbones."""
+
 TABLES = ("with_labels", "without_labels", "methods", "retrieval", "few_labels")
 """Fields of `Comparison`."""
 
@@ -187,7 +190,8 @@ def _linear_stages(folder: Path, comparison: Comparison, args: argparse.Namespac
             continue
         # A run's folder is named after its values, with commas, which separate values of a sweep outside of quotes.
         starts = ",".join(json.dumps(str(run)) for run in runs)
-        values = ["linear", f"start.run={starts}", f"train.epochs={args.linear_epochs}", *args.common]
+        values = ["linear", f"start.run={starts}", f"train.epochs={args.linear_epochs}"]
+        values += [f"optim.lr={LINEAR_LEARNING_RATE}", *args.common]
         commands.append(_sweep(folder / f"linear_{name}", args.jobs, values))
     return commands
 

@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   python -m reptk.recipe simclr_photos --plugin my_loss.py loss.name=my_loss
   torchrun --nproc-per-node 8 -m reptk.recipe tcl_selfsup_imagenet100 data.root=/data/imagenet
 
-The same command goes on with a run that was stopped or killed, if it names the folder (--out), or with --resume auto.
+The same command resumes a run that was stopped or killed, if it names the folder (--out), or with --resume auto.
 
 exit codes: 2 usage or recipe, 3 data, 4 environment, 5 not a finite number, 130 interrupted, 143 stopped by another signal
 """
@@ -95,7 +95,7 @@ def _train(
     notes: Sequence[str] = (),
 ) -> int:
     from reptk.core import distributed
-    from reptk.training import run_folder
+    from reptk.training import find_run, run_folder
     from reptk.training.loop import train
 
     is_single = int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -105,10 +105,10 @@ def _train(
         if run_folder.is_complete(recipe, out) and not run_folder.lacks_report(recipe, out):
             run_folder.remove_leftovers_of_run(out)
             hint = run_folder.how_to_train_on(recipe, out)
-            print(f"already complete: {out / 'results.json'}. To train on: {hint}")
+            print(f"already complete: {out / 'results.json'}. To train for longer: {hint}")
             return 0
     elif out is None and resume is None:
-        notes = [*notes, *run_folder.unfinished_run_note(recipe)]
+        notes = [*notes, *find_run.unfinished_run_note(recipe)]
     train(recipe, out, resume=resume, allow=allow, notes=notes)
     distributed.cleanup()
     return 0
@@ -131,7 +131,7 @@ def _run_to_resume(args: argparse.Namespace) -> Path | None:
     """
     if args.resume != "last":
         return None
-    from reptk.training import run_folder
+    from reptk.training import find_run
 
     if (Path(args.name) / "recipe.toml").is_file():
         return Path(args.name)
@@ -139,7 +139,7 @@ def _run_to_resume(args: argparse.Namespace) -> Path | None:
         if Path(args.name).is_dir():
             no_run = describe_no_run(args.name)
             raise UsageError(f"nothing to resume in {args.name}: {no_run.what}{no_run.hint()}")
-        return run_folder.newest(Path(args.name).stem)
+        return find_run.newest(Path(args.name).stem)
     if not (args.out / "recipe.toml").is_file():
         no_run = describe_no_run(str(args.out))
         raise UsageError(f"nothing to resume in {args.out}: {no_run.what}{no_run.hint()}")
@@ -318,7 +318,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of the run; default: the next runs/NAME/N. An unfinished run of this recipe in it goes on",
+        help="folder of the run; default: the next runs/NAME/N. An unfinished run of this recipe in it is resumed",
     )
     parser.add_argument(
         "--allow",
@@ -333,7 +333,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--resume",
         choices=("last", "auto"),
         metavar="[auto]",
-        help="continue a run: of this folder, or the recipe's newest. auto: if there is one, else start one",
+        help="resume a run: of this folder, or the recipe's newest. auto: if there is one, else start one",
     )
     action.add_argument("--list", action="store_true", help="all recipes")
     action.add_argument("--show", action="store_true", help="print the complete recipe, do nothing")

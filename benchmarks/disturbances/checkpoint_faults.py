@@ -109,7 +109,7 @@ def damaged_checkpoints(bench: Bench) -> Row:
         process = bench.start(case.command())
         process.wait()
         problems = bench.end_problems(case, process, reference, int(names[0][5:13]))
-        if f"going on from {names[0]}" not in process.text():
+        if f"resuming from {names[0]}" not in process.text():
             problems.append(f"no line says that {names[-1]} is left out")
         _record(bench, row, case, [f"newest, {damage}: {problem}" for problem in problems])
 

@@ -219,7 +219,7 @@ class Expectation(NamedTuple):
 
 
 def _expectations() -> dict[Preparation, Expectation]:
-    other_weights = "encoder.safetensors differs"
+    other_weights = "model.safetensors differs"
     other_rows = "metrics.jsonl has"
     return {
         forget_optimizer: Expectation(kill_and_resume, other_weights),

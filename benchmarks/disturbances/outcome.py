@@ -170,7 +170,7 @@ def unreadable_files(run: Path) -> list[str]:
             load_file(path)
         except Exception as error:
             problems.append(f"{path.relative_to(run)} cannot be read: {type(error).__name__}")
-    if (run / "model" / "encoder.safetensors").is_file() and not (run / "model" / "config.json").is_file():
+    if (run / "model" / "model.safetensors").is_file() and not (run / "model" / "config.json").is_file():
         problems.append("model/ has weights without config.json")
     status = read_status(run)
     if status.get("step", 0) > saved_step(run):
@@ -201,11 +201,12 @@ def is_locked(run: Path) -> bool:
 
 def largest_difference(run: Path, other: Path) -> float:
     """Return the largest difference between the weights of two runs, relative to the largest weight of each tensor."""
-    first, second = (load_file(folder / "model" / "encoder.safetensors") for folder in (run, other))
     largest = 0.0
-    for name, values in first.items():
-        scale = values.abs().max().item() or 1.0
-        largest = max(largest, (values - second[name]).abs().max().item() / scale)
+    for path in (run / "model").glob("*.safetensors"):
+        first, second = load_file(path), load_file(other / "model" / path.name)
+        for name, values in first.items():
+            scale = values.abs().max().item() or 1.0
+            largest = max(largest, (values - second[name]).abs().max().item() / scale)
     return largest
 
 

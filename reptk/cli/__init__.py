@@ -28,7 +28,11 @@ VERBS = {
     "embed": Verb("reptk.cli.embed", "write the embeddings of images to a file"),
     "index": Verb("reptk.cli.index", "build an index of embeddings to search in"),
     "search": Verb("reptk.cli.search", "find similar images, or near duplicates"),
-    "export": Verb("reptk.cli.export", "write embeddings into a vector database"),
+    "export": Verb(
+        "reptk.cli.export", "write an encoder as ONNX, pt2 or for timm, or embeddings into a vector database"
+    ),
+    "push": Verb("reptk.cli.push", "upload a model to the Hugging Face hub, with a card made of its results"),
+    "pull": Verb("reptk.cli.pull", "download a model from the Hugging Face hub"),
     "report": Verb("reptk.cli.report", "a run, or several, as one HTML page"),
     "views": Verb("reptk.cli.views", "draw the augmented views of a batch as a picture"),
     "plugin": Verb("reptk.cli.plugin", "write a part of your own (loss, method, ...), check one, or list all"),

@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   reptk check-data my_photos
   reptk check-data my_photos data.labels=none
   reptk check-data images.csv
+  reptk check-data 'shards/train-{000000..000009}.tar'
   reptk check-data data.name=imagenet data.root=/data/imagenet
 
 exit codes: 0 usable, 3 not usable
@@ -244,7 +245,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="a folder, a table of images, a data set's name, or data.KEY=VALUE")
+    parser.add_argument("source", help="a folder, a table of images, shards, a data set's name, or data.KEY=VALUE")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=..., data.labels=none")
     parser.add_argument("--workers", type=int, help="threads that read files; default: one per core")
     parser.add_argument(

@@ -2,11 +2,12 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from reptk.config.plugins import load_plugin
-from reptk.core.command_line import ArgumentParser, run_command
+from reptk.core.command_line import ArgumentParser, add_plugin_options, run_command
 from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem, UsageError
 
@@ -17,7 +18,7 @@ EXAMPLES = """examples:
 
 Runs whose recipes differ in the seed alone are one setting, with the mean and the 95 % interval over its seeds. Differences
 are of the same seeds in pairs, or of the same queries in pairs where settings have one run each. An asterisk marks a
-difference whose interval does not contain 0.
+difference whose interval over seeds does not contain 0.
 """
 
 STEM = "comparison"
@@ -26,10 +27,13 @@ REPORT_FILE = "report.html"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(lambda: _run(_parse(arguments)))
+    if arguments is None:
+        arguments = sys.argv[1:]
+    command = shlex.join(["reptk", "compare", *arguments])
+    return run_command(lambda: _run(_parse(arguments), command))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, command: str) -> int:
     # Imported late, so that --help does not wait for torch.
     from reptk.sweep.comparison_page import write_page
     from reptk.sweep.comparison_table import build_table
@@ -58,13 +62,12 @@ def _run(args: argparse.Namespace) -> int:
     print_table(table)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["reptk", "compare", *map(str, args.run)])
         facts = {"command": command, "differences": grouped.differences, "warnings": grouped.warnings}
         paths = write_tables(args.out, STEM, table, title=command, facts=facts, notes=grouped.warnings)
         print()
         print(f"  tables   {', '.join(map(str, paths))}")
         if args.report:
-            print(f"  {write_page(table, args.out, title=command)}")
+            print(f"  {write_page(table, args.out, title=command, trust=args.trust)}")
     return 0
 
 
@@ -98,7 +101,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--report", action="store_true", help=f"also write {REPORT_FILE} there: the settings, and a run of each"
     )
     parser.add_argument("--force", action="store_true", help="write over tables that exist")
-    parser.add_argument(
-        "--plugin", action="append", default=[], help="a .py file or module whose parts the recipes name; repeatable"
-    )
+    add_plugin_options(parser)
     return parser.parse_args(arguments)

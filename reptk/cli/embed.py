@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING
 from reptk import config
 from reptk.cli.overrides import parse_overrides
 from reptk.cli.run_plugins import load_plugins
-from reptk.core.command_line import ArgumentParser, add_device_option, add_plugin_options, run_command, share
+from reptk.core.command_line import (
+    ArgumentParser,
+    add_device_option,
+    add_plugin_options,
+    integer_from,
+    run_command,
+    share,
+)
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
     from reptk.embeddings import Embeddings
+    from reptk.embeddings.viewer_columns import ViewerColumns
 
 EXAMPLES = """examples:
   reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors
   reptk embed resnet50 --pretrained --data my_photos --out photos.parquet
+  reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.parquet --thumbnails --projection --neighbors 10
   reptk embed tf_efficientnet_lite0 --weights lite0.pth --data images.csv --out photos.safetensors --half
   reptk embed runs/tcl_sup_photos/1 --data cifar10 --split query --out test.safetensors
   reptk embed runs/tcl_sup_photos/1 --data images.csv --split test --out test.safetensors
@@ -46,6 +55,8 @@ def _run(args: argparse.Namespace) -> int:
         data_name = None
     overrides = parse_overrides(pairs, tables=["data"], keys=["size"], allowed="data.* and size")
 
+    viewer_columns = _viewer_columns(args)
+
     from reptk.embeddings import embed  # imports torch: only once the arguments are known to be right
 
     embeddings = embed(
@@ -67,8 +78,23 @@ def _run(args: argparse.Namespace) -> int:
         update=args.update,
         report=print,
     )
+    if viewer_columns:
+        from reptk.embeddings.viewer_columns import add_viewer_columns
+
+        add_viewer_columns(args.out, viewer_columns)
     _print_summary(embeddings, args.out)
     return 0
+
+
+def _viewer_columns(args: argparse.Namespace) -> "ViewerColumns | None":
+    """Return the columns for viewers that the command line names, after a check; None if it names none."""
+    if not (args.thumbnails or args.projection or args.neighbors):
+        return None
+    from reptk.embeddings.viewer_columns import ViewerColumns
+
+    columns = ViewerColumns(args.thumbnails, args.projection, args.neighbors)
+    columns.check(args.out)
+    return columns
 
 
 def _is_override(text: str) -> bool:
@@ -174,6 +200,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_plugin_options(parser)
     parser.add_argument(
         "--update", action="store_true", help="embed only files that are new or changed since --out was written"
+    )
+    viewers = parser.add_argument_group(
+        "columns of a .parquet file for Embedding Atlas, Spotlight and the Hugging Face hub"
+    )
+    viewers.add_argument("--thumbnails", action="store_true", help="small pictures")
+    viewers.add_argument(
+        "--projection",
+        nargs="?",
+        const="pca",
+        metavar="LAYOUT",
+        help="positions on a map: pca (default), tsne or umap",
+    )
+    viewers.add_argument(
+        "--neighbors", type=integer_from(1), default=0, metavar="K", help="the K nearest neighbors of every image"
     )
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     return parser.parse_intermixed_args(arguments)

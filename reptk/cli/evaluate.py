@@ -156,7 +156,7 @@ def _suitable_classifier(
     difference = subject.classifier.difference_to(data.classes)
     if difference is None:
         return subject.classifier.module
-    reason = f"the classifier of {subject.name} tells other classes apart: {difference}"
+    reason = f"the classifier of {subject.name} has other classes: {difference}"
     if only is not None and "accuracy" in only:
         raise DataError(reason)
     logger.line(f"accuracy is left out: {reason}")

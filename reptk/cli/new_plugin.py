@@ -40,7 +40,7 @@ class Template(NamedTuple):
 
 
 def create_plugin(kind: str, name: str, folder: Path) -> int:
-    """Write NAME.py and test_NAME.py into a folder, and print how to go on. Returns the exit code.
+    """Write NAME.py and test_NAME.py into a folder, and print what to do next. Returns the exit code.
 
     Args:
         kind: a key of `KINDS`.
@@ -65,7 +65,7 @@ def create_plugin(kind: str, name: str, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(test_file, test_text)
     write_text(part_file, part_text)
-    print(f"{part_file}: {kind} {name}, small and complete; make it yours")
+    print(f"{part_file}: {kind} {name}, a working example to edit")
     print(f"{test_file}: its test")
     print("next:")
     for command in trial_commands(kind, name, folder):
@@ -134,19 +134,19 @@ def _read_template(kind: str) -> Template:
     name = f"my_{kind}"
     part = (folder / f"{name}.py").read_text(encoding="utf-8")
     test = (folder / f"test_{name}.py").read_text(encoding="utf-8")
-    return Template(part, test, name, _in_capitals(name))
+    return Template(part, test, name, _camel_case(name))
 
 
 def _class_name(kind: str, name: str, template: Template) -> str:
     """Return the name in capitals, with a suffix if the template uses that name for something else, e.g. Tensor."""
-    class_name = _in_capitals(name)
+    class_name = _camel_case(name)
     taken = set(re.findall(r"\w+", template.part + template.test)) - {template.class_name}
     while class_name in taken:
         class_name += CLASS_SUFFIXES[kind]
     return class_name
 
 
-def _in_capitals(name: str) -> str:
+def _camel_case(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
 
 

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   reptk plugin list --kind loss
   reptk plugin list "sim*" --plugin my_loss.py
 
-exit codes of check: 0 it does what it must, 1 it does not, 2 it cannot be checked
+exit codes of check: 0 all requirements met, 1 some violated, 2 cannot be checked
 """
 
 

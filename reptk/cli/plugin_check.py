@@ -73,7 +73,7 @@ def check_plugin(spec: str, words: Sequence[str], *, fixed: bool) -> int:
     if not faulty:
         return 0
     sys.stdout.flush()
-    print(f"error: not as a part has to be: {', '.join(faulty)}; see the lines with FAIL", file=sys.stderr)
+    print(f"error: requirements violated: {', '.join(faulty)}; see the lines with FAIL", file=sys.stderr)
     return VIOLATED
 
 

@@ -275,6 +275,7 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
 
 def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
     """Open an index, a file of embeddings, a store, or a run, whose data set is embedded first."""
+    from reptk.config.run_paths import has_model_weights
     from reptk.embeddings import Index, StoreIndex, embed
     from reptk.embeddings.embedder import recipe_of
     from reptk.stores import is_address
@@ -285,7 +286,7 @@ def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
     # Both are folders, and told apart by their files.
     folder = Path(path)
     is_index = (folder / "manifest.json").is_file()
-    is_run = (folder / "model" / "encoder.safetensors").is_file()
+    is_run = has_model_weights(folder / "model")
     if is_index or not is_run:
         return Index.open(path, trust=trust)
     require_single_process(f"embed what the run was trained on first: reptk embed {folder} --out FILE")

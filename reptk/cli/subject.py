@@ -44,7 +44,12 @@ class Subject:
         completed = config.complete("data", table)
         backbone = self.encoder.config["backbone"]
         is_trained = bool(self.recipe)
-        completed = with_preprocessing(completed, backbone, has_weights=self.has_weights, is_trained=is_trained)
+        if not is_trained and self.encoder.preprocessing is not None:
+            # A model folder without its run, which records the preprocessing itself.
+            if "interpolation" in completed:
+                completed = {**completed, **self.encoder.preprocessing.updated(completed)._asdict()}
+        else:
+            completed = with_preprocessing(completed, backbone, has_weights=self.has_weights, is_trained=is_trained)
         if "interpolation" in completed and "size" not in table:
             # The crop then has the encoder's size without being resized again.
             preprocessing = Preprocessing(completed["crop"])
@@ -106,7 +111,7 @@ def data_table(source: str, overrides: config.Table) -> config.Table:
     if "name" not in table and _is_folder(source):
         table = {**recipe_of(source).get("data", {}), **table}
     if "name" not in table:
-        raise UsageError("on which data set? e.g. data.name=photos, or data.name=folder data.root=my_photos")
+        raise UsageError("no data set is named; set e.g. data.name=photos, or data.name=folder data.root=my_photos")
     config.complete("data", table)
     return table
 

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   reptk sweep supcon_digits loss.name=supcon,tcl eval.knn.k=[1,20] --dry-run
 
 Commas separate values, and a..b are the integers from a to b. What is in brackets or quotes is one value.
-The same command again goes on with runs that were stopped, and trains those that are new; finished ones are not run again.
+The same command resumes stopped runs and trains new ones; finished runs are skipped.
 
 exit codes: 1 some runs failed, 2 usage or recipe, 3 data, 4 environment, 130 interrupted, 143 stopped by another signal
 """
@@ -41,10 +41,13 @@ SOME_FAILED = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(lambda: _run(_parse(arguments)))
+    if arguments is None:
+        arguments = sys.argv[1:]
+    command = shlex.join(["reptk", "sweep", *arguments])
+    return run_command(lambda: _run(_parse(arguments), command))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, command: str) -> int:
     # Imported late, so that --help does not wait for torch.
     from reptk.sweep.grid import load_cells, loading_notes, parse_grid
     from reptk.sweep.run_sweep import CellRun, slots_of
@@ -81,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{format_count(len(assignment.others), 'earlier run')} in {out} not named by this command; not in the table"
         )
     if len(cells) == num_settings and num_settings > 1:
-        print("note: with one seed, no table can tell these settings from chance; for three: seed=0..2")
+        print("note: one seed per setting: a difference may be due to the seed; for three seeds: seed=0..2")
     for note in loading_notes(cells):
         print(f"note: {note}")
     if args.dry_run:
@@ -89,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
         for run in runs:
             print(f"  {run.cell.label}  {_state(run, is_new=run.folder in new_folders)}")
         return 0
-    return _train_and_compare(args, runs, slots, out)
+    return _train_and_compare(args, command, runs, slots, out)
 
 
 def _check_metric(metric: str, runs: Sequence["CellRun"], finished: "CellRun") -> None:
@@ -141,14 +144,14 @@ def _state(run: "CellRun", *, is_new: bool) -> str:
     if run.is_finished:
         return "finished"
     if run.is_started:
-        return f"to go on ({read_status(run.folder)['status']})"
+        return f"to resume ({read_status(run.folder)['status']})"
     if is_new:
         return "new"
     return "still to run"
 
 
 def _train_and_compare(
-    args: argparse.Namespace, runs: Sequence["CellRun"], slots: Sequence[dict[str, str]], out: Path
+    args: argparse.Namespace, command: str, runs: Sequence["CellRun"], slots: Sequence[dict[str, str]], out: Path
 ) -> int:
     from reptk.sweep.comparison_table import FailedRun, SettingRun
     from reptk.sweep.grid import setting_label
@@ -174,43 +177,46 @@ def _train_and_compare(
                 print(f"{run.cell.label}  no result: {result}", flush=True)
             else:
                 finished.append(SettingRun(setting, seed, result))
-        metric_problem = ""
+        problem = ""
         if finished:
-            metric_problem = _write_and_print(args, finished, failed, out)
+            problem = _write_and_print(args, command, finished, failed, out)
     finally:
         lock.release()
     if failed:
         lines = [f"{len(failed)} of {format_count(len(runs), 'run')} failed; the same command tries them again"]
         lines += [f"  {run.label}: {run.reason}" for run in failed]
-        if metric_problem:
-            lines.append(metric_problem)
+        if problem:
+            lines.append(problem)
         print("error:", "\n".join(lines), file=sys.stderr, flush=True)
         return SOME_FAILED
-    if metric_problem:
-        raise UsageError(metric_problem)
+    if problem:
+        raise UsageError(problem)
     return 0
 
 
 def _write_and_print(
-    args: argparse.Namespace, finished: Sequence["SettingRun"], failed: Sequence["FailedRun"], out: Path
+    args: argparse.Namespace, command: str, finished: Sequence["SettingRun"], failed: Sequence["FailedRun"], out: Path
 ) -> str:
-    """Write and print the tables. Returns what is wrong with --metric, without which they are written; empty if nothing is."""
+    """Write and print the tables.
+
+    Returns:
+        What is wrong with --metric or --against, without which the tables are written; empty if nothing is.
+    """
     from reptk.sweep.comparison_page import write_page
     from reptk.sweep.comparison_table import build_table
     from reptk.sweep.print_table import print_table
     from reptk.sweep.write_tables import write_tables
 
-    metric_problem = ""
+    problem = ""
     try:
         table = build_table(finished, metric=args.metric, reference=args.against, failed=failed)
     except UsageError as error:
         # Hours of training must not end without a table.
-        table = build_table(finished, reference=args.against, failed=failed)
-        metric_problem = (
-            f"--metric: {error}. The tables are sorted by {table.headline}; the same command with another --metric writes them "
-            "anew and trains nothing"
+        table = build_table(finished, failed=failed)
+        problem = (
+            f"{error}. The tables are sorted by {table.headline} and compare with the best setting; the same command with "
+            "another --metric or --against writes them again and trains nothing"
         )
-    command = shlex.join(["reptk", "sweep", args.recipe, *args.pairs])
     paths = write_tables(out, STEM, table, title=command, facts={"command": command})
     print()
     print_table(table)
@@ -218,7 +224,7 @@ def _write_and_print(
     print(f"  tables   {', '.join(map(str, paths))}", flush=True)
     if not args.no_report:
         print(f"  {write_page(table, out, title=command, trust=args.trust)}")
-    return metric_problem
+    return problem
 
 
 def _options(args: argparse.Namespace) -> list[str]:

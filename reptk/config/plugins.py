@@ -286,7 +286,7 @@ def _check_same_plugin(loaded: ModuleType, path: Path) -> ModuleType:
         return loaded
     reason = "rename the file"
     if is_this_file:
-        reason = "it was changed since it was imported; start Python anew"
+        reason = "it was changed since it was imported; start Python again"
     raise UsageError(f"plugin {path.name}: another module is already called {loaded.__name__!r} ({file}); {reason}")
 
 

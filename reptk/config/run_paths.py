@@ -12,6 +12,12 @@ from reptk.core.files import expand_home, real_path
 RECIPE_FILE = "recipe.toml"
 """Every run's folder has one."""
 
+MODEL_WEIGHTS = "model.safetensors"
+"""Weights of the backbone in the folder of a model, under timm's names."""
+
+EARLIER_MODEL_WEIGHTS = "encoder.safetensors"
+"""Weights of backbone and head in one file, in the folders of models that earlier versions wrote."""
+
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".npz")
 
 MAX_FOLDERS_ABOVE = 3
@@ -53,6 +59,11 @@ class NoRun(NamedTuple):
         return f". {self.choice}: {option}{shlex.quote(str(self.run))}"
 
 
+def has_model_weights(folder: Path) -> bool:
+    """Return whether a folder holds the weights of a model, by this version or an earlier one."""
+    return any((folder / name).is_file() for name in (MODEL_WEIGHTS, EARLIER_MODEL_WEIGHTS))
+
+
 def describe_no_run(named: str) -> NoRun:
     """Return what a path is that is no folder of a run.
 
@@ -72,7 +83,7 @@ def describe_no_run(named: str) -> NoRun:
         if path.suffix in WEIGHT_SUFFIXES:
             return NoRun("this is a file of weights outside of the folder of a run", is_weights=True)
         return NoRun("this is a file, and a run is a folder")
-    if (path / "encoder.safetensors").is_file():
+    if has_model_weights(path):
         return NoRun(
             f"this is a model folder without the run that it is from, which has a {RECIPE_FILE}", is_weights=True
         )

@@ -291,6 +291,9 @@ class Expect(Section):
     value: float
     untrained: float | None = None
     pixels: float | None = None
+    tolerance: float | None = Field(
+        None, ge=0, le=1, description="how far the value of another run may differ, as a share; unset: reptk verify's"
+    )
     epochs: int
     train_seconds: float | None = Field(None, description="of an otherwise idle machine")
     hardware: str

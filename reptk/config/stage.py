@@ -1,13 +1,13 @@
 """Stages: recipes with a `[start]` table, which are completed by a finished run whose encoder they start from."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reptk.config.override_pairs import value_as_text
 from reptk.config.registry import VIEWS
-from reptk.config.run_paths import RECIPE_FILE, describe_no_run
+from reptk.config.run_commands import resume_command
+from reptk.config.run_paths import RECIPE_FILE, describe_no_run, has_model_weights
 from reptk.config.toml import read
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home, real_path, recover_folder
@@ -100,13 +100,13 @@ def _read_run(run: str, folder: Path, option: str) -> Table:
         if no_run.is_weights:
             message += f". To train another recipe from these weights: encoder.weights={run}"
         raise UsageError(message)
+    recipe = read(folder / RECIPE_FILE)
     recover_folder(folder / "model")
-    if not (folder / "model" / "encoder.safetensors").is_file():
+    if not has_model_weights(folder / "model"):
         raise DataError(
             f"{option}{run}: this run has no model yet, which a finished run has. Finish it: "
-            f"python -m reptk.recipe {shlex.quote(run)} --resume"
+            f"{resume_command(run, recipe.get('plugins', []))}"
         )
-    recipe = read(folder / RECIPE_FILE)
     tables = {key: recipe.get(key, {}) for key in ("start", "data", "encoder", "train", "eval")}
     if isinstance(tables["eval"], dict):
         tables |= {f"eval.{key}": part for key, part in tables["eval"].items()}
@@ -115,8 +115,9 @@ def _read_run(run: str, folder: Path, option: str) -> Table:
             raise DataError(f"{folder / RECIPE_FILE}: {key} must be a table, got {value!r}")
     try:
         model = read_json(folder / "model" / "config.json")
+        model = model.get("reptk", model)  # earlier versions had everything in one table
         recipe["model"] = {"backbone": str(model["backbone"]), "stem": model["stem"], "size": model["size"]}
-    except (OSError, ValueError, KeyError, TypeError) as cause:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise DataError(f"{option}{run}: its model is damaged: config.json cannot be read ({cause!r})") from cause
     return recipe
 

@@ -80,7 +80,7 @@ class Logger:
         except OSError as cause:
             if len(self._unwritten_rows) == 1:
                 self.line(
-                    f"cannot write to {self._metrics_file}: {cause.strerror}. Training goes on; the rows are written later"
+                    f"cannot write to {self._metrics_file}: {cause.strerror}. Training continues; the rows are written later"
                 )
 
     def _append_rows(self, path: Path) -> None:
@@ -191,7 +191,7 @@ class Logger:
     def stages(self, text: str) -> Iterator[Callable[[str, int, int], None]]:
         """Show a progress bar, off a terminal a line a minute; yield a function of a stage, how much is done, and of how much.
 
-        A bar begins anew with every stage; until the first there is a spinner.
+        A bar starts again with every stage; until the first there is a spinner.
         """
         if not self.prints:
             yield lambda stage, done, total: None

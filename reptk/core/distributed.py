@@ -55,7 +55,7 @@ def set_timeout(seconds: float, device: torch.device) -> None:
 
 
 def _stop_with_launcher() -> None:
-    """Get SIGTERM when torchrun ends: a rank must not train on while the run is started again.
+    """Get SIGTERM when torchrun ends: a rank must not keep training while the run is started again.
 
     Only Linux can do this. Elsewhere a rank notices by the ranks that have ended.
     """

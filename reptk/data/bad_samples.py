@@ -22,6 +22,8 @@ HEADINGS = ["path", "reason"]
 
 MAX_PRINTED = 3
 
+NUMBERS_AT_ONCE = 1 << 20
+
 
 class BadSamples:
     """The images of a data set that could not be read so far, on any rank.
@@ -74,7 +76,11 @@ class BadSamples:
             self.logger.line(f"cannot write {path}: {cause}")  # the next update tries again
 
     def _unreadable(self, split: Split) -> dict[int, str]:
-        unreadable = split.images.unreadable(torch.arange(len(split)))
+        unreadable: dict[int, str] = {}
+        # In parts: the numbers of all images of a large data set would need much memory.
+        for start in range(0, len(split), NUMBERS_AT_ONCE):
+            stop = min(start + NUMBERS_AT_ONCE, len(split))
+            unreadable |= split.images.unreadable(torch.arange(start, stop))
         numbers = torch.tensor(sorted(unreadable), dtype=torch.long, device=self.device)
         from_all_ranks = distributed.all_gather_uneven(numbers).cpu().unique()
         others = torch.tensor(
@@ -102,7 +108,7 @@ def _listed_before(folder: Path | None) -> dict[str, str]:
     text = read_text(folder / FILE, errors="surrogateescape")
     try:
         rows = list(csv.reader(io.StringIO(text, newline="")))
-    except csv.Error:  # the file is written anew
+    except csv.Error:  # the file is written again
         return {}
     return {row[0]: row[1] for row in rows if len(row) == 2 and row != HEADINGS}
 

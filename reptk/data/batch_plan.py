@@ -21,7 +21,7 @@ LABELED_PART = 4
 """If labels are rare, a fourth of each batch is suggested for labeled images."""
 
 
-class Positives(NamedTuple):
+class PositiveStatistics(NamedTuple):
     """What a labeled image of a batch meets, on average over the labeled images that are drawn.
 
     mean: other images of its class in its batch.
@@ -32,7 +32,7 @@ class Positives(NamedTuple):
     share_without: float
 
 
-def random_positives(sizes: Tensor, num_images: int, batch_size: int) -> Positives:
+def random_positives(sizes: Tensor, num_images: int, batch_size: int) -> PositiveStatistics:
     """Return what random batches give: of the other images of a batch, a hypergeometric number is of the same class.
 
     Args:
@@ -44,7 +44,7 @@ def random_positives(sizes: Tensor, num_images: int, batch_size: int) -> Positiv
     return _hypergeometric(sizes, sizes - 1, num_images - 1, batch_size - 1)
 
 
-def composed_positives(sizes: Tensor, shape: BatchShape, steps_per_epoch: int) -> Positives:
+def composed_positives(sizes: Tensor, shape: BatchShape, steps_per_epoch: int) -> PositiveStatistics:
     """Return what the batches of a `ClassSampler` give.
 
     Args:
@@ -55,11 +55,11 @@ def composed_positives(sizes: Tensor, shape: BatchShape, steps_per_epoch: int) -
     """
     sizes = sizes[sizes >= shape.smallest_class]
     if shape.name == "pk":
-        return Positives(shape.images_per_class - 1.0, 0.0)
+        return PositiveStatistics(shape.images_per_class - 1.0, 0.0)
     if shape.name == "positives":
         pairs = sizes // 2
         others = _hypergeometric(pairs, pairs - 1, int(pairs.sum()) - 1, shape.labeled // 2 - 1)
-        return Positives(1 + 2 * others.mean, 0.0)
+        return PositiveStatistics(1 + 2 * others.mean, 0.0)
     if shape.name == "random":
         return _hypergeometric(sizes, sizes - 1, int(sizes.sum()) - 1, shape.labeled - 1)
     num_places = steps_per_epoch * shape.labeled
@@ -68,13 +68,13 @@ def composed_positives(sizes: Tensor, shape: BatchShape, steps_per_epoch: int) -
     return _hypergeometric(places, places - 1, num_places - 1, shape.labeled - 1)
 
 
-def _hypergeometric(weights: Tensor, positives: Tensor, population: int, drawn: int) -> Positives:
+def _hypergeometric(weights: Tensor, positives: Tensor, population: int, drawn: int) -> PositiveStatistics:
     """Average over the classes, by `weights` (C,): of `population` others `drawn` are drawn, and `positives` (C,) count."""
     positives = positives.clamp(0, population)
     share = weights.double() / weights.sum()
     mean = drawn * positives.double() / max(population, 1)
     without = torch.from_numpy(hypergeom.pmf(0, population, positives.numpy(), drawn))
-    return Positives(float((share * mean).sum()), float((share * without).sum()))
+    return PositiveStatistics(float((share * mean).sum()), float((share * without).sum()))
 
 
 def plan_batches(labels: Tensor, *, batch_size: int, shape: BatchShape | None) -> list[str]:
@@ -149,7 +149,7 @@ def _describe_classes(sizes: Tensor, num_images: int) -> str:
     return text
 
 
-def _describe_positives(positives: Positives) -> str:
+def _describe_positives(positives: PositiveStatistics) -> str:
     text = f"{positives.mean:.3g} other images of its class for a labeled image, on average"
     percent = 100 * positives.share_without
     if percent < 0.05:

@@ -69,7 +69,7 @@ class AvailableImages(NamedTuple):
         return sum(size // 2 for size in self.sizes)
 
 
-class Request(NamedTuple):
+class ShapeArguments(NamedTuple):
     """The arguments of `batch_shape`."""
 
     name: str
@@ -105,30 +105,32 @@ def batch_shape(
     Raises:
         DataError: the labels do not allow such batches, with what they would allow.
     """
-    request = Request(name, batch_size, images_per_class, labeled_per_batch, classes)
-    shape = _find_shape(labels, request)
+    arguments = ShapeArguments(name, batch_size, images_per_class, labeled_per_batch, classes)
+    shape = _find_shape(labels, arguments)
     if shape is not None:
         return shape
     available = _available_images(labels, name)
-    labeled = _preferred_count(request, available)
-    problem = _problem(request, available, labeled)
-    raise DataError(f"{problem}. What would work: {'; or '.join(_choices(labels, request))}")
+    labeled = _preferred_count(arguments, available)
+    problem = _problem(arguments, available, labeled)
+    raise DataError(f"{problem}. What would work: {'; or '.join(_choices(labels, arguments))}")
 
 
-def _find_shape(labels: Tensor, request: Request) -> BatchShape | None:
+def _find_shape(labels: Tensor, arguments: ShapeArguments) -> BatchShape | None:
     """Return the possible shape whose number of labeled images is nearest to the preferred one; None if there is none."""
-    available = _available_images(labels, request.name)
-    preferred = _preferred_count(request, available)
+    available = _available_images(labels, arguments.name)
+    preferred = _preferred_count(arguments, available)
     counts = [preferred]
-    if available.others and request.labeled_per_batch is None:
-        lowest = max(1, request.batch_size - available.others)
-        counts += sorted(range(lowest, request.batch_size + 1), key=lambda count: abs(count - preferred))
+    if available.others and arguments.labeled_per_batch is None:
+        lowest = max(1, arguments.batch_size - available.others)
+        counts += sorted(range(lowest, arguments.batch_size + 1), key=lambda count: abs(count - preferred))
     for count in counts:
-        if not _problem(request, available, count):
+        if not _problem(arguments, available, count):
             k = 1
-            if request.name == "pk":
-                k = _images_per_class(request, available, count)
-            return BatchShape(request.name, count, request.batch_size - count, k, SMALLEST_CLASSES.get(request.name, 1))
+            if arguments.name == "pk":
+                k = _images_per_class(arguments, available, count)
+            return BatchShape(
+                arguments.name, count, arguments.batch_size - count, k, SMALLEST_CLASSES.get(arguments.name, 1)
+            )
     return None
 
 
@@ -139,56 +141,59 @@ def _available_images(labels: Tensor, name: str) -> AvailableImages:
     return AvailableImages(chosen, large_enough.tolist(), len(labels) - sum(chosen))
 
 
-def _preferred_count(request: Request, available: AvailableImages) -> int:
+def _preferred_count(arguments: ShapeArguments, available: AvailableImages) -> int:
     """Return the labeled images of a batch: what the recipe says, else their share of the data, at least one of each kind."""
     if not available.others:
-        return request.batch_size
-    if request.labeled_per_batch is not None:
-        return request.labeled_per_batch
-    group_size = GROUP_SIZES.get(request.name, 1)
-    if request.name == "pk" and request.images_per_class is not None:
-        group_size = request.images_per_class
-    share = request.batch_size * available.labeled / (available.labeled + available.others)
+        return arguments.batch_size
+    if arguments.labeled_per_batch is not None:
+        return arguments.labeled_per_batch
+    group_size = GROUP_SIZES.get(arguments.name, 1)
+    if arguments.name == "pk" and arguments.images_per_class is not None:
+        group_size = arguments.images_per_class
+    share = arguments.batch_size * available.labeled / (available.labeled + available.others)
     count = max(group_size, round(share / group_size) * group_size)
-    return min(count, (request.batch_size - 1) // group_size * group_size)
+    return min(count, (arguments.batch_size - 1) // group_size * group_size)
 
 
-def _problem(request: Request, available: AvailableImages, labeled: int) -> str:
+def _problem(arguments: ShapeArguments, available: AvailableImages, labeled: int) -> str:
     """Return why batches cannot have so many labeled images; empty if they can."""
-    source = f"{_count_key(available)} is {labeled}"
-    if labeled > request.batch_size:
-        return f"{source}, more than the {request.batch_size} images of a batch (train.batch_size)"
+    source = _count_clause(arguments, available, labeled)
+    if labeled > arguments.batch_size:
+        return f"{source}, more than the {arguments.batch_size} images of a batch (train.batch_size)"
     if labeled < 1:
         return f"{source}, and a batch needs labeled images"
     problem = ""
-    if request.name == "pk":
-        problem = _problem_of_pk(request, available, labeled)
-    elif request.name == "positives":
-        problem = _problem_of_pairs(available, labeled)
-    elif request.name == "random" and available.labeled < labeled:
+    if arguments.name == "pk":
+        problem = _problem_of_pk(arguments, available, labeled)
+    elif arguments.name == "positives":
+        problem = _problem_of_pairs(arguments, available, labeled)
+    elif arguments.name == "random" and available.labeled < labeled:
         problem = (
             f"{source}, and {format_count(available.labeled, 'training image has', 'training images have')} a label"
         )
-    unlabeled = request.batch_size - labeled
+    unlabeled = arguments.batch_size - labeled
     if not problem and unlabeled > available.others:
         return (
-            f"{source} of a batch of {request.batch_size}, and only {format_count(available.others, 'training image')} of the "
-            f"{unlabeled} others exist"
+            f"{source}, and only {format_count(available.others, 'training image')} of the {unlabeled} others of a batch of "
+            f"{arguments.batch_size} exist"
         )
     return problem
 
 
-def _problem_of_pk(request: Request, available: AvailableImages, labeled: int) -> str:
+def _problem_of_pk(arguments: ShapeArguments, available: AvailableImages, labeled: int) -> str:
     """Return why batches cannot be classes of K images each: the sizes of the classes first, if these are the reason."""
-    k = _images_per_class(request, available, labeled)
+    k = _images_per_class(arguments, available, labeled)
     k_text = f"train.sampler.images_per_class={k}"
-    if request.images_per_class is None:
+    if arguments.images_per_class is None:
         k_text += " (the default)"
     count_text = f"{_count_key(available)}={labeled}"
+    if _is_share(arguments, available):
+        count_text = f"{format_count(labeled, 'labeled image')} per batch (their share of the data)"
     small = [number for number, size in enumerate(available.sizes) if size < k]
     if small:
         count = format_count(len(small), "class has", "classes have")
-        return f"{count} fewer than {k} labeled images: {_listed_sizes(request, available, small)}; {k_text} takes {k} of each"
+        sizes = _listed_sizes(arguments, available, small)
+        return f"{count} fewer than {k} labeled images: {sizes}; {k_text} takes {k} of each"
     if labeled % k:
         return f"{count_text} is no multiple of {k_text}"
     if labeled < 2 * k:
@@ -199,9 +204,9 @@ def _problem_of_pk(request: Request, available: AvailableImages, labeled: int) -
     return ""
 
 
-def _problem_of_pairs(available: AvailableImages, labeled: int) -> str:
+def _problem_of_pairs(arguments: ShapeArguments, available: AvailableImages, labeled: int) -> str:
     if labeled % 2:
-        return f"{_count_key(available)} is {labeled}, and guaranteed positives come in pairs"
+        return f"{_count_clause(arguments, available, labeled)}, and guaranteed positives come in pairs"
     if available.pairs < labeled // 2:
         pairs = format_count(available.pairs, "pair")
         return (
@@ -211,6 +216,18 @@ def _problem_of_pairs(available: AvailableImages, labeled: int) -> str:
     return ""
 
 
+def _count_clause(arguments: ShapeArguments, available: AvailableImages, labeled: int) -> str:
+    """Return how many labeled images a batch has, and which key or default says so."""
+    if _is_share(arguments, available):
+        return f"the share of labeled images gives {format_count(labeled, 'labeled image')} per batch"
+    return f"{_count_key(available)} is {labeled}"
+
+
+def _is_share(arguments: ShapeArguments, available: AvailableImages) -> bool:
+    """Return whether the number of labeled images is their share of the data, since the recipe does not set it."""
+    return available.others > 0 and arguments.labeled_per_batch is None
+
+
 def _count_key(available: AvailableImages) -> str:
     """Return the key of the recipe that sets the number of labeled images."""
     if available.others:
@@ -218,22 +235,22 @@ def _count_key(available: AvailableImages) -> str:
     return "train.batch_size"
 
 
-def _listed_sizes(request: Request, available: AvailableImages, numbers: Sequence[int]) -> str:
+def _listed_sizes(arguments: ShapeArguments, available: AvailableImages, numbers: Sequence[int]) -> str:
     """Return the names and sizes of some of the available classes, e.g. `eel (3), cat (5), ...`."""
     listed = []
     for number in numbers:
         label = available.labels[number]
         name = f"class {label}"
-        if label < len(request.classes):
-            name = request.classes[label]
+        if label < len(arguments.classes):
+            name = arguments.classes[label]
         listed.append(f"{name} ({available.sizes[number]})")
     return first_names(listed, MAX_LISTED)
 
 
-def _images_per_class(request: Request, available: AvailableImages, labeled: int) -> int:
+def _images_per_class(arguments: ShapeArguments, available: AvailableImages, labeled: int) -> int:
     """Return K of "pk": what the recipe says, else the smallest possible one of at least 4; that default if there is none."""
-    if request.images_per_class is not None:
-        return request.images_per_class
+    if arguments.images_per_class is not None:
+        return arguments.images_per_class
     for k in _possible_k(available, labeled):
         if k >= DEFAULT_IMAGES_PER_CLASS:
             return k
@@ -250,58 +267,58 @@ def _possible_k(available: AvailableImages, labeled: int) -> list[int]:
     return possible
 
 
-def _choices(labels: Tensor, request: Request) -> list[str]:
+def _choices(labels: Tensor, arguments: ShapeArguments) -> list[str]:
     """Return what to write into the recipe instead, as a list of at least one; each of them is possible."""
     choices = []
-    k = _other_k(labels, request)
+    k = _other_k(labels, arguments)
     if k is not None:
         choices.append(f"train.sampler.images_per_class={k}")
-    labeled = _other_labeled(labels, request)
+    labeled = _other_labeled(labels, arguments)
     if labeled is not None:
         choices.append(f"train.sampler.labeled_per_batch={labeled}")
-    batch_size = _other_batch_size(labels, request)
+    batch_size = _other_batch_size(labels, arguments)
     if labeled is None and batch_size is not None:
         choices.append(f"train.batch_size={batch_size}")
-    if request.name == "pk" and _find_shape(labels, request._replace(name="positives")) is not None:
+    if arguments.name == "pk" and _find_shape(labels, arguments._replace(name="positives")) is not None:
         choices.append("train.sampler.name=positives, which needs two images of a class")
     if choices:
         return choices
-    if request.labeled_per_batch is None:
+    if arguments.labeled_per_batch is None:
         return ["train.sampler.name=random"]
     return ["train.sampler.name=random without train.sampler.labeled_per_batch"]
 
 
-def _other_k(labels: Tensor, request: Request) -> int | None:
+def _other_k(labels: Tensor, arguments: ShapeArguments) -> int | None:
     """Return the K nearest to that of "pk" that is possible; None if there is none."""
-    if request.name != "pk":
+    if arguments.name != "pk":
         return None
-    available = _available_images(labels, request.name)
-    labeled = _preferred_count(request, available)
-    before = _images_per_class(request, available, labeled)
+    available = _available_images(labels, arguments.name)
+    labeled = _preferred_count(arguments, available)
+    before = _images_per_class(arguments, available, labeled)
     for k in sorted(_possible_k(available, labeled), key=lambda other: max(other / before, before / other)):
-        if _find_shape(labels, request._replace(images_per_class=k)) is not None:
+        if _find_shape(labels, arguments._replace(images_per_class=k)) is not None:
             return k
     return None
 
 
-def _other_labeled(labels: Tensor, request: Request) -> int | None:
+def _other_labeled(labels: Tensor, arguments: ShapeArguments) -> int | None:
     """Return the number of labeled images nearest to that of the recipe that is possible; None if there is none."""
-    if request.labeled_per_batch is None:
+    if arguments.labeled_per_batch is None:
         return None
-    available = _available_images(labels, request.name)
+    available = _available_images(labels, arguments.name)
     if not available.others:
         return None
-    shape = _find_shape(labels, request._replace(labeled_per_batch=None))
+    shape = _find_shape(labels, arguments._replace(labeled_per_batch=None))
     if shape is None:
         return None
-    before = request.labeled_per_batch
-    possible = [count for count in range(1, request.batch_size + 1) if not _problem(request, available, count)]
+    before = arguments.labeled_per_batch
+    possible = [count for count in range(1, arguments.batch_size + 1) if not _problem(arguments, available, count)]
     return min(possible, key=lambda count: abs(count - before))
 
 
-def _other_batch_size(labels: Tensor, request: Request) -> int | None:
+def _other_batch_size(labels: Tensor, arguments: ShapeArguments) -> int | None:
     """Return the next smaller batch that is possible; None if there is none."""
-    for batch_size in range(request.batch_size - 1, 1, -1):
-        if _find_shape(labels, request._replace(batch_size=batch_size)) is not None:
+    for batch_size in range(arguments.batch_size - 1, 1, -1):
+        if _find_shape(labels, arguments._replace(batch_size=batch_size)) is not None:
             return batch_size
     return None

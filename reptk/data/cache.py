@@ -27,7 +27,7 @@ from reptk.data.cache_build import (
     build_cache,
     offsets_of,
     read_records,
-    remove_leftovers,
+    remove_old_builds,
 )
 from reptk.data.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
@@ -73,7 +73,7 @@ class DecodedCache(WritableImages):
                     f"cannot store the decoded images in {folder}: {cause}. Name another folder (data.cache=/path), or "
                     "data.cache=false"
                 ) from cause
-        remove_leftovers(self._files)
+        remove_old_builds(self._files)
         try:
             self._records = read_records(self._files.records)
             self._offsets = offsets_of(self._records)

@@ -128,7 +128,7 @@ def build_cache(cache: CacheFiles, images: PictureFiles, workers: int) -> None:
             _publish(cache, images.decoded_by)
 
 
-def remove_leftovers(cache: CacheFiles) -> None:
+def remove_old_builds(cache: CacheFiles) -> None:
     """Remove what killed builds of other caches left next to a complete one, unless a process builds there now.
 
     Files that a build could still be resumed with stay for a day.

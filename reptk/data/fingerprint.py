@@ -1,4 +1,4 @@
-"""The fingerprint of a data set: whether a run that goes on reads the images it was started with."""
+"""The fingerprint of a data set: whether a resumed run reads the images it was started with."""
 
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ from reptk.core.foreign_files import open_regular, read_json
 from reptk.core.name_lists import first_names
 from reptk.data.protocol import Data, InMemory
 
-FileCheck = Literal["stat", "content", "off"]
+FileIdentity = Literal["stat", "content", "off"]
 """What is compared of each file: its size and time of modification, its SHA-256, or nothing."""
 
 SUMMARY_FILE = "data.json"
@@ -37,10 +37,10 @@ class Fingerprint(NamedTuple):
 
     splits: dict[str, dict[str, Any]]
     files: dict[str, str]
-    check: FileCheck
+    check: FileIdentity
 
 
-def fingerprint(data: Data, check: FileCheck = "stat") -> Fingerprint:
+def fingerprint(data: Data, check: FileIdentity = "stat") -> Fingerprint:
     """Compute the fingerprint of a data set as it is now.
 
     Args:
@@ -52,7 +52,7 @@ def fingerprint(data: Data, check: FileCheck = "stat") -> Fingerprint:
     for name, split in data.splits.items():
         if split is None:
             continue
-        described: dict[str, Any] = {"images": len(split), "labels": _sha256(split.labels.numpy().tobytes())}
+        described: dict[str, Any] = {"images": len(split), "labels": _sha256(split.labels.contiguous().numpy())}
         if isinstance(split.images, InMemory):
             described["pixels"] = _sha256(split.images.pixels.cpu().contiguous().numpy())
         splits[name] = described
@@ -122,6 +122,11 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
         if before.splits.get(name) != now.splits.get(name):
             lines.append(_split_difference(name, before.splits.get(name), now.splits.get(name)))
     return lines
+
+
+def show_same_files(before: Fingerprint, now: Fingerprint) -> bool:
+    """Return whether two fingerprints show that two folders hold the same files: both have compared them, and none differs."""
+    return before.check == now.check != "off" and not differences(before, now)
 
 
 def _split_difference(name: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:

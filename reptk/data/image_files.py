@@ -166,7 +166,8 @@ class ImageFiles(WritableImages):
     def unreadable(self, numbers: Tensor) -> dict[int, str]:
         if not self._reasons:
             return {}
-        return {number: self._reasons[number] for number in numbers.tolist() if number in self._reasons}
+        is_unreadable = torch.isin(numbers, torch.tensor(list(self._reasons)))
+        return {number: self._reasons[number] for number in numbers[is_unreadable].tolist()}
 
     def _decode(self, number: int, content: Path | bytes) -> Pixels:
         square = self.square
@@ -197,14 +198,10 @@ class _PathArray:
     """Many paths as the bytes of one array."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        num_bytes = 0
-        ends = [0]
-        for path in paths:
-            num_bytes += len(os.fsencode(path))
-            ends.append(num_bytes)
-        self._ends = stored([np.array(ends)], len(ends), np.int64)
+        lengths = np.fromiter((len(os.fsencode(path)) for path in paths), np.int64, len(paths))
+        self._ends = stored([np.zeros(1), lengths.cumsum()], len(paths) + 1, np.int64)
         pieces = (_encoded(paths[part]) for part in chunks(len(paths)))
-        self._bytes = stored(pieces, num_bytes, np.uint8)
+        self._bytes = stored(pieces, int(self._ends[-1]), np.uint8)
 
     def __getitem__(self, number: int) -> Path:
         encoded = self._bytes[self._ends[number] : self._ends[number + 1]]

@@ -4,6 +4,7 @@ Needs pylance (extra `table`). The version is fixed when the table is opened: ro
 change the numbers of others.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,14 +26,12 @@ VERSIONS_FOLDER = "_versions"
 
 def is_lance(base: Path) -> bool:
     """Return whether a path is a table of Lance, with a version after it or without."""
-    return (_split_version(base)[0] / VERSIONS_FOLDER).is_dir()
+    return os.path.isdir(_split_version(base)[0] / VERSIONS_FOLDER)  # noqa: PTH112 - of names that are too long, too
 
 
 def _split_version(base: Path) -> tuple[Path, int | None]:
-    if base.exists():
-        return base, None
     match = VERSION.search(base.name)
-    if match is None:
+    if match is None or base.exists():
         return base, None
     return base.with_name(base.name[: match.start()]), int(match[1])
 

@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from reptk.data.cache_folder import default_folder
 
-MAX_BYTES_IN_MEMORY = 1 << 26
-"""64 MB: labels of eight million images."""
+MAX_BYTES_IN_MEMORY = 1 << 24
+"""16 MB: labels of two million images."""
 
 CHUNK = 1 << 20
 """Values that are computed at once."""

@@ -31,7 +31,7 @@ class Loader:
         batch_size: images of a global batch, over all ranks.
         seed: of the order; of the default sampler.
         sampler: of this split, with this batch size; None for `RandomSampler`.
-        rank, world: number of this rank, and how many ranks there are.
+        rank, world_size: number of this rank, and how many ranks there are.
         workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
         full_images: squash images that are not square, and add their aspect ratios to the batches; by default their
@@ -54,7 +54,7 @@ class Loader:
         seed: int,
         sampler: Sampler | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         workers: int = 0,
         device: torch.device | str = "cpu",
         full_images: bool = False,
@@ -72,7 +72,7 @@ class Loader:
         self.batch_size = batch_size
         self.sampler = sampler or RandomSampler(len(split), batch_size=batch_size, seed=seed)
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.workers = workers
         self.device = device
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -128,11 +128,11 @@ class Loader:
             image = self.images.fetch(substitute)[0]
             if not self.images.unreadable(substitute):
                 return image, int(substitute)
-        raise DataError(f"{MAX_SUBSTITUTES} training images in turn cannot be read")
+        raise DataError(f"{MAX_SUBSTITUTES} images drawn as substitutes cannot be read")
 
     def _numbers(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Yield the numbers of this rank's images for each step."""
-        rank_batch_size = self.batch_size // self.world
+        rank_batch_size = self.batch_size // self.world_size
         order_epoch = None
         for step in range(first_step, last_step):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)

@@ -44,7 +44,7 @@ class Images(Protocol):
     def files(self) -> list[Path]:
         """Return the files that the images are read from, in order; none if they are not in files.
 
-        They tell a run that goes on whether its data has changed. By default, the `path` of each image.
+        They tell a resumed run whether its data has changed. By default, the `path` of each image.
         """
         paths = map(self.path, range(len(self)))
         return [path for path in paths if path is not None]
@@ -215,7 +215,9 @@ class ImageSubset(Images):
         return self._images.path(int(self._numbers[number]))
 
     def files(self) -> list[Path]:
-        return super().files() or self._images.files()
+        if len(self) and self.path(0) is None:
+            return self._images.files()
+        return super().files()
 
     def block_starts(self) -> NDArray[np.int64] | None:
         return block_starts_of_subset(self._images.block_starts(), self._numbers.numpy())
@@ -250,7 +252,9 @@ class WritableSubset(WritableImages):
         return self._images.path(int(self._numbers[number]))
 
     def files(self) -> list[Path]:
-        return super().files() or self._images.files()
+        if len(self) and self.path(0) is None:
+            return self._images.files()
+        return super().files()
 
     def block_starts(self) -> NDArray[np.int64] | None:
         return block_starts_of_subset(self._images.block_starts(), self._numbers.numpy())

@@ -1,6 +1,7 @@
 """Patterns of file names: ranges and lists in braces as in the shell (`{000000..000009}`, `{train,val}`), and globs."""
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,8 @@ MAX_LISTED = 5
 def is_pattern(path: Path) -> bool:
     """Return whether a path that does not exist is a pattern."""
     text = str(path)
-    return not path.exists() and bool(GLOB.search(text) or BRACES.search(text))
+    # A list in braces may be longer than a file name can be, of which Path.exists raises an error.
+    return bool(GLOB.search(text) or BRACES.search(text)) and not os.path.exists(path)  # noqa: PTH110
 
 
 def expand_pattern(pattern: Path) -> list[Path]:

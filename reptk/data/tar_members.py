@@ -76,6 +76,20 @@ class _Member(NamedTuple):
     size: int
 
 
+FILE = "a file"
+OTHER = "a folder or a device"
+
+
+class _Entry(NamedTuple):
+    """Something in an archive: its content has `size` bytes from `offset` on, and the next header is at `end`."""
+
+    name: str
+    offset: int
+    size: int
+    kind: str
+    end: int
+
+
 def read_shard(path: Path, advance: Callable[[int], None]) -> ShardContent:
     """Read the headers of a shard, and the files of labels in it.
 
@@ -118,38 +132,80 @@ def _members_by_key(
     """Return the files of each sample by their endings, in the order of the archive."""
     num_bytes = os.fstat(file.fileno()).st_size
     samples: dict[str, dict[str, _Member]] = {}
+    position = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            position = 0
-            for member in _members(archive):
-                advance(member.offset - position)
-                position = member.offset
-                if member.offset_data + member.size > num_bytes:
-                    content.problems.append(f"is truncated in {in_one_line(member.name)}: copy it again")
+            for entry in _entries(archive, file):
+                if entry.offset + entry.size > num_bytes:
+                    content.problems.append(f"is truncated in {in_one_line(entry.name)}: copy it again")
                     return samples
-                _add_member(member, samples, content)
-            end = archive.offset
+                advance(entry.end - position)
+                position = entry.end
+                _add_entry(entry, samples, content)
     except tarfile.TarError as cause:
         if samples:
             content.problems.append(f"is truncated or damaged ({cause}): copy it again")
         else:
             content.problems.append(f"is no tar archive ({cause})")
         return samples
-    problem = _problem_at_end(file, end, num_bytes)
+    problem = _problem_at_end(file, position, num_bytes)
     if problem is not None:
         content.problems.append(problem)
-    advance(num_bytes - position)
+    advance(max(0, num_bytes - position))
     return samples
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _entries(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[_Entry]:
+    """Yield what is in an archive. Headers of ordinary files are parsed here, several times as fast as by `tarfile`."""
+    position = 0
     while True:
-        member = archive.next()
-        if member is None:
-            return
-        # The archive would keep all of them.
-        archive.members.clear()
-        yield member
+        entry = _plain_entry(os.pread(file.fileno(), BLOCK_BYTES, position), position)
+        if entry is None:
+            file.seek(position)
+            archive.offset = position
+            # It keeps the first file that it has read when it was opened, and all others.
+            archive.firstmember = None
+            member = archive.next()
+            archive.members.clear()
+            if member is None:
+                return
+            entry = _Entry(member.name, member.offset_data, member.size, _kind(member), archive.offset)
+        yield entry
+        position = entry.end
+
+
+def _plain_entry(header: bytes, position: int) -> _Entry | None:
+    """Return the file whose header this is; None for anything else than an ordinary file in the format of POSIX or GNU."""
+    if len(header) < BLOCK_BYTES or header[257:262] != b"ustar" or header[156] not in (0, ord("0")):
+        return None
+    try:
+        size = int(header[124:136].rstrip(b"\0 ") or b"0", 8)
+        checksum = int(header[148:156].strip(b"\0 "), 8)
+    except ValueError:
+        return None
+    # The checksum counts its own bytes as blanks.
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum or header[124] & 0x80:
+        return None
+    name = header[:100].partition(b"\0")[0]
+    if header[257:263] == b"ustar\0":
+        prefix = header[345:500].partition(b"\0")[0]
+        if prefix:
+            name = prefix + b"/" + name
+    if not name or name.endswith(b"/"):
+        return None
+    offset = position + BLOCK_BYTES
+    end = offset + (size + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+    return _Entry(name.decode("utf-8", "surrogateescape"), offset, size, FILE, end)
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.issparse():
+        return "sparse"
+    if member.isreg():
+        return FILE
+    if member.issym() or member.islnk():
+        return "a link"
+    return OTHER
 
 
 def _problem_at_end(file: BinaryIO, end: int, num_bytes: int) -> str | None:
@@ -169,26 +225,24 @@ def _problem_at_end(file: BinaryIO, end: int, num_bytes: int) -> str | None:
     return None
 
 
-def _add_member(member: tarfile.TarInfo, samples: dict[str, dict[str, _Member]], content: ShardContent) -> None:
-    name = member.name.removeprefix("./")
+def _add_entry(entry: _Entry, samples: dict[str, dict[str, _Member]], content: ShardContent) -> None:
+    name = entry.name.removeprefix("./")
     folder, _, file_name = name.rpartition("/")
-    if member.isdir() or file_name.startswith(".") or folder.startswith(".") or "__MACOSX" in folder:
+    if entry.kind == OTHER or file_name.startswith(".") or folder.startswith(".") or "__MACOSX" in folder:
         return
     stem, _, extension = file_name.partition(".")
     key = f"{folder}/{stem}" if folder else stem
     extension = extension.lower()
-    if not member.isreg() or member.issparse():
+    if entry.kind != FILE:
         if _is_image(extension):
-            kind = "sparse" if member.issparse() else "a link"
-            content.problems.append(
-                f"has {in_one_line(name)}, which is {kind}: pack it with --dereference --hard-dereference"
-            )
+            advice = "pack it with --dereference --hard-dereference"
+            content.problems.append(f"has {in_one_line(name)}, which is {entry.kind}: {advice}")
         return
     files = samples.setdefault(key, {})
     if extension in files:
         content.problems.append(f"has {in_one_line(name)} twice: keys tell samples apart, so rename one")
         return
-    files[extension] = _Member(member.offset_data, member.size)
+    files[extension] = _Member(entry.offset, entry.size)
 
 
 def _is_image(extension: str) -> bool:

@@ -48,6 +48,6 @@ def is_hashed(path: Path, verify: bool | None) -> bool:
 def damaged(path: Path) -> DataError:
     """Return the error for a file that differs from its hash."""
     return DataError(
-        f"{path} is damaged: its content has another hash than when it was written. Copy it again from where it is whole, or "
+        f"{path} is damaged: its content has another hash than when it was written. Copy it again from an intact copy, or "
         "embed the images again: --force"
     )

@@ -229,7 +229,10 @@ class Embedder:
         table = dict.fromkeys(Preprocessing._fields)
         run = self.origin.get("run")
         if run is not None:
-            table |= recipe_of(run).get("data", {})
+            recipe = recipe_of(run)
+            if not recipe and self.encoder.preprocessing is not None:
+                return self.encoder.preprocessing  # of a model folder alone
+            table |= recipe.get("data", {})
         backbone = self.encoder.config["backbone"]
         has_weights = self.started_from_weights
         table = with_preprocessing(table, backbone, has_weights=has_weights, is_trained=run is not None)
@@ -354,7 +357,7 @@ def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | 
     # Not a timm name but a path with a mistake in it.
     if not is_external(name) and ("/" in name or Path(name).exists()):
         hint = describe_no_run(name).hint()
-        raise DataError(f"no run or model in {name}; a run's folder holds model/encoder.safetensors{hint}")
+        raise DataError(f"no run or model in {name}; a run's folder holds model/model.safetensors{hint}")
     if size is None:
         size = native_size(name)
     if not isinstance(size, int) or size < MIN_SIZE_PX:

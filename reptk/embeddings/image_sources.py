@@ -230,7 +230,7 @@ def data_table(text: str) -> config.Table:
         DataError: there is neither.
     """
     base = expand_home(text)
-    if base.exists() or is_pattern(base) or is_lance(base):
+    if is_pattern(base) or base.exists() or is_lance(base):
         return {"name": "folder", "root": text}
     if text in DATASETS.names():
         return {"name": text}

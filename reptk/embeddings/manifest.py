@@ -45,7 +45,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."
         ) from cause
     except (OSError, ValueError) as cause:
-        raise DataError(damage_message(folder, f"{MANIFEST_NAME} cannot be read: {cause}")) from cause
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} cannot be read: {cause}")) from cause
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{folder} is no index of reptk: its {MANIFEST_NAME} is of something else")
     version = manifest.get("version")
@@ -54,9 +54,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
     # Earlier versions wrote other keys and no hash; a damaged key is none of theirs.
     if not is_intact(text, manifest) and not KEYS_WITHOUT_HASH.issuperset(manifest):
-        raise DataError(damage_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
     if not _is_complete(manifest):
-        raise DataError(damage_message(folder, f"{MANIFEST_NAME} is incomplete"))
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} is incomplete"))
     return manifest
 
 
@@ -85,7 +85,7 @@ def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
     content = read_bytes(folder / FAISS_NAME, manifest["files"][FAISS_NAME]["bytes"])
     if hashlib.sha256(content).hexdigest() != manifest["files"][FAISS_NAME].get("sha256"):
         reason = f"{FAISS_NAME} has another hash than {MANIFEST_NAME} says, so it is not read"
-        raise DataError(damage_message(folder, reason))
+        raise DataError(damaged_index_message(folder, reason))
     return content
 
 
@@ -118,7 +118,7 @@ def is_built_here(manifest: dict[str, Any]) -> bool:
     return isinstance(record, dict) and is_signed(record.get("sha256"), record.get("signature"))
 
 
-def damage_message(folder: Path, reason: str) -> str:
+def damaged_index_message(folder: Path, reason: str) -> str:
     """Return the message for an index that cannot be trusted."""
     command = f"reptk index EMBEDDINGS --out {shlex.quote(str(folder))} --force"
     return f"the index {folder} is damaged: {reason}. Build it again: {command}"
@@ -134,4 +134,4 @@ def _is_complete(manifest: dict[str, Any]) -> bool:
 def _check_file(folder: Path, manifest: dict[str, Any], name: str, max_hashed_bytes: int | None) -> None:
     damage = find_damage(folder / name, manifest["files"].get(name), max_hashed_bytes=max_hashed_bytes)
     if damage is not None:
-        raise DataError(damage_message(folder, f"{name} {damage}"))
+        raise DataError(damaged_index_message(folder, f"{name} {damage}"))

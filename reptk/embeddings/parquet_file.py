@@ -6,7 +6,7 @@ Of images that are files, the columns file_bytes and file_mtime_ns follow.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,17 +59,33 @@ class ParquetFile:
             )
 
     @contextmanager
-    def writer(self, header: Header) -> Iterator["ParquetBlockWriter"]:
-        """Open the file for writing; see `EmbeddingsFile`."""
+    def writer(
+        self,
+        header: Header,
+        extra_fields: Sequence[Any] = (),
+        schema_metadata: Callable[[Any], dict[bytes, bytes]] | None = None,
+    ) -> Iterator["ParquetBlockWriter"]:
+        """Open the file for writing; see `EmbeddingsFile`.
+
+        Args:
+            header: of the embeddings.
+            extra_fields: further columns, of Arrow's type `Field`, which `ParquetBlockWriter.add` then takes.
+            schema_metadata: from the schema to metadata that it gets, for other programs.
+        """
         self.check_installed()
         import pyarrow.parquet
 
+        schema = _schema(header)
+        for field in extra_fields:
+            schema = schema.append(field)
+        if schema_metadata is not None:
+            schema = schema.with_metadata(schema_metadata(schema))
         with opened_for_embeddings(self.path, header.vector_bytes()) as file:
             sink = HashedFile(file)
             # A dictionary pays off only for class names, which repeat. zstd shrinks ids and paths, and hardly the vectors.
             # Checksums of pages notice damage of files that are too large to be hashed whenever they are read.
             table = pyarrow.parquet.ParquetWriter(
-                sink, _schema(header), compression="zstd", use_dictionary=["class"], write_page_checksum=True
+                sink, schema, compression="zstd", use_dictionary=["class"], write_page_checksum=True
             )
             try:
                 yield ParquetBlockWriter(table, header)
@@ -186,8 +202,8 @@ class ParquetBlockWriter:
         self.file = file
         self.header = header
 
-    def add(self, block: RowBlock) -> None:
-        """Write the rows of a block."""
+    def add(self, block: RowBlock, extra: Sequence[Any] = ()) -> None:
+        """Write the rows of a block, with the arrays of further columns."""
         import pyarrow
 
         schema = self.file.schema
@@ -209,6 +225,7 @@ class ParquetBlockWriter:
         ]
         if self.header.has_file_stats and block.file_stats is not None:
             columns += [pyarrow.array(column.numpy()) for column in block.file_stats.unbind(1)]
+        columns += extra
         self.file.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 

@@ -86,7 +86,7 @@ class Index:
         # A valid file may still be that of another index, copied into the folder.
         for name, part in ((EMBEDDINGS_NAME, embeddings), (FAISS_NAME, approximate)):
             if part is not None and (len(part), part.width) != (manifest["count"], manifest["width"]):
-                raise DataError(manifests.damage_message(folder, f"{name} is {len(part):,} x {part.width}"))
+                raise DataError(manifests.damaged_index_message(folder, f"{name} is {len(part):,} x {part.width}"))
         return cls(embeddings, kind, recall, approximate, folder)
 
     @property

@@ -52,7 +52,7 @@ def logit_scale_of(temperature: float | Tensor) -> float | Tensor:
 
 
 def temperature_argument(start: float, learned: bool) -> "float | LearnedTemperature":
-    """Return what a loss keeps as its attribute `temperature`: the number, which a schedule may set, or what is learned.
+    """Return the value of a loss's attribute `temperature`: the number, which a schedule may set, or what is learned.
 
     Args:
         start: the value, or where learning starts.

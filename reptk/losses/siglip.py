@@ -36,7 +36,7 @@ def siglip(
         z: (N, D) embeddings of any scale and floating type.
         ids: (N,) integers; rows that share an id are positives.
         scale: t, which the paper writes as a factor; a scalar tensor gets its gradient.
-        bias: b; about -log(N) weighs a few positives and many negatives alike. A scalar tensor gets its gradient.
+        bias: b; about -log(N) weighs a few positives and many negatives equally. A scalar tensor gets its gradient.
         keys: (K, D) further rows to compare with, e.g. a queue; they are not anchors and get no gradient.
         key_ids: (K,) their ids.
 

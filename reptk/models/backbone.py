@@ -99,6 +99,21 @@ def create_backbone(
     return backbone
 
 
+def model_args(name: str, size: int) -> dict[str, Any]:
+    """Return the arguments besides the name by which timm builds a backbone for images of a size.
+
+    Args:
+        name: a full name.
+        size: side of the images in pixels.
+    """
+    args: dict[str, Any] = {}
+    if is_external(name):
+        args |= _read_description(name).get("model_args", {})
+    if pretrained_cfg(name).fixed_input_size:
+        args["img_size"] = size
+    return args
+
+
 def takes_no_other_size(name: str, size: int, other_sizes: Sequence[int]) -> str:
     """Return the message about a backbone that is built for images of one size, and views of others."""
     listed = " and ".join(str(other) for other in sorted(set(other_sizes) - {size}))
@@ -168,13 +183,9 @@ def pretrained_cfg(name: str, keys: EncoderKeys = ENCODER_KEYS) -> PretrainedCfg
     if not is_external(name):
         _check_name(name, keys.backbone)
         return timm.get_pretrained_cfg(name)
-    if name.startswith(LOCAL_FOLDER):
-        file = Path(name.removeprefix(LOCAL_FOLDER)) / "config.json"
-    else:
-        with prefixed_errors(keys.prefix):
-            file = fetch(name.removeprefix(HUB), ("config.json",))
     try:
-        table = read_json(file)
+        with prefixed_errors(keys.prefix):
+            table = _read_description(name)
         architecture = table["architecture"]
         # Older files have everything in one table.
         described = dict(table.get("pretrained_cfg", table))
@@ -188,6 +199,20 @@ def pretrained_cfg(name: str, keys: EncoderKeys = ENCODER_KEYS) -> PretrainedCfg
         ) from cause
     known = {field: value for field, value in described.items() if field in defaults}
     return PretrainedCfg(**{**defaults, **known})
+
+
+def _read_description(name: str) -> dict[str, Any]:
+    """Return the `config.json` of a model outside of timm.
+
+    Raises:
+        EnvironmentProblem: the hub does not respond, or has no such repository.
+        OSError, ValueError, TypeError: the file cannot be read, or is of something else.
+    """
+    if name.startswith(LOCAL_FOLDER):
+        file = Path(name.removeprefix(LOCAL_FOLDER)) / "config.json"
+    else:
+        file = fetch(name.removeprefix(HUB), ("config.json",))
+    return dict(read_json(file))
 
 
 def _check_description(described: dict[str, Any]) -> None:

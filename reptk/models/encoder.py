@@ -3,15 +3,22 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reptk.core.errors import UsageError
 from reptk.core.images import resize_to_square, to_float
-from reptk.data.resize import Interpolation, Preprocessing, ResizeMode
-from reptk.models.backbone import count_features, create_backbone, full_name, native_size, undecayed_parameters
+from reptk.data.resize import WHOLE_SQUARES, Interpolation, Preprocessing, ResizeMode
+from reptk.models.backbone import (
+    count_features,
+    create_backbone,
+    full_name,
+    is_external,
+    model_args,
+    native_size,
+    undecayed_parameters,
+)
 from reptk.models.encoder_keys import ENCODER_KEYS, EncoderKeys
 from reptk.models.eval_mode import eval_mode
 from reptk.models.freeze import Freeze, batch_norm_modules, frozen_modules, frozen_parameters
@@ -20,9 +27,13 @@ from reptk.models.grad_checkpointing import enable_grad_checkpointing
 from reptk.models.image_inputs import ImageInput, image_tensors
 from reptk.models.layer_groups import layer_scales
 from reptk.models.lora import add_lora, layers_not_called, merged_state_dict
+from reptk.models.model_folder import read_config
+from reptk.models.preprocessing import recorded_preprocessing
 from reptk.models.projection import projection_head
 from reptk.models.saved_model import load_model, save_model
 from reptk.models.stem import use_small_stem
+from reptk.models.timm_config import timm_config
+from reptk.models.weight_source import LOCAL_FOLDER
 from reptk.models.weights import load_weights
 
 __all__ = ["Encoder", "eval_mode", "native_size", "unfrozen_batch_norms"]
@@ -63,6 +74,8 @@ class Encoder(nn.Module):
             architecture.
         backbone, head: the two modules.
         num_features: F.
+        preprocessing: of the images in evaluation, of an encoder that was saved with it; None if it is not known.
+        weights_license: of the pretrained weights of timm that it started from; None if there are none, or none is known.
         mean, std: (3, 1, 1), which the images are normalized with.
         num_chunks: into how many chunks `forward` divides a batch in training; see `encode_in_chunks`.
 
@@ -106,6 +119,8 @@ class Encoder(nn.Module):
             "head_norm": head_norm,
             "drop_path": drop_path,
         }
+        self.preprocessing: Preprocessing | None = None
+        self.weights_license: str | None = None
         self.num_chunks = 1
         self._chunk_norm: Norm = "refuse"
         self._first_pass = nullcontext
@@ -116,6 +131,9 @@ class Encoder(nn.Module):
         self.backbone = create_backbone(
             backbone, size=size, pretrained=pretrained, drop_path=drop_path, other_sizes=other_sizes, keys=keys
         )
+        self._model_args = model_args(backbone, size)
+        if pretrained:
+            self.weights_license = self.backbone.pretrained_cfg.get("license")
         new_weight = None
         if stem == "small":
             new_weight = use_small_stem(self.backbone, backbone)
@@ -333,28 +351,38 @@ class Encoder(nn.Module):
         self.head = nn.Sequential()
         self.config["head_layers"] = 0
 
-    def save(self, folder: str | Path, classifier: bytes | None = None) -> None:
-        """Write a folder with `encoder.safetensors`, `config.json` and their hashes, in place of an earlier model's.
+    def save(
+        self, folder: str | Path, classifier: bytes | None = None, preprocessing: Preprocessing | None = None
+    ) -> None:
+        """Write a folder with the weights, `config.json` and their hashes, in place of an earlier model's.
 
-        Updates by LoRA are added to the weights.
+        `timm.create_model("local-dir:FOLDER", pretrained=True)` opens the backbone, unless `stem` is "small", of which timm
+        gives the reason. Updates by LoRA are added to the weights.
         At every moment there is either the earlier model or the new one, complete, even if the process is killed.
 
         Args:
             folder: the folder. Those above it are created.
             classifier: `classifier_bytes` of a classifier of the features, which is saved with the encoder; None for none.
+            preprocessing: of the images in evaluation, for other programs; None for that which the encoder was saved with,
+                or whole squares, as `embed` takes them.
 
         Raises:
             UsageError: the folder exists and holds other files, which would be lost.
             EnvironmentProblem: it cannot be written.
             NumericalError: weights or running statistics hold NaN or infinity; nothing is written.
         """
-        # Not needed to load the encoder, but to use its weights without reptk.
-        for_other_programs = {
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
-            "num_features": self.num_features,
-        }
-        save_model(folder, merged_state_dict(self), self.config | for_other_programs, classifier)
+        if preprocessing is None:
+            preprocessing = self.preprocessing or WHOLE_SQUARES
+        config = timm_config(
+            self.backbone,
+            model_args=self._model_args,
+            size=self.config["size"],
+            num_features=self.num_features,
+            preprocessing=preprocessing,
+            license=self.weights_license,
+            table={**self.config, "preprocessing": preprocessing._asdict(), "license": self.weights_license},
+        )
+        save_model(folder, merged_state_dict(self), config, classifier)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "Encoder":
@@ -366,13 +394,18 @@ class Encoder(nn.Module):
         Raises:
             DataError: there is no model, or it is damaged.
         """
-        return load_model(run, cls._from_config).eval()
+        return load_model(run, cls._from_folder).eval()
 
     @classmethod
-    def _from_config(cls, config: dict[str, Any]) -> "Encoder":
+    def _from_folder(cls, folder: Path) -> "Encoder":
         """Return an encoder of the architecture that `config.json` of a model describes."""
-        return cls(
-            config["backbone"],
+        config = read_config(folder)
+        backbone = config["backbone"]
+        if is_external(backbone) and "preprocessing" in config and config["stem"] == "timm":
+            # The folder describes the model itself, and the original may be gone.
+            backbone = f"{LOCAL_FOLDER}{folder}"
+        encoder = cls(
+            backbone,
             size=config["size"],
             stem=config["stem"],
             head_layers=config["head_layers"],
@@ -381,6 +414,11 @@ class Encoder(nn.Module):
             head_norm=config["head_norm"],
             drop_path=config["drop_path"],
         )
+        encoder.config["backbone"] = config["backbone"]
+        if "preprocessing" in config:
+            encoder.preprocessing = recorded_preprocessing(config["preprocessing"])
+            encoder.weights_license = config["license"]
+        return encoder
 
     def _embeddings(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

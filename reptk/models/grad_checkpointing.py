@@ -40,7 +40,7 @@ def enable_grad_checkpointing(backbone: nn.Module) -> "FirstPass":
 
 
 class FirstPass:
-    """Tells the forward pass of a step from the second one of checkpointed blocks, which happens in the backward pass.
+    """Distinguishes the forward pass of a step from the second one of checkpointed blocks, which happens in the backward pass.
 
     Args:
         layers: the BatchNorm layers.

@@ -1,11 +1,15 @@
 """How images are resized and cropped before a backbone sees them, as timm records it with the backbone's weights."""
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Preprocessing
 from reptk.models.backbone import full_name, pretrained_cfg
 
-_RESIZE_OF_CROP_MODE = {"center": "crop", "border": "pad", "squash": "squash"}
+CROP_MODE_OF_RESIZE = {"crop": "center", "pad": "border", "squash": "squash"}
+"""What timm calls the ways in which a picture becomes a square."""
+
+_RESIZE_OF_CROP_MODE = {mode: resize for resize, mode in CROP_MODE_OF_RESIZE.items()}
 
 
 def preprocessing_of(backbone: str) -> Preprocessing:
@@ -25,6 +29,20 @@ def preprocessing_of(backbone: str) -> Preprocessing:
         interpolation=interpolation,
         reduce_jpeg=False,
     )
+
+
+def recorded_preprocessing(record: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that a file records by the names of its fields; what is missing has its usual value.
+
+    Raises:
+        ValueError: a value is none of those that are possible.
+    """
+    preprocessing = DEFAULT_PREPROCESSING.updated(record)
+    if preprocessing.resize not in CROP_MODE_OF_RESIZE or preprocessing.interpolation not in get_args(Interpolation):
+        raise ValueError(f"unknown preprocessing {preprocessing}")
+    if not isinstance(preprocessing.crop, int | float) or not 0 < preprocessing.crop <= 1:
+        raise ValueError(f"crop must be above 0 and at most 1, got {preprocessing.crop!r}")
+    return preprocessing
 
 
 def with_preprocessing(

@@ -14,13 +14,12 @@ from reptk.core import distributed, rng
 from reptk.core.counts import format_bytes
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
-from reptk.core.foreign_files import read_json
 from reptk.core.images import scale_to_unit
 from reptk.data.resize import Interpolation
 from reptk.models.backbone import is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.encoder_keys import EncoderKeys, prefixed_errors
-from reptk.models.model_folder import CONFIG_FILE, check_model, find_model
+from reptk.models.model_folder import check_model, find_model, read_config
 from reptk.models.preprocessing import preprocessing_of
 from reptk.models.weight_source import HUB, LOCAL_FOLDER, TIMM_ORGANIZATION
 
@@ -177,7 +176,7 @@ def _source_of(name: str, weights: str, size: int | None, keys: EncoderKeys) -> 
     with prefixed_errors(keys.prefix):
         model = find_model(name, folder)
         check_model(model)
-    config = read_json(model / CONFIG_FILE)
+        config = read_config(model)
     return _Source(config["backbone"], size or config["size"], config["stem"], str(model))
 
 

@@ -9,7 +9,7 @@ import timm
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-from reptk.config.run_paths import describe_no_run
+from reptk.config.run_paths import EARLIER_MODEL_WEIGHTS, MODEL_WEIGHTS, describe_no_run
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import expand_home, real_path
 from reptk.models.checkpoint_file import INDEX_ENDING, files_of_index, is_index
@@ -28,7 +28,14 @@ WEIGHT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".npz", ".c
 
 HUB_TIMEOUT_SECONDS = 4
 
-FOLDER_FILES = ("encoder.safetensors", "model/encoder.safetensors", *HUB_FILES, *HUB_INDEXES)
+FOLDER_FILES = (
+    MODEL_WEIGHTS,
+    f"model/{MODEL_WEIGHTS}",
+    EARLIER_MODEL_WEIGHTS,
+    f"model/{EARLIER_MODEL_WEIGHTS}",
+    *HUB_FILES[1:],
+    *HUB_INDEXES,
+)
 """Files of weights in the model folder of a run, in a run's folder, and in folders as timm and the hub write them."""
 
 
@@ -126,7 +133,7 @@ def fetch(repository: str, files: tuple[str, ...]) -> Path:
             if isinstance(cached, str):
                 return Path(cached)
         if not hub.HF_HUB_OFFLINE:
-            _check_host()
+            check_host()
     except (OSError, ValueError) as cause:  # no answer, or a name that the hub does not allow
         raise EnvironmentProblem(_not_fetched(repository, files, cause)) from cause
     problems = []
@@ -146,7 +153,7 @@ def _not_fetched(repository: str, files: tuple[str, ...], cause: Exception) -> s
     )
 
 
-def _check_host() -> None:
+def check_host() -> None:
     """Raise OSError if the hub does not respond within seconds; its client would retry for most of a minute."""
     try:
         urllib.request.urlopen(hub.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS).close()  # noqa: S310 - the user's own setting
@@ -176,7 +183,7 @@ def check_downloadable(name: str, weights_file: str) -> None:
         if isinstance(try_to_load_from_cache(repository, file), str):
             return
     try:
-        _check_host()
+        check_host()
     except OSError as cause:
         raise EnvironmentProblem(download_failed(name, str(cause), weights_file)) from cause
 

@@ -31,6 +31,7 @@ PREFERRED = (
     ("backbone", "momentum_backbone"),  # solo-learn
     ("encoder", "momentum_encoder"),  # solo-learn before 1.0.5, and reptk's MoCo
     ("encoder", "target"),  # reptk's BYOL
+    ("encoder", "student"),  # reptk's DINO
     ("backbone", "backbone_momentum"),  # lightly: MoCo, BYOL
     ("teacher_backbone", "student_backbone"),  # lightly: DINO
     ("teacher", "student"),  # DINO, DINOv2 and iBOT evaluate the teacher

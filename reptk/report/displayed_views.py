@@ -61,7 +61,7 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
             classes=data.classes,
             **recipe.train.sampler.model_dump(),
         ),
-        world=num_parts,
+        world_size=num_parts,
         full_images=needs_full_images(METHODS.get(recipe.method["name"]), views),
     )
     num_steps = recipe.train.epochs * loader.steps_per_epoch

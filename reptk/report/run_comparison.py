@@ -9,6 +9,8 @@ from torch import Tensor
 
 from reptk.config.part_tables import common_options
 from reptk.config.registry import DATASETS
+from reptk.core.files import expand_home, real_path
+from reptk.data.fingerprint import read_fingerprint, show_same_files
 from reptk.data.resize import Preprocessing
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.predictions import Predictions
@@ -16,6 +18,9 @@ from reptk.report.run_files import Run
 
 ACCESS_ARGUMENTS = ("cache", "download", "jpeg", "on_error", *Preprocessing._fields)
 """Arguments of a data set that change how its images are read, not which images they are."""
+
+ROOT = "root"
+"""The argument of a data set that says where its files are, not which they are."""
 
 Bounds = tuple[float, float]
 
@@ -84,11 +89,35 @@ def have_same_queries(run: Run, baseline: Run) -> bool:
     b = baseline.predictions
     if a is None or b is None:
         return False
-    if data_identity(run.data_part) != data_identity(baseline.data_part) or a.query_split != b.query_split:
+    if not have_same_data(run, baseline) or a.query_split != b.query_split:
         return False
     # Of many queries a sample is saved, which differs if their number does.
     same_images = torch.equal(a.index, b.index) and torch.equal(a.labels, b.labels)
     return same_images and bool((a.labels >= 0).any())
+
+
+def have_same_data(run: Run, other: Run) -> bool:
+    """Return whether both were evaluated on the same data set, wherever its files were."""
+    a, b = data_identity(run.data_part), data_identity(other.data_part)
+    for part in (a, b):
+        part.pop(ROOT, None)
+    return a == b and have_same_root(run, other)
+
+
+def have_same_root(run: Run, other: Run) -> bool:
+    """Return whether the data of both are the same files: one folder, or two whose fingerprints agree."""
+    a, b = run.data_part.get(ROOT), other.data_part.get(ROOT)
+    if a == b:
+        return True
+    if not isinstance(a, str) or not isinstance(b, str):
+        return False
+    try:
+        if real_path(expand_home(a)) == real_path(expand_home(b)):
+            return True
+    except ValueError:  # no paths, e.g. since a null character is in them
+        return False
+    before, now = read_fingerprint(run.folder), read_fingerprint(other.folder)
+    return before is not None and now is not None and show_same_files(before, now)
 
 
 def data_identity(data_part: dict[str, Any]) -> dict[str, Any]:

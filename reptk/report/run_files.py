@@ -160,7 +160,7 @@ def read_run(folder: Path, name: str) -> Run:
     # An evaluation of an encoder that was not trained by a recipe has none.
     if recipe_path.is_file():
         recipe = config.read(recipe_path)
-    results = _read_results(results_path)
+    results = read_results(results_path)
     log = _read_log(log_path)
     if not results.metrics and not log:
         raise UsageError(f"no number in {folder} yet; ask again after the first steps of the run")
@@ -197,7 +197,12 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _read_results(path: Path) -> SavedResults:
+def read_results(path: Path) -> SavedResults:
+    """Return the content of a results.json; empty if there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not path.is_file():
         return SavedResults()
     advice = f"evaluate the run again: reptk evaluate {path.parent} --out FOLDER"

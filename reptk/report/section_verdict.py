@@ -10,7 +10,7 @@ from reptk.core.metric_names import display_name
 from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
 from reptk.report.recipe_diff import described_values, differing_keys, recipe_values
-from reptk.report.run_comparison import data_identity, difference
+from reptk.report.run_comparison import difference, have_same_data
 from reptk.report.run_files import Run
 from reptk.report.section_settings import ComparedSettings
 
@@ -172,9 +172,12 @@ def _sentence_from_numbers(run: Run) -> str:
 
 
 def _comparison_sentence(runs: Sequence[Run]) -> str:
-    """Return which of several runs leads, and whether by more than chance explains."""
-    data = data_identity(runs[0].data_part)
-    if any(data_identity(run.data_part) != data for run in runs):
+    """Return which of several runs has the highest headline metric.
+
+    Every run has one seed, so the sentence does not say whether its method is better: an interval over queries says nothing
+    about other seeds.
+    """
+    if not all(have_same_data(run, runs[0]) for run in runs[1:]):
         return f"{len(runs)} runs measured on different images: their numbers cannot be compared."
     metric = runs[0].results.headline
     scored = [run for run in runs if metric and metric in run.results.main_metrics]
@@ -184,12 +187,17 @@ def _comparison_sentence(runs: Sequence[Run]) -> str:
     scored.sort(key=lambda run: run.results.main_metrics[metric], reverse=True)
     best, second = scored[:2]
     gap = difference(best, second, metric)
+    if gap.value == 0:
+        return f"{best.name} and {second.name} have the same {display_name(metric)}."
+    within = ""
     if gap.method and not gap.is_significant:
-        return f"{best.name} and {second.name} do not differ in {display_name(metric)} beyond chance."
-    sentence = f"{best.name} leads in {display_name(metric)}, {_unsigned_points(gap.value)} points above {second.name}"
-    if gap.method:
-        sentence += ", more than chance explains"
-    return f"{sentence}."
+        within = " (within the 95 % interval over the queries)"
+    value = format_percent(best.results.main_metrics[metric])
+    points = _unsigned_points(gap.value)
+    return (
+        f"{best.name} has the highest {display_name(metric)}, {value} %, {points} points above {second.name}{within}. "
+        "Each is one run; differences between seeds were not measured."
+    )
 
 
 def _unsigned_points(value: float) -> str:

@@ -13,6 +13,7 @@ from reptk.core.progress_lines import format_duration
 from reptk.report.section_settings import ComparedSetting, ComparedSettings
 from reptk.sweep.comparison_table import ComparisonTable, SettingRow, SettingRun
 from reptk.sweep.grid import run_label
+from reptk.sweep.seed_statistics import PAIRED_QUERIES, UNPAIRED_QUERIES, Estimate
 from reptk.sweep.table_texts import (
     count_text,
     difference_heading,
@@ -86,7 +87,7 @@ def compared_settings(table: ComparisonTable, title: str, runs: Sequence[Setting
         difference_heading=heading,
         settings=[_compared_setting(row, table) for row in table.rows],
         notes=notes,
-        run_names=[run_label(item.setting, item.seed) for item in runs],
+        run_names=[run_label(item.setting, item.seed_text) for item in runs],
     )
 
 
@@ -117,11 +118,26 @@ def result_sentence(table: ComparisonTable) -> str:
             f"{name} has the highest mean of {metric}, {value} {over}. On the seeds that both have, {setting_name(other)} is "
             f"{-points:.1f} points above it."
         )
-    if math.isnan(estimate.low):
-        return f"{name} has the highest {metric}, {value} {over}; nothing tells it from chance."
+    if not estimate.is_over_seeds:
+        return _without_seeds(table, best, other, estimate)
     if not estimate.is_significant:
         return f"{name} and {setting_name(other)} do not differ in {metric} beyond chance."
     return f"{name} leads in {metric}, {points:.1f} points above {setting_name(other)}, more than chance explains."
+
+
+def _without_seeds(table: ComparisonTable, best: SettingRow, other: SettingRow, estimate: Estimate) -> str:
+    """Return the sentence on a difference that has no interval over seeds."""
+    metric = display_name(table.headline)
+    start = f"{setting_name(best)} has the highest {metric}, {100 * best.metrics[table.headline].mean:.1f} %"
+    if len(best.runs) == len(other.runs) == 1:
+        return f"{start}, from one seed; differences between seeds were not measured."
+    over = f"over {format_count(len(best.runs), 'seed')}"
+    if estimate.kind in (PAIRED_QUERIES, UNPAIRED_QUERIES):
+        return (
+            f"{start} {over}. Its difference to {setting_name(other)} is of one seed; differences between seeds were not "
+            "measured."
+        )
+    return f"{start} {over}; the difference has no interval."
 
 
 def _runs_of_page(table: ComparisonTable) -> list[SettingRun]:

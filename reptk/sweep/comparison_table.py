@@ -31,17 +31,40 @@ MAIN_FAMILIES = ("linear", "linear_stage", "accuracy", "top1")
 _QUERY_KINDS = {"paired": PAIRED_QUERIES, "intervals": UNPAIRED_QUERIES}
 
 
+Replicate = tuple[int, int]
+"""What distinguishes runs of one setting: the seed of the run that each starts from, or `NO_START`, and its seed."""
+
+NO_START = -1
+"""No seed is negative."""
+
+
 class SettingRun(NamedTuple):
     """A finished run of a setting.
 
     setting: its label, which may be empty if there is one setting alone.
     seed: of the run.
     run: what was read from its folder.
+    start_seed: of the run that it starts from, where the seed alone does not distinguish the runs of its setting.
     """
 
     setting: str
     seed: int
     run: Run
+    start_seed: int | None = None
+
+    @property
+    def replicate(self) -> Replicate:
+        """What distinguishes the run from the others of its setting; runs of two settings that share it are a pair."""
+        if self.start_seed is None:
+            return NO_START, self.seed
+        return self.start_seed, self.seed
+
+    @property
+    def seed_text(self) -> str:
+        """The seed in tables, e.g. `0`, or `2:0` of a run with seed 0 that starts from one with seed 2."""
+        if self.start_seed is None:
+            return str(self.seed)
+        return f"{self.start_seed}:{self.seed}"
 
 
 class FailedRun(NamedTuple):
@@ -60,7 +83,7 @@ class FailedRun(NamedTuple):
 class SettingRow(NamedTuple):
     """A setting.
 
-    runs: one per seed, sorted by it; none if all of them have failed.
+    runs: one per replicate, sorted by it; none if all of them have failed.
     metrics: of the evaluated encoder, by name.
     differences: to the reference's, by name of the metric; empty for the reference.
     seconds: mean training time of the runs; NaN if it is not known.
@@ -75,17 +98,23 @@ class SettingRow(NamedTuple):
     failed: list[FailedRun]
 
     @property
-    def seeds(self) -> list[int]:
-        """The seeds of the runs, in ascending order."""
-        return [item.seed for item in self.runs]
+    def seeds(self) -> list[int | str]:
+        """The seeds of the runs, in ascending order; `seed_text` of runs that have a seed of their start."""
+        seeds: list[int | str] = []
+        for item in self.runs:
+            if item.start_seed is None:
+                seeds.append(item.seed)
+            else:
+                seeds.append(item.seed_text)
+        return seeds
 
-    def values(self, metric: str) -> dict[int, float]:
-        """Return a metric by seed, of the runs that have it."""
+    def values(self, metric: str) -> dict[Replicate, float]:
+        """Return a metric by replicate, of the runs that have it."""
         values = {}
         for item in self.runs:
             value = item.run.results.main_metrics.get(metric)
             if value is not None and math.isfinite(value):
-                values[item.seed] = value
+                values[item.replicate] = value
         return values
 
 
@@ -143,13 +172,13 @@ def build_table(
     """Return the table of runs.
 
     Args:
-        runs: finished ones, at most one per setting and seed. Of settings that are equally good, the first stays first.
+        runs: finished ones, at most one per setting and replicate. Of settings that are equally good, the first stays first.
         metric: to sort by; by default the headline metric that most runs have.
         reference: what the others are compared with: the best setting, or that of the first run.
         failed: runs without a result, which are counted and named.
 
     Raises:
-        UsageError: no run, or none with this metric.
+        UsageError: no run, or none with this metric, or the first run's setting, which is to be the reference, lacks it.
     """
     if not runs:
         raise UsageError("there is no finished run to compare")
@@ -163,7 +192,7 @@ def build_table(
         failed_of.setdefault(run.setting, []).append(run)
     rows = []
     for setting, items in groups.items():
-        items = sorted(items, key=lambda item: item.seed)
+        items = sorted(items, key=lambda item: item.replicate)
         row = SettingRow(setting, items, {}, {}, _mean_seconds(items), failed_of.pop(setting, []))
         rows.append(row._replace(metrics=_estimates(row, metrics)))
     without_result = []
@@ -176,6 +205,8 @@ def build_table(
     compared_with = rows[0]
     if reference == "first":
         compared_with = first
+        if headline and headline not in compared_with.metrics:
+            raise UsageError(_reference_lacks(headline, compared_with))
     columns = _columns(headline, metrics)
     if headline not in compared_with.metrics:
         return ComparisonTable(headline, columns, metrics, [*rows, *without_result], None, _baselines(runs))
@@ -187,6 +218,15 @@ def build_table(
         compared.append(row._replace(differences=differences))
     compared += without_result
     return ComparisonTable(headline, columns, metrics, compared, compared_with.setting, _baselines(runs))
+
+
+def _reference_lacks(headline: str, row: SettingRow) -> str:
+    name = row.setting or row.runs[0].run.name
+    known = ", ".join(row.metrics) or "none"
+    return (
+        f"--against first: the first setting, {name}, has no {headline}, by which the settings are sorted. Choose one of its "
+        f"metrics with --metric ({known}), or --against best"
+    )
 
 
 def require_metric(metric: str, metrics: Sequence[str]) -> None:
@@ -247,7 +287,7 @@ def _estimates(row: SettingRow, metrics: Sequence[str]) -> dict[str, Estimate]:
             continue
         query_interval = None
         if len(values) == 1:
-            with_value = next(item for item in row.runs if item.seed in values)
+            with_value = next(item for item in row.runs if item.replicate in values)
             query_interval = with_value.run.results.main_intervals.get(name)
         estimates[name] = mean_over_seeds(list(values.values()), query_interval, is_share=is_share(name))
     return estimates
@@ -276,13 +316,13 @@ def _single_difference(row: SettingRow, reference: SettingRow, metric: str, esti
     b = reference.values(metric)
     shared = a.keys() & b.keys()
     if shared:
-        seeds = (min(shared), min(shared))
+        replicates = (min(shared), min(shared))
     elif len(a) == len(b) == 1:
-        seeds = (min(a), min(b))
+        replicates = (min(a), min(b))
     else:
         return estimate
-    run = next(item.run for item in row.runs if item.seed == seeds[0])
-    baseline = next(item.run for item in reference.runs if item.seed == seeds[1])
+    run = next(item.run for item in row.runs if item.replicate == replicates[0])
+    baseline = next(item.run for item in reference.runs if item.replicate == replicates[1])
     gap = difference(run, baseline, metric)
     if gap is None or not gap.method:
         return without_interval(estimate.mean, 1)

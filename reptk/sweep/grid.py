@@ -15,6 +15,7 @@ from reptk.config.value_lists import split_values
 from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
+from reptk.core.files import expand_home, real_path
 from reptk.models.backbone import full_name, is_external, pretrained_cfg
 
 MAX_RUNS = 10_000
@@ -29,7 +30,7 @@ RECIPE_KEY = "recipe"
 SEED_KEY = "seed"
 
 SINGLE_KEYS = (*SAME_RESULT_KEYS, "name")
-"""Keys, or tables of keys, of which a sweep has one value: the runs of several could not be told apart by their results."""
+"""Keys, or tables of keys, of which a sweep has one value: runs that differ in them would have the same results."""
 
 TRACKER_KEYS = ("train.trackers", "trackers")
 """Those of them whose values may be lists of names."""
@@ -106,7 +107,7 @@ def setting_label(setting: Setting) -> str:
     return " ".join(words)
 
 
-def run_label(setting: str, seed: int) -> str:
+def run_label(setting: str, seed: int | str) -> str:
     """Return what the run of a setting is called, from the label of that, which may be empty."""
     return f"{setting} seed={seed}".strip()
 
@@ -297,7 +298,8 @@ def _check_different_recipes(cells: Sequence[GridCell]) -> None:
     """Raise if two runs would be the same, e.g. by the values 0.1 and 0.10."""
     first_labels: dict[str, str] = {}
     for cell in cells:
-        content = cell.recipe.model_copy(update={"overrides": (), "expect": None}).dump()
+        data = {**cell.recipe.data, "root": _real_root(cell.recipe)}
+        content = cell.recipe.model_copy(update={"overrides": (), "expect": None, "data": data}).dump()
         if content in first_labels:
             raise UsageError(f"{first_labels[content]} and {cell.label} are the same run; name each value once")
         first_labels[content] = cell.label
@@ -307,12 +309,25 @@ def _check_same_dataset(cells: Sequence[GridCell]) -> None:
     """Raise if runs are of other data sets, whose numbers have nothing to do with each other."""
     first = cells[0]
     for cell in cells:
-        for key in ("name", "root"):
-            if cell.recipe.data.get(key) != first.recipe.data.get(key):
-                raise UsageError(
-                    f"{first.label} has data.{key} {first.recipe.data.get(key)!r}, and {cell.label} "
-                    f"{cell.recipe.data.get(key)!r}: numbers of different data cannot be compared. Start a sweep for each"
-                )
+        if cell.recipe.data["name"] != first.recipe.data["name"]:
+            raise UsageError(_different_data(cell, first, "name"))
+        if _real_root(cell.recipe) != _real_root(first.recipe):
+            raise UsageError(_different_data(cell, first, "root"))
+
+
+def _different_data(cell: GridCell, first: GridCell, key: str) -> str:
+    return (
+        f"{first.label} has data.{key} {first.recipe.data.get(key)!r}, and {cell.label} {cell.recipe.data.get(key)!r}: numbers "
+        "of different data cannot be compared. Start a sweep for each"
+    )
+
+
+def _real_root(recipe: Recipe) -> str | None:
+    """Return the absolute path of a recipe's data, without links; None of data that is in no folder."""
+    root = recipe.data.get("root")
+    if not isinstance(root, str):
+        return None
+    return str(real_path(expand_home(root)))
 
 
 def _check_backbones(cells: Sequence[GridCell]) -> None:

@@ -14,7 +14,7 @@ from reptk.core.name_lists import first_names_and_count
 from reptk.core.printable_names import in_one_line
 from reptk.data.label_selection import without_label_selection
 from reptk.report.recipe_diff import FlatRecipe, described_values, differing_keys, format_value, recipe_values
-from reptk.report.run_comparison import data_identity
+from reptk.report.run_comparison import ROOT, data_identity, have_same_root
 from reptk.report.run_files import Run, overrides_of
 from reptk.sweep.comparison_table import SettingRun
 from reptk.sweep.grid import SEED_KEY
@@ -34,15 +34,27 @@ EVALUATED_SPLITS = ("bank", "query")
 PROTOCOL_KEYS = ("splits", "leave_one_out", "features", "votes", "evaluators", "evaluation_image")
 """Entries of a protocol that say how numbers were measured; others say where and when."""
 
+EVALUATE_BOTH = "Evaluate both on the same data: reptk evaluate RUN data.name=... --out FOLDER"
 
 KeyText = tuple[str, str]
 """A key of a recipe and its value as text."""
 
 
+class Seeds(NamedTuple):
+    """What distinguishes a run from the others of its setting.
+
+    start: seed of the run that it starts from; None where `seed` is enough.
+    seed: of the run; where the start is None, it may be that of the run that it starts from.
+    """
+
+    start: int | None
+    seed: int
+
+
 class GroupedRuns(NamedTuple):
     """Runs by setting.
 
-    runs: in the order of the command; at most one per setting and seed.
+    runs: in the order of the command; at most one per setting and seeds.
     differences: lines that say what differs between the settings.
     warnings: lines about what makes the comparison doubtful, and about runs that were left out.
     """
@@ -80,7 +92,7 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
     Stages that start from runs of such a group are of one group, too.
 
     Raises:
-        UsageError: the runs were evaluated on other data, or none of them can be used.
+        UsageError: the runs were evaluated on different data, or none of them can be used.
     """
     runs = []
     warnings = []
@@ -99,16 +111,15 @@ def group_runs(folders: Sequence[Path]) -> GroupedRuns:
     keys = _ordered(differing_keys(with_recipe)) if with_recipe else []
     names = {str(run.recipe.get("name", "")) for run in runs if run.recipe}
     labels = _labels(runs, values, keys, has_names=len(names) > 1)
-    grouped: dict[tuple[str, int], SettingRun] = {}
-    for run, label, seed in zip(runs, labels, _seeds(runs, labels), strict=True):
-        same = grouped.get((label, seed))
-        if same is None:
-            grouped[label, seed] = SettingRun(label, seed, run)
-        else:
+    grouped: dict[tuple[str, Seeds], SettingRun] = {}
+    for run, label, seeds in zip(runs, labels, _seeds(runs, labels), strict=True):
+        item = SettingRun(label, seeds.seed, run, seeds.start)
+        same = grouped.setdefault((label, seeds), item)
+        if same is not item:
             # The same seed once more is no further seed: its numbers are those of the first run, up to rounding.
-            warnings.append(f"left out: {run.folder} repeats {same.run.folder} (seed {seed})")
+            warnings.append(f"left out: {run.folder} repeats {same.run.folder} (seed {item.seed_text})")
     differences = _describe_differences(keys, with_recipe, names)
-    # Everything in a run's files may be a stranger's.
+    # Everything in a run's files is untrusted.
     return GroupedRuns(list(grouped.values()), list(map(in_one_line, differences)), list(map(in_one_line, warnings)))
 
 
@@ -137,7 +148,10 @@ def _training_values(run: Run) -> dict[str, Any]:
     """Return the values of a run's recipe that are part of its setting; empty for a run without a recipe."""
     if not run.recipe:
         return {}
-    return setting_values(recipe_values(run))
+    values = setting_values(recipe_values(run))
+    # Runs of different data are refused, so this key says no more than where the same files were.
+    values.pop(f"data.{ROOT}", None)
+    return values
 
 
 def _ordered(keys: Sequence[str]) -> list[str]:
@@ -227,22 +241,32 @@ def _seed(run: Run) -> int:
     return 0
 
 
-def _seeds(runs: Sequence[Run], labels: Sequence[str]) -> list[int]:
-    """Return the seed of each run; of stages that share a seed and start from runs of several, the seed of that run."""
-    seeds: dict[str, set[int]] = {}
-    start_seeds: dict[str, set[int | None]] = {}
-    for run, label in zip(runs, labels, strict=True):
-        seeds.setdefault(label, set()).add(_seed(run))
-        start_seeds.setdefault(label, set()).add(_start_seed(run))
-    chosen = []
-    for run, label in zip(runs, labels, strict=True):
-        seed = _seed(run)
-        start_seed = _start_seed(run)
-        has_more = None not in start_seeds[label] and len(start_seeds[label]) > len(seeds[label])
-        if has_more and start_seed is not None:
-            seed = start_seed
-        chosen.append(seed)
-    return chosen
+def _seeds(runs: Sequence[Run], labels: Sequence[str]) -> list[Seeds]:
+    """Return what distinguishes the runs of each label: their seeds, those of the runs that they start from, or both.
+
+    One number is enough for most, and runs of settings that share it are compared in pairs. If stages start from several
+    runs with several seeds each, no single number is.
+    """
+    pairs = [Seeds(_start_seed(run), _seed(run)) for run in runs]
+    by_label: dict[str, list[Seeds]] = {}
+    for label, pair in zip(labels, pairs, strict=True):
+        by_label.setdefault(label, []).append(pair)
+    numbers = []
+    for label, pair in zip(labels, pairs, strict=True):
+        number = pair.seed
+        if pair.start is not None and _vary_by_start(by_label[label]):
+            number = pair.start
+        numbers.append(number)
+    different_runs = set(zip(labels, pairs, strict=True))
+    if len(set(zip(labels, numbers, strict=True))) < len(different_runs):
+        return pairs
+    return [Seeds(None, number) for number in numbers]
+
+
+def _vary_by_start(pairs: Sequence[Seeds]) -> bool:
+    """Return whether runs of one setting start from runs of more seeds than they have themselves."""
+    starts = {pair.start for pair in pairs}
+    return None not in starts and len(starts) > len({pair.seed for pair in pairs})
 
 
 def _start_seed(run: Run) -> int | None:
@@ -270,29 +294,31 @@ def _check_same_data(runs: Sequence[Run]) -> list[str]:
     first = runs[0]
     lines: dict[str, None] = {}
     for run in runs[1:]:
-        for key in ("name", "root"):
-            if run.data_part.get(key) != first.data_part.get(key):
-                raise UsageError(
-                    _other_data(run, first, f"data.{key}", run.data_part.get(key), first.data_part.get(key))
-                )
+        names = (run.data_part.get("name"), first.data_part.get("name"))
+        if names[0] != names[1]:
+            raise UsageError(_other_data(run, first, "data.name", *names))
+        if not have_same_root(run, first):
+            raise UsageError(_other_data(run, first, "data.root", run.data_part.get(ROOT), first.data_part.get(ROOT)))
         for split in EVALUATED_SPLITS:
             a, b = _num_images(run, split), _num_images(first, split)
             if a is not None and b is not None and a != b:
                 raise UsageError(_other_data(run, first, f"number of {split} images", a, b))
         if not _labels_agree(run, first):
-            raise UsageError(_other_data(run, first, "labels of the queries", "other ones", "others"))
+            raise UsageError(
+                f"the labels of the queries in {run.folder} and {first.folder} differ, so their numbers cannot be compared. "
+                f"{EVALUATE_BOTH}"
+            )
         a, b = flatten(data_identity(run.data_part)), flatten(data_identity(first.data_part))
         for key in {**a, **b}:
-            if a.get(key) != b.get(key):
+            if key != ROOT and a.get(key) != b.get(key):
                 lines[f"data.{key} differs; the numbers of evaluated images are the same"] = None
     return list(lines)
 
 
 def _other_data(run: Run, first: Run, what: str, value: Any, first_value: Any) -> str:
     return (
-        f"{run.folder} and {first.folder} were evaluated on other data, and their numbers cannot be compared: {what} "
-        f"{format_value(value)} and {format_value(first_value)}. Evaluate both on the same: reptk evaluate RUN data.name=... "
-        "--out FOLDER"
+        f"{run.folder} and {first.folder} were evaluated on different data, and their numbers cannot be compared: {what} "
+        f"{format_value(value)} and {format_value(first_value)}. {EVALUATE_BOTH}"
     )
 
 

@@ -11,7 +11,7 @@ def read_measured_run(folder: Path, name: str) -> Run | str:
     """Return what a table needs of a run, or the reason for which it cannot be used.
 
     Args:
-        folder: the run's; its files may be a stranger's.
+        folder: the run's; its files are untrusted.
         name: of the run in the table.
     """
     if (folder / "recipe.toml").is_file() and not (folder / "results.json").is_file():

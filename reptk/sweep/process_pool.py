@@ -58,7 +58,8 @@ def run_jobs(
 ) -> None:
     """Run all jobs in their order, at most one in each slot at a time.
 
-    A signal stops all of them: each gets SIGTERM and has the time that it needs to save itself. A second Ctrl-C kills them.
+    A signal, or an exception in this process, stops all of them: each gets SIGTERM and has the time that it needs to save a
+    checkpoint. A second Ctrl-C kills them.
 
     Args:
         jobs: to run.
@@ -72,11 +73,10 @@ def run_jobs(
     """
     waiting = list(jobs)
     running: list[_Running | None] = [None] * len(slots)
-    with handled_stop_signals() as signals, signals.deferred(), _none_left_behind(running):
+    with handled_stop_signals() as signals, signals.deferred(), _none_left_behind(running, on_stop):
         while waiting or any(item is not None for item in running):
             if signals.received is not None:
-                on_stop(sum(item is not None for item in running))
-                _stop(running)
+                _stop(running, on_stop)
                 signals.raise_if_received()
             for slot, item in enumerate(running):
                 if item is not None:
@@ -111,23 +111,40 @@ def _start(job: Job, environment: Mapping[str, str]) -> _Running:
     return _Running(job, process, time.monotonic(), log_begin)
 
 
-def _stop(running: Sequence[_Running | None]) -> None:
-    """Send SIGTERM to all processes, and wait until they have ended."""
-    processes = [item.process for item in running if item is not None]
+def _stop(running: Sequence[_Running | None], on_stop: Callable[[int], None]) -> None:
+    """Send SIGTERM to all processes that still run, and wait until they have ended."""
+    processes = [item.process for item in running if item is not None and item.process.poll() is None]
     for process in processes:
         process.terminate()
+    # Perhaps nobody reads what is printed any more: `reptk sweep ... | head`.
+    with suppress(OSError):
+        on_stop(len(processes))
     for process in processes:
         process.wait()
 
 
+def _kill(running: Sequence[_Running | None]) -> None:
+    for item in running:
+        if item is not None and item.process.poll() is None:
+            with suppress(OSError):
+                item.process.kill()
+            item.process.wait()
+
+
 @contextmanager
-def _none_left_behind(running: Sequence[_Running | None]) -> Iterator[None]:
-    """Kill what still runs when the block ends, as it does by an exception."""
+def _none_left_behind(running: Sequence[_Running | None], on_stop: Callable[[int], None]) -> Iterator[None]:
+    """Stop what still runs when the block ends by an exception.
+
+    Signals are deferred in the block, so that KeyboardInterrupt is the second Ctrl-C, which kills without a checkpoint.
+    """
     try:
         yield
-    finally:
-        for item in running:
-            if item is not None and item.process.poll() is None:
-                with suppress(OSError):
-                    item.process.kill()
-                item.process.wait()
+    except KeyboardInterrupt:
+        _kill(running)
+        raise
+    except BaseException:
+        try:
+            _stop(running, on_stop)
+        finally:
+            _kill(running)  # nothing is left to kill, unless the wait was interrupted
+        raise

@@ -21,7 +21,7 @@ def main() -> int:
 def _stop_with_parent(parent: int) -> None:
     """Get SIGTERM when the parent ends, even if it was killed: nobody would know of this run, or could stop it.
 
-    Only Linux can do this. Elsewhere the run goes on, and its lock keeps the next sweep from starting it a second time.
+    Only Linux can do this. Elsewhere the run continues, and its lock keeps the next sweep from starting it a second time.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

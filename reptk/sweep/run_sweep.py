@@ -89,7 +89,7 @@ class _Progress:
     def stop(self, num_running: int) -> None:
         """A signal has come."""
         self.print_line(
-            f"stopping {format_count(num_running, 'run')}, which save themselves; Ctrl-C once more ends them now"
+            f"stopping {format_count(num_running, 'run')}, each saves a checkpoint first; Ctrl-C once more ends them now"
         )
 
     def _time_left(self) -> str:
@@ -108,7 +108,7 @@ def train_all(
     options: Sequence[str],
     print_line: Callable[[str], None],
 ) -> dict[str, str]:
-    """Train every run that is not finished; those that were stopped or killed go on from their last checkpoint.
+    """Train every run that is not finished; those that were stopped or killed are resumed from their last checkpoint.
 
     Args:
         runs: of the sweep.
@@ -139,7 +139,7 @@ def train_all(
     except KeyboardInterrupt:  # a signal
         num_finished = sum(run.is_finished for run in runs)
         print_line(
-            f"stopped; {num_finished} of {format_count(len(runs), 'run')} finished. The same command goes on with the others"
+            f"stopped; {num_finished} of {format_count(len(runs), 'run')} finished. The same command resumes the others"
         )
         raise
     return progress.failed
@@ -200,10 +200,8 @@ def failure_reason(ended: EndedJob) -> str:
     if ended.code < 0:
         name = _signal_name(-ended.code)
         if name == "SIGKILL":
-            return (
-                "killed by SIGKILL, as the system does when the memory is full; the same command goes on with the run"
-            )
-        return f"killed by {name}; the same command goes on with the run"
+            return "killed by SIGKILL, as the system does when the memory is full; the same command resumes the run"
+        return f"killed by {name}; the same command resumes the run"
     lines = _new_lines(ended)
     for number in reversed(range(len(lines))):
         if lines[number].startswith("error: "):

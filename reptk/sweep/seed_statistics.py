@@ -9,7 +9,7 @@ lies beyond, so the interval contains it as often as before.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -39,6 +39,9 @@ MEANINGS = {
     UNPAIRED_QUERIES: "one run each, other queries: the two intervals over queries, as of independent samples",
 }
 
+Key = TypeVar("Key", int, tuple[int, int])
+"""A seed, or that of the run that a stage starts from and its seed."""
+
 
 class Estimate(NamedTuple):
     """A mean or a difference with its 95 % interval.
@@ -57,8 +60,16 @@ class Estimate(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """As a difference: the interval does not contain 0."""
-        return self.low > 0 or self.high < 0
+        """As a difference: the interval is over seeds and does not contain 0.
+
+        An interval over queries says nothing about other seeds, so a difference of single runs is never significant.
+        """
+        return self.is_over_seeds and (self.low > 0 or self.high < 0)
+
+    @property
+    def is_over_seeds(self) -> bool:
+        """As a difference: there is an interval, and it is over seeds."""
+        return self.kind in (PAIRED_SEEDS, UNPAIRED_SEEDS)
 
 
 def mean_over_seeds(
@@ -82,7 +93,7 @@ def mean_over_seeds(
     return without_interval(mean, 1)
 
 
-def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float], *, is_share: bool = False) -> Estimate:
+def difference_over_seeds(a: Mapping[Key, float], b: Mapping[Key, float], *, is_share: bool = False) -> Estimate:
     """Return a - b of two settings, each with one value per seed.
 
     If they share at least two seeds, it is the mean of the differences of these (paired t interval); else the difference of
@@ -90,7 +101,7 @@ def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float], *, is_
     difference, without an interval.
 
     Args:
-        a, b: values by seed.
+        a, b: values by seed, or by what else distinguishes the runs of a setting.
         is_share: the values lie between 0 and 1, so that the interval ends between -1 and 1.
     """
     estimate = _difference(a, b)
@@ -112,7 +123,7 @@ def _cut(estimate: Estimate, lowest: float, highest: float) -> Estimate:
     return estimate._replace(low=max(estimate.low, lowest), high=min(estimate.high, highest))
 
 
-def _difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+def _difference(a: Mapping[Key, float], b: Mapping[Key, float]) -> Estimate:
     shared = sorted(a.keys() & b.keys())
     if shared:
         differences = [a[seed] - b[seed] for seed in shared]
@@ -133,7 +144,7 @@ def _with_t_interval(values: Sequence[float], kind: str) -> Estimate:
     """Return the mean of at least two values with its t interval."""
     mean = float(np.mean(values))
     if min(values) == max(values):
-        # Few queries have few possible values. An interval of width 0 would claim a certainty that nobody has.
+        # Few queries have few possible values. An interval of width 0 would be too narrow.
         return Estimate(mean, math.nan, math.nan, len(values), NO_SPREAD)
     standard_error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * standard_error

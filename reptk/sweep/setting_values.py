@@ -23,7 +23,7 @@ START_KEYS = (RUN_KEY, WEIGHTS_KEY)
 """Keys whose value may be the folder of a run, or lie in it."""
 
 MAX_FOLDERS_ABOVE = 2
-"""`RUN/model/encoder.safetensors` is two folders below that of its run."""
+"""`RUN/model/model.safetensors` is two folders below that of its run."""
 
 MAX_STAGES = 8
 """Runs that start from each other; of more, or of a circle, the paths are compared."""
@@ -96,7 +96,7 @@ def read_start(value: Any, depth: int = 0) -> StartRun | None:
     """Return the run in whose folder a path lies; None if there is none.
 
     Args:
-        value: of one of `START_KEYS`; it and the files that it leads to may be a stranger's.
+        value: of one of `START_KEYS`; it and the files that it leads to are untrusted.
         depth: how many stages it starts later runs through.
     """
     if not isinstance(value, str) or depth > MAX_STAGES:

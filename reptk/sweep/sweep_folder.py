@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reptk import config
 from reptk.config import Recipe
@@ -20,7 +20,7 @@ from reptk.config.dotted_keys import flatten, is_among
 from reptk.config.schema import EXECUTION_KEYS, SAME_RESULT_KEYS
 from reptk.core.counts import format_count
 from reptk.core.errors import ReptkError, UsageError
-from reptk.report.recipe_diff import format_value
+from reptk.report.recipe_diff import FlatRecipe, format_value
 from reptk.sweep.grid import RECIPE_KEY, Grid, GridCell
 
 RUNS = "runs"
@@ -31,8 +31,6 @@ MAX_NAME_LENGTH = 100
 
 MAX_DIFFERENCES = 5
 """Keys that a message lists."""
-
-FlatRecipe = dict[str, Any]
 
 
 class Assignment(NamedTuple):
@@ -103,7 +101,7 @@ def assign_folders(cells: Sequence[GridCell], swept_keys: Sequence[str], out: Pa
 
 
 def _earlier_runs(runs: Path) -> dict[Path, FlatRecipe]:
-    """Return the recipes of the runs in a sweep's folder; those that do not validate belong to nobody."""
+    """Return the recipes of the runs in a sweep's folder; those that do not validate match no run of the sweep."""
     earlier = {}
     if runs.is_dir():
         for path in sorted(runs.iterdir()):

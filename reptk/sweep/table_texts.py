@@ -64,7 +64,7 @@ def difference_text(row: SettingRow, table: ComparisonTable) -> str:
     if estimate is None:
         return ""
     text = format_estimate(estimate, is_difference=True)
-    # Only a difference that has an interval can be told from chance.
+    # Only an interval over seeds says whether other seeds would give another order.
     if estimate.is_significant:
         text = f"{text} *"
     marks = []
@@ -98,6 +98,11 @@ def footnotes(table: ComparisonTable) -> list[str]:
         lines.append("(queries): one seed, so its interval is over the queries and says nothing about other seeds")
     elif single:
         lines.append("one seed each: the intervals are over the queries and say nothing about other seeds")
+    if any(item.start_seed is not None for row in rows for item in row.runs):
+        lines.append(
+            "seed a:b is seed b of a run that starts from one with seed a. Runs that start from the same run are not "
+            "independent, so intervals over all of them are too narrow"
+        )
     means = [row.metrics[table.headline] for row in rows if table.headline in row.metrics]
     differences = [row.differences[table.headline] for row in rows if table.headline in row.differences]
     if any(estimate.kind == NO_SPREAD for estimate in [*means, *differences]):
@@ -114,7 +119,7 @@ def footnotes(table: ComparisonTable) -> list[str]:
     if any(estimate.kind == UNPAIRED_SEEDS for estimate in differences):
         lines.append("(unpaired): the two settings share no seed, so their means are compared")
     if any(estimate.is_significant for estimate in differences):
-        lines.append("*: the interval of the difference does not contain 0")
+        lines.append("*: the interval of the difference over seeds does not contain 0")
     if len(rows) > 2:
         lines.append(
             f"each difference has its own 95 % interval; of {format_count(len(rows) - 1, 'difference')} some may be "

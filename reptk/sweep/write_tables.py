@@ -95,7 +95,7 @@ def runs_csv(table: ComparisonTable) -> str:
     for item in _runs(table):
         metrics = item.run.results.main_metrics
         seconds = item.run.results.protocol.get("train_seconds", "")
-        cells: list[object] = [item.setting, item.seed, str(item.run.folder), seconds]
+        cells: list[object] = [item.setting, item.seed_text, str(item.run.folder), seconds]
         cells += [metrics.get(metric, "") for metric in table.metrics]
         lines.append([*cells, ""])
     for failed in table.failed:
@@ -161,6 +161,7 @@ def _setting_json(row: SettingRow) -> dict[str, Any]:
         runs.append(
             {
                 "seed": item.seed,
+                "start_seed": item.start_seed,
                 "folder": str(item.run.folder),
                 "seconds": item.run.results.protocol.get("train_seconds"),
                 "metrics": item.run.results.main_metrics,

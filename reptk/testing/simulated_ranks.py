@@ -101,7 +101,7 @@ class _Group:
         return replacements
 
     def _for_ranks(self, function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function for all threads of the process: those that are no rank go on to use the original."""
+        """Return a function for all threads of the process: those that are no rank still use the original."""
 
         def choose(*arguments: Any, **options: Any) -> Any:
             if self._local.rank is not None:

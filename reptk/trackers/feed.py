@@ -56,7 +56,7 @@ class TrackerFeed:
     def __init__(self, trackers: Mapping[str, Tracker], report: Callable[[str], None]) -> None:
         self._trackers = trackers
         self._report = report
-        self._feeds: list[_TrackerThread] = []
+        self._threads: list[_TrackerThread] = []
 
     def start(self, folder: Path, name: str, config: Mapping[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
         """Start a thread for each tracker.
@@ -71,12 +71,12 @@ class TrackerFeed:
         for tracker_name, tracker in self._trackers.items():
             state, num_logged = state_file.read(tracker_name)
             run = TrackedRun(folder, name, config, state)
-            feed = _TrackerThread(tracker_name, tracker, run, num_logged, state_file, self._report)
-            feed.rewind(_Rewind(list(rows), has_changes=False))
-            feed.start()
-            self._feeds.append(feed)
+            thread = _TrackerThread(tracker_name, tracker, run, num_logged, state_file, self._report)
+            thread.rewind(_Rewind(list(rows), has_changes=False))
+            thread.start()
+            self._threads.append(thread)
 
-    def row(self, number: int, row: Row) -> None:
+    def log_row(self, number: int, row: Row) -> None:
         """Pass on a row of metrics.jsonl.
 
         Args:
@@ -84,16 +84,16 @@ class TrackerFeed:
             row: values by name; all but numbers are left out.
         """
         numbers = {key: value for key, value in row.items() if _is_number(value)}
-        for feed in self._feeds:
-            feed.put_row(number, numbers)
+        for thread in self._threads:
+            thread.put_row(number, numbers)
 
     def rewind(self, rows: Sequence[dict[str, Any]]) -> None:
         """Let the rows after these be logged again: the run has gone back to an earlier step, and leaves one out.
 
         A tracker that can neither forget rows nor take them again keeps the old ones, and a line says so.
         """
-        for feed in self._feeds:
-            feed.rewind(_Rewind(list(rows), has_changes=True))
+        for thread in self._threads:
+            thread.rewind(_Rewind(list(rows), has_changes=True))
 
     def finish(self, end: End, summary: Mapping[str, float] | None = None, files: Sequence[Path] = ()) -> None:
         """End the tracking: wait until all rows are sent, but not for long. A second call does nothing.
@@ -105,16 +105,16 @@ class TrackerFeed:
         seconds = STOP_SECONDS
         if end == "finished":
             seconds = FINISH_SECONDS
-        for feed in self._feeds:
-            feed.end(_End(end, summary or {}, files))
+        for thread in self._threads:
+            thread.end(_End(end, summary or {}, files))
         deadline = time.monotonic() + seconds
-        for feed in self._feeds:
-            feed.join(max(0.0, deadline - time.monotonic()))
-            if feed.is_alive():
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
                 self._report(
-                    f"tracker {feed.tracker_name!r} has not answered for {seconds:g} s; the run ends without it"
+                    f"tracker {thread.tracker_name!r} has not answered for {seconds:g} s; the run ends without it"
                 )
-        self._feeds = []
+        self._threads = []
 
 
 class _TrackerThread(threading.Thread):
@@ -159,8 +159,8 @@ class _TrackerThread(threading.Thread):
             self._has_failed = True
             self._save_state()
             self._report(
-                f"tracker {self.tracker_name!r} has failed: {_one_line(cause)}. The run goes on without it, metrics.jsonl has "
-                "everything, and a run that is resumed sends it what it lacks"
+                f"tracker {self.tracker_name!r} has failed: {_one_line(cause)}. The run continues without it, metrics.jsonl "
+                "has everything, and a run that is resumed sends it what it lacks"
             )
 
     def _track(self) -> None:
@@ -194,12 +194,12 @@ class _TrackerThread(threading.Thread):
                 num_remaining = sum(row.get("step", 0) < first_step for row in rows)
                 self._num_logged = min(self._num_logged, num_remaining)
             elif item.has_changes and num_replaced > 0:
-                self._keep_old_rows(len(rows), num_replaced)
+                self._handle_unremovable_rows(len(rows), num_replaced)
         for number, row in enumerate(rows, start=1):
             self._log(number, {key: value for key, value in row.items() if _is_number(value)})
 
-    def _keep_old_rows(self, num_rows: int, num_replaced: int) -> None:
-        """Go on with a tracker that cannot remove the rows after the first `num_rows`."""
+    def _handle_unremovable_rows(self, num_rows: int, num_replaced: int) -> None:
+        """Continue with a tracker that cannot remove the rows after the first `num_rows`."""
         if self._tracker.accepts_rows_again:
             self._num_logged = num_rows
             return

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from reptk.core.errors import EnvironmentProblem
 
 End = Literal["finished", "stopped", "failed"]
-"""How a run ended: by itself, by a signal (it may go on), or by an error."""
+"""How a run ended: by itself, by a signal (it may be resumed), or by an error."""
 
 
 class TrackedRun(NamedTuple):
-    """A run that begins or goes on.
+    """A run that begins or is resumed.
 
     folder: the run's.
     name: its recipe and overrides, e.g. "supcon_digits loss.temperature=0.2".
@@ -31,7 +31,7 @@ class Tracker(Protocol):
     """An adapter of a service. Its factory takes the arguments of `[trackers.NAME]`, and connects to nothing yet.
 
     All methods are called in one thread, which is not the main one, and may wait for the service. Whatever they raise ends the
-    tracking with a warning; the run goes on.
+    tracking with a warning; the run continues.
     """
 
     accepts_rows_again: bool = False

@@ -34,7 +34,7 @@ class TensorBoard:
         state = {}
         if self._folder is not None:
             shown = Path(self._folder)
-            # A resumed run goes on in the folder that it has.
+            # A resumed run continues in the folder that it has.
             name = run.state.get("name", "")
             if not _is_below(name):
                 name = _create_folder(shown, _run_folder_name(run.folder))
@@ -79,7 +79,7 @@ def _run_folder_name(folder: Path) -> str:
 
 
 def _is_below(name: str) -> bool:
-    """Return whether a relative path leads down from a folder; the file that it is from may be a stranger's."""
+    """Return whether a relative path leads down from a folder; the file that it is from is untrusted."""
     return name != "" and ".." not in Path(name).parts and not Path(name).is_absolute()
 
 

@@ -34,7 +34,7 @@ from reptk.training.checkpoint_writer import CheckpointInterval
 from reptk.training.early_stopping import ends_in_best
 from reptk.training.encoder_parameters import layer_scales, undecayed_parameters
 from reptk.training.finite_check import FiniteCheck, RunFacts, allows_asynchronous_check
-from reptk.training.health import input_bound_advice
+from reptk.training.input_wait import input_bound_advice
 from reptk.training.loss_scaling import ScaledOptimizer
 from reptk.training.optim import Schedule, create_optimizer, scale_by_layer, with_groups_of_loss
 from reptk.training.recipe_checks import (
@@ -48,8 +48,8 @@ from reptk.training.recipe_checks import (
     check_lora,
     check_method,
     check_micro_batch_size,
+    check_mixing,
     check_other_sizes,
-    check_pairs,
     check_views,
 )
 from reptk.training.scheduled_values import ScheduledValues, scheduled_arguments, scheduled_weight_decay
@@ -254,7 +254,7 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         seed=recipe.seed,
         sampler=sampler,
         rank=distributed.rank(),
-        world=world_size,
+        world_size=world_size,
         workers=train.workers,
         device=device,
         full_images=needs_full_images(METHODS.get(recipe.method["name"]), evaluation_views),
@@ -449,7 +449,7 @@ def build_method(recipe: Recipe, device: torch.device, *, num_classes: int) -> t
     method = build_part(METHODS, at_start(METHODS.get(recipe.method["name"]), recipe.method), **supplied)
     check_method(method, recipe.method["name"])
     encoder.encode_in_chunks(chunks, train.micro_batch_norm)
-    check_pairs(method, train.batch_size)
+    check_mixing(method, train.batch_size)
     check_is_trained(method, supplied.get("loss"), recipe.encoder)
     if not train.sync_batchnorm:
         check_batch_norm(method, train.batch_size)

@@ -1,6 +1,6 @@
 """Checkpoints of a run: folders that appear as a whole, with a checksum.
 
-`checkpoints/step_00000042` holds `state.pt`, tensors and plain values only, and `manifest.json`. A checkpoint is whole if its
+`checkpoints/step_00000042` holds `state.pt`, tensors and plain values only, and `manifest.json`. A checkpoint is intact if its
 state has the length and the SHA-256 that its manifest says.
 """
 
@@ -79,12 +79,12 @@ def save(
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """Read the newest whole checkpoint; None if there is none at all.
+    """Read the newest intact checkpoint; None if there is none at all.
 
     The newest is the one with the most steps, whatever the times of the files say.
 
     Raises:
-        DataError: there are checkpoints, but none is whole; or the newest was written by a newer reptk.
+        DataError: there are checkpoints, but none is intact; or the newest was written by a newer reptk.
     """
     damaged: list[str] = []
     for path in _newest_first(folder):
@@ -97,9 +97,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         return Checkpoint(path, state, manifest, damaged)
     if damaged:
         listed = "\n  ".join(damaged)
-        raise DataError(
-            f"no checkpoint in {folder} is whole. To train anew from step 0, delete that folder:\n  {listed}"
-        )
+        raise DataError(f"no checkpoint in {folder} is intact. To train from step 0, delete that folder:\n  {listed}")
     return None
 
 
@@ -125,7 +123,7 @@ def load(checkpoint: Path, wait_seconds: float = 60.0) -> Checkpoint:
 
 
 def load_step(folder: Path, step: int) -> Checkpoint | None:
-    """Read the checkpoint of a step; None if there is none that is whole.
+    """Read the checkpoint of a step; None if there is none that is intact.
 
     Raises:
         EnvironmentProblem: it cannot be read now.
@@ -186,7 +184,7 @@ def mark_best(folder: Path, step: int) -> None:
 
 
 class _DamagedError(Exception):
-    """A checkpoint is not whole; the message says why."""
+    """A checkpoint is not intact; the message says why."""
 
 
 def _write(folder: Path, state: dict[str, Any], details: dict[str, Any]) -> None:
@@ -236,7 +234,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT:
         raise DataError(
             f"{checkpoint} was written by a newer reptk ({manifest.get('reptk')}, format {version}; this one reads up to "
-            f"{FORMAT}); update reptk to go on with it"
+            f"{FORMAT}); update reptk to resume it"
         )
     return manifest
 
@@ -285,7 +283,7 @@ def _damage_or_problem(checkpoint: Path, name: str) -> Iterator[None]:
 def _delete_others(folder: Path, newest: Path, keep: int, *, keep_initial: bool) -> None:
     """Delete all but the last `keep` checkpoints up to the newest, the best one and, if it is to remain, that of step 0.
 
-    Those of later steps are of a run that went on from an earlier checkpoint since they were damaged.
+    Those of later steps are of a run that was resumed from an earlier checkpoint since they were damaged.
     """
     paths = _newest_first(folder)
     position = paths.index(newest)

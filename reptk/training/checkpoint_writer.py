@@ -1,4 +1,4 @@
-"""Checkpoints during training: when they are due, and a thread that writes them from a copy while training goes on."""
+"""Checkpoints during training: when they are due, and a thread that writes them from a copy while training continues."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptk.core.errors import EnvironmentProblem, NumericalError
 from reptk.training import checkpoint
-from reptk.training.health import check_finite_weights
+from reptk.training.output_checks import check_finite_weights
 
 MAX_FAILED_WRITES = 3
 """Checkpoints in a row that cannot be written before training stops. Until then the last one remains."""
@@ -40,7 +40,7 @@ class CheckpointWriter:
         keep_initial: whether that of step 0 remains, too.
         details: further entries of each manifest.
         warn: prints a line.
-        written: called with the step of every checkpoint that is whole on disk, in the writing thread.
+        written: called with the step of every checkpoint that is complete on disk, in the writing thread.
     """
 
     def __init__(

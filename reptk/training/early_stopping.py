@@ -65,7 +65,7 @@ def best_after(best: BestEvaluation | None, metrics: Mapping[str, float], step: 
 
 
 def is_out_of_patience(best: BestEvaluation | None, patience_epochs: int, steps_per_epoch: int) -> bool:
-    """Return whether so many epochs, up to the last evaluation, have brought nothing better. 0 epochs: never."""
+    """Return whether so many epochs, up to the last evaluation, did not improve the metric. 0 epochs: never."""
     if best is None or patience_epochs == 0:
         return False
     return best.last_step - best.step >= patience_epochs * steps_per_epoch

@@ -7,12 +7,12 @@ from reptk.core.metric_names import display_name
 from reptk.evaluate import Evaluator
 from reptk.evaluate.diagnostics import concerns, divergence_message, prototypes_message, shortcut_message
 from reptk.evaluate.results import headline
-from reptk.evaluate.verdict import UNTRAINED
+from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
 from reptk.methods import Classify
 from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
-from reptk.training.health import INPUT_BOUND_SHARE, input_bound_message
+from reptk.training.input_wait import INPUT_BOUND_SHARE, input_bound_message
 from reptk.training.method_advice import prototypes_advice, temperature_key
 from reptk.training.mining import HardNegativeMiner
 from reptk.training.optim import learning_rate
@@ -44,13 +44,12 @@ class EpochEnd:
         if self.state.step:
             self.logger.line(f"resumed after step {self.state.step}")
         baselines = self.state.baselines
-        if baselines and baselines["untrained"].metrics:
-            metric = headline(baselines["untrained"].metrics)
-            values = [
-                f"{self.parts.settings.initial_weights} weights {100 * baselines['untrained'].metrics[metric]:.1f} %"
-            ]
-            if metric in baselines["raw pixels"].metrics:  # which have no classifier
-                values.insert(0, f"raw pixels {100 * baselines['raw pixels'].metrics[metric]:.1f} %")
+        if baselines and baselines[UNTRAINED].metrics:
+            untrained, pixels = baselines[UNTRAINED].metrics, baselines[RAW_PIXELS].metrics
+            metric = headline(untrained)
+            values = [f"{self.parts.settings.initial_weights} weights {100 * untrained[metric]:.1f} %"]
+            if metric in pixels:  # which have no classifier
+                values.insert(0, f"{RAW_PIXELS} {100 * pixels[metric]:.1f} %")
             self.logger.line(f"before training  {display_name(metric)}: {', '.join(values)}")
 
     def begin(self, waited_seconds: float) -> None:
@@ -119,7 +118,7 @@ class EpochEnd:
         settings = self.parts.settings
         return is_out_of_patience(self.state.best_evaluation, settings.early_stopping_epochs, settings.steps_per_epoch)
 
-    def say_stopped_early(self) -> None:
+    def log_early_stopping(self) -> None:
         """Print why the run ends before its last epoch, if it does."""
         state, settings = self.state, self.parts.settings
         if state.best_evaluation is None or state.step == settings.total_steps:
@@ -201,7 +200,7 @@ class EpochEnd:
             self._warnings["shortcut"] = message
             self.state.warnings.setdefault("shortcut", []).append(self._epoch)
 
-    def warn_of_steps_without_positives(self) -> None:
+    def log_steps_without_positives(self) -> None:
         """Print how many steps of the run had no positives, and so no gradient."""
         count = self.state.meter.steps_without_positives
         if count:
@@ -210,7 +209,7 @@ class EpochEnd:
                 "learn from: more views, a larger batch, or fewer classes would pair them"
             )
 
-    def say_skipped_steps(self) -> None:
+    def log_skipped_steps(self) -> None:
         """Print how many steps of the run changed nothing, since their gradients overflowed float16."""
         optimizer = self.parts.scaled_optimizer
         if optimizer.skipped_steps:

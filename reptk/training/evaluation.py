@@ -13,6 +13,7 @@ from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, ReptkError
 from reptk.core.foreign_files import read_json
+from reptk.data.resize import Preprocessing
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results
@@ -58,12 +59,14 @@ def evaluate_now(
     )
 
 
-def save_model(parts: Parts, folder: Path) -> None:
+def save_run_model(parts: Parts, folder: Path) -> None:
     """Write `model/` into the run's folder: the encoder, and the classifier if the method trains one."""
     classifier = None
     if parts.classifier is not None:
         classifier = classifier_bytes(parts.classifier, parts.data.classes)
-    parts.encoder.save(folder / "model", classifier)
+    data = parts.data
+    preprocessing = Preprocessing(data.crop, data.resize, data.interpolation)
+    parts.encoder.save(folder / "model", classifier, preprocessing)
 
 
 def evaluate_baselines(parts: Parts, logger: Logger) -> dict[str, Evaluation]:

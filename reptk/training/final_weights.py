@@ -22,7 +22,7 @@ from reptk.training import checkpoint
 from reptk.training.build import Parts
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.early_stopping import best_after
-from reptk.training.evaluation import evaluate_now, save_model
+from reptk.training.evaluation import evaluate_now, save_run_model
 from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState, restore_weights
 
@@ -75,7 +75,7 @@ def take_best(parts: Parts, state: RunState, process: RunProcess, last: Evaluati
         )
         return last, final
     restore_weights(parts, saved.state)
-    distributed.run_on_main(lambda: save_model(parts, process.folder))
+    distributed.run_on_main(lambda: save_run_model(parts, process.folder))
     with process.logger.stages("best encoder") as progress:
         evaluation = evaluate_now(parts, progress=progress)
     sentence = (
@@ -125,7 +125,7 @@ def _trained_or_pretrained(
         )
         return trained
     restore_weights(parts, saved.state)
-    distributed.run_on_main(lambda: save_model(parts, process.folder))
+    distributed.run_on_main(lambda: save_run_model(parts, process.folder))
     sentence = (
         f"model/ holds {PRETRAINED_ENCODER}, which is the better one; its head is untrained. "
         f"{_how_to_take(trained.weights)}"

@@ -14,7 +14,7 @@ from reptk.core.name_lists import first_names_and_count
 from reptk.data import Images
 from reptk.data.bad_samples import image_name
 from reptk.methods import Batch, Method
-from reptk.training.health import diverged
+from reptk.training.output_checks import diverged
 
 MAX_NAMED = 5
 """Images that a message names; `NonFiniteStep.samples` names all."""
@@ -41,7 +41,7 @@ class CheckedStep(NamedTuple):
     bad_rows: (N,) bool, which of the embeddings hold NaN or infinity; (0,) if the method returned none.
     is_bad: scalar bool, whether anything that is known so far is not finite, on any rank.
     norm: scalar, of the whole gradient; None before the backward pass, and if gradients may overflow (float16).
-    reason: why the loss gave up the forward pass.
+    reason: the error that the loss raised in the forward pass.
     """
 
     number: int
@@ -54,7 +54,7 @@ class CheckedStep(NamedTuple):
 
 
 def allows_asynchronous_check(method: Method, optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-    """Return whether the host may go on before it knows that a step is finite; see `FiniteCheck`.
+    """Return whether the host may continue before it knows that a step is finite; see `FiniteCheck`.
 
     Args:
         method: of the run.
@@ -69,7 +69,8 @@ def allows_asynchronous_check(method: Method, optimizer: torch.optim.Optimizer, 
 class FiniteCheck:
     """Finds steps whose loss, embeddings or gradient are not finite before the optimizer uses them.
 
-    The host reads the outcome before the optimizer's step, and raises. It goes on without reading only where all of this holds:
+    The host reads the outcome before the optimizer's step, and raises. It continues without reading only where all of this is
+    true:
 
     - the device is a CUDA device, which waiting would leave idle;
     - the optimizer is a fused one of torch, which reads on the device whether to change anything;
@@ -118,11 +119,11 @@ class FiniteCheck:
         record = CheckedStep(number, batch.index, loss, bad_rows, is_bad, reason=reason)
         self._reset()
         if not self.reads_after_forward:
-            error = self._error(Findings.of_this_rank(record), number)
+            error = self._error(NonFiniteReport.of_this_rank(record), number)
             error.is_agreed = False
             return error
         _any_rank(is_bad)
-        return self._error(Findings.of_all_ranks(record, self.device), number)
+        return self._error(NonFiniteReport.of_all_ranks(record, self.device), number)
 
     def after_forward(self, outputs: Mapping[str, Tensor], batch: Batch, number: int) -> CheckedStep:
         """Record the outputs of a method; on the CPU, check them before the backward pass.
@@ -144,7 +145,7 @@ class FiniteCheck:
         record = CheckedStep(number, batch.index, loss, bad_rows, is_bad)
         if self.reads_after_forward and _any_rank(is_bad):
             self._reset()
-            raise self._error(Findings.of_all_ranks(record, self.device), number)
+            raise self._error(NonFiniteReport.of_all_ranks(record, self.device), number)
         return record
 
     def after_backward(
@@ -176,7 +177,7 @@ class FiniteCheck:
         self._is_first_step = False
         if is_bad:
             self._reset()
-            raise self._error(Findings.of_all_ranks(record, self.device, local_norm), record.number)
+            raise self._error(NonFiniteReport.of_all_ranks(record, self.device, local_norm), record.number)
         return None
 
     def read(self) -> None:
@@ -194,7 +195,7 @@ class FiniteCheck:
         if any(are_bad):
             first = records[are_bad.index(True)]
             self._reset()
-            raise self._error(Findings.of_all_ranks(first, self.device), first.number)
+            raise self._error(NonFiniteReport.of_all_ranks(first, self.device), first.number)
 
     def _add_unread(self, record: CheckedStep) -> Tensor:
         """Return, as a scalar, whether this step or one before it is bad."""
@@ -205,28 +206,28 @@ class FiniteCheck:
             self._is_bad_since = self._is_bad_since | record.is_bad
         return self._is_bad_since
 
-    def _error(self, findings: "Findings", number: int) -> NonFiniteStep:
+    def _error(self, report: "NonFiniteReport", number: int) -> NonFiniteStep:
         facts = self.facts
-        ranks = findings.ranks()
+        ranks = report.ranks()
         where = ""
-        if len(findings.losses) > 1 and ranks:
+        if len(report.losses) > 1 and ranks:
             where = f" on {_list_ranks(ranks)}"
         epoch = number // facts.steps_per_epoch + 1
         message = (
-            f"{findings.symptom()} at step {number + 1} (epoch {epoch}, optim.lr {facts.lr:g}){where}; "
-            f"{findings.cause(number, facts.loss_name, facts.precision)}"
+            f"{report.symptom()} at step {number + 1} (epoch {epoch}, optim.lr {facts.lr:g}){where}; "
+            f"{report.cause(number, facts.loss_name, facts.precision)}"
         )
-        numbers = findings.image_numbers_of(ranks)
+        numbers = report.image_numbers_of(ranks)
         samples = [image_name("train", self.images, image_number) for image_number in numbers]
         if samples:
             subject = "images of the batch"
-            if findings.has_bad_images:
+            if report.has_bad_images:
                 subject = "images whose embeddings are not finite"
             message = f"{message}. The {subject}: {first_names_and_count(samples, MAX_NAMED)}"
         return NonFiniteStep(message, step=number, ranks=ranks, samples=samples)
 
 
-class Findings(NamedTuple):
+class NonFiniteReport(NamedTuple):
     """What all ranks know of a step that is not finite, by rank.
 
     losses: of each rank.
@@ -235,7 +236,7 @@ class Findings(NamedTuple):
     num_bad_rows, num_rows: how many embeddings are not finite, and how many there are; over all ranks.
     norm: of the gradient, NaN if it is not known.
     has_finite_gradient: whether the gradient of each rank alone is finite; empty if that is not known.
-    reason: why a loss gave up the forward pass; empty if none did.
+    reason: the error that a loss raised in the forward pass; empty if none did.
     """
 
     losses: list[float]
@@ -248,14 +249,14 @@ class Findings(NamedTuple):
     reason: str
 
     @classmethod
-    def of_this_rank(cls, record: CheckedStep) -> "Findings":
+    def of_this_rank(cls, record: CheckedStep) -> "NonFiniteReport":
         """Return what this rank knows alone, for an error that the other ranks do not know of."""
         return cls._of(record, [record.loss], [record.image_numbers], [record.bad_rows], [record.reason])
 
     @classmethod
     def of_all_ranks(
         cls, record: CheckedStep, device: torch.device, local_norm: Callable[[], Tensor] | None = None
-    ) -> "Findings":
+    ) -> "NonFiniteReport":
         """Gather what all ranks know. All of them have to call this.
 
         Args:
@@ -268,11 +269,11 @@ class Findings(NamedTuple):
         bad_rows = _gather(record.bad_rows.byte(), device)
         encoded_reason = torch.tensor(list(record.reason.encode()), dtype=torch.uint8)
         reasons = [bytes(reason.tolist()).decode() for reason in _gather(encoded_reason, device)]
-        findings = cls._of(record, losses, image_numbers, bad_rows, reasons)
-        if local_norm is None or len(losses) == 1 or findings.ranks():
-            return findings
+        report = cls._of(record, losses, image_numbers, bad_rows, reasons)
+        if local_norm is None or len(losses) == 1 or report.ranks():
+            return report
         are_finite = _gather(local_norm().isfinite().byte()[None], device)
-        return findings._replace(has_finite_gradient=[bool(is_finite) for is_finite in are_finite])
+        return report._replace(has_finite_gradient=[bool(is_finite) for is_finite in are_finite])
 
     @classmethod
     def _of(
@@ -282,7 +283,7 @@ class Findings(NamedTuple):
         image_numbers: Sequence[Tensor],
         bad_rows: Sequence[Tensor],
         reasons: Sequence[str],
-    ) -> "Findings":
+    ) -> "NonFiniteReport":
         norm = math.nan if record.norm is None else float(record.norm)
         rows_of_ranks = _split_gathered_rows(bad_rows)
         return cls(

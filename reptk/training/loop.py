@@ -9,6 +9,7 @@ from torch import nn
 
 import reptk
 from reptk.config import Recipe
+from reptk.config.run_commands import resume_command
 from reptk.core import distributed, environment
 from reptk.core.console import EpochProgress, Logger
 from reptk.core.errors import NonFiniteStep, UsageError
@@ -29,7 +30,7 @@ from reptk.training.evaluation import (
     evaluate_now,
     report_results,
     run_results,
-    save_model,
+    save_run_model,
     trained_metrics,
     write_report,
 )
@@ -58,15 +59,15 @@ def train(
     logger: Logger | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Train a recipe and evaluate it, or go on with a run that was stopped or killed.
+    """Train a recipe and evaluate it, or resume a run that was stopped or killed.
 
-    A run that goes on ends in the weights of the run that nothing has disturbed: bit for bit on the CPU with the same number
+    A run that is resumed ends in the weights of the run that nothing has disturbed: bit for bit on the CPU with the same number
     of threads.
 
     Args:
         recipe: from `load`.
         out: the run's folder; None for the next unused `runs/NAME/N`.
-        resume: None: go on with the run in `out` if there is one of this recipe. "auto": without `out`, too, with the last run
+        resume: None: resume the run in `out` if there is one of this recipe. "auto": without `out`, too, with the last run
             of this recipe under `runs/`. True: there has to be one. False: there must not be one.
         allow: what may have changed since the run was started: "data", "ranks".
         logger: where to print and log; standard output by default.
@@ -115,7 +116,7 @@ def train(
             return trained_metrics(run.folder)
         status = RunStatus(run.folder, logger)
         with tracked(trackers, run.folder, logger) as feed:
-            with recorded_status(status, signals, run_folder.resume_command(run.folder, recipe.plugins)):
+            with recorded_status(status, signals, resume_command(run.folder, recipe.plugins)):
                 metrics = _train_in_folder(recipe, parts, run, status, signals, allow, [*notes, *tracker_notes], feed)
             # After the status is "finished": the report is not part of what a run has to achieve.
             if parts.settings.writes_report:
@@ -171,7 +172,7 @@ def _train_in_folder(
         # In the last step a signal is only recorded.
         signals.raise_if_received()
         # Before the evaluation, which may fail: what was trained is not lost.
-        distributed.run_on_main(lambda: save_model(parts, folder))
+        distributed.run_on_main(lambda: save_run_model(parts, folder))
         with logger.stages("trained encoder") as progress:
             trained = evaluate_now(parts, progress=progress)
         process.bad_samples.update()
@@ -263,9 +264,9 @@ def train_loop(parts: Parts, model: nn.Module, state: RunState, process: RunProc
             # The first step may take minutes, e.g. to compile; each of the others should not.
             distributed.set_timeout(settings.rank_timeout_seconds, parts.device)
     distributed.set_timeout(distributed.LONG_TIMEOUT_SECONDS, parts.device)
-    end_of_epoch.warn_of_steps_without_positives()
-    end_of_epoch.say_skipped_steps()
-    end_of_epoch.say_stopped_early()
+    end_of_epoch.log_steps_without_positives()
+    end_of_epoch.log_skipped_steps()
+    end_of_epoch.log_early_stopping()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class ScaledOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer, precision: Precision, device: torch.device) -> None:
         self.optimizer = optimizer
         self.skipped_steps = 0
-        self._is_state_untried = False
+        self._is_state_unverified = False
         self.is_scaling = precision == "fp16"
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.is_scaling)
 
@@ -76,14 +76,14 @@ class ScaledOptimizer:
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:
-            if not self._is_state_untried:
+            if not self._is_state_unverified:
                 raise
             # Optimizers look at their state when they use it.
             raise DataError(
                 f"the checkpoint is damaged: {type(self.optimizer).__name__} cannot use its state ({cause}). Train again, with "
                 "another --out"
             ) from cause
-        self._is_state_untried = False
+        self._is_state_unverified = False
         self.optimizer.zero_grad()
         if self.is_scaling:
             self._update_scale()
@@ -117,9 +117,9 @@ class ScaledOptimizer:
         return {"skipped_steps": self.skipped_steps, "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the scale of a checkpoint; a run that had another precision until now begins with torch's first scale."""
+        """Restore the scale of a checkpoint; a run that had another precision until now begins with torch's first scale."""
         self.skipped_steps = state["skipped_steps"]
-        self._is_state_untried = True
+        self._is_state_unverified = True
         if self.is_scaling and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
 

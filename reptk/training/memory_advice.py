@@ -38,5 +38,5 @@ def _advice(recipe: Recipe, num_views: int, num_ranks: int) -> str:
         text += f"; train.micro_batch_size={smaller} encodes half as many, and the gradient is that of the whole batch"
     return (
         f"{text}. Less memory is needed with train.precision=bf16, too, and with smaller views or another backbone. A smaller "
-        "train.batch_size is another task for a contrastive loss, which compares all images of a batch"
+        "train.batch_size changes a contrastive loss, which compares all images of a batch"
     )

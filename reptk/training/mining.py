@@ -10,7 +10,8 @@ from reptk.evaluate import EvalResult, Evaluator, FeatureStore
 from reptk.neighbors import search_sharded
 
 NEIGHBORS_SEARCHED = 64
-"""An image whose neighbors up to this number all have its label is told apart already, and has no hard negative."""
+"""An image whose neighbors up to this number all have its label is already separated from the other classes: it has no hard
+negative."""
 
 
 class HardNegativeMiner(Evaluator):
@@ -35,15 +36,15 @@ class HardNegativeMiner(Evaluator):
         local, first = features.local_part(data.train)
         k = min(NEIGHBORS_SEARCHED, len(labels) - 1)
         queries = torch.arange(first, first + len(local))
-        found = [torch.empty(0, self.target.per_image, dtype=torch.int32)]
+        neighbors = [torch.empty(0, self.target.per_image, dtype=torch.int32)]
         num_done = 0
         for _, rows in search_sharded(local, local, k, queries):
             query_labels = labels[queries[num_done : num_done + len(rows)]]
-            found.append(nearest_of_other_labels(rows, labels, query_labels, self.target.per_image))
+            neighbors.append(nearest_of_other_labels(rows, labels, query_labels, self.target.per_image))
             num_done += len(rows)
             features.report_progress("searching", num_done, len(local))
-        neighbors = distributed.all_gather_uneven(torch.cat(found).to(self.device))
-        self.target.set(neighbors.cpu())
+        all_neighbors = distributed.all_gather_uneven(torch.cat(neighbors).to(self.device))
+        self.target.set(all_neighbors.cpu())
         return EvalResult({})
 
 

@@ -18,6 +18,9 @@ from reptk.models.encoder import Encoder, eval_mode, unfrozen_batch_norms
 from reptk.training.view_sizes import DEFAULT_VIEW_COUNT
 from reptk.views import ViewPipeline, Views
 
+ADD_LABELS = "Add them (class folders, or a column `label` in a table)"
+"""What to do if data needs labels and has none."""
+
 
 def check_batch_size(batch_size: int, world_size: int) -> None:
     """Refuse a batch that the ranks cannot share."""
@@ -77,7 +80,7 @@ def check_frozen_encoder(method: Table, section: EncoderSection, layer_decay: fl
         )
 
 
-def check_pairs(method: Method, batch_size: int) -> None:
+def check_mixing(method: Method, batch_size: int) -> None:
     """Refuse a batch whose images on one rank cannot be paired by mixup or cutmix."""
     if isinstance(method, Classify) and method.mixing is not None:
         mixing.check_pairs(batch_size // distributed.world_size())
@@ -171,8 +174,8 @@ def check_classes(kind: str, part: Table, recipe: Recipe, data: Data) -> None:
         if kind == "loss":
             does = "learns vectors of each class"
         raise DataError(
-            f"{kind} {name!r} {does}, but {dataset} has no labels. Put the images of each class in a folder of its "
-            "own, or train without labels, e.g. by the recipes simclr_folder and tcl_selfsup_folder"
+            f"{kind} {name!r} {does}, but {dataset} has no labels. {ADD_LABELS}, or train without labels, e.g. by the "
+            "recipes simclr_folder and tcl_selfsup_folder"
         )
     if len(data.classes) < 2:
         raise DataError(
@@ -186,8 +189,8 @@ def check_labels(recipe: Recipe, data: Data) -> None:
     known = labels[labels >= 0]
     if not len(known):
         raise DataError(
-            f"method.positives is 'class', but {recipe.data['name']} has no labels. Put the images of each class in a "
-            "folder of its own, or train without labels: method.positives=instance"
+            f"method.positives is 'class', but {recipe.data['name']} has no labels. {ADD_LABELS}, or train without "
+            "labels: method.positives=instance"
         )
     counts = torch.bincount(known)
     if int((counts > 0).sum()) == 1:

@@ -47,7 +47,7 @@ def go_back(parts: Parts, state: RunState, process: RunProcess, error: NonFinite
 def restore_newest(
     parts: Parts, run: run_folder.OpenedRun, status: RunStatus, allow: Collection[str], schedule: str
 ) -> tuple[RunState, bool]:
-    """Restore the newest checkpoint that is whole, and print what differs from the run that wrote it.
+    """Restore the newest checkpoint that is intact, and print what differs from the run that wrote it.
 
     Returns:
         The state, and whether there was a checkpoint.
@@ -70,7 +70,7 @@ def restore_newest(
 
 
 def _new_length_message(parts: Parts, state: RunState, recorded_epochs: int, schedule: str) -> str:
-    """Return how the learning rate goes on if a resumed run has another number of epochs than it had."""
+    """Return how the learning rate continues if a resumed run has another number of epochs than it had."""
     settings = parts.settings
     before = learning_rate(parts.optimizer)  # of the last step, restored from the checkpoint
     parts.schedule.set_step(state.step)

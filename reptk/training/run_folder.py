@@ -4,14 +4,13 @@ It contains recipe.toml (complete, and itself a recipe), plugins/ (copies of the
 the data), status.json, metrics.jsonl, checkpoints/, model/, results.json and report.html, and trackers.json if it is tracked.
 """
 
-import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from reptk.config import Recipe, read, validate
-from reptk.config.plugins import is_contributed
+from reptk.config.run_commands import recipe_command
 from reptk.config.run_paths import describe_no_run
 from reptk.core.counts import verb_form
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
@@ -19,16 +18,16 @@ from reptk.core.files import sweep_leftovers, write_bytes, write_text
 from reptk.core.foreign_files import require_regular_files
 from reptk.data.fingerprint import FILES_FILE, SUMMARY_FILE, Fingerprint, write_fingerprint
 from reptk.models.model_folder import has_model
-from reptk.training import checkpoint
+from reptk.training import checkpoint, find_run
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.rank_ends import FOLDER_NAME as RANKS_FOLDER
 from reptk.training.run_lock import LOCK_FILE, WAIT_SECONDS, RunLock
 from reptk.training.run_status import FINISHED, STOPPED_EARLY_KEY, read_status
-from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe, recipe_differences
+from reptk.training.same_run import RECORDED_KEYS, check_same_data, check_same_recipe
 
 Resume = bool | Literal["auto"] | None
-"""Whether an earlier run goes on: it has to (True), must not (False), does if there is one ("auto"), or does if its folder is
-named (None)."""
+"""Whether an earlier run is resumed: it has to (True), must not (False), does if there is one ("auto"), or does if its folder
+is named (None)."""
 
 NEW = "new"
 RESUMED = "resumed"
@@ -131,7 +130,7 @@ class RunClaim:
         runs = Path("runs") / recipe.name
         runs.mkdir(parents=True, exist_ok=True)
         first = 1
-        present = _numbered_folders(runs)
+        present = find_run.numbered_folders(runs)
         if present:
             first = int(present[-1].name)
         for number in count(first):
@@ -165,7 +164,7 @@ def create(recipe: Recipe, folder: Path, data: Fingerprint) -> OpenedRun:
 def reopen(
     recipe: Recipe, folder: Path, data: Fingerprint, steps_per_epoch: int, allowed: Collection[str] = ()
 ) -> OpenedRun:
-    """Check that a run can go on, and record another number of epochs, another choice of weights or another data set.
+    """Check that a run can be resumed, and record another number of epochs, another choice of weights or another data set.
 
     Raises:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists).
@@ -196,7 +195,7 @@ def reopen(
     if "final_weights" in changed:
         notes.append(
             f"train.final_weights={recipe.train.final_weights} instead of {recorded.train.final_weights}: model/ and "
-            "results.json are written anew at the end"
+            "results.json are written again at the end"
         )
     return OpenedRun(folder, RESUMED, recorded.train.epochs, notes)
 
@@ -211,10 +210,10 @@ def how_to_train_on(recipe: Recipe, folder: Path) -> str:
 def is_complete(recipe: Recipe, folder: Path) -> bool:
     """Return whether a run has finished all epochs of the recipe it is to be resumed with, and ended in the weights it names.
 
-    A run without results.json or `model/` is not complete: it goes on from its last checkpoint, and is evaluated once more.
+    A run without results.json or `model/` is not complete: it is resumed from its last checkpoint, and is evaluated once more.
 
     Raises:
-        UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to go on from.
+        UsageError: it has finished, and the recipe has fewer epochs; or there is no checkpoint to resume from.
     """
     status = read_status(folder)
     if status["status"] != FINISHED:
@@ -224,27 +223,27 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
         return False
     if STOPPED_EARLY_KEY in status and recipe.train.epochs > recorded.epochs:
         raise UsageError(
-            f"{folder} has stopped early, and would do so again with more epochs; to train on, also set {TRAIN_ON}"
+            f"{folder} has stopped early, and would do so again with more epochs; to train for longer, also set {TRAIN_ON}"
         )
     epochs_done = recorded.epochs
     if recipe.train.epochs < epochs_done:
         raise UsageError(_fewer_epochs(folder, epochs_done, recipe.train.epochs))
     if recipe.train.epochs > epochs_done and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
-            f"{folder} has finished and holds no checkpoint to go on from; train anew, without --resume: "
+            f"{folder} has finished and holds no checkpoint to resume from; train again, without --resume: "
             f"{recipe_command(folder)} train.epochs={recipe.train.epochs}"
         )
     has_same_weights = recipe.train.final_weights == recorded.final_weights
     if not has_same_weights and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
             f"{folder} has finished and holds no checkpoint, so train.final_weights={recipe.train.final_weights} cannot choose "
-            "other weights; train anew, with another --out"
+            "other weights; train again, with another --out"
         )
     missing = missing_outputs(folder)
     if missing and checkpoint.last_step(folder / "checkpoints") == 0:
         raise UsageError(
             f"{folder} has finished, and {' and '.join(missing)} cannot be written again, since there is no checkpoint. "
-            f"Restore that, or {folder / 'checkpoints'}; or train anew, with another --out"
+            f"Restore that, or {folder / 'checkpoints'}; or train again, with another --out"
         )
     return recipe.train.epochs == epochs_done and has_same_weights and not missing
 
@@ -295,10 +294,10 @@ def check_epochs(folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
 
 
 def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
-    """Return lines about checkpoints that are newer than the one to go on from, which are damaged or gone.
+    """Return lines about checkpoints that are newer than the one to resume from, which are damaged or gone.
 
     Raises:
-        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently begin anew.
+        DataError: there is no checkpoint, and status.json says that there was one: a run must not silently start again.
     """
     saved_step = read_status(folder).get("step", 0)
     if not isinstance(saved_step, int):
@@ -307,71 +306,14 @@ def lost_checkpoints(folder: Path, newest: Checkpoint | None) -> list[str]:
         if saved_step > 0:
             raise DataError(
                 f"{folder / 'status.json'} says that step {saved_step} was saved, but there is no checkpoint in "
-                f"{folder / 'checkpoints'}. Restore that folder; or train anew, with another --out"
+                f"{folder / 'checkpoints'}. Restore that folder; or train again, with another --out"
             )
         return []
     if newest.damaged:
-        return [f"{message}; going on from {newest.path.name}" for message in newest.damaged]
+        return [f"{message}; resuming from {newest.path.name}" for message in newest.damaged]
     if saved_step > newest.manifest["step"]:
-        return [f"status.json says that step {saved_step} was saved; it is gone, going on from {newest.path.name}"]
+        return [f"status.json says that step {saved_step} was saved; it is gone, resuming from {newest.path.name}"]
     return []
-
-
-def newest(name: str) -> Path:
-    """Return the folder of the last run of a recipe under `runs/`.
-
-    Raises:
-        UsageError: there is none.
-    """
-    runs = _runs_of(name)
-    if not runs:
-        raise UsageError(f"nothing to resume: there is no run of {name} in {Path('runs') / name}")
-    return runs[-1]
-
-
-def newest_of_recipe(recipe: Recipe) -> Path | None:
-    """Return the folder of the last run under `runs/` that was started with the same recipe; None if there is none."""
-    for folder in reversed(_runs_of(recipe.name)):
-        try:
-            if not recipe_differences(recipe, folder):
-                return folder
-        except UsageError:
-            continue  # a recipe of another version, which does not validate any more
-    return None
-
-
-def unfinished_run_note(recipe: Recipe) -> list[str]:
-    """Say that the last run of the same recipe is unfinished, and how it goes on, as a list of at most one line."""
-    folder = newest_of_recipe(recipe)
-    if folder is None:
-        return []
-    status = read_status(folder)
-    if status["status"] == FINISHED:
-        return []
-    return [
-        f"{folder} is an unfinished run of this recipe ({status['status']}, step {status.get('step', 0)}); to go on with it: "
-        "--resume auto"
-    ]
-
-
-def resume_command(folder: Path, plugins: Sequence[str]) -> str:
-    """Return the command that resumes a run.
-
-    It names plugin modules, of which a run folder has no copy, and trusts the copies of plugin files, which have been
-    executed already.
-    """
-    command = f"{recipe_command(folder)} --resume"
-    if any(spec.endswith(".py") for spec in plugins):
-        command += " --trust"
-    for spec in plugins:
-        if not spec.endswith(".py") and not is_contributed(spec):
-            command += f" --plugin {spec}"
-    return command
-
-
-def recipe_command(folder: Path) -> str:
-    """Return the command that a run's folder is the recipe of, as a shell takes it."""
-    return shlex.join(["python", "-m", "reptk.recipe", str(folder)])
 
 
 def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> Path | None:
@@ -382,9 +324,9 @@ def _folder_to_open(recipe: Recipe, out: str | Path | None, resume: Resume) -> P
     """
     if out is None:
         if resume is True:
-            return newest(recipe.name)
+            return find_run.newest(recipe.name)
         if resume == "auto":
-            return newest_of_recipe(recipe)
+            return find_run.newest_of_recipe(recipe)
         return None
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -423,18 +365,6 @@ def _with_copied_plugins(recipe: Recipe, folder: Path) -> Recipe:
             spec = f"plugins/{Path(spec).name}"
         plugins.append(spec)
     return recipe.model_copy(update={"plugins": tuple(plugins)})
-
-
-def _runs_of(name: str) -> list[Path]:
-    """Return the folders of a recipe's runs by number; without those that were never started."""
-    folders = _numbered_folders(Path("runs") / name)
-    return [folder for folder in folders if (folder / "recipe.toml").is_file()]
-
-
-def _numbered_folders(runs: Path) -> list[Path]:
-    if not runs.is_dir():
-        return []
-    return sorted((path for path in runs.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def _fewer_epochs(folder: Path, epochs_done: float, epochs: int) -> str:

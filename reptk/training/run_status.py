@@ -97,7 +97,7 @@ class RunStatus:
 
 @contextmanager
 def recorded_status(status: RunStatus, signals: StopSignals, resume_command: str) -> Iterator[None]:
-    """Write how the block ended to status.json, and print how to go on if it was stopped.
+    """Write how the block ended to status.json, and print how to resume if it was stopped.
 
     Raises:
         EnvironmentProblem: a collective failed since another rank failed, which the message names.
@@ -124,12 +124,12 @@ def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_
         failure = _record_stop(status, ends, error)
         if failure is not None:
             return EnvironmentProblem(f"rank {failure[0]}: {failure[1]}")
-        status.logger.line(f"stopped by {error.signal_name}; step {status.step} is saved. To go on: {resume_command}")
+        status.logger.line(f"stopped by {error.signal_name}; step {status.step} is saved. To resume: {resume_command}")
         return error
     if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
         if distributed.is_main():
             status.set("interrupted")
-        status.logger.line(f"interrupted; step {status.step} is saved. To go on: {resume_command}")
+        status.logger.line(f"interrupted; step {status.step} is saved. To resume: {resume_command}")
         return error
     if ends.world_size > 1 and is_lost_connection(error):
         return _lost(status, ends, error)

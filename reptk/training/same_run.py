@@ -1,4 +1,4 @@
-"""Whether a run that goes on is the run that was started: recipe, plugins, data, number of ranks."""
+"""Whether a run that is resumed is the run that was started: recipe, plugins, data, number of ranks."""
 
 import difflib
 from collections.abc import Collection
@@ -43,7 +43,7 @@ def recipe_differences(recipe: Recipe, folder: Path, may_differ: Collection[str]
 
 
 def check_same_recipe(recipe: Recipe, folder: Path) -> Recipe:
-    """Check that a run can go on with this recipe, and return the recipe in its folder.
+    """Check that a run can be resumed with this recipe, and return the recipe in its folder.
 
     Raises:
         UsageError: `folder` is not that of a run, or its recipe differs (in the keys that the message lists), or a plugin.
@@ -68,10 +68,10 @@ def check_same_data(now: Fingerprint, folder: Path, allowed: Collection[str]) ->
     Args:
         now: the fingerprint of the data set.
         folder: the run's.
-        allowed: with "data" in it, another data set is let pass.
+        allowed: with "data" in it, another data set is permitted.
 
     Returns:
-        A line about what is let pass; None if nothing has changed.
+        A line about what is permitted; None if nothing has changed.
 
     Raises:
         DataError: the data set has changed.
@@ -86,10 +86,10 @@ def check_same_data(now: Fingerprint, folder: Path, allowed: Collection[str]) ->
         return None
     listed = "\n  ".join(lines)
     if "data" in allowed:
-        return f"the data has changed since {folder} was started, as --allow data lets pass:\n  {listed}"
+        return f"the data has changed since {folder} was started; --allow data permits it:\n  {listed}"
     raise DataError(
         f"the data has changed since {folder} was started, so the run would not end as it would have:\n  {listed}\n"
-        "Restore the data, or go on with what is there: --allow data"
+        "Restore the data, or resume with the data as it is: --allow data"
     )
 
 
@@ -101,11 +101,11 @@ def check_same_ranks(
     Args:
         before, now: numbers of ranks.
         method: that is trained.
-        allowed: with "ranks" in it, another number is let pass.
+        allowed: with "ranks" in it, another number is permitted.
         drop_path: rate of stochastic depth.
 
     Returns:
-        A line about another number that is let pass; None if it is the same.
+        A line about another number that is permitted; None if it is the same.
 
     Raises:
         UsageError: the number matters.
@@ -125,10 +125,10 @@ def check_same_ranks(
     if not reasons:
         return f"{change}: the global batches stay the same, and the weights equal those of {before} up to rounding"
     if "ranks" in allowed:
-        return f"{change}, as --allow ranks lets pass: the weights will be others than those of {before}"
+        return f"{change}; --allow ranks permits it: the weights will differ from those of {before}"
     raise UsageError(
-        f"{change}: the run would end in other weights, since {' and '.join(reasons)}. Start it with "
-        f"{format_count(before, 'rank')}, or let that pass: --allow ranks"
+        f"{change}: the run would end in different weights, since {' and '.join(reasons)}. Start it with "
+        f"{format_count(before, 'rank')}, or permit it: --allow ranks"
     )
 
 

@@ -8,7 +8,7 @@ from reptk.core.errors import DataError, ReptkError
 from reptk.core.files import sha256_of
 from reptk.methods import Method
 from reptk.models.classifier import read_classifier
-from reptk.models.model_folder import WEIGHTS_FILE, find_model
+from reptk.models.model_folder import find_model, weights_file
 
 
 def load_classifier(method: Method, run: str, classes: tuple[str, ...]) -> bool:
@@ -23,7 +23,7 @@ def load_classifier(method: Method, run: str, classes: tuple[str, ...]) -> bool:
         Whether there was one.
 
     Raises:
-        DataError: it tells other classes apart.
+        DataError: it has other classes.
     """
     saved = read_classifier(run)
     if saved is None or method.classifier is None:
@@ -31,7 +31,7 @@ def load_classifier(method: Method, run: str, classes: tuple[str, ...]) -> bool:
     difference = saved.difference_to(classes)
     if difference is not None:
         raise DataError(
-            f"start.classifier=run: the classifier of {run} tells other classes apart: {difference}. For a new classifier: "
+            f"start.classifier=run: the classifier of {run} has other classes: {difference}. For a new classifier: "
             "start.classifier=new"
         )
     method.classifier.load_state_dict(saved.module.state_dict())
@@ -42,7 +42,7 @@ def start_record(run: str) -> dict[str, Any]:
     """Return what results.json records of the run that a stage has started from; only its folder if it is gone."""
     record = {"run": run}
     try:
-        weights = find_model(run, Path(run)) / WEIGHTS_FILE
+        weights = weights_file(find_model(run, Path(run)))
         record["recipe"] = str(read(Path(run) / "recipe.toml").get("name", "?"))
         record["encoder_sha256"] = sha256_of(weights)
     except (ReptkError, OSError):

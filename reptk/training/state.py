@@ -129,7 +129,7 @@ def restore(parts: Parts, saved: dict[str, Any] | None) -> RunState:
     missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise DataError(
-            f"the checkpoint was written by another version of reptk and cannot be continued: it lacks {', '.join(missing)}. "
+            f"the checkpoint was written by another version of reptk and cannot be resumed: it lacks {', '.join(missing)}. "
             "Train again, with another --out"
         )
     # The evaluators and views have no state, nor has the loader but for hard negatives.

@@ -29,7 +29,7 @@ def build_trackers(recipe: Recipe) -> tuple[dict[str, Tracker], list[str]]:
         try:
             trackers[name] = build_part(TRACKERS, {"name": name, **table})
         except EnvironmentProblem as problem:
-            problems.append(f"{problem}. The run goes on without it")
+            problems.append(f"{problem}. The run continues without it")
     return trackers, problems
 
 
@@ -69,7 +69,7 @@ def start_tracking(feed: TrackerFeed, recipe: Recipe, folder: Path, logger: Logg
     """
     config = recipe.model_dump(mode="json", exclude_none=True, exclude={"expect", "trackers"})
     feed.start(folder, recipe.title, config, read_rows(folder, logger.metrics_rows))
-    logger.metrics_listener = feed.row
+    logger.metrics_listener = feed.log_row
 
 
 def _summary(folder: Path) -> dict[str, float]:

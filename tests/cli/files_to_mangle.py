@@ -51,8 +51,8 @@ def targets() -> list[Target]:
         Target("run/status.json", [REPORT, RESUME]),
         Target("run/evaluation.safetensors", [REPORT]),
         Target(
-            "run/model/encoder.safetensors",
-            [EVALUATE, EMBED, weights("run/model/encoder.safetensors")],
+            "run/model/model.safetensors",
+            [EVALUATE, EMBED, weights("run/model/model.safetensors")],
             "run/model/manifest.json",
         ),
         Target("run/model/config.json", [EVALUATE, EMBED], "run/model/manifest.json"),

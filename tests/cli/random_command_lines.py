@@ -409,7 +409,19 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         return [index, *query, "--no-html", "--k", "2"]
     if verb == "export":
         target = one_of(["lance:o.lance"], ["lance:", "lance:photos", "mysql://me:x@host/db", "o.lance", "onnx"])
-        return [one_of(EMBEDDINGS, FAULTY_EMBEDDINGS), "--to", target, "--force"]
+        if draw.random() < 0.5:
+            return [one_of(EMBEDDINGS, FAULTY_EMBEDDINGS), "--to", target, "--force"]
+        # Tracing takes seconds, and writes nothing that the others do not.
+        encoder_target = draw.choice(
+            [["--to", "safetensors", "--out", "o.safetensors"], ["--to", "timm", "--out", "o.model"]]
+        )
+        return [
+            one_of(["run", "run/model"], FAULTY_ENCODERS),
+            *encoder_target,
+            "--data",
+            draw.choice(IMAGES),
+            "--force",
+        ]
     if verb == "sweep":
         pairs = draw.choice([["seed=0..2"], ["optim.lr=0.1,0.2", "seed=0,1"], ["loss.name=simclr,tcl"]])
         return [one_of(RECIPES, FAULTY_RECIPES), *pairs]
@@ -419,6 +431,10 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         return [one_of(["verified"], [*RECIPES, *FAULTY_RECIPES])]
     if verb == "report":
         return [one_of(["report_run"], [*RECIPES, *FAULTY_ENCODERS]), "--out", one_of(["o.html"], OUTPUTS)]
+    if verb == "push":
+        return [one_of(["run", "run/model"], FAULTY_ENCODERS), "me/mine", "--dry-run", f"card_{draw.randrange(1000)}"]
+    if verb == "pull":
+        return [one_of(["me/mine"], FAULTY_ENCODERS), "--out", "o.model"]
     if verb == "plugin":
         kind = draw.choice(["loss", "method", "dataset", "views", "evaluator"])
         new = ["new", kind, f"new_{draw.randrange(1000)}", "--out", one_of(["new_parts"], OUTPUTS)]

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from embedding_inputs import draw_image, run_command
+from reptk.cli import main
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
@@ -148,6 +150,22 @@ def test_parquet_files_that_hold_images(tmp_path: Path, capsys: pytest.CaptureFi
     assert "  unreadable: 1 file" in printed
     assert f"cannot read {path}, row 5 as an image" in printed
     assert "  usable" in printed
+
+
+def test_tar_shards(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    write_drawings(tmp_path / "drawings", cat=3, dog=3)
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for name in ("cat", "dog"):
+            archive.add(tmp_path / "drawings" / name, arcname=name)
+    printed = run_command(["check-data", f"{tmp_path}/shards/*.tar"], capsys)
+    assert "6 images, 2 classes of 3 images each" in printed
+    assert "  classes: cat 3, dog 3" in printed
+    assert "  labels from folders" in printed
+    (tmp_path / "shards" / "1.tar").write_bytes(b"\x1f\x8b")
+    assert main(["check-data", f"{tmp_path}/shards/*.tar"]) == 3
+    assert "1.tar is compressed with gzip (gunzip): unpack it" in capsys.readouterr().err
 
 
 def test_a_data_set_in_memory(capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,8 @@
 """reptk compare: a table of runs at hand."""
 
 import csv
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,23 @@ def test_a_folder_of_runs(runs: list[str], capsys: pytest.CaptureFixture) -> Non
     named = capsys.readouterr().out
     assert main(["compare", "runs"]) == 0
     assert capsys.readouterr().out == named
+
+
+def test_the_recorded_command_is_the_one_that_was_typed(runs: list[str]) -> None:
+    options = [
+        "--metric",
+        "knn@5",
+        "--against",
+        "first",
+        "--out",
+        "my table",
+        "--plugin",
+        "reptk.plugins.dcl",
+        "--trust",
+    ]
+    assert main(["compare", "runs", *options]) == 0
+    command = json.loads(Path("my table/comparison.json").read_text())["command"]
+    assert shlex.split(command) == ["reptk", "compare", "runs", *options]
 
 
 def test_tables_are_not_overwritten(runs: list[str], capsys: pytest.CaptureFixture) -> None:

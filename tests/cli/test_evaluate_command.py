@@ -255,7 +255,7 @@ def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: 
     ("arguments", "code", "said"),
     [
         ([], 2, "the following arguments are required: source"),
-        (["test_resnet"], 2, "on which data set?"),
+        (["test_resnet"], 2, "no data set is named; set e.g."),
         (["data.name=digits", "test_resnet"], 2, "what is to be evaluated comes first"),
         (["test_resnt", "data.name=digits"], 2, "Nearest: test_resnet"),
         (["test_resnet", "data.name=digit"], 2, "Nearest: digits"),
@@ -279,7 +279,7 @@ def test_a_frozen_imagenet_encoder_on_a_folder_of_photographs(imagenet_weights: 
         (["test_resnet", "data.name=digits", "size=two"], 2, "size must be an integer"),
         (["test_resnet", "data.name=digits", "train.epochs=2"], 2, "what can be set here"),
         (["test_resnet", "data.name=folder", "data.root=gone"], 3, "no folder gone"),
-        (["runs/gone"], 2, "on which data set?"),
+        (["runs/gone"], 2, "no data set is named; set e.g."),
         (["runs/gone", "data.name=digits"], 3, "no run or model in runs/gone"),
         ([".", "data.name=digits", "--pretrained"], 2, "go with a timm name"),
         (["test_resnet", "data.name=generated", "size=16", "--out", "no/such/folder.json"], 4, "cannot write"),

@@ -82,6 +82,28 @@ def test_a_sweep_ends_in_a_table(prepared: Path, capsys: pytest.CaptureFixture) 
     assert settings[0]["metrics"]["knn@5"]["value"] == pytest.approx(0.525)
 
 
+def test_the_recorded_command_is_the_one_that_was_typed(prepared: Path) -> None:
+    options = ["--random", "2", "--random-seed", "3", "--metric", "map@r", "--against", "first"]
+    prepare(prepared, GRID)
+    assert sweep(*options) == 0
+    command = json.loads(Path("out/sweep.json").read_text())["command"]
+    assert command == " ".join(["reptk sweep", *GRID, "--out out --no-report", *options])
+    assert Path("out/sweep.md").read_text().startswith(f"# {command}\n")
+
+
+def test_a_first_setting_without_the_metric_costs_no_table(prepared: Path, capsys: pytest.CaptureFixture) -> None:
+    for cell in load_cells(parse_grid(GRID[0], GRID[1:])):
+        metrics = {"knn@5": 0.5}
+        if dict(cell.setting) == {"loss.temperature": "0.1"}:
+            metrics = {"map@r": 0.25}
+        write_run(prepared / folder_name(cell.label), metrics, cell.recipe)
+    assert sweep("--metric", "knn@5", "--against", "first") == 2
+    error = capsys.readouterr().err
+    assert "--against first: the first setting, loss.temperature=0.1, has no knn@5" in error
+    assert "compare with the best setting" in error
+    assert len(tables()) == 4
+
+
 def test_finished_runs_are_not_run_again(prepared: Path, capsys: pytest.CaptureFixture) -> None:
     prepare(prepared, GRID)
     assert sweep() == 0
@@ -250,7 +272,10 @@ def test_an_unknown_metric_costs_no_table(prepared: Path, capsys: pytest.Capture
     assert sweep("--metric", "knn@6") == 2
     error = capsys.readouterr().err
     assert "no run has the metric 'knn@6'. Nearest: knn@5." in error
-    assert "The tables are sorted by knn@5; the same command with another --metric" in error
+    assert (
+        "The tables are sorted by knn@5 and compare with the best setting; the same command with another --metric"
+        in error
+    )
     assert json.loads(Path("out/sweep.json").read_text())["headline"] == "knn@5"
     # With a finished run, it is refused before anything is trained.
     larger = ["tiny.toml", "loss.temperature=0.1,0.5", "seed=0..2"]
@@ -443,5 +468,5 @@ def test_a_signal_is_no_failure(prepared: Path, capsys: pytest.CaptureFixture, m
 
     monkeypatch.setattr("reptk.sweep.run_sweep.run_jobs", stop)
     assert sweep() == 143
-    assert "stopped; 0 of 4 runs finished. The same command goes on with the others" in capsys.readouterr().out
+    assert "stopped; 0 of 4 runs finished. The same command resumes the others" in capsys.readouterr().out
     assert tables() == {}

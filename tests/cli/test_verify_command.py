@@ -7,6 +7,9 @@ import pytest
 
 from reptk.cli import main
 from reptk.config import load
+from reptk.config.registry import EVALUATORS
+from reptk.core.metric_names import is_share
+from reptk.sweep.expected_result import METRIC_FAMILIES, check_metric
 from sweep_runs import TINY_TOML, write_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,10 +42,11 @@ def write_measured(value: float) -> None:
     ("recorded", "options", "code"),
     [
         (0.5, [], 0),
-        (0.59, [], 0),
-        (0.41, [], 0),
-        (0.61, [], 1),
-        (0.39, [], 1),
+        (0.53, [], 0),
+        (0.47, [], 0),
+        # Within the interval over queries, 0.4 to 0.6, which decides nothing.
+        (0.531, [], 1),
+        (0.469, [], 1),
         (0.61, ["--tolerance", "0.12"], 0),
         (0.61, ["--tolerance", "0.1"], 1),
         # Where and how it is run changes no result.
@@ -51,26 +55,79 @@ def write_measured(value: float) -> None:
         (0.5, ["trackers.tensorboard.folder=x"], 0),
     ],
 )
-def test_the_interval_or_the_tolerance_decides(
-    recorded: float, options: list[str], code: int, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_tolerance_decides(recorded: float, options: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
     write_recipe(recorded)
     write_measured(0.5)
     assert main(["verify", "tiny.toml", "--run", "run", *options]) == code
     printed = capsys.readouterr().out
     assert ("DOES NOT AGREE" in printed) == (code == 1)
     assert f"recorded {100 * recorded:6.2f}" in printed
-    assert "rule: the 95 % interval over queries contains the recorded number" in printed
+    assert "[40.00, 60.00]" in printed
 
 
 def test_the_tolerance_holds_without_an_interval(capsys: pytest.CaptureFixture) -> None:
-    write_recipe(0.504)
+    write_recipe(0.53)
     write_measured(0.5)
     results = json.loads(Path("run/results.json").read_text())
     Path("run/results.json").write_text(json.dumps({**results, "intervals": {}}))
     assert main(["verify", "tiny.toml", "--run", "run"]) == 0
-    write_recipe(0.506)
+    write_recipe(0.54)
     assert main(["verify", "tiny.toml", "--run", "run"]) == 1
+
+
+def test_a_recipe_may_record_the_tolerance(capsys: pytest.CaptureFixture) -> None:
+    write_recipe(0.51, extra="tolerance = 0.01\n")
+    write_measured(0.5)
+    assert main(["verify", "tiny.toml", "--run", "run"]) == 0
+    assert "rule: at most 1 points of difference" in capsys.readouterr().out
+    write_recipe(0.52, extra="tolerance = 0.01\n")
+    assert main(["verify", "tiny.toml", "--run", "run"]) == 1
+    assert main(["verify", "tiny.toml", "--run", "run", "--tolerance", "0.02"]) == 0
+
+
+@pytest.mark.parametrize(("pixels", "code"), [(0.305, 0), (0.3051, 1), (0.2949, 1)])
+def test_baselines_are_not_trained_and_have_a_small_tolerance(pixels: float, code: int) -> None:
+    write_recipe(0.5, extra=f"pixels = {pixels}\n")
+    write_measured(0.5)
+    results = json.loads(Path("run/results.json").read_text())
+    results["metrics"] = {"raw pixels": {"knn@5": 0.3}, **results["metrics"]}
+    results["intervals"]["raw pixels"] = {"knn@5": [0.2, 0.4]}
+    Path("run/results.json").write_text(json.dumps(results))
+    assert main(["verify", "tiny.toml", "--run", "run", "--tolerance", "0.1"]) == code
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("linear", "its evaluators are [eval.knn]. Add the one that computes it"),
+        ("knn@9", "eval.knn.k has no 9. Add it"),
+        ("kmn@5", "its evaluators are [eval.knn]"),
+    ],
+)
+def test_a_metric_that_the_run_would_lack_is_refused_before_training(
+    metric: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    write_recipe(0.5)
+    Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace('"knn@5"', f'"{metric}"'))
+    assert main(["verify", "tiny.toml"]) == 2
+    error = capsys.readouterr().err
+    assert f"expect.metric is {metric}, which a run of tiny would not have: {message}" in error
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("metric", ["knn@1", "map@r", "recall@5", "mrr", "accuracy", "knn_majority@5", "precision@10"])
+def test_metrics_of_the_evaluators_are_accepted(metric: str) -> None:
+    write_recipe(0.5)
+    Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace('"knn@5"', f'"{metric}"'))
+    recipe = load("tiny.toml")
+    check_metric(recipe.expect, recipe)
+
+
+def test_the_families_of_metrics_are_those_of_all_evaluators() -> None:
+    assert set(METRIC_FAMILIES) == {"accuracy", "few_shot", "knn", "linear", "linear_stage", "view_retrieval"}
+    assert set(METRIC_FAMILIES) <= set(EVALUATORS.names())
+    for families in METRIC_FAMILIES.values():
+        assert all(is_share("map@r" if family == "map" else family) for family in families)
 
 
 def test_recorded_baselines_are_compared_as_well(capsys: pytest.CaptureFixture) -> None:
@@ -144,6 +201,15 @@ def test_a_recipe_or_a_run_that_cannot_be_verified(capsys: pytest.CaptureFixture
     Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace('"knn@5"', '"knn@9"'))
     assert main(["verify", "tiny.toml", "--run", "run"]) == 2
     assert "the recorded result is of knn@9, which the run lacks; it has knn@5" in capsys.readouterr().err
+
+
+def test_the_command_that_resumes_an_unfinished_run_can_be_typed(capsys: pytest.CaptureFixture) -> None:
+    write_recipe(0.5)
+    recipe = load("tiny.toml").model_copy(update={"plugins": ("plugins/my_loss.py",)})
+    folder = write_run(Path("my run"), {"knn@5": 0.5}, recipe)
+    (folder / "status.json").write_text('{"status": "preempted"}')
+    assert main(["verify", "tiny.toml", "--run", "my run"]) == 2
+    assert "to resume it: python -m reptk.recipe 'my run' --resume --trust\n" in capsys.readouterr().err
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -14,10 +14,10 @@ def runs() -> None:
     """A sweep of two runs, ten runs of a recipe, and files that are none."""
     for folder in ("runs/sweeps/lr/runs/lr=1", "runs/sweeps/lr/runs/lr=2", "runs/tiny/9", "runs/tiny/10"):
         write(f"{folder}/recipe.toml", "")
-        write(f"{folder}/model/encoder.safetensors", "")
+        write(f"{folder}/model/model.safetensors", "")
         write(f"{folder}/checkpoints/step_00000010/state.pt", "")
     write("runs/sweeps/lr/logs/lr=1.log", "")
-    write("exported/encoder.safetensors", "")
+    write("exported/model.safetensors", "")
     write("resnet.pth", "")
     write("notes.txt", "")
     Path("empty").mkdir()
@@ -28,7 +28,7 @@ def runs() -> None:
     [
         ("runs/tiny/10/model", "this is the model folder of a run", "runs/tiny/10"),
         ("runs/tiny/10/model/", "this is the model folder of a run", "runs/tiny/10"),
-        ("runs/tiny/10/model/encoder.safetensors", "this is a file of a run", "runs/tiny/10"),
+        ("runs/tiny/10/model/model.safetensors", "this is a file of a run", "runs/tiny/10"),
         ("runs/tiny/10/recipe.toml", "this is the recipe of a run", "runs/tiny/10"),
         ("runs/tiny/10/checkpoints", "this is a folder of checkpoints of a run", "runs/tiny/10"),
         ("runs/tiny/10/checkpoints/step_00000010/state.pt", "this is a file of checkpoints of a run", "runs/tiny/10"),

@@ -20,7 +20,7 @@ def run() -> str:
     """What of a run's folder is read before anything is built."""
     folder = Path(write("runs/tiny/1/recipe.toml", TINY)).parent
     write("runs/tiny/1/model/config.json", json.dumps(MODEL))
-    write("runs/tiny/1/model/encoder.safetensors", "weights")
+    write("runs/tiny/1/model/model.safetensors", "weights")
     return str(folder)
 
 
@@ -86,7 +86,7 @@ def test_a_folder_may_be_in_quotes(run: str) -> None:
 
 def test_weights_alone_are_no_run(run: str) -> None:
     shutil.copytree(Path(run, "model"), "exported")
-    for weights in ("exported", "exported/encoder.safetensors"):
+    for weights in ("exported", "exported/model.safetensors"):
         message = str(refused(f"start.run={weights}"))
         assert message.endswith(f"To train another recipe from these weights: encoder.weights={weights}")
 

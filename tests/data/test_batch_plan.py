@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from reptk.data import create_sampler
-from reptk.data.batch_plan import Positives, composed_positives, plan_batches, random_positives
+from reptk.data.batch_plan import PositiveStatistics, composed_positives, plan_batches, random_positives
 from reptk.data.samplers import ClassSampler
 
 SIZES = torch.tensor([40, 24, 12, 9, 3])
@@ -13,7 +13,7 @@ LABELS = torch.repeat_interleave(torch.arange(5), SIZES)
 PARTLY_LABELED = torch.cat([LABELS, torch.full((72,), -1)])
 
 
-def simulated(labels: Tensor, batch_size: int, **options) -> Positives:
+def simulated(labels: Tensor, batch_size: int, **options) -> PositiveStatistics:
     """The mean over 500 epochs of batches."""
     sampler = create_sampler(labels, batch_size=batch_size, seed=0, **options)
     batches = torch.cat([sampler.epoch(number) for number in range(500)])
@@ -22,10 +22,10 @@ def simulated(labels: Tensor, batch_size: int, **options) -> Positives:
     is_labeled = of_batch >= 0
     counts.scatter_add_(1, of_batch.clamp_min(0), is_labeled.long())
     others = counts.gather(1, of_batch.clamp_min(0))[is_labeled] - 1
-    return Positives(others.double().mean().item(), (others == 0).double().mean().item())
+    return PositiveStatistics(others.double().mean().item(), (others == 0).double().mean().item())
 
 
-def is_close(first: Positives, second: Positives) -> bool:
+def is_close(first: PositiveStatistics, second: PositiveStatistics) -> bool:
     return torch.allclose(torch.tensor(first), torch.tensor(second), rtol=0.03, atol=0.004)
 
 

@@ -109,7 +109,7 @@ def test_ranks_share_the_batches_and_resume_in_an_epoch(
 
     def batches(rank: int, world: int, first_step: int) -> list[Tensor]:
         sampler = create_sampler(split.labels, batch_size=16, seed=0, shuffle=shuffle, block_starts=STARTS)
-        loader = Loader(split, batch_size=16, seed=0, sampler=sampler, rank=rank, world=world)
+        loader = Loader(split, batch_size=16, seed=0, sampler=sampler, rank=rank, world_size=world)
         return [numbers for _, _, numbers in loader.batches(first_step, 14)]
 
     whole = torch.stack(batches(0, 1, 0))

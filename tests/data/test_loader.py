@@ -63,7 +63,9 @@ def test_an_epoch_has_no_image_twice_and_several_epochs_have_all():
 def test_the_slices_of_the_ranks_are_the_global_batch(world):
     split = numbered_split(30)
     global_batches = list(Loader(split, batch_size=8, seed=2).batches(0, 7))
-    ranks = [list(Loader(split, batch_size=8, seed=2, rank=rank, world=world).batches(0, 7)) for rank in range(world)]
+    ranks = [
+        list(Loader(split, batch_size=8, seed=2, rank=rank, world_size=world).batches(0, 7)) for rank in range(world)
+    ]
     for step, expected in enumerate(global_batches):
         joined = [torch.cat(slices) for slices in zip(*(batches[step] for batches in ranks), strict=True)]
         assert all(torch.equal(a, b) for a, b in zip(joined, expected, strict=True))

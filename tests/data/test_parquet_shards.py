@@ -226,3 +226,26 @@ def test_images_next_to_parquet_files_are_what_is_read(tmp_path: Path) -> None:
     data = folder(str(write_images(tmp_path, cat=2, dog=2)), size=8)
     assert len(data.train) == 4
     assert "  note: not read, because there are image files: 1 .parquet file" in data.summary
+
+
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    images = [encoded_image(number) for number in range(8)]
+    splits = ["train", "train", "test", None, "test", "train", "unlabeled", "train"]
+    columns = {"image": images, "label": list("abaabbab"), "split": splits}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet", row_group_size=3)
+    data = folder(str(tmp_path / "t.parquet"), size=8)
+    assert_holds(data.train, [0, 1, 5, 7, 6])
+    assert data.train.labels.tolist() == [0, 1, 1, 1, -1]
+    assert_holds(data.query, [2, 4])
+    assert "  splits: train 4, test 2, unlabeled 1, in none 1" in data.summary
+    assert "  not used in training: 1 in no split" in data.summary
+    columns["split"] = ["en", "fr"] * 4
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    data = folder(str(tmp_path / "t.parquet"), size=8)
+    assert "  note: split is not read as splits, since it holds en, fr" in data.summary
+    assert len(data.train) == 8
+
+
+def test_a_pattern_of_parquet_files(tmp_path: Path) -> None:
+    root = write_hub_data_set(tmp_path)
+    assert len(folder(str(root / "data" / "train-{00000..00001}-of-00002.parquet"), size=8, holdout=9).train) == 12

@@ -22,7 +22,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def batches(data: Data, rank: int = 0, world: int = 1, workers: int = 0) -> list[tuple[Tensor, ...]]:
-    loader = Loader(data.train, batch_size=8, seed=3, rank=rank, world=world, workers=workers)
+    loader = Loader(data.train, batch_size=8, seed=3, rank=rank, world_size=world, workers=workers)
     return list(loader.batches(2, 12))
 
 

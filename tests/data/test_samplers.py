@@ -156,7 +156,7 @@ def test_the_slices_of_ranks_are_the_global_batch_from_any_step_on(name):
     assert torch.equal(torch.stack(whole[:9]), sampler.epoch(0))
     ranks = []
     for rank in range(2):
-        loader = Loader(split, batch_size=16, seed=2, sampler=sampler, rank=rank, world=2, workers=rank)
+        loader = Loader(split, batch_size=16, seed=2, sampler=sampler, rank=rank, world_size=2, workers=rank)
         ranks.append(numbers(loader, 5, 20))
     for expected, *slices in zip(whole[5:], *ranks, strict=True):
         assert torch.equal(torch.cat(slices), expected)
@@ -231,8 +231,19 @@ MISTAKES = {
     ),
     "too few others": (
         {"name": "random", "batch_size": 16, "labeled_per_batch": 2, "labels": torch.tensor([0, 1] * 20 + [-1] * 5)},
-        "train.sampler.labeled_per_batch is 2 of a batch of 16, and only 5 training images of the 14 others exist. What "
+        "train.sampler.labeled_per_batch is 2, and only 5 training images of the 14 others of a batch of 16 exist. What "
         "would work: train.sampler.labeled_per_batch=11",
+    ),
+    "a share of labeled images that is too small": (
+        {"name": "pk", "batch_size": 4, "labels": torch.tensor([0, 1, 2] * 8 + [-1] * 60)},
+        "the share of labeled images gives 0 labeled images per batch, and a batch needs labeled images. What would work: "
+        "train.sampler.name=positives, which needs two images of a class",
+    ),
+    "a share of labeled images that is no two classes": (
+        {"name": "pk", "batch_size": 6, "images_per_class": 4, "labels": torch.tensor([0, 1] * 10 + [-1] * 60)},
+        "4 labeled images per batch (their share of the data) and train.sampler.images_per_class=4 leave a batch with less "
+        "than two classes. What would work: train.sampler.images_per_class=2; or train.sampler.name=positives, which needs two "
+        "images of a class",
     ),
     "no labels": (
         {"name": "pk", "batch_size": 16, "labels": torch.full((40,), -1)},

@@ -1,22 +1,27 @@
 """Tar shards in WebDataset's layout: which images are read, their splits and classes, the index, and what is refused."""
 
 import gzip
+import io
 import json
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from parquet_data_sets import encoded_image
 from tar_data_sets import write_samples, write_tar
 
-from image_files import fetch_all, same_data
+from image_files import fetch_all, same_data, write_images
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data import Split, folder
+from reptk.data import Split, folder, large_arrays
 from reptk.data.decode import decode
 from reptk.data.fingerprint import differences, fingerprint
 from reptk.data.prefetch import prefetch
+from reptk.data.tar_index import open_index
+from reptk.data.tar_members import read_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class of .* is held out")
 
@@ -135,6 +140,32 @@ def test_long_names_and_other_files(tmp_path: Path) -> None:
     assert "  not read: 1 file that belong to no image" in data.summary
 
 
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_of_archives(tar_format: int, tmp_path: Path) -> None:
+    """With folders, names of 99 to 200 letters, and names that are not in ASCII."""
+    names = [
+        "cat/1.png",
+        f"cat/{'n' * 91}.png",
+        f"cat/{'n' * 92}.png",
+        f"dog/{'d' * 100}/{'n' * 90}.png",
+        "dog/\u00e9.png",
+    ]
+    with tarfile.open(tmp_path / "t.tar", "w", format=tar_format) as archive:
+        for folder_name in ("cat", "dog"):
+            member = tarfile.TarInfo(folder_name)
+            member.type = tarfile.DIRTYPE
+            archive.addfile(member)
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded_image(number))
+            archive.addfile(member, io.BytesIO(encoded_image(number)))
+    data = folder(str(tmp_path / "t.tar"), size=8)
+    assert_holds(data.train, [0, 1, 2, 3, 4])
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
+    index = open_index([tmp_path / "t.tar"])
+    assert [index.key(number) for number in range(5)] == [name.removesuffix(".png") for name in names]
+
+
 def test_the_index_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     root = write_data_set(tmp_path / "shards")
     first = folder(str(root), size=8)
@@ -198,7 +229,7 @@ def test_all_problems_of_all_shards_are_one_message(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == f"10 shards ({root}/00.tar to 09.tar) cannot be indexed:"
     expected = [
-        "01.tar is truncated or damaged",
+        "01.tar is truncated",
         "02.tar.gz is compressed with gzip (gunzip): unpack it",
         "03.tar is a Git LFS pointer",
         "04.tar is no tar archive",
@@ -257,6 +288,34 @@ def test_threads_read_from_more_shards_than_are_open(tmp_path: Path, monkeypatch
     assert torch.equal(fetched, expected)
     open_files = [path.resolve() for path in Path("/proc/self/fd").iterdir()]
     assert sum(path.parent == tmp_path and path.suffix == ".tar" for path in open_files) <= 2
+
+
+def test_processes_that_start_together_build_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data_set(tmp_path / "shards")
+    read = []
+
+    def count(path: Path, advance: object) -> object:
+        read.append(path.name)
+        return read_shard(path, advance)
+
+    monkeypatch.setattr("reptk.data.tar_index_build.read_shard", count)
+    with ThreadPoolExecutor(4) as pool:
+        indices = list(pool.map(open_index, [sorted(root.iterdir())] * 4))
+    assert sorted(read) == ["train-000000.tar", "train-000001.tar", "val-000000.tar"]
+    assert [index.key(15) for index in indices] == ["0023"] * 4
+
+
+def test_arrays_that_are_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data_set(tmp_path / "shards")
+    expected = folder(str(root), size=8), folder(str(root / "train-*.tar"), size=8, holdout=3)
+    monkeypatch.setattr(large_arrays, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(large_arrays, "CHUNK", 5)
+    mapped = folder(str(root), size=8), folder(str(root / "train-*.tar"), size=8, holdout=3)
+    for data, same in zip(mapped, expected, strict=True):
+        assert isinstance(data.train.images._sources._rows.numbers, np.memmap)
+        assert same_data(data, same)
+    assert same_data(folder(str(write_images(tmp_path / "f", a=9, b=9)), size=8), folder(str(tmp_path / "f"), size=8))
+    assert not any(path.is_file() for path in (tmp_path / "caches" / "reptk").iterdir()), "the files have no names"
 
 
 def test_no_folder_for_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

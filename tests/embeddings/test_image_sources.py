@@ -2,6 +2,7 @@
 
 import io
 import random
+import tarfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -247,6 +248,74 @@ def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> No
     expected = reptk.embed(encoder_run, tmp_path / "files")
     assert torch.equal(embeddings.vectors, expected.vectors)
     assert embeddings.about["preprocessing"] == expected.about["preprocessing"]
+
+
+def write_tar_shards(root: Path) -> Path:
+    """Write two shards for training (6 images) and one for testing (2), with the images and classes of drawings."""
+    number = 0
+    root.mkdir()
+    for name, count in (("train-000000", 3), ("train-000001", 3), ("test-000000", 2)):
+        with tarfile.open(root / f"{name}.tar", "w") as archive:
+            for sample in range(count):
+                content = io.BytesIO()
+                draw_square(number).save(content, "PNG")
+                for ending, data in (("png", content.getvalue()), ("cls", b"ab"[number % 2 : number % 2 + 1])):
+                    member = tarfile.TarInfo(f"{sample:03}.{ending}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+                number += 1
+    return root
+
+
+def test_tar_shards(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    root = write_tar_shards(tmp_path / "shards")
+    embeddings = reptk.embed(encoder_run, f"{root}/*.tar")
+    assert list(embeddings.ids) == [
+        *(f"test-000000/00{sample}" for sample in range(2)),
+        *(f"train-{shard:06}/00{sample}" for shard in range(2) for sample in range(3)),
+    ]
+    assert embeddings.classes == ("a", "b")
+    assert embeddings.labels.tolist() == [0, 1] * 4
+    numbers = [6, 7, *range(6)]
+    (tmp_path / "files").mkdir()
+    for row, number in enumerate(numbers):
+        draw_square(number).save(tmp_path / "files" / f"{row:02}.png")
+    assert torch.equal(embeddings.vectors, reptk.embed(encoder_run, tmp_path / "files").vectors)
+    test = reptk.embed(encoder_run, root, split="test")
+    assert list(test.ids) == ["test-000000/000", "test-000000/001"]
+    images = EmbeddingImages(embeddings)
+    for row in range(8):
+        assert images.data_uri(row) == images.data_uri_of_file(tmp_path / "files" / f"{row:02}.png")
+
+
+@pytest.mark.parametrize("package", ["lance", "datasets"])
+def test_tables_on_disk(package: str, encoder_run: Path, tmp_path: Path) -> None:
+    module = pytest.importorskip(package, reason=f"{package} is not installed")
+    pyarrow = pytest.importorskip("pyarrow")
+    (tmp_path / "files").mkdir()
+    contents = []
+    for number in range(6):
+        draw_square(number).save(tmp_path / "files" / f"{number}.png")
+        contents.append((tmp_path / "files" / f"{number}.png").read_bytes())
+    splits = ["train"] * 4 + ["test"] * 2
+    if package == "lance":
+        root = tmp_path / "photos.lance"
+        module.write_dataset(pyarrow.table({"image": contents, "label": list("abcabc"), "split": splits}), str(root))
+        expected_ids, name = [f"photos/{row}" for row in range(6)], f"{root}@1"
+    else:
+        root = tmp_path / "photos"
+        module.disable_progress_bars()
+        columns = {"image": contents, "label": list("abcabc"), "split": splits}
+        module.Dataset.from_dict(columns).save_to_disk(root)
+        expected_ids, name = [f"photos/{row}" for row in range(6)], str(root)
+    embeddings = reptk.embed(encoder_run, name)
+    assert sorted(embeddings.ids) == expected_ids
+    assert embeddings.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(embeddings.vectors, reptk.embed(encoder_run, tmp_path / "files").vectors)
+    assert list(reptk.embed(encoder_run, name, split="test").ids) == expected_ids[4:]
+    images = EmbeddingImages(embeddings)
+    assert images.data_uri(5) == images.data_uri_of_file(tmp_path / "files" / "5.png")
 
 
 def test_splits_of_parquet_files(encoder_run: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_processes import run_recipe_on_ranks
-from safetensors.torch import load_file
+from saved_models import model_state
 
 from reptk.config import Recipe, load
 from reptk.core.console import Logger
@@ -66,7 +66,7 @@ def run_on_two_ranks(recipe: Recipe, folder: Path) -> None:
 
 
 def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "encoder.safetensors")
+    return model_state(folder / "model")
 
 
 def last_checkpoint(folder: Path) -> dict[str, torch.Tensor]:

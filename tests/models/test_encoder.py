@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from reptk.models.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODEL_FILES = ["config.json", "encoder.safetensors", "manifest.json"]
+MODEL_FILES = ["config.json", "head.safetensors", "manifest.json", "model.safetensors"]
 
 
 # Features and embeddings
@@ -126,7 +126,7 @@ def test_a_saved_encoder_is_loaded_bit_for_bit(options: dict[str, Any], tmp_path
         assert torch.equal(loaded.features(random_images(3, size)), encoder.features(random_images(3, size)))
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["num_features"] == encoder.num_features
-    assert config["mean"] == encoder.mean.flatten().tolist()
+    assert config["pretrained_cfg"]["mean"] == pytest.approx(encoder.mean.flatten().tolist())
 
 
 def test_the_memory_format_does_not_change_what_is_saved(tmp_path: Path) -> None:
@@ -208,29 +208,31 @@ def name_a_file_outside(folder: Path) -> None:
 
 
 def truncate_weights(folder: Path) -> None:
-    weights = folder / "encoder.safetensors"
+    weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
 def change_backbone(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "backbone": "test_vit"}))
+    (folder / "config.json").write_text(json.dumps({**config, "reptk": {**config["reptk"], "backbone": "test_vit"}}))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "encoder.safetensors").unlink(), "no model in .*needs model/encoder.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model in .*needs model/model.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json has another length"),
         (change_backbone, "config.json has another (length|hash)"),
-        (truncate_weights, "encoder.safetensors has another length"),
-        (lambda folder: flip_bit(folder / "encoder.safetensors", -5), "encoder.safetensors has another hash"),
+        (truncate_weights, "model.safetensors has another length"),
+        (lambda folder: flip_bit(folder / "model.safetensors", -5), "model.safetensors has another hash"),
+        (lambda folder: flip_bit(folder / "head.safetensors", -5), "head.safetensors has another hash"),
+        (lambda folder: (folder / "head.safetensors").unlink(), "head.safetensors is missing"),
         (lambda folder: flip_bit(folder / "config.json", 30), "config.json has another hash"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is of something else"),
         (lambda folder: flip_bit(folder / "manifest.json", 60), "manifest.json (has another hash|cannot be read)"),
-        (lambda folder: change_manifest(folder, version=2), "newer reptk"),
+        (lambda folder: change_manifest(folder, version=3), "newer reptk"),
         (lambda folder: change_manifest(folder, version=None), "does not say of which version"),
         (lambda folder: change_manifest(folder, files=3), "lists no files"),
         (name_a_file_outside, "config.json is not listed"),
@@ -250,16 +252,34 @@ def test_a_damaged_model_is_reported(damage: Callable[[Path], object], message: 
 
 def test_damaged_weights_are_not_loaded_by_name(tmp_path: Path) -> None:
     build_encoder().save(tmp_path / "model")
-    flip_bit(tmp_path / "model" / "encoder.safetensors", -5)
-    for source in (tmp_path, tmp_path / "model", tmp_path / "model" / "encoder.safetensors"):
-        with pytest.raises(DataError, match=r"encoder\.safetensors has another hash"):
+    flip_bit(tmp_path / "model" / "model.safetensors", -5)
+    for source in (tmp_path, tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        with pytest.raises(DataError, match=r"model\.safetensors has another hash"):
             build_encoder(weights=str(source))
 
 
-def test_a_model_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
-    encoder = build_encoder()
-    encoder.save(tmp_path / "model")
-    (tmp_path / "model" / "manifest.json").unlink()
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_model_of_an_earlier_version_is_loaded(has_manifest: bool, tmp_path: Path) -> None:
+    """Backbone and head were in one file, all keys in one table, and the first models had no manifest."""
+    encoder = trained_encoder()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(encoder.state_dict(), folder / "encoder.safetensors")
+    about = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "num_features": encoder.num_features}
+    (folder / "config.json").write_text(json.dumps({**encoder.config, **about}))
+    if has_manifest:
+        files = {name: file_record(folder / name) for name in ("encoder.safetensors", "config.json")}
+        manifest = {"format": "reptk model", "version": 1, "reptk": "0.1.0", "files": files}
+        (folder / "manifest.json").write_text(manifest_text(manifest))
+    loaded = Encoder.from_run(tmp_path)
+    assert loaded.config == encoder.config
+    assert save(loaded.state_dict()) == save(encoder.state_dict())
+    for source in (tmp_path, folder, folder / "encoder.safetensors"):
+        started = build_encoder(weights=str(source))
+        assert save(started.backbone.state_dict()) == save(encoder.backbone.state_dict())
+    # It is replaced by one of this version.
+    loaded.save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == MODEL_FILES
     assert save(Encoder.from_run(tmp_path).state_dict()) == save(encoder.state_dict())
 
 

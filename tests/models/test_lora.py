@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from saved_models import model_state
 from torch import nn
 
 from encoders import build_encoder, random_images
@@ -81,7 +81,7 @@ def test_the_saved_model_is_a_plain_backbone_with_the_same_embeddings(tmp_path: 
     encoder.save(tmp_path / "model")
     loaded = Encoder.from_run(tmp_path)
     plain = build_encoder("test_vit")
-    assert load_file(tmp_path / "model" / "encoder.safetensors").keys() == plain.state_dict().keys()
+    assert model_state(tmp_path / "model").keys() == plain.state_dict().keys()
     assert loaded.config == plain.config
     assert not any(isinstance(module, LoRALinear) for module in loaded.modules())
     torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)

@@ -205,6 +205,12 @@ def reptk_byol(state: StateDict) -> Any:
     return {"method": model | linear("predictor.0"), "optimizer": optimizer(), "step": 3}
 
 
+def reptk_dino(state: StateDict) -> Any:
+    """The encoder is the teacher, which DINO evaluates."""
+    model = under("student.backbone.", randomized(state)) | under("encoder.backbone.", state)
+    return {"method": model | linear("prototypes.weights"), "optimizer": optimizer(), "step": 3}
+
+
 def compiled_and_parallel(state: StateDict) -> Any:
     """torch.compile around DistributedDataParallel."""
     return {"module": under("_orig_mod.module.", state), "step": 3}
@@ -222,6 +228,7 @@ ANY = (
     timm_training,
     reptk_moco,
     reptk_byol,
+    reptk_dino,
     compiled_and_parallel,
 )
 CASES = [("test_resnet", layout) for layout in (*ANY, supcontrast, supcontrast_one_gpu, lightly)]

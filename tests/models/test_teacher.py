@@ -144,7 +144,7 @@ def test_the_weights_of_a_package_are_imagenets() -> None:
             r"is a file, .*: method\.teacher=MODEL method\.teacher_weights=.*teacher\.safetensors$",
         ),
         ("no/such/run", {}, DataError, r"^method\.teacher=no/such/run: there is no folder no/such/run"),
-        ("EMPTY", {}, DataError, r"no model in .*empty: it needs model/encoder\.safetensors"),
+        ("EMPTY", {}, DataError, r"no model in .*empty: it needs model/model\.safetensors"),
     ],
 )
 def test_mistakes_name_the_keys_of_the_teacher(
@@ -155,7 +155,7 @@ def test_mistakes_name_the_keys_of_the_teacher(
     options = {key: str(weights) if value == "FILE" else value for key, value in options.items()}
     with pytest.raises(error, match=message) as raised:
         build_teacher(name, **options)
-    assert "encoder." not in str(raised.value).replace("model/encoder.safetensors", "")
+    assert "encoder." not in str(raised.value).replace("model/model.safetensors", "")
     assert "\n" not in str(raised.value)
 
 

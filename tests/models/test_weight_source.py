@@ -46,14 +46,13 @@ def save_for_timm(encoder: Encoder, folder: Path, **pretrained_cfg: Any) -> None
 
 
 @pytest.mark.parametrize("prefix", ["", "~/", "local-dir:", "local-dir:~/"])
-@pytest.mark.parametrize("place", ["runs/1", "runs/1/model", "runs/1/model/encoder.safetensors"])
+@pytest.mark.parametrize("place", ["runs/1", "runs/1/model", "runs/1/model/model.safetensors"])
 def test_the_model_of_a_run_is_read(
     prefix: str, place: str, source: Encoder, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.save(home / "runs" / "1" / "model")
     monkeypatch.chdir(home)
     assert same_features(source, build_encoder(weights=prefix + place))
-    assert same_features(source, build_encoder(weights=f"{prefix}{place}:backbone"))
 
 
 def test_a_folder_of_timm_is_read(source: Encoder, tmp_path: Path) -> None:
@@ -63,7 +62,7 @@ def test_a_folder_of_timm_is_read(source: Encoder, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no weights in the folder .*needs one of: encoder.safetensors, model/encoder"):
+    with pytest.raises(DataError, match=r"no weights in the folder .*needs one of: model.safetensors, model/model"):
         build_encoder(weights=str(tmp_path))
 
 

@@ -103,8 +103,8 @@ def test_prefixes_are_removed(prefix: str, save: Callable[[StateDict, Path], Non
 
 def test_the_encoder_of_reptk_is_read(tmp_path: Path) -> None:
     source = trained_encoder(seed=1)
-    source.save(tmp_path)  # this file contains the head as well
-    assert same_features(source, build_encoder(weights=str(tmp_path / "encoder.safetensors"), head_layers=1))
+    source.save(tmp_path)
+    assert same_features(source, build_encoder(weights=str(tmp_path / "model.safetensors"), head_layers=1))
 
 
 # Several encoders in one file

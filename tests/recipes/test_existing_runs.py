@@ -70,7 +70,7 @@ def test_finished_run_is_not_resumed(faulty_folder, finished, capsys, arguments)
     before = folder_content(faulty_folder)
     assert main(arguments) == 0
     output = capsys.readouterr()
-    assert output.out == "already complete: runs/tiny/1/results.json. To train on: train.epochs=2\n"
+    assert output.out == "already complete: runs/tiny/1/results.json. To train for longer: train.epochs=2\n"
     assert output.err == ""
     assert folder_content(faulty_folder) == before
 
@@ -102,12 +102,12 @@ def test_epochs_that_are_trained_cannot_be_taken_back(faulty_folder, finished, c
 def test_finished_run_without_a_checkpoint_cannot_be_trained_on(finished, capsys):
     shutil.rmtree(finished / "checkpoints")
     assert main(["runs/tiny/1", "--resume", "train.epochs=3"]) == 2
-    assert "holds no checkpoint to go on from" in capsys.readouterr().err
+    assert "holds no checkpoint to resume from" in capsys.readouterr().err
     assert read_status()["status"] == "finished"
 
 
 def test_a_finished_run_writes_its_model_again(finished, capsys):
-    weights = (finished / "model" / "encoder.safetensors").read_bytes()
+    weights = (finished / "model" / "model.safetensors").read_bytes()
     metrics = json.loads((finished / "results.json").read_text())["metrics"]
     shutil.rmtree(finished / "model")
     resume = "python -m reptk.recipe runs/tiny/1 --resume"
@@ -119,7 +119,7 @@ def test_a_finished_run_writes_its_model_again(finished, capsys):
         assert error_message(capsys.readouterr().err).endswith(f"write it again from the last checkpoint: {resume}")
     assert main(["runs/tiny/1", "--resume"]) == 0
     assert "note: the run has finished, and model/ is missing" in capsys.readouterr().out
-    assert (finished / "model" / "encoder.safetensors").read_bytes() == weights
+    assert (finished / "model" / "model.safetensors").read_bytes() == weights
     assert json.loads((finished / "results.json").read_text())["metrics"] == metrics
 
 
@@ -154,7 +154,7 @@ def test_run_is_resumed_by_the_file_of_its_recipe(interrupted, capsys, arguments
 def test_a_second_run_names_the_unfinished_one(interrupted, capsys):
     assert main(["tiny.toml"]) == 0
     assert (
-        "note: runs/tiny/1 is an unfinished run of this recipe (interrupted, step 0); to go on with it: --resume auto"
+        "note: runs/tiny/1 is an unfinished run of this recipe (interrupted, step 0); to resume it: --resume auto"
         in capsys.readouterr().out
     )
     assert read_status("runs/tiny/2")["status"] == "finished"
@@ -198,7 +198,7 @@ def test_damaged_checkpoints_never_begin_anew(interrupted, capsys, file, overwri
         path.write_bytes(content)
     assert main(["runs/tiny/1", "--resume"]) == 3
     message = error_message(capsys.readouterr().err)
-    assert message.startswith("no checkpoint in runs/tiny/1/checkpoints is whole.")
+    assert message.startswith("no checkpoint in runs/tiny/1/checkpoints is intact.")
     assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged" in message
 
 
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(interrupted, caps
     assert main(["runs/tiny/1", "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "checkpoint runs/tiny/1/checkpoints/step_00000002 is damaged: state.pt has 0 bytes" in printed
-    assert "going on from step_00000000" in printed
+    assert "resuming from step_00000000" in printed
     assert read_status()["status"] == "finished"
 
 

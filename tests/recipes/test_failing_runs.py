@@ -90,7 +90,7 @@ def test_interruption_prints_how_to_resume(capsys):
     output = capsys.readouterr()
     assert output.err == ""
     assert output.out.endswith(
-        "interrupted; step 0 is saved. To go on: python -m reptk.recipe runs/tiny/1 --resume --trust\n"
+        "interrupted; step 0 is saved. To resume: python -m reptk.recipe runs/tiny/1 --resume --trust\n"
     )
     assert read_status()["status"] == "interrupted"
 

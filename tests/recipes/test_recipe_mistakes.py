@@ -190,7 +190,11 @@ MISTAKES = {
     "no labels for positives by class": (
         ["tiny.toml", *FOLDER, "data.root=photos", "method.positives=class"],
         3,
-        ["method.positives is 'class'", "no labels", "method.positives=instance"],
+        [
+            "method.positives is 'class'",
+            "no labels. Add them (class folders, or a column `label` in a table)",
+            "method.positives=instance",
+        ],
     ),
     "no class folders": (
         ["tiny.toml", *FOLDER, "data.root=photos", "data.labels=folders"],

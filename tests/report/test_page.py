@@ -79,7 +79,8 @@ def test_names_stay_text(tmp_path: Path) -> None:
 def test_several_runs_are_on_one_page(run: Path, other: Path, tmp_path: Path) -> None:
     page = Page(write([run, other], tmp_path / "both.html"))
     text = page.text()
-    assert "a leads in kNN@5" in text
+    assert "a has the highest kNN@5" in text
+    assert "Each is one run; differences between seeds were not measured." in text
     assert [packed["name"] for packed in page.data["maps"]] == ["a", "b"]
     assert len(page.data["atlases"]) == 1, "the same images once"
     assert {"gallery-tab-0", "gallery-tab-1", "g0-tab-0", "g1-tab-3"} <= set(page.ids())
@@ -94,13 +95,13 @@ def test_runs_on_different_images_are_not_compared(run: Path, tmp_path: Path) ->
     (other / "results.json").write_text(json.dumps(results))
     text = Page(write([run, other], tmp_path / "both.html")).text()
     assert "2 runs measured on different images: their numbers cannot be compared." in text
-    assert "leads in" not in text
+    assert "has the highest" not in text
 
 
 def test_what_differs_between_runs_is_above_their_numbers(run: Path, other: Path, tmp_path: Path) -> None:
     text = Page(write([run, other], tmp_path / "both.html")).text()
     difference = text.index("loss.temperature 0.3")
-    assert text.index("a leads in") < difference < text.index("raw pixels")
+    assert text.index("a has the highest") < difference < text.index("raw pixels")
     same = Page(write([run, make_run(tmp_path / "c", seed=2)], tmp_path / "same.html")).text()
     assert "the same recipe" in same
 

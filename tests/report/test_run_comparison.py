@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from report_runs import make_run
+from reptk.data.fingerprint import Fingerprint, write_fingerprint
 from reptk.evaluate.intervals import QueryMean
-from reptk.report.run_comparison import data_identity, difference, independent_difference
-from reptk.report.run_files import read_run
+from reptk.report.run_comparison import data_identity, difference, have_same_data, independent_difference
+from reptk.report.run_files import Run, SavedResults, read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,6 +51,19 @@ def test_another_folder_is_another_data_set() -> None:
     part = {"name": "folder", "root": "mine", "cache": False}
     assert data_identity(part) == data_identity(part | {"cache": True})
     assert data_identity(part) != data_identity(part | {"root": "yours"})
+
+
+def test_a_folder_by_another_path_or_with_the_same_files_is_the_same_data(tmp_path: Path) -> None:
+    def run_on(root: str, name: str, files: dict[str, str]) -> Run:
+        (tmp_path / name).mkdir()
+        write_fingerprint(Fingerprint({}, files, "stat"), tmp_path / name)
+        return Run(tmp_path / name, name, SavedResults(protocol={"data": {"name": "folder", "root": root}}))
+
+    (tmp_path / "photos").mkdir()
+    first = run_on(str(tmp_path / "photos"), "a", {"x.png": "1,1"})
+    assert have_same_data(first, run_on(f"{tmp_path}/./photos", "b", {"x.png": "2,2"})), "one folder, which has changed"
+    assert have_same_data(first, run_on("moved", "c", {"x.png": "1,1"}))
+    assert not have_same_data(first, run_on("moved", "d", {"x.png": "2,2"}))
 
 
 def test_the_labels_of_training_change_no_evaluated_image() -> None:

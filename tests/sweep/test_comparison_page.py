@@ -10,9 +10,12 @@ from reptk.report.run_files import read_run
 from reptk.report.section_settings import ComparedSettings
 from reptk.sweep.comparison_page import compared_settings, result_sentence, write_page
 from reptk.sweep.comparison_table import ComparisonTable, FailedRun, Reference, SettingRun, build_table
+from reptk.sweep.table_texts import difference_text, footnotes
 from sweep_runs import tiny, write_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+ONE_SEED = "b has the highest kNN@5, 90.0 %, from one seed; differences between seeds were not measured."
 
 APART = {"a": [0.50, 0.51, 0.52], "b": [0.80, 0.82, 0.81]}
 
@@ -112,12 +115,36 @@ def test_a_single_run_has_its_own_page(tmp_path: Path) -> None:
         (
             {"a": [0.5], "b": [float("nan"), 0.6, 0.7]},
             "best",
-            "b has the highest kNN@5, 65.0 % over 2 seeds; nothing tells it from chance.",
+            "b has the highest kNN@5, 65.0 % over 2 seeds; the difference has no interval.",
+        ),
+        ({"a": [0.5], "b": [0.9]}, "best", ONE_SEED),
+        ({"a": [0.5], "b": [0.9]}, "first", ONE_SEED),
+        (
+            {"a": [0.5], "b": [0.9, 0.8, 0.7]},
+            "best",
+            "b has the highest kNN@5, 80.0 % over 3 seeds. Its difference to a is of one seed; differences between seeds were "
+            "not measured.",
+        ),
+        (
+            {"a": [0.5, 0.5], "b": [0.7, 0.7]},
+            "best",
+            "b has the highest kNN@5, 70.0 % over 2 seeds; the difference has no interval.",
         ),
     ],
 )
 def test_the_sentence(tmp_path: Path, values: Mapping, reference: Reference, sentence: str) -> None:
     assert result_sentence(table_of(tmp_path, values, reference=reference)) == sentence
+
+
+def test_a_difference_of_single_runs_has_no_asterisk(tmp_path: Path) -> None:
+    table = table_of(tmp_path, {"a": [0.5], "b": [0.9]})
+    difference = table.rows[1].differences["knn@5"]
+    assert difference.high < 0, "the interval over the queries does not contain 0"
+    assert not difference.is_significant
+    assert "*" not in difference_text(table.rows[1], table)
+    assert not any(line.startswith("*") for line in footnotes(table))
+    seeds = table_of(tmp_path / "seeds", APART)
+    assert difference_text(seeds.rows[1], seeds).endswith(" *")
 
 
 def test_the_page_is_written(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ def test_the_first_setting_as_reference(runs: list[SettingRun]) -> None:
     assert table.rows[2].differences["knn@20"].mean == 0
 
 
+def test_a_reference_without_the_metric_is_refused(tmp_path: Path, runs: list[SettingRun]) -> None:
+    other = setting_run(tmp_path / "other", "d", 0, {"linear": 0.99})
+    with pytest.raises(UsageError, match=r"--against first: the first setting, d, has no knn@20.*--metric .linear."):
+        build_table([other, *runs], reference="first")
+    table = build_table([other, *runs], reference="first", metric="linear")
+    assert table.reference == "d"
+
+
 def test_another_metric(runs: list[SettingRun]) -> None:
     table = build_table(runs, metric="map@r")
     assert table.headline == "map@r"

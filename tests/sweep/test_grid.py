@@ -109,6 +109,19 @@ def test_refused_in_one_message(command: str, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_a_folder_by_two_paths_is_the_same_data() -> None:
+    for name, root in (("a", "photos"), ("b", "./photos")):
+        data = f'data = {{name = "folder", root = "{root}", size = 16}}'
+        text = "\n".join(line for line in TINY_TOML.splitlines() if not line.startswith("data"))
+        Path(f"{name}.toml").write_text(f"{text}\n{data}\n")
+    cells = cells_of("a.toml,b.toml")
+    assert [cell.recipe.data["root"] for cell in cells] == ["photos", "./photos"]
+    with pytest.raises(UsageError, match="are the same run"):
+        cells_of("a.toml data.root=photos,./photos")
+    with pytest.raises(UsageError, match="different data cannot be compared"):
+        cells_of("a.toml,b.toml data.root=photos,others")
+
+
 def test_all_problems_are_listed_once() -> None:
     with pytest.raises(UsageError) as error:
         cells_of("tiny.toml loss.temprature=0.1 optim.lr=-1,2 seed=0..2")

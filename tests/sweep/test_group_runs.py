@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from reptk.core.errors import UsageError
+from reptk.data.fingerprint import Fingerprint, write_fingerprint
+from reptk.sweep.comparison_table import build_table
 from reptk.sweep.group_runs import find_runs, group_runs
+from reptk.sweep.table_texts import footnotes
 from sweep_runs import tiny, write_run
 
 
@@ -35,8 +38,9 @@ def test_runs_that_differ_in_the_seed_are_one_setting(tmp_path: Path) -> None:
 
 def start(folder: Path, *overrides: str) -> Path:
     """A run with a model, from which others start."""
-    write_run(folder, {"knn@5": 0.5}, tiny(*overrides))
-    (folder / "model").mkdir()
+    if not folder.exists():
+        write_run(folder, {"knn@5": 0.5}, tiny(*overrides))
+        (folder / "model").mkdir()
     return folder / "model"
 
 
@@ -74,6 +78,27 @@ def test_stages_with_one_seed_have_those_of_the_runs_they_start_from(tmp_path: P
     grouped = group_runs(folders)
     assert [(item.setting, item.seed) for item in grouped.runs] == [("", 3), ("", 4)]
     assert grouped.warnings == [f"left out: {tmp_path / 'again'} repeats {tmp_path / '4'} (seed 4)"]
+
+
+def test_stages_of_several_runs_with_several_seeds_each_are_all_compared(tmp_path: Path) -> None:
+    folders = []
+    for temperature in ("0.1", "0.5"):
+        for start_seed in (1, 2, 3):
+            weights = start(tmp_path / f"start-{start_seed}", f"seed={start_seed}")
+            for seed in (0, 1):
+                pairs = (f"encoder.weights={weights}", f"seed={seed}", f"loss.temperature={temperature}")
+                value = 0.5 + start_seed / 100 + seed / 1000 + float(temperature) / 10
+                folders.append(make(tmp_path / f"{temperature}-{start_seed}-{seed}", *pairs, value=value))
+    folders.append(make(tmp_path / "again", *pairs))
+    grouped = group_runs(folders)
+    expected = [(start_seed, seed) for start_seed in (1, 2, 3) for seed in (0, 1)]
+    assert [(item.start_seed, item.seed) for item in grouped.runs] == 2 * expected
+    assert grouped.warnings == [f"left out: {tmp_path / 'again'} repeats {tmp_path / '0.5-3-1'} (seed 3:1)"]
+    table = build_table(grouped.runs)
+    assert table.rows[0].seeds == ["1:0", "1:1", "2:0", "2:1", "3:0", "3:1"]
+    difference = table.rows[1].differences["knn@5"]
+    assert (difference.count, difference.mean) == (6, pytest.approx(-0.04))
+    assert any("start from the same run are not independent" in line for line in footnotes(table))
 
 
 def test_a_run_that_starts_from_itself_is_compared_by_its_path(tmp_path: Path) -> None:
@@ -197,8 +222,42 @@ def test_other_queries_with_the_same_count_are_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["labels"] = tensors["labels"].roll(1)
     save_file(tensors, path, metadata)
-    with pytest.raises(UsageError, match="labels of the queries"):
+    with pytest.raises(
+        UsageError, match=r"the labels of the queries in .* and .* differ, so their numbers cannot be compared"
+    ):
         group_runs([a, b])
+
+
+def of_folder(folder: Path, root: str, *overrides: str, files: dict[str, str] | None = None) -> Path:
+    """A run on images in a folder, whose fingerprint lists these files."""
+    recipe = tiny(*overrides)
+    recipe = recipe.model_copy(update={"data": {"name": "folder", "root": root, "size": 16}})
+    write_run(folder, {"knn@5": 0.5}, recipe)
+    if files is not None:
+        write_fingerprint(Fingerprint({"query": {"images": 20}}, files, "stat"), folder)
+    return folder
+
+
+def test_the_same_folder_by_another_path_is_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    roots = ("photos", "./photos", str(tmp_path / "photos"), "link")
+    folders = [of_folder(tmp_path / str(seed), root, f"seed={seed}") for seed, root in enumerate(roots)]
+    assert settings_of(folders) == [("", seed) for seed in range(4)]
+    assert group_runs(folders).warnings == []
+
+
+def test_data_that_was_moved_is_compared_by_its_fingerprint(tmp_path: Path) -> None:
+    files = {"a.png": "10,1", "b.png": "20,2"}
+    a = of_folder(tmp_path / "a", "before", files=files)
+    b = of_folder(tmp_path / "b", "after", "seed=1", files=files)
+    assert settings_of([a, b]) == [("", 0), ("", 1)]
+    c = of_folder(tmp_path / "c", "after", "seed=2", files={**files, "b.png": "21,2"})
+    d = of_folder(tmp_path / "d", "after", "seed=3")
+    for other in (c, d):
+        with pytest.raises(UsageError, match=r"were evaluated on different data.*data.root after and before"):
+            group_runs([a, other])
 
 
 def test_another_training_set_and_protocol_are_said(tmp_path: Path) -> None:

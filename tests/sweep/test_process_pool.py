@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reptk.core.errors import EnvironmentProblem
 from reptk.core.file_locks import is_alive
 from reptk.core.stop_signals import Stopped
 from reptk.sweep.process_pool import EndedJob, Job, run_jobs
@@ -112,6 +113,74 @@ def test_a_signal_stops_all_processes_and_waits_for_them(tmp_path: Path) -> None
     assert (tmp_path / "0.saved").exists()
     assert (tmp_path / "1.saved").exists()
     assert not (tmp_path / "2").exists(), "no further one is started"
+
+
+SAVING = (
+    "import os, pathlib, signal, sys, time\n"
+    "path = pathlib.Path(sys.argv[1])\n"
+    "def save(*_):\n"
+    "    time.sleep(0.2)\n"
+    "    path.with_suffix('.saved').touch()\n"
+    "    sys.exit(143)\n"
+    "signal.signal(signal.SIGTERM, save)\n"
+    "path.write_text(str(os.getpid()))\n"
+    "time.sleep(60)\n"
+)
+"""Writes its process id, and saves a checkpoint when it is stopped."""
+
+
+def saving_jobs(folder: Path) -> list[Job]:
+    """A process that saves itself, one that ends when that is ready, and one whose program does not exist."""
+    path = folder / "saving"
+    path.touch()
+    until_written = f"import os, time\nwhile not os.path.getsize({str(path)!r}): time.sleep(0.01)"
+    missing = Job("missing", [str(folder / "gone")], folder / "missing.log")
+    return [
+        Job("saving", [*PYTHON, SAVING, str(path)], folder / "saving.log"),
+        job(folder, "ending", until_written),
+        missing,
+    ]
+
+
+def test_a_closed_output_stops_processes_so_that_they_save_themselves(tmp_path: Path) -> None:
+    def print_line(*_: object) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_jobs(saving_jobs(tmp_path), [{}, {}], on_start=lambda job: None, on_end=print_line, on_stop=print_line)
+    assert (tmp_path / "saving.saved").exists()
+    assert not is_alive(int((tmp_path / "saving").read_text()))
+
+
+def test_a_process_that_cannot_be_started_stops_the_others_so_that_they_save_themselves(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with pytest.raises(EnvironmentProblem, match="cannot start missing"):
+        run_jobs(saving_jobs(tmp_path), [{}, {}], on_start=recorder.start, on_end=recorder.end, on_stop=recorder.stop)
+    assert recorder.stopped == 1
+    assert (tmp_path / "saving.saved").exists()
+    assert not is_alive(int((tmp_path / "saving").read_text()))
+
+
+def test_only_a_second_interrupt_kills_processes_that_do_not_end(tmp_path: Path) -> None:
+    path = tmp_path / "saving"
+    path.touch()
+    code = SAVING.replace("time.sleep(0.2)", "time.sleep(60)")
+    until_written = f"import os, time\nwhile not os.path.getsize({str(path)!r}): time.sleep(0.01)"
+    jobs = [Job("saving", [*PYTHON, code, str(path)], tmp_path / "saving.log"), job(tmp_path, "ending", until_written)]
+
+    def fail(ended: EndedJob) -> None:
+        raise RuntimeError("in the caller")
+
+    def interrupt(count: int) -> None:
+        # The first is recorded, the second interrupts the wait.
+        threading.Thread(
+            target=lambda: [(time.sleep(0.2), os.kill(os.getpid(), signal.SIGINT)) for _ in range(2)]
+        ).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, [{}, {}], on_start=lambda job: None, on_end=fail, on_stop=interrupt)
+    assert not is_alive(int(path.read_text()))
+    assert not path.with_suffix(".saved").exists()
 
 
 def test_no_process_is_left_behind_by_an_exception(tmp_path: Path) -> None:

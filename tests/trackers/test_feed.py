@@ -55,7 +55,7 @@ def track(
     tracker_feed = TrackerFeed({"recording": with_defaults(tracker, Tracker)}, report)
     tracker_feed.start(folder, "name", {"seed": 0}, rows[:before])
     for number, row in enumerate(rows[before:], start=before + 1):
-        tracker_feed.row(number, row)
+        tracker_feed.log_row(number, row)
     tracker_feed.finish(end, {"trained/knn@20": 0.5}, [folder / "report.html"])
 
 
@@ -97,10 +97,10 @@ def test_a_run_that_goes_back_logs_other_rows_where_the_tracker_takes_them(
     tracker_feed = TrackerFeed({"recording": tracker}, lines.append)
     tracker_feed.start(tmp_path, "name", {})
     for number, row in enumerate(ROWS, start=1):
-        tracker_feed.row(number, row)
+        tracker_feed.log_row(number, row)
     tracker_feed.rewind(ROWS[:2])
     new_row = (3, {"step": 2, "rank": 5.0})
-    tracker_feed.row(*new_row)
+    tracker_feed.log_row(*new_row)
     tracker_feed.finish("finished")
     expected = list(enumerate(ROWS, start=1))
     if forgets:
@@ -124,7 +124,7 @@ def test_a_tracker_that_fails_is_reported_once(method: str, tmp_path: Path, monk
     monkeypatch.setattr(tracker, method, fail)
     track(tracker, tmp_path, ROWS, report=lines.append)
     assert lines == [
-        "tracker 'recording' has failed: ConnectionError: no route to host. The run goes on without it, metrics.jsonl has "
+        "tracker 'recording' has failed: ConnectionError: no route to host. The run continues without it, metrics.jsonl has "
         "everything, and a run that is resumed sends it what it lacks"
     ]
 

@@ -30,7 +30,7 @@ def track_in_two_processes(trackers: list[Tracker], folder: Path) -> list[str]:
         tracker_feed = TrackerFeed({"service": tracker}, lines.append)
         tracker_feed.start(folder, "tiny", CONFIG, rows[:before])
         for number, row in enumerate(rows[before:], start=before + 1):
-            tracker_feed.row(number, row)
+            tracker_feed.log_row(number, row)
         if rows is ROWS:
             tracker_feed.finish("finished", {"trained/knn@5": 0.7}, [report])
         else:

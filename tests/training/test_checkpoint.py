@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from saved_models import model_state
 from torch import nn
 
 import reptk
@@ -60,7 +60,7 @@ def file_names(folder: Path) -> list[str]:
 # Round trip
 
 
-def test_saved_state_is_loaded(tmp_path: Path) -> None:
+def test_model_state_is_loaded(tmp_path: Path) -> None:
     assert load_last(tmp_path / "none") is None
     checkpoint = save(tmp_path / "checkpoints", 42, state(42))
     assert checkpoint == tmp_path / "checkpoints" / "step_00000042"
@@ -294,7 +294,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_read(damage: str
     assert message in checkpoint.damaged[0]
     # A run does not begin anew because all of them are damaged.
     inflict(tmp_path / "step_00000001")
-    with pytest.raises(DataError, match=r"no checkpoint in .* is whole") as error:
+    with pytest.raises(DataError, match=r"no checkpoint in .* is intact") as error:
         load_newest(tmp_path)
     assert str(error.value).count("is damaged") == 2
 
@@ -403,5 +403,5 @@ def test_states_of_all_kinds_of_optimizers_are_restored(name: str, tmp_path: Pat
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_00000006")
     write_status(tmp_path / "resumed", "running", step=3)
     run_silently(recipe, tmp_path / "resumed")
-    weights = [load_file(tmp_path / run / "model" / "encoder.safetensors") for run in ("whole", "resumed")]
+    weights = [model_state(tmp_path / run / "model") for run in ("whole", "resumed")]
     assert are_equal(*weights)

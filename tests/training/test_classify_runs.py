@@ -277,7 +277,7 @@ def test_evaluate_shows_the_accuracy_again(run: Path, tmp_path: Path, capsys: py
 def test_accuracy_on_other_classes_is_left_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other = ["data.classes=4", "--no-baselines"]
     assert evaluate([str(run), *other, "--only", "knn", "eval.knn.k=[1,5]"]) == 0
-    message = "tells other classes apart: 7 classes (class 0, class 1, class 2, class 3, class 4, ...) there, 4 classes"
+    message = "has other classes: 7 classes (class 0, class 1, class 2, class 3, class 4, ...) there, 4 classes"
     assert message in capsys.readouterr().out
     assert evaluate([str(run), *other, "--only", "accuracy"]) == 3
     assert message in capsys.readouterr().err
@@ -292,7 +292,7 @@ def test_accuracy_needs_a_classifier(tmp_path: Path) -> None:
 # Labels
 
 
-@pytest.mark.parametrize(("classes", "message"), [(0, "has no labels"), (1, "needs at least 2 classes")])
+@pytest.mark.parametrize(("classes", "message"), [(0, "has no labels. Add them"), (1, "needs at least 2 classes")])
 @pytest.mark.parametrize("method", [CLASSIFY, JOINT])
 def test_classes_are_needed(
     classes: int, message: str, method: dict[str, Any], tmp_path: Path, restored_registries: None

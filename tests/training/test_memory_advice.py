@@ -46,7 +46,8 @@ def test_the_advice_keeps_the_batch(error: Exception) -> None:
     recipe = tiny("train.batch_size=64", "train.micro_batch_size=32")
     with (
         pytest.raises(
-            EnvironmentProblem, match=r"encodes 8 images in 3 views.*train\.micro_batch_size=16.*another task"
+            EnvironmentProblem,
+            match=r"encodes 8 images in 3 views.*train\.micro_batch_size=16.*changes a contrastive loss",
         ),
         explain_out_of_memory(recipe, num_views=3, num_ranks=4),
     ):

@@ -226,7 +226,7 @@ def test_another_number_of_ranks_goes_on_where_it_does_not_matter(
         train(longer, tmp_path / "run", logger=logger)
     assert str(error.value).endswith("Start it with 2 ranks, or let that pass: --allow ranks")
     train(longer, tmp_path / "run", allow=["ranks"], logger=logger)
-    assert "as --allow ranks lets pass" in capsys.readouterr().out
+    assert "; --allow ranks permits it" in capsys.readouterr().out
 
 
 # Equivalent computations

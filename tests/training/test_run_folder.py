@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import threading
 import tomllib
@@ -15,7 +14,7 @@ import pytest
 from reptk.config import Recipe, load, override, validate
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.data.fingerprint import Fingerprint
-from reptk.training import checkpoint, run_folder
+from reptk.training import checkpoint, find_run, run_folder
 from reptk.training.run_folder import COMPLETE, NEW, RESUMED, OpenedRun, RunClaim
 from reptk.training.run_status import write_status
 
@@ -77,7 +76,7 @@ def finish(folder: Path) -> None:
     """Write what a run ends in, as empty files."""
     write_status(folder, "finished")
     (folder / "model").mkdir()
-    for name in ("results.json", "model/encoder.safetensors", "model/config.json"):
+    for name in ("results.json", "model/model.safetensors", "model/config.json"):
         (folder / name).write_text("{}")
 
 
@@ -87,7 +86,7 @@ def test_folders_are_numbered(working_folder: Path) -> None:
     shutil.rmtree("runs/tiny/2")
     shutil.copytree("runs/tiny/1", "runs/tiny/10")
     Path("runs/tiny/notes").mkdir()
-    assert run_folder.newest("tiny") == Path("runs/tiny/10")
+    assert find_run.newest("tiny") == Path("runs/tiny/10")
     assert open_run(recipe(), None).folder == Path("runs/tiny/11")
     assert open_run(recipe(name="other"), None).folder == Path("runs/other/1")
 
@@ -207,11 +206,11 @@ def test_auto_goes_on_with_the_last_run_of_the_recipe_or_starts_one(working_fold
     assert open_run(recipe(), None, "auto") == OpenedRun(Path("runs/tiny/1"), NEW, 2, [])
     assert open_run(recipe("loss.k1=7.0"), None, "auto").folder == Path("runs/tiny/2")
     assert open_run(recipe(), None, "auto") == OpenedRun(Path("runs/tiny/1"), RESUMED, 2, [])
-    assert run_folder.unfinished_run_note(recipe()) == [
-        "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to go on with it: --resume auto"
+    assert find_run.unfinished_run_note(recipe()) == [
+        "runs/tiny/1 is an unfinished run of this recipe (unknown, step 0); to resume it: --resume auto"
     ]
     finish(Path("runs/tiny/1"))
-    assert run_folder.unfinished_run_note(recipe()) == []
+    assert find_run.unfinished_run_note(recipe()) == []
     assert open_run(recipe(), None, "auto").state == COMPLETE
     assert open_run(recipe(), None).folder == Path("runs/tiny/3")
 
@@ -240,7 +239,7 @@ def test_a_run_is_complete_only_with_all_epochs_of_the_recipe(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("results.json", "results.json"), ("model/encoder.safetensors", "model/"), ("model/config.json", "model/")],
+    [("results.json", "results.json"), ("model/model.safetensors", "model/"), ("model/config.json", "model/")],
 )
 def test_a_finished_run_that_lacks_an_output_is_not_complete(path: str, name: str, tmp_path: Path) -> None:
     folder = open_run(recipe(), tmp_path / "run").folder
@@ -268,7 +267,7 @@ def test_nothing_to_resume_is_an_error(working_folder: Path) -> None:
     with pytest.raises(UsageError, match="nothing to resume in empty: there is no folder empty"):
         open_run(recipe(), "empty", True)
     with pytest.raises(UsageError, match="no run of tiny in runs/tiny"):
-        run_folder.newest("tiny")
+        find_run.newest("tiny")
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path) -> None:
@@ -283,7 +282,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path) ->
     assert run_folder.lost_checkpoints(folder, checkpoint.load_newest(folder / "checkpoints")) == []
     shutil.rmtree(folder / "checkpoints" / "step_00000040")
     assert run_folder.lost_checkpoints(folder, checkpoint.load_newest(folder / "checkpoints")) == [
-        "status.json says that step 40 was saved; it is gone, going on from step_00000030"
+        "status.json says that step 40 was saved; it is gone, resuming from step_00000030"
     ]
 
 
@@ -315,7 +314,7 @@ def test_changed_data_is_refused_unless_it_is_allowed(change: str, tmp_path: Pat
     folder = open_run(recipe(), tmp_path / "run").folder
     with pytest.raises(DataError, match=re.escape(message)) as error:
         open_run(recipe(), folder, data=changed)
-    assert str(error.value).endswith("Restore the data, or go on with what is there: --allow data")
+    assert str(error.value).endswith("Restore the data, or resume with the data as it is: --allow data")
     opened = open_run(recipe(), folder, data=changed, allowed="data")
     assert message in opened.notes[0]
     # From now on it is the data of the run.
@@ -327,9 +326,3 @@ def test_a_run_without_a_fingerprint_says_so(tmp_path: Path) -> None:
     (folder / "data.json").write_text('{"half')
     [note] = open_run(recipe(), folder).notes
     assert "does not say which data it was started with" in note
-
-
-def test_commands_can_be_typed_again_whatever_the_folder_is_called() -> None:
-    command = run_folder.resume_command(Path("my runs/it's 1"), [])
-    assert shlex.split(command) == ["python", "-m", "reptk.recipe", "my runs/it's 1", "--resume"]
-    assert run_folder.resume_command(Path("runs/tiny/1"), []) == "python -m reptk.recipe runs/tiny/1 --resume"

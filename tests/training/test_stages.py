@@ -97,7 +97,7 @@ def test_results_record_where_the_stage_started(run: Path, linear_run: Path) -> 
     assert results["protocol"]["start"] == {
         "run": str(run),
         "recipe": "tiny",
-        "encoder_sha256": sha256_of(run / "model" / "encoder.safetensors"),
+        "encoder_sha256": sha256_of(run / "model" / "model.safetensors"),
     }
     assert results["protocol"]["untrained"] == f"the encoder before training (that of {run})"
     recipe = load(linear_run)
@@ -174,7 +174,7 @@ def test_a_classifier_of_other_classes_is_refused(linear_run: Path) -> None:
     with pytest.raises(DataError) as error:
         build(recipe, load_data(recipe), torch.device("cpu"))
     assert str(error.value) == (
-        f"start.classifier=run: the classifier of {linear_run} tells other classes apart: 4 classes (class 0, class 1, "
+        f"start.classifier=run: the classifier of {linear_run} has other classes: 4 classes (class 0, class 1, "
         "class 2, class 3) there, 3 classes (class 0, class 1, class 2) here. For a new classifier: start.classifier=new"
     )
 

@@ -96,7 +96,7 @@ def test_a_tracker_that_fails_is_a_line_and_changes_nothing(
 ) -> None:
     recipe = tiny(*RECORDING, f"trackers.recording.fails_in={fails_in}")
     train(recipe, tmp_path / "run", logger=Logger(prints=True))
-    line = "tracker 'recording' has failed: ConnectionError: no route to host. The run goes on without it"
+    line = "tracker 'recording' has failed: ConnectionError: no route to host. The run continues without it"
     assert capsys.readouterr().out.count(line) == 1
     assert are_equal(exported_weights(reference_run), exported_weights(tmp_path / "run"))
 
@@ -145,7 +145,7 @@ def test_a_package_that_is_not_installed_is_a_note_before_the_training(
     recipe = tiny(f"train.trackers={package}")
     trackers, problems = tracking.build_trackers(recipe)
     assert trackers == {}
-    expected = f'needs the package {package}, which is not installed: pip install "reptk[{package}]". The run goes on'
+    expected = f'needs the package {package}, which is not installed: pip install "reptk[{package}]". The run continues'
     assert expected in problems[0]
     if package == "wandb":
         (tmp_path / "tracked.toml").write_text(recipe.dump())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from saved_models import model_state
 
 from reptk.config import Recipe, override, validate
 from reptk.core.console import Logger
@@ -37,7 +37,7 @@ def run_silently(recipe: Recipe, folder: Path, **options: bool) -> dict[str, flo
 
 
 def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "encoder.safetensors")
+    return model_state(folder / "model")
 
 
 def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Advice about waiting for images, and the check of weights before they are saved."""
+"""Advice about waiting for images."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from reptk.core.errors import NumericalError
 from reptk.data import InMemory
-from reptk.training.health import check_finite_weights, input_bound_advice, input_bound_message
+from reptk.training.input_wait import input_bound_advice, input_bound_message
 from tiny_runs import TINY, tiny
 
 
@@ -22,8 +21,8 @@ def message(*overrides: str, images: object = None, device: str = "cuda", data: 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A `[data]` table of photos, on a machine of 16 cores without simplejpeg."""
-    monkeypatch.setattr("reptk.training.health.num_cpus", lambda: 16)
-    monkeypatch.setattr("reptk.training.health.find_spec", lambda name: None)
+    monkeypatch.setattr("reptk.training.input_wait.num_cpus", lambda: 16)
+    monkeypatch.setattr("reptk.training.input_wait.find_spec", lambda name: None)
     return {"name": "folder", "root": str(tmp_path)}
 
 
@@ -62,13 +61,5 @@ def test_cores_are_divided_among_the_ranks_of_a_machine(
 def test_simplejpeg_is_not_advised_where_it_is_installed(
     photos: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reptk.training.health.find_spec", lambda name: "installed")
+    monkeypatch.setattr("reptk.training.input_wait.find_spec", lambda name: "installed")
     assert message("train.workers=16", data=photos) == f"{WAITED}; {CACHE}"
-
-
-def test_weights_that_are_not_finite_are_not_saved() -> None:
-    weights = {"first": torch.ones(2), "second": torch.tensor([1.0, float("inf")]), "count": torch.tensor(3)}
-    with pytest.raises(NumericalError, match=r"^after step 7, NaN or infinity in 1 weight, second first; nothing"):
-        check_finite_weights(weights, 7)
-    weights["second"] = torch.ones(2)
-    check_finite_weights(weights, 7)

@@ -1,0 +1,44 @@
+"""Write the folder of a model, which timm opens, from the run of any version, and compare the features by timm."""
+
+from pathlib import Path
+
+import timm
+import torch
+
+from reptk.core.disk_space import explain_write_errors
+from reptk.core.errors import UsageError
+from reptk.core.files import atomic_folder
+from reptk.export.check_images import CheckImages, compare
+from reptk.export.exported_model import ExportedModel
+from reptk.models.classifier import classifier_bytes
+from reptk.models.timm_config import timm_problem
+
+
+def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
+    """Write the folder, and open it with timm. Returns lines to print.
+
+    Raises:
+        UsageError: timm cannot build the backbone.
+        NumericalError: timm computes something else.
+        EnvironmentProblem: the folder cannot be written.
+    """
+    encoder = model.embedder.encoder
+    problem = timm_problem(encoder.config["backbone"], encoder.config["stem"])
+    if problem is not None:
+        raise UsageError(f"timm cannot hold {model.name}: {problem}")
+    classifier = None
+    if model.classifier is not None:
+        classifier = classifier_bytes(model.classifier.module, model.classifier.classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(out), atomic_folder(out, force=True) as temporary:
+        encoder.save(temporary, classifier, model.embedder.preprocessing)
+        opened = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
+        with torch.no_grad():
+            floats = images.pixels.float() / 255
+            features = opened((floats - encoder.mean) / encoder.std)
+            expected = encoder.features(images.pixels)
+        line = compare(expected, features, images, f"timm {timm.__version__}")
+    return [
+        f"{out}: timm.create_model('local-dir:{out}', pretrained=True), transformers.AutoModel.from_pretrained('{out}')",
+        line,
+    ]
