@@ -5,6 +5,7 @@ the GPUs.
 """
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,6 +99,28 @@ def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reptk.Encoder("test_vit", size=32).save(folder / "model")
     (folder / "recipe.toml").write_text('name = "mine"\n[data]\nname = "digits"\ntrain = 1700\n')
     return folder
+
+
+@pytest.fixture
+def photos(photo_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each batch that is encoded has."""
+    from reptk.embeddings import Embedder
+
+    sizes: list[int] = []
+    embed_images = Embedder.embed_images
+
+    def count(self: Embedder, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return embed_images(self, images)
+
+    monkeypatch.setattr(Embedder, "embed_images", count)
+    return sizes
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Embed images: reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors"""
 
 import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from reptk.core.command_line import (
     add_device_option,
     add_plugin_options,
     integer_from,
+    require_single_process,
     run_command,
     share,
 )
@@ -33,6 +35,10 @@ EXAMPLES = """examples:
   reptk embed runs/tcl_sup_photos/1 --data images.csv --split test --out test.safetensors
   reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors --update
   reptk embed vit_tiny_patch16_224 --pretrained --data my_photos data.labels=none size=224 --out photos.safetensors
+  torchrun --nproc-per-node 8 -m reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out emb
+
+--out without a suffix is a folder of parts, which several processes write together. The same command goes on where it was
+interrupted, and embeds what is new or has changed.
 """
 
 
@@ -57,8 +63,13 @@ def _run(args: argparse.Namespace) -> int:
 
     viewer_columns = _viewer_columns(args)
 
-    from reptk.embeddings import embed  # imports torch: only once the arguments are known to be right
+    # Both import torch: only once the arguments are known to be right.
+    from reptk.core import distributed
+    from reptk.embeddings import embed
+    from reptk.embeddings.embeddings_file import is_parts_output
 
+    if not is_parts_output(args.out):
+        require_single_process("name a folder, e.g. --out emb, which all of them write")
     embeddings = embed(
         args.encoder,
         _data(data_name, overrides.get("data", {}), args),
@@ -76,14 +87,22 @@ def _run(args: argparse.Namespace) -> int:
         strict=args.strict,
         force=args.force,
         update=args.update,
-        report=print,
+        images_per_part=args.images_per_part,
+        report=_print_on_main,
     )
     if viewer_columns:
         from reptk.embeddings.viewer_columns import add_viewer_columns
 
         add_viewer_columns(args.out, viewer_columns)
-    _print_summary(embeddings, args.out)
+    if distributed.is_main():
+        _print_summary(embeddings, args.out)
+    distributed.cleanup()
     return 0
+
+
+def _print_on_main(line: str) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(line, flush=True)
 
 
 def _viewer_columns(args: argparse.Namespace) -> "ViewerColumns | None":
@@ -131,7 +150,10 @@ def _data_of_run(overrides: config.Table, args: argparse.Namespace) -> config.Ta
 
 def _print_summary(embeddings: "Embeddings", out: Path) -> None:
     dtype = str(embeddings.vectors.dtype).removeprefix("torch.")
-    size = format_bytes(out.stat().st_size)
+    files = [out]
+    if out.is_dir():
+        files = list(out.iterdir())
+    size = format_bytes(sum(file.stat().st_size for file in files))
     line = f"{out}: {format_count(len(embeddings), 'embedding')} of {embeddings.width} values ({dtype}, {size})"
     if embeddings.classes:
         line += f", {format_count(len(embeddings.classes), 'class', 'classes')}"
@@ -141,6 +163,8 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
     line = f"  by {encoder['backbone']} at {encoder['size']} px"
     seconds = embeddings.about.get("seconds")
     num_embedded = len(embeddings) - embeddings.about.get("unchanged", 0)
+    if out.is_dir():
+        num_embedded = embeddings.about["embedded"]
     if seconds and num_embedded:
         line += f", {num_embedded / seconds:,.0f} images/s"
     print(line)
@@ -155,7 +179,7 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
         if num_unlisted:
             print(f"    and {num_unlisted:,} more")
     embeddings = shlex.quote(str(out))
-    index = shlex.quote(str(out.with_suffix(".index")))
+    index = shlex.quote(f"{out.with_suffix('')}.index")
     print(f"  search it: reptk search {embeddings} query.jpg    build an index: reptk index {embeddings} --out {index}")
 
 
@@ -172,7 +196,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data",
         help="a folder, a table of paths and labels (CSV, JSON lines, Parquet), or a data set's name; the run's own by default",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors or .parquet")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the file to write: .safetensors or .parquet; or a folder"
+    )
     parser.add_argument(
         "--split",
         help="train, bank or query of a data set, or a split of a folder or table such as test; default: every distinct image",
@@ -200,6 +226,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_plugin_options(parser)
     parser.add_argument(
         "--update", action="store_true", help="embed only files that are new or changed since --out was written"
+    )
+    parser.add_argument(
+        "--images-per-part",
+        type=integer_from(1),
+        metavar="N",
+        help="of a folder as --out, for images that are in no shards; default: 10000. A shard is one part",
     )
     viewers = parser.add_argument_group(
         "columns of a .parquet file for Embedding Atlas, Spotlight and the Hugging Face hub"

@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     tables = _evaluator_tables(overrides.get("eval", {}), args.only)
     _check_out(args.out, force=args.force)  # before the evaluation, which may take hours
     logger = Logger()
-    if Path(args.source).suffix in EMBEDDING_SUFFIXES:
+    if Path(args.source).suffix in EMBEDDING_SUFFIXES or _holds_parts(args.source):
         evaluated = _evaluate_file(args, overrides, tables, logger)
     else:
         evaluated = _evaluate_encoder(args, overrides, tables, logger)
@@ -65,8 +65,14 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _holds_parts(source: str) -> bool:
+    from reptk.embeddings.parts_manifest import is_parts_folder
+
+    return is_parts_folder(source)
+
+
 def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Tables, logger: "Logger") -> Evaluated:
-    """Evaluate a file of embeddings."""
+    """Evaluate a file or a folder of embeddings."""
     from reptk.config.registry import EVALUATORS
     from reptk.embeddings import Embeddings, evaluate_embeddings
     from reptk.evaluate.results import software

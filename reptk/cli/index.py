@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, integer_from, require_single_process, run_command
@@ -13,11 +14,16 @@ from reptk.core.errors import UsageError
 from reptk.core.passwords import redacted
 from reptk.core.printable_names import in_one_line
 
+if TYPE_CHECKING:
+    from reptk.embeddings import Index
+
 EXAMPLES = """examples:
   reptk index photos.safetensors --out photos.index
   reptk index photos.safetensors --out photos.index --kind IVF256,Flat
   reptk index photos.parquet --out photos.index --kind HNSW32 --force
   reptk index photos.safetensors --out photos.index --kind OPQ64,IVF65536_HNSW32,PQ64 --on-disk
+  reptk index emb --out photos.index                    (a folder of parts)
+  reptk index photos.index --add emb                    (what is new in it)
   reptk index --verify photos.index
   reptk index --verify 'postgresql://me@localhost/images?table=photos' --queries 2000
 """
@@ -33,14 +39,16 @@ def _run(args: argparse.Namespace) -> int:
         load_plugin(plugin)
     if args.verify is not None:
         return _verify(args)
+    if args.add is not None:
+        return _add(args)
     if args.embeddings is None or args.out is None:
         raise UsageError("which embeddings, and where to? reptk index photos.safetensors --out photos.index")
     return _build(args)
 
 
 def _verify(args: argparse.Namespace) -> int:
-    if args.embeddings is not None or args.out is not None:
-        raise UsageError("--verify measures an index that is there, and takes neither embeddings nor --out")
+    if args.embeddings is not None or args.out is not None or args.add is not None:
+        raise UsageError("--verify measures an index that is there, and takes neither embeddings nor --out or --add")
 
     from reptk.embeddings import Index, StoreIndex, verify_recall
     from reptk.stores import is_address
@@ -75,7 +83,28 @@ def _build(args: argparse.Namespace) -> int:
     if args.on_disk:
         on_disk = True
     built = index(args.embeddings, out=args.out, kind=args.kind, on_disk=on_disk, force=args.force)
-    size_mb = sum(path.stat().st_size for path in args.out.iterdir()) / 1e6
+    _print_summary(built, args.out)
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    if args.embeddings is None:
+        raise UsageError("which index? reptk index photos.index --add emb")
+    if args.out is not None or args.kind != "auto" or args.on_disk or args.force:
+        raise UsageError(
+            "--out, --kind, --on-disk and --force do not go with --add: reptk index photos.index --add emb"
+        )
+    require_single_process("one of them adds to an index: reptk index ...")
+    from reptk.embeddings import add_to_index
+
+    addition = add_to_index(args.embeddings, args.add, trust=args.trust)
+    print(f"{args.embeddings}: {format_count(addition.num_added, 'embedding')} added of {args.add}")
+    _print_summary(addition.index, Path(args.embeddings))
+    return 0
+
+
+def _print_summary(built: "Index", out: Path) -> None:
+    size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     if built.approximate is None:
         quality = "exact"
     else:
@@ -84,10 +113,9 @@ def _build(args: argparse.Namespace) -> int:
     place = ""
     if built.is_on_disk:
         place = ", lists on disk"
-    print(f"{args.out}: {count}, {built.kind} ({quality}){place}, {size_mb:,.1f} MB")
-    name = shlex.quote(str(args.out))
+    print(f"{out}: {count}, {built.kind} ({quality}){place}, {size_mb:,.1f} MB")
+    name = shlex.quote(str(out))
     print(f"  search it: reptk search {name} query.jpg    near duplicates: reptk search {name} --duplicates")
-    return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -97,7 +125,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("embeddings", nargs="?", help="what reptk embed wrote: .safetensors or .parquet")
+    parser.add_argument(
+        "embeddings", nargs="?", help="what reptk embed wrote: .safetensors, .parquet or a folder; with --add, an index"
+    )
     parser.add_argument("--out", type=Path, help="the folder to write")
     parser.add_argument(
         "--kind",
@@ -113,6 +143,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="replace an index that exists")
     parser.add_argument(
+        "--add", metavar="EMBEDDINGS", help="add those whose ids are not in the index yet, without building it again"
+    )
+    parser.add_argument(
         "--verify",
         metavar="INDEX",
         help="measure the recall of an index, or of a store (lance:FOLDER, postgresql://...), against exact search in the "
@@ -123,7 +156,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--queries", type=integer_from(1), default=1000, help="with --verify: images that are queries; default: 1000"
     )
     parser.add_argument(
-        "--trust", action="store_true", help="with --verify: read an index that was not built by you on this machine"
+        "--trust",
+        action="store_true",
+        help="with --verify and --add: read an index that was not built by you on this machine",
     )
     parser.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers a store; repeatable"

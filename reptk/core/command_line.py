@@ -15,6 +15,7 @@ from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
 from reptk.core.memory_errors import is_out_of_memory, memory_problem
 from reptk.core.passwords import hide_passwords
+from reptk.core.slurm import set_rank_variables
 from reptk.core.stop_signals import INTERRUPTED, Stopped, handled_stop_signals
 
 SECONDS_FOR_RANK_0 = 3.0
@@ -54,7 +55,7 @@ def add_plugin_options(parser: argparse.ArgumentParser) -> None:
 
 
 def require_single_process(advice: str) -> None:
-    """Check that this process is not one of several that torchrun has started.
+    """Check that this process is not one of several that torchrun or srun has started.
 
     Args:
         advice: what to do, for the message.
@@ -64,7 +65,7 @@ def require_single_process(advice: str) -> None:
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
-        raise UsageError(f"this command is one process, and torchrun has started {world_size}: {advice}")
+        raise UsageError(f"this command is one process, and torchrun or srun has started {world_size}: {advice}")
 
 
 def integer_from(minimum: int) -> Callable[[str], int]:
@@ -96,6 +97,7 @@ def run_command(command: Callable[[], int]) -> int:
         warnings.showwarning = _print_warning  # restored by catch_warnings
         try:
             with handled_stop_signals():
+                set_rank_variables()
                 return command()
         except ReptkError as error:
             return _report(error)

@@ -1,6 +1,7 @@
 """Process groups: setup, rank, world size and collectives. On a single process every collective is the identity."""
 
 import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reptk.core import slurm
 from reptk.core.device import choose_device
 from reptk.core.errors import EnvironmentProblem
 
@@ -24,15 +26,18 @@ PR_SET_PDEATHSIG = 1
 """Number of the Linux call that sets which signal a process gets when its parent ends."""
 
 
-def setup(device: str = "auto") -> torch.device:
-    """Join the process group if torchrun started this process, and return the device of this rank.
+def setup(device: str = "auto", *, backend: str | None = None) -> torch.device:
+    """Join the process group if torchrun or srun started this process, and return the device of this rank.
 
     Args:
         device: see `choose_device`.
+        backend: of the process group; by default nccl on CUDA devices, else gloo.
 
     Raises:
-        EnvironmentProblem: the device is not available, or there are fewer GPUs than ranks on this machine.
+        EnvironmentProblem: the device is not available, there are fewer GPUs than ranks on this machine, or the ranks do not
+            find each other.
     """
+    slurm.set_rank_variables()
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
         torch_device = _cuda_device(torch_device)
@@ -40,10 +45,23 @@ def setup(device: str = "auto") -> torch.device:
         torch.cuda.set_device(torch_device)
     is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if is_distributed and not dist.is_initialized():
-        backend = "nccl" if torch_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=LONG_TIMEOUT_SECONDS))
+        if backend is None:
+            backend = "nccl" if torch_device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=LONG_TIMEOUT_SECONDS))
+        except dist.DistError as cause:
+            raise EnvironmentProblem(_not_joined(cause)) from cause
         _stop_with_launcher()
     return torch_device
+
+
+def _not_joined(cause: Exception) -> str:
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    reason = str(cause).strip().splitlines()[0]
+    return (
+        f"rank {rank()} cannot join the other ranks at {place}: {reason}. MASTER_ADDR must be the host of rank 0; if "
+        "the port is in use, set MASTER_PORT to another one"
+    )
 
 
 def set_timeout(seconds: float, device: torch.device) -> None:
@@ -69,6 +87,9 @@ def _cuda_device(device: torch.device) -> torch.device:
     index = device.index
     if index is None:
         index = int(os.environ.get("LOCAL_RANK", 0))
+        # With --gpus-per-task, SLURM shows each task its GPU alone.
+        if slurm.is_task() and torch.cuda.device_count() == 1:
+            index = 0
     if index >= torch.cuda.device_count():
         raise EnvironmentProblem(
             f"rank {rank()} needs CUDA device {index}, but there are {torch.cuda.device_count()}; start fewer "
@@ -84,7 +105,7 @@ def cleanup() -> None:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; before `setup`, from torchrun's environment."""
+    """Return the number of this process, from 0; before `setup`, from the environment of torchrun."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", 0))
@@ -184,6 +205,35 @@ def run_on_main(function: Callable[[], T]) -> T:
     return result
 
 
+def all_gather_objects(value: T) -> list[T]:
+    """Return the values of all ranks, in rank order; they may be of any type that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class SharedCounter:
+    """A number that all ranks count up, at any time, e.g. to take the next piece of work.
+
+    It lives in the store of the process group. All ranks have to create their counters in the same order.
+    """
+
+    _number = itertools.count()
+
+    def __init__(self) -> None:
+        self._key = f"reptk counter {next(self._number)}"
+        self._value = 0
+
+    def add(self, amount: int) -> int:
+        """Add to the number, and return it."""
+        if world_size() == 1:
+            self._value += amount
+            return self._value
+        return dist.distributed_c10d._get_default_store().add(self._key, amount)
+
+
 def run_in_turns(function: Callable[[], T]) -> T:
     """Call `function` on rank 0, then on the first rank of each other machine, then on all others; return its result.
 
@@ -250,6 +300,14 @@ class SharedFlags:
         if self._copied is not None:
             self._copied.synchronize()
         return self._values.bool().tolist()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error is that of a collective, as it is when another rank has ended or does not answer."""
+    if isinstance(error, dist.DistError):
+        return True
+    # gloo raises plain RuntimeErrors, whose text names its source files.
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:

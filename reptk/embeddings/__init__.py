@@ -1,5 +1,6 @@
 """Vectors of images in files, and images found by them: `reptk.embed`, `reptk.index`, `reptk.search`."""
 
+from reptk.embeddings.add_to_index import Addition, add_to_index
 from reptk.embeddings.build_index import index
 from reptk.embeddings.duplicates import Duplicate, Duplicates
 from reptk.embeddings.embed_images import embed
@@ -14,6 +15,7 @@ from reptk.embeddings.store_index import StoreIndex
 from reptk.embeddings.verify_recall import Recall, verify_recall
 
 __all__ = [
+    "Addition",
     "Duplicate",
     "Duplicates",
     "Embedder",
@@ -23,6 +25,7 @@ __all__ = [
     "Recall",
     "SearchResult",
     "StoreIndex",
+    "add_to_index",
     "embed",
     "evaluate_embeddings",
     "export",

@@ -44,7 +44,7 @@ def index(
     """Build an index in a folder, which holds all it needs and can be moved.
 
     Args:
-        embeddings: a file, or what `embed` returned.
+        embeddings: a file, a folder of parts, or what `embed` returned.
         out: the folder.
         kind: "Flat" for exact search; the FAISS factory string of an approximate index ("IVF256,Flat", "HNSW32",
             "IVF256,PQ32"), whose recall is measured; "auto" for exact search unless there are so many images that it would
@@ -65,6 +65,8 @@ def index(
         source = embeddings
     else:
         source = existing_file(embeddings).path
+        if source.is_dir():
+            source = Embeddings.load(source)
     # The old index can be searched until the new one is complete.
     with explain_write_errors(folder), atomic_folder(folder, force=force) as temporary:
         _build(temporary, source, kind, on_disk)
@@ -101,22 +103,35 @@ def _build(folder: Path, source: Path | Embeddings, kind: str, on_disk: bool | N
         _check_on_disk(kind, on_disk)
     start = time.perf_counter()
     approximate = None
-    version = manifest.VERSION
     if kind != "Flat":
         lists = None
         if on_disk or (on_disk is None and _has_large_lists(embeddings, kind)):
             lists = folder / LISTS_NAME
-            version = manifest.VERSION_ON_DISK
         approximate = _build_approximate(embeddings, kind, lists)
         (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
+    write_manifest(folder, Index(embeddings, kind, approximate=approximate), start)
+
+
+def write_manifest(folder: Path, index: Index, start: float) -> None:
+    """Measure the recall of an index, and write the manifest of its folder, which holds all other files.
+
+    Args:
+        folder: of the index.
+        index: what the files are.
+        start: when its building began, by `time.perf_counter`.
+    """
     with spinner("measuring recall"):
-        recall = measure_recall(Index(embeddings, kind, approximate=approximate))
+        recall = measure_recall(index)
+    embeddings = index.embeddings
+    version = manifest.VERSION
+    if (folder / LISTS_NAME).exists():
+        version = manifest.VERSION_ON_DISK
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     manifest.sign_faiss(files)
     record = {
         "format": manifest.FORMAT,
         "version": version,
-        "kind": kind,
+        "kind": index.kind,
         "count": len(embeddings),
         "width": embeddings.width,
         "recall": recall,

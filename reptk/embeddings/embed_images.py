@@ -5,34 +5,34 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from reptk import config
-from reptk.core import environment
+from reptk.core import distributed, environment
 from reptk.core.counts import format_count
-from reptk.core.errors import DataError, NumericalError, ReptkError, UsageError
-from reptk.data import DevicePrefetcher, num_cpus
+from reptk.core.errors import DataError, NumericalError, UsageError
+from reptk.data import num_cpus
 from reptk.data.decode import Jpeg
 from reptk.data.image_files import ImageFiles
-from reptk.data.prefetch import prefetch
 from reptk.data.resize import ResizeMode
 from reptk.embeddings import image_sources
+from reptk.embeddings.embed_parts import check_folder, embed_parts
 from reptk.embeddings.embedder import NOT_FINITE_CAUSE, Embedder, recipe_of
-from reptk.embeddings.embeddings_file import check_output, embeddings_file
-from reptk.embeddings.image_sources import ImageGroup, ImageSource
+from reptk.embeddings.embeddings_file import check_output, embeddings_file, is_parts_output
+from reptk.embeddings.encode_images import SkippedImages, batches, encode, row_block
+from reptk.embeddings.image_sources import ImageSource
 from reptk.embeddings.layout import Header, RowBlock, concatenate
+from reptk.embeddings.part_worker import IMAGES_PER_PART, PartOptions
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.string_array import are_utf8
-from reptk.embeddings.update import EarlierVectors, EncodedBatch, open_earlier
+from reptk.embeddings.update import EarlierVectors, open_earlier
 from reptk.models.encoder import Encoder
 
-MAX_LISTED_REASONS = 5
-MAX_REASON_LETTERS = 300
-"""How many skipped images are listed with their reasons, and at what length."""
+T = TypeVar("T")
 
 
 def embed(
@@ -54,6 +54,7 @@ def embed(
     strict: bool = False,
     force: bool = False,
     update: bool = False,
+    images_per_part: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Embeddings:
     """Compute vectors of unit length of images, preprocessed as evaluation does it.
@@ -63,7 +64,8 @@ def embed(
         data: a folder, also of Parquet files that hold the images; a table of paths, labels and ids as CSV, JSON lines or
             Parquet (see `reptk.data.image_table`); a data set's name or its table of a recipe (`{"name": "digits", ...}`); or
             images (n, 3, H, W) uint8.
-        out: the file to write, .safetensors or .parquet; by default the embeddings stay in memory.
+        out: the file to write, .safetensors or .parquet, or a folder of parts, which several ranks of torchrun or SLURM write
+            together; by default the embeddings stay in memory.
         split: train, bank or query of a data set, or a split of a folder or a table such as test; by default every distinct
             image.
         half: store float16: half the size, similarities within 1e-3.
@@ -79,10 +81,12 @@ def embed(
         workers: threads that decode images ahead; by default as many as there are processor cores.
         strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
             number of skipped images and the first reasons.
-        force: replace `out` if it exists.
+        force: replace `out` if it exists. A folder is brought up to date without it: parts that are there, whole and of these
+            images are not computed again.
         update: embed only the files that are new or have another size or time of modification than when `out` was written;
             vectors of the others are taken from it, and those of removed files left out. The rows are those of a full run,
             whose vectors may differ in the last bits, as they do between batch sizes.
+        images_per_part: of a folder, for images that are in no shards (by default 10,000); a shard is one part.
         report: called before work starts, with each line of a summary of what is read and what is skipped.
 
     Raises:
@@ -95,23 +99,44 @@ def embed(
         raise UsageError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
     if update and (out is None or force):
         raise UsageError("--update updates the file that --out names, and does not go with --force")
+    if images_per_part is not None and images_per_part < 1:
+        raise UsageError(f"images_per_part must be at least 1, got {images_per_part}")
     if out is not None:
-        out = check_output(out, force=force or update)
+        out = Path(out)
+    is_folder = out is not None and is_parts_output(out)
+    if is_folder:
+        check_folder(out)
+        # Objects alone are exchanged: ranks may share a GPU.
+        device = str(distributed.setup(device, backend="gloo"))
+    elif images_per_part is not None:
+        raise UsageError("images_per_part is for a folder of parts: name one as --out, without a suffix")
+    elif out is not None:
+        check_output(out, force=force or update)
     if workers is None:
         workers = num_cpus()
-    embedder = Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights, device=device)
+    # Weights or a data set may have to be downloaded, which one rank of each machine does.
+    in_turns = _call
+    if is_folder:
+        in_turns = distributed.run_in_turns
+    embedder = in_turns(
+        lambda: Embedder.open(encoder, size=size, pretrained=pretrained, weights=weights, device=device)
+    )
     # Similarities by random weights say little.
     if embedder.is_untrained:
         warnings.warn(
             f"{encoder} has random weights: give --weights FILE or --pretrained, or embed by a run", stacklevel=2
         )
     chosen = {"crop": crop, "resize": resize}
-    source = _open_source(data, split, encoder, embedder, jpeg, chosen)
+    source = in_turns(lambda: _open_source(data, split, encoder, embedder, jpeg, chosen))
     if report is not None:
         for line in source.summary:
             report(line)
     _set_preprocessing(embedder, source, chosen)
     header = _header(source, embedder, half)
+    if is_folder:
+        options = PartOptions(batch_size, workers, images_per_part or IMAGES_PER_PART, strict, force)
+        embed_parts(out, source, embedder, header, options, report or _silent)
+        return Embeddings.load(out, verify=False)  # the hashes were computed a moment ago
     earlier = None
     if update and out is not None:
         earlier = open_earlier(out, source, header)
@@ -124,6 +149,14 @@ def embed(
         for block in blocks:
             writer.add(block)
     return Embeddings.load(out, verify=False)  # its hash was computed a moment ago
+
+
+def _call(function: Callable[[], T]) -> T:
+    return function()
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _in_memory(header: Header, blocks: Iterator[RowBlock]) -> Embeddings:
@@ -145,31 +178,6 @@ def _set_preprocessing(embedder: Embedder, source: ImageSource, chosen: dict[str
             # As queries are decoded: in one step, for the center that will be cut out.
             group.images.in_one_step = True
             group.images.square = embedder.square_options()
-
-
-class SkippedImages:
-    """Counts the images that are skipped, and lists the reasons of the first.
-
-    Args:
-        strict: raise an error for the first image instead.
-    """
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self.count = 0
-        self.num_without_vector = 0
-        """How many of them were read, and have no usable embedding."""
-        self.reasons: list[str] = []
-
-    def add(self, reason: str, error: type[ReptkError] = DataError) -> None:
-        """Count one image, or raise `error` if `strict`."""
-        if self.strict:
-            raise error(f"{reason}. To skip such images: without --strict")
-        self.count += 1
-        if error is NumericalError:
-            self.num_without_vector += 1
-        if len(self.reasons) < MAX_LISTED_REASONS:
-            self.reasons.append(reason[:MAX_REASON_LETTERS])
 
 
 def _open_source(
@@ -243,7 +251,7 @@ def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
         half=half,
         ids_are_paths=all(group.ids is group.paths for group in groups),
         has_paths=has_paths,
-        has_file_stats=all(group.file_stats is not None for group in groups),
+        has_file_stats=all(group.paths is not None for group in groups),
         has_non_utf8_names=not all(map(are_utf8, string_columns)),
         classes=source.classes,
         about=about,
@@ -277,19 +285,23 @@ def _embed_blocks(
         num_to_embed = len(earlier.remaining())
     with progress("embedding", num_to_embed) as advance:
         for group in source.groups:
+            file_stats = group.file_stats  # before the files are read
             numbers = torch.arange(len(group))
             if earlier is not None:
                 numbers = earlier.remaining()
-            batches = _encode(group, _batches(numbers, batch_size), embedder, skipped, workers, advance)
+            encoded = encode(group, batches(numbers, batch_size), embedder, lambda: skipped, workers, advance)
             # Closed, so that the threads end even if a batch cannot be embedded or written.
-            with closing(batches):
-                rows: Iterator[tuple[Tensor, Tensor]] = ((batch.numbers, batch.vectors) for batch in batches)
+            with closing(encoded):
+                rows: Iterator[tuple[Tensor, Tensor]] = ((batch.numbers, batch.vectors) for batch in encoded)
                 if earlier is not None:
-                    rows = earlier.merge(batches)
+                    rows = earlier.merge(encoded)
                 for row_numbers, vectors in rows:
                     count += len(vectors)
                     if len(vectors):
-                        yield _row_block(group, row_numbers, vectors)
+                        stats = None
+                        if file_stats is not None:
+                            stats = file_stats[row_numbers]
+                        yield row_block(group, row_numbers, vectors, stats)
     if count == 0:
         reasons = "\n  ".join(skipped.reasons)
         if skipped.num_without_vector:
@@ -306,65 +318,3 @@ def _embed_blocks(
         header.about["unchanged"] = earlier.num_unchanged
     if skipped.count:
         header.about["skipped"] = {"count": skipped.count, "first": skipped.reasons}
-
-
-def _encode(
-    group: ImageGroup,
-    number_batches: Iterator[Tensor],
-    embedder: Embedder,
-    skipped: SkippedImages,
-    workers: int,
-    advance: Callable[[int], None],
-) -> Iterator[EncodedBatch]:
-    """Yield the vectors of the images with these numbers, batch by batch."""
-    images = group.images.resized(embedder.preprocessing.resize)
-    with closing(prefetch(images, number_batches, workers=workers, device=embedder.device)) as host_batches:
-        for pixels, batch_numbers in DevicePrefetcher(host_batches, embedder.device):
-            numbers = batch_numbers.cpu()
-            vectors = embedder.embed_images(pixels)
-            is_valid = _have_vectors(group, numbers, vectors, skipped)
-            advance(len(numbers))
-            yield EncodedBatch(numbers[is_valid], vectors[is_valid], int(numbers[-1]) + 1)
-
-
-def _batches(numbers: Tensor, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, len(numbers), batch_size):
-        yield numbers[start : start + batch_size]
-
-
-def _have_vectors(group: ImageGroup, numbers: Tensor, vectors: Tensor, skipped: SkippedImages) -> Tensor:
-    """Return which images of a batch were read and have a vector with a direction, (b,) bool; the others are skipped.
-
-    Args:
-        group: the images that the batch belongs to.
-        numbers: (b,) of the batch's images in the group.
-        vectors: (b, F).
-        skipped: counts what is left out.
-    """
-    unreadable = group.images.unreadable(numbers)
-    norms = vectors.norm(dim=1)
-    is_valid = torch.ones(len(numbers), dtype=torch.bool)
-    for position, number in enumerate(numbers.tolist()):
-        if number in unreadable:
-            skipped.add(unreadable[number])
-            is_valid[position] = False
-        # A zero or infinite vector has no direction, so no similarity.
-        elif not norms[position].isfinite():
-            skipped.add(f"{group.ids[number]}: its embedding is not finite", NumericalError)
-            is_valid[position] = False
-        elif norms[position] == 0:
-            skipped.add(f"{group.ids[number]}: its embedding is zero", NumericalError)
-            is_valid[position] = False
-    return is_valid
-
-
-def _row_block(group: ImageGroup, numbers: Tensor, vectors: Tensor) -> RowBlock:
-    """Return the rows of the images with these numbers."""
-    ids = [group.ids[number] for number in numbers.tolist()]
-    paths = None
-    file_stats = None
-    if group.paths is not None:
-        paths = [group.paths[number] for number in numbers.tolist()]
-    if group.file_stats is not None:
-        file_stats = group.file_stats[numbers]
-    return RowBlock(vectors, group.labels[numbers], ids, paths, file_stats)

@@ -8,6 +8,7 @@ from reptk.core.errors import DataError, UsageError
 from reptk.embeddings.layout import Header, RowBlock, StoredColumns
 from reptk.embeddings.output_path import check_output_file
 from reptk.embeddings.parquet_file import ParquetFile
+from reptk.embeddings.parts_folder import PartsFolder
 from reptk.embeddings.safetensors_file import SafetensorsFile
 
 SUFFIXES = (".safetensors", ".parquet")
@@ -51,6 +52,13 @@ class EmbeddingsFile(Protocol):
         ...
 
 
+def is_parts_output(path: Path) -> bool:
+    """Return whether a path to write to is that of a folder of parts: a folder that exists, or a name without a suffix."""
+    if path.suffix.lower() in SUFFIXES:
+        return False
+    return path.is_dir() or not path.suffix
+
+
 def embeddings_file(path: Path) -> EmbeddingsFile:
     """Return the file at `path`, in the format that its suffix names.
 
@@ -62,7 +70,9 @@ def embeddings_file(path: Path) -> EmbeddingsFile:
         return SafetensorsFile(path)
     if suffix == ".parquet":
         return ParquetFile(path)
-    raise UsageError(f"embeddings are stored as .safetensors or .parquet, not as {path.name!r}")
+    raise UsageError(
+        f"embeddings are stored as .safetensors or .parquet, or in a folder, whose name has no suffix, not as {path.name!r}"
+    )
 
 
 def check_output(path: str | Path, *, force: bool = False) -> Path:
@@ -74,12 +84,14 @@ def check_output(path: str | Path, *, force: bool = False) -> Path:
 
 
 def existing_file(path: str | Path) -> EmbeddingsFile:
-    """Return the file at `path`, which must exist.
+    """Return the file at `path`, or the folder of parts, which must exist.
 
     Raises:
         DataError: there is no such file.
         UsageError: the suffix names no format.
     """
+    if Path(path).is_dir():
+        return PartsFolder(Path(path))
     file = embeddings_file(Path(path))
     if not file.path.is_file():
         raise DataError(f"no file of embeddings {file.path}. Make one: reptk embed RUN --data FOLDER --out {file.path}")

@@ -36,7 +36,7 @@ class EmbeddingFeatures(FeatureStore):
         return rows.unit
 
     def raw(self, split: Split) -> Tensor:
-        return split.images.float()
+        return split.images[:].float()  # vectors of several parts become one tensor in memory
 
 
 def evaluate_embeddings(
@@ -89,8 +89,8 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
 
 def _normalized(vectors: Tensor) -> NormalizedFeatures:
     norms = []
-    for chunk in vectors.split(CHUNK):
-        norms.append(chunk.float().norm(dim=1, keepdim=True))
+    for start in range(0, len(vectors), CHUNK):
+        norms.append(vectors[start : start + CHUNK].float().norm(dim=1, keepdim=True))
     norm = torch.cat(norms)
     not_finite = (~norm[:, 0].isfinite()).nonzero()[:, 0]
     if len(not_finite):

@@ -34,6 +34,7 @@ from reptk.data.shard_patterns import is_pattern
 from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.split_names import split_role
 from reptk.data.tar_layout import is_tar
+from reptk.embeddings.image_shards import ImageShard, find_shards
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -48,12 +49,14 @@ class ImageGroup:
         labels: (n,) int64, -1 for an image without one.
         ids: one name per image.
         paths: one path per image, relative to the source's root; None if the images are not files.
+        shards: the files that hold the images, in order; empty if the images are files themselves, or in memory.
     """
 
     images: Images
     labels: Tensor
     ids: Sequence[str]
     paths: Sequence[str] | None = None
+    shards: Sequence[ImageShard] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -299,7 +302,8 @@ def _from_folder_or_table(
     about = {**table, "split": split or "all", "root": str(root)}
     images = _skipping_files(files.sources, table["size"], table["jpeg"], preprocessing, options)
     if isinstance(files.sources, Rows):
-        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files.sources)))
+        shards = find_shards(files.sources, base)
+        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files.sources)), shards=shards)
         return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
     paths = StringArray.from_strings(str(path.relative_to(base)) for path in files.sources)
     group = ImageGroup(images, labels, ids=paths, paths=paths)

@@ -16,6 +16,7 @@ from reptk.core.files import recover_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.embeddings_file import SUFFIXES
 from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, LISTS_NAME, MANIFEST_NAME
+from reptk.embeddings.parts_manifest import is_parts_folder
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.neighbors import ApproximateIndex, open_on_disk, rerank, search
@@ -48,7 +49,7 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False, trust: bool = False) -> "Index":
-        """Open an index folder, or a file of embeddings, which is searched exactly.
+        """Open an index folder, or a file or folder of embeddings, which are searched exactly.
 
         Args:
             path: the folder or file.
@@ -61,7 +62,7 @@ class Index:
         """
         path = Path(path)
         recover_folder(path)
-        if path.is_dir():
+        if path.is_dir() and not is_parts_folder(path):
             return read_replaceable(path / MANIFEST_NAME, lambda: cls._open_folder(path, verify, trust))
         if not path.exists() and path.suffix.lower() not in SUFFIXES:
             raise DataError(f"no index {path}. Make one: reptk index EMBEDDINGS --out {shlex.quote(str(path))}")

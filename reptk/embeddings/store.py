@@ -12,7 +12,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.embeddings.embeddings_file import check_output, embeddings_file, existing_file
 from reptk.embeddings.layout import Header, RowBlock, StoredColumns, rows_per_block
-from reptk.embeddings.string_array import StringArray, are_utf8
+from reptk.embeddings.string_array import StringArray, are_utf8, find_string
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Embeddings:
             UsageError: there is no such image.
         """
         # An id that is a number comes before the row of that number.
-        row = StringArray.from_strings(self.ids).find(image_id)
+        row = find_string(self.ids, image_id)
         if row >= 0:
             return row
         if image_id.isascii() and image_id.isdigit() and int(image_id) < len(self):
@@ -169,10 +169,10 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool | None = None) -> "Embeddings":
-        """Read a file: safetensors by mapping it into memory, Parquet as a whole.
+        """Read a file or a folder of parts: safetensors by mapping it into memory, Parquet as a whole.
 
         Args:
-            path: the file.
+            path: the file, or the folder.
             verify: whether it is compared with the hash that files of reptk carry; by default, unless it is larger than 1 GiB
                 (`MAX_HASHED_BYTES`). `verify=True` checks a file of any size.
 
@@ -195,7 +195,7 @@ class Embeddings:
         vectors, ids, labels = columns.vectors, columns.ids, columns.labels
         try:
             # Integers are left for `Embeddings` to refuse.
-            if vectors.is_floating_point() and vectors.dtype != torch.float16:
+            if vectors.is_floating_point() and vectors.dtype not in (torch.float16, torch.float32):
                 vectors = vectors.float()
             if ids is None:
                 ids = StringArray.from_strings(map(str, range(len(vectors))))

@@ -86,6 +86,62 @@ class StringArray(Sequence[str]):
         return -1
 
 
+class JoinedStrings(Sequence[str]):
+    """Several arrays of strings, one after another, without a copy.
+
+    Args:
+        parts: the arrays.
+    """
+
+    def __init__(self, parts: Sequence[StringArray]) -> None:
+        self.parts = list(parts)
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return self._slice(*index.indices(len(self)))
+        index = range(len(self))[index]  # resolves negative numbers, raises IndexError
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.parts[part][index - int(self._starts[part])]
+
+    def _slice(self, start: int, stop: int, step: int) -> list[str]:
+        if step != 1:
+            return [self[index] for index in range(start, stop, step)]
+        strings = []
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for part, part_start in zip(self.parts[first:], self._starts[first:].tolist(), strict=False):
+            if part_start >= stop:
+                break
+            strings += part[max(0, start - part_start) : stop - part_start]
+        return strings
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self.parts:
+            yield from part
+
+    def find(self, text: str) -> int:
+        """Return the index of the first string that equals `text`, -1 if there is none."""
+        for part, part_start in zip(self.parts, self._starts.tolist(), strict=False):
+            index = part.find(text)
+            if index >= 0:
+                return part_start + index
+        return -1
+
+
+def find_string(strings: Sequence[str], text: str) -> int:
+    """Return the index of the first string that equals `text`, -1 if there is none."""
+    if isinstance(strings, JoinedStrings):
+        return strings.find(text)
+    return StringArray.from_strings(strings).find(text)
+
+
 class StringArrayBuilder:
     """Collects strings for a StringArray."""
 
@@ -110,6 +166,8 @@ class StringArrayBuilder:
 
 def are_utf8(strings: Sequence[str]) -> bool:
     """Return whether all strings are valid UTF-8, so that other programs can read them."""
+    if isinstance(strings, JoinedStrings):
+        return all(map(are_utf8, strings.parts))
     # Most ids and paths are ASCII, which is checked without decoding them.
     if isinstance(strings, StringArray) and bool((strings.data < 128).all()):
         return True

@@ -110,7 +110,7 @@ def open_earlier(path: Path, source: ImageSource, header: Header) -> EarlierVect
     earlier = Embeddings.load(path)
     if earlier.file_stats is None or earlier.paths is None:
         raise DataError(_refused(path, "it does not say which files it was computed of, as reptk now records"))
-    differences = _differences(earlier, header)
+    differences = settings_differences(earlier.about, earlier.vectors.dtype, header)
     if differences:
         raise DataError(_refused(path, "; ".join(differences)))
     return _match(earlier, group)
@@ -128,10 +128,16 @@ def _match(earlier: Embeddings, group: ImageGroup) -> EarlierVectors:
     return EarlierVectors(earlier.vectors, rows.where(is_same, -1), num_changed, num_removed)
 
 
-def _differences(earlier: Embeddings, header: Header) -> list[str]:
-    """Say what of the encoder, the preprocessing and the images was other when the earlier file was written."""
+def settings_differences(about: dict[str, Any], dtype: torch.dtype, header: Header) -> list[str]:
+    """Say what of the encoder, the preprocessing and the images was other when an earlier file was written.
+
+    Args:
+        about: of the earlier file.
+        dtype: of its vectors.
+        header: of the embeddings as they would be computed now.
+    """
     differences = []
-    then = _settings(earlier.about, earlier.vectors.dtype)
+    then = _settings(about, dtype)
     now = _settings(header.about, header.dtype)
     for name in [*now, *(name for name in then if name not in now)]:
         if then.get(name) == now.get(name):

@@ -83,6 +83,26 @@ class ApproximateIndex:
         set_effort(faiss, index, effort)
         return cls(index, factory)
 
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, F) behind those that are in the index, which is not trained again.
+
+        Raises:
+            UsageError: FAISS cannot add rows to an index of this kind.
+            ValueError: the rows have another width, or are not finite.
+        """
+        faiss = require_faiss("an approximate index")
+        check_vectors("rows", rows)
+        if rows.shape[1] != self.width:
+            raise ValueError(f"the index has rows of {self.width} values, the new ones have {rows.shape[1]}")
+        with single_thread_for_graphs(faiss, self.factory):
+            try:
+                for _, chunk in chunks(rows):
+                    self.index.add(as_array(chunk))
+            except RuntimeError as cause:
+                raise UsageError(
+                    f"FAISS cannot add rows to {self.factory!r}: {reason_of(cause)}. Build the index again, with all rows"
+                ) from cause
+
     def __len__(self) -> int:
         return self.index.ntotal
 

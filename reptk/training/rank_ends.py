@@ -7,8 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
-
 from reptk.core.counts import format_count
 from reptk.core.errors import EnvironmentProblem
 from reptk.core.file_locks import is_alive, machine_name
@@ -125,14 +123,6 @@ class RankEnds:
 def _job() -> str:
     """Return what distinguishes the processes of this start of torchrun from those of another."""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.environ.get('MASTER_PORT')}"
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Return whether an error is that of a collective, as it is when another rank has ended or does not answer."""
-    if isinstance(error, dist.DistError):
-        return True
-    # gloo raises plain RuntimeErrors, whose text names its source files.
-    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
 def first_failure(ends: dict[int, RankEnd], world_size: int, running: Collection[int] = ()) -> tuple[int, str] | None:

@@ -15,7 +15,7 @@ from reptk.core.errors import EnvironmentProblem, ReptkError
 from reptk.core.files import json_text, write_text
 from reptk.core.foreign_files import read_json
 from reptk.core.stop_signals import Stopped, StopSignals
-from reptk.training.rank_ends import FAILED, LOST, STOPPED, RankEnds, first_failure, is_lost_connection
+from reptk.training.rank_ends import FAILED, LOST, STOPPED, RankEnds, first_failure
 
 STATUS_FILE = "status.json"
 STOPPED_EARLY_KEY = "stopped_early_after_epoch"
@@ -131,7 +131,7 @@ def _record_end(status: RunStatus, ends: RankEnds, error: BaseException, resume_
             status.set("interrupted")
         status.logger.line(f"interrupted; step {status.step} is saved. To resume: {resume_command}")
         return error
-    if ends.world_size > 1 and is_lost_connection(error):
+    if ends.world_size > 1 and distributed.is_lost_connection(error):
         return _lost(status, ends, error)
     reason = f"{type(error).__name__}: {error}"
     if ends.world_size > 1:

@@ -217,6 +217,6 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["verify", "tiny.toml"]) == 2
     error = capsys.readouterr().err
-    assert "torchrun has started 2: train with torchrun ... -m reptk.recipe tiny.toml" in error
+    assert "torchrun or srun has started 2: train with torchrun ... -m reptk.recipe tiny.toml" in error
     assert error.count("error: ") == 1
     assert not Path("runs").exists()

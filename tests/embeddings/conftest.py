@@ -1,5 +1,5 @@
 """Fixtures of tests/embedding_inputs.py."""
 
-from embedding_inputs import clustered, encoder_run, photo_embeddings, photo_folder
+from embedding_inputs import clustered, encoded, encoder_run, photo_embeddings, photo_folder, photos
 
-__all__ = ["clustered", "encoder_run", "photo_embeddings", "photo_folder"]
+__all__ = ["clustered", "encoded", "encoder_run", "photo_embeddings", "photo_folder", "photos"]

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,29 +10,9 @@ import torch
 import reptk
 from embedding_inputs import both_formats, draw_image, run_command
 from reptk.core.errors import DataError, UsageError
-from reptk.embeddings import Embedder, Embeddings
+from reptk.embeddings import Embeddings
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
-
-
-@pytest.fixture
-def photos(photo_folder: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(photo_folder, tmp_path / "photos"))
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each batch that is encoded has."""
-    sizes: list[int] = []
-    embed_images = Embedder.embed_images
-
-    def count(self: Embedder, images: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images))
-        return embed_images(self, images)
-
-    monkeypatch.setattr(Embedder, "embed_images", count)
-    return sizes
 
 
 def assert_equals_full_run(actual: Embeddings, encoder: Path, data: Path, **options: object) -> None:

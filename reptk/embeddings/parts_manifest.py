@@ -1,0 +1,133 @@
+"""manifest.json of a folder of embeddings: the parts, with their lengths and hashes, and how all of them were computed."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from reptk.core.errors import DataError
+from reptk.core.file_records import is_intact, manifest_text
+from reptk.core.files import parse_json, write_text
+from reptk.core.foreign_files import read_text
+
+FORMAT = "reptk embedding parts"
+VERSION = 1
+
+MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".lock"
+PART_NAME = re.compile(r"part-(\d{6,})\.safetensors")
+
+_REQUIRED_TYPES = {"rows": int, "width": int, "values": str, "classes": list, "about": dict, "parts": list}
+_PART_TYPES = {"name": str, "rows": int, "bytes": int, "sha256": str}
+
+
+def part_name(number: int) -> str:
+    """Return the name of the file of a part."""
+    return f"part-{number:06}.safetensors"
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Return the files of parts in a folder, by number; they need not be complete."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if PART_NAME.fullmatch(path.name)]
+    return sorted(paths, key=part_number)
+
+
+def part_number(path: Path) -> int:
+    """Return the number in the name of a part."""
+    match = PART_NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not the name of a part")
+    return int(match[1])
+
+
+def is_parts_folder(path: str | Path) -> bool:
+    """Return whether a folder holds embeddings in parts, complete or not."""
+    path = Path(path)
+    if not path.is_dir():
+        return False
+    if (path / MANIFEST_NAME).is_file():
+        try:
+            content = parse_json(read_text(path / MANIFEST_NAME))
+        except (OSError, ValueError):
+            content = None
+        if isinstance(content, dict):
+            return content.get("format") == FORMAT
+    return bool(part_paths(path))
+
+
+def holds_foreign_files(folder: Path) -> bool:
+    """Return whether a folder holds anything besides parts, their manifest and hidden files."""
+    for path in folder.iterdir():
+        is_ours = path.name == MANIFEST_NAME or PART_NAME.fullmatch(path.name) is not None
+        if not is_ours and not path.name.startswith("."):
+            return True
+    return (folder / MANIFEST_NAME).is_file() and not is_parts_folder(folder)
+
+
+def write_manifest(folder: Path, record: dict[str, Any], parts: Iterable[dict[str, Any]]) -> None:
+    """Write the manifest, after all of its parts are there.
+
+    Args:
+        folder: of the parts.
+        record: what holds for all parts: rows, width, values, classes, about.
+        parts: name, rows, bytes and sha256 of each; of a shard also what is known of it.
+    """
+    content = {"format": FORMAT, "version": VERSION, **record, "parts": list(parts)}
+    write_text(folder / MANIFEST_NAME, manifest_text(content))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder of parts.
+
+    Raises:
+        DataError: there is none, or it is damaged, of something else, or of a newer reptk.
+    """
+    try:
+        text = read_text(folder / MANIFEST_NAME)
+        manifest = parse_json(text)
+    except FileNotFoundError as cause:
+        raise DataError(_without_manifest(folder)) from cause
+    except (OSError, ValueError) as cause:
+        raise DataError(broken(folder, f"{MANIFEST_NAME} cannot be read ({cause})")) from cause
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{folder} holds no embeddings in parts: its {MANIFEST_NAME} is of something else")
+    version = manifest.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise DataError(f"{folder} was written by a newer reptk (version {version}); update reptk to read it")
+    if not is_intact(text, manifest):
+        raise DataError(broken(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
+    if not _is_complete(manifest):
+        raise DataError(broken(folder, f"{MANIFEST_NAME} is incomplete"))
+    return manifest
+
+
+def broken(folder: Path, reason: str) -> str:
+    """Return the message for a folder of which something is damaged or missing."""
+    return (
+        f"the embeddings in {folder} are not complete: {reason}. Run the same reptk embed ... --out {folder} again: it "
+        "computes what is missing or damaged, and nothing else"
+    )
+
+
+def _without_manifest(folder: Path) -> str:
+    parts = part_paths(folder)
+    if parts:
+        return broken(folder, f"it has no {MANIFEST_NAME}, since embedding was interrupted after {len(parts):,} parts")
+    return f"no embeddings in {folder}. Embed some: reptk embed RUN --data FOLDER --out {folder}"
+
+
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    for name, required_type in _REQUIRED_TYPES.items():
+        if not isinstance(manifest.get(name), required_type):
+            return False
+    for part in manifest["parts"]:
+        if not isinstance(part, dict):
+            return False
+        if not all(isinstance(part.get(name), required) for name, required in _PART_TYPES.items()):
+            return False
+        # A name that leads out of the folder is none of ours.
+        if PART_NAME.fullmatch(part["name"]) is None:
+            return False
+    return True
