@@ -58,7 +58,9 @@ class QdrantStore:
             is_taken = old is not None or self._connect().collection_exists(self._alias)
             require_new_collection(self.name, existing, collection, replace=replace, is_taken=is_taken)
             new = f"{self._alias}_{secrets.token_hex(8)}"
-            datatype = models.Datatype.FLOAT16 if collection.half else models.Datatype.FLOAT32
+            datatype = models.Datatype.FLOAT32
+            if collection.half:
+                datatype = models.Datatype.FLOAT16
             vectors = models.VectorParams(size=collection.width, distance=models.Distance.COSINE, datatype=datatype)
             client = self._connect()
             client.create_collection(new, vectors_config=vectors, metadata={"reptk": collection.to_json()})

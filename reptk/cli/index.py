@@ -79,7 +79,9 @@ def _build(args: argparse.Namespace) -> int:
         )
 
     require_single_process("an index is built by one: reptk index ...")
-    on_disk = True if args.on_disk else None
+    on_disk = None  # by size
+    if args.on_disk:
+        on_disk = True
     built = index(args.embeddings, out=args.out, kind=args.kind, on_disk=on_disk, force=args.force)
     _print_summary(built, args.out)
     return 0

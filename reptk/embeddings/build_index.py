@@ -95,16 +95,16 @@ def measure_recall(index: Index) -> dict[str, Any]:
 
 def _build(folder: Path, source: Path | Embeddings, kind: str, on_disk: bool | None) -> None:
     """Write all files of the index into an empty folder."""
+    _check_on_disk(kind, on_disk)  # before the vectors are copied
     _copy_normalized(source, folder / EMBEDDINGS_NAME)
     embeddings = Embeddings.load(folder / EMBEDDINGS_NAME)
     if kind == "auto":
         kind = _recommended_kind(embeddings)
+        _check_on_disk(kind, on_disk)
     start = time.perf_counter()
     approximate = None
-    lists = None
-    if kind == "Flat" and on_disk:
-        raise UsageError("only kinds of inverted lists are built on the disk, e.g. --kind IVF4096,PQ64")
     if kind != "Flat":
+        lists = None
         if on_disk or (on_disk is None and _has_large_lists(embeddings, kind)):
             lists = folder / LISTS_NAME
         approximate = _build_approximate(embeddings, kind, lists)
@@ -142,6 +142,12 @@ def write_manifest(folder: Path, index: Index, start: float) -> None:
         "commit": environment.git_commit(),
     }
     (folder / MANIFEST_NAME).write_text(manifest_text(record), encoding="utf-8")
+
+
+def _check_on_disk(kind: str, on_disk: bool | None) -> None:
+    """Raise UsageError if exact search, which has no lists, is to be on disk; `build_on_disk` refuses other kinds."""
+    if on_disk and kind == "Flat":
+        raise UsageError("only kinds of inverted lists are built on the disk, e.g. --kind IVF4096,PQ64")
 
 
 def _recommended_kind(embeddings: Embeddings) -> str:

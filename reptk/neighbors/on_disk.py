@@ -33,7 +33,7 @@ from reptk.neighbors.faiss_factory import (
 )
 from reptk.neighbors.vectors import CHUNK_BYTES, check_vectors, chunks
 
-PART_BYTES = 1 << 30
+PART_BYTES = 1 << 28
 """Size of the lists that are in memory at once."""
 
 ID_BYTES = 8

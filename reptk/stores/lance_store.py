@@ -71,8 +71,7 @@ class LanceStore:
             raise EnvironmentProblem(
                 f"cannot write {self.name}: there is no folder {parent}. Make it, or choose another"
             )
-        itemsize = 2 if collection.half else 4
-        check_free_space(self.folder, collection.count * collection.width * itemsize, "Choose another disk")
+        check_free_space(self.folder, collection.vector_bytes(), "Choose another disk")
         schema = _schema(collection)
         with (
             explain_write_errors(self.folder, "Choose another folder"),

@@ -85,7 +85,9 @@ class PostgresStore:
             row = connection.execute(width_query, [self._quoted_table(connection)]).fetchone()
             count_query = self._sql("SELECT count(*) FROM {table}")
             count = connection.execute(count_query).fetchone()[0]
-        width = row[0] if row is not None else 0
+        width = 0  # the column is gone
+        if row is not None:
+            width = row[0]
         if (count, width) != (collection.count, collection.width):
             raise DataError(
                 f"{self.name} has changed since it was written: it holds {count:,} vectors of {width} values, then "

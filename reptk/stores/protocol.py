@@ -61,6 +61,13 @@ class Collection(NamedTuple):
                 )
         return cls(**{key: record[key] for key in types})
 
+    def vector_bytes(self) -> int:
+        """Return the size of all vectors in bytes."""
+        bytes_per_value = 4
+        if self.half:
+            bytes_per_value = 2
+        return self.count * self.width * bytes_per_value
+
     def describe(self) -> str:
         """Return e.g. `1,000 embeddings of 384 values by vit_small_patch16_224`."""
         text = f"{format_count(self.count, 'embedding')} of {self.width} values"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from image_files import same_data
 from reptk.data import Data, Loader, create_sampler, folder
+from reptk.testing import check_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 def batches(data: Data, rank: int = 0, world: int = 1, workers: int = 0) -> list[tuple[Tensor, ...]]:
     loader = Loader(data.train, batch_size=8, seed=3, rank=rank, world_size=world, workers=workers)
-    return list(loader.batches(2, 12))
+    return list(loader.batches(3, 7))
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -31,6 +32,7 @@ def test_every_source_gives_the_data_of_a_folder(source: str, tmp_path: Path, re
     root = SOURCES[source](tmp_path)
     data = folder(str(root), size=16)
     assert same_data(data, reference)
+    check_dataset(data)
     assert same_data(folder(str(root), size=16, cache=str(tmp_path / "cache")), reference)
     assert folder(str(root), size=16, labels="none").train.labels.eq(-1).all()
     for world in (1, 2, 4):

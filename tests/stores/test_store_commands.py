@@ -19,7 +19,9 @@ def test_a_store_is_searched_as_the_file(
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    plugin = ["--plugin", QDRANT_PLUGIN] if store_name == "qdrant" else []
+    plugin = []
+    if store_name == "qdrant":
+        plugin = ["--plugin", QDRANT_PLUGIN]
     printed = run_command(["export", photo_embeddings, "--to", address, *plugin], capsys)
     assert "12 embeddings of 64 values by test_vit" in printed
     html = tmp_path / "found.html"
