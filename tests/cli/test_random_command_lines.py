@@ -216,6 +216,8 @@ def test_an_exception_is_detected(working_directory: Path) -> None:
 
 
 def test_options_are_read_from_the_help(options: dict[str, dict[str, bool]]) -> None:
-    assert options["index"] == {"--help": False, "--out": True, "--kind": True, "--force": False}
+    assert options["pull"] == {"--help": False, "--out": True, "--force": False}
+    assert options["index"]["--kind"]
+    assert not options["index"]["--force"]
     assert options["search"]["--duplicates"]
     assert not options["recipe"]["--check"]
