@@ -131,7 +131,10 @@ def test_an_index_in_a_schema_that_is_closed(address: str) -> None:
 def test_rights_survive_a_replacement(address: str) -> None:
     table, user = table_of(address), f"u_{uuid.uuid4().hex[:8]}"
     rights = "SELECT relacl::text[] FROM pg_class WHERE relname = %s"
-    column_rights = "SELECT attname, attacl::text[] FROM pg_attribute WHERE attrelid = %s::regclass AND attacl IS NOT NULL ORDER BY 1"
+    column_rights = (
+        "SELECT attname, attacl::text[] FROM pg_attribute "
+        "WHERE attrelid = %s::regclass AND attacl IS NOT NULL ORDER BY attnum"
+    )
     export(EMBEDDINGS, address)
     with connected() as connection:
         connection.execute(f'CREATE USER "{user}"')
