@@ -84,6 +84,14 @@ def test_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "Accuracy" in (folder / "linear" / "comparison.md").read_text()
 
 
+def test_shard_index(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # which the benchmark sets, too
+    benchmark("shard_index", monkeypatch, "60000", HEADER_SAMPLES=100).main()
+    output = capsys.readouterr().out
+    assert output.count("60,000") == 2
+    assert "samples a second" in output
+
+
 def test_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--minutes", "0.01", "--interval", "0.3", *TINY, *GENERATED]
     assert benchmark("checkpoints", monkeypatch).main(arguments) == 0

@@ -70,5 +70,5 @@ def test_the_command_on_ranks(clustered: "reptk.Embeddings", tmp_path: Path, cap
     assert (tmp_path / "output_0.txt").read_text() == run_command(arguments, capsys)
     assert (tmp_path / "output_1.txt").read_text() == "", "one rank prints"
     run_on_ranks(command_on_rank, 2, ["search", str(file), "--duplicates", "--no-html"], str(tmp_path))
-    assert "torchrun has started 2" in (tmp_path / "output_0.txt").read_text()
+    assert "torchrun or srun has started 2" in (tmp_path / "output_0.txt").read_text()
     assert (tmp_path / "code_0.txt").read_text() == "2"

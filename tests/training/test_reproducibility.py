@@ -224,7 +224,7 @@ def test_another_number_of_ranks_goes_on_where_it_does_not_matter(
         return
     with pytest.raises(UsageError, match=reason) as error:
         train(longer, tmp_path / "run", logger=logger)
-    assert str(error.value).endswith("Start it with 2 ranks, or let that pass: --allow ranks")
+    assert str(error.value).endswith("Start it with 2 ranks, or permit it: --allow ranks")
     train(longer, tmp_path / "run", allow=["ranks"], logger=logger)
     assert "; --allow ranks permits it" in capsys.readouterr().out
 
