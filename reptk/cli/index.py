@@ -143,7 +143,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="replace an index that exists")
     parser.add_argument(
-        "--add", metavar="EMBEDDINGS", help="add those whose ids are not in the index yet, without building it again"
+        "--add",
+        metavar="EMBEDDINGS",
+        help="add those whose ids are not in the index yet, without building it again; not if its lists are on the disk",
     )
     parser.add_argument(
         "--verify",

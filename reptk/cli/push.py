@@ -43,7 +43,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", type=Path, metavar="FOLDER", help="write what would be uploaded into a folder, and upload nothing"
     )
-    parser.add_argument("--private", action="store_true", help="a new repository is visible to you alone")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="create a private repository; default: as set for the user or organization",
+    )
     parser.add_argument(
         "--license", metavar="ID", help="of the model, e.g. apache-2.0; default: that of the weights it started from"
     )

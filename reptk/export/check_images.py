@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from reptk.core import rng
 from reptk.core.counts import format_count
-from reptk.core.errors import NumericalError, ReptkError
+from reptk.core.errors import DataError, NumericalError, ReptkError
 from reptk.core.images import resize_to_square
 from reptk.data.image_files import ImageFiles
 from reptk.embeddings import image_sources
@@ -43,7 +43,7 @@ def read_check_images(embedder: Embedder, table: dict[str, Any], data: str | Non
         Random images if the data set of the run cannot be read, after a warning.
 
     Raises:
-        DataError, UsageError: what `data` names cannot be read.
+        DataError, UsageError: what `data` names cannot be read, or none of the images that were chosen can.
     """
     if data is not None:
         table = image_sources.data_table(data)
@@ -71,6 +71,12 @@ def _read(embedder: Embedder, table: dict[str, Any], count: int) -> CheckImages:
         images.square = preprocessing.square_options(size, embedder.encoder.border_color)
     pixels = images.fetch(numbers)
     unreadable = images.unreadable(numbers)
+    if len(unreadable) == len(numbers):
+        name = table.get("root") or table["name"]
+        raise DataError(
+            f"none of {format_count(len(numbers), 'image')} of {name} can be read: {next(iter(unreadable.values()))}. To "
+            "compare more images: --images N"
+        )
     is_read = torch.tensor([number not in unreadable for number in numbers.tolist()])
     crop, resize, interpolation, _ = source.preprocessing
     floats = resize_to_square(pixels[is_read], size, crop, resize, interpolation, embedder.encoder.border_color)
@@ -84,6 +90,18 @@ def _random_images(embedder: Embedder, count: int, reason: str) -> CheckImages:
     shape = (count, 3, size, size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng.generator(0, "check images"))
     return CheckImages(pixels, format_count(count, "random image"))
+
+
+def check_batches(images: CheckImages) -> list[Tensor]:
+    """Return batches for a program that takes any number of images: a single one, and several together.
+
+    Returns:
+        Two tensors (b, 3, H, W), with b = 1 and b >= 2. If there is only one image, it is repeated.
+    """
+    several = images.pixels
+    if len(several) == 1:
+        several = several.repeat(2, 1, 1, 1)
+    return [images.pixels[:1], several]
 
 
 def compare(expected: Tensor, actual: Tensor, images: CheckImages, program: str) -> str:

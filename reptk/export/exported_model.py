@@ -5,7 +5,8 @@ from pathlib import Path
 
 from reptk.core.errors import UsageError
 from reptk.embeddings.embedder import Embedder
-from reptk.models.classifier import SavedClassifier, read_classifier
+from reptk.models.classifier import SavedClassifier, classifier_bytes, read_classifier
+from reptk.models.weight_source import LOCAL_FOLDER
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,34 @@ def open_model(run: str | Path) -> ExportedModel:
         )
     embedder.preprocessing = embedder.native_preprocessing()
     return ExportedModel(str(run), embedder, read_classifier(run))
+
+
+def public_backbone(model: ExportedModel) -> str:
+    """Return the name of the backbone without the path of a folder, which is private: `local-dir:NAME`."""
+    backbone: str = model.embedder.encoder.config["backbone"]
+    if not backbone.startswith(LOCAL_FOLDER):
+        return backbone
+    return f"{LOCAL_FOLDER}{Path(backbone.removeprefix(LOCAL_FOLDER)).name}"
+
+
+def write_model_folder(model: ExportedModel, folder: Path) -> None:
+    """Write the folder of a model in the format of this version, whatever that of the run is, without private paths.
+
+    Args:
+        model: the model.
+        folder: the folder, which must not hold anything else.
+
+    Raises:
+        EnvironmentProblem: it cannot be written.
+    """
+    classifier = None
+    if model.classifier is not None:
+        classifier = classifier_bytes(model.classifier.module, model.classifier.classes)
+    encoder = model.embedder.encoder
+    backbone = encoder.config["backbone"]
+    try:
+        # `config.json` describes the architecture itself, so the folder that it came from is not read again.
+        encoder.config["backbone"] = public_backbone(model)
+        encoder.save(folder, classifier, model.embedder.preprocessing)
+    finally:
+        encoder.config["backbone"] = backbone

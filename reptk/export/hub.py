@@ -16,10 +16,9 @@ from reptk.core.files import atomic_folder, expand_home, holds_only, write_text
 from reptk.core.foreign_files import read_json
 from reptk.embeddings.embedder import recipe_file
 from reptk.embeddings.output_path import check_new_folder
-from reptk.export.exported_model import ExportedModel, open_model
+from reptk.export.exported_model import ExportedModel, open_model, write_model_folder
 from reptk.export.model_card import model_card
-from reptk.models.classifier import classifier_bytes
-from reptk.models.model_folder import CARD_FILE, CONFIG_FILE, CONFIG_KEY, FILE_NAMES, check_model
+from reptk.models.model_folder import CARD_FILE, CONFIG_FILE, CONFIG_KEY, FILE_NAMES, MANIFEST_FILE, check_model
 from reptk.models.weight_source import HUB, check_host, first_line
 
 
@@ -32,20 +31,21 @@ def push(
     license_id: str | None = None,
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Upload the model of a run with a card made of its results.
+    """Upload the model of a run with a card made of its results. Files of an earlier model in the repository are replaced.
 
-    Nothing else of the run is uploaded, and the card names no path of this machine.
+    Nothing else of the run is uploaded, and neither the card nor the model names a path of this machine.
 
     Args:
         run: the run's folder, or the `model` folder in it.
         repository: `USER/NAME`, which is created if it does not exist.
         dry_run: a folder to write what would be uploaded into; nothing is uploaded then.
-        private: whether a new repository can be seen by others.
+        private: create a private repository; false for the default of the user or the organization.
         license_id: of the model, as the hub calls it; by default that of the weights that training started from.
         report: called with each line of a summary.
 
     Raises:
-        UsageError: the repository is no `USER/NAME`, or `dry_run` exists.
+        UsageError: the repository is no `USER/NAME`, `dry_run` exists, or the repository exists and is public although
+            `private` is true.
         DataError: there is no model, or it is damaged.
         EnvironmentProblem: the hub does not respond, or refuses the upload.
     """
@@ -116,27 +116,44 @@ def check_repository(name: str) -> None:
 
 
 def _write(model: ExportedModel, card: str, folder: Path) -> None:
-    """Write the folder of the model with its card, in the format of this version whatever that of the run is."""
-    classifier = None
-    if model.classifier is not None:
-        classifier = classifier_bytes(model.classifier.module, model.classifier.classes)
-    model.embedder.encoder.save(folder, classifier, model.embedder.preprocessing)
+    """Write the folder of the model with its card."""
+    write_model_folder(model, folder)
     write_text(folder / CARD_FILE, card)
 
 
 def _upload(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder. Returns the address of the repository."""
+    """Upload a folder. Returns the address of the repository.
+
+    Raises:
+        UsageError: `private` is true, and the repository exists and is public.
+        EnvironmentProblem: the hub does not respond, or refuses the upload.
+    """
     try:
         _check_reachable()
         api = HfApi()
-        address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Model of reptk")
+        # None is the default of the user or the organization, and False would override it.
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
+        # The hub ignores `private` where the repository exists.
+        is_public = private and not api.model_info(repository).private
+        if not is_public:
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message="Model of reptk",
+                # An earlier model may have files that this one lacks, which the manifest would not list.
+                delete_patterns=sorted(FILE_NAMES),
+            )
     # Besides the hub's errors, those of the library that it sends its requests by.
     except Exception as cause:
         raise EnvironmentProblem(
             f"nothing was uploaded to {repository}: {first_line(cause)}. Log in by `hf auth login` or HF_TOKEN, with the right "
             "to write there; to see what would be uploaded: --dry-run FOLDER"
         ) from cause
+    if is_public:
+        raise UsageError(
+            f"nothing was uploaded: {repository} exists and is public, and --private is for new repositories. Make it private "
+            "in its settings on the hub, choose another name, or leave out --private"
+        )
     return str(address)
 
 
@@ -158,6 +175,7 @@ def _check_reachable() -> None:
 
 
 def _check_downloaded(folder: Path, repository: str) -> None:
+    """Raise DataError unless a folder holds a model of reptk with all its files, as its manifest lists them."""
     try:
         table = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):
@@ -167,6 +185,12 @@ def _check_downloaded(folder: Path, repository: str) -> None:
         if isinstance(table, dict) and "architecture" in table:
             advice = f"; it is one of timm: encoder.backbone={HUB}{repository} encoder.pretrained=true"
         raise DataError(f"{repository} holds no model of reptk{advice}")
+    # `check_model` accepts folders of earlier versions without a manifest, which had no `CONFIG_KEY` either.
+    if not (folder / MANIFEST_FILE).is_file():
+        raise DataError(
+            f"{repository} has no {MANIFEST_FILE}, without which its files cannot be checked; whoever owns it can upload the "
+            "model again: reptk push"
+        )
     check_model(folder)
 
 

@@ -1,6 +1,8 @@
 """The model card of a run, made of results.json and recipe.toml: README.md with the metadata that the hub reads."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from huggingface_hub import ModelCardData
 import reptk
 from reptk import config
 from reptk.core.errors import ReptkError
+from reptk.core.files import expand_home
 from reptk.evaluate.results import table_columns
 from reptk.export.exported_model import ExportedModel
 from reptk.models.backbone import is_external
@@ -23,6 +26,9 @@ PIPELINE_TAG = "image-feature-extraction"
 
 RECIPE_TABLES = ("name", "seed", "data", "views", "encoder", "method", "loss", "optim", "train", "eval")
 """What a card shows of the recipe. Overrides repeat it, and trackers and plugins are of the machine that trained."""
+
+PATH = re.compile(r"""(?<![^\s('"`])(?:~[^\s/]*)?/[^\s,;:)'"`]+""")
+"""An absolute path, or one below a home folder, in a sentence."""
 
 MAX_STAGES = 8
 """Runs that start from each other."""
@@ -115,6 +121,24 @@ def shown(text: str) -> str:
     if "/" in text or "\\" in text:
         return text.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return text
+
+
+def _shorten_paths(sentence: str, paths: Iterable[str]) -> str:
+    """Return a sentence with the last part of each path in place of the path.
+
+    Args:
+        sentence: the text.
+        paths: as the recipe names them, which may hold spaces or be relative. Other absolute paths are recognized.
+    """
+    names = {}
+    for path in paths:
+        for written in (path, str(Path(path)), str(expand_home(path)), str(Path(path).absolute())):
+            if "/" in written and shown(written):
+                names[written] = shown(written)
+    # The longest first, since one may begin like another.
+    for written in sorted(names, key=len, reverse=True):
+        sentence = sentence.replace(written, names[written])
+    return PATH.sub(lambda match: shown(match[0]), sentence)
 
 
 def _recipe_of_weights(source: Any) -> config.Table:
@@ -229,7 +253,10 @@ def _results(results: SavedResults) -> list[str]:
 def _protocol(protocol: dict[str, Any]) -> list[str]:
     lines = []
     data = protocol.get("data")
+    paths = []
     if isinstance(data, dict):
+        # Sentences name the folder, and the list of the labeled images.
+        paths = [data[key] for key in ("root", "labelled") if isinstance(data.get(key), str)]
         counts = ", ".join(f"{name} {count:,}" for name, count in dict(protocol.get("images", {})).items())
         named = shown(str(data.get("root") or data.get("name")))
         lines.append(f"- data: `{named}` ({data.get('name')}); images: {counts}; classes: {protocol.get('classes')}")
@@ -242,7 +269,7 @@ def _protocol(protocol: dict[str, Any]) -> list[str]:
         ("commit", "commit of reptk"),
     ):
         if protocol.get(key):
-            lines.append(f"- {label}: {_inline(protocol[key])}")
+            lines.append(f"- {label}: {_inline(protocol[key], paths)}")
     if protocol.get("leave_one_out"):
         lines.append("- every query is searched among all other images (leave one out)")
     if isinstance(protocol.get("versions"), dict):
@@ -274,7 +301,7 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _inline(value: Any) -> str:
+def _inline(value: Any, paths: Iterable[str]) -> str:
     if isinstance(value, str):
-        return value
+        return _shorten_paths(value, paths)
     return f"`{json.dumps(_without_paths(value))}`"

@@ -12,7 +12,7 @@ from reptk.core.counts import format_bytes
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
 from reptk.core.files import atomic_write
-from reptk.export.check_images import CheckImages, compare
+from reptk.export.check_images import CheckImages, check_batches, compare
 from reptk.export.exported_model import ExportedModel
 from reptk.export.traced_model import INPUT, TracedModel, describe, example_images, metadata
 from reptk.models.weight_source import first_line
@@ -43,11 +43,10 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
     with explain_write_errors(out), atomic_write(out, needed_bytes=num_bytes) as temporary:
         program.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        # The batch is dynamic: a single image, and the others together.
-        parts = [part for part in (images.pixels[:1], images.pixels[1:]) if len(part)]
-        features = torch.cat([_run(session, part) for part in parts])
+        batches = check_batches(images)
+        features = torch.cat([_run(session, batch) for batch in batches])
         with torch.no_grad():
-            expected = torch.cat([model.embedder.encoder.features(part) for part in parts])
+            expected = torch.cat([model.embedder.encoder.features(batch) for batch in batches])
         line = compare(expected, features, images, f"onnxruntime {onnxruntime.__version__}")
     return [
         f"{out}: {describe(model)}, opset {program.model.opset_imports['']}, {format_bytes(out.stat().st_size)}",

@@ -9,7 +9,7 @@ from reptk.core.counts import format_bytes
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
 from reptk.core.files import atomic_write
-from reptk.export.check_images import CheckImages, compare
+from reptk.export.check_images import CheckImages, check_batches, compare
 from reptk.export.exported_model import ExportedModel
 from reptk.export.traced_model import INPUT, TracedModel, describe, example_images, metadata
 from reptk.models.weight_source import first_line
@@ -29,10 +29,10 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
     with explain_write_errors(out), atomic_write(out, needed_bytes=num_bytes) as temporary:
         torch.export.save(program, temporary, extra_files={f"{key}.txt": text for key, text in metadata(model).items()})
         loaded = torch.export.load(temporary).module()
-        parts = [part for part in (images.pixels[:1], images.pixels[1:]) if len(part)]
+        batches = check_batches(images)
         with torch.no_grad():
-            features = torch.cat([loaded(part)[0] for part in parts])
-            expected = torch.cat([model.embedder.encoder.features(part) for part in parts])
+            features = torch.cat([loaded(batch)[0] for batch in batches])
+            expected = torch.cat([model.embedder.encoder.features(batch) for batch in batches])
         line = compare(expected, features, images, f"torch {torch.__version__}")
     return [f"{out}: {describe(model)}, {format_bytes(out.stat().st_size)}", line]
 

@@ -9,8 +9,7 @@ from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import UsageError
 from reptk.core.files import atomic_folder
 from reptk.export.check_images import CheckImages, compare
-from reptk.export.exported_model import ExportedModel
-from reptk.models.classifier import classifier_bytes
+from reptk.export.exported_model import ExportedModel, write_model_folder
 from reptk.models.timm_config import timm_problem
 
 
@@ -26,12 +25,9 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
     problem = timm_problem(encoder.config["backbone"], encoder.config["stem"])
     if problem is not None:
         raise UsageError(f"timm cannot hold {model.name}: {problem}")
-    classifier = None
-    if model.classifier is not None:
-        classifier = classifier_bytes(model.classifier.module, model.classifier.classes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with explain_write_errors(out), atomic_folder(out, force=True) as temporary:
-        encoder.save(temporary, classifier, model.embedder.preprocessing)
+        write_model_folder(model, temporary)
         opened = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
         with torch.no_grad():
             floats = images.pixels.float() / 255

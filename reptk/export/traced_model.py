@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reptk.core.counts import format_count
-from reptk.export.exported_model import ExportedModel
+from reptk.export.exported_model import ExportedModel, public_backbone
 
 INPUT = "images"
 
@@ -54,7 +54,7 @@ def metadata(model: ExportedModel) -> dict[str, str]:
     """Return what a file says of the model, as strings: how images are resized, and the names of the classes."""
     encoder = model.embedder.encoder
     table = {
-        "backbone": encoder.config["backbone"],
+        "backbone": public_backbone(model),
         "size": str(encoder.config["size"]),
         "preprocessing": json.dumps(model.embedder.preprocessing._asdict()),
     }

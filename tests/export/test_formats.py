@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from embedding_inputs import run_command
 from reptk.core.errors import NumericalError, UsageError
-from reptk.export import check_images, formats, timm_folder
+from reptk.export import check_images, formats, onnx_file, timm_folder
 from reptk.export.check_images import CheckImages, compare
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
@@ -178,6 +179,47 @@ def test_what_computes_something_else_is_not_left_behind(
     monkeypatch.setattr(check_images, "MIN_COSINE", 2.0)
     with pytest.raises(NumericalError, match="nothing was written"):
         formats.export_model(classifier_run, "timm", tmp_path / "out", data=str(photo_folder))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_cannot_be_read_end_in_one_message(
+    classifier_run: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photo_folder, folder)
+    # The only image that is chosen.
+    first = min(path for path in folder.rglob("*") if path.is_file())
+    first.write_bytes(b"no image")
+    out = tmp_path / "m.safetensors"
+    arguments = ["export", classifier_run, "--to", "safetensors", "--out", out, "--data", folder, "--images", 1]
+    message = run_command(arguments, capsys, 3)
+    assert f"none of 1 image of {folder} can be read: " in message
+    assert "To compare more images: --images N" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_any_number_of_images_is_tried_with_a_single_one(
+    name: str, classifier_run: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "onnx" and not HAS_ONNX:
+        pytest.skip("onnx, onnxscript or onnxruntime is not installed")
+    encoder = Encoder.from_run(classifier_run)
+    sizes = []
+
+    def single_images_alone(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        features = encoder.features(images)
+        if len(images) > 1:
+            features = features.flip(1)
+        return features
+
+    program = SimpleNamespace(module=lambda: lambda images: (single_images_alone(images),))
+    monkeypatch.setattr(torch.export, "load", lambda _: program)
+    monkeypatch.setattr(onnx_file, "_run", lambda _, images: single_images_alone(images))
+    with pytest.raises(NumericalError, match="nothing was written"):
+        formats.export_model(classifier_run, name, tmp_path / f"m.{name}", data=str(photo_folder), num_images=1)
+    assert sizes == [1, 2]
     assert list(tmp_path.iterdir()) == []
 
 

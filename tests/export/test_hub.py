@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from embedding_inputs import run_command
 from killed_processes import flip_bit
 from reptk.embeddings.embedder import Embedder
-from reptk.export import hub
+from reptk.export import formats, hub
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 
@@ -25,14 +26,23 @@ class FolderHub:
     """Has the methods of `huggingface_hub.HfApi` that are used here; repositories are folders."""
 
     root: Path
-    created: list[tuple[str, bool]]
+    created: list[tuple[str, bool | None]]
+    is_private: dict[str, bool]
 
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+    def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> str:
         assert exist_ok
         self.created.append((repo_id, private))
+        self.is_private.setdefault(repo_id, bool(private))
         return f"https://huggingface.co/{repo_id}"
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+    def model_info(self, repo_id: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.is_private[repo_id])
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str] | None = None
+    ) -> None:
+        for name in delete_patterns or ():
+            (self.root / repo_id / name).unlink(missing_ok=True)
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
 
     def snapshot_download(
@@ -49,7 +59,7 @@ class FolderHub:
 
 @pytest.fixture
 def folder_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FolderHub]:
-    FolderHub.root, FolderHub.created = tmp_path / "hub", []
+    FolderHub.root, FolderHub.created, FolderHub.is_private = tmp_path / "hub", [], {}
     monkeypatch.setattr(hub, "HfApi", FolderHub)
     monkeypatch.setattr(hub, "check_host", lambda: None)
     return FolderHub
@@ -113,6 +123,115 @@ def test_what_was_pushed_is_pulled(
     run_command(["pull", "me/photos", "--out", out, "--force"], capsys)
     run_command(["push", out, "me/again"], capsys)
     assert "None are recorded" in (folder_hub.root / "me" / "again" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_a_second_push_replaces_all_files_of_the_first_model(
+    folder_hub: type[FolderHub], classifier_run: Path, tmp_path: Path
+) -> None:
+    hub.push(classifier_run, "me/photos")
+    (folder_hub.root / "me" / "photos" / "LICENSE").write_text("of the owner")
+    without_head = Encoder("test_resnet", size=32, head_layers=0).eval()
+    without_head.save(tmp_path / "model")
+    hub.push(tmp_path, "me/photos")
+    left = sorted(path.name for path in (folder_hub.root / "me" / "photos").iterdir())
+    assert left == ["LICENSE", "README.md", "config.json", "manifest.json", "model.safetensors"]
+    pulled = Encoder.from_run(hub.pull("me/photos", tmp_path / "pulled"))
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(pulled(images), without_head(images))
+
+
+def test_the_default_visibility_is_that_of_the_organization(
+    folder_hub: type[FolderHub], classifier_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run_command(["push", classifier_run, "me/photos"], capsys)
+    assert folder_hub.created == [("me/photos", None)]
+
+
+def test_a_private_model_is_not_uploaded_into_a_public_repository(
+    folder_hub: type[FolderHub], classifier_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder_hub.is_private["me/photos"] = False
+    message = run_command(["push", classifier_run, "me/photos", "--private"], capsys, 2)
+    assert "nothing was uploaded: me/photos exists and is public" in message
+    assert not folder_hub.root.exists()
+    folder_hub.is_private["me/photos"] = True
+    run_command(["push", classifier_run, "me/photos", "--private"], capsys)
+    assert (folder_hub.root / "me" / "photos").is_dir()
+
+
+def test_a_model_without_its_manifest_is_not_pulled(
+    folder_hub: type[FolderHub], classifier_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run_command(["push", classifier_run, "me/photos"], capsys)
+    (folder_hub.root / "me" / "photos" / "manifest.json").unlink()
+    message = run_command(["pull", "me/photos", "--out", tmp_path / "out"], capsys, 3)
+    assert "me/photos has no manifest.json, without which its files cannot be checked" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "labelled", "splits", "expected"),
+    [
+        (
+            "/home/me/my secret/photos",
+            "",
+            "/home/me/my secret/photos: bank the training images, queries every 5th image",
+            "photos: bank the training images, queries every 5th image",
+        ),
+        (
+            "~/secret/photos/",
+            "",
+            f"bank {Path.home()}/secret/photos/train, queries {Path.home()}/secret/photos/val",
+            "bank photos/train, queries photos/val",
+        ),
+        (
+            "../secret/photos.csv",
+            "../secret/some.txt",
+            "split train of ../secret/photos.csv: nothing held out; 2 of 8 training images have a label (those in "
+            "../secret/some.txt)",
+            "split train of photos.csv: nothing held out; 2 of 8 training images have a label (those in some.txt)",
+        ),
+        (
+            "moved",
+            "",
+            "bank /home/me/secret/train and ~/secret/more, queries /mnt/secret/val",
+            "bank train and more, queries val",
+        ),
+        (".", "", "bank train, queries val", "bank train, queries val"),
+    ],
+)
+def test_the_card_names_no_folder_in_a_sentence(
+    root: str, labelled: str, splits: str, expected: str, classifier_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(classifier_run, run)
+    results = json.loads((run / "results.json").read_text())
+    results["protocol"]["data"] = {"name": "folder", "root": root, "labelled": labelled}
+    results["protocol"]["splits"] = splits
+    (run / "results.json").write_text(json.dumps(results))
+    hub.push(run, "me/photos", dry_run=tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert f"- splits: {expected}\n" in text
+    assert "secret" not in text
+
+
+@torch.no_grad()
+def test_the_folder_of_a_backbone_is_not_published(tmp_path: Path, photo_folder: Path) -> None:
+    base = tmp_path / "secret" / "base"
+    Encoder("test_resnet", size=32, head_layers=0).save(base)
+    encoder = Encoder(f"local-dir:{base}", size=32).eval()
+    encoder.save(tmp_path / "run" / "model")
+    hub.push(tmp_path / "run", "me/photos", dry_run=tmp_path / "card")
+    formats.export_model(tmp_path / "run", "timm", tmp_path / "timm", data=str(photo_folder), num_images=2)
+    shutil.rmtree(base)
+    images = torch.rand(2, 3, 32, 32)
+    for folder in (tmp_path / "card", tmp_path / "timm"):
+        for path in folder.iterdir():
+            assert b"secret" not in path.read_bytes()
+        pushed = Encoder.from_run(folder)
+        assert pushed.config["backbone"] == "local-dir:base"
+        assert torch.equal(pushed(images), encoder(images))
 
 
 def test_mistakes_end_in_one_message(
