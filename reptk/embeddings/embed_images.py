@@ -107,7 +107,7 @@ def embed(
     if is_folder:
         check_folder(out)
         # Objects alone are exchanged: ranks may share a GPU.
-        device = str(distributed.setup(device, backend="gloo"))
+        device = str(distributed.setup(device, backend="gloo", may_share_gpu=True))
     elif images_per_part is not None:
         raise UsageError("images_per_part is for a folder of parts: name one as --out, without a suffix")
     elif out is not None:
