@@ -23,7 +23,16 @@ from reptk.stores import (
 )
 
 BATCH_ROWS = 1000
-"""Points of a request, whose size a server limits to 32 MB."""
+"""Points of a request, at most."""
+
+MAX_REQUEST_BYTES = 1 << 24
+"""A server takes requests of at most 32 MB."""
+
+BYTES_PER_VALUE = 24
+"""Of a float32 as text, with the digits that Python writes, e.g. -0.0012345678901234567, and a comma."""
+
+PAYLOAD_BYTES = 2000
+"""Of id, path and class; longer ones have the other half of the 32 MB."""
 
 
 @STORES.register("qdrant")
@@ -191,8 +200,11 @@ class QdrantStore:
 
         columns = zip(block.ids, block.paths, block.labels.tolist(), block.class_names, strict=True)
         payloads = [dict(zip(("id", "path", "label", "class"), values, strict=True)) for values in columns]
-        for first in range(0, len(payloads), BATCH_ROWS):
-            part = slice(first, first + BATCH_ROWS)
+        width = block.vectors.shape[1]
+        batch_rows = min(BATCH_ROWS, MAX_REQUEST_BYTES // (BYTES_PER_VALUE * width + PAYLOAD_BYTES))
+        batch_rows = max(1, batch_rows)
+        for first in range(0, len(payloads), batch_rows):
+            part = slice(first, first + batch_rows)
             batch = models.Batch(
                 ids=block.numbers[part].tolist(),
                 vectors=block.vectors[part].astype(np.float32).tolist(),

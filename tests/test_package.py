@@ -6,14 +6,18 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from contextlib import closing
 from inspect import signature
 from pathlib import Path
 
 import pytest
 
 import reptk
+import reptk.embeddings
+from embedding_inputs import make_embeddings
 from reptk import recipe as recipe_command
 from reptk.cli import main
+from store_servers import postgres_server, require_packages
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -178,6 +182,23 @@ def test_readme_commands_are_understood(line: str, capsys: pytest.CaptureFixture
         return
     arguments = ["--list"] if words[0] == "--list" else [*words, "--show"]
     assert recipe_command.main(arguments) == 0, capsys.readouterr().err
+
+
+def test_sql_of_the_readme_finds_the_nearest_images() -> None:
+    require_packages("postgresql")
+    import psycopg
+
+    [query] = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    embeddings = make_embeddings(["cat/0001.jpg", "cat/0002.jpg", "dog/0001.jpg"])
+    with closing(reptk.embeddings.export(embeddings, f"{postgres_server()}&table=photos")):
+        expected = embeddings.ids[1:]
+        similarities = (embeddings.vectors[1:] @ embeddings.vectors[0]).tolist()
+        if similarities[0] < similarities[1]:
+            expected = expected[::-1]
+        with psycopg.connect(postgres_server()) as connection:
+            rows = connection.execute(query).fetchall()
+            connection.execute("DROP TABLE photos")
+    assert [row[0] for row in rows] == ["cat/0001.jpg", *expected]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["recipe", "--list"]])

@@ -4,6 +4,7 @@ What `--to` names decides who writes: a format of `ENCODER_FORMATS` that of enco
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ EXAMPLES = """examples:
 """
 
 
+WORD = re.compile(r"[A-Za-z0-9_.-]+")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     return run_command(lambda: _run(_parse(arguments)))
@@ -35,8 +39,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.to in ENCODER_FORMATS:
         return export_encoder(args)
     if ":" not in args.to:
+        target = "--to"
+        # Anything else than a word may be settings of a database, with a password in any spelling.
+        if WORD.fullmatch(args.to):
+            target = f"--to {args.to!r}"
         raise UsageError(
-            f"--to {args.to!r} is no format of encoders ({', '.join(ENCODER_FORMATS)}), and no address of a store "
+            f"{target} is no format of encoders ({', '.join(ENCODER_FORMATS)}), and no address of a store "
             "(lance:FOLDER, postgresql://...)"
         )
     if args.out is not None or args.data is not None:

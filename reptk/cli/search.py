@@ -106,9 +106,10 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     from reptk.core import distributed
     from reptk.embeddings import search
 
-    distributed.setup()
+    # What ranks exchange is on the CPU, and they may share a GPU, which encodes the queries.
+    device = str(distributed.setup(args.device, backend="gloo", may_share_gpu=True))
     with closing(_open(named.index, trust=args.trust)) as index:
-        results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=args.device)
+        results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=device)
         summary = _summary(index, redacted(named.index))
     is_main = distributed.is_main()
     distributed.cleanup()

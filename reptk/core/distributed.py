@@ -26,21 +26,22 @@ PR_SET_PDEATHSIG = 1
 """Number of the Linux call that sets which signal a process gets when its parent ends."""
 
 
-def setup(device: str = "auto", *, backend: str | None = None) -> torch.device:
+def setup(device: str = "auto", *, backend: str | None = None, may_share_gpu: bool = False) -> torch.device:
     """Join the process group if torchrun or srun started this process, and return the device of this rank.
 
     Args:
         device: see `choose_device`.
         backend: of the process group; by default nccl on CUDA devices, else gloo.
+        may_share_gpu: whether several ranks of a machine may compute on one GPU, which NCCL does not allow.
 
     Raises:
-        EnvironmentProblem: the device is not available, there are fewer GPUs than ranks on this machine, or the ranks do not
-            find each other.
+        EnvironmentProblem: the device is not available, there are fewer GPUs than ranks on this machine and they may not share
+            them, or the ranks do not find each other.
     """
     slurm.set_rank_variables()
     torch_device = choose_device(device)
     if torch_device.type == "cuda":
-        torch_device = _cuda_device(torch_device)
+        torch_device = _cuda_device(torch_device, may_share_gpu)
         # Before the process group: NCCL uses the current device.
         torch.cuda.set_device(torch_device)
     is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -82,7 +83,7 @@ def _stop_with_launcher() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _cuda_device(device: torch.device) -> torch.device:
+def _cuda_device(device: torch.device, may_share: bool) -> torch.device:
     """Return the device itself if it has a number, else the one with this rank's number on its machine."""
     index = device.index
     if index is None:
@@ -90,6 +91,8 @@ def _cuda_device(device: torch.device) -> torch.device:
         # With --gpus-per-task, SLURM shows each task its GPU alone.
         if slurm.is_task() and torch.cuda.device_count() == 1:
             index = 0
+        if may_share:
+            index %= torch.cuda.device_count()
     if index >= torch.cuda.device_count():
         raise EnvironmentProblem(
             f"rank {rank()} needs CUDA device {index}, but there are {torch.cuda.device_count()}; start fewer "

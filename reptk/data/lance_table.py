@@ -100,16 +100,17 @@ class LanceTable:
         return len(self._fragment_names)
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
-        """Return the encoded images of rows, in this order; an error in place of one that cannot be read."""
+        """Return the encoded images of rows, in this order; an error in place of one that cannot be read.
+
+        Raises:
+            DataError: the table cannot be read, which is no fault of its images.
+        """
         # Rows that are asked for twice, or in another order, may come once, and in the order of the table.
         rows, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
-        try:
+        with _explained(self.base):
             column = self._table.take(rows.tolist(), columns=[self.image_column.name]).column(0)
-        except (OSError, ValueError) as cause:
-            return [DataError(f"cannot read {self.name(number)}: {cause}") for number in numbers]
         if len(column) != len(rows):
-            error = DataError(f"{self.base} has {len(column):,} of {len(rows):,} rows; open it again")
-            return [error for _ in numbers]
+            raise DataError(f"{self.base} has {len(column):,} of {len(rows):,} rows; open it again")
         contents: list[bytes | DataError] = []
         for number, place in zip(numbers, places.tolist(), strict=True):
             value = column[place].as_py()

@@ -4,9 +4,14 @@ The pages of a mapped file belong to the system, which drops them when memory is
 grow with the number of images.
 """
 
+import errno
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -56,11 +61,24 @@ def empty(length: int, dtype: DTypeLike) -> NDArray:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Pages that are never written take no space on the disk.
-            os.ftruncate(file.fileno(), num_bytes)
+            _reserve(file, folder, num_bytes)
             return np.memmap(file, dtype, "r+", shape=(length,))
     except OSError:
         return np.zeros(length, dtype)
+
+
+def _reserve(file: IO[bytes], folder: Path, num_bytes: int) -> None:
+    """Give a file its size, and its space on the disk: without this, writing to a full disk by a mapped array ends the process.
+
+    Raises:
+        OSError: there is no such space.
+    """
+    if sys.platform == "linux":
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        return
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(file.fileno(), num_bytes)
 
 
 def numbers_where(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -19,7 +19,12 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
-        """Return the encoded images with these numbers, in this order; an error in place of one that cannot be read."""
+        """Return the encoded images with these numbers, in this order; an error in place of one that cannot be read.
+
+        Raises:
+            DataError, EnvironmentProblem: the file that holds images has changed since it was opened, or cannot be read. This
+                is no fault of its images, which are not to be skipped for it.
+        """
         ...
 
     def name(self, number: int) -> str:
@@ -53,7 +58,7 @@ class ShardRow(NamedTuple):
         """Return the encoded image.
 
         Raises:
-            DataError: there is none, or it cannot be read.
+            DataError, EnvironmentProblem: there is none, or it cannot be read.
         """
         [content] = self.shards.contents([self.number])
         if isinstance(content, DataError):

@@ -4,6 +4,7 @@ Needs datasets (extra `table`). Its Arrow files are mapped into memory.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class SavedDataSet:
                 raise DataError(
                     f"{base}: the split {name} has no images in the column {self.image_column}, as others have"
                 )
+        # Once, since this takes longer than reading a few images.
+        self._image_parts = [part.select_columns([self.image_column.name]) for part in self._parts]
         self._starts = np.array([0, *map(len, self._parts)], np.int64).cumsum()
         self.paths = [Path(file["filename"]) for part in self._parts for file in part.cache_files]
 
@@ -76,15 +79,20 @@ class SavedDataSet:
         return list(zip(self.split_names, np.diff(self._starts).tolist(), strict=True))
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
-        """Return the encoded images with these numbers, in this order; an error in place of one that cannot be read."""
+        """Return the encoded images with these numbers, in this order; an error in place of one that cannot be read.
+
+        Raises:
+            DataError: the files of the data set cannot be read.
+        """
         contents: list[bytes | DataError] = [DataError("")] * len(numbers)
         wanted = np.asarray(numbers, np.int64)
         part_of = np.searchsorted(self._starts, wanted, side="right") - 1
         for part in np.unique(part_of).tolist():
             places = np.flatnonzero(part_of == part)
             rows = wanted[places] - self._starts[part]
-            column = self._parts[part].select_columns([self.image_column.name])[rows.tolist()].column(0)
-            for place, value in zip(places.tolist(), column.to_pylist(), strict=True):
+            with _explained(self.base):
+                values = self._image_parts[part][rows.tolist()].column(0).to_pylist()
+            for place, value in zip(places.tolist(), values, strict=True):
                 if isinstance(value, dict):
                     value = value["bytes"]
                 contents[place] = value or DataError(f"cannot read {self.name(numbers[place])}: it holds no image")
@@ -129,7 +137,19 @@ class SavedDataSet:
         for name, part in zip(self.split_names, self._parts, strict=True):
             if heading not in part.column_names:
                 raise DataError(f"{self.base}: the split {name} has no column {heading}, as {self.split_names[0]} has")
-            column = part.select_columns([heading])
+            with _explained(self.base):
+                column = part.select_columns([heading])
             for start in range(0, len(part), CHUNK_ROWS):
-                for chunk in column[start : start + CHUNK_ROWS].column(0).chunks:
+                with _explained(self.base):
+                    chunks = column[start : start + CHUNK_ROWS].column(0).chunks
+                for chunk in chunks:
                     yield self.base, chunk
+
+
+@contextmanager
+def _explained(base: Path) -> Iterator[None]:
+    """Turn an exception of datasets or of Arrow into a DataError that names the data set."""
+    try:
+        yield
+    except Exception as cause:
+        raise DataError(f"cannot read {base} as a data set of Hugging Face: {cause}. Save it again") from cause

@@ -28,18 +28,29 @@ def expand_pattern(pattern: Path) -> list[Path]:
     """Return the files that a pattern names, in its order, and those of a glob sorted; none twice.
 
     Raises:
-        DataError: it names no files, or files that do not exist, all of which are counted.
+        DataError: it names no files, or files that do not exist, or one of its alternatives matches none; all of these are
+            counted.
     """
     paths: dict[Path, None] = {}
     missing = []
-    for name in _expand_braces(str(pattern)):
-        if GLOB.search(name):
-            matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute ones, too
-            paths.update(dict.fromkeys(path for path in matches if path.is_file()))
-        elif Path(name).is_file():
+    without_match = []
+    names = _expand_braces(str(pattern))
+    for name in names:
+        # First, since the name of a file, or of its folder, may itself hold brackets.
+        if Path(name).is_file():
             paths[Path(name)] = None
+        elif GLOB.search(name):
+            matches = _matching_files(Path(name))
+            paths.update(dict.fromkeys(matches))
+            if not matches:
+                without_match.append(name)
         else:
             missing.append(name)
+    if without_match and len(names) > 1:
+        count = f"{format_count(len(without_match), 'alternative')} of {pattern} (data.root)"
+        raise DataError(
+            f"{count} without a file: {first_names(without_match, MAX_LISTED)}; correct the pattern, or fetch the files"
+        )
     if missing:
         count = f"{format_count(len(missing), 'file')} that {pattern} (data.root) names"
         raise DataError(
@@ -48,6 +59,16 @@ def expand_pattern(pattern: Path) -> list[Path]:
     if not paths:
         raise DataError(f"{pattern} (data.root) matches no file")
     return list(paths)
+
+
+def _matching_files(pattern: Path) -> list[Path]:
+    """Return the files that a glob matches, sorted. The folders at its beginning that exist as they are written are no glob."""
+    existing = pattern.parent
+    while is_pattern(existing):
+        existing = existing.parent
+    rest = pattern.relative_to(existing)
+    matches = glob.glob(os.path.join(glob.escape(str(existing)), rest), recursive=True)  # noqa: PTH207, PTH118
+    return sorted(path for path in map(Path, matches) if path.is_file())
 
 
 def _expand_braces(text: str) -> list[str]:

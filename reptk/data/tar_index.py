@@ -46,6 +46,7 @@ class TarIndex:
         shard_starts: (shards + 1,) number of the first image of each shard, and of all images.
         classes: names of the classes, by label.
         notes: lines that say where labels come from, and what is skipped.
+        unread_labels: which files of labels cannot be read as such; an empty text if all can.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class TarIndex:
     shard_starts: NDArray[np.int64]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    unread_labels: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -99,6 +101,8 @@ def open_index(paths: Sequence[Path]) -> TarIndex:
         shard_starts=np.array([0, *manifest["images"]], np.int64).cumsum(),
         classes=tuple(manifest["classes"]),
         notes=tuple(manifest["notes"]),
+        # An earlier version refused such files, so its index has no such entry.
+        unread_labels=manifest.get("unread_labels", ""),
     )
 
 
@@ -147,6 +151,11 @@ def describe_change(path: Path, expected: tuple[int, int]) -> str | None:
         stat = path.stat()
     except OSError as cause:
         return f"cannot be read ({cause.strerror})"
+    return describe_difference(stat, expected)
+
+
+def describe_difference(stat: os.stat_result, expected: tuple[int, int]) -> str | None:
+    """Return how the state of a shard differs from what was indexed; None if size and time of modification are the same."""
     if stat.st_size != expected[0]:
         return f"has {stat.st_size:,} bytes, and had {expected[0]:,}"
     if stat.st_mtime_ns != expected[1]:

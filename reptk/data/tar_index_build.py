@@ -39,6 +39,7 @@ KIND_NAMES = {BY_FOLDER: "folders", BY_JSON: ".json files", BY_CLASS_FILE: ".cls
 INDEX_FILES = ("records.bin", "keys.bin")
 
 MAX_PROBLEMS = 10
+MAX_LISTED_LABELS = 3
 MEGABYTE = 1 << 20
 CACHE_ADVICE = "Name another folder for caches by the environment variable XDG_CACHE_HOME"
 
@@ -53,6 +54,8 @@ class _Build:
         images: number of images of each shard.
         problems: what is wrong, with the names of the shards.
         without_image: samples without an image.
+        unread_labels: the first files of labels that cannot be read as such.
+        num_unread_labels: how many there are.
         num_other: files that belong to no sample.
     """
 
@@ -61,6 +64,8 @@ class _Build:
     images: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
+    unread_labels: list[str] = field(default_factory=list)
+    num_unread_labels: int = 0
     num_other: int = 0
     key_bytes: int = 0
 
@@ -93,6 +98,7 @@ def build_index(paths: Sequence[Path], folder: Path) -> None:
         "images": build.images,
         "classes": classes,
         "notes": notes,
+        "unread_labels": _unread_labels_text(build),
         "files": {name: file_record(folder / name) for name in INDEX_FILES},
         "shards": [str(path) for path in paths],
     }
@@ -129,6 +135,10 @@ def _add_shard(
     """Append the images of a shard to the files of the index."""
     build.problems += [f"{path} {problem}" for problem in content.problems]
     build.without_image += [f"{in_one_line(key)} in {path}" for key in content.without_image]
+    unread_labels = [f"{path} has {phrase}" for phrase in content.unread_labels]
+    # Of the first alone: there may be one for each of many millions of images.
+    build.unread_labels = (build.unread_labels + unread_labels)[:MAX_LISTED_LABELS]
+    build.num_unread_labels += len(unread_labels)
     build.num_other += content.num_other
     build.images.append(len(content.samples))
     encoded = [sample.key.encode("utf-8", "surrogateescape") for sample in content.samples]
@@ -178,6 +188,16 @@ def _check(build: _Build, paths: Sequence[Path]) -> None:
         )
 
 
+def _unread_labels_text(build: _Build) -> str:
+    """Return which files of labels cannot be read as such; an empty text if all can."""
+    if not build.num_unread_labels:
+        return ""
+    listed = "; ".join(build.unread_labels)
+    if build.num_unread_labels > len(build.unread_labels):
+        listed += "; ..."
+    return f"{format_count(build.num_unread_labels, 'file')} of labels cannot be read: {listed}"
+
+
 def first_lines(lines: Sequence[str]) -> list[str]:
     """Return the first lines of many, and how many more there are."""
     if len(lines) <= MAX_PROBLEMS:
@@ -220,6 +240,8 @@ def _assign_labels(records_path: Path, build: _Build) -> tuple[list[str], list[s
     if build.without_image:
         count = format_count(len(build.without_image), "sample")
         notes.append(f"  skipped: {count} without an image: {first_names(build.without_image, 3)}")
+    if build.num_unread_labels:
+        notes.append(f"  note: {_unread_labels_text(build)}")
     if build.num_other:
         notes.append(f"  not read: {format_count(build.num_other, 'file')} that belong to no image")
     return list(classes), notes

@@ -55,7 +55,8 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
             "folders" if one split has at least two classes, else "none".
 
     Raises:
-        DataError: shards are missing, cannot be indexed or have changed since, or `labels` is "folders" and there are none.
+        DataError: shards are missing, cannot be indexed or have changed since, or `labels` is "folders", and there are none
+            or files of labels that cannot be read as such.
         EnvironmentProblem: the index cannot be written.
     """
     paths = find_tars(base)
@@ -65,6 +66,11 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
     if labels == "folders" and not index.classes:
         raise DataError(
             f"data.labels is 'folders', but {base} has no labels; add files such as 000017.cls or 000017.json to the samples"
+        )
+    if labels == "folders" and index.unread_labels:
+        raise DataError(
+            f"data.labels is 'folders', but {index.unread_labels}. Write these files again; with data.labels=auto "
+            "their images have no label by them"
         )
     shards = TarShards(index, root)
     has_splits = any(split_role(name) not in (None, UNLABELED) for _, name in split_of)

@@ -5,12 +5,14 @@ The files of a sample have one name up to the first dot, its key: 000017.jpg, 00
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from reptk.core.counts import format_bytes
 from reptk.core.files import parse_json
 from reptk.core.foreign_files import open_regular
 from reptk.core.printable_names import in_one_line
@@ -31,6 +33,9 @@ MAX_LABEL_BYTES = 4096
 MAX_JSON_BYTES = 1 << 20
 MAX_IMAGE_BYTES = (1 << 32) - 1
 """The index has 32 bits for the size of an image."""
+
+OCTAL = re.compile(rb" *([0-7]+)[\0 ]*")
+"""A number in a header. `int` takes more, e.g. a sign, with which an archive could send its reader back to where it was."""
 
 CLASS_FILE = "cls"
 JSON_FILE = "json"
@@ -62,12 +67,14 @@ class ShardContent:
         samples: the images, in the order in which their samples begin.
         without_image: keys of samples that have labels or other files of a sample, and no image.
         problems: phrases that say why the shard cannot be used.
+        unread_labels: phrases that name files of labels that cannot be read as such; their samples have no label by them.
         num_other: files that belong to no sample.
     """
 
     samples: list[TarSample] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unread_labels: list[str] = field(default_factory=list)
     num_other: int = 0
 
 
@@ -142,7 +149,8 @@ def _members_by_key(
                 advance(entry.end - position)
                 position = entry.end
                 _add_entry(entry, samples, content)
-    except tarfile.TarError as cause:
+    except (tarfile.TarError, ValueError, OverflowError) as cause:
+        # The last two are what `tarfile` raises where a header says that the next has a negative or a huge size.
         if samples:
             content.problems.append(f"is truncated or damaged ({cause}): copy it again")
         else:
@@ -170,6 +178,8 @@ def _entries(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[_Entry]:
             if member is None:
                 return
             entry = _Entry(member.name, member.offset_data, member.size, _kind(member), archive.offset)
+        if entry.size < 0 or entry.end <= position:
+            raise tarfile.ReadError(f"the header at byte {position:,} has an impossible size")
         yield entry
         position = entry.end
 
@@ -178,13 +188,13 @@ def _plain_entry(header: bytes, position: int) -> _Entry | None:
     """Return the file whose header this is; None for anything else than an ordinary file in the format of POSIX or GNU."""
     if len(header) < BLOCK_BYTES or header[257:262] != b"ustar" or header[156] not in (0, ord("0")):
         return None
-    try:
-        size = int(header[124:136].rstrip(b"\0 ") or b"0", 8)
-        checksum = int(header[148:156].strip(b"\0 "), 8)
-    except ValueError:
+    size_digits = OCTAL.fullmatch(header[124:136])
+    checksum_digits = OCTAL.fullmatch(header[148:156])
+    if size_digits is None or checksum_digits is None:
         return None
+    size = int(size_digits[1], 8)
     # The checksum counts its own bytes as blanks.
-    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum or header[124] & 0x80:
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != int(checksum_digits[1], 8):
         return None
     name = header[:100].partition(b"\0")[0]
     if header[257:263] == b"ustar\0":
@@ -269,9 +279,7 @@ def _add_sample(file: BinaryIO, key: str, files: dict[str, _Member], content: Sh
     if CLASS_FILE in files:
         class_text = _text_of(file, files[CLASS_FILE])
         if class_text is None:
-            content.problems.append(
-                f"has {in_one_line(key)}.cls, which is not a number or a name in UTF-8: write it again"
-            )
+            content.unread_labels.append(f"{in_one_line(key)}.cls, which is not a number or a name in UTF-8")
     elif JSON_FILE in files:
         json_label = _label_in_json(file, key, files[JSON_FILE], content)
     content.samples.append(TarSample(key, image.offset, image.size, class_text, json_label))
@@ -303,19 +311,19 @@ def _text_of(file: BinaryIO, member: _Member) -> str | None:
 
 def _label_in_json(file: BinaryIO, key: str, member: _Member, content: ShardContent) -> str | None:
     """Return the label in a .json file, under one of its usual names."""
-    problem = f"has {in_one_line(key)}.json, which is not a JSON object: write it again"
+    name = f"{in_one_line(key)}.json"
     if member.size > MAX_JSON_BYTES:
-        content.problems.append(problem)
+        content.unread_labels.append(f"{name}, which has {format_bytes(member.size)}")
         return None
     try:
         values = parse_json(os.pread(file.fileno(), member.size, member.offset))
     except (ValueError, RecursionError):
-        content.problems.append(problem)
+        content.unread_labels.append(f"{name}, which is not JSON")
         return None
     if isinstance(values, str | int) and not isinstance(values, bool):
         return str(values)
     if not isinstance(values, dict):
-        content.problems.append(problem)
+        content.unread_labels.append(f"{name}, which is not a JSON object")
         return None
     by_key = {heading_key(name): value for name, value in values.items()}
     for heading in HEADINGS["label"]:

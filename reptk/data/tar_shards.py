@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.file_retries import with_retries
 from reptk.core.printable_names import in_one_line
 from reptk.data.shard_names import file_id
-from reptk.data.tar_index import TarIndex, describe_change
+from reptk.data.tar_index import TarIndex, describe_difference
 
 MAX_OPEN_SHARDS = 256
 """A process may open 1,024 files, as most systems are set."""
@@ -38,16 +38,16 @@ class TarShards:
         return len(self.index)
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
-        """Return the encoded images with these numbers; an error in place of one that cannot be read."""
-        contents: list[bytes | DataError] = []
-        for number in numbers:
-            try:
-                contents.append(with_retries(lambda number=number: self._read(number)))
-            except OSError as cause:
-                contents.append(DataError(f"cannot read {self.name(number)}: {cause.strerror or cause}"))
-            except DataError as error:
-                contents.append(error)
-        return contents
+        """Return the encoded images with these numbers.
+
+        A shard that cannot be read is no fault of its images: nothing is returned in their place, since they would be left out
+        although they are whole.
+
+        Raises:
+            DataError: a shard has changed since it was indexed.
+            EnvironmentProblem: a shard cannot be read, not even after some seconds.
+        """
+        return [self._content(number) for number in numbers]
 
     def name(self, number: int) -> str:
         """Return how messages call an image."""
@@ -76,6 +76,15 @@ class TarShards:
         """Return the number of the first image of each shard."""
         return self.index.shard_starts[:-1]
 
+    def _content(self, number: int) -> bytes:
+        try:
+            return with_retries(lambda: self._read(number))
+        except OSError as cause:
+            raise EnvironmentProblem(
+                f"cannot read {self.name(number)}: {cause.strerror or cause}. Is the disk of the shard available? "
+                "Start again once it is"
+            ) from cause
+
     def _shard_of(self, number: int) -> int:
         return int(self.index.records["shard"][number])
 
@@ -90,6 +99,8 @@ class TarShards:
             if not rest:
                 raise DataError(f"cannot read {self.name(number)}: the shard has been truncated since it was indexed")
             content += rest
+        # What is read from a shard that is being written over is no image, or another one.
+        self._check_unchanged(int(record["shard"]), shard)
         return content
 
     def _open_shard(self, number: int) -> "_OpenShard":
@@ -100,14 +111,18 @@ class TarShards:
                 return shard
         # Opened without the lock, since on a network disk this takes a while. Two threads may do it at once.
         shard = _OpenShard(self.paths[number])
-        change = describe_change(self.paths[number], self.index.stats[number])
-        if change is not None:
-            raise DataError(f"{self.paths[number]} has changed since it was indexed: it {change}; start again")
+        self._check_unchanged(number, shard)
         with self._lock:
             self._open[number] = shard
             while len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         return shard
+
+    def _check_unchanged(self, number: int, shard: "_OpenShard") -> None:
+        """Raise DataError if an open shard is not what was indexed."""
+        change = describe_difference(os.fstat(shard.descriptor), self.index.stats[number])
+        if change is not None:
+            raise DataError(f"{self.paths[number]} has changed since it was indexed: it {change}; start again")
 
 
 class _OpenShard:

@@ -114,7 +114,7 @@ def embed(
     if is_folder:
         check_folder(out)
         # Objects alone are exchanged: ranks may share a GPU.
-        device = str(distributed.setup(device, backend="gloo"))
+        device = str(distributed.setup(device, backend="gloo", may_share_gpu=True))
         # Also while one rank lists the images, or makes the index of shards.
         distributed.set_timeout(DAY_SECONDS, torch.device("cpu"))
     elif images_per_part is not None:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reptk.config.registry import STORES
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.passwords import redacted, without_secrets
+from reptk.stores.postgres_rights import read_grants, write_grants
 from reptk.stores.protocol import Collection, StoredRows, require_new_collection, require_store_package
 
 DEFAULT_TABLE = "embeddings"
@@ -39,7 +40,8 @@ class PostgresStore:
     """postgresql://USER@HOST/DATABASE?table=NAME, a table with the columns number, id, path, label, class and vector.
 
     A password is taken from the address, PGPASSWORD or ~/.pgpass. The index is HNSW by cosine distance. Vectors of float16, and
-    those of 2,001 to 4,000 values, are stored as halfvec; wider ones are searched without an index.
+    those of 2,001 to 4,000 values, are stored as halfvec; wider ones are searched without an index. A table that replaces
+    another gets the rights that were granted on it.
 
     Args:
         address: of libpq, with the parameter `table`, by default "embeddings", which may be `schema.table`.
@@ -72,6 +74,8 @@ class PostgresStore:
             self._create_extension(connection)
             is_taken, existing = self._existing_collection(connection)
             require_new_collection(self.name, existing, collection, replace=replace, is_taken=is_taken)
+            if is_taken:
+                self._check_droppable(connection)
             self._write_rows(connection, collection, blocks, is_replaced=is_taken)
 
     def read_collection(self) -> Collection:
@@ -158,8 +162,11 @@ class PostgresStore:
                 yield numbers, np.stack([vector.to_numpy() for _, vector in rows])
 
     def index_kind(self) -> str:
-        statement = "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%% USING hnsw %%' AND to_regclass(%s) = "
-        statement += "(quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass"
+        # By the number of the table: names of tables in other schemas may not be looked up by everybody.
+        statement = (
+            "SELECT count(*) FROM pg_index JOIN pg_class ON pg_class.oid = pg_index.indexrelid "
+            "JOIN pg_am ON pg_am.oid = pg_class.relam WHERE pg_index.indrelid = to_regclass(%s) AND pg_am.amname = 'hnsw'"
+        )
         with self._errors("read"), self._transaction() as connection:
             has_index = connection.execute(statement, [self._quoted_table(connection)]).fetchone()[0]
         if has_index:
@@ -190,6 +197,11 @@ class PostgresStore:
                     "may runs: CREATE EXTENSION vector"
                 ) from cause
         register_vector(connection)
+
+    def _check_droppable(self, connection: Any) -> None:
+        """Raise the error of dropping the table, e.g. of a view that needs it, before all rows are written, not after."""
+        with connection.transaction(force_rollback=True):
+            connection.execute(self._sql("DROP TABLE {table}"))
 
     def _write_rows(
         self, connection: Any, collection: Collection, blocks: Iterable[StoredRows], *, is_replaced: bool
@@ -232,6 +244,7 @@ class PostgresStore:
                 connection.execute(self._sql(statement, temporary))
         self._set_comment(connection, temporary, collection)
         if is_replaced:
+            write_grants(connection, temporary, read_grants(connection, self._quoted_table(connection)))
             connection.execute(self._sql("DROP TABLE {table}"))
         connection.execute(self._sql("ALTER TABLE {temporary} RENAME TO {new_name}", temporary))
         connection.execute(self._sql("ANALYZE {table}"))
@@ -341,6 +354,12 @@ class PostgresStore:
             ) from cause
         except psycopg.errors.DuplicateTable as cause:
             raise UsageError(f"{self.name} was written by another process meanwhile; nothing was changed") from cause
+        except psycopg.errors.DependentObjectsStillExist as cause:
+            dependents = (cause.diag.message_detail or "").replace("\n", "; ")
+            raise UsageError(
+                f"{self.name} cannot be replaced, since something in the database needs it ({dependents}). Drop that first, or "
+                "choose another name"
+            ) from cause
         except psycopg.errors.InsufficientPrivilege as cause:
             raise EnvironmentProblem(f"cannot {action} {self.name}: {self._reason(cause)}") from cause
         except psycopg.Error as cause:
@@ -359,10 +378,14 @@ def _split_address(address: str) -> tuple[str, str]:
         UsageError: it is not an address.
     """
     base, _, query = address.partition("?")
-    try:
-        parameters = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError as cause:
-        raise UsageError(f"{redacted(address)} is not a valid address, e.g. postgresql://user@host/database") from cause
+    parameters = []
+    if query:
+        # As libpq does it, to which + is no blank.
+        for parameter in query.split("&"):
+            key, separator, value = parameter.partition("=")
+            if not separator:
+                raise UsageError(f"{redacted(address)} is not a valid address, e.g. postgresql://user@host/database")
+            parameters.append((unquote(key), unquote(value)))
     tables = [value for key, value in parameters if key == "table"]
     if len(tables) > 1:
         raise UsageError(f"{redacted(address)} names several tables")
@@ -371,8 +394,7 @@ def _split_address(address: str) -> tuple[str, str]:
         table = tables[0]
     others = [(key, value) for key, value in parameters if key != "table"]
     if others:
-        # libpq reads + as itself, so a space has to be %20.
-        base = f"{base}?{urlencode(others, quote_via=quote)}"
+        base += "?" + "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in others)
     return base, table
 
 

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import reptk
 from embedding_inputs import draw_image, run_command
 from reptk.cli import main
+from reptk.core import distributed
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -150,3 +152,23 @@ def test_turned_copies_and_blank_images(
     )
     assert "2 hold the same bytes as another, 0 the same pixels, 0 are turned or mirrored" in printed
     assert "go with --duplicates" in run_command(["search", embeddings, "--no-images"], capsys, exit_code=2)
+
+
+def test_ranks_that_share_a_gpu_exchange_what_is_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """NCCL takes neither tensors on the CPU nor two ranks on one GPU."""
+    joined = []
+
+    def join(backend: str, **options: object) -> None:
+        joined.append(backend)
+        raise torch.distributed.DistError("no other ranks")
+
+    monkeypatch.setattr(distributed, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "no other ranks" in run_command(["search", "photos.index", "--id", "3", "--no-html"], capsys, exit_code=4)
+    assert joined == ["gloo"]

@@ -229,3 +229,14 @@ def test_cuda_that_is_not_available_is_an_environment_problem():
     assert distributed.setup("auto") == torch.device("cpu")
     with pytest.raises(EnvironmentProblem, match="the device is 'cuda:1', but torch finds no CUDA device"):
         distributed.setup("cuda:1")
+
+
+def test_ranks_share_gpus_only_where_they_may(monkeypatch):
+    monkeypatch.setattr(distributed, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.setup("cuda", may_share_gpu=True) == torch.device("cuda:1")
+    assert distributed.setup("cuda:0", may_share_gpu=True) == torch.device("cuda:0")
+    with pytest.raises(EnvironmentProblem, match="needs CUDA device 3, but there are 2"):
+        distributed.setup("cuda")

@@ -21,6 +21,13 @@ from reptk.core.passwords import hide_passwords, redacted, without_secrets
         ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
         ("lance:photos@home.lance", "lance:photos@home.lance"),
         ("https://example.org:80/a", "https://example.org:80/a"),
+        ("postgresql://me@corp:pw@host/db", "postgresql://me@corp:***@host/db"),
+        ("postgresql://me/x:pw@host/db", "postgresql://me/x:***@host/db"),
+        ("postgresql:me:pw@host/db", "postgresql:me:***@host/db"),
+        ("qdrant:http://me:pw@host:6333/photos", "qdrant:http://me:***@host:6333/photos"),
+        ("postgresql:host=h password=pw dbname=d", "postgresql:host=h password=*** dbname=d"),
+        ("host=h PASSWORD = 'a pw' dbname=d", "host=h PASSWORD = *** dbname=d"),
+        ("host=h sslpassword=pw", "host=h sslpassword=***"),
     ],
 )
 def test_addresses(address: str, printed: str) -> None:
@@ -35,4 +42,6 @@ def test_only_passwords_of_a_text_are_hidden() -> None:
 
 def test_a_message_that_quotes_the_password() -> None:
     address = "postgresql://me:s%40fe@host/db?password=other"
+    assert without_secrets("pw and a b fail", "host=h password='a b'") == "pw and *** fail"
+    assert without_secrets("p:w fails", "postgresql:me@corp:p:w@host/db") == "*** fails"
     assert without_secrets("s@fe and s%40fe and other fail", address) == "*** and *** and *** fail"

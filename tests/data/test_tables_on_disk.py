@@ -117,6 +117,32 @@ def test_images_that_are_missing_are_skipped(kind: str, tmp_path: Path) -> None:
     assert reasons[4].endswith("it holds no image")
 
 
+def test_a_saved_data_set_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(write_saved(tmp_path / "x", train=range(9)))
+    import datasets
+
+    monkeypatch.setattr(datasets.Dataset, "select_columns", None)
+    assert source.contents([3]) == [encoded_image(3)], "the column was selected before"
+
+    def fail(data_set: object, rows: object) -> None:
+        raise pyarrow.ArrowInvalid("offset out of bounds")
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", fail)
+    with pytest.raises(DataError, match=r"cannot read .*x as a data set of Hugging Face: offset out of bounds"):
+        source.contents([3])
+
+
+def test_a_table_of_lance_that_cannot_be_read_costs_no_image(tmp_path: Path) -> None:
+    path = write_lance(tmp_path / "x.lance", rows(range(12)))
+    data = folder(str(path), size=8, on_error="skip")
+    (path / "data").rename(path / "away")
+    with pytest.raises(DataError, match=r"cannot read .*x\.lance as a table of Lance"):
+        fetch_all(data.train)
+    (path / "away").rename(path / "data")
+    assert len(fetch_all(data.train)) == len(data.train)
+    assert data.train.images.unreadable(torch.arange(len(data.train))) == {}
+
+
 def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     path = write_lance(tmp_path / "x.lance", pyarrow.table({"text": ["a"], "number": [1]}))
     with pytest.raises(DataError, match=r"x\.lance has no column of images among text, number"):

@@ -1,5 +1,6 @@
 """Tar shards in WebDataset's layout: which images are read, their splits and classes, the index, and what is refused."""
 
+import errno
 import gzip
 import io
 import json
@@ -86,6 +87,17 @@ def test_missing_shards_of_a_pattern_are_counted(tmp_path: Path) -> None:
         folder(str(root / "train-{000000..000003}.tar"))
     with pytest.raises(DataError, match="matches no file"):
         folder(str(root / "test-*.tar"))
+    with pytest.raises(
+        DataError, match=r"1 alternative of .* \(data\.root\) without a file: \S*/vall-\*\.tar; correct"
+    ):
+        folder(str(root / "{train,vall}-*.tar"))
+
+
+@pytest.mark.parametrize("pattern", ["{train-000000,train-000001}.tar", "train-*.tar", "train-00000?.tar"])
+def test_folders_whose_names_hold_brackets(tmp_path: Path, pattern: str) -> None:
+    root = write_data_set(tmp_path / "set[1]")
+    data = folder(str(root / pattern), size=8, holdout=2)
+    assert len(data.train) + len(data.query) == 12
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -212,6 +224,39 @@ def test_a_shard_that_changes_while_it_is_read(tmp_path: Path) -> None:
         fetch_all(data.train)
 
 
+def test_a_shard_that_is_written_over_while_it_is_open(tmp_path: Path) -> None:
+    path = write_samples(tmp_path / "t.tar", range(20))
+    data = folder(str(path), size=8, on_error="skip")
+    fetch_all(data.train)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\0" * size)
+    os.utime(path, (1, 1))
+    with pytest.raises(DataError, match=r"t\.tar has changed since it was indexed: it was written again"):
+        fetch_all(data.train)
+    assert data.train.images.unreadable(torch.arange(len(data.train))) == {}
+
+
+@pytest.mark.parametrize("function", ["open", "pread"])
+def test_a_disk_that_fails_for_a_moment_costs_no_image(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_samples(tmp_path / "t.tar", range(20))
+    data = folder(str(path), size=8, on_error="skip", holdout=20)
+    expected = fetch_all(folder(str(path), size=8, on_error="skip", holdout=20).train)
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("reptk.core.file_retries.WAITS_SECONDS", (0.0,))
+        patched.setattr(os, function, fail)
+        with pytest.raises(EnvironmentProblem, match=r"cannot read .*t\.tar, 0000: Input/output error.*Start again"):
+            data.train.images.fetch(torch.arange(3))
+    assert torch.equal(fetch_all(data.train), expected)
+    assert data.train.images.unreadable(torch.arange(len(data.train))) == {}
+
+
 def test_all_problems_of_all_shards_are_one_message(tmp_path: Path) -> None:
     root = tmp_path / "shards"
     whole = write_samples(root / "00.tar", range(20)).read_bytes()
@@ -258,11 +303,44 @@ def test_samples_without_an_image(tmp_path: Path) -> None:
 
 
 def test_labels_that_cannot_be_read(tmp_path: Path) -> None:
-    members = [("a.png", encoded_image(0)), ("a.cls", b"\xff\xfe"), ("b.png", encoded_image(0)), ("b.json", b"[1")]
-    with pytest.raises(
-        DataError, match=r"a\.cls, which is not a number or a name in UTF-8.*\n.*b\.json, which is not a JSON object"
-    ):
-        folder(str(write_tar(tmp_path / "t.tar", members)))
+    unreadable = {"a.cls": b"\xff\xfe", "b.json": b"[1", "c.json": b"[1]", "d.json": b'"' + b"x" * (1 << 20) + b'"'}
+    members = [("x.png", encoded_image(9)), ("x.cls", b"cat"), ("y.png", encoded_image(8)), ("y.cls", b"dog")]
+    for number, (name, content) in enumerate(unreadable.items()):
+        members += [(name, content), (f"{name[0]}.png", encoded_image(number))]
+    path = write_tar(tmp_path / "t.tar", members)
+    data = folder(str(path), size=8)
+    assert data.train.labels.tolist() == [0, 1, -1, -1, -1, -1]
+    assert_holds(data.train, [9, 8, 0, 1, 2, 3])
+    expected = (
+        f"  note: 4 files of labels cannot be read: {path} has a.cls, which is not a number or a name in UTF-8; "
+        f"{path} has b.json, which is not JSON; {path} has c.json, which is not a JSON object; ..."
+    )
+    assert expected in data.summary
+    assert len(folder(str(path), size=8, labels="none").train) > 0
+    for _ in range(2):  # from an index that is there, too
+        with pytest.raises(
+            DataError, match=r"data\.labels is 'folders', but 4 files of labels cannot be read: .*a\.cls"
+        ):
+            folder(str(path), size=8, labels="folders")
+
+
+def header_of(name: str, size: bytes, kind: bytes) -> bytes:
+    """Return a header of an archive that says the size in these 12 bytes."""
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = size
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"-0000000001\0", b"\xff" * 11 + b"\0", b"-0000002000\0"])
+@pytest.mark.parametrize("kind", [b"0", b"5", b"x"])
+def test_an_archive_that_sends_its_reader_back_is_refused(size: bytes, kind: bytes, tmp_path: Path) -> None:
+    good = write_tar(tmp_path / "good.tar", [("a.png", b"x" * 512)]).read_bytes()
+    (tmp_path / "t.tar").write_bytes(good[:1024] + header_of("b.png", size, kind) + good)
+    with pytest.raises(DataError, match=r"t\.tar (is truncated or damaged|has a\.png twice)"):
+        folder(str(tmp_path / "t.tar"))
 
 
 def test_images_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
@@ -316,6 +394,20 @@ def test_arrays_that_are_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert same_data(data, same)
     assert same_data(folder(str(write_images(tmp_path / "f", a=9, b=9)), size=8), folder(str(tmp_path / "f"), size=8))
     assert not any(path.is_file() for path in (tmp_path / "caches" / "reptk").iterdir()), "the files have no names"
+
+
+def test_a_full_disk_for_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its space on the disk, writing to a mapped array would end the process."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(large_arrays, "MAX_BYTES_IN_MEMORY", 0)
+    assert isinstance(large_arrays.empty(9, np.int64), np.memmap)
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    array = large_arrays.empty(9, np.int64)
+    assert not isinstance(array, np.memmap)
+    assert array.tolist() == [0] * 9
 
 
 def test_no_folder_for_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,7 @@ def test_the_small_stem_is_written_as_pt2_and_refused_for_timm(
             2,
             "--to 'onxx' is no format of encoders (onnx, pt2,",
         ),
+        (["--to", "host=h password=geheim dbname=d", "--out", "m.onnx"], 2, "error: --to is no format of encoders ("),
         (["--to", "onnx"], 2, "--to onnx writes a file or folder, which --out names"),
         (["--to", "pt2", "--out", "m.onnx"], 2, "--out: a file of pt2 ends in .pt2, got 'm.onnx'"),
         (["--to", "pt2", "--out", "full.pt2"], 2, "full.pt2 exists. Choose another --out"),

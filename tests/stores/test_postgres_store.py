@@ -114,6 +114,74 @@ def test_names_are_quoted_and_may_be_in_a_schema(address: str) -> None:
             export(EMBEDDINGS, f"{postgres_server()}&table={table}")
 
 
+def test_an_index_in_a_schema_that_is_closed(address: str) -> None:
+    name = uuid.uuid4().hex[:8]
+    with connected() as connection:
+        connection.execute(f"CREATE USER u_{name}")
+        connection.execute(f"GRANT CREATE ON SCHEMA public TO u_{name}")
+        connection.execute(f"CREATE SCHEMA s_{name}")
+    export(EMBEDDINGS, f"{postgres_server()}&table=s_{name}.photos")
+    export(EMBEDDINGS, address)
+    as_user = address.replace("postgres:@/", f"u_{name}:@/")
+    assert as_user != address
+    with closing(export(EMBEDDINGS, f"{as_user}_b")) as index:
+        assert index.store.index_kind() == "HNSW"
+
+
+def test_rights_survive_a_replacement(address: str) -> None:
+    table, user = table_of(address), f"u_{uuid.uuid4().hex[:8]}"
+    rights = "SELECT relacl::text[] FROM pg_class WHERE relname = %s"
+    column_rights = (
+        "SELECT attname, attacl::text[] FROM pg_attribute "
+        "WHERE attrelid = %s::regclass AND attacl IS NOT NULL ORDER BY attnum"
+    )
+    export(EMBEDDINGS, address)
+    with connected() as connection:
+        connection.execute(f'CREATE USER "{user}"')
+        connection.execute(f'GRANT SELECT ON {table} TO "{user}" WITH GRANT OPTION')
+        connection.execute(f"GRANT SELECT ON {table} TO PUBLIC")
+        connection.execute(f'GRANT UPDATE (path, label) ON {table} TO "{user}"')
+        before = [connection.execute(query, [table]).fetchall() for query in (rights, column_rights)]
+        assert user in str(before[0])
+        assert len(before[1]) == 2
+        export(EMBEDDINGS, address, force=True)
+        assert [connection.execute(query, [table]).fetchall() for query in (rights, column_rights)] == before
+    with closing(StoreIndex.open(address.replace("postgres:@/", f"{user}:@/"))) as index:
+        assert len(index) == 3
+
+
+def test_a_view_of_the_table_is_noticed_before_the_rows_are_written(address: str) -> None:
+    table = table_of(address)
+    export(EMBEDDINGS, address)
+
+    def blocks() -> Iterator[StoredRows]:
+        pytest.fail("a row was read")
+        yield
+
+    with connected() as connection, closing(open_store(address)) as store:
+        connection.execute(f"CREATE VIEW v_{table} AS SELECT id FROM {table}")
+        with pytest.raises(
+            UsageError, match=rf"cannot be replaced, .*view v_{table} depends on table {table}.*Drop that"
+        ):
+            store.write(Collection(3, 5, False, {}), blocks(), replace=True)
+        assert connection.execute(f"SELECT count(*) FROM v_{table}").fetchone() == (3,)
+        connection.execute(f"DROP VIEW v_{table}")
+        export(EMBEDDINGS, address, force=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "password"), [("a+b", "a+b"), ("a%2Bb%26c", "a+b&c"), ("a%20b", "a b"), ("a=b", "a=b")]
+)
+def test_a_password_in_the_parameters(written: str, password: str) -> None:
+    require_packages("postgresql")
+    from psycopg.conninfo import conninfo_to_dict
+
+    store = open_store(f"postgresql://me@host/db?password={written}&table=a%2Eb&sslmode=prefer")
+    options = conninfo_to_dict(store._conninfo)
+    assert options == {"user": "me", "host": "host", "dbname": "db", "password": password, "sslmode": "prefer"}
+    assert store._table == ("a", "b")
+
+
 def test_a_full_disk_of_the_server_leaves_nothing(address: str) -> None:
     with connected() as connection:
         connection.execute(
@@ -180,6 +248,9 @@ def test_rights_and_the_extension(address: str) -> None:
         "postgresql://127.0.0.1:1/db?user=me&password=geheim",
         "postgresql://me:geheim@127.0.0.1/db?no_parameter=1",
         "postgresql://me:geheim@127.0.0.1/db?a",
+        "postgresql:me:geheim@127.0.0.1:1/db",
+        "postgresql://me@corp:geheim@127.0.0.1:1/db",
+        "postgresql:host=127.0.0.1 port=1 user=me password=geheim dbname=db",
     ],
 )
 def test_no_message_holds_a_password(address: str) -> None:

@@ -140,3 +140,28 @@ def test_half_precision(address: str) -> None:
         assert index.collection.half
         torch.testing.assert_close(index.vectors_of(range(len(NAMES))), embeddings.vectors.float(), atol=1e-3, rtol=0)
         assert verify_recall(index, k=2, num_queries=5).num_queries == 5
+
+
+def test_requests_to_qdrant_are_of_a_size_that_a_server_takes(
+    address: str, store_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store_name != "qdrant":
+        pytest.skip("the others have no such limit")
+    from qdrant_client import QdrantClient
+
+    sizes = []
+    rows = []
+
+    def upsert(client: object, name: str, *, points: object, wait: bool) -> None:
+        sizes.append(len(points.model_dump_json()))
+        rows.append(len(points.ids))
+
+    monkeypatch.setattr(QdrantClient, "upsert", upsert)
+    vectors = torch.nn.functional.normalize(torch.randn(1000, 2048, generator=torch.Generator().manual_seed(0)), dim=1)
+    store = open_store(address)
+    numbers = np.arange(1000)
+    names = [f"{'x' * 400}/{number}.png" for number in range(1000)]
+    block = StoredRows(numbers, vectors.numpy(), names, list(names), np.zeros(1000, int), ["cat"] * 1000)
+    store.write(Collection(1000, 2048, False, {}), [block], replace=False)
+    assert sum(rows) == 1000
+    assert max(sizes) < 32e6
