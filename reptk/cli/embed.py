@@ -88,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         force=args.force,
         update=args.update,
         images_per_part=args.images_per_part,
+        prune=args.prune,
         report=_print_on_main,
     )
     if viewer_columns:
@@ -231,7 +232,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--images-per-part",
         type=integer_from(1),
         metavar="N",
-        help="of a folder as --out, for images that are in no shards; default: 10000. A shard is one part",
+        help="of a folder as --out; default: 10000. A larger shard is divided, and smaller ones are not joined",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="of a folder, or with --update: remove the embeddings of images that are gone, also if these are more than 10 %% "
+        "(and 100)",
     )
     viewers = parser.add_argument_group(
         "columns of a .parquet file for Embedding Atlas, Spotlight and the Hugging Face hub"

@@ -4,6 +4,7 @@ Needs pylance (extra `table`). The version is fixed when the table is opened: ro
 change the numbers of others.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -72,11 +73,13 @@ class LanceTable:
         self._starts = np.array([0, *(fragment.count_rows() for fragment in fragments)], np.int64).cumsum()
         self.paths: list[Path] = []
         self._fragment_names: list[tuple[Path, str]] = []
+        self._fragment_files: list[list[str]] = []
         for fragment in fragments:
             files = [self.folder / "data" / file.path for file in fragment.data_files()]
             # The numbers of rows depend on which were deleted.
             deletions = fragment.deletion_file()
             self._fragment_names.append((files[0], f" without {deletions}" if deletions else ""))
+            self._fragment_files.append([file.name for file in files])
             self.paths += files
             if deletions:
                 self.paths.append(self.folder / deletions)
@@ -125,6 +128,18 @@ class LanceTable:
         fragment = int(np.searchsorted(self._starts, number, side="right")) - 1
         path, deletions = self._fragment_names[fragment]
         return path, f"row {number - int(self._starts[fragment])}{deletions}"
+
+    def fragment_identity(self, number: int) -> str:
+        """Return a hash of all that the rows of a row's fragment, their numbers and their columns depend on.
+
+        A file of a fragment never changes. But rows that are deleted shift the numbers of those behind, and columns that are
+        added are files of their own.
+        """
+        fragment = int(np.searchsorted(self._starts, number, side="right")) - 1
+        _, deletions = self._fragment_names[fragment]
+        bounds = self._starts[fragment : fragment + 2].tolist()
+        facts = [self._fragment_files[fragment], deletions, bounds, str(self._table.schema)]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def image_id(self, number: int) -> str:
         """Return the id of a row: the name of the table and the number, as in photos/17."""

@@ -104,12 +104,20 @@ class ParquetShards:
         return self._group_starts[:-1]
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
-        """Return the encoded images of rows, in this order; an error in place of one that cannot be read."""
+        """Return the encoded images of rows, in this order; an error in place of one that cannot be read.
+
+        Raises:
+            DataError: the system cannot read a file, which may pass, and is no fault of its images.
+        """
         contents: list[bytes | DataError] = []
         for number in numbers:
             try:
                 contents.append(self.content(number))
             except DataError as error:
+                cause = error.__cause__
+                # pyarrow raises OSError for damaged content as well, without a number of the system.
+                if isinstance(cause, OSError) and cause.errno is not None:
+                    raise
                 contents.append(error)
         return contents
 

@@ -1,8 +1,10 @@
 """add_to_index(): images that are new go into an index that exists, without training it or linking its graph again."""
 
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +14,13 @@ from torch import Tensor
 from reptk.core.counts import format_count, verb_form
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, UsageError
+from reptk.core.file_locks import try_lock
 from reptk.core.files import atomic_folder
 from reptk.embeddings import manifest as manifests
 from reptk.embeddings.build_index import write_manifest
 from reptk.embeddings.embeddings_file import embeddings_file, existing_file
 from reptk.embeddings.layout import Header, RowBlock
-from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME
+from reptk.embeddings.manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
 from reptk.embeddings.parts_folder import relabeled
 from reptk.embeddings.progress import progress
 from reptk.embeddings.similarity_index import Index
@@ -50,12 +53,36 @@ def add_to_index(index: str | Path, embeddings: str | Path | Embeddings, *, trus
         trust: see `Index.open`.
 
     Raises:
+        UsageError: another process adds to this index.
         DataError: there is no such index, or it is damaged or not the user's; the embeddings are of another encoder, of
             another preprocessing or of images in another folder, or cannot be compared.
         UsageError: FAISS cannot add to this kind of index, or its lists are on the disk.
         EnvironmentProblem: FAISS is missing, or the folder cannot be written.
     """
     folder = Path(index)
+    manifests.read_manifest(folder)
+    with _locked(folder):
+        return _add(folder, embeddings, trust)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let no other process add to an index while the block runs, which reads it, and puts another folder in its place."""
+    with explain_write_errors(folder):
+        # The manifest, since each index has one. A network file system locks only what is open for writing.
+        descriptor = os.open(folder / MANIFEST_NAME, os.O_RDWR)
+    try:
+        is_locked = try_lock(descriptor)
+        # A process that has just ended may have replaced the folder before the lock.
+        is_current = os.path.samestat(os.fstat(descriptor), (folder / MANIFEST_NAME).stat())
+        if is_locked is False or not is_current:
+            raise UsageError(f"another process adds to {folder} now. Run the same command again when it has ended")
+        yield
+    finally:
+        os.close(descriptor)  # which releases the lock
+
+
+def _add(folder: Path, embeddings: str | Path | Embeddings, trust: bool) -> Addition:
     manifest = manifests.read_manifest(folder)
     if manifest["kind"] != "Flat" and not trust and not manifests.is_built_here(manifest):
         raise DataError(
@@ -79,7 +106,7 @@ def add_to_index(index: str | Path, embeddings: str | Path | Embeddings, *, trus
         warnings.warn(
             f"{format_count(num_changed, 'image')} of {name} {have} another vector than in {folder}, which stays. To replace "
             f"it, build the index again: reptk index ... --out {folder} --force",
-            stacklevel=2,
+            stacklevel=3,
         )
     if not len(rows):
         return Addition(opened, 0, num_changed)

@@ -23,6 +23,7 @@ from reptk.embeddings.similarity_index import Index, exact_search
 from reptk.embeddings.store import Embeddings
 from reptk.embeddings.unit_length import UnitLengthNormalizer
 from reptk.neighbors import ApproximateIndex, build_on_disk, engine_name, lists_bytes, recommended_index
+from reptk.neighbors.recall import found_shares
 
 RECALL_K = 10
 RECALL_QUERIES = 1000
@@ -86,11 +87,10 @@ def measure_recall(index: Index) -> dict[str, Any]:
     order = torch.randperm(len(bank), generator=rng.generator("recall", len(bank)))
     query_rows = order[:RECALL_QUERIES].sort().values  # in row order: the bank may be memory-mapped
     queries = bank[query_rows].float()
-    _, exact_rows = exact_search(bank, queries, k, query_rows)
-    _, rows = index.search(queries, k, query_rows)
-    # Rows of -1, where the index found fewer than k, never equal an exact neighbor.
-    is_hit = (rows[:, :, None] == exact_rows[:, None, :]).any(2)
-    return {"k": k, "value": round(is_hit.double().mean().item(), 4), "queries": len(query_rows)}
+    exact, _ = exact_search(bank, queries, k, query_rows)
+    _, found = index.search(queries, k, query_rows)
+    shares = found_shares(queries, found, exact, query_rows, index.vectors_of)
+    return {"k": k, "value": round(shares.double().mean().item(), 4), "queries": len(query_rows)}
 
 
 def _build(folder: Path, source: Path | Embeddings, kind: str, on_disk: bool | None) -> None:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from reptk.embeddings.embeddings_file import check_output, embeddings_file, is_p
 from reptk.embeddings.encode_images import SkippedImages, batches, encode, row_block
 from reptk.embeddings.image_sources import ImageSource
 from reptk.embeddings.layout import Header, RowBlock, concatenate
+from reptk.embeddings.output_path import check_removal
 from reptk.embeddings.part_worker import IMAGES_PER_PART, PartOptions
 from reptk.embeddings.progress import progress
 from reptk.embeddings.store import Embeddings
@@ -33,6 +34,9 @@ from reptk.embeddings.update import EarlierVectors, open_earlier
 from reptk.models.encoder import Encoder
 
 T = TypeVar("T")
+
+DAY_SECONDS = 24 * 3600.0
+"""How long the ranks that write parts wait for each other."""
 
 
 def embed(
@@ -55,6 +59,7 @@ def embed(
     force: bool = False,
     update: bool = False,
     images_per_part: int | None = None,
+    prune: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Embeddings:
     """Compute vectors of unit length of images, preprocessed as evaluation does it.
@@ -81,12 +86,14 @@ def embed(
         workers: threads that decode images ahead; by default as many as there are processor cores.
         strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
             number of skipped images and the first reasons.
-        force: replace `out` if it exists. A folder is brought up to date without it: parts that are there, whole and of these
-            images are not computed again.
+        force: replace `out` if it exists, once the new one is complete. A folder is brought up to date without it: parts that
+            are there, whole and of these images are not computed again.
         update: embed only the files that are new or have another size or time of modification than when `out` was written;
             vectors of the others are taken from it, and those of removed files left out. The rows are those of a full run,
             whose vectors may differ in the last bits, as they do between batch sizes.
-        images_per_part: of a folder, for images that are in no shards (by default 10,000); a shard is one part.
+        images_per_part: of a folder (by default 10,000). Each shard has parts of its own, a small one a single part.
+        prune: of a folder, or with `update`: remove the embeddings of images that are gone even if these are more than 100 and
+            than 10 % of all.
         report: called before work starts, with each line of a summary of what is read and what is skipped.
 
     Raises:
@@ -108,10 +115,14 @@ def embed(
         check_folder(out)
         # Objects alone are exchanged: ranks may share a GPU.
         device = str(distributed.setup(device, backend="gloo", may_share_gpu=True))
+        # Also while one rank lists the images, or makes the index of shards.
+        distributed.set_timeout(DAY_SECONDS, torch.device("cpu"))
     elif images_per_part is not None:
         raise UsageError("images_per_part is for a folder of parts: name one as --out, without a suffix")
     elif out is not None:
         check_output(out, force=force or update)
+    if prune and not (is_folder or update):
+        raise UsageError("--prune is for a folder of parts, or for --update: other embeddings are written anew")
     if workers is None:
         workers = num_cpus()
     # Weights or a data set may have to be downloaded, which one rank of each machine does.
@@ -132,14 +143,16 @@ def embed(
         for line in source.summary:
             report(line)
     _set_preprocessing(embedder, source, chosen)
-    header = _header(source, embedder, half)
+    header = _header(source, embedder, half, is_folder)
     if is_folder:
-        options = PartOptions(batch_size, workers, images_per_part or IMAGES_PER_PART, strict, force)
+        options = PartOptions(batch_size, workers, images_per_part or IMAGES_PER_PART, strict, force, prune)
         embed_parts(out, source, embedder, header, options, report or _silent)
         return Embeddings.load(out, verify=False)  # the hashes were computed a moment ago
     earlier = None
     if update and out is not None:
         earlier = open_earlier(out, source, header)
+        if earlier is not None and not prune:
+            check_removal(out, earlier.num_removed, earlier.num_removed + earlier.num_changed + earlier.num_unchanged)
         if earlier is not None and report is not None:
             report(earlier.describe())
     blocks = _embed_blocks(source, embedder, header, SkippedImages(strict), batch_size, workers, earlier)
@@ -227,15 +240,18 @@ def _side_px(source: ImageSource) -> int:
     return min(first_image.shape[-2:])
 
 
-def _header(source: ImageSource, embedder: Embedder, half: bool) -> Header:
+def _header(source: ImageSource, embedder: Embedder, half: bool, is_folder: bool) -> Header:
     """Return the header of the embeddings of a source."""
     groups = source.groups
     has_paths = groups[0].paths is not None
     # Checked before the first row is written, since the type of a Parquet column depends on it.
-    string_columns = [group.ids for group in groups]
+    # Parts have no such column, and the ids of many images take long to read.
+    string_columns: list[Sequence[str]] = []
     for group in groups:
-        if group.paths is not None and group.paths is not group.ids:
-            string_columns.append(group.paths)
+        if not is_folder:
+            string_columns.append(group.ids)
+            if group.paths is not None and group.paths is not group.ids:
+                string_columns.append(group.paths)
     about = {
         **embedder.about(),
         "data": source.about,

@@ -26,16 +26,13 @@ from reptk.embeddings.embedder import NOT_FINITE_CAUSE, Embedder
 from reptk.embeddings.encode_images import MAX_LISTED_REASONS
 from reptk.embeddings.image_sources import ImageSource
 from reptk.embeddings.layout import Header
-from reptk.embeddings.output_path import check_new_folder
+from reptk.embeddings.output_path import check_new_folder, check_removal
 from reptk.embeddings.part_plan import Plan, VerifiedPart, make_plan
 from reptk.embeddings.part_worker import PartOptions, PartWorker, SkippedByRank
-from reptk.embeddings.parts_manifest import LOCK_NAME, MANIFEST_NAME, part_paths
+from reptk.embeddings.parts_manifest import LOCK_NAME, REPLACED_NAME, part_paths
 from reptk.embeddings.progress import progress
 from reptk.embeddings.string_array import StringArray
 from reptk.embeddings.verify_parts import PartCheck, check_part, listed_records
-
-DAY_SECONDS = 24 * 3600.0
-"""How long ranks that are done wait for the others."""
 
 MAX_LISTED = 3
 
@@ -79,13 +76,12 @@ def embed_parts(
     Raises:
         UsageError: another process embeds into this folder.
         DataError: the parts that are there were computed by another encoder, or in another way; the ranks have other images;
-            there are no images that can be read.
+            there are no images that can be read; many of the images that were embedded are gone.
         NumericalError: no image has an embedding that is finite and not zero.
         EnvironmentProblem: a disk is full, or another rank has ended.
     """
-    distributed.set_timeout(DAY_SECONDS, torch.device("cpu"))
     try:
-        with _locked_folder(folder, force=options.force):
+        with _locked_folder(folder):
             _embed(folder, source, embedder, header, options, report)
     except Stopped as stopped:
         count = format_count(len(part_paths(folder)), "part")
@@ -108,17 +104,30 @@ def _embed(
     report: Callable[[str], None],
 ) -> None:
     _check_same_images(source)
-    verified, damaged = _verify(folder, source, header)
+    replaced = distributed.run_on_main(lambda: _replaced_parts(folder, force=options.force))
+    verified, damaged = _verify(folder, source, header, replaced)
     for line in _damage_lines(damaged):
         report(line)
-    plan = distributed.run_on_main(lambda: make_plan(folder, source, verified, options.images_per_part))
+    plan = distributed.run_on_main(lambda: make_plan(folder, source, verified, options.images_per_part, replaced))
     report(plan.describe())
+    if not options.prune:
+        check_removal(folder, plan.num_removed_rows, sum(part.record["rows"] for part in verified))
     start = time.perf_counter()
     worker = PartWorker(folder, source, embedder, header, options)
     records = worker.run(plan.planned, plan.num_to_embed)
     of_all_ranks = distributed.all_gather_objects((records, worker.skipped()))
     header.about |= {"seconds": round(time.perf_counter() - start, 3), "embedded": plan.num_to_embed}
     distributed.run_on_main(lambda: _finish(folder, header, plan, of_all_ranks, len(source)))
+
+
+def _replaced_parts(folder: Path, *, force: bool) -> list[str]:
+    """Return the names of parts that are there and are not to be used, which stay until the manifest lists others."""
+    if not force:
+        return parts_manifest.read_replaced(folder)  # of a run with --force that was interrupted
+    names = [path.name for path in part_paths(folder)]
+    if names:
+        parts_manifest.write_replaced(folder, names)
+    return names
 
 
 def _finish(
@@ -143,6 +152,11 @@ def _finish(
     records.sort(key=_number_of)
     num_rows = sum(record["rows"] for record in records)
     if num_rows == 0:
+        # The earlier embeddings stay.
+        for written, _ in of_all_ranks:
+            for record in written:
+                (folder / record["name"]).unlink()
+        (folder / REPLACED_NAME).unlink(missing_ok=True)
         raise _nothing_embedded(num_images, [skipped for _, skipped in of_all_ranks])
     about = dict(header.about)
     in_parts = [record["skipped"] for record in records if "skipped" in record]
@@ -159,6 +173,8 @@ def _finish(
     parts_manifest.write_manifest(folder, manifest, records)
     for name in plan.obsolete:
         (folder / name).unlink(missing_ok=True)
+    # After the parts, whose numbers are free from now on.
+    (folder / REPLACED_NAME).unlink(missing_ok=True)
 
 
 def _number_of(record: dict[str, Any]) -> int:
@@ -175,7 +191,7 @@ def _nothing_embedded(num_images: int, skipped: Sequence[SkippedByRank]) -> Data
 
 
 @contextmanager
-def _locked_folder(folder: Path, *, force: bool) -> Iterator[None]:
+def _locked_folder(folder: Path) -> Iterator[None]:
     """Create the folder, and let no other run write into it while the block runs."""
     with ExitStack() as stack:
 
@@ -187,11 +203,6 @@ def _locked_folder(folder: Path, *, force: bool) -> Iterator[None]:
             if try_lock(descriptor) is False:
                 raise UsageError(f"another process embeds into {folder} now. Wait for its end, or choose another --out")
             sweep_leftovers(folder)
-            if force:
-                # The manifest first: without it, nobody takes the rest for complete.
-                (folder / MANIFEST_NAME).unlink(missing_ok=True)
-                for path in part_paths(folder):
-                    path.unlink()
 
         distributed.run_on_main(lock)
         yield
@@ -201,10 +212,13 @@ def _check_same_images(source: ImageSource) -> None:
     """Raise DataError unless all ranks have listed the same images: the plan goes by their numbers."""
     digest = hashlib.sha256()
     for group in source.groups:
-        ids = StringArray.from_strings(group.ids)
-        digest.update(ids.data)
-        digest.update(ids.offsets)
-        digest.update(repr(list(group.shards)).encode("utf-8", "surrogateescape"))
+        if not group.shards:  # which say what is in them
+            ids = StringArray.from_strings(group.ids)
+            digest.update(ids.data)
+            digest.update(ids.offsets)
+        # Machines may have the same shards at different paths.
+        shards = [(shard.start, shard.record()) for shard in group.shards]
+        digest.update(repr(shards).encode("utf-8", "surrogateescape"))
     digests = distributed.all_gather_objects((len(source), digest.hexdigest()))
     if len(set(digests)) > 1:
         counts = ", ".join(f"{count:,}" for count, _ in digests)
@@ -214,9 +228,17 @@ def _check_same_images(source: ImageSource) -> None:
         )
 
 
-def _verify(folder: Path, source: ImageSource, header: Header) -> tuple[list[VerifiedPart], list[str]]:
-    """Return the parts that are whole, and what is wrong with the others. Each rank reads some of them."""
+def _verify(
+    folder: Path, source: ImageSource, header: Header, replaced: Sequence[str]
+) -> tuple[list[VerifiedPart], list[str]]:
+    """Return the parts that are whole, and what is wrong with the others, but for those that are `replaced`.
+
+    Each rank reads some of them.
+    """
     paths, listed = distributed.run_on_main(lambda: (part_paths(folder), listed_records(folder)))
+    unused = set(replaced)
+    paths = [path for path in paths if path.name not in unused]
+    listed = {name: record for name, record in listed.items() if name not in unused}
     is_of_files = all(group.paths is not None or group.shards for group in source.groups)
     rank_paths = paths[distributed.rank() :: distributed.world_size()]
     rank_checks: list[tuple[str, PartCheck]] = []

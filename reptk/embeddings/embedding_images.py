@@ -13,7 +13,7 @@ from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decode import decode
-from reptk.data.record_source import Rows, ShardRow
+from reptk.data.record_source import RecordSource, Rows, ShardRow
 from reptk.data.resize import PAGE_COLOR, SquareOptions
 from reptk.data.sources.folder import read_images
 from reptk.embeddings.store import Embeddings
@@ -30,13 +30,15 @@ class EmbeddingImages:
 
     def __init__(self, embeddings: Embeddings | StoredImages) -> None:
         self.embeddings = embeddings
+        # Between the number of an image in its source and its row, which differ by what was skipped before it.
+        self._offset = 0
 
     def data_uri(self, number: int) -> str:
         """Return the image of an embedding."""
         path = self.embeddings.file(number)
         if path is not None:
             return self.data_uri_of_file(path)
-        return self._data_uri_from_data(self.embeddings.ids[number])
+        return self._data_uri_from_data(number, self.embeddings.ids[number])
 
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
@@ -45,7 +47,7 @@ class EmbeddingImages:
         except ReptkError:
             return ""
 
-    def _data_uri_from_data(self, image_id: str) -> str:
+    def _data_uri_from_data(self, row: int, image_id: str) -> str:
         """Return the image of an id such as `query/17`, which names a split of the data set and a number in it."""
         split_name, _, number = image_id.partition("/")
         split = None
@@ -53,23 +55,34 @@ class EmbeddingImages:
             split = self._data.splits.get(split_name)
         try:
             if split is None and self._is_folder:
-                return self._data_uri_of_row(image_id)
+                return self._data_uri_of_row(row, image_id)
             if split is None or not number.isdigit() or int(number) >= len(split.images):
                 return ""
             return thumbnail_data_uri(split.images.resized("pad", PAGE_COLOR).fetch(torch.tensor([int(number)]))[0])
         except ReptkError:
             return ""
 
-    def _data_uri_of_row(self, image_id: str) -> str:
+    def _data_uri_of_row(self, row: int, image_id: str) -> str:
         """Return the image of an id in Parquet files or tar shards, all of which were embedded."""
         rows = self._rows
         number = None
         if rows is not None:
-            number = rows.source.find(image_id)
+            number = self._number_of(rows.source, row, image_id)
         if number is None:
             return ""
         content = ShardRow(number, rows.source).read_bytes()
         return thumbnail_data_uri(decode(content, SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR)))
+
+    def _number_of(self, source: RecordSource, row: int, image_id: str) -> int | None:
+        """Return the number in a source of the image of a row; None if it is gone."""
+        # Most rows are in the order of the source, in which a search for every id takes long.
+        expected = row + self._offset
+        if 0 <= expected < len(source) and source.image_id(expected) == image_id:
+            return expected
+        number = source.find(image_id)
+        if number is not None:
+            self._offset = number - row
+        return number
 
     @cached_property
     def _rows(self) -> Rows | None:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -35,6 +35,7 @@ from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.split_names import split_role
 from reptk.data.tar_layout import is_tar
 from reptk.embeddings.image_shards import ImageShard, find_shards
+from reptk.embeddings.row_ids import RowIds
 from reptk.embeddings.string_array import StringArray
 
 SPLITS = ("train", "bank", "query")
@@ -303,7 +304,7 @@ def _from_folder_or_table(
     images = _skipping_files(files.sources, table["size"], table["jpeg"], preprocessing, options)
     if isinstance(files.sources, Rows):
         shards = find_shards(files.sources, base)
-        group = ImageGroup(images, labels, StringArray.from_strings(_row_ids(files.sources)), shards=shards)
+        group = ImageGroup(images, labels, RowIds(files.sources), shards=shards)
         return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
     paths = StringArray.from_strings(str(path.relative_to(base)) for path in files.sources)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
@@ -326,11 +327,6 @@ def _parts_of_split(layout: ImageLayout, split: str) -> list[str]:
 def _in_path_order(files: LabeledImages) -> LabeledImages:
     order = sorted(range(len(files)), key=files.sources.__getitem__)
     return LabeledImages([files.sources[number] for number in order], files.labels[order], files.class_order)
-
-
-def _row_ids(rows: Rows) -> Iterator[str]:
-    for number in rows.numbers.tolist():
-        yield rows.source.image_id(number)
 
 
 def pixel_options(table: config.Table) -> PixelOptions:

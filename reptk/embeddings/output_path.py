@@ -6,9 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from reptk.core.counts import format_count
 from reptk.core.disk_space import check_free_space, explain_write_errors
-from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import atomic_write
+
+MAX_REMOVED_ROWS = 100
+MAX_REMOVED_SHARE = 0.1
+"""More embeddings than these, and than this share of all, are not removed without --prune: a disk may be missing."""
 
 
 def check_output_file(path: Path, *, force: bool) -> None:
@@ -63,3 +68,20 @@ def check_space_for_vectors(path: Path, needed_bytes: int) -> None:
     """Raise EnvironmentProblem unless the disk of `path` has that much free space."""
     # Before any work is done, and not after an hour of encoding.
     check_free_space(path, needed_bytes, "Choose an --out on another disk, or store half as much: --half")
+
+
+def check_removal(out: Path, num_removed: int, num_rows: int) -> None:
+    """Raise DataError if more embeddings are of images that are gone than are removed without --prune.
+
+    Args:
+        out: the file or folder of embeddings.
+        num_removed: of images that are gone.
+        num_rows: all that `out` holds.
+    """
+    if num_removed <= max(MAX_REMOVED_ROWS, MAX_REMOVED_SHARE * num_rows):
+        return
+    raise DataError(
+        f"{num_removed:,} of the {format_count(num_rows, 'embedding')} in {out} are of images that are not in --data: a disk "
+        "may be missing, or these are other images. Nothing was removed. To remove them: --prune; for other images choose "
+        "another --out"
+    )

@@ -3,8 +3,10 @@
 Parts are never changed in place. Until the manifest lists the new ones, a reader finds the earlier parts as they were.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.embeddings.image_shards import ImageShard
 from reptk.embeddings.image_sources import ImageSource
 from reptk.embeddings.parts_folder import relabeled
+from reptk.embeddings.parts_manifest import part_number
 from reptk.embeddings.safetensors_file import SafetensorsFile
 from reptk.embeddings.string_array import StringArray
 
@@ -91,6 +95,7 @@ class Plan:
         obsolete: names of parts to remove, once the manifest no longer lists them.
         num_changed: images, or shards, that are other than when they were embedded.
         num_removed: images, or shards, that are gone.
+        num_removed_rows: embeddings of images that are gone.
         unit: what these are.
     """
 
@@ -99,6 +104,7 @@ class Plan:
     obsolete: list[str] = field(default_factory=list)
     num_changed: int = 0
     num_removed: int = 0
+    num_removed_rows: int = 0
     unit: str = "image"
 
     @property
@@ -118,53 +124,115 @@ class Plan:
         return line
 
 
-def make_plan(folder: Path, source: ImageSource, parts: Sequence[VerifiedPart], images_per_part: int) -> Plan:
+def make_plan(
+    folder: Path,
+    source: ImageSource,
+    parts: Sequence[VerifiedPart],
+    images_per_part: int,
+    replaced: Sequence[str] = (),
+) -> Plan:
     """Return what to embed and what is there already.
 
     Args:
         folder: of the parts.
         source: the images as they are now.
         parts: those that are there and verified.
-        images_per_part: of images that are in no shards.
+        images_per_part: at most.
+        replaced: names of parts that are there, and are not to be used.
 
     Raises:
         DataError: two images have the same id.
     """
+    numbers = _FreeNumbers([*(part.number for part in parts), *(part_number(Path(name)) for name in replaced)])
     if any(group.shards for group in source.groups):
-        plan = _plan_shards(source, parts)
+        plan = _plan_shards(source, parts, images_per_part, numbers)
     else:
-        plan = _plan_images(folder, source, parts, images_per_part)
+        plan = _plan_images(folder, source, parts, images_per_part, numbers)
+    plan.obsolete += replaced
     return plan
 
 
-def _plan_shards(source: ImageSource, parts: Sequence[VerifiedPart]) -> Plan:
-    """One part for each shard, which is known by its name, its size and its time of modification."""
+def _plan_shards(
+    source: ImageSource, parts: Sequence[VerifiedPart], images_per_part: int, numbers: "_FreeNumbers"
+) -> Plan:
+    """Parts of one shard each, which is known by its name, its size and its time of modification.
+
+    A shard of more than `images_per_part` images has several parts. Those that are there stay, wherever they divide it.
+    """
     plan = Plan(unit="shard")
-    numbers = _FreeNumbers(parts)
-    part_of_shard = {}
+    # A list, since an interrupted run leaves the part of a shard as it was beside that of the shard as it is.
+    parts_of_shard: defaultdict[tuple[Any, Any], list[VerifiedPart]] = defaultdict(list)
     for part in parts:
-        shard = part.record.get("shard") or {}
-        part_of_shard[shard.get("name"), shard.get("run")] = part
+        shard_record = part.record.get("shard") or {}
+        parts_of_shard[shard_record.get("name"), shard_record.get("run")].append(part)
     for group_number, group in enumerate(source.groups):
         for shard in group.shards:
-            part = part_of_shard.pop((shard.name, shard.run), None)
-            if part is not None and part.record["shard"] == shard.record():
-                plan.unchanged.append(part)
-                continue
-            if part is not None:
-                plan.num_changed += 1
-                plan.obsolete.append(part.record["name"])
-            images = range(shard.start, shard.stop)
-            plan.planned.append(PlannedPart(numbers.take(), group_number, images, shard=shard.record()))
-    plan.num_removed = len(part_of_shard)
-    plan.obsolete += [part.record["name"] for part in part_of_shard.values()]
+            earlier = parts_of_shard.pop((shard.name, shard.run), [])
+            current, missing = _divide(shard, earlier, images_per_part)
+            plan.unchanged += current
+            obsolete = [part.record["name"] for part in earlier if part not in current]
+            plan.obsolete += obsolete
+            plan.num_changed += bool(obsolete and missing)
+            for rows in missing:
+                record = shard.record()
+                if len(rows) < len(shard):
+                    record["rows"] = [rows.start, rows.stop]
+                images = range(shard.start + rows.start, shard.start + rows.stop)
+                plan.planned.append(PlannedPart(numbers.take(), group_number, images, shard=record))
+    for removed in parts_of_shard.values():
+        plan.num_removed += 1
+        plan.obsolete += [part.record["name"] for part in removed]
+        plan.num_removed_rows += sum(part.record["rows"] for part in removed)
     return plan
 
 
-def _plan_images(folder: Path, source: ImageSource, parts: Sequence[VerifiedPart], images_per_part: int) -> Plan:
+def _divide(
+    shard: ImageShard, earlier: Sequence[VerifiedPart], images_per_part: int
+) -> tuple[list[VerifiedPart], list[range]]:
+    """Return which earlier parts are of a shard as it is, and ranges of the images that they lack, one for each new part."""
+    covered: list[tuple[range, VerifiedPart]] = []
+    for part in earlier:
+        rows = _rows_of_shard(shard, part)
+        if rows is not None:
+            covered.append((rows, part))
+    covered.sort(key=lambda pair: (pair[0].start, -pair[0].stop))
+    current = []
+    missing = []
+    done = 0
+    for rows, part in covered:
+        if rows.start < done:
+            continue  # another part has these images
+        missing += _pieces(done, rows.start, images_per_part)
+        current.append(part)
+        done = rows.stop
+    missing += _pieces(done, len(shard), images_per_part)
+    return current, missing
+
+
+def _rows_of_shard(shard: ImageShard, part: VerifiedPart) -> range | None:
+    """Return which images of a shard a part has, counted from its first; None if the part is of another one."""
+    record = dict(part.record["shard"])
+    bounds = record.pop("rows", [0, len(shard)])
+    if record != shard.record():
+        return None
+    first, last = bounds
+    if not 0 <= first < last <= len(shard):
+        return None
+    return range(first, last)
+
+
+def _pieces(start: int, stop: int, max_length: int) -> list[range]:
+    """Divide a range evenly into as few pieces of at most `max_length` as possible."""
+    count = -(-(stop - start) // max_length)
+    bounds = [start + (stop - start) * number // count for number in range(count)]
+    return [range(first, last) for first, last in pairwise([*bounds, stop])]
+
+
+def _plan_images(
+    folder: Path, source: ImageSource, parts: Sequence[VerifiedPart], images_per_part: int, numbers: "_FreeNumbers"
+) -> Plan:
     """Parts of consecutive images, which are known by their ids, and files by their sizes and times of modification, too."""
     plan = Plan()
-    numbers = _FreeNumbers(parts)
     images = _KnownImages(source)
     stale = []
     for part in parts:
@@ -177,7 +245,9 @@ def _plan_images(folder: Path, source: ImageSource, parts: Sequence[VerifiedPart
     # After all parts that stay: an interrupted run may have written a part again that is stale here.
     for part, rows in stale:
         plan.obsolete.append(part.record["name"])
-        plan.num_removed += int((rows.numbers < 0).sum())
+        num_gone = int((rows.numbers < 0).sum())
+        plan.num_removed += num_gone
+        plan.num_removed_rows += num_gone
         rows = rows.unclaimed()
         if not len(rows.numbers):
             continue
@@ -208,8 +278,8 @@ def _plan_images(folder: Path, source: ImageSource, parts: Sequence[VerifiedPart
 class _FreeNumbers:
     """Numbers of parts whose files do not exist, or are damaged."""
 
-    def __init__(self, parts: Sequence[VerifiedPart]) -> None:
-        self._taken = {part.number for part in parts}
+    def __init__(self, taken: Sequence[int]) -> None:
+        self._taken = set(taken)
         self._next = 0
 
     def take(self) -> int:

@@ -54,19 +54,27 @@ class PartVectors(Tensor):
                 return vectors._rows(args[2])
         return function(*tree_map(_in_memory, args), **tree_map(_in_memory, kwargs))
 
-    def _slice(self, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Tensor:
-        if dim != 0:
-            return torch.cat([part.narrow(1, 0, self.shape[1])[:, start:stop:step] for part in self.parts])
-        first, last, step = slice(start, stop, step).indices(len(self))
-        # The parts that hold rows of the slice.
-        pieces = [self.parts[0][:0]]
+    def between(self, first: int, last: int) -> "PartVectors":
+        """Return rows `first` to `last`, without a copy: pieces of the same parts."""
+        return PartVectors([self.parts[0][:0], *self._pieces(first, last)])
+
+    def _pieces(self, first: int, last: int) -> list[Tensor]:
+        """Return what each part holds of rows `first` to `last`, without those that hold none."""
+        pieces = []
         for part, part_start in zip(self.parts, self.starts.tolist(), strict=False):
             low, high = max(0, first - part_start), min(len(part), last - part_start)
             if low < high:
                 pieces.append(part[low:high])
-        if len(pieces) == 2:
-            return pieces[1][::step]
-        return torch.cat(pieces)[::step]
+        return pieces
+
+    def _slice(self, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Tensor:
+        if dim != 0:
+            return torch.cat([part.narrow(1, 0, self.shape[1])[:, start:stop:step] for part in self.parts])
+        first, last, step = slice(start, stop, step).indices(len(self))
+        pieces = self._pieces(first, last)
+        if len(pieces) == 1:
+            return pieces[0][::step]
+        return torch.cat([self.parts[0][:0], *pieces])[::step]
 
     def _row(self, row: int) -> Tensor:
         row = range(len(self))[row]  # resolves negative numbers
@@ -90,6 +98,13 @@ class PartVectors(Tensor):
 
     def _part_of(self, rows: Tensor) -> Tensor:
         return torch.searchsorted(self.starts, rows, right=True) - 1
+
+
+def rows_between(vectors: Tensor, first: int, last: int) -> Tensor:
+    """Return rows `first` to `last` of vectors (n, F), without a copy even if they are in several parts."""
+    if isinstance(vectors, PartVectors):
+        return vectors.between(first, last)
+    return vectors[first:last]
 
 
 def _selects_rows(indices: Sequence[Tensor | None]) -> bool:

@@ -1,10 +1,12 @@
 """What one rank does for a folder of embeddings: take the next part that no rank has taken, embed its images, and write it."""
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from reptk.core import distributed
 from reptk.core.file_records import file_record
 from reptk.embeddings.embedder import Embedder
 from reptk.embeddings.encode_images import MAX_LISTED_REASONS, SkippedImages, batches, encode, row_block
+from reptk.embeddings.image_shards import ImageShard
 from reptk.embeddings.image_sources import ImageSource
 from reptk.embeddings.layout import Header, RowBlock
 from reptk.embeddings.part_plan import PlannedPart
@@ -33,9 +36,10 @@ class PartOptions:
     Args:
         batch_size: images that are encoded at once.
         workers: threads of each rank that decode images ahead.
-        images_per_part: of images that are in no shards.
+        images_per_part: at most.
         strict: whether an image that cannot be read is an error.
-        force: remove the parts that are there, and embed all images again.
+        force: embed all images again, and then remove the parts that were there.
+        prune: remove the embeddings of images that are gone, however many these are.
     """
 
     batch_size: int
@@ -43,6 +47,7 @@ class PartOptions:
     images_per_part: int = IMAGES_PER_PART
     strict: bool = False
     force: bool = False
+    prune: bool = False
 
 
 @dataclass(eq=False)
@@ -161,6 +166,9 @@ class PartWorker:
                 num_rows += len(first.vectors)
                 first = next(blocks, None)
             if task.skipped.count:
+                if part.shard is not None:
+                    # Else the images of a file that was replaced would be left out of a part that counts as complete.
+                    self._shard_of(part).check_unchanged()
                 header.about["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}
         record: dict[str, Any] = {"name": path.name, "rows": num_rows, **file_record(path)}
         if task.skipped.count:
@@ -168,6 +176,10 @@ class PartWorker:
         if part.shard is not None:
             record["shard"] = part.shard
         return record
+
+    def _shard_of(self, part: PlannedPart) -> ImageShard:
+        shards = self.source.groups[part.group].shards
+        return shards[bisect_right(shards, part.numbers[0], key=attrgetter("start")) - 1]
 
     def _blocks(self, part: PlannedPart, encoded: Iterator[EncodedBatch]) -> Iterator[RowBlock]:
         """Yield the rows of a part as they are computed; those of an earlier part in their former order."""

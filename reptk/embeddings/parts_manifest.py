@@ -1,7 +1,7 @@
 """manifest.json of a folder of embeddings: the parts, with their lengths and hashes, and how all of them were computed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ VERSION = 1
 
 MANIFEST_NAME = "manifest.json"
 LOCK_NAME = ".lock"
+REPLACED_NAME = ".replaced.json"
+"""Lists the parts that a run with --force replaces, until it is complete; another run goes on with it."""
+
 PART_NAME = re.compile(r"part-(\d{6,})\.safetensors")
 
 _REQUIRED_TYPES = {"rows": int, "width": int, "values": str, "classes": list, "about": dict, "parts": list}
@@ -76,6 +79,23 @@ def write_manifest(folder: Path, record: dict[str, Any], parts: Iterable[dict[st
     """
     content = {"format": FORMAT, "version": VERSION, **record, "parts": list(parts)}
     write_text(folder / MANIFEST_NAME, manifest_text(content))
+
+
+def write_replaced(folder: Path, names: Sequence[str]) -> None:
+    """List the parts that are no longer used once the manifest lists others. Until then readers find them."""
+    write_text(folder / REPLACED_NAME, manifest_text({"parts": list(names)}))
+
+
+def read_replaced(folder: Path) -> list[str]:
+    """Return the names that `write_replaced` has listed; none if it has not, or if the list is damaged."""
+    try:
+        text = read_text(folder / REPLACED_NAME)
+        record = parse_json(text)
+    except (OSError, ValueError):
+        return []
+    if not isinstance(record, dict) or not is_intact(text, record):
+        return []
+    return [name for name in record["parts"] if PART_NAME.fullmatch(name)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

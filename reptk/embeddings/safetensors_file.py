@@ -6,6 +6,7 @@ space for the header is reserved at the start, the vectors follow, and the heade
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,23 +221,29 @@ class SafetensorsWriter:
 
 
 class _MappedTensors:
-    """Tensors of a file as memory-mapped arrays: bytes are read from the disk when they are used."""
+    """Tensors of a file as memory-mapped arrays: bytes are read from the disk when they are used.
+
+    The file is mapped once, and no descriptor stays open: a process may have 1,024, and a folder thousands of parts.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(_LENGTH_BYTES))
             self.entries = parse_json(file.read(header_bytes))
+            num_bytes = os.fstat(file.fileno()).st_size
         self.data_start = _LENGTH_BYTES + header_bytes
+        # Not shared, so copy on write: nothing is ever written, but torch warns of read-only arrays.
+        # np.memmap would keep a descriptor for every array. Names need not be UTF-8, hence bytes.
+        mapped = torch.from_file(os.fsencode(self.path), shared=False, size=num_bytes, dtype=torch.uint8)
+        self.content: NDArray[np.uint8] = mapped.numpy()
 
     def array(self, name: str) -> NDArray[Any]:
         entry = self.entries[name]
         numpy_type = _NUMPY_TYPES[entry["dtype"]]  # `_unmapped_tensors` reads vectors and labels of other types
-        shape = tuple(entry["shape"])
-        if 0 in shape:
-            return np.zeros(shape, numpy_type)  # an empty range cannot be mapped
-        # Copy on write: nothing is ever written, but torch warns of read-only arrays.
-        return np.memmap(self.path, numpy_type, "c", self.data_start + entry["data_offsets"][0], shape)
+        start, stop = entry["data_offsets"]
+        content = self.content[self.data_start + start : self.data_start + stop]
+        return content.view(numpy_type).reshape(entry["shape"])
 
     def tensor(self, name: str) -> Tensor | None:
         """Return a tensor, None if the file has none of that name."""

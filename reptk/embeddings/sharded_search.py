@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from reptk.core import distributed
+from reptk.embeddings.part_vectors import rows_between
 from reptk.embeddings.similarity_index import Index
 from reptk.neighbors import ApproximateIndex, rerank, search_sharded
 
@@ -49,7 +50,10 @@ def _exact(index: Index, queries: Tensor, k: int, exclude: Tensor) -> tuple[Tens
     bank = index.embeddings.vectors
     similarities = [torch.empty(0, k)]
     rows = [torch.empty(0, k, dtype=torch.int64)]
-    for block_similarities, block_rows in search_sharded(bank[_share(len(bank))], queries, k, exclude):
+    share = _share(len(bank))
+    # A rank's share may be larger than its memory.
+    rank_rows = rows_between(bank, share.start, share.stop)
+    for block_similarities, block_rows in search_sharded(rank_rows, queries, k, exclude):
         similarities.append(block_similarities)
         rows.append(block_rows)
     return torch.cat(similarities), torch.cat(rows)

@@ -13,14 +13,10 @@ from reptk.embeddings.similarity_index import Index
 from reptk.embeddings.store_index import StoreIndex
 from reptk.evaluate.intervals import QueryMean
 from reptk.neighbors import search_streamed
-from reptk.neighbors.ranking import candidate_similarities
+from reptk.neighbors.recall import found_shares
 
 QUERIES_AT_ONCE = 100
 """Queries whose neighbors are fetched from a database at a time."""
-
-
-ROUNDING = 1e-6
-"""A row counts as found if it is less similar than the k-th exact neighbor by no more: engines may scale vectors again."""
 
 
 class Recall(NamedTuple):
@@ -71,7 +67,8 @@ def verify_recall(index: Index | StoreIndex, *, k: int = 10, num_queries: int = 
     with progress("comparing", len(queries)) as advance:
         for first in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(first, first + QUERIES_AT_ONCE)
-            shares.append(_found_shares(index, queries[part], rows[part], exact[part]))
+            _, found = index.search(queries[part], k, rows[part])
+            shares.append(found_shares(queries[part], found, exact[part], rows[part], index.vectors_of))
             advance(len(queries[part]))
     mean = QueryMean(torch.cat(shares))
     low, high = mean.interval()
@@ -82,19 +79,3 @@ def _reported(index: Index | StoreIndex, advance: Callable[[int], None]) -> Iter
     for numbers, vectors in index.vector_blocks():
         yield numbers, vectors
         advance(len(numbers))
-
-
-def _found_shares(index: Index | StoreIndex, queries: Tensor, rows: Tensor, exact: Tensor) -> Tensor:
-    """Return for each query (q,) the share of its exact neighbors, of which similarities (q, k) are known, that is found."""
-    k = exact.shape[1]
-    _, found = index.search(queries, k, rows)
-    # A row that is returned twice counts once.
-    found = found.sort(dim=1).values
-    is_repeated = torch.zeros_like(found, dtype=torch.bool)
-    is_repeated[:, 1:] = found[:, 1:] == found[:, :-1]
-    is_absent = (found < 0) | is_repeated | (found == rows[:, None])
-    distinct, positions = found.clamp_min(0).unique(return_inverse=True)
-    vectors = index.vectors_of(distinct.tolist())
-    similarities = candidate_similarities(vectors, queries, positions.masked_fill(is_absent, -1))
-    # Not more than k rows are as similar as the k-th or more, unless the index returned equal ones in place of nearer ones.
-    return (similarities >= exact[:, -1:] - ROUNDING).float().mean(dim=1)

@@ -1,6 +1,7 @@
 """reptk index INDEX --add EMBEDDINGS: what is new goes into an index that exists."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,32 @@ def test_a_graph_that_cannot_grow_says_so(clustered: Embeddings) -> None:
     index = ApproximateIndex.build(clustered.vectors, "NSG8")
     with pytest.raises(UsageError, match="FAISS cannot add rows to 'NSG8'"):
         index.add(clustered.vectors[:3])
+
+
+def test_two_processes_do_not_add_at_the_same_time(clustered: Embeddings, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "e.index"
+    reptk.index(rows_of(clustered, range(20)), out=folder)
+    with (folder / "manifest.json").open() as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another process adds to"):
+            add_to_index(folder, rows_of(clustered, range(30)))
+    assert len(add_to_index(folder, rows_of(clustered, range(30))).index) == 30
+
+
+def test_an_index_that_was_replaced_before_the_lock_is_not_added_to(
+    clustered: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "e.index"
+    reptk.index(rows_of(clustered, range(20)), out=folder)
+
+    def try_lock(descriptor: int) -> bool:
+        monkeypatch.undo()
+        add_to_index(folder, rows_of(clustered, range(25)))
+        return True
+
+    # The function has the name of its module.
+    monkeypatch.setattr(import_module("reptk.embeddings.add_to_index"), "try_lock", try_lock)
+    with pytest.raises(UsageError, match="another process adds to"):
+        add_to_index(folder, rows_of(clustered, range(20, 30)))
+    assert len(Index.open(folder)) == 25

@@ -1,12 +1,14 @@
 """reptk embed --out FOLDER: parts by any number of ranks, which are not computed again once they are there."""
 
 import contextlib
+import errno
 import io
 import json
 import os
 import re
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +21,20 @@ import reptk
 from embedding_inputs import assert_same_embeddings, change_manifest, draw_image, run_command
 from killed_processes import flip_bit, hidden_names, kill_at_every_moment
 from reptk.cli import main
+from reptk.core import distributed
 from reptk.core.errors import DataError, UsageError
-from reptk.embeddings import Embedder, Embeddings, parts_manifest
+from reptk.data.cache_folder import default_folder
+from reptk.data.parquet_shards import ParquetShards
+from reptk.data.tar_shards import TarShards
+from reptk.embeddings import Embedder, Embeddings, embed_images, parts_manifest
 
-pytestmark = [pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.usefixtures("one_thread", "caches")]
+
+
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of shards are written to a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
 
 
 def embed_in_parts(encoder: Path, data: Path, out: Path, **options: object) -> tuple[Embeddings, str]:
@@ -375,7 +387,7 @@ def test_a_shard_is_a_part(encoder_run: Path, tmp_path: Path, encoded: list[int]
     root = write_parquet_data_set(tmp_path / "data")
     expected = reptk.embed(encoder_run, root, batch_size=3)
     encoded.clear()
-    actual, printed = embed_in_parts(encoder_run, root, tmp_path / "emb", batch_size=8)
+    actual, printed = embed_in_parts(encoder_run, root, tmp_path / "emb", batch_size=8, images_per_part=8)
     assert "3 parts to write" in printed
     assert list(actual.ids) == list(expected.ids)
     assert torch.equal(actual.labels, expected.labels)
@@ -387,13 +399,19 @@ def test_a_shard_is_a_part(encoder_run: Path, tmp_path: Path, encoded: list[int]
     os.utime(root / "validation-00000-of-00001.parquet", (1, 1))
     (root / "test-00000-of-00001.parquet").unlink()
     encoded.clear()
-    actual, printed = embed_in_parts(encoder_run, root, tmp_path / "emb", batch_size=8)
+    actual, printed = embed_in_parts(encoder_run, root, tmp_path / "emb", batch_size=8, images_per_part=8)
     assert (
         "1 part of 8 embeddings verified, 2 parts to write, 11 images to embed; 1 shard changed, 1 removed" in printed
     )
     assert sorted(encoded) == [3, 8]
     again = reptk.embed(encoder_run, root)
     assert sorted(actual.ids) == sorted(again.ids)
+
+
+def _touch(shard: Path) -> None:
+    """Change the time of modification of a tar shard, and let it be indexed again."""
+    os.utime(shard, (1, 1))
+    shutil.rmtree(default_folder())
 
 
 def _write_tars(folder: Path, numbers: range) -> None:
@@ -517,3 +535,223 @@ def _embed_a_folder_that_differs(rank: int, encoder: Path, data: Path, out: Path
 def test_ranks_that_see_other_images_do_not_begin(photo_folder: Path, encoder_run: Path, tmp_path: Path) -> None:
     run_on_ranks(_embed_a_folder_that_differs, 2, encoder_run, photo_folder, tmp_path / "emb")
     assert not list((tmp_path / "emb").glob("part*"))
+
+
+def test_a_large_shard_is_divided(encoder_run: Path, tmp_path: Path, encoded: list[int]) -> None:
+    shards, emb = tmp_path / "shards", tmp_path / "emb"
+    _write_tars(shards, range(2))
+    actual, printed = embed_in_parts(encoder_run, shards, emb, images_per_part=3)
+    assert "4 parts to write, 8 images to embed" in printed
+    expected = reptk.embed(encoder_run, shards)
+    assert list(actual.ids) == list(expected.ids)
+    torch.testing.assert_close(actual.vectors[:], expected.vectors, atol=1e-6, rtol=0)
+    records = json.loads((emb / "manifest.json").read_text())["parts"]
+    assert [(record["shard"]["name"], record["shard"]["rows"]) for record in records] == [
+        ("a/000.tar", [0, 2]),
+        ("a/000.tar", [2, 4]),
+        ("b/000.tar", [0, 2]),
+        ("b/000.tar", [2, 4]),
+    ]
+    # Parts that are there stay, wherever another number would divide the shards.
+    (emb / "part-000001.safetensors").unlink()
+    encoded.clear()
+    _, printed = embed_in_parts(encoder_run, shards, emb, images_per_part=1)
+    assert "3 parts of 6 embeddings verified, 2 parts to write, 2 images to embed" in printed
+    assert sum(encoded) == 2
+    _touch(shards / "b" / "000.tar")
+    actual, printed = embed_in_parts(encoder_run, shards, emb)
+    assert "3 parts of 4 embeddings verified, 1 part to write, 4 images to embed; 1 shard changed" in printed
+    assert sorted(actual.ids) == sorted(expected.ids)
+    assert len(part_inodes(emb)) == 4
+
+
+def test_an_interruption_leaves_no_parts_of_shards_as_they_were(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, emb = tmp_path / "shards", tmp_path / "emb"
+    _write_tars(shards, range(2))
+    embed_in_parts(encoder_run, shards, emb)
+    _touch(shards / "a" / "000.tar")
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_manifest, "write_manifest", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed_in_parts(encoder_run, shards, emb)
+    assert len(part_inodes(emb)) == 3
+    _, printed = embed_in_parts(encoder_run, shards, emb)
+    assert "2 parts of 8 embeddings verified, 0 parts to write" in printed
+    assert sorted(part_inodes(emb)) == ["part-000001.safetensors", "part-000002.safetensors"]
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_force_keeps_the_earlier_parts_until_the_new_ones_are_complete(
+    emb: Path, photos: Path, encoder_run: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Embeddings.load(emb)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_manifest, "write_manifest", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed_in_parts(encoder_run, photos, emb, force=True, crop=0.5)
+    assert sum(encoded) == 12
+    assert_same_embeddings(Embeddings.load(emb, verify=True), before)
+    # Without --force it goes on.
+    after, printed = embed_in_parts(encoder_run, photos, emb, crop=0.5)
+    assert "3 parts of 12 embeddings verified, 0 parts to write" in printed
+    assert_same_rows(after, reptk.embed(encoder_run, photos, crop=0.5), tolerance=1e-6)
+    assert sorted(part_inodes(emb)) == [f"part-{number:06}.safetensors" for number in (3, 4, 5)]
+    assert sorted(path.name for path in emb.glob(".*")) == [".lock"]
+
+
+def test_force_removes_nothing_if_no_image_can_be_read(emb: Path, photos: Path, encoder_run: Path) -> None:
+    before, inodes = Embeddings.load(emb), part_inodes(emb)
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of 12 images can be embedded"):
+        embed_in_parts(encoder_run, photos, emb, force=True)
+    assert_same_embeddings(Embeddings.load(emb, verify=True), before)
+    assert part_inodes(emb) == inodes
+    assert sorted(path.name for path in emb.glob(".*")) == [".lock"]
+
+
+def test_many_embeddings_are_removed_on_request_only(
+    encoder_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("reptk.embeddings.output_path.MAX_REMOVED_ROWS", 2)
+    shards, emb = tmp_path / "shards", tmp_path / "emb"
+    _write_tars(shards, range(4))
+    embed_in_parts(encoder_run, shards, emb)
+    before = content_of(emb)
+    shards.joinpath("b").rename(tmp_path / "b")
+    with pytest.raises(DataError, match=r"8 of the 16 embeddings in .* are of images that are not in --data.*--prune"):
+        embed_in_parts(encoder_run, shards, emb)
+    assert content_of(emb) == before
+    embeddings, _ = embed_in_parts(encoder_run, shards, emb, prune=True)
+    assert len(embeddings) == 8
+    assert len(part_inodes(emb)) == 2
+    # Images in files, in a folder and in a file.
+    for out, options in ((tmp_path / "parts", []), (tmp_path / "e.safetensors", ["--update"])):
+        command = ["embed", encoder_run, "--data", photos, "--out", out, *options]
+        run_command(command, capsys)
+        (photos / "cats").rename(tmp_path / "cats")
+        assert "embeddings in" in run_command(command, capsys, exit_code=3)
+        assert len(Embeddings.load(out)) == 12
+        run_command([*command, "--prune"], capsys)
+        assert len(Embeddings.load(out)) == 8
+        (tmp_path / "cats").rename(photos / "cats")
+    assert "--prune is for" in run_command([*command[:5], tmp_path / "x.safetensors", "--prune"], capsys, exit_code=2)
+
+
+def test_a_shard_that_changes_while_it_is_read_is_no_complete_part(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, emb = tmp_path / "shards", tmp_path / "emb"
+    _write_tars(shards, range(1))
+    with tarfile.open(shards / "a" / "000.tar", "a") as tar:
+        member = tarfile.TarInfo("0-9.png")
+        member.size = 8
+        tar.addfile(member, io.BytesIO(b"no image"))
+    embed_images = Embedder.embed_images
+
+    def change(self: Embedder, images: torch.Tensor) -> torch.Tensor:
+        os.utime(shards / "a" / "000.tar", (1, 1))
+        return embed_images(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed_images", change)
+        with pytest.raises(DataError, match=r"000\.tar has changed since it was listed.*the same command goes on"):
+            embed_in_parts(encoder_run, shards, emb)
+    assert part_inodes(emb) == {}
+    _touch(shards / "a" / "000.tar")
+    embeddings, _ = embed_in_parts(encoder_run, shards, emb)
+    assert len(embeddings) == 4
+
+
+def test_images_are_not_skipped_because_a_disk_does_not_answer(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_parquet_data_set(tmp_path)
+    cause = OSError(errno.EIO, "Input/output error")
+
+    def fail(self: ParquetShards, group: int) -> None:
+        raise DataError("cannot read this group") from cause
+
+    monkeypatch.setattr(ParquetShards, "_read_group", fail)
+    with pytest.raises(DataError, match="cannot read this group"):
+        embed_in_parts(encoder_run, root, tmp_path / "emb")
+    cause = OSError("Corrupt snappy compressed data.")  # as pyarrow says it
+    with pytest.raises(DataError, match="none of 13 images can be embedded"):
+        embed_in_parts(encoder_run, root, tmp_path / "emb")
+
+
+def test_ids_of_images_in_shards_are_read_with_the_images_alone(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, emb = tmp_path / "shards", tmp_path / "emb"
+    _write_tars(shards, range(2))
+    image_id = TarShards.image_id
+    numbers: list[int] = []
+
+    def count(self: TarShards, number: int) -> str:
+        numbers.append(number)
+        return image_id(self, number)
+
+    monkeypatch.setattr(TarShards, "image_id", count)
+    embed_in_parts(encoder_run, shards, emb)
+    assert sorted(numbers) == list(range(8))
+    numbers.clear()
+    embed_in_parts(encoder_run, shards, emb)
+    assert numbers == []
+
+
+def test_a_table_of_lance_that_has_changed(encoder_run: Path, tmp_path: Path) -> None:
+    lance = pytest.importorskip("lance", reason="pylance is not installed")
+    pyarrow = pytest.importorskip("pyarrow")
+    contents = []
+    for number in range(12):
+        content = io.BytesIO()
+        draw_image(number).save(content, "PNG")
+        contents.append(content.getvalue())
+    path, emb = tmp_path / "photos.lance", tmp_path / "emb"
+    table = pyarrow.table({"image": contents, "number": list(range(12))})
+    lance.write_dataset(table, str(path), max_rows_per_file=5)
+
+    def assert_is_up_to_date() -> None:
+        actual, _ = embed_in_parts(encoder_run, path, emb)
+        expected = reptk.embed(encoder_run, path)
+        assert sorted(actual.ids) == sorted(expected.ids)
+        order = [expected.row_of(image_id) for image_id in actual.ids]
+        torch.testing.assert_close(actual.vectors[:], expected.vectors[order], atol=1e-6, rtol=0)
+        classes = [actual.class_of(row) for row in range(len(actual))]
+        assert classes == [expected.class_of(row) for row in order]
+
+    assert_is_up_to_date()
+    _, printed = embed_in_parts(encoder_run, path, emb)
+    assert "3 parts of 12 embeddings verified, 0 parts to write" in printed
+    # Rows of the first fragment, which shifts the numbers of all others.
+    lance.dataset(str(path)).delete("number < 2")
+    assert_is_up_to_date()
+    lance.dataset(str(path)).add_columns({"label": "cast(number % 2 as string)"})
+    assert_is_up_to_date()
+    lance.dataset(str(path), version=1).restore()
+    assert_is_up_to_date()
+
+
+def _embed_while_one_rank_takes_long(rank: int, encoder: Path, data: Path, out: Path) -> None:
+    open_source = embed_images._open_source
+
+    def open_slowly(*arguments: object) -> object:
+        if rank == 0:
+            time.sleep(3)
+        return open_source(*arguments)
+
+    embed_images._open_source = open_slowly
+    distributed.set_timeout(1.0, torch.device("cpu"))
+    embed_in_parts(encoder, data, out)
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_one_that_lists_the_images(photo_folder: Path, encoder_run: Path, tmp_path: Path) -> None:
+    run_on_ranks(_embed_while_one_rank_takes_long, 2, encoder_run, photo_folder, tmp_path / "emb")
+    assert len(Embeddings.load(tmp_path / "emb")) == 12

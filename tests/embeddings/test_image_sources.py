@@ -18,6 +18,7 @@ from reptk.core import rng
 from reptk.core.errors import DataError, ReptkError
 from reptk.data import Data, InMemory, Split
 from reptk.data.resize import WHOLE_SQUARES
+from reptk.data.tar_shards import TarShards
 from reptk.embeddings.embedding_images import EmbeddingImages
 from reptk.embeddings.image_sources import distinct_splits, from_table
 
@@ -287,6 +288,30 @@ def test_tar_shards(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.Monke
     images = EmbeddingImages(embeddings)
     for row in range(8):
         assert images.data_uri(row) == images.data_uri_of_file(tmp_path / "files" / f"{row:02}.png")
+
+
+def test_ids_of_tar_shards_are_not_searched_for_every_thumbnail(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    root = write_tar_shards(tmp_path / "shards")
+    with tarfile.open(root / "test-000000.tar", "a") as archive:
+        member = tarfile.TarInfo("999.png")
+        member.size = 8
+        archive.addfile(member, io.BytesIO(b"no image"))
+    embeddings = reptk.embed(encoder_run, root)
+    assert len(embeddings) == 8
+    find = TarShards.find
+    searched: list[str] = []
+
+    def count(self: TarShards, image_id: str) -> int | None:
+        searched.append(image_id)
+        return find(self, image_id)
+
+    monkeypatch.setattr(TarShards, "find", count)
+    images = EmbeddingImages(embeddings)
+    assert len({images.data_uri(row) for row in range(8)} - {""}) == 8
+    assert searched == ["train-000000/000"], "the first after the image that was skipped"
 
 
 @pytest.mark.parametrize("package", ["lance", "datasets"])

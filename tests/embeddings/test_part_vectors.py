@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from reptk import neighbors
-from reptk.core import rng
-from reptk.embeddings.part_vectors import PartVectors
+from reptk.core import distributed, rng
+from reptk.embeddings import Embeddings, Index, sharded_search
+from reptk.embeddings.part_vectors import PartVectors, rows_between
 from reptk.embeddings.string_array import JoinedStrings, StringArray, are_utf8, find_string
 
 
@@ -92,3 +93,39 @@ def test_strings_of_parts() -> None:
     assert [find_string(joined, text) for text in ("a", "b\udcff", "x", "none")] == [0, 3, 4, -1]
     assert not are_utf8(joined)
     assert are_utf8(JoinedStrings(joined.parts[:1]))
+
+
+def test_rows_between_are_no_copy() -> None:
+    vectors, whole = in_parts()
+    for first in range(10):
+        for last in range(first, 10):
+            assert torch.equal(rows_between(vectors, first, last).clone(), whole[first:last])
+            assert torch.equal(rows_between(whole, first, last), whole[first:last])
+    rows = rows_between(vectors, 1, 7)
+    assert isinstance(rows, PartVectors)
+    pieces = [part for part in rows.parts if len(part)]
+    starts = [vectors.parts[0][1:], vectors.parts[1], vectors.parts[3]]
+    assert [piece.data_ptr() for piece in pieces] == [start.data_ptr() for start in starts]
+
+
+class Searched(Exception):  # noqa: N818 - raised to end a search
+    """Carries the rows of a rank."""
+
+
+@pytest.mark.parametrize(("rank", "bounds"), [(0, (0, 4)), (1, (4, 9))])
+def test_a_rank_searches_its_share_of_the_parts_in_place(
+    rank: int, bounds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search_sharded(part: torch.Tensor, *_: object) -> None:
+        raise Searched(part)
+
+    monkeypatch.setattr(sharded_search, "search_sharded", search_sharded)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    vectors, whole = in_parts()
+    index = Index(Embeddings(vectors, list("abcdefghi")))
+    with pytest.raises(Searched) as searched:
+        sharded_search.search_over_ranks(index, whole[:2], 3)
+    [part] = searched.value.args
+    assert isinstance(part, PartVectors)
+    assert torch.equal(part.clone(), whole[slice(*bounds)])

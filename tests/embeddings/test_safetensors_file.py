@@ -133,3 +133,16 @@ def test_the_header_may_grow_while_rows_are_written(letters: int, fits: bool, tm
     assert ("skipped" in loaded.about) == fits
     assert ("left_out" in loaded.about) != fits
     assert torch.equal(loaded.vectors, embeddings.vectors)
+
+
+def test_more_files_are_mapped_than_a_process_may_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = make_embeddings(kind="files with ids").save(tmp_path / "e.safetensors")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        loaded = [Embeddings.load(path) for _ in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for embeddings in loaded[::33]:
+        assert_same_embeddings(embeddings, loaded[0])

@@ -10,6 +10,7 @@ import reptk
 from embedding_inputs import needs_faiss
 from reptk.core.errors import UsageError
 from reptk.embeddings import Index, verify_recall
+from reptk.embeddings.build_index import measure_recall
 from reptk.neighbors import ApproximateIndex
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -59,3 +60,18 @@ def test_it_agrees_with_the_recall_that_an_index_states(clustered: reptk.Embeddi
 def test_arguments_are_checked(arguments: dict[str, int], clustered: reptk.Embeddings) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         verify_recall(Index(clustered), **arguments)
+
+
+def test_an_index_states_the_recall_that_is_verified() -> None:
+    vectors = torch.eye(2).repeat(20, 1)
+
+    class LastCopies(Index):
+        """Exact search finds the first of the 19 copies of each image, and this one the last."""
+
+        def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            copies = (queries @ vectors.T).topk(20, dim=1).indices
+            others = copies[copies != exclude[:, None]].view(len(queries), 19)
+            return torch.ones(len(queries), k), others.sort(descending=True).values[:, :k]
+
+    index = LastCopies(reptk.Embeddings(vectors, list(map(str, range(40)))), "IVF4,Flat")
+    assert measure_recall(index)["value"] == verify_recall(index).value == 1
