@@ -19,6 +19,7 @@ from reptk.stores import (
     redacted,
     require_new_collection,
     require_store_package,
+    require_unchanged,
     without_secrets,
 )
 
@@ -99,11 +100,7 @@ class QdrantStore:
                 raise DataError(f"{self.name} was not written by reptk, which does not know what its points hold")
             count = self._connect().count(name).count
             width = self._connect().get_collection(name).config.params.vectors.size
-        if (count, width) != (collection.count, collection.width):
-            raise DataError(
-                f"{self.name} has changed since it was written: it holds {count:,} vectors of {width} values, then "
-                f"{collection.describe()}. Export the embeddings again: --force"
-            )
+        require_unchanged(self.name, collection, count, width)
         return collection
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

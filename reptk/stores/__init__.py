@@ -4,7 +4,14 @@ from reptk.core.passwords import redacted, without_secrets
 from reptk.stores.addresses import is_address, open_store, require_address
 from reptk.stores.lance_store import LanceStore
 from reptk.stores.postgres_store import PostgresStore
-from reptk.stores.protocol import Collection, Store, StoredRows, require_new_collection, require_store_package
+from reptk.stores.protocol import (
+    Collection,
+    Store,
+    StoredRows,
+    require_new_collection,
+    require_store_package,
+    require_unchanged,
+)
 
 __all__ = [
     "Collection",
@@ -18,5 +25,6 @@ __all__ = [
     "require_address",
     "require_new_collection",
     "require_store_package",
+    "require_unchanged",
     "without_secrets",
 ]

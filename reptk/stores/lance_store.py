@@ -14,7 +14,13 @@ from reptk.config.registry import STORES
 from reptk.core.disk_space import check_free_space, explain_write_errors, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
 from reptk.core.files import atomic_folder, recover_folder
-from reptk.stores.protocol import Collection, StoredRows, require_new_collection, require_store_package
+from reptk.stores.protocol import (
+    Collection,
+    StoredRows,
+    require_new_collection,
+    require_store_package,
+    require_unchanged,
+)
 
 METADATA_KEY = b"reptk"
 COLUMNS = ["number", "id", "path", "label", "class", "vector"]
@@ -102,11 +108,7 @@ class LanceStore:
         with _lance_errors("be read", self.name):
             width = data_set.schema.field("vector").type.list_size
             count = data_set.count_rows()
-        if (count, width) != (collection.count, collection.width):
-            raise DataError(
-                f"{self.name} has changed since it was written: it holds {count:,} vectors of {width} values, then "
-                f"{collection.describe()}. Export the embeddings again: --force"
-            )
+        require_unchanged(self.name, collection, count, width)
         return collection
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -116,11 +118,11 @@ class LanceStore:
             nearest = {"column": "vector", "q": query, "k": k, "metric": "cosine", **self._search_options()}
             with _lance_errors("be searched", self.name):
                 table = self._open().to_table(columns=["number", "_distance"], nearest=nearest)
-            found = table.column("number").to_numpy()
+            matches = table.column("number").to_numpy()
             distances = table.column("_distance").to_numpy()
-            order = np.lexsort((found, distances))[:k]
+            order = np.lexsort((matches, distances))[:k]
             similarities[row, : len(order)] = 1 - distances[order]
-            numbers[row, : len(order)] = found[order]
+            numbers[row, : len(order)] = matches[order]
         return similarities, numbers
 
     def fetch(self, numbers: NDArray[np.int64]) -> StoredRows:

@@ -14,7 +14,13 @@ from reptk.config.registry import STORES
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.passwords import redacted, without_secrets
 from reptk.stores.postgres_rights import read_grants, write_grants
-from reptk.stores.protocol import Collection, StoredRows, require_new_collection, require_store_package
+from reptk.stores.protocol import (
+    Collection,
+    StoredRows,
+    require_new_collection,
+    require_store_package,
+    require_unchanged,
+)
 
 DEFAULT_TABLE = "embeddings"
 
@@ -92,11 +98,7 @@ class PostgresStore:
         width = 0  # the column is gone
         if row is not None:
             width = row[0]
-        if (count, width) != (collection.count, collection.width):
-            raise DataError(
-                f"{self.name} has changed since it was written: it holds {count:,} vectors of {width} values, then "
-                f"{collection.describe()}. Export the embeddings again: --force"
-            )
+        require_unchanged(self.name, collection, count, width)
         return collection
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -110,11 +112,11 @@ class PostgresStore:
                 f"SELECT number, vector <=> %s AS distance FROM {{table}} ORDER BY distance LIMIT {int(k)}"
             )
             for row, query in enumerate(queries):
-                found = connection.execute(statement, [to_query(query)], prepare=False).fetchall()
+                matches = connection.execute(statement, [to_query(query)], prepare=False).fetchall()
                 # Equal similarities in the order of their rows; the index returns them in any.
-                found.sort(key=lambda pair: (pair[1], pair[0]))
-                numbers[row, : len(found)] = [number for number, _ in found]
-                similarities[row, : len(found)] = [1 - distance for _, distance in found]
+                matches.sort(key=lambda pair: (pair[1], pair[0]))
+                numbers[row, : len(matches)] = [number for number, _ in matches]
+                similarities[row, : len(matches)] = [1 - distance for _, distance in matches]
         return similarities, numbers
 
     def fetch(self, numbers: NDArray[np.int64]) -> StoredRows:

@@ -113,7 +113,7 @@ class Store(Protocol):
             replace: replace a collection that exists; see `require_new_collection`.
 
         Raises:
-            UsageError: there is a collection of that name, and `replace` is not set, or it is none of reptk's.
+            UsageError: there is a collection of that name, and `replace` is not set, or it was not written by reptk.
             EnvironmentProblem: the database cannot be reached, is full, or does not allow it; or a package is missing.
         """
 
@@ -122,7 +122,7 @@ class Store(Protocol):
         """Return what holds for all rows.
 
         Raises:
-            DataError: there is no such collection, or it is none of reptk's.
+            DataError: there is no such collection, or it was not written by reptk.
             EnvironmentProblem: the database cannot be reached, or a package is missing.
         """
 
@@ -173,6 +173,24 @@ def require_store_package(store: str, module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise EnvironmentProblem(
             f'{store} needs the package {module}, which is not installed: pip install "reptk[{extra}]"'
+        )
+
+
+def require_unchanged(name: str, collection: Collection, count: int, width: int) -> None:
+    """Check that a database holds as many vectors, and as wide ones, as its collection says, for stores.
+
+    Args:
+        name: of the collection, without a password.
+        collection: what was written.
+        count, width: what is there.
+
+    Raises:
+        DataError: it does not.
+    """
+    if (count, width) != (collection.count, collection.width):
+        raise DataError(
+            f"{name} has changed since it was written: it holds {count:,} vectors of {width} values, then "
+            f"{collection.describe()}. Export the embeddings again: --force"
         )
 
 

@@ -1,21 +1,19 @@
 """reptk embed --out FOLDER: parts by any number of ranks, which are not computed again once they are there."""
 
 import contextlib
-import errno
 import io
 import json
 import os
 import re
 import shutil
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from parts_of_embeddings import embed_in_parts, part_inodes, write_tars
 from rank_processes import run_on_ranks
-from test_image_sources import write_parquet_data_set
 
 import reptk
 from embedding_inputs import assert_same_embeddings, change_manifest, draw_image, run_command
@@ -23,26 +21,9 @@ from killed_processes import flip_bit, hidden_names, kill_at_every_moment
 from reptk.cli import main
 from reptk.core import distributed
 from reptk.core.errors import DataError, UsageError
-from reptk.data.cache_folder import default_folder
-from reptk.data.parquet_shards import ParquetShards
-from reptk.data.tar_shards import TarShards
 from reptk.embeddings import Embedder, Embeddings, embed_images, parts_manifest
 
 pytestmark = [pytest.mark.usefixtures("one_thread", "caches")]
-
-
-@pytest.fixture
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of shards are written to a folder of the test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-
-
-def embed_in_parts(encoder: Path, data: Path, out: Path, **options: object) -> tuple[Embeddings, str]:
-    """Return the embeddings, and what was printed."""
-    lines: list[str] = []
-    options = {"images_per_part": 5, "batch_size": 5, "workers": 0, **options}
-    embeddings = reptk.embed(encoder, data, out=out, report=lines.append, **options)
-    return embeddings, "\n".join(lines)
 
 
 def assert_same_rows(actual: Embeddings, expected: Embeddings, *, tolerance: float = 0.0) -> None:
@@ -58,10 +39,6 @@ def assert_same_rows(actual: Embeddings, expected: Embeddings, *, tolerance: flo
 
 def content_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
-
-
-def part_inodes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in folder.glob("part-*")}
 
 
 @pytest.fixture
@@ -382,75 +359,6 @@ def test_images_that_cannot_be_read_are_skipped_and_counted(
     assert "none of 12 images can be embedded" in message
 
 
-def test_a_shard_is_a_part(encoder_run: Path, tmp_path: Path, encoded: list[int]) -> None:
-    (tmp_path / "data").mkdir()
-    root = write_parquet_data_set(tmp_path / "data")
-    expected = reptk.embed(encoder_run, root, batch_size=3)
-    encoded.clear()
-    actual, printed = embed_in_parts(encoder_run, root, tmp_path / "emb", batch_size=8, images_per_part=8)
-    assert "3 parts to write" in printed
-    assert list(actual.ids) == list(expected.ids)
-    assert torch.equal(actual.labels, expected.labels)
-    torch.testing.assert_close(actual.vectors[:], expected.vectors, atol=1e-6, rtol=0)
-    shards = [part["shard"]["name"] for part in json.loads((tmp_path / "emb" / "manifest.json").read_text())["parts"]]
-    assert shards == [f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
-    # One shard is new, one has changed, and one is gone.
-    shutil.copy(root / "train-00000-of-00001.parquet", root / "dev-00000-of-00001.parquet")
-    os.utime(root / "validation-00000-of-00001.parquet", (1, 1))
-    (root / "test-00000-of-00001.parquet").unlink()
-    encoded.clear()
-    actual, printed = embed_in_parts(encoder_run, root, tmp_path / "emb", batch_size=8, images_per_part=8)
-    assert (
-        "1 part of 8 embeddings verified, 2 parts to write, 11 images to embed; 1 shard changed, 1 removed" in printed
-    )
-    assert sorted(encoded) == [3, 8]
-    again = reptk.embed(encoder_run, root)
-    assert sorted(actual.ids) == sorted(again.ids)
-
-
-def _touch(shard: Path) -> None:
-    """Change the time of modification of a tar shard, and let it be indexed again."""
-    os.utime(shard, (1, 1))
-    shutil.rmtree(default_folder())
-
-
-def _write_tars(folder: Path, numbers: range) -> None:
-    """Write a tar of four images for each number, in folders where the same names are again."""
-    for number in numbers:
-        path = folder / "ab"[number % 2] / f"{number // 2:03}.tar"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w") as tar:
-            for sample in range(4):
-                content = io.BytesIO()
-                draw_image(4 * number + sample).save(content, "PNG")
-                for suffix, data in ((".png", content.getvalue()), (".cls", str(sample % 2).encode())):
-                    member = tarfile.TarInfo(f"{number}-{sample}{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-
-
-def test_a_part_for_each_tar_of_a_pattern(
-    encoder_run: Path, tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture
-) -> None:
-    shards, emb = tmp_path / "shards", tmp_path / "emb"
-    _write_tars(shards, range(3))
-    command = ["embed", encoder_run, "--data", f"{shards}/*/*.tar", "--out", emb, "--batch-size", 4, "--workers", 0]
-    assert "3 parts to write, 12 images to embed" in run_command(command, capsys)
-    expected = reptk.embed(encoder_run, f"{shards}/*/*.tar", batch_size=4)
-    actual = Embeddings.load(emb)
-    assert list(actual.ids) == list(expected.ids)
-    assert torch.equal(actual.vectors[:], expected.vectors)
-    assert torch.equal(actual.labels, expected.labels)
-    encoded.clear()
-    _write_tars(shards, range(3, 5))
-    assert "3 parts of 12 embeddings verified, 2 parts to write, 8 images" in run_command(command, capsys)
-    # The same tars as a folder, and in another place.
-    shards.rename(tmp_path / "moved")
-    command[3] = tmp_path / "moved"
-    assert "5 parts of 20 embeddings verified, 0 parts to write" in run_command(command, capsys)
-    assert encoded == [4, 4]
-
-
 def test_one_bank_for_index_search_duplicates_and_evaluation(
     photos: Path, encoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -537,51 +445,6 @@ def test_ranks_that_see_other_images_do_not_begin(photo_folder: Path, encoder_ru
     assert not list((tmp_path / "emb").glob("part*"))
 
 
-def test_a_large_shard_is_divided(encoder_run: Path, tmp_path: Path, encoded: list[int]) -> None:
-    shards, emb = tmp_path / "shards", tmp_path / "emb"
-    _write_tars(shards, range(2))
-    actual, printed = embed_in_parts(encoder_run, shards, emb, images_per_part=3)
-    assert "4 parts to write, 8 images to embed" in printed
-    expected = reptk.embed(encoder_run, shards)
-    assert list(actual.ids) == list(expected.ids)
-    torch.testing.assert_close(actual.vectors[:], expected.vectors, atol=1e-6, rtol=0)
-    records = json.loads((emb / "manifest.json").read_text())["parts"]
-    assert [(record["shard"]["name"], record["shard"]["rows"]) for record in records] == [
-        ("a/000.tar", [0, 2]),
-        ("a/000.tar", [2, 4]),
-        ("b/000.tar", [0, 2]),
-        ("b/000.tar", [2, 4]),
-    ]
-    # Parts that are there stay, wherever another number would divide the shards.
-    (emb / "part-000001.safetensors").unlink()
-    encoded.clear()
-    _, printed = embed_in_parts(encoder_run, shards, emb, images_per_part=1)
-    assert "3 parts of 6 embeddings verified, 2 parts to write, 2 images to embed" in printed
-    assert sum(encoded) == 2
-    _touch(shards / "b" / "000.tar")
-    actual, printed = embed_in_parts(encoder_run, shards, emb)
-    assert "3 parts of 4 embeddings verified, 1 part to write, 4 images to embed; 1 shard changed" in printed
-    assert sorted(actual.ids) == sorted(expected.ids)
-    assert len(part_inodes(emb)) == 4
-
-
-def test_an_interruption_leaves_no_parts_of_shards_as_they_were(
-    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shards, emb = tmp_path / "shards", tmp_path / "emb"
-    _write_tars(shards, range(2))
-    embed_in_parts(encoder_run, shards, emb)
-    _touch(shards / "a" / "000.tar")
-    with monkeypatch.context() as patch:
-        patch.setattr(parts_manifest, "write_manifest", _interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            embed_in_parts(encoder_run, shards, emb)
-    assert len(part_inodes(emb)) == 3
-    _, printed = embed_in_parts(encoder_run, shards, emb)
-    assert "2 parts of 8 embeddings verified, 0 parts to write" in printed
-    assert sorted(part_inodes(emb)) == ["part-000001.safetensors", "part-000002.safetensors"]
-
-
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -620,7 +483,7 @@ def test_many_embeddings_are_removed_on_request_only(
 ) -> None:
     monkeypatch.setattr("reptk.embeddings.output_path.MAX_REMOVED_ROWS", 2)
     shards, emb = tmp_path / "shards", tmp_path / "emb"
-    _write_tars(shards, range(4))
+    write_tars(shards, range(4))
     embed_in_parts(encoder_run, shards, emb)
     before = content_of(emb)
     shards.joinpath("b").rename(tmp_path / "b")
@@ -641,101 +504,6 @@ def test_many_embeddings_are_removed_on_request_only(
         assert len(Embeddings.load(out)) == 8
         (tmp_path / "cats").rename(photos / "cats")
     assert "--prune is for" in run_command([*command[:5], tmp_path / "x.safetensors", "--prune"], capsys, exit_code=2)
-
-
-def test_a_shard_that_changes_while_it_is_read_is_no_complete_part(
-    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shards, emb = tmp_path / "shards", tmp_path / "emb"
-    _write_tars(shards, range(1))
-    with tarfile.open(shards / "a" / "000.tar", "a") as tar:
-        member = tarfile.TarInfo("0-9.png")
-        member.size = 8
-        tar.addfile(member, io.BytesIO(b"no image"))
-    embed_images = Embedder.embed_images
-
-    def change(self: Embedder, images: torch.Tensor) -> torch.Tensor:
-        os.utime(shards / "a" / "000.tar", (1, 1))
-        return embed_images(self, images)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Embedder, "embed_images", change)
-        with pytest.raises(DataError, match=r"000\.tar has changed since it was listed.*the same command goes on"):
-            embed_in_parts(encoder_run, shards, emb)
-    assert part_inodes(emb) == {}
-    _touch(shards / "a" / "000.tar")
-    embeddings, _ = embed_in_parts(encoder_run, shards, emb)
-    assert len(embeddings) == 4
-
-
-def test_images_are_not_skipped_because_a_disk_does_not_answer(
-    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = write_parquet_data_set(tmp_path)
-    cause = OSError(errno.EIO, "Input/output error")
-
-    def fail(self: ParquetShards, group: int) -> None:
-        raise DataError("cannot read this group") from cause
-
-    monkeypatch.setattr(ParquetShards, "_read_group", fail)
-    with pytest.raises(DataError, match="cannot read this group"):
-        embed_in_parts(encoder_run, root, tmp_path / "emb")
-    cause = OSError("Corrupt snappy compressed data.")  # as pyarrow says it
-    with pytest.raises(DataError, match="none of 13 images can be embedded"):
-        embed_in_parts(encoder_run, root, tmp_path / "emb")
-
-
-def test_ids_of_images_in_shards_are_read_with_the_images_alone(
-    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shards, emb = tmp_path / "shards", tmp_path / "emb"
-    _write_tars(shards, range(2))
-    image_id = TarShards.image_id
-    numbers: list[int] = []
-
-    def count(self: TarShards, number: int) -> str:
-        numbers.append(number)
-        return image_id(self, number)
-
-    monkeypatch.setattr(TarShards, "image_id", count)
-    embed_in_parts(encoder_run, shards, emb)
-    assert sorted(numbers) == list(range(8))
-    numbers.clear()
-    embed_in_parts(encoder_run, shards, emb)
-    assert numbers == []
-
-
-def test_a_table_of_lance_that_has_changed(encoder_run: Path, tmp_path: Path) -> None:
-    lance = pytest.importorskip("lance", reason="pylance is not installed")
-    pyarrow = pytest.importorskip("pyarrow")
-    contents = []
-    for number in range(12):
-        content = io.BytesIO()
-        draw_image(number).save(content, "PNG")
-        contents.append(content.getvalue())
-    path, emb = tmp_path / "photos.lance", tmp_path / "emb"
-    table = pyarrow.table({"image": contents, "number": list(range(12))})
-    lance.write_dataset(table, str(path), max_rows_per_file=5)
-
-    def assert_is_up_to_date() -> None:
-        actual, _ = embed_in_parts(encoder_run, path, emb)
-        expected = reptk.embed(encoder_run, path)
-        assert sorted(actual.ids) == sorted(expected.ids)
-        order = [expected.row_of(image_id) for image_id in actual.ids]
-        torch.testing.assert_close(actual.vectors[:], expected.vectors[order], atol=1e-6, rtol=0)
-        classes = [actual.class_of(row) for row in range(len(actual))]
-        assert classes == [expected.class_of(row) for row in order]
-
-    assert_is_up_to_date()
-    _, printed = embed_in_parts(encoder_run, path, emb)
-    assert "3 parts of 12 embeddings verified, 0 parts to write" in printed
-    # Rows of the first fragment, which shifts the numbers of all others.
-    lance.dataset(str(path)).delete("number < 2")
-    assert_is_up_to_date()
-    lance.dataset(str(path)).add_columns({"label": "cast(number % 2 as string)"})
-    assert_is_up_to_date()
-    lance.dataset(str(path), version=1).restore()
-    assert_is_up_to_date()
 
 
 def _embed_while_one_rank_takes_long(rank: int, encoder: Path, data: Path, out: Path) -> None:

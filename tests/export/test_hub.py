@@ -195,7 +195,7 @@ def test_a_model_without_its_manifest_is_not_pulled(
         (
             "moved",
             "",
-            "bank /home/me/secret/train and ~/secret/more, queries /mnt/secret/val",
+            "bank /srv/secret/train and ~/secret/more, queries /mnt/secret/val",
             "bank train and more, queries val",
         ),
         (".", "", "bank train, queries val", "bank train, queries val"),
