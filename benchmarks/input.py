@@ -31,7 +31,7 @@ from torchvision.transforms import CenterCrop, Resize
 from reptk.core import rng
 from reptk.core.environment import git_commit, package_versions
 from reptk.data import Loader, Split, folder, num_cpus
-from reptk.data.image_files import ImageFiles
+from reptk.data.images.image_files import ImageFiles
 from reptk.data.sources.photos import load_photographs
 
 WIDTH_PX, HEIGHT_PX = 500, 375

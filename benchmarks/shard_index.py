@@ -29,7 +29,7 @@ HEADER_SAMPLES = 50_000
 def write_index(root: Path, num_images: int) -> None:
     """Write sparse shards, and an index that says what they would hold."""
     from reptk.core.file_records import file_record
-    from reptk.data.tar_index import RECORD, _index_folder
+    from reptk.data.records.tar_index import RECORD, _index_folder
 
     num_shards = num_images // IMAGES_PER_SHARD
     paths = [root / f"train-{number:06}.tar" for number in range(num_shards)]
@@ -106,7 +106,7 @@ def measure(root: Path, shuffle: str) -> dict[str, float]:
 
 def headers_per_second(folder: Path, num_samples: int) -> float:
     """Return how many samples, an image and a .cls file each, are indexed in a second."""
-    from reptk.data.tar_members import read_shard
+    from reptk.data.records.tar_members import read_shard
 
     path = folder / "headers.tar"
     with tarfile.open(path, "w") as archive:

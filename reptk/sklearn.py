@@ -13,8 +13,8 @@ from torch import Tensor
 
 from reptk.core.errors import NumericalError
 from reptk.core.files import expand_home
-from reptk.data.resize import ResizeMode
-from reptk.embeddings.embedder import NOT_FINITE_CAUSE, Embedder
+from reptk.data.decoding.resize import ResizeMode
+from reptk.embeddings.encoding.embedder import NOT_FINITE_CAUSE, Embedder
 from reptk.models.image_inputs import ImageInput, image_tensors
 
 __all__ = ["EmbedImages"]

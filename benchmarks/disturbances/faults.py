@@ -22,7 +22,7 @@ def forget_optimizer() -> None:
 
 def shift_data() -> None:
     """A resumed run skips a batch."""
-    from reptk.data.loader import Loader
+    from reptk.data.loading.loader import Loader
 
     batches = Loader.batches
 

@@ -20,9 +20,9 @@ from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
     from reptk.data import Data
-    from reptk.data.decode import PixelOptions
-    from reptk.data.file_check import FileCheck
-    from reptk.data.record_source import ShardRow
+    from reptk.data.decoding.decode import PixelOptions
+    from reptk.data.images.file_check import FileCheck
+    from reptk.data.records.record_source import ShardRow
 
 EXAMPLES = """examples:
   reptk check-data my_photos
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from reptk.data.image_files import tolerated_unreadable
-    from reptk.embeddings import image_sources
+    from reptk.data.images.image_files import tolerated_unreadable
+    from reptk.embeddings.encoding import image_sources
 
     for plugin in args.plugin:
         load_plugin(plugin)
@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _data_table(source: str | None, overrides: config.Table) -> config.Table:
-    from reptk.embeddings import image_sources
+    from reptk.embeddings.encoding import image_sources
 
     table = dict(overrides)
     if source is not None:
@@ -113,7 +113,7 @@ def _data_table(source: str | None, overrides: config.Table) -> config.Table:
 
 def _open(table: config.Table) -> "Data":
     from reptk.config.registry import DATASETS
-    from reptk.data.folder_scan import SkippedFiles
+    from reptk.data.layouts.folder_scan import SkippedFiles
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedFiles)  # part of the summary
@@ -122,7 +122,7 @@ def _open(table: config.Table) -> "Data":
 
 def _images_of_data_set(table: config.Table) -> CheckedImages:
     from reptk.data.sources.folder import existing_source, read_images
-    from reptk.embeddings.image_sources import distinct_splits
+    from reptk.embeddings.encoding.image_sources import distinct_splits
 
     if table["name"] == "folder":
         base = existing_source(table["root"])
@@ -156,9 +156,9 @@ def _print_check(images: CheckedImages, workers: int | None, options: "PixelOpti
     Raises:
         DataError: none of the files can be read.
     """
+    from reptk.core.progress import progress
     from reptk.data import num_cpus
-    from reptk.data.file_check import check_files
-    from reptk.embeddings.progress import progress
+    from reptk.data.images.file_check import check_files
 
     for line in images.summary:
         print(line)
@@ -205,7 +205,7 @@ def _print_classes(images: CheckedImages) -> None:
 
 
 def _print_blank(check: "FileCheck") -> None:
-    from reptk.data.blank_images import MAX_LEVELS
+    from reptk.data.decoding.blank_images import MAX_LEVELS
 
     if not check.blank:
         return

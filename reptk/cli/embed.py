@@ -24,7 +24,7 @@ from reptk.core.errors import UsageError
 
 if TYPE_CHECKING:
     from reptk.embeddings import Embeddings
-    from reptk.embeddings.viewer_columns import ViewerColumns
+    from reptk.embeddings.viewing.viewer_columns import ViewerColumns
 
 EXAMPLES = """examples:
   reptk embed runs/tcl_selfsup_photos/1 --data my_photos --out photos.safetensors
@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     # Both import torch: only once the arguments are known to be right.
     from reptk.core import distributed
     from reptk.embeddings import embed
-    from reptk.embeddings.embeddings_file import is_parts_output
+    from reptk.embeddings.files.embeddings_file import is_parts_output
 
     if not is_parts_output(args.out):
         require_single_process("name a folder, e.g. --out emb, which all of them write")
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
         report=_print_on_main,
     )
     if viewer_columns:
-        from reptk.embeddings.viewer_columns import add_viewer_columns
+        from reptk.embeddings.viewing.viewer_columns import add_viewer_columns
 
         add_viewer_columns(args.out, viewer_columns)
     if distributed.is_main():
@@ -110,7 +110,7 @@ def _viewer_columns(args: argparse.Namespace) -> "ViewerColumns | None":
     """Return the columns for viewers that the command line names, after a check; None if it names none."""
     if not (args.thumbnails or args.projection or args.neighbors):
         return None
-    from reptk.embeddings.viewer_columns import ViewerColumns
+    from reptk.embeddings.viewing.viewer_columns import ViewerColumns
 
     columns = ViewerColumns(args.thumbnails, args.projection, args.neighbors)
     columns.check(args.out)
@@ -132,7 +132,7 @@ def _data(data_name: str | None, overrides: config.Table, args: argparse.Namespa
     """
     if data_name is None:
         return _data_of_run(overrides, args)
-    from reptk.embeddings import image_sources
+    from reptk.embeddings.encoding import image_sources
 
     return {**image_sources.data_table(data_name), **overrides}
 
@@ -141,7 +141,7 @@ def _data_of_run(overrides: config.Table, args: argparse.Namespace) -> config.Ta
     if "name" in overrides:
         return overrides
 
-    from reptk.embeddings.embedder import recipe_of
+    from reptk.embeddings.encoding.embedder import recipe_of
 
     table = {**recipe_of(args.encoder).get("data", {}), **overrides}
     if "name" not in table:

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _holds_parts(source: str) -> bool:
-    from reptk.embeddings.parts_manifest import is_parts_folder
+    from reptk.embeddings.files.parts_manifest import is_parts_folder
 
     return is_parts_folder(source)
 
@@ -263,7 +263,7 @@ def _complete(name: str, overrides: config.Table) -> config.Table:
 
 def _check_out(out: Path | None, *, force: bool) -> None:
     from reptk.core.files import holds_only, sweep_leftovers
-    from reptk.embeddings.output_path import check_new_folder, check_output_file
+    from reptk.embeddings.files.output_path import check_new_folder, check_output_file
     from reptk.evaluate.results import FILE_NAMES
     from reptk.report.write_report import FILE as REPORT_FILE
 

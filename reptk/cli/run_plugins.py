@@ -24,7 +24,7 @@ def load_plugins(source: str, requested: Sequence[str], *, trust: bool) -> None:
     for plugin in requested:
         load_plugin(plugin)
 
-    from reptk.embeddings.embedder import recipe_file, recipe_of  # imports torch
+    from reptk.embeddings.encoding.embedder import recipe_file, recipe_of  # imports torch
 
     file = recipe_file(source)
     if file is None:

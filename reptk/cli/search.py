@@ -93,7 +93,7 @@ def _positionals(args: argparse.Namespace) -> Positionals:
 
 
 def _html_path(html: Path | None, find_duplicates: bool) -> Path:
-    from reptk.embeddings import gallery
+    from reptk.embeddings.viewing import gallery
 
     if html is None:
         name = "duplicates.html" if find_duplicates else "found.html"
@@ -121,7 +121,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
         for line in _result_lines(result):
             print(line)
     if html is not None:
-        from reptk.embeddings import gallery
+        from reptk.embeddings.viewing import gallery
 
         gallery.write(html, gallery.results_page(results, index.embeddings, summary))
         print(f"\nlook at them: {html}")
@@ -142,7 +142,7 @@ def _result_lines(result: "SearchResult") -> list[str]:
 
 def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | None) -> int:
     from reptk.embeddings import near_duplicates
-    from reptk.embeddings.output_path import check_output_file
+    from reptk.embeddings.files.output_path import check_output_file
     from reptk.stores import is_address
 
     if named.queries or args.id:
@@ -180,7 +180,7 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         duplicates.save(args.out)
         print(f"all of them: {args.out}")
     if html is not None and duplicates.count:
-        from reptk.embeddings import gallery
+        from reptk.embeddings.viewing import gallery
 
         subtitle = f"{named.index}, similarity {duplicates.threshold:g} and above: {duplicates.measured.reason}."
         gallery.write(html, gallery.duplicates_page(duplicates, subtitle))
@@ -278,7 +278,7 @@ def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
     """Open an index, a file of embeddings, a store, or a run, whose data set is embedded first."""
     from reptk.config.run_paths import has_model_weights
     from reptk.embeddings import Index, StoreIndex, embed
-    from reptk.embeddings.embedder import recipe_of
+    from reptk.embeddings.encoding.embedder import recipe_of
     from reptk.stores import is_address
 
     if is_address(path):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from reptk import config
 from reptk.core.errors import UsageError
-from reptk.data.resize import Preprocessing
-from reptk.embeddings.embedder import Embedder, recipe_of
+from reptk.data.decoding.resize import Preprocessing
+from reptk.embeddings.encoding.embedder import Embedder, recipe_of
 
 if TYPE_CHECKING:
     from reptk.core.device import Precision

@@ -23,8 +23,8 @@ COMMON_ARGUMENTS: Mapping[Registry, Mapping[str, Any]] = {
     DATASETS: {"labelled": None, "only_labelled": False, "shuffle": "global"},
     EVALUATORS: {"every_epochs": 0},
 }
-"""Keys that every data set takes (which training images have labels, `reptk.data.label_selection`, and their order,
-`reptk.data.keyed_order`), and every evaluator."""
+"""Keys that every data set takes (which training images have labels, `reptk.data.labels.label_selection`, and their order,
+`reptk.data.batches.keyed_order`), and every evaluator."""
 
 LABEL_KEYS = ("labelled", "only_labelled")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptk.core import rng
-from reptk.data.resize import Color, Interpolation, ResizeMode
+from reptk.data.decoding.resize import Color, Interpolation, ResizeMode
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class Images(Protocol):
         return {}
 
     def resized(self, resize: ResizeMode, border_color: Color | None = None) -> "Images":
-        """Return the same images, with pictures that are not square cropped, padded or squashed (`reptk.data.resize`).
+        """Return the same images, with pictures that are not square cropped, padded or squashed (`reptk.data.decoding.resize`).
 
         A collection that does not have whole pictures returns itself.
 

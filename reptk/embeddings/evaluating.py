@@ -9,7 +9,7 @@ from torch import Tensor
 from reptk.core.counts import format_count, verb_form
 from reptk.core.errors import DataError, NumericalError
 from reptk.data import Data, Split
-from reptk.embeddings.store import Embeddings
+from reptk.embeddings.embeddings import Embeddings
 from reptk.evaluate import Evaluation, Evaluator, FeatureStore, run_evaluators
 from reptk.evaluate.features import NormalizedFeatures, Progress
 

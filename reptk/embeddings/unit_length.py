@@ -8,8 +8,8 @@ from torch import Tensor
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names
-from reptk.embeddings.layout import RowBlock
-from reptk.embeddings.store import Embeddings
+from reptk.embeddings.embeddings import Embeddings
+from reptk.embeddings.files.row_blocks import RowBlock
 
 TOLERANCE = 2e-3
 """How far from 1 the length of a normalized vector may be: storing it in half precision rounds it."""

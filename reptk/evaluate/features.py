@@ -14,9 +14,9 @@ from reptk.core.errors import NumericalError, UsageError
 from reptk.core.name_lists import first_names
 from reptk.data import DevicePrefetcher, Images, Split, read_blocks
 from reptk.data.bad_samples import image_name
-from reptk.data.loader import with_aspect_ratios
-from reptk.data.prefetch import prefetch
-from reptk.data.resize import Interpolation, ResizeMode
+from reptk.data.decoding.resize import Interpolation, ResizeMode
+from reptk.data.loading.loader import with_aspect_ratios
+from reptk.data.loading.prefetch import prefetch
 from reptk.views import crops_full_images, resize_center_crop
 
 BLOCK = 256

@@ -11,9 +11,9 @@ from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError, NumericalError, ReptkError
 from reptk.core.images import resize_to_square
-from reptk.data.image_files import ImageFiles
-from reptk.embeddings import image_sources
-from reptk.embeddings.embedder import Embedder
+from reptk.data.images.image_files import ImageFiles
+from reptk.embeddings.encoding import image_sources
+from reptk.embeddings.encoding.embedder import Embedder
 
 MIN_COSINE = 0.9999
 """Between the features of an image by the encoder and by what was written. Rounding alone gives 0.999999 and more."""

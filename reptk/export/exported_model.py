@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptk.core.errors import UsageError
-from reptk.embeddings.embedder import Embedder
+from reptk.embeddings.encoding.embedder import Embedder
 from reptk.models.classifier import SavedClassifier, classifier_bytes, read_classifier
 from reptk.models.weight_source import LOCAL_FOLDER
 

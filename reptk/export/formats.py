@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.files import holds_only
-from reptk.embeddings.embedder import recipe_of
-from reptk.embeddings.output_path import check_new_folder, check_output_file
+from reptk.embeddings.encoding.embedder import recipe_of
+from reptk.embeddings.files.output_path import check_new_folder, check_output_file
 from reptk.export import onnx_file, pt2_file, timm_folder, weights_file
 from reptk.export.check_images import CheckImages, read_check_images
 from reptk.export.exported_model import ExportedModel, open_model

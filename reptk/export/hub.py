@@ -14,8 +14,8 @@ from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.files import atomic_folder, expand_home, holds_only, write_text
 from reptk.core.foreign_files import read_json
-from reptk.embeddings.embedder import recipe_file
-from reptk.embeddings.output_path import check_new_folder
+from reptk.embeddings.encoding.embedder import recipe_file
+from reptk.embeddings.files.output_path import check_new_folder
 from reptk.export.exported_model import ExportedModel, open_model, write_model_folder
 from reptk.export.model_card import model_card
 from reptk.models.model_folder import CARD_FILE, CONFIG_FILE, CONFIG_KEY, FILE_NAMES, MANIFEST_FILE, check_model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reptk.core.errors import UsageError
 from reptk.core.images import resize_to_square, to_float
-from reptk.data.resize import WHOLE_SQUARES, Interpolation, Preprocessing, ResizeMode
+from reptk.data.decoding.resize import WHOLE_SQUARES, Interpolation, Preprocessing, ResizeMode
 from reptk.models.backbone import (
     count_features,
     create_backbone,

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from reptk.core.files import expand_home
-from reptk.data.decode import decode, to_rgb
-from reptk.data.resize import DEFAULT_SQUARE, SquareOptions, resize_picture, write_square
+from reptk.data.decoding.decode import decode, to_rgb
+from reptk.data.decoding.resize import DEFAULT_SQUARE, SquareOptions, resize_picture, write_square
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor
 CHANNELS = (1, 3, 4)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, Preprocessing
+from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, Preprocessing
 from reptk.models.backbone import full_name, pretrained_cfg
 
 CROP_MODE_OF_RESIZE = {"crop": "center", "pad": "border", "squash": "squash"}

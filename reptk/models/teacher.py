@@ -15,7 +15,7 @@ from reptk.core.counts import format_bytes
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
 from reptk.core.images import scale_to_unit
-from reptk.data.resize import Interpolation
+from reptk.data.decoding.resize import Interpolation
 from reptk.models.backbone import is_external, native_size
 from reptk.models.encoder import Encoder
 from reptk.models.encoder_keys import EncoderKeys, prefixed_errors

@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import PretrainedCfg
 from torch import nn
 
-from reptk.data.resize import Preprocessing
+from reptk.data.decoding.resize import Preprocessing
 from reptk.models.model_folder import CONFIG_KEY
 from reptk.models.preprocessing import CROP_MODE_OF_RESIZE
 

@@ -10,7 +10,7 @@ from reptk.config.registry import METHODS, VIEWS
 from reptk.core import distributed, rng
 from reptk.core.errors import UsageError
 from reptk.data import Data, Loader, create_sampler
-from reptk.data.resize import PAGE_COLOR
+from reptk.data.decoding.resize import PAGE_COLOR
 from reptk.methods import Batch, needs_full_images
 
 

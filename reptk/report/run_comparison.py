@@ -10,8 +10,8 @@ from torch import Tensor
 from reptk.config.part_tables import common_options
 from reptk.config.registry import DATASETS
 from reptk.core.files import expand_home, real_path
+from reptk.data.decoding.resize import Preprocessing
 from reptk.data.fingerprint import read_fingerprint, show_same_files
-from reptk.data.resize import Preprocessing
 from reptk.evaluate.intervals import QueryMean
 from reptk.evaluate.predictions import Predictions
 from reptk.report.run_files import Run

@@ -14,7 +14,7 @@ from reptk.config.plugins import load_contributed_plugins, load_recipe_plugins
 from reptk.config.registry import DATASETS
 from reptk.core.errors import ReptkError
 from reptk.data import Data, Split, num_cpus, subsample
-from reptk.data.resize import PAGE_COLOR
+from reptk.data.decoding.resize import PAGE_COLOR
 from reptk.evaluate.predictions import Predictions
 from reptk.report.run_comparison import data_identity
 from reptk.report.run_files import Run

@@ -12,7 +12,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import UsageError
 from reptk.core.name_lists import first_names_and_count
 from reptk.core.printable_names import in_one_line
-from reptk.data.label_selection import without_label_selection
+from reptk.data.labels.label_selection import without_label_selection
 from reptk.report.recipe_diff import FlatRecipe, described_values, differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import ROOT, data_identity, have_same_root
 from reptk.report.run_files import Run, overrides_of

@@ -21,8 +21,8 @@ from reptk.core.console import Logger
 from reptk.core.device import Precision, choose_precision
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data, Loader, check_num_images, create_sampler
-from reptk.data.folder_scan import SkippedFiles
-from reptk.data.label_selection import select_labels
+from reptk.data.labels.label_selection import select_labels
+from reptk.data.layouts.folder_scan import SkippedFiles
 from reptk.evaluate import Evaluator, build_evaluators
 from reptk.evaluate.run import ACCURACY
 from reptk.evaluate.verdict import PRETRAINED

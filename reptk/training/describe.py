@@ -12,7 +12,7 @@ from reptk.core import distributed
 from reptk.core.counts import format_count
 from reptk.core.metric_names import display_name
 from reptk.data import Data
-from reptk.data.samplers import ClassSampler
+from reptk.data.batches.samplers import ClassSampler
 from reptk.methods import Method
 from reptk.training.build import Parts
 from reptk.training.encoder_parameters import trained_encoder

@@ -13,7 +13,7 @@ from reptk.core import distributed
 from reptk.core.console import Logger
 from reptk.core.errors import DataError, ReptkError
 from reptk.core.foreign_files import read_json
-from reptk.data.resize import Preprocessing
+from reptk.data.decoding.resize import Preprocessing
 from reptk.evaluate import Evaluation, Evaluator, evaluate_encoder, evaluate_pixels
 from reptk.evaluate.features import Progress
 from reptk.evaluate.results import build_results, protocol, remarks, table_columns, write_results

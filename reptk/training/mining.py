@@ -5,7 +5,7 @@ from torch import Tensor
 
 from reptk.core import distributed
 from reptk.data import Data
-from reptk.data.hard_negatives import NO_NEIGHBOR, HardNegatives
+from reptk.data.batches.hard_negatives import NO_NEIGHBOR, HardNegatives
 from reptk.evaluate import EvalResult, Evaluator, FeatureStore
 from reptk.neighbors import search_sharded
 

@@ -2,8 +2,8 @@
 
 from reptk.config import Recipe
 from reptk.core import distributed
-from reptk.data.batch_plan import plan_batches
-from reptk.data.samplers import ClassSampler
+from reptk.data.batches.batch_plan import plan_batches
+from reptk.data.batches.samplers import ClassSampler
 from reptk.training.build import Parts
 from reptk.training.encoder_parameters import trained_encoder
 from reptk.training.memory_plan import activation_bytes, free_bytes, memory_line

@@ -17,8 +17,8 @@ from reptk.core.foreign_files import (
     read_text,
     require_regular_file,
 )
-from reptk.data.decode import PixelOptions, decode
-from reptk.data.image_table import read_image_table
+from reptk.data.decoding.decode import PixelOptions, decode
+from reptk.data.layouts.image_table import read_image_table
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 

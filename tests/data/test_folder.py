@@ -10,9 +10,9 @@ from PIL import Image
 from image_files import BLUE, RED, fetch_all, relative_paths, write_image, write_images
 from reptk.core.errors import DataError
 from reptk.data import folder
-from reptk.data.decode import HAS_HEIF
-from reptk.data.folder_scan import SkippedFiles
-from reptk.data.raw_photograph import HAS_RAW
+from reptk.data.decoding.decode import HAS_HEIF
+from reptk.data.decoding.raw_photograph import HAS_RAW
+from reptk.data.layouts.folder_scan import SkippedFiles
 
 # The small folders of these tests cause these warnings; the tests of the warnings check them.
 pytestmark = [

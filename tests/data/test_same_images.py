@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from same_images import SOURCES, write_folder
 from torch import Tensor
 
 from image_files import same_data
 from reptk.data import Data, Loader, create_sampler, folder
 from reptk.testing import check_dataset
+from same_images import SOURCES, write_folder
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import yaml
 
 from embedding_inputs import run_command
 from killed_processes import flip_bit
-from reptk.embeddings.embedder import Embedder
+from reptk.embeddings.encoding.embedder import Embedder
 from reptk.export import formats, hub
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder

@@ -11,8 +11,8 @@ from torch import nn
 
 from encoders import build_encoder, random_images, trained_encoder
 from reptk.core.errors import DataError
-from reptk.data.resize import Preprocessing
-from reptk.embeddings.embedder import Embedder
+from reptk.data.decoding.resize import Preprocessing
+from reptk.embeddings.encoding.embedder import Embedder
 from reptk.models.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

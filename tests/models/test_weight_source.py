@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from encoders import build_encoder, random_images, trained_encoder
 from reptk.core.errors import DataError, EnvironmentProblem, UsageError
-from reptk.embeddings.embedder import Embedder
+from reptk.embeddings.encoding.embedder import Embedder
 from reptk.models import weight_source
 from reptk.models.encoder import Encoder, native_size
 from reptk.models.weight_source import absolute_source, find_weights

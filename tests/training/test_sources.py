@@ -8,11 +8,10 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent.parent / "data"))
 
-from same_images import SOURCES, write_folder
-
 from reptk.config import Recipe
 from reptk.core.errors import DataError
 from reptk.training import loop
+from same_images import SOURCES, write_folder
 from tiny_runs import are_equal, exported_weights, run_silently, tiny
 
 

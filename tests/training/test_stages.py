@@ -16,7 +16,7 @@ from reptk.core import rng
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import sha256_of
 from reptk.data import Loader
-from reptk.embeddings.embedder import Embedder
+from reptk.embeddings.encoding.embedder import Embedder
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.training.build import build, load_data

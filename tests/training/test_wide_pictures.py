@@ -13,7 +13,7 @@ from torch import Tensor
 from reptk import METHODS, VIEWS
 from reptk.cli import main
 from reptk.config import Recipe
-from reptk.data.resize import Preprocessing
+from reptk.data.decoding.resize import Preprocessing
 from reptk.methods import Batch, Method, Step
 from reptk.models.preprocessing import preprocessing_of
 from reptk.training.build import build, load_data

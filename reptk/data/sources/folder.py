@@ -12,23 +12,23 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
 from reptk.core.name_lists import first_names
-from reptk.data.column_layout import read_column_layout
-from reptk.data.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
-from reptk.data.folder_layout import list_images, read_layout
-from reptk.data.folder_scan import SkippedFiles
-from reptk.data.image_files import FileReader, ImageSize, OnError, cache_folder
-from reptk.data.image_layout import ImageLayout, Labels
-from reptk.data.lance_table import LanceTable, is_lance
-from reptk.data.parquet_shards import holds_images
+from reptk.data.decoding.decode import EXTENSIONS, MAX_PIXELS, Jpeg, PixelOptions
+from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
+from reptk.data.images.image_files import FileReader, ImageSize, OnError, cache_folder
+from reptk.data.layouts.column_layout import read_column_layout
+from reptk.data.layouts.folder_layout import list_images, read_layout
+from reptk.data.layouts.folder_scan import SkippedFiles
+from reptk.data.layouts.image_layout import ImageLayout, Labels
+from reptk.data.layouts.shard_layout import PARQUET, read_shard_layout
+from reptk.data.layouts.table_files import TABLE_EXTENSIONS
+from reptk.data.layouts.table_layout import read_table_layout
+from reptk.data.layouts.tar_layout import count_tars, is_tar, read_tar_layout
 from reptk.data.protocol import Data, with_shape
-from reptk.data.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
-from reptk.data.saved_data_set import SavedDataSet, is_saved_data_set
-from reptk.data.shard_layout import PARQUET, read_shard_layout
-from reptk.data.shard_patterns import expand_pattern, is_pattern
+from reptk.data.records.lance_table import LanceTable, is_lance
+from reptk.data.records.parquet_shards import holds_images
+from reptk.data.records.saved_data_set import SavedDataSet, is_saved_data_set
+from reptk.data.records.shard_patterns import expand_pattern, is_pattern
 from reptk.data.sources.layout_data import data_of_layout
-from reptk.data.table_files import TABLE_EXTENSIONS
-from reptk.data.table_layout import read_table_layout
-from reptk.data.tar_layout import count_tars, is_tar, read_tar_layout
 
 Share = Annotated[float, Gt(0), Le(1)]
 
@@ -61,7 +61,7 @@ def folder(
     folder is used in place of the root.
 
     A table (CSV, JSON lines or Parquet) lists the images with their classes and, in a column such as `split`, their splits,
-    under any of the usual headings; see `reptk.data.image_table`. Its splits and classes mean what folders mean.
+    under any of the usual headings; see `reptk.data.layouts.image_table`. Its splits and classes mean what folders mean.
 
     A folder of Parquet files that hold the images, as the Hugging Face hub stores data sets (`train-00000-of-00014.parquet`,
     with the columns `image` and `label`), is read by row group; splits are the names of the files or of their folders, or else

@@ -18,8 +18,8 @@ from pathlib import Path
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.foreign_files import read_text, require_regular_file
-from reptk.data.folder_scan import scan_folder
-from reptk.data.image_layout import LabeledFile
+from reptk.data.layouts.folder_scan import scan_folder
+from reptk.data.layouts.image_layout import LabeledFile
 
 SYNSET = re.compile(r"n\d{8}")
 """What the class folders of ImageNet are called."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from reptk.core.errors import DataError
-from reptk.data.image_files import FileReader
-from reptk.data.image_layout import ImageLayout, LabeledImages, Labels, concatenate
+from reptk.data.images.image_files import FileReader
+from reptk.data.layouts.image_layout import ImageLayout, LabeledImages, Labels, concatenate
 from reptk.data.protocol import Data, Split
 from reptk.data.sources.imagenet_folders import SYNSET
 from reptk.data.split_names import EVALUATION_ROLES, GALLERY, TRAIN, UNLABELED, split_role

@@ -10,7 +10,7 @@ from torch import Tensor
 from reptk.config.registry import DATASETS
 from reptk.core import rng
 from reptk.core.errors import EnvironmentProblem
-from reptk.data.decode import to_tensor
+from reptk.data.decoding.decode import to_tensor
 from reptk.data.protocol import Data, InMemory, Split, with_shape
 
 # Photographs alone: the packages' drawings, charts and images of text are left out, and so is the second image of a

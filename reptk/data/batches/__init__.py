@@ -1,0 +1,1 @@
+"""Which images are in a batch: orders and samplers, as functions of the seed."""

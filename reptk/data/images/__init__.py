@@ -1,0 +1,1 @@
+"""Images in files, decoded when they are fetched, and the cache of decoded pixels."""

@@ -1,0 +1,1 @@
+"""Which images have labels: lists, tables, and fractions."""

@@ -1,0 +1,1 @@
+"""Images to embeddings, in one process or in several."""

@@ -1,0 +1,1 @@
+"""The files that embeddings are stored in: safetensors, Parquet, and folders of parts."""

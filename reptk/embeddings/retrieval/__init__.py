@@ -1,0 +1,1 @@
+"""Indexes and stores of embeddings, and search in them."""

@@ -1,0 +1,1 @@
+"""Galleries of images, and columns for programs that show them."""
