@@ -274,7 +274,7 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {listed}"]
 
 
-def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
+def _open(path: str, *, trust: bool) -> "SearchIndex":
     """Open an index, a file of embeddings, a store, or a run, whose data set is embedded first."""
     from reptk.config.run_paths import has_model_weights
     from reptk.embeddings import Index, StoreIndex, embed
@@ -303,7 +303,7 @@ def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
     return Index(embed(folder, table), path=folder)
 
 
-def _summary(index: "Index | StoreIndex", path: str) -> str:
+def _summary(index: "SearchIndex", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
     line = f"{path}: {format_count(len(index), 'image')}"
     encoder = index.embeddings.about.get("encoder", {})

@@ -16,8 +16,7 @@ from reptk.data.decoding.decode import decode
 from reptk.data.decoding.resize import PAGE_COLOR, SquareOptions
 from reptk.data.records.record_source import RecordSource, Rows, ShardRow
 from reptk.data.sources.folder import read_images
-from reptk.embeddings.embeddings import Embeddings
-from reptk.embeddings.retrieval.store_index import StoredImages
+from reptk.embeddings.retrieval.search_index import ImageRecords
 from reptk.report.data_uri import encode_data_uri
 
 SIDE_PX = 128
@@ -28,7 +27,7 @@ IGNORED_ARGUMENTS = ("split", "cache")
 class EmbeddingImages:
     """Data URIs of the images that embeddings stand for; an empty string for an image that is gone."""
 
-    def __init__(self, embeddings: Embeddings | StoredImages) -> None:
+    def __init__(self, embeddings: ImageRecords) -> None:
         self.embeddings = embeddings
         # Between the number of an image in its source and its row, which differ by what was skipped before it.
         self._offset = 0

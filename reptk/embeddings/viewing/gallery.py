@@ -12,9 +12,8 @@ from reptk.core.errors import UsageError
 from reptk.core.files import write_text
 from reptk.core.foreign_files import open_regular
 from reptk.embeddings.duplicates.duplicate_groups import Duplicate, Duplicates
-from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.retrieval.search_images import Neighbor, SearchResult
-from reptk.embeddings.retrieval.store_index import StoredImages
+from reptk.embeddings.retrieval.search_index import ImageRecords
 from reptk.embeddings.viewing.embedding_images import EmbeddingImages
 from reptk.report.templating import render
 
@@ -56,7 +55,7 @@ class CardGroup:
     remark: str = ""
 
 
-def results_page(results: list[SearchResult], embeddings: Embeddings | StoredImages, about: str) -> str:
+def results_page(results: list[SearchResult], embeddings: ImageRecords, about: str) -> str:
     """Return the page of a search; `about` says what was searched."""
     images = EmbeddingImages(embeddings)
     groups = [_result_group(result, embeddings, images) for result in results]
@@ -109,7 +108,7 @@ def write(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def _result_group(result: SearchResult, embeddings: Embeddings | StoredImages, images: EmbeddingImages) -> CardGroup:
+def _result_group(result: SearchResult, embeddings: ImageRecords, images: EmbeddingImages) -> CardGroup:
     picture = ""
     label = ""
     if result.row is not None:
