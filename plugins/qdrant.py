@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from reptk import STORES
-from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.stores import (
     Collection,
     StoredRows,
     ranked,
     redacted,
-    require_known,
+    require_collection,
     require_new_collection,
     require_store_package,
     require_unchanged,
@@ -92,11 +92,7 @@ class QdrantStore:
     def read_collection(self) -> Collection:
         with self._errors("read"):
             name, collection = self._existing_collection()
-            if name is None:
-                raise DataError(
-                    f"{self.name}: there is no such collection. Write it: reptk export EMBEDDINGS --to ADDRESS"
-                )
-            collection = require_known(self.name, collection)
+            collection = require_collection(self.name, collection, exists=name is not None)
             count = self._connect().count(name).count
             width = self._connect().get_collection(name).config.params.vectors.size
         require_unchanged(self.name, collection, count, width)

@@ -19,7 +19,7 @@ from reptk.stores.protocol import (
     StoredRows,
     raise_changed,
     ranked,
-    require_known,
+    require_collection,
     require_new_collection,
     require_store_package,
     require_unchanged,
@@ -104,7 +104,7 @@ class LanceStore:
         recover_folder(self.folder)
         if not self.folder.is_dir():
             raise DataError(f"there is no folder {self.folder}. Write one: reptk export EMBEDDINGS --to {self.name}")
-        collection = require_known(self.name, self._existing_collection())
+        collection = require_collection(self.name, self._existing_collection(), exists=True)
         data_set = self._open()
         with _lance_errors("be read", self.name):
             width = data_set.schema.field("vector").type.list_size

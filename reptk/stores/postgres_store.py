@@ -15,7 +15,7 @@ from reptk.stores.protocol import (
     Collection,
     StoredRows,
     ranked,
-    require_known,
+    require_collection,
     require_new_collection,
     require_store_package,
     require_unchanged,
@@ -76,9 +76,7 @@ class PostgresStore:
     def read_collection(self) -> Collection:
         with self._database.errors("read"), self._database.transaction() as connection:
             is_taken, collection = self._existing_collection(connection)
-            if not is_taken:
-                raise DataError(f"{self.name}: there is no such table. Write it: reptk export EMBEDDINGS --to ADDRESS")
-            collection = require_known(self.name, collection)
+            collection = require_collection(self.name, collection, exists=is_taken)
             width_query = "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'"
             row = connection.execute(width_query, [self._database.quoted_table(connection)]).fetchone()
             count_query = self._database.sql("SELECT count(*) FROM {table}")

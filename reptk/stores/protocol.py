@@ -231,16 +231,19 @@ def ranked(
     return np.concatenate(similarities), np.concatenate(numbers)
 
 
-def require_known(name: str, collection: Collection | None) -> Collection:
+def require_collection(name: str, collection: Collection | None, *, exists: bool) -> Collection:
     """Return the metadata of a collection, for stores.
 
     Args:
         name: of the collection, without a password.
         collection: its metadata; None if it has none of reptk's.
+        exists: whether there is anything of that name.
 
     Raises:
-        DataError: it has none.
+        DataError: there is no such collection, or it has no metadata.
     """
+    if not exists:
+        raise DataError(f"{name}: there is no such collection. Write it: reptk export EMBEDDINGS --to ADDRESS")
     if collection is None:
         raise DataError(f"{name} was not written by reptk, which does not know what its columns hold")
     return collection

@@ -10,9 +10,11 @@ import torch
 
 import reptk
 from embedding_inputs import NAMES, make_embeddings, unit_vectors
+from reptk.config.registry import STORES
 from reptk.core.errors import DataError, UsageError
 from reptk.embeddings import StoreIndex, export, verify_recall
 from reptk.stores import Collection, Store, StoredRows, open_store
+from reptk.testing import check_store
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -24,6 +26,12 @@ def many_embeddings(*, key: int = 0, width: int = WIDTH) -> reptk.Embeddings:
     labels = torch.arange(COUNT) % 3
     about = {"root": "/photos", "encoder": {"backbone": "x"}}
     return reptk.Embeddings(unit_vectors(COUNT, width, key), ids, ids, labels, ("a", "b", "c"), about)
+
+
+def test_every_store_meets_the_requirements(address: str, store_name: str) -> None:
+    check_store(STORES.get(store_name), address)
+    with pytest.raises(UsageError, match="the check would replace 60 embeddings of 8 values"):
+        check_store(STORES.get(store_name), address)
 
 
 def test_rows_survive(address: str) -> None:
