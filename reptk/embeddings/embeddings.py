@@ -141,7 +141,7 @@ class Embeddings:
         return Header(
             max_rows=len(self),
             width=self.width,
-            half=self.vectors.dtype == torch.float16,
+            dtype=self.vectors.dtype,
             ids_are_paths=ids_are_paths,
             has_paths=self.paths is not None,
             has_file_stats=self.file_stats is not None,

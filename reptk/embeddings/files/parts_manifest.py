@@ -1,14 +1,16 @@
 """manifest.json of a folder of embeddings: the parts, with their lengths and hashes, and how all of them were computed."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reptk.core.errors import DataError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
 from reptk.core.file_records import is_intact, manifest_text
 from reptk.core.files import parse_json, write_text
 from reptk.core.foreign_files import read_text
+from reptk.embeddings.files.output_path import check_new_folder
 
 FORMAT = "reptk embedding parts"
 VERSION = 1
@@ -67,6 +69,24 @@ def holds_foreign_files(folder: Path) -> bool:
         if not is_ours and not path.name.startswith("."):
             return True
     return (folder / MANIFEST_NAME).is_file() and not is_parts_folder(folder)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Raise what writing parts into a folder would raise, before any work is done. It need not exist.
+
+    Raises:
+        UsageError: it holds other files, or is none.
+        EnvironmentProblem: it cannot be written.
+    """
+    if not folder.exists():
+        check_new_folder(folder)
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder, or a file that ends in .safetensors or .parquet")
+    if holds_foreign_files(folder):
+        raise UsageError(f"{folder} exists and holds other files than embeddings in parts. Choose another --out")
+    if not os.access(folder, os.W_OK):
+        raise EnvironmentProblem(f"cannot write {folder}: no right to write in it. Choose another --out")
 
 
 def write_manifest(folder: Path, record: dict[str, Any], parts: Iterable[dict[str, Any]]) -> None:

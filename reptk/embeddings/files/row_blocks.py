@@ -37,7 +37,7 @@ class Header:
     Args:
         max_rows: upper bound of the number of rows; there are fewer if images cannot be read.
         width: F, values per vector.
-        half: whether vectors are stored as float16 instead of float32.
+        dtype: of the stored vectors, float16 or float32.
         ids_are_paths: whether one column serves as both.
         has_paths: whether the images are files.
         has_file_stats: whether the sizes and times of the files are stored.
@@ -48,18 +48,13 @@ class Header:
 
     max_rows: int
     width: int
-    half: bool
+    dtype: torch.dtype
     ids_are_paths: bool
     has_paths: bool
     has_file_stats: bool = False
     has_non_utf8_names: bool = False
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the stored vectors."""
-        return torch.float16 if self.half else torch.float32
 
     def vector_bytes(self) -> int:
         """Return the size of all vectors in bytes."""
@@ -79,6 +74,11 @@ class StoredColumns(NamedTuple):
     file_stats: Tensor | None = None
     classes: Sequence[str] = ()
     about: dict[str, Any] | None = None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return e.g. `float16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def rows_per_block(width: int) -> int:
@@ -120,3 +120,13 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
     return StoredColumns(
         vectors[:count], id_column, path_column, labels[:count], file_stats, header.classes, header.about
     )
+
+
+def relabeled(labels: Tensor, old_classes: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Return labels (n,) that count in `old_classes` as those of the same names in `classes`; -1 for none."""
+    if tuple(old_classes) == tuple(classes):
+        return labels
+    new_label_of = {name: label for label, name in enumerate(classes)}
+    new_labels = [new_label_of.get(name, -1) for name in old_classes]
+    # Label -1, which is no label, picks the last entry and stays -1.
+    return torch.tensor([*new_labels, -1])[labels.clamp(-1, len(old_classes))]

@@ -24,7 +24,7 @@ from reptk.core.file_records import NO_HASH
 from reptk.core.files import parse_json
 from reptk.embeddings.files.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.files.output_path import opened_for_embeddings
-from reptk.embeddings.files.row_blocks import FORMAT, VERSION, Header, RowBlock, StoredColumns
+from reptk.embeddings.files.row_blocks import FORMAT, VERSION, Header, RowBlock, StoredColumns, dtype_name
 from reptk.embeddings.files.string_array import StringArray, StringArrayBuilder
 
 RESERVED_BYTES = 1 << 15
@@ -162,7 +162,7 @@ class SafetensorsWriter:
 
     def finish(self) -> None:
         """Write the columns other than the vectors, then the header."""
-        vectors_type = np.dtype(np.float16 if self.header.half else np.float32)
+        vectors_type = np.dtype(dtype_name(self.header.dtype))
         vectors_shape = [self.count, self.header.width]
         offset = self.count * self.header.width * vectors_type.itemsize
         entries = {"vectors": _entry(vectors_type, vectors_shape, 0, offset)}

@@ -19,8 +19,7 @@ from reptk.core.files import atomic_folder
 from reptk.core.progress import progress
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.files.embeddings_file import embeddings_file, existing_file
-from reptk.embeddings.files.parts_folder import relabeled
-from reptk.embeddings.files.row_blocks import Header, RowBlock
+from reptk.embeddings.files.row_blocks import Header, RowBlock, relabeled
 from reptk.embeddings.retrieval import index_manifest
 from reptk.embeddings.retrieval.build_index import write_manifest
 from reptk.embeddings.retrieval.index_manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME

@@ -279,7 +279,7 @@ def test_killed_at_any_moment_nothing_is_lost(photo_folder: Path, encoder_run: P
         ({"encoder": "test_resnet"}, "the encoder has other weights"),
         ({"crop": 0.5}, r"crop was 0\.875, now 0\.5"),
         ({"resize": "pad"}, "resize was crop, now pad"),
-        ({"half": True}, "values was float32, now float16"),
+        ({"half": True}, "dtype was float32, now float16"),
         ({"split": "train"}, "data.split was all, now train"),
     ],
 )

@@ -133,7 +133,7 @@ def test_other_encoders_and_options_are_refused(photos: Path, encoder_run: Path,
     with torch.no_grad():
         next(other.backbone.parameters()).add_(1)
     refused("the encoder has other weights", encoder=other)
-    refused("values was float32, now float16", half=True)
+    refused("dtype was float32, now float16", half=True)
     refused(
         r"range was \[0, 65535\], now \[0, 4095\]", data={"name": "folder", "root": str(photos), "range": (0, 4095)}
     )
