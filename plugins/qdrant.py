@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from reptk import STORES
-from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.core.errors import EnvironmentProblem, UsageError, first_line
 from reptk.stores import (
     Collection,
     StoredRows,
@@ -206,6 +206,5 @@ class QdrantStore:
         try:
             yield
         except (ApiException, OSError, RuntimeError, ValueError) as cause:
-            lines = str(cause).strip().splitlines() or [type(cause).__name__]
-            reason = without_secrets(lines[0], self._address)
+            reason = without_secrets(first_line(cause), self._address)
             raise EnvironmentProblem(f"cannot {action} {self.name}: {reason}. Is the server running?") from cause

@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     from reptk.stores import is_address
 
     if is_address(str(args.out)):
-        raise UsageError("--out is a file; from there: reptk export FILE --to ADDRESS")
+        raise UsageError("--out is a file or a folder; from there: reptk export FILE_OR_FOLDER --to ADDRESS")
     load_plugins(args.encoder, args.plugin, trust=args.trust)
     # `--data data.name=digits`: argparse gives the pair to --data, and it is an override like the others.
     data_name = args.data

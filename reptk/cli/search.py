@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, add_device_option, require_single_process, run_command
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, verb_form
 from reptk.core.errors import UsageError
 from reptk.core.name_lists import first_names
 from reptk.core.passwords import redacted
@@ -97,7 +97,9 @@ def _html_path(html: Path | None, find_duplicates: bool) -> Path:
     from reptk.embeddings.viewing import gallery
 
     if html is None:
-        name = "duplicates.html" if find_duplicates else "found.html"
+        name = "found.html"
+        if find_duplicates:
+            name = "duplicates.html"
         html = Path(name)
     gallery.check(html)  # before the search, which may take long
     return html
@@ -224,7 +226,7 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
         return [
             f"none of {format_count(total, 'image')} of {other} has a near duplicate in {index} ({threshold:g} and above)"
         ]
-    verb = "has" if len(leaks) == 1 else "have"
+    verb = verb_form(len(leaks), "has", "have")
     searched = format_count(total, "image")
     lines = [
         f"{len(leaks):,} of {searched} of {other} {verb} a near duplicate in {index} (similarity {threshold:g} and above)",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reptk.config.registry import STORES
 from reptk.core.disk_space import check_free_space, explain_write_errors, is_disk_full
-from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError, first_line
 from reptk.core.files import atomic_folder, recover_folder
 from reptk.stores.protocol import (
     Collection,
@@ -42,6 +42,9 @@ REFINE_FACTOR = 10
 """REFINE_FACTOR * k candidates are ranked by their stored vectors."""
 
 BLOCK_ROWS = 8192
+
+MAX_REASON_LETTERS = 300
+"""Of a message of Lance."""
 
 
 @STORES.register("lance")
@@ -244,5 +247,4 @@ def _lance_errors(action: str, name: str, error_class: type[ReptkError] = DataEr
     except (OSError, ValueError, RuntimeError, ArithmeticError) as cause:
         if is_disk_full(cause):
             raise
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise error_class(f"{name} cannot {action}: {lines[0][:300]}") from cause
+        raise error_class(f"{name} cannot {action}: {first_line(cause)[:MAX_REASON_LETTERS]}") from cause

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 
-from reptk.core.errors import EnvironmentProblem, UsageError
+from reptk.core.errors import EnvironmentProblem, UsageError, first_line
 from reptk.core.passwords import redacted, without_secrets
 
 DEFAULT_TABLE = "embeddings"
@@ -124,8 +124,7 @@ class PostgresConnection:
             ) from cause
 
     def _reason(self, error: Exception) -> str:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return without_secrets(lines[0].strip().removesuffix("."), self._address)
+        return without_secrets(first_line(error).strip().removesuffix("."), self._address)
 
 
 def _split_address(address: str) -> tuple[str, str]:

@@ -350,13 +350,13 @@ def _has_split(listed: ImageTable, split: str) -> bool:
     return any(row.split and split_role(row.split) == split for row in listed.rows)
 
 
-def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[str]:
+def _matching_splits(split: str, sizes: Mapping[str, int], source: Path) -> set[str]:
     """Return which of the names of splits mean `split`: the same name, else any spelling of it.
 
     Args:
         split: as the user names it.
         sizes: how many images each split has; of those without one by an empty name.
-        place: the folder or the table.
+        source: the folder or the table.
 
     Raises:
         DataError: there is no such split.
@@ -370,9 +370,9 @@ def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[s
         return same_role
     if counts:
         listed = ", ".join(f"{name} ({format_count(count, 'image')})" for name, count in sorted(counts.items()))
-        raise DataError(f"{place} has no split {split!r}; its splits are {listed}")
+        raise DataError(f"{source} has no split {split!r}; its splits are {listed}")
     raise DataError(
-        f"{place} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"
+        f"{source} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"
     )
 
 

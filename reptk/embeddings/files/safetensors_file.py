@@ -94,7 +94,9 @@ class SafetensorsFile:
         mapped = _MappedTensors(self.path)
         tensors = {}
         for name in ("vectors", "labels"):
-            tensors[name] = converted[name] if name in converted else mapped.tensor(name)
+            tensors[name] = converted.get(name)
+            if tensors[name] is None:
+                tensors[name] = mapped.tensor(name)
         file_stats = None
         if names.issuperset(FILE_STATS):
             file_stats = torch.stack([mapped.tensor(name) for name in FILE_STATS], dim=1)
@@ -209,10 +211,13 @@ class SafetensorsWriter:
         return columns
 
     def _encoded_header(self, entries: dict[str, Any]) -> bytes:
+        id_column = "ids"
+        if self.header.ids_are_paths:
+            id_column = "paths"
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
-            "ids": "paths" if self.header.ids_are_paths else "ids",
+            "ids": id_column,
             "classes": json.dumps(self.header.classes),
             "about": json.dumps(self.header.about),
             HASH_KEY: NO_HASH,
@@ -281,4 +286,6 @@ def _list_some(names: set[str]) -> str:
     if not names:
         return "nothing"
     listed = ", ".join(sorted(names)[:4])
-    return f"{listed} ..." if len(names) > 4 else listed
+    if len(names) > 4:
+        listed += " ..."
+    return listed

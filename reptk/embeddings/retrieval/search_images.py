@@ -90,7 +90,7 @@ def search(
         queries: one or several image files, which are encoded as the index was; or vectors (q, F).
         ids: images of the index that are queries, too; they are not among their own neighbors.
         k: how many neighbors; lowered, with a warning, to how many images there are.
-        encoder: the encoder itself, or its present place if it has moved.
+        encoder: the encoder itself, or its path if it has moved.
         device: where to encode: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
@@ -196,7 +196,7 @@ def _embed_files(
 def _neighbors(
     embeddings: ImageRecords, query_path: Path | None, similarities: list[float], rows: list[int]
 ) -> list[Neighbor]:
-    """Return the neighbors of one query, given its results (k,); rows of -1, where fewer were found, are left out."""
+    """Return the neighbors of one query, given its results (k,); rows of -1, where an index returned fewer, are left out."""
     neighbors = []
     for rank, (similarity, row) in enumerate(zip(similarities, rows, strict=True), 1):
         if row == NO_ROW:

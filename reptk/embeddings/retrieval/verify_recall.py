@@ -19,7 +19,7 @@ QUERIES_AT_ONCE = 100
 
 
 class Recall(NamedTuple):
-    """The share of the exact k nearest neighbors that was found, with its 95 % interval over queries.
+    """The share of the exact k nearest neighbors that an index returns, with its 95 % interval over queries.
 
     k: neighbors.
     value: mean over queries.

@@ -87,7 +87,9 @@ class EmbeddingImages:
     def _rows(self) -> Rows | None:
         """The images in shards that were embedded; None if they are in files of their own."""
         sources = read_images(Path(self.embeddings.about["data"]["root"]), "none").files.sources
-        return sources if isinstance(sources, Rows) else None
+        if isinstance(sources, Rows):
+            return sources
+        return None
 
     @property
     def _is_folder(self) -> bool:

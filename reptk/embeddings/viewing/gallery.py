@@ -19,7 +19,7 @@ from reptk.report.templating import render
 
 GENERATOR = "reptk search"
 MAX_GROUPS, MAX_MEMBERS = 100, 24
-"""At most so many groups, and images of a group, are on a page; the table that --out writes has them all."""
+"""Groups of a page, and images of a group, at most; the table that --out writes has them all."""
 HEAD_CHARACTERS = 1000
 """The name of the generator is within this many characters from the start of the page."""
 
