@@ -33,7 +33,8 @@ def push(
 ) -> None:
     """Upload the model of a run with a model card that lists its results.
 
-    Files of an earlier model in the repository are replaced. Nothing else of the run is uploaded, and neither the card nor the model names a path of this machine.
+    Files of an earlier model in the repository are replaced. Nothing else of the run is uploaded, and neither the card nor the
+    model names a path of this machine.
 
     Args:
         run: the run's folder, or the `model` folder in it.
