@@ -93,7 +93,7 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
     protocol = {
         "of": args.source,
         "queries": args.queries,
-        "embeddings": bank.about,
+        "embeddings": bank.metadata,
         "splits": data.protocol,
         "evaluators": tables,
         **software(),

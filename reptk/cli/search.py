@@ -309,7 +309,7 @@ def _open(path: str, *, trust: bool) -> "SearchIndex":
 def _summary(index: "SearchIndex", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
     line = f"{path}: {format_count(len(index), 'image')}"
-    encoder = index.embeddings.about.get("encoder", {})
+    encoder = index.embeddings.metadata.get("encoder", {})
     if "backbone" in encoder:  # embeddings of other programs do not name theirs
         line += f", by {encoder['backbone']}"
     return f"{line}, {index.describe_kind()}"

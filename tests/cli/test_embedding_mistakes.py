@@ -83,8 +83,8 @@ def test_mistakes(
     (tmp_path / "empty").mkdir()
     Embeddings(torch.eye(3), list("abc")).save(tmp_path / "narrow.safetensors")
     embeddings = Embeddings.load(photo_embeddings)
-    about = {"encoder": {"sha256": "0" * 64}}
-    Embeddings(embeddings.vectors, embeddings.ids, about=about).save(tmp_path / "other.safetensors")
+    metadata = {"encoder": {"sha256": "0" * 64}}
+    Embeddings(embeddings.vectors, embeddings.ids, metadata=metadata).save(tmp_path / "other.safetensors")
     (tmp_path / "broken_run").mkdir()
     (tmp_path / "broken_run" / "recipe.toml").write_text("data = 3\n")
     (tmp_path / "nested").mkdir()

@@ -24,8 +24,8 @@ COUNT, WIDTH = 70, 8
 def many_embeddings(*, key: int = 0, width: int = WIDTH) -> reptk.Embeddings:
     ids = [f"class {row % 3}/{row:02}.png" for row in range(COUNT)]
     labels = torch.arange(COUNT) % 3
-    about = {"root": "/photos", "encoder": {"backbone": "x"}}
-    return reptk.Embeddings(unit_vectors(COUNT, width, key), ids, ids, labels, ("a", "b", "c"), about)
+    metadata = {"root": "/photos", "encoder": {"backbone": "x"}}
+    return reptk.Embeddings(unit_vectors(COUNT, width, key), ids, ids, labels, ("a", "b", "c"), metadata)
 
 
 def test_every_store_meets_the_requirements(address: str, store_name: str) -> None:
@@ -45,7 +45,7 @@ def test_rows_survive(address: str) -> None:
         assert rows.ids[::-1] == list(embeddings.ids)
         assert rows.labels[::-1].tolist() == embeddings.labels.tolist()
         assert rows.class_names[::-1] == [embeddings.class_of(row) for row in range(len(NAMES))]
-        assert index.collection.metadata["root"] == embeddings.about["root"], "undecodable names, too"
+        assert index.collection.metadata["root"] == embeddings.metadata["root"], "undecodable names, too"
         assert index.collection.metadata["encoder"] == {"backbone": "x"}
         with pytest.raises(DataError, match="has no row"):
             index.store.fetch(np.array([0, 99]))

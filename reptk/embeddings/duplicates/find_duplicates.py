@@ -81,7 +81,7 @@ def near_duplicates(
 
 def _warn_of_random_weights(embeddings: Embeddings) -> None:
     # The record may come from a file of any origin.
-    record = embeddings.about.get("encoder")
+    record = embeddings.metadata.get("encoder")
     origin = None
     if isinstance(record, dict):
         origin = record.get("origin")
@@ -107,7 +107,9 @@ def _without_blank(embeddings: Embeddings, images: SmallImages) -> Embeddings:
     paths = None
     if embeddings.paths is not None:
         paths = [embeddings.paths[row] for row in rows]
-    return Embeddings(embeddings.vectors[rows], [embeddings.ids[row] for row in rows], paths, about=embeddings.about)
+    return Embeddings(
+        embeddings.vectors[rows], [embeddings.ids[row] for row in rows], paths, metadata=embeddings.metadata
+    )
 
 
 def _within(first: Embeddings, images: SmallImages, measured: SimilarityThreshold) -> Duplicates:

@@ -161,7 +161,7 @@ def _similarities_of_copies(
     if not rows:
         return None, f"no image can be opened and has sides of at least {MIN_SIDE_PX} px"
     try:
-        embedder = Embedder.reopen(embeddings.about, encoder, device=device)
+        embedder = Embedder.reopen(embeddings.metadata, encoder, device=device)
     except ReptkError as error:
         if encoder is not None:
             raise

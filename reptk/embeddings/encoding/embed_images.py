@@ -82,7 +82,7 @@ def embed(
         device: where to encode: auto, cpu, cuda, cuda:N or mps.
         batch_size: images that are encoded at once.
         workers: threads that decode images ahead; by default as many as there are processor cores.
-        strict: whether an image that cannot be read is an error. By default it is skipped; `about["skipped"]` holds the
+        strict: whether an image that cannot be read is an error. By default it is skipped; `metadata["skipped"]` holds the
             number of skipped images and the first reasons.
         force: replace `out` if it exists, once the new one is complete. A folder is brought up to date without it: parts that
             are there, whole and of these images are not computed again.
@@ -164,7 +164,7 @@ def _open_earlier(source: ImageSource, header: Header, job: EmbeddingJob) -> Ear
 def _in_memory(header: Header, blocks: Iterator[RowBlock]) -> Embeddings:
     columns = concatenate(header, blocks)
     return Embeddings(
-        columns.vectors, columns.ids, columns.paths, columns.labels, header.classes, header.about, columns.file_stats
+        columns.vectors, columns.ids, columns.paths, columns.labels, header.classes, header.metadata, columns.file_stats
     )
 
 
@@ -182,10 +182,10 @@ def _header(source: ImageSource, embedder: Embedder, dtype: torch.dtype, job: Em
                 string_columns.append(group.paths)
     root = None
     if has_paths:
-        root = source.about.get("root")
-    about = {
-        **embedder.about(),
-        "data": source.about,
+        root = source.metadata.get("root")
+    metadata = {
+        **embedder.metadata(),
+        "data": source.metadata,
         "root": root,
         "normalized": True,
         "versions": environment.package_versions(),
@@ -201,7 +201,7 @@ def _header(source: ImageSource, embedder: Embedder, dtype: torch.dtype, job: Em
         has_file_stats=all(group.paths is not None for group in groups),
         has_non_utf8_names=not all(map(are_utf8, string_columns)),
         classes=source.classes,
-        about=about,
+        metadata=metadata,
     )
 
 
@@ -212,7 +212,7 @@ def _embed_blocks(
     job: EmbeddingJob,
     earlier: EarlierVectors | None,
 ) -> Iterator[RowBlock]:
-    """Yield the rows block by block; at the end, add to `header.about` how long it took and what was skipped.
+    """Yield the rows block by block; at the end, add to `header.metadata` how long it took and what was skipped.
 
     Args:
         source: the images.
@@ -257,8 +257,8 @@ def _embed_blocks(
             f"none of {format_count(len(source), 'image')} can be embedded; the first of them:\n  {reasons}"
         )
     # The header of a file is written after the last block, so this is part of it.
-    header.about["seconds"] = round(time.perf_counter() - start, 3)
+    header.metadata["seconds"] = round(time.perf_counter() - start, 3)
     if earlier is not None:
-        header.about["unchanged"] = earlier.num_unchanged
+        header.metadata["unchanged"] = earlier.num_unchanged
     if skipped.count:
-        header.about["skipped"] = {"count": skipped.count, "first": skipped.reasons}
+        header.metadata["skipped"] = {"count": skipped.count, "first": skipped.reasons}

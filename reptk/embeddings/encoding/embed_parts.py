@@ -90,7 +90,7 @@ def _embed(folder: Path, source: ImageSource, embedder: Embedder, header: Header
     worker = PartWorker(folder, source, embedder, header, job)
     records = worker.run(plan.planned, plan.num_to_embed)
     of_all_ranks = distributed.all_gather_objects((records, worker.skipped()))
-    header.about |= {"seconds": round(time.perf_counter() - start, 3), "embedded": plan.num_to_embed}
+    header.metadata |= {"seconds": round(time.perf_counter() - start, 3), "embedded": plan.num_to_embed}
     distributed.run_on_main(lambda: _finish(folder, header, plan, of_all_ranks, len(source)))
 
 
@@ -132,17 +132,17 @@ def _finish(
                 (folder / record["name"]).unlink()
         (folder / REPLACED_NAME).unlink(missing_ok=True)
         raise _nothing_embedded(num_images, [skipped for _, skipped in of_all_ranks])
-    about = dict(header.about)
+    metadata = dict(header.metadata)
     in_parts = [record["skipped"] for record in records if "skipped" in record]
     num_skipped = sum(of_part["count"] for of_part in in_parts)
     num_skipped += sum(skipped.num_in_no_part for _, skipped in of_all_ranks)
     if num_skipped:
         reasons = [reason for _, skipped in of_all_ranks for reason in skipped.reasons]
         reasons += [reason for of_part in in_parts for reason in of_part["first"] if reason not in reasons]
-        about["skipped"] = {"count": num_skipped, "first": reasons[:MAX_LISTED_REASONS]}
+        metadata["skipped"] = {"count": num_skipped, "first": reasons[:MAX_LISTED_REASONS]}
     manifest = {"rows": num_rows, "width": header.width, "values": dtype_name(header.dtype)}
-    manifest |= {"encoder_sha256": about["encoder"]["sha256"], "preprocessing": about["preprocessing"]}
-    manifest |= {"classes": list(header.classes), "about": about}
+    manifest |= {"encoder_sha256": metadata["encoder"]["sha256"], "preprocessing": metadata["preprocessing"]}
+    manifest |= {"classes": list(header.classes), "about": metadata}
     parts_manifest.write_manifest(folder, manifest, records)
     for name in plan.obsolete:
         (folder / name).unlink(missing_ok=True)

@@ -111,20 +111,20 @@ class Embedder:
 
     @classmethod
     def reopen(
-        cls, about: dict[str, Any], encoder: str | Path | Encoder | None = None, *, device: str = "auto"
+        cls, metadata: dict[str, Any], encoder: str | Path | Encoder | None = None, *, device: str = "auto"
     ) -> "Embedder":
         """Open the embedder that computed a set of embeddings again, and check that it is the same one.
 
         Args:
-            about: `Embeddings.about`.
+            metadata: `Embeddings.metadata`.
             encoder: the encoder itself, or its present path, a run or a file of weights; by default where it was then.
             device: see `choose_device`.
 
         Raises:
             DataError: the embeddings do not name their encoder, it has moved, or its weights have changed.
         """
-        encoder_record = about.get("encoder")
-        preprocessing = about.get("preprocessing")
+        encoder_record = metadata.get("encoder")
+        preprocessing = metadata.get("preprocessing")
         is_recorded = isinstance(encoder_record, dict) and isinstance(preprocessing, dict)
         if not is_recorded or "sha256" not in encoder_record:
             raise DataError(
@@ -249,7 +249,7 @@ class Embedder:
         """F, values per vector."""
         return self.encoder.num_features
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the record of encoder and preprocessing that is stored with the vectors."""
         encoder_record = {
             "origin": self.origin,

@@ -139,8 +139,8 @@ class PartWorker:
             self._num_in_no_part += task.skipped.count
             return None
         path = self.folder / part_name(part.number)
-        header = replace(self.header, max_rows=len(part.numbers), about=dict(self.header.about))
-        header.about["part"] = {"shard": part.shard}
+        header = replace(self.header, max_rows=len(part.numbers), metadata=dict(self.header.metadata))
+        header.metadata["part"] = {"shard": part.shard}
         num_rows = 0
         with SafetensorsFile(path).writer(header) as writer:
             while first is not None:
@@ -151,7 +151,7 @@ class PartWorker:
                 if part.shard is not None:
                     # Else the images of a file that was replaced would be left out of a part that counts as complete.
                     self._shard_of(part).check_unchanged()
-                header.about["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}
+                header.metadata["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}
         record: dict[str, Any] = {"name": path.name, "rows": num_rows, **file_record(path)}
         if task.skipped.count:
             record["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}

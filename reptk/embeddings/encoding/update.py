@@ -101,7 +101,7 @@ def open_earlier(path: Path, source: ImageSource, header: Header) -> EarlierVect
     earlier = Embeddings.load(path)
     if earlier.file_stats is None or earlier.paths is None:
         raise DataError(_refused(path, "it does not say which files it was computed of, as reptk now records"))
-    differences = settings_differences(earlier.about, earlier.vectors.dtype, header)
+    differences = settings_differences(earlier.metadata, earlier.vectors.dtype, header)
     if differences:
         raise DataError(_refused(path, "; ".join(differences)))
     return _match(earlier, group)
@@ -117,17 +117,17 @@ def _match(earlier: Embeddings, group: ImageGroup) -> EarlierVectors:
     return EarlierVectors(earlier.vectors, matched.rows.where(matched.is_same, -1), num_changed, num_removed)
 
 
-def settings_differences(about: dict[str, Any], dtype: torch.dtype, header: Header) -> list[str]:
+def settings_differences(metadata: dict[str, Any], dtype: torch.dtype, header: Header) -> list[str]:
     """Say what of the encoder, the preprocessing and the images was other when an earlier file was written.
 
     Args:
-        about: of the earlier file.
+        metadata: of the earlier file.
         dtype: of its vectors.
         header: of the embeddings as they would be computed now.
     """
     differences = []
-    then = _settings(about, dtype)
-    now = _settings(header.about, header.dtype)
+    then = _settings(metadata, dtype)
+    now = _settings(header.metadata, header.dtype)
     for name in [*now, *(name for name in then if name not in now)]:
         if then.get(name) == now.get(name):
             continue
@@ -138,11 +138,11 @@ def settings_differences(about: dict[str, Any], dtype: torch.dtype, header: Head
     return differences
 
 
-def _settings(about: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _settings(metadata: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Return all that vectors depend on, as it is read back from a file."""
-    settings = {**about.get("encoder", {}), **about.get("preprocessing", {})}
+    settings = {**metadata.get("encoder", {}), **metadata.get("preprocessing", {})}
     settings.pop("origin", None)  # the weights may have moved
-    settings |= {"root": about.get("root"), "dtype": dtype_name(dtype)}
+    settings |= {"root": metadata.get("root"), "dtype": dtype_name(dtype)}
     return parse_json(json.dumps(settings))
 
 

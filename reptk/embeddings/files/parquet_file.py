@@ -147,7 +147,7 @@ class ParquetFile:
                 has_paths="path" in columns and metadata.get("paths", True),
                 has_file_stats=set(columns).issuperset(FILE_STATS),
                 classes=_class_names(file, metadata),
-                about=metadata.get("about", {}),
+                metadata=metadata.get("about", {}),
             )
 
     def read_blocks(self, rows: int) -> Iterator[RowBlock]:
@@ -287,7 +287,7 @@ def _encode_metadata(header: Header) -> str:
         "format": FORMAT,
         "version": VERSION,
         "classes": header.classes,
-        "about": header.about,
+        "about": header.metadata,
         "ids": id_column,
         "paths": header.has_paths,
     }

@@ -72,8 +72,8 @@ class PartsFolder:
         if all(part.file_stats is not None for part in parts):
             file_stats = torch.cat([part.file_stats for part in parts])
         labels = torch.cat([relabeled(part.labels, part.classes, classes) for part in parts])
-        about = manifest["about"]
-        return StoredColumns(_vectors(parts), ids, paths, labels, file_stats, classes, about)
+        metadata = manifest["about"]
+        return StoredColumns(_vectors(parts), ids, paths, labels, file_stats, classes, metadata)
 
     def _check_files(self, manifest: dict[str, Any], verify: bool | None) -> None:
         max_hashed_bytes: int | None = 0

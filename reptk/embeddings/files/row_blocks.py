@@ -32,7 +32,7 @@ class RowBlock(NamedTuple):
 
 @dataclass
 class Header:
-    """What holds for all rows of a file. `about` may be added to until the file is finished.
+    """What holds for all rows of a file. `metadata` may be added to until the file is finished.
 
     Args:
         max_rows: upper bound of the number of rows; there are fewer if images cannot be read.
@@ -43,7 +43,7 @@ class Header:
         has_file_stats: whether the sizes and times of the files are stored.
         has_non_utf8_names: whether an id or path is not valid UTF-8.
         classes: class names, by label.
-        about: encoder, preprocessing, data, versions; see `Embeddings`.
+        metadata: encoder, preprocessing, data, versions; see `Embeddings`.
     """
 
     max_rows: int
@@ -54,7 +54,7 @@ class Header:
     has_file_stats: bool = False
     has_non_utf8_names: bool = False
     classes: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def vector_bytes(self) -> int:
         """Return the size of all vectors in bytes."""
@@ -73,7 +73,7 @@ class StoredColumns(NamedTuple):
     labels: Tensor | None = None
     file_stats: Tensor | None = None
     classes: Sequence[str] = ()
-    about: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -118,7 +118,7 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
     if file_stats is not None:
         file_stats = file_stats[:count]
     return StoredColumns(
-        vectors[:count], id_column, path_column, labels[:count], file_stats, header.classes, header.about
+        vectors[:count], id_column, path_column, labels[:count], file_stats, header.classes, header.metadata
     )
 
 

@@ -28,7 +28,7 @@ from reptk.embeddings.files.row_blocks import FORMAT, VERSION, Header, RowBlock,
 from reptk.embeddings.files.string_array import StringArray, StringArrayBuilder
 
 RESERVED_BYTES = 1 << 15
-"""Space in the header for the tensors' entries and for what is added to `about` while rows are written."""
+"""Space in the header for the tensors' entries and for what is added to `metadata` while rows are written."""
 
 HASH_KEY = "reptk_sha256"
 """Key in the header's metadata: the hash of the data, then of the header with `NO_HASH` in this place."""
@@ -113,7 +113,7 @@ class SafetensorsFile:
             labels=tensors["labels"],
             file_stats=file_stats,
             classes=parse_json(metadata.get("classes", "[]")),
-            about=parse_json(metadata.get("about", "{}")),
+            metadata=parse_json(metadata.get("about", "{}")),
         )
 
     def _check_hash(self, metadata: dict[str, str], verify: bool | None) -> None:
@@ -146,7 +146,7 @@ class SafetensorsWriter:
         self.file_stats: list[NDArray[np.int64]] = []
         self.ids = StringArrayBuilder()
         self.paths = StringArrayBuilder()
-        # Everything but the tensors' entries is known already; they and what is added to `about` get the reserved space.
+        # Everything but the tensors' entries is known already; they and what is added to `metadata` get the reserved space.
         self.data_start = _round_up(len(self._encoded_header({})) + RESERVED_BYTES, ALIGNMENT)
         self.file.seek(self.data_start)
 
@@ -177,8 +177,8 @@ class SafetensorsWriter:
         encoded = self._encoded_header(entries)
         if len(encoded) > reserved:
             # What was added while rows were written does not fit; only the names of skipped images can be that long.
-            self.header.about["left_out"] = "the names of skipped images do not fit into the header"
-            self.header.about.pop("skipped", None)
+            self.header.metadata["left_out"] = "the names of skipped images do not fit into the header"
+            self.header.metadata.pop("skipped", None)
             encoded = self._encoded_header(entries)
         # Padded with spaces, as the format allows, to the length that was reserved.
         header = struct.pack("<Q", reserved) + encoded.ljust(reserved)
@@ -219,7 +219,7 @@ class SafetensorsWriter:
             "version": str(VERSION),
             "ids": id_column,
             "classes": json.dumps(self.header.classes),
-            "about": json.dumps(self.header.about),
+            "about": json.dumps(self.header.metadata),
             HASH_KEY: NO_HASH,
         }
         return json.dumps({"__metadata__": metadata, **entries}).encode()

@@ -137,7 +137,7 @@ def write_manifest(folder: Path, index: Index, start: float) -> None:
         "recall": recall,
         "seconds": round(time.perf_counter() - start, 3),
         "files": files,
-        "about": embeddings.about,
+        "about": embeddings.metadata,
         "versions": environment.package_versions(),
         "commit": environment.git_commit(),
     }
@@ -184,7 +184,7 @@ def _copy_normalized(source: Path | Embeddings, target: Path) -> None:
             writer.add(normalizer.normalize(block))
             advance(len(block.vectors))
         normalizer.check(name)
-        header.about["normalized"] = True
+        header.metadata["normalized"] = True
 
 
 def _has_unit_length(embeddings: Embeddings, name: str) -> bool:

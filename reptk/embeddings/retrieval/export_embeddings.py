@@ -40,7 +40,7 @@ def export(embeddings: str | Path | Embeddings, address: str, *, force: bool = F
         file = existing_file(embeddings)
         name = file.path.name
         embeddings = Embeddings.load(file.path)
-    metadata = parse_json(json_text({**embeddings.about, "normalized": True, "classes": list(embeddings.classes)}))
+    metadata = parse_json(json_text({**embeddings.metadata, "normalized": True, "classes": list(embeddings.classes)}))
     dtype: Dtype = "float32"
     if embeddings.vectors.dtype == torch.float16:
         dtype = "float16"

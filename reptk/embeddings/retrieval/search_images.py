@@ -189,7 +189,7 @@ def _embed_files(
     """Return the vectors (q, F) of image files, by the encoder of the index, which may have moved to `encoder`."""
     if not paths:
         return torch.empty(0, index.embeddings.width)
-    embedder = Embedder.reopen(index.embeddings.about, encoder, device=device)
+    embedder = Embedder.reopen(index.embeddings.metadata, encoder, device=device)
     return torch.stack([embedder.embed_file(path) for path in paths])
 
 

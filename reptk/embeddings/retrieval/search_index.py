@@ -19,7 +19,7 @@ class ImageRecords(Protocol):
     """The images of an index by row, with what is shown of each: `Embeddings`, or those fetched from a database."""
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """Encoder, preprocessing, data; see `Embeddings`."""
         ...
 

@@ -18,12 +18,12 @@ class StoredImages:
     """Ids, paths and labels of those images of a collection that have been fetched, by row; see `ImageRecords`.
 
     Args:
-        about: encoder, preprocessing, data; see `Embeddings`.
+        metadata: encoder, preprocessing, data; see `Embeddings`.
         width: F, values per vector.
     """
 
-    def __init__(self, about: Mapping[str, Any], width: int) -> None:
-        self.about = about
+    def __init__(self, metadata: Mapping[str, Any], width: int) -> None:
+        self.metadata = metadata
         self.width = width
         self.ids: dict[int, str] = {}
         self._paths: dict[int, str | None] = {}
@@ -41,7 +41,7 @@ class StoredImages:
         path = self._paths[row]
         if path is None:
             return None
-        return Path(self.about.get("root") or ".") / path
+        return Path(self.metadata.get("root") or ".") / path
 
     def class_of(self, row: int) -> str:
         """Return the class name of an image, empty if it has none."""

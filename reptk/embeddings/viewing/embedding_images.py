@@ -86,7 +86,7 @@ class EmbeddingImages:
     @cached_property
     def _rows(self) -> Rows | None:
         """The images in shards that were embedded; None if they are in files of their own."""
-        sources = read_images(Path(self.embeddings.about["data"]["root"]), "none").files.sources
+        sources = read_images(Path(self.embeddings.metadata["data"]["root"]), "none").files.sources
         if isinstance(sources, Rows):
             return sources
         return None
@@ -94,7 +94,7 @@ class EmbeddingImages:
     @property
     def _is_folder(self) -> bool:
         """Whether the record names a folder of images."""
-        part = self.embeddings.about.get("data")
+        part = self.embeddings.metadata.get("data")
         return isinstance(part, dict) and part.get("name") == "folder" and isinstance(part.get("root"), str)
 
     @cached_property
@@ -102,7 +102,7 @@ class EmbeddingImages:
         """The data set that the images come from; None if it cannot be opened without a download."""
         try:
             # The table comes from a file of any origin: whatever it says, the worst case is a page without images.
-            part = dict(self.embeddings.about.get("data"))
+            part = dict(self.embeddings.metadata.get("data"))
             for name in IGNORED_ARGUMENTS:
                 part.pop(name, None)
             # To look at a page must not start a download.

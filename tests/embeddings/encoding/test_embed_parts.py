@@ -60,11 +60,11 @@ def test_parts_are_the_rows_of_one_file(half: bool, photo_folder: Path, encoder_
     assert torch.equal(parts.file_stats, expected.file_stats)
     assert (list(parts.ids), list(parts.paths)) == (list(expected.ids), list(expected.paths))
     assert parts.classes == expected.classes
-    assert parts.about["encoder"] == expected.about["encoder"]
-    assert parts.about["preprocessing"] == expected.about["preprocessing"]
+    assert parts.metadata["encoder"] == expected.metadata["encoder"]
+    assert parts.metadata["preprocessing"] == expected.metadata["preprocessing"]
     manifest = json.loads((tmp_path / "emb" / "manifest.json").read_text())
     assert manifest["rows"] == 12
-    assert manifest["encoder_sha256"] == expected.about["encoder"]["sha256"]
+    assert manifest["encoder_sha256"] == expected.metadata["encoder"]["sha256"]
     assert [part["rows"] for part in manifest["parts"]] == [5, 5, 2]
     # Each part is a file of embeddings, and the folder one that is copied into such a file.
     part = Embeddings.load(tmp_path / "emb" / "part-000001.safetensors")
