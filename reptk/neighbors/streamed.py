@@ -1,4 +1,4 @@
-"""Exact search in a bank that comes block by block, e.g. from a database, of which one block is in memory at a time."""
+"""Exact search in a bank that is read block by block, e.g. from a database, with one block in memory at a time."""
 
 from collections.abc import Iterable
 

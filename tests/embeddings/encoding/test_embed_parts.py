@@ -509,14 +509,14 @@ def test_many_embeddings_are_removed_on_request_only(
 
 
 def _embed_while_one_rank_takes_long(rank: int, encoder: Path, data: Path, out: Path) -> None:
-    open_source = embed_images._open_source
+    open_images = embed_images.open_images
 
     def open_slowly(*arguments: object) -> object:
         if rank == 0:
             time.sleep(3)
-        return open_source(*arguments)
+        return open_images(*arguments)
 
-    embed_images._open_source = open_slowly
+    embed_images.open_images = open_slowly
     distributed.set_timeout(1.0, torch.device("cpu"))
     embed_in_parts(encoder, data, out)
 
