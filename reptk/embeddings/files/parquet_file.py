@@ -136,12 +136,13 @@ class ParquetFile:
             if first_row is None:
                 raise DataError(f"{self.path} holds no rows")
             vector = first_row.column("vector")
+            width = _vectors(vector, 1).shape[1]
             dtype = torch.float32
             if pyarrow.types.is_float16(vector.type.value_type):
                 dtype = torch.float16
             return Header(
                 max_rows=file.metadata.num_rows,
-                width=_vectors(vector, 1).shape[1],
+                width=width,
                 dtype=dtype,
                 ids_are_paths=metadata.get("ids") == "paths",
                 has_paths="path" in columns and metadata.get("paths", True),
