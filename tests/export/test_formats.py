@@ -27,7 +27,7 @@ IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torc
 @pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @torch.no_grad()
-def test_onnx_computes_features_embeddings_and_scores_for_any_batch(
+def test_onnx_computes_features_embeddings_and_logits_for_any_batch(
     classifier_run: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     import onnxruntime
