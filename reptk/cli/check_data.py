@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from reptk.data.images.image_files import tolerated_unreadable
+    from reptk.data.bad_samples import tolerated_unreadable
     from reptk.embeddings.encoding import image_sources
 
     for plugin in args.plugin:

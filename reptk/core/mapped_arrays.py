@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from reptk.core.user_folders import default_folder
+from reptk.core.user_folders import cache_folder
 
 MAX_BYTES_IN_MEMORY = 1 << 24
 """16 MB: labels of two million images."""
@@ -57,7 +57,7 @@ def empty(length: int, dtype: DTypeLike) -> NDArray:
     num_bytes = length * np.dtype(dtype).itemsize
     if num_bytes <= MAX_BYTES_IN_MEMORY:
         return np.zeros(length, dtype)
-    folder = default_folder()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

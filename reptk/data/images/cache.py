@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.threads import num_cpus
 from reptk.data.decoding.resize import Color, Pixels, ResizeMode, write_square
 from reptk.data.images.cache_build import (
     SPACE_ADVICE,
@@ -30,7 +31,6 @@ from reptk.data.images.cache_build import (
     read_records,
     remove_old_builds,
 )
-from reptk.data.loading.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
 from reptk.data.records.record_source import ShardRow
 

@@ -15,11 +15,12 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.core import user_folders
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import expand_home, real_path
 from reptk.core.mapped_arrays import chunks, empty, numbers_where, stored
-from reptk.core.user_folders import default_folder
+from reptk.data.bad_samples import tolerated_unreadable
 from reptk.data.decoding.decode import (
     DECODE_VERSION,
     DEFAULT_OPTIONS,
@@ -48,15 +49,6 @@ ImageSize = Annotated[int, Ge(8)]
 
 OnError = Literal["skip", "stop"]
 """What happens if an image cannot be read: it is skipped, or the run stops."""
-
-MAX_UNREADABLE_SHARE = 0.01
-MAX_UNREADABLE_OF_FEW = 10
-"""More unreadable images than this share, and than this number, stop a run that skips them. Of few images at most a fifth."""
-
-
-def tolerated_unreadable(count: int) -> int:
-    """Return how many of `count` images may be unreadable without stopping a run that skips them."""
-    return int(max(MAX_UNREADABLE_SHARE * count, min(MAX_UNREADABLE_OF_FEW, count / 5)))
 
 
 class ImageFiles(WritableImages):
@@ -342,7 +334,7 @@ def cache_folder(cache: bool | str, name: str, root: Path, size: int) -> Path | 
     if cache is False:
         return None
     if cache is True:
-        parent = default_folder()
+        parent = user_folders.cache_folder()
     else:
         parent = expand_home(cache)
     root = real_path(root)

@@ -12,7 +12,8 @@ from reptk.config.signature import suggestion
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names
-from reptk.data.layouts.image_table import is_header, sorted_class_names
+from reptk.data.class_names import sorted_class_names
+from reptk.data.layouts.image_table import is_header
 from reptk.data.layouts.table_files import read_cells
 from reptk.data.protocol import Data, Images
 from reptk.data.table_headings import HEADINGS, heading_key

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from reptk.core.errors import DataError
 from reptk.core.mapped_arrays import chunks, consecutive, stored
 from reptk.core.name_lists import first_names
+from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
-from reptk.data.layouts.image_table import sorted_class_names
 from reptk.data.records.arrow_columns import ColumnEntries
 from reptk.data.records.record_source import RecordSource, Rows
 from reptk.data.split_names import UNLABELED, split_role

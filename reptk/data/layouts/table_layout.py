@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import (
     LOOSE,
     ImageLayout,
@@ -15,7 +16,7 @@ from reptk.data.layouts.image_layout import (
     with_labels_as_set,
     without_labels,
 )
-from reptk.data.layouts.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.layouts.image_table import ImageTable, read_image_table
 from reptk.data.split_names import UNLABELED, split_role
 
 

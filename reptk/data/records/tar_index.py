@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from reptk.core.counts import format_count
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
+from reptk.core.file_locks import exclusive_lock
 from reptk.core.file_records import find_damage
 from reptk.core.foreign_files import read_json
-from reptk.core.user_folders import default_folder
-from reptk.data.images.cache_build import exclusive_lock
+from reptk.core.user_folders import cache_folder
 from reptk.data.records.tar_index_build import (
     CACHE_ADVICE,
     FORMAT_VERSION,
@@ -116,7 +116,7 @@ def open_index(paths: Sequence[Path]) -> TarIndex:
 def _index_folder(paths: Sequence[Path]) -> Path:
     names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - links are not resolved
     digest = hashlib.blake2b(os.fsencode("\0".join(names)), digest_size=8).hexdigest()
-    return default_folder() / f"index-{paths[0].absolute().parent.name}-{digest}"
+    return cache_folder() / f"index-{paths[0].absolute().parent.name}-{digest}"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -19,8 +19,8 @@ from reptk.core.files import atomic_write, json_text, write_text
 from reptk.core.mapped_arrays import chunks
 from reptk.core.name_lists import first_names
 from reptk.core.printable_names import in_one_line
-from reptk.data.images.image_files import tolerated_unreadable
-from reptk.data.layouts.image_table import sorted_class_names
+from reptk.data.bad_samples import tolerated_unreadable
+from reptk.data.class_names import sorted_class_names
 from reptk.data.records.tar_members import ShardContent, TarSample, read_shard
 from reptk.data.split_names import UNLABELED, is_split_name, split_role
 

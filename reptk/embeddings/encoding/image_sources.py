@@ -21,12 +21,13 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
 from reptk.data import Data, Images, InMemory, Split
+from reptk.data.class_names import sorted_class_names
 from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
 from reptk.data.images.image_files import ImageFiles
 from reptk.data.layouts.folder_scan import SkippedFiles
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages
-from reptk.data.layouts.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.layouts.image_table import ImageTable, read_image_table
 from reptk.data.layouts.tar_layout import is_tar
 from reptk.data.records.lance_table import is_lance
 from reptk.data.records.parquet_shards import holds_images

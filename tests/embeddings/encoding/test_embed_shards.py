@@ -16,7 +16,7 @@ import reptk
 from embedding_inputs import draw_image, run_command
 from parts_of_embeddings import embed_in_parts, part_inodes, write_tars
 from reptk.core.errors import DataError
-from reptk.core.user_folders import default_folder
+from reptk.core.user_folders import cache_folder
 from reptk.data.records.parquet_shards import ParquetShards
 from reptk.data.records.tar_shards import TarShards
 from reptk.embeddings import Embedder, Embeddings
@@ -54,7 +54,7 @@ def test_a_shard_is_a_part(encoder_run: Path, tmp_path: Path, encoded: list[int]
 def _touch(shard: Path) -> None:
     """Change the time of modification of a tar shard, and let it be indexed again."""
     os.utime(shard, (1, 1))
-    shutil.rmtree(default_folder())
+    shutil.rmtree(cache_folder())
 
 
 def test_a_part_for_each_tar_of_a_pattern(
