@@ -121,12 +121,12 @@ def _open(table: config.Table) -> "Data":
 
 
 def _images_of_data_set(table: config.Table) -> CheckedImages:
-    from reptk.data.sources.folder import existing_source, read_images
+    from reptk.data.layouts.open_layout import existing_source, open_layout
     from reptk.embeddings.encoding.image_sources import distinct_splits
 
     if table["name"] == "folder":
         base = existing_source(table["root"])
-        layout = read_images(base, table["labels"])
+        layout = open_layout(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
             for path, class_name in files:

@@ -14,7 +14,7 @@ from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
 from reptk.data.records.arrow_columns import ColumnEntries
 from reptk.data.records.record_source import RecordSource, Rows
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.split_names import UNLABELED, is_training_or_evaluation, split_role
 
 MAX_LISTED = 3
 
@@ -72,20 +72,19 @@ def read_column_layout(
         lines[0] += f", labels in {column.heading}"
         if column.unread:
             lines[0] += f"; not read: {', '.join(column.unread)}"
-    has_splits = any(split_role(name) not in (None, UNLABELED) for name, _ in splits)
+    has_splits = any(is_training_or_evaluation(name) for name, _ in splits)
     if has_splits:
         starts = np.array([0, *(count for _, count in splits)], np.int64).cumsum()
         parts = parts_by_range(source, codes, class_order, [name for name, _ in splits], starts)
     else:
         parts, notes = _parts_by_column(source, codes, class_order)
-        has_splits = any(split_role(name) not in (None, UNLABELED) for name in parts)
+        has_splits = any(map(is_training_or_evaluation, parts))
         lines += notes
     return ImageLayout(
         base,
         "shards",
         with_labels_as_set(parts, labels),
         has_splits,
-        places={name: f"split {name} of {base}" for name in parts},
         class_order=class_order,
         details=tuple(lines),
         split_advice=split_advice,
@@ -150,6 +149,6 @@ def _parts_by_column(
             part_images = part_images.without_labels()
         if len(part_images):
             parts[name] = part_images
-    if all(split_role(name) in (None, UNLABELED) for name in parts):
+    if not any(map(is_training_or_evaluation, parts)):
         return {LOOSE: concatenate(list(parts.values()))}, []
     return parts, []

@@ -27,12 +27,12 @@ from reptk.data.layouts.image_layout import (
     with_labels_as_set,
     without_labels,
 )
-from reptk.data.split_names import TRAIN, UNLABELED, split_role
+from reptk.data.split_names import TRAIN, UNLABELED, is_split_name, is_training_or_evaluation, split_role
 
 MAX_LISTED_LETTERS = 60
 
 
-def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
+def read_folder_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
     """Read the images below a folder and decide what its folders mean.
 
     Args:
@@ -55,11 +55,11 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
     inner_splits: tuple[str, ...] = ()
     if _are_splits(folders):
         lists = _parts_by_split(base, by_folder)
-        places = {name: str(base / name) for name in lists}
+        split_paths = {name: base / name for name in lists}
     else:
         inner_splits = _splits_within_classes(base, by_folder)
         lists = _parts_by_class(base, by_folder, inner_splits)
-        places = {name: str(base / "*" / name) for name in lists}
+        split_paths = {name: base / "*" / name for name in lists}
     has_splits = bool(inner_splits) or _are_splits(folders)
     class_order = class_names(file for part in lists.values() for file in part)
     if labels == "folders" and not class_order:
@@ -78,7 +78,7 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
         "folder",
         parts,
         has_splits,
-        places=places,
+        split_paths=split_paths,
         class_order=class_order,
         details=tuple(details),
         skipped=skipped,
@@ -178,7 +178,7 @@ def _notes(scan: FolderScan, parts: dict[str, LabeledImages], folders: Sequence[
     if has_splits:
         return notes
     # One folder in the name of a split among others is more likely a class.
-    named_as_splits = [name for name in folders if split_role(name) not in (None, UNLABELED)]
+    named_as_splits = [name for name in folders if is_training_or_evaluation(name)]
     if len(named_as_splits) > 1 and len(folders) > 2:
         others = ", ".join(name for name in folders if split_role(name) is None)
         if len(others) > MAX_LISTED_LETTERS:
@@ -203,8 +203,7 @@ def _count_raw_pairs(paths: Sequence[Path]) -> int:
 
 def _are_splits(names: Sequence[str]) -> bool:
     """Return whether folders of these names, which are all folders with images of one level, are splits."""
-    roles = {split_role(name) for name in names}
-    return None not in roles and bool(roles - {UNLABELED})
+    return all(map(is_split_name, names)) and any(map(is_training_or_evaluation, names))
 
 
 def _first_folder(path: Path, base: Path) -> str:

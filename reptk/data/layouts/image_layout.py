@@ -172,24 +172,24 @@ class ImageLayout:
         parts: the images of each split, by its name as the user spells it, and of no split (`LOOSE`), in a fixed order. If
             there are no splits, all images are in the one part `LOOSE`.
         has_splits: whether there are splits.
-        places: what messages call each split.
         class_order: names of all classes, in the order of their labels.
         details: lines that say what else was noticed and what is skipped.
         skipped: phrases that count what is skipped and say the way out; they are part of the details.
         empty_splits: names of splits without images.
         split_advice: what to do if no split is for training, after "no images to train on".
+        split_paths: folder of each split, if splits are folders; with a `*` for those within each class.
     """
 
     base: Path
     kind: Literal["folder", "table", "shards"]
     parts: dict[str, LabeledImages]
     has_splits: bool
-    places: dict[str, str]
     class_order: tuple[str, ...]
     details: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    empty_splits: tuple[str, ...] = field(default=())
+    empty_splits: tuple[str, ...] = ()
     split_advice: str = ""
+    split_paths: dict[str, Path] = field(default_factory=dict)
 
     @property
     def files(self) -> LabeledImages:
@@ -202,6 +202,12 @@ class ImageLayout:
         if self.kind == "folder":
             return "has no class folders"
         return "has no labels"
+
+    def split_name(self, split: str) -> str:
+        """Return what messages call a split."""
+        if split in self.split_paths:
+            return str(self.split_paths[split])
+        return f"split {split} of {self.base}"
 
     def splits_of(self, *roles: str) -> list[str]:
         """Return the names of the splits with these roles, in the order of the roles."""

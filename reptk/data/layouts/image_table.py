@@ -61,7 +61,7 @@ class ImageTable:
         class_order = sorted_class_names(row.label for row in self.rows)
         has_splits = any(parts)
         columns = columns_of(parts, class_order)
-        layout = ImageLayout(self.file, "table", columns, has_splits, {}, class_order, tuple(self.details()))
+        layout = ImageLayout(self.file, "table", columns, has_splits, class_order, tuple(self.details()))
         return layout.describe()
 
     def details(self) -> list[str]:

@@ -17,7 +17,7 @@ from reptk.data.layouts.image_layout import (
     without_labels,
 )
 from reptk.data.layouts.image_table import ImageTable, read_image_table
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.split_names import UNLABELED, is_training_or_evaluation, split_role
 
 
 def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
@@ -41,8 +41,7 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
     if len(numbers) < len(listed.rows):
         details.append(f"  repeated: {format_count(len(listed.rows) - len(numbers), 'row')}; each image is read once")
     _check_splits(listed)
-    roles = {split_role(row.split) for row in listed.rows if row.split}
-    has_splits = bool(roles - {UNLABELED})
+    has_splits = any(is_training_or_evaluation(row.split) for row in listed.rows)
     root = table.parent
     lists: dict[str, list[LabeledFile]] = {}
     for number in sorted(numbers, key=lambda number: _folder_order(listed.rows[number].path)):
@@ -61,7 +60,6 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
         "table",
         parts,
         has_splits,
-        places={name: f"split {name} of {table}" for name in parts},
         class_order=class_order,
         details=tuple(details),
         split_advice="; write train into the column of splits for these",

@@ -8,10 +8,10 @@ from reptk.core.errors import DataError
 from reptk.data.layouts.column_layout import parts_by_range
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, Labels, concatenate, with_labels_as_set
 from reptk.data.records.shard_names import missing_shards, split_name
-from reptk.data.records.shard_patterns import expand_pattern, is_pattern
+from reptk.data.records.shard_patterns import common_folder, find_files
 from reptk.data.records.tar_index import open_index
 from reptk.data.records.tar_shards import TarShards
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.split_names import is_training_or_evaluation
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 """Compressed ones are recognized, to say what to do with them."""
@@ -35,12 +35,7 @@ def find_tars(base: Path) -> list[Path]:
     Raises:
         DataError: there are none, or files that a pattern names are missing.
     """
-    if base.is_file():
-        return [base]
-    if is_pattern(base):
-        return expand_pattern(base)
-    paths = (path for path in base.rglob("*") if is_tar(path) and path.is_file())
-    shards = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(base).parts))
+    shards = find_files(base, is_tar)
     if not shards:
         raise DataError(f"no images in {base} (data.root), and no tar shards")
     return shards
@@ -60,7 +55,7 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
         EnvironmentProblem: the index cannot be written.
     """
     paths = find_tars(base)
-    root = _common_folder(base)
+    root = common_folder(base)
     split_of = [(path, split_name(path, root)) for path in paths]
     index = open_index(paths)
     if labels == "folders" and not index.classes:
@@ -73,7 +68,7 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
             "their images have no label by them"
         )
     shards = TarShards(index, root)
-    has_splits = any(split_role(name) not in (None, UNLABELED) for _, name in split_of)
+    has_splits = any(is_training_or_evaluation(name) for _, name in split_of)
     names = [name for _, name in split_of]
     parts = parts_by_range(shards, index.records["label"], index.classes, names, index.shard_starts)
     if not has_splits:
@@ -87,18 +82,8 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
         "shards",
         with_labels_as_set(parts, labels),
         has_splits,
-        places={name: f"split {name} of {base}" for name in parts},
         class_order=index.classes,
         details=tuple(details),
         skipped=tuple(note.removeprefix("  skipped: ") for note in index.notes if note.startswith("  skipped: ")),
         split_advice=" in shards such as train-000000.tar; to train on one of these, name its shards (data.root)",
     )
-
-
-def _common_folder(base: Path) -> Path:
-    """Return the folder that the user names: of a pattern, the part without one."""
-    if base.is_file():
-        return base.parent
-    while is_pattern(base):
-        base = base.parent
-    return base

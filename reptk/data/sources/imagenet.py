@@ -7,8 +7,9 @@ from reptk.data.decoding.decode import Jpeg
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
 from reptk.data.images.image_files import FileReader, ImageSize, OnError, cache_folder
 from reptk.data.layouts.image_layout import LabeledImages, class_names
+from reptk.data.layouts.open_layout import existing_folder
 from reptk.data.protocol import Data, with_shape
-from reptk.data.sources.folder import Share, existing_folder
+from reptk.data.sources.folder import Share
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
 from reptk.data.sources.layout_data import build_data
 

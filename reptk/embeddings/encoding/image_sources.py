@@ -28,12 +28,12 @@ from reptk.data.images.image_files import ImageFiles
 from reptk.data.layouts.folder_scan import SkippedFiles
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages
 from reptk.data.layouts.image_table import ImageTable, read_image_table
+from reptk.data.layouts.open_layout import existing_source, open_layout
 from reptk.data.layouts.tar_layout import is_tar
 from reptk.data.records.lance_table import is_lance
 from reptk.data.records.parquet_shards import holds_images
 from reptk.data.records.record_source import Rows
 from reptk.data.records.shard_patterns import is_pattern
-from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.split_names import split_role
 from reptk.embeddings.encoding.image_shards import ImageShard, find_shards
 from reptk.embeddings.encoding.row_ids import RowIds
@@ -290,7 +290,7 @@ def _from_folder_or_table(
         return source
     if split in SPLITS:
         return None
-    layout = read_images(base, table["labels"])
+    layout = open_layout(base, table["labels"])
     summary = layout.describe()
     files = layout.files
     if split is not None:

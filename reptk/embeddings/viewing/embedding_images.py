@@ -14,8 +14,8 @@ from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decoding.decode import decode
 from reptk.data.decoding.resize import PAGE_COLOR, SquareOptions
+from reptk.data.layouts.open_layout import open_layout
 from reptk.data.records.record_source import RecordSource, Rows, ShardRow
-from reptk.data.sources.folder import read_images
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.retrieval.store_index import StoredImages
 from reptk.report.data_uri import encode_data_uri
@@ -87,7 +87,7 @@ class EmbeddingImages:
     @cached_property
     def _rows(self) -> Rows | None:
         """The images in shards that were embedded; None if they are in files of their own."""
-        sources = read_images(Path(self.embeddings.about["data"]["root"]), "none").files.sources
+        sources = open_layout(Path(self.embeddings.about["data"]["root"]), "none").files.sources
         return sources if isinstance(sources, Rows) else None
 
     @property
