@@ -29,18 +29,6 @@ def count_tars(other_files: Mapping[str, int]) -> int:
     return sum(other_files.get(ending, 0) for ending in (".tar", *COMPRESSION_ENDINGS))
 
 
-def find_tars(base: Path) -> list[Path]:
-    """Return the shards below a folder, sorted by path; a file is its own only shard, a pattern names some.
-
-    Raises:
-        DataError: there are none, or files that a pattern names are missing.
-    """
-    shards = find_files(base, is_tar)
-    if not shards:
-        raise DataError(f"no images in {base} (data.root), and no tar shards")
-    return shards
-
-
 def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
     """Read which images there are in tar shards; the first time, their headers are indexed.
 
@@ -54,7 +42,9 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
             or files of labels that cannot be read as such.
         EnvironmentProblem: the index cannot be written.
     """
-    paths = find_tars(base)
+    paths = find_files(base, is_tar)
+    if not paths:
+        raise DataError(f"no images in {base} (data.root), and no tar shards")
     root = common_folder(base)
     split_of = [(path, split_name(path, root)) for path in paths]
     index = open_index(paths)
