@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reptk.data import Data
     from reptk.data.decoding.decode import PixelOptions
     from reptk.data.images.file_check import FileCheck
-    from reptk.data.records.record_source import ShardRow
+    from reptk.data.records.record_source import Record
 
 EXAMPLES = """examples:
   reptk check-data my_photos
@@ -49,7 +49,7 @@ class CheckedImages:
         data: the data set, if it was opened to find them.
     """
 
-    paths: "list[Path | ShardRow]"
+    paths: "list[Path | Record]"
     class_names: list[str | None]
     splits: list[str]
     summary: Sequence[str]

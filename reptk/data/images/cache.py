@@ -32,7 +32,7 @@ from reptk.data.images.cache_build import (
     remove_old_builds,
 )
 from reptk.data.protocol import WritableImages
-from reptk.data.records.record_source import ShardRow
+from reptk.data.records.record_source import Record
 
 
 class DecodedCache(WritableImages):
@@ -157,7 +157,7 @@ def file_key(path: Path, decoding: str) -> str:
     return hashlib.blake2b(identity, digest_size=16).hexdigest()
 
 
-def row_key(row: ShardRow, decoding: str) -> str:
+def record_key(record: Record, decoding: str) -> str:
     """Return the key of an image in Parquet files, tar shards or a table as its file is now; see `file_key`."""
-    path, place = row.shards.place(row.number)
-    return file_key(path, f"{decoding}, {place}")
+    path, location = record.source.location(record.number)
+    return file_key(path, f"{decoding}, {location}")

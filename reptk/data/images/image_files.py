@@ -40,9 +40,9 @@ from reptk.data.decoding.resize import (
     SquareOptions,
     write_square,
 )
-from reptk.data.images.cache import DecodedCache, file_key, row_key
+from reptk.data.images.cache import DecodedCache, file_key, record_key
 from reptk.data.protocol import Images, WritableImages, WritableSubset, block_starts_of_subset
-from reptk.data.records.record_source import Rows, ShardRow
+from reptk.data.records.record_source import Record, Records
 
 ImageSize = Annotated[int, Ge(8)]
 """Pixels of the shorter side to which every image is decoded."""
@@ -76,7 +76,7 @@ class ImageFiles(WritableImages):
 
     def __init__(
         self,
-        paths: Sequence[Path] | Rows,
+        paths: Sequence[Path] | Records,
         size: int,
         jpeg: Jpeg = "auto",
         *,
@@ -98,7 +98,7 @@ class ImageFiles(WritableImages):
         self.jpeg = decoder(jpeg)
         self.decoded_by = versions_of(self.jpeg)
         self._sources: _PathArray | _RowArray
-        if isinstance(paths, Rows):
+        if isinstance(paths, Records):
             self._sources = _RowArray(paths)
         else:
             self._sources = _PathArray(paths)
@@ -217,10 +217,10 @@ def _encoded(paths: Sequence[Path]) -> NDArray[np.uint8]:
 class _RowArray:
     """Many images of the same source, by their numbers."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Records) -> None:
         self._rows = rows
 
-    def __getitem__(self, number: int) -> ShardRow:
+    def __getitem__(self, number: int) -> Record:
         return self._rows[number]
 
     def contents(self, numbers: NDArray[np.int64]) -> Sequence[bytes | DataError]:
@@ -253,7 +253,7 @@ class FileReader:
     on_error: OnError = "stop"
     preprocessing: Preprocessing = DEFAULT_PREPROCESSING
 
-    def read(self, splits: Sequence[Sequence[Path] | Rows]) -> list[Images]:
+    def read(self, splits: Sequence[Sequence[Path] | Records]) -> list[Images]:
         """Return the images of each split. The splits share one cache, in which every file is once.
 
         Raises:
@@ -276,18 +276,18 @@ class FileReader:
         cache = DecodedCache(files, keys, self.cache_folder)
         return [WritableSubset(cache, torch.from_numpy(_places(paths, distinct))) for paths in splits]
 
-    def _key(self, path: Path | ShardRow, decoding: str) -> str:
+    def _key(self, path: Path | Record, decoding: str) -> str:
         """Return the key of a file or a row in the cache.
 
         A table may list files that do not exist, which are skipped like others that cannot be read.
         """
-        if isinstance(path, ShardRow):
-            return row_key(path, decoding)
+        if isinstance(path, Record):
+            return record_key(path, decoding)
         if self.on_error == "skip" and not path.exists():
             return hashlib.blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()
         return file_key(path, decoding)
 
-    def _files(self, paths: Sequence[Path] | Rows, max_unreadable: int) -> ImageFiles:
+    def _files(self, paths: Sequence[Path] | Records, max_unreadable: int) -> ImageFiles:
         return ImageFiles(
             paths,
             self.size,
@@ -301,21 +301,21 @@ class FileReader:
         )
 
 
-def _distinct(splits: Sequence[Sequence[Path] | Rows]) -> Sequence[Path] | Rows:
+def _distinct(splits: Sequence[Sequence[Path] | Records]) -> Sequence[Path] | Records:
     """Return the images of all splits, each once, and sorted: the fingerprint of a cache does not depend on the splits."""
     first = splits[0]
-    if not isinstance(first, Rows):
+    if not isinstance(first, Records):
         return sorted({path for paths in splits for path in paths})
     is_used = empty(len(first.source), np.bool_)
     for rows in splits:
         for part in chunks(len(rows)):
             is_used[rows.numbers[part]] = True
-    return Rows(first.source, numbers_where(is_used))
+    return Records(first.source, numbers_where(is_used))
 
 
-def _places(paths: Sequence[Path] | Rows, distinct: Sequence[Path] | Rows) -> NDArray[np.int64]:
+def _places(paths: Sequence[Path] | Records, distinct: Sequence[Path] | Records) -> NDArray[np.int64]:
     """Return where each image of a split stands among the distinct images."""
-    if isinstance(paths, Rows):
+    if isinstance(paths, Records):
         pieces = (np.searchsorted(distinct.numbers, paths.numbers[part]) for part in chunks(len(paths)))
         return stored(pieces, len(paths), np.int64)
     number_of = {path: number for number, path in enumerate(distinct)}

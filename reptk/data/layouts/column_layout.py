@@ -13,7 +13,7 @@ from reptk.core.name_lists import first_names
 from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
 from reptk.data.records.arrow_columns import ColumnEntries
-from reptk.data.records.record_source import RecordSource, Rows
+from reptk.data.records.record_source import Records, RecordSource
 from reptk.data.split_names import UNLABELED, is_training_or_evaluation, split_role
 
 MAX_LISTED = 3
@@ -111,7 +111,7 @@ def parts_by_range(
     for split, start, stop in _ranges(splits, starts):
         part_labels = (labels[start:stop][part].astype(np.int64) for part in chunks(stop - start))
         columns = stored(part_labels, stop - start, np.int64)
-        images = LabeledImages(Rows(source, consecutive(start, stop)), columns, class_order)
+        images = LabeledImages(Records(source, consecutive(start, stop)), columns, class_order)
         if split_role(split) == UNLABELED:
             images = images.without_labels()
         pieces.setdefault(split, []).append(images)
@@ -133,7 +133,7 @@ def _parts_by_column(
     source: ColumnSource, codes: NDArray[np.int64], class_order: tuple[str, ...]
 ) -> tuple[dict[str, LabeledImages], list[str]]:
     """Return the images of each split that a column names, and a note if it names something else."""
-    images = LabeledImages(Rows(source, consecutive(0, len(source))), codes, class_order)
+    images = LabeledImages(Records(source, consecutive(0, len(source))), codes, class_order)
     column = source.splits()
     if column is None or not column.names:
         return {LOOSE: images}, []

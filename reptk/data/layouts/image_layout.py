@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reptk.core.counts import format_count
 from reptk.core.mapped_arrays import chunks, concatenated, numbers_where, stored, taken
 from reptk.core.printable_names import in_one_line
-from reptk.data.records.record_source import Rows, ShardRow
+from reptk.data.records.record_source import Record, Records
 from reptk.data.split_names import split_role
 
 Labels = Literal["auto", "folders", "none"]
@@ -24,7 +24,7 @@ LOOSE = ""
 class LabeledFile(NamedTuple):
     """An image file, or an image of a `RecordSource`, and the name of its class; None if it has no label."""
 
-    path: Path | ShardRow
+    path: Path | Record
     class_name: str | None
 
 
@@ -37,7 +37,9 @@ class LabeledImages(Sequence[LabeledFile]):
         class_order: names of classes.
     """
 
-    def __init__(self, sources: Sequence[Path] | Rows, labels: NDArray[np.int64], class_order: tuple[str, ...]) -> None:
+    def __init__(
+        self, sources: Sequence[Path] | Records, labels: NDArray[np.int64], class_order: tuple[str, ...]
+    ) -> None:
         self.sources = sources
         self.labels = labels
         self.class_order = class_order
@@ -91,8 +93,8 @@ class LabeledImages(Sequence[LabeledFile]):
     def where(self, mask: NDArray[np.bool_]) -> "LabeledImages":
         """Return the images at which a mask (n,) is true."""
         numbers = numbers_where(mask)
-        if isinstance(self.sources, Rows):
-            sources: Sequence[Path] | Rows = Rows(self.sources.source, taken(self.sources.numbers, numbers))
+        if isinstance(self.sources, Records):
+            sources: Sequence[Path] | Records = Records(self.sources.source, taken(self.sources.numbers, numbers))
         else:
             sources = [self.sources[number] for number in numbers.tolist()]
         return LabeledImages(sources, taken(self.labels, numbers), self.class_order)
@@ -155,9 +157,9 @@ def concatenate(parts: Sequence[LabeledImages]) -> LabeledImages:
         return parts[0]
     labels = concatenated([part.labels for part in parts])
     first = parts[0].sources
-    if isinstance(first, Rows):
+    if isinstance(first, Records):
         numbers = concatenated([part.sources.numbers for part in parts])
-        return LabeledImages(Rows(first.source, numbers), labels, parts[0].class_order)
+        return LabeledImages(Records(first.source, numbers), labels, parts[0].class_order)
     paths = [path for part in parts for path in part.sources]
     return LabeledImages(paths, labels, parts[0].class_order)
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import DataError
 from reptk.data.layouts.column_layout import read_column_layout
@@ -46,7 +44,7 @@ def read_parquet_layout(base: Path, labels: Labels) -> ImageLayout:
         base,
         shards,
         labels,
-        list(zip(split_of.values(), np.diff(shards.file_starts).tolist(), strict=True)),
+        list(zip(split_of.values(), shards.file_sizes, strict=True)),
         details=details,
         split_advice=" in files such as train-00000-of-00001.parquet; to train on one of these, name its file (data.root)",
     )

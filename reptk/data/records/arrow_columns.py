@@ -51,7 +51,23 @@ class ImageColumn(NamedTuple):
     @property
     def bytes_column(self) -> str:
         """What to read: of a structure only the bytes, without the paths next to them."""
-        return f"{self.name}.bytes" if self.is_struct else self.name
+        if self.is_struct:
+            return f"{self.name}.bytes"
+        return self.name
+
+
+def image_bytes(value: Any, name: str) -> bytes | DataError:
+    """Return the encoded image in a column of images; an error if there is none.
+
+    Args:
+        value: the entry as a Python object; a structure is a dict.
+        name: what messages call the image.
+    """
+    if isinstance(value, dict):
+        value = value["bytes"]
+    if not value:
+        return DataError(f"cannot read {name}: it holds no image")
+    return value
 
 
 def label_entries(schema: Any, chunks: Chunks, num_rows: int) -> ColumnEntries | None:
@@ -93,7 +109,10 @@ def _codes(
         # Of each distinct entry once: a Python object for every row would take long.
         encoded = chunk.dictionary_encode(null_encoding="encode")
         names = [_class_name(path, value, class_order) for value in encoded.dictionary.to_pylist()]
-        codes = [code_of.setdefault(name, len(code_of)) if name else -1 for name in names]
+        for name in names:
+            if name:
+                code_of.setdefault(name, len(code_of))
+        codes = [code_of.get(name, -1) for name in names]
         yield np.array([*codes, -1], np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
 
 

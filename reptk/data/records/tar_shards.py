@@ -53,7 +53,7 @@ class TarShards:
         """Return how messages call an image."""
         return f"{self.paths[self._shard_of(number)]}, {in_one_line(self.index.key(number))}"
 
-    def place(self, number: int) -> tuple[Path, str]:
+    def location(self, number: int) -> tuple[Path, str]:
         """Return the shard of an image, and where it begins in it."""
         return self.paths[self._shard_of(number)], f"byte {int(self.index.records['offset'][number])}"
 

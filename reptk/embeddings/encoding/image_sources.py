@@ -32,7 +32,7 @@ from reptk.data.layouts.open_layout import existing_source, open_layout
 from reptk.data.layouts.tar_layout import is_tar
 from reptk.data.records.lance_table import is_lance
 from reptk.data.records.parquet_shards import holds_images
-from reptk.data.records.record_source import Rows
+from reptk.data.records.record_source import Records
 from reptk.data.records.shard_patterns import is_pattern
 from reptk.data.split_names import split_role
 from reptk.embeddings.encoding.image_shards import ImageShard, find_shards
@@ -303,7 +303,7 @@ def _from_folder_or_table(
     root = base.absolute()
     about = {**table, "split": split or "all", "root": str(root)}
     images = _skipping_files(files.sources, table["size"], table["jpeg"], preprocessing, options)
-    if isinstance(files.sources, Rows):
+    if isinstance(files.sources, Records):
         shards = find_shards(files.sources, base)
         group = ImageGroup(images, labels, RowIds(files.sources), shards=shards)
         return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
@@ -408,7 +408,7 @@ def _from_files(
 
 
 def _skipping_files(
-    paths: Sequence[Path] | Rows,
+    paths: Sequence[Path] | Records,
     size_px: int,
     jpeg: Jpeg,
     preprocessing: Preprocessing,

@@ -84,7 +84,7 @@ def test_rows_come_as_they_are_asked_for(kind: str, tmp_path: Path) -> None:
     assert source.contents(numbers) == [encoded_image(number) for number in numbers]
     assert [source.find(source.image_id(number)) for number in range(20)] == list(range(20))
     assert source.find("elsewhere/3") is None
-    assert len({source.place(number) for number in range(20)}) == 20
+    assert len({source.location(number) for number in range(20)}) == 20
 
 
 def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
