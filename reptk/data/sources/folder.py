@@ -8,7 +8,8 @@ from annotated_types import Ge, Gt, Le
 from reptk.config.registry import DATASETS
 from reptk.data.decoding.decode import MAX_PIXELS, Jpeg, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
-from reptk.data.images.image_files import FileReader, ImageSize, OnError, cache_folder
+from reptk.data.images.file_reader import FileReader, ImageSize, decoded_cache_folder
+from reptk.data.images.image_files import OnError
 from reptk.data.layouts.folder_scan import SkippedFiles
 from reptk.data.layouts.image_layout import Labels
 from reptk.data.layouts.open_layout import existing_source, open_layout
@@ -95,7 +96,7 @@ def folder(
     preprocessing = DEFAULT_PREPROCESSING.replace_set(
         crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg
     )
-    reader = FileReader(size, jpeg, cache_folder(cache, "folder", base, size), options, on_error, preprocessing)
+    reader = FileReader(size, jpeg, decoded_cache_folder(cache, "folder", base, size), options, on_error, preprocessing)
     layout = open_layout(base, labels)
     if layout.skipped:
         warnings.warn(f"{base}: skipped {'; '.join(layout.skipped)}", SkippedFiles, stacklevel=2)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from reptk.core.errors import DataError
-from reptk.data.images.image_files import FileReader
+from reptk.data.images.file_reader import FileReader
 from reptk.data.layouts.image_layout import ImageLayout, LabeledImages, Labels, concatenate
 from reptk.data.protocol import Data, Split
 from reptk.data.sources.imagenet_folders import SYNSET

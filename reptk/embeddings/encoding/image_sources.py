@@ -421,7 +421,7 @@ def _skipping_files(
         jpeg,
         options=options,
         square=SquareOptions(preprocessing.resize, preprocessing.interpolation, preprocessing.reduce_jpeg),
-        in_one_step=True,
+        resize_on_decode=True,
         on_error="skip",
         max_unreadable=len(paths),
     )

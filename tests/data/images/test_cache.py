@@ -17,7 +17,7 @@ from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.file_locks import exclusive_lock
 from reptk.data import Data, Loader, folder
 from reptk.data.decoding.decode import DecodedImage
-from reptk.data.images import cache_build, image_files
+from reptk.data.images import cache_build, file_reader, image_files
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
@@ -153,7 +153,7 @@ def test_another_decoder_decodes_all_again(photos: Path, decoded: list[Path], mo
     cached_folder(photos)
     monkeypatch.setattr(image_files, "versions_of", lambda jpeg: "pillow 99")
     assert cached_folder(photos).train.images.decoded_by == "pillow 99"
-    monkeypatch.setattr(image_files, "DECODE_VERSION", 99)
+    monkeypatch.setattr(file_reader, "DECODE_VERSION", 99)
     cached_folder(photos)
     assert len(decoded) == 3 * COUNT
 
