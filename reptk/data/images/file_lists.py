@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.errors import DataError
-from reptk.core.mapped_arrays import chunks, stored
 from reptk.data.protocol import block_starts_of_subset
 from reptk.data.records.record_source import Record, Records
 
@@ -21,9 +21,9 @@ class PathList:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         lengths = np.fromiter((len(os.fsencode(path)) for path in paths), np.int64, len(paths))
-        self._ends = stored([np.zeros(1), lengths.cumsum()], len(paths) + 1, np.int64)
-        pieces = (_encoded(paths[part]) for part in chunks(len(paths)))
-        self._bytes = stored(pieces, int(self._ends[-1]), np.uint8)
+        self._ends = mapped_arrays.from_chunks([np.zeros(1), lengths.cumsum()], len(paths) + 1, np.int64)
+        pieces = (_encoded(paths[part]) for part in mapped_arrays.chunks(len(paths)))
+        self._bytes = mapped_arrays.from_chunks(pieces, int(self._ends[-1]), np.uint8)
 
     def __getitem__(self, number: int) -> Path:
         encoded = self._bytes[self._ends[number] : self._ends[number + 1]]

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,8 @@ import torch
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from reptk.core import user_folders
+from reptk.core import mapped_arrays, user_folders
 from reptk.core.files import expand_home, real_path
-from reptk.core.mapped_arrays import chunks, empty, numbers_where, stored
 from reptk.data.bad_samples import tolerated_unreadable
 from reptk.data.decoding.decode import DECODE_VERSION, DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Preprocessing, SquareOptions
@@ -100,18 +100,17 @@ def _distinct(splits: Sequence[Sequence[Path] | Records]) -> Sequence[Path] | Re
     first = splits[0]
     if not isinstance(first, Records):
         return sorted({path for paths in splits for path in paths})
-    is_used = empty(len(first.source), np.bool_)
+    is_used = mapped_arrays.zeros(len(first.source), np.bool_)
     for records in splits:
-        for part in chunks(len(records)):
+        for part in mapped_arrays.chunks(len(records)):
             is_used[records.numbers[part]] = True
-    return Records(first.source, numbers_where(is_used))
+    return Records(first.source, mapped_arrays.flatnonzero(is_used))
 
 
 def _positions(paths: Sequence[Path] | Records, distinct: Sequence[Path] | Records) -> NDArray[np.int64]:
     """Return the position (n,) of each image of a split among the distinct images."""
     if isinstance(paths, Records):
-        pieces = (np.searchsorted(distinct.numbers, paths.numbers[part]) for part in chunks(len(paths)))
-        return stored(pieces, len(paths), np.int64)
+        return mapped_arrays.apply(partial(np.searchsorted, distinct.numbers), paths.numbers, np.int64)
     position_of = {path: position for position, path in enumerate(distinct)}
     return np.array([position_of[path] for path in paths], np.int64)
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptk.core import mapped_arrays
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
-from reptk.core.mapped_arrays import empty
 from reptk.data.bad_samples import tolerated_unreadable
 from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode_picture, decoder, versions_of
 from reptk.data.decoding.resize import DEFAULT_SQUARE, Color, Pixels, ResizeMode, SquareOptions, write_square
@@ -75,7 +75,7 @@ class ImageFiles(WritableImages):
         else:
             self._sources = PathList(paths)
         # 0 for a ratio that is not known; pages of a large array that are never written take no memory.
-        self._aspect_ratios = empty(len(paths), np.float32)
+        self._aspect_ratios = mapped_arrays.zeros(len(paths), np.float32)
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:

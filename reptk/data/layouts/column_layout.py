@@ -1,14 +1,15 @@
 """The images of a source whose labels are in a column, by split: Parquet files, tables of Lance, data sets on disk."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.errors import DataError
-from reptk.core.mapped_arrays import chunks, consecutive, stored
 from reptk.core.name_lists import first_names
 from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
@@ -62,8 +63,7 @@ def read_column_layout(
     lines = list(details)
     class_order: tuple[str, ...] = ()
     if column is None:
-        pieces = (np.full(part.stop - part.start, -1) for part in chunks(len(source)))
-        codes = stored(pieces, len(source), np.int64)
+        codes = mapped_arrays.full(len(source), -1, np.int64)
     else:
         class_order = column.names
         if not column.is_ordered:
@@ -109,9 +109,8 @@ def parts_by_range(
     """
     pieces: dict[str, list[LabeledImages]] = {}
     for split, start, stop in _ranges(splits, starts):
-        part_labels = (labels[start:stop][part].astype(np.int64) for part in chunks(stop - start))
-        columns = stored(part_labels, stop - start, np.int64)
-        images = LabeledImages(Records(source, consecutive(start, stop)), columns, class_order)
+        split_labels = mapped_arrays.from_chunks([labels[start:stop]], stop - start, np.int64)
+        images = LabeledImages(Records(source, mapped_arrays.arange(start, stop)), split_labels, class_order)
         if split_role(split) == UNLABELED:
             images = images.without_labels()
         pieces.setdefault(split, []).append(images)
@@ -133,7 +132,7 @@ def _parts_by_column(
     source: ColumnSource, codes: NDArray[np.int64], class_order: tuple[str, ...]
 ) -> tuple[dict[str, LabeledImages], list[str]]:
     """Return the images of each split that a column names, and a note if it names something else."""
-    images = LabeledImages(Records(source, consecutive(0, len(source))), codes, class_order)
+    images = LabeledImages(Records(source, mapped_arrays.arange(0, len(source))), codes, class_order)
     column = source.splits()
     if column is None or not column.names:
         return {LOOSE: images}, []
@@ -143,8 +142,7 @@ def _parts_by_column(
         return {LOOSE: images}, [f"  note: {column.heading} is not read as splits, since it holds {listed}"]
     parts = {}
     for code, name in [*enumerate(column.names), (-1, LOOSE)]:
-        is_part = stored((column.codes[part] == code for part in chunks(len(source))), len(source), np.bool_)
-        part_images = images.where(is_part)
+        part_images = images.where(mapped_arrays.apply(partial(np.equal, code), column.codes, np.bool_))
         if split_role(name) == UNLABELED:
             part_images = part_images.without_labels()
         if len(part_images):

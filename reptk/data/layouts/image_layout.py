@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.counts import format_count
-from reptk.core.mapped_arrays import chunks, concatenated, numbers_where, stored, taken
 from reptk.core.printable_names import in_one_line
 from reptk.data.records.record_source import Record, Records
 from reptk.data.split_names import split_role
@@ -80,7 +80,7 @@ class LabeledImages(Sequence[LabeledFile]):
     def class_sizes(self) -> NDArray[np.int64]:
         """Return how many images each class of `class_order` has, (C,)."""
         sizes = np.zeros(len(self.class_order), np.int64)
-        for part in chunks(len(self)):
+        for part in mapped_arrays.chunks(len(self)):
             labels = self.labels[part]
             sizes += np.bincount(labels[labels >= 0], minlength=len(sizes))
         return sizes
@@ -92,23 +92,25 @@ class LabeledImages(Sequence[LabeledFile]):
 
     def where(self, mask: NDArray[np.bool_]) -> "LabeledImages":
         """Return the images at which a mask (n,) is true."""
-        numbers = numbers_where(mask)
+        numbers = mapped_arrays.flatnonzero(mask)
         if isinstance(self.sources, Records):
-            sources: Sequence[Path] | Records = Records(self.sources.source, taken(self.sources.numbers, numbers))
+            sources: Sequence[Path] | Records = Records(
+                self.sources.source, mapped_arrays.take(self.sources.numbers, numbers)
+            )
         else:
             sources = [self.sources[number] for number in numbers.tolist()]
-        return LabeledImages(sources, taken(self.labels, numbers), self.class_order)
+        return LabeledImages(sources, mapped_arrays.take(self.labels, numbers), self.class_order)
 
     def labeled(self) -> "LabeledImages":
         """Return the images that have a label."""
-        has_label = stored((self.labels[part] >= 0 for part in chunks(len(self))), len(self), np.bool_)
+        has_label = mapped_arrays.apply(lambda labels: labels >= 0, self.labels, np.bool_)
         if has_label.all():
             return self
         return self.where(has_label)
 
     def without_labels(self) -> "LabeledImages":
         """Return the images without their labels."""
-        unlabeled = stored((np.full(part.stop - part.start, -1) for part in chunks(len(self))), len(self), np.int64)
+        unlabeled = mapped_arrays.full(len(self), -1, np.int64)
         return LabeledImages(self.sources, unlabeled, self.class_order)
 
     def labels_among(self, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -119,14 +121,15 @@ class LabeledImages(Sequence[LabeledFile]):
         new_label = [label_of.get(name, -1) for name in self.class_order]
         # The last one is that of images without a label, whose number -1 it is.
         table = np.array([*new_label, -1], np.int64)
-        return stored((table[self.labels[part]] for part in chunks(len(self))), len(self), np.int64)
+        return mapped_arrays.take(table, self.labels)
 
     def hold_out(self, every: int) -> tuple["LabeledImages", "LabeledImages"]:
-        """Return the images without every so many-th one of each class, and these."""
+        """Return the images without the `every`-th, 2 `every`-th, ... image of each class, and these images."""
         num_before = np.zeros(len(self.class_order) + 1, np.int64)
-        pieces = (_is_held_out(self.labels[part], num_before, every) for part in chunks(len(self)))
-        is_query = stored(pieces, len(self), np.bool_)
-        is_training = stored((~is_query[part] for part in chunks(len(self))), len(self), np.bool_)
+        chunks = mapped_arrays.chunks(len(self))
+        pieces = (_is_held_out(self.labels[part], num_before, every) for part in chunks)
+        is_query = mapped_arrays.from_chunks(pieces, len(self), np.bool_)
+        is_training = mapped_arrays.apply(np.logical_not, is_query, np.bool_)
         return self.where(is_training), self.where(is_query)
 
 
@@ -142,9 +145,9 @@ def _is_held_out(labels: NDArray[np.int64], num_before: NDArray[np.int64], every
     order = np.argsort(labels, kind="stable")
     in_order = labels[order]
     starts = np.searchsorted(in_order, in_order, side="left")
-    place_in_class = np.arange(len(labels)) - starts + num_before[in_order]
+    rank_in_class = np.arange(len(labels)) - starts + num_before[in_order]
     is_held_out = np.zeros(len(labels), np.bool_)
-    is_held_out[order] = (in_order >= 0) & ((place_in_class + 1) % every == 0)
+    is_held_out[order] = (in_order >= 0) & ((rank_in_class + 1) % every == 0)
     present, counts = np.unique(in_order, return_counts=True)
     num_before[present] += counts
     return is_held_out
@@ -155,10 +158,10 @@ def concatenate(parts: Sequence[LabeledImages]) -> LabeledImages:
     parts = [part for part in parts if len(part)] or list(parts[:1])
     if len(parts) == 1:
         return parts[0]
-    labels = concatenated([part.labels for part in parts])
+    labels = mapped_arrays.concatenate([part.labels for part in parts])
     first = parts[0].sources
     if isinstance(first, Records):
-        numbers = concatenated([part.sources.numbers for part in parts])
+        numbers = mapped_arrays.concatenate([part.sources.numbers for part in parts])
         return LabeledImages(Records(first.source, numbers), labels, parts[0].class_order)
     paths = [path for part in parts for path in part.sources]
     return LabeledImages(paths, labels, parts[0].class_order)
@@ -289,7 +292,7 @@ def _first_of(files: LabeledImages, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     labels = [files.class_order.index(name) for name in names]
-    for part in chunks(len(files)):
+    for part in mapped_arrays.chunks(len(files)):
         positions = np.flatnonzero(np.isin(files.labels[part], labels))
         if len(positions):
             return files.class_order[files.labels[part][positions[0]]]

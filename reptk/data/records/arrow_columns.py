@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import parse_json
-from reptk.core.mapped_arrays import stored
 from reptk.data.table_headings import HEADINGS, heading_key
 
 HUB_METADATA = b"huggingface"
@@ -97,7 +97,7 @@ def split_entries(schema: Any, chunks: Chunks, num_rows: int) -> ColumnEntries |
 def _entries(heading: str, class_order: tuple[str, ...], chunks: Chunks, num_rows: int) -> ColumnEntries:
     """Return the entries of a column; with `class_order`, numbers in it mean these names."""
     code_of = {name: code for code, name in enumerate(class_order)}
-    codes = stored(_codes(chunks(heading), class_order, code_of), num_rows, np.int64)
+    codes = mapped_arrays.from_chunks(_codes(chunks(heading), class_order, code_of), num_rows, np.int64)
     return ColumnEntries(codes, tuple(code_of), bool(class_order), heading)
 
 
