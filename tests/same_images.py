@@ -88,7 +88,7 @@ def write_lance(root: Path) -> Path:
     return root / "images.lance"
 
 
-def write_saved_data_set(root: Path) -> Path:
+def write_hugging_face_dataset(root: Path) -> Path:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     images = [{"bytes": content, "path": None} for _, _, content in _names()]
@@ -107,6 +107,6 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "shards": write_shards,
     "shards with class files": write_shards_with_class_files,
     "lance": write_lance,
-    "saved data set": write_saved_data_set,
+    "hugging face dataset": write_hugging_face_dataset,
 }
 """Writes the images below a folder and returns what `data.root` names; those of other packages are skipped without them."""

@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Return whether a process has ended, and its parent has not asked for its exit code. False where there is no /proc."""
+    """Return whether a process has ended, and its parent has not read its exit code. False where there is no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

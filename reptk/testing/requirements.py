@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptk.core import error_places, rng
+from reptk.core import error_locations, rng
 
 
 class Requirement(NamedTuple):
@@ -109,12 +109,12 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
         return violation(part, *copies)
     except Exception as error:
         # The report has one line for each violation; messages of torch have several.
-        return " ".join(f"it raised {type(error).__name__}: {error}{place_of(error)}".split())
+        return " ".join(f"it raised {type(error).__name__}: {error}{location_of(error)}".split())
 
 
-def place_of(error: Exception) -> str:
+def location_of(error: Exception) -> str:
     """Return the line of the part that raised an error, as ` (my_loss.py, line 12)`; empty if it is not in a plugin's file."""
-    place = error_places.place_of(error)
+    place = error_locations.location_of(error)
     if place is None:
         return ""
     return f" ({place.path.name}, line {place.line})"

@@ -48,8 +48,11 @@ if HAS_RAW:
 
 # Pillow opens MPO as JPEG. Files of TGA have no signature, so it comes last.
 PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
-FORMATS = ("HEIF", *PILLOW_FORMATS) if HAS_HEIF else PILLOW_FORMATS
+FORMATS = PILLOW_FORMATS
 """The formats that Pillow may open. Its rarer decoders are not used, whatever format a file claims to be."""
+
+if HAS_HEIF:
+    FORMATS = ("HEIF", *PILLOW_FORMATS)
 
 DECODE_VERSION = 3
 """Must be increased whenever the same file would give other pixels: it invalidates the caches on disk."""
@@ -57,7 +60,7 @@ DECODE_VERSION = 3
 EXIF_ORIENTATION = 0x0112
 
 MAX_CAMERA_BITS = 14
-"""Cameras and scanners have up to so many bits, which are stored as 16."""
+"""Bits of cameras and scanners, at most, which are stored as 16."""
 
 MAX_PIXELS = 250_000_000
 """Pixels of an image, at most, by default: more than the 200 megapixels of phones. They take up to 1 GB while it is decoded,
@@ -65,10 +68,10 @@ and with transparent pixels 2 GB."""
 
 MAX_BYTES_PER_PIXEL = 4
 MIN_FILE_LIMIT_BYTES = 1 << 24
-"""An image file may have so many bytes for each pixel that an image may have, at most, and at least this many."""
+"""A file may have `MAX_BYTES_PER_PIXEL` bytes for each of `max_pixels`, but any file may have `MIN_FILE_LIMIT_BYTES`."""
 
 UNREDUCED = 8
-"""Without `reduce_jpeg`, a JPEG file is still reduced to so many times the result, which bounds the memory for huge ones."""
+"""Without `reduce_jpeg`, a JPEG file is still reduced to 8 times the result, which bounds the memory for huge ones."""
 
 BAND_PIXELS = 1 << 22
 """Pixels that are put in front of a background at a time."""
@@ -184,8 +187,10 @@ def decode_picture(
             content = with_retries(functools.partial(read_image_file, source, options))
         return _decode_bytes(content, size, jpeg, options, square)
     except Exception as cause:
-        if name is None:
-            name = f"{len(source):,} bytes" if isinstance(source, bytes) else str(source)
+        if name is None and isinstance(source, bytes):
+            name = f"{len(source):,} bytes"
+        elif name is None:
+            name = str(source)
         name = in_one_line(name)
         if isinstance(cause, FileNotFoundError):
             raise DataError(f"cannot read {name}: there is no such file") from cause

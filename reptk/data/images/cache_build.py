@@ -57,7 +57,7 @@ SPACE_ADVICE = "Name a folder on another disk (data.cache=/path), choose a small
 RECORD = np.dtype([("key", "S32"), ("checksum", "<u4"), ("height", "<u2"), ("width", "<u2")])
 
 UNREADABLE = b""
-"""In place of the key of an image that could not be read, so that its black pixels are never taken for the image."""
+"""In place of the key of an image that could not be read, so that its black pixels are never used as those of the image."""
 
 
 class PictureFiles(WritableImages, Protocol):
@@ -180,7 +180,9 @@ def _write_images(cache: CacheFiles, images: PictureFiles, workers: int) -> None
             picture = images.picture(number)
         return picture
 
-    mode = "r+b" if num_done else "wb"
+    mode = "wb"
+    if num_done:
+        mode = "r+b"
     done_bytes = int(offsets_of(read_records(_part(cache.records))[:num_done])[-1])
     with _part(cache.records).open(mode) as record_file, _part(cache.pixels).open(mode) as pixel_file:
         record_file.truncate(num_done * RECORD.itemsize)
@@ -314,7 +316,9 @@ def _part(path: Path) -> Path:
 
 
 def _num_bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    if not path.is_file():
+        return 0
+    return path.stat().st_size
 
 
 def _with_progress(

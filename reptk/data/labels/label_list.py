@@ -217,7 +217,9 @@ def _describe_mistakes(mistakes: Sequence[Mistake], file: Path) -> str:
     mistakes = sorted(mistakes, key=lambda mistake: mistake.line)
     if len(mistakes) == 1:
         [mistake] = mistakes
-        end = "" if mistake.what.endswith("?") else "."
+        end = "."
+        if mistake.what.endswith("?"):
+            end = ""
         return f"data.labelled={file}, line {mistake.line}: {mistake.what}{end} {mistake.advice}"
     lines = [f"data.labelled={file} has {len(mistakes):,} mistakes:"]
     shown = mistakes[:MAX_MISTAKES]

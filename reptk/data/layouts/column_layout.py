@@ -12,7 +12,14 @@ from reptk.core import mapped_arrays
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names
 from reptk.data.class_names import sorted_class_names
-from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
+from reptk.data.layouts.image_layout import (
+    NO_SPLIT,
+    ImageLayout,
+    LabeledImages,
+    Labels,
+    concatenate,
+    with_labels_as_set,
+)
 from reptk.data.records.arrow_columns import ColumnEntries
 from reptk.data.records.record_source import Records, RecordSource
 from reptk.data.split_names import UNLABELED, is_training_or_evaluation, split_role
@@ -135,18 +142,18 @@ def _parts_by_column(
     images = LabeledImages(Records(source, mapped_arrays.arange(0, len(source))), codes, class_order)
     column = source.splits()
     if column is None or not column.names:
-        return {LOOSE: images}, []
+        return {NO_SPLIT: images}, []
     others = [name for name in column.names if split_role(name) is None]
     if others:
         listed = first_names(others, MAX_LISTED)
-        return {LOOSE: images}, [f"  note: {column.heading} is not read as splits, since it holds {listed}"]
+        return {NO_SPLIT: images}, [f"  note: {column.heading} is not read as splits, since it holds {listed}"]
     parts = {}
-    for code, name in [*enumerate(column.names), (-1, LOOSE)]:
+    for code, name in [*enumerate(column.names), (-1, NO_SPLIT)]:
         part_images = images.where(mapped_arrays.apply(partial(np.equal, code), column.codes, np.bool_))
         if split_role(name) == UNLABELED:
             part_images = part_images.without_labels()
         if len(part_images):
             parts[name] = part_images
     if not any(map(is_training_or_evaluation, parts)):
-        return {LOOSE: concatenate(list(parts.values()))}, []
+        return {NO_SPLIT: concatenate(list(parts.values()))}, []
     return parts, []

@@ -17,7 +17,7 @@ from reptk.core.files import real_path
 from reptk.data.decoding.raw_photograph import RAW_EXTENSIONS
 from reptk.data.layouts.folder_scan import FolderScan, scan_folder
 from reptk.data.layouts.image_layout import (
-    LOOSE,
+    NO_SPLIT,
     ImageLayout,
     LabeledFile,
     LabeledImages,
@@ -30,6 +30,9 @@ from reptk.data.layouts.image_layout import (
 from reptk.data.split_names import TRAIN, UNLABELED, is_split_name, is_training_or_evaluation, split_role
 
 MAX_LISTED_LETTERS = 60
+
+NO_FOLDER = NO_SPLIT
+"""In place of the name of the folder of images that are directly in the root; as a split, they are in none."""
 
 
 def read_folder_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
@@ -51,7 +54,7 @@ def read_folder_layout(base: Path, labels: Labels, scan: FolderScan | None = Non
     by_folder: dict[str, list[Path]] = {}
     for path in scan.images:
         by_folder.setdefault(_first_folder(path, base), []).append(path)
-    folders = tuple(sorted(name for name in by_folder if name != LOOSE))
+    folders = tuple(sorted(name for name in by_folder if name != NO_FOLDER))
     inner_splits: tuple[str, ...] = ()
     if _are_splits(folders):
         lists = _parts_by_split(base, by_folder)
@@ -97,7 +100,7 @@ def _parts_by_split(base: Path, by_folder: dict[str, list[Path]]) -> dict[str, l
     parts = {}
     for name, paths in by_folder.items():
         parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
-        if name == LOOSE or split_role(name) == UNLABELED:
+        if name == NO_FOLDER or split_role(name) == UNLABELED:
             parts[name] = without_labels(parts[name])
     return parts
 
@@ -115,11 +118,11 @@ def _parts_by_class(
     parts: dict[str, list[LabeledFile]] = {name: [] for name in inner_splits}
     for name, paths in by_folder.items():
         for path in paths:
-            part = LOOSE
+            part = NO_SPLIT
             if inner_splits:
                 part = _first_folder(path, base / name)
                 # Images next to the classes are in no split, and those of the folder of unlabeled ones in its.
-                if name == LOOSE or split_role(name) == UNLABELED:
+                if name == NO_FOLDER or split_role(name) == UNLABELED:
                     part = name
             parts.setdefault(part, []).append(LabeledFile(path, _class_name(path, base)))
     return parts
@@ -133,7 +136,7 @@ def _splits_within_classes(base: Path, by_folder: dict[str, list[Path]]) -> tupl
     """
     names_of = {}
     for folder, paths in by_folder.items():
-        if folder != LOOSE and split_role(folder) != UNLABELED:
+        if folder != NO_FOLDER and split_role(folder) != UNLABELED:
             names_of[folder] = {_first_folder(path, base / folder) for path in paths}
     if len(names_of) < 2:
         return ()
@@ -187,7 +190,7 @@ def _notes(scan: FolderScan, parts: dict[str, LabeledImages], folders: Sequence[
     if len(folders) == 1 and not has_classes:
         inner_folder = scan.base / folders[0]
         inner = {_first_folder(path, inner_folder) for path in scan.images}
-        if len(inner - {LOOSE}) > 1:
+        if len(inner - {NO_FOLDER}) > 1:
             notes.append(f"everything is in {folders[0]}; its folders are splits or classes for {inner_folder}")
     return notes
 
@@ -207,17 +210,17 @@ def _are_splits(names: Sequence[str]) -> bool:
 
 
 def _first_folder(path: Path, base: Path) -> str:
-    """Return the name of the folder below `base` that a file lies in; `LOOSE` directly in `base`."""
+    """Return the name of the folder below `base` that a file lies in; `NO_FOLDER` directly in `base`."""
     # Several times as fast as relative_to(), which matters for a million files.
     level = len(base.parts)
     if len(path.parts) > level + 1:
         return path.parts[level]
-    return LOOSE
+    return NO_FOLDER
 
 
 def _class_name(path: Path, part_folder: Path) -> str | None:
     """Return the name of the class folder of a file; None directly in the part, and in a folder of unlabeled images."""
     name = _first_folder(path, part_folder)
-    if name == LOOSE or split_role(name) == UNLABELED:
+    if name == NO_FOLDER or split_role(name) == UNLABELED:
         return None
     return name

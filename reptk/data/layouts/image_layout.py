@@ -17,8 +17,8 @@ from reptk.data.split_names import split_role
 
 Labels = Literal["auto", "folders", "none"]
 
-LOOSE = ""
-"""Name of the part of images that are in no split."""
+NO_SPLIT = ""
+"""In place of the name of a split, of images that are in none."""
 
 
 class LabeledFile(NamedTuple):
@@ -174,8 +174,8 @@ class ImageLayout:
     Args:
         base: the folder or the file.
         kind: which of them it is; "shards" for images that are not in files of their own.
-        parts: the images of each split, by its name as the user spells it, and of no split (`LOOSE`), in a fixed order. If
-            there are no splits, all images are in the one part `LOOSE`.
+        parts: the images of each split, by its name as the user spells it, and of no split (`NO_SPLIT`), in a fixed order. If
+            there are no splits, all images are in the one part `NO_SPLIT`.
         has_splits: whether there are splits.
         class_order: names of all classes, in the order of their labels.
         details: lines that say what else was noticed and what is skipped.
@@ -218,7 +218,7 @@ class ImageLayout:
         """Return the names of the splits with these roles, in the order of the roles."""
         if not self.has_splits:
             return []
-        return [name for role in roles for name in self.parts if name != LOOSE and split_role(name) == role]
+        return [name for role in roles for name in self.parts if name != NO_SPLIT and split_role(name) == role]
 
     def images_of(self, names: Sequence[str]) -> LabeledImages:
         """Return the images of these splits, one after the other."""
@@ -237,8 +237,10 @@ class ImageLayout:
             line += ", no labels"
         lines = [line]
         if self.has_splits:
-            loose = "next to them" if self.kind == "folder" else "in none"
-            counts = [f"{name or loose} {len(part):,}" for name, part in self.parts.items() if part]
+            no_split = "in none"
+            if self.kind == "folder":
+                no_split = "next to them"
+            counts = [f"{name or no_split} {len(part):,}" for name, part in self.parts.items() if part]
             lines.append(f"  splits: {', '.join(counts)}")
         return [*lines, *self.details]
 

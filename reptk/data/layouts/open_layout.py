@@ -15,9 +15,9 @@ from reptk.data.layouts.parquet_layout import PARQUET, read_parquet_layout
 from reptk.data.layouts.table_files import TABLE_EXTENSIONS
 from reptk.data.layouts.table_layout import read_table_layout
 from reptk.data.layouts.tar_layout import count_tars, is_tar, read_tar_layout
+from reptk.data.records.hugging_face_dataset import HuggingFaceDataset, is_hugging_face_dataset
 from reptk.data.records.lance_table import LanceTable, is_lance
 from reptk.data.records.parquet_shards import holds_images
-from reptk.data.records.saved_data_set import SavedDataSet, is_saved_data_set
 from reptk.data.records.shard_patterns import expand_pattern, is_pattern
 
 
@@ -32,8 +32,8 @@ def open_layout(base: Path, labels: Labels) -> ImageLayout:
         return _read_lance(base, labels)
     if is_pattern(base):
         return _read_pattern(base, labels)
-    if is_saved_data_set(base):
-        return _read_saved_data_set(base, labels)
+    if is_hugging_face_dataset(base):
+        return _read_hugging_face_dataset(base, labels)
     if base.is_file():
         if is_tar(base):
             return read_tar_layout(base, labels)
@@ -61,8 +61,8 @@ def _read_lance(base: Path, labels: Labels) -> ImageLayout:
     return read_column_layout(base, table, labels, [("", len(table))], details=[text], split_advice=advice)
 
 
-def _read_saved_data_set(base: Path, labels: Labels) -> ImageLayout:
-    data_set = SavedDataSet(base)
+def _read_hugging_face_dataset(base: Path, labels: Labels) -> ImageLayout:
+    data_set = HuggingFaceDataset(base)
     files = format_count(len(data_set.paths), "Arrow file")
     text = f"  Hugging Face data set, {files}, images in {data_set.image_column}"
     advice = f"; to train on one of these, name its folder (data.root={base}/...)"

@@ -8,7 +8,7 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import (
-    LOOSE,
+    NO_SPLIT,
     ImageLayout,
     LabeledFile,
     Labels,
@@ -49,8 +49,10 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
         file = LabeledFile(root / row.path, row.label or None)
         if row.split and split_role(row.split) == UNLABELED:
             [file] = without_labels([file])
-        name = row.split if has_splits else LOOSE
-        lists.setdefault(name, []).append(file)
+        split = NO_SPLIT
+        if has_splits:
+            split = row.split
+        lists.setdefault(split, []).append(file)
     if labels == "folders" and not any(row.label for row in listed.rows):
         raise DataError(f"data.labels is 'folders', but {table} has no labels; add a column such as label")
     class_order = sorted_class_names(row.label for row in listed.rows)

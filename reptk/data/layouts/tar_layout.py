@@ -6,7 +6,7 @@ from pathlib import Path
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import DataError
 from reptk.data.layouts.column_layout import parts_by_range
-from reptk.data.layouts.image_layout import LOOSE, ImageLayout, Labels, concatenate, with_labels_as_set
+from reptk.data.layouts.image_layout import NO_SPLIT, ImageLayout, Labels, concatenate, with_labels_as_set
 from reptk.data.records.shard_names import missing_shards, split_name
 from reptk.data.records.shard_patterns import common_folder, find_files
 from reptk.data.records.tar_index import open_index
@@ -62,7 +62,7 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
     names = [name for _, name in split_of]
     parts = parts_by_range(shards, index.records["label"], index.classes, names, index.shard_starts)
     if not has_splits:
-        parts = {LOOSE: concatenate(list(parts.values()))}
+        parts = {NO_SPLIT: concatenate(list(parts.values()))}
     num_bytes = sum(size for size, _ in index.stats)
     details = [f"  {format_count(len(paths), 'tar shard')}, {format_bytes(num_bytes)}, index in {index.folder}"]
     details += index.notes

@@ -134,5 +134,7 @@ def _expand_first(name: str) -> list[str]:
     width = 0
     if limits[1].startswith("0") or limits[2].startswith("0"):
         width = max(len(limits[1]), len(limits[2]))
-    step = 1 if first <= last else -1
+    step = 1
+    if first > last:
+        step = -1
     return [f"{before}{number:0{width}}{after}" for number in range(first, last + step, step)]

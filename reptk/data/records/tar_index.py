@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, verb_form
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
 from reptk.core.file_locks import exclusive_lock
@@ -141,15 +141,12 @@ def _check_shards(paths: Sequence[Path], stats: Sequence[tuple[int, int]], folde
         if change is not None:
             changed.append(f"{path} {change}")
     if changed:
+        were = verb_form(len(changed), "it was", "they were")
         raise DataError(
-            f"{format_count(len(changed), 'shard')} changed since {_them(len(changed))} indexed:\n  "
+            f"{format_count(len(changed), 'shard')} changed since {were} indexed:\n  "
             + "\n  ".join(first_lines(changed))
             + f"\nIf this is as it should be, delete {folder}; the index is then built again"
         )
-
-
-def _them(count: int) -> str:
-    return "it was" if count == 1 else "they were"
 
 
 def describe_change(path: Path, expected: tuple[int, int]) -> str | None:

@@ -1,4 +1,4 @@
-"""How the index of tar shards is built: every header is read once, and labels are given their numbers at the end."""
+"""Build the index of tar shards: every header is read once, and names of classes become labels at the end."""
 
 import sys
 from collections import Counter
@@ -219,7 +219,7 @@ def _assign_labels(records_path: Path, build: _Build) -> tuple[list[str], list[s
     """
     kind = max((kind for kind, count in build.num_of_kind.items() if count), default=NO_LABEL)
     texts = list(build.labels[kind])
-    names = ["" if text == "-1" else text for text in texts]
+    names = [_class_name(text) for text in texts]
     if kind == BY_FOLDER:
         names = _classes_of_folders(texts, has_others=build.num_of_kind[NO_LABEL] > 0)
     classes = sorted_class_names(names)
@@ -247,6 +247,13 @@ def _assign_labels(records_path: Path, build: _Build) -> tuple[list[str], list[s
     return list(classes), notes
 
 
+def _class_name(text: str) -> str:
+    """Return the name of a class; empty for -1, which stands for the secret labels of a test split."""
+    if text == "-1":
+        return ""
+    return text
+
+
 def _classes_of_folders(folders: Sequence[str], *, has_others: bool) -> list[str]:
     """Return the class of each folder, empty for none: the first folder that is not shared by all, nor that of a split.
 
@@ -262,6 +269,8 @@ def _classes_of_folders(folders: Sequence[str], *, has_others: bool) -> list[str
         parts = [names[1:] for names in parts]
     classes = []
     for names in parts:
-        is_unlabeled = not names or split_role(names[0]) == UNLABELED
-        classes.append("" if is_unlabeled else names[0])
+        if not names or split_role(names[0]) == UNLABELED:
+            classes.append("")
+        else:
+            classes.append(names[0])
     return classes

@@ -26,7 +26,7 @@ from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
 from reptk.data.images.image_files import ImageFiles
 from reptk.data.layouts.folder_scan import SkippedFiles
-from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages
+from reptk.data.layouts.image_layout import NO_SPLIT, ImageLayout, LabeledImages
 from reptk.data.layouts.image_table import ImageTable, read_image_table
 from reptk.data.layouts.open_layout import existing_source, open_layout
 from reptk.data.layouts.tar_layout import is_tar
@@ -362,7 +362,7 @@ def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[s
     Raises:
         DataError: there is no such split.
     """
-    counts = {name: size for name, size in sizes.items() if name != LOOSE and size}
+    counts = {name: size for name, size in sizes.items() if name != NO_SPLIT and size}
     if split in counts:
         return {split}
     role = split_role(split)

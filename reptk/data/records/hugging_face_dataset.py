@@ -23,12 +23,12 @@ CHUNK_ROWS = 1 << 16
 """Rows of a column that are read at once."""
 
 
-def is_saved_data_set(base: Path) -> bool:
+def is_hugging_face_dataset(base: Path) -> bool:
     """Return whether a folder was written by `save_to_disk`."""
     return (base / SPLITS_FILE).is_file() or all((base / name).is_file() for name in DATA_SET_FILES)
 
 
-class SavedDataSet:
+class HuggingFaceDataset:
     """The images in a data set on disk, numbered through all of its splits; a `ColumnSource`.
 
     Args:
