@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from image_files import fetch_all
+from lance_data_sets import write_lance
 from parquet_data_sets import encoded_image
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import folder
@@ -21,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:no class of .* is held out")
 
 def rows(numbers: range, **columns: list[object]) -> object:
     return pyarrow.table({"image": [encoded_image(number) for number in numbers], **columns})
-
-
-def write_lance(path: Path, table: object, mode: str = "create") -> Path:
-    lance = pytest.importorskip("lance", reason="pylance is not installed")
-    lance.write_dataset(table, str(path), mode=mode, max_rows_per_file=5)
-    return path
 
 
 def write_saved(path: Path, **splits: range) -> Path:
