@@ -1,6 +1,6 @@
 """Images in a data set of Hugging Face's `datasets` that was saved to disk: `Dataset.save_to_disk`, or all splits together.
 
-Needs datasets (extra `table`). Its Arrow files are mapped into memory.
+Needs datasets (extra `datasets`). Its Arrow files are mapped into memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class HuggingFaceDataset:
     def __init__(self, base: Path) -> None:
         if find_spec("datasets") is None or find_spec("pyarrow") is None:
             raise EnvironmentProblem(
-                f"{base} was saved by Hugging Face's datasets, which is not installed: pip install 'reptk[table]'"
+                f"{base} was saved by Hugging Face's datasets, which is not installed: pip install 'reptk[datasets]'"
             )
         import datasets
 
