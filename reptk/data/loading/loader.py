@@ -13,7 +13,7 @@ from reptk.data.loading.prefetch import prefetch
 from reptk.data.protocol import Images, Split
 
 LoadedBatch = tuple[Tensor, ...]
-"""Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,), and aspect ratios (b,) of squashed images."""
+"""Images (b, 3, H, W) uint8, labels (b,), their numbers in the split (b,), and aspect ratios (b,) of squashed images."""
 
 
 MAX_SUBSTITUTES = 100

@@ -29,8 +29,8 @@ FORMAT_VERSION = 1
 RECORD = np.dtype(
     [("offset", "<u8"), ("key_end", "<u8"), ("size", "<u4"), ("shard", "<u4"), ("label", "<i4"), ("kind", "<u4")]
 )
-"""Of an image: offset and size in its shard, the end of its key in the file of keys, the number of its shard, its label, and what
-the label comes from."""
+"""Of an image: offset and size in its shard, the end of its key in the file of keys, the number of its shard, its label, and
+what the label comes from."""
 
 NO_LABEL, BY_FOLDER, BY_JSON, BY_CLASS_FILE = range(4)
 """What a label comes from; if there are several, the last."""

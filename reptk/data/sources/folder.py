@@ -57,8 +57,8 @@ def folder(
     uncompressed, are indexed once and then read image by image; splits are the names of the shards or of their folders. They
     are named by a folder, a pattern (`shards/train-{000000..000009}.tar`, `shards/*.tar`), or one of them.
 
-    A table of Lance (`photos.lance`, or a version of it, `photos.lance@12`) needs the extra `lance`, and a data set that Hugging
-    Face's datasets saved to disk the extra `datasets`. Their columns are those of Parquet files.
+    A table of Lance (`photos.lance`, or a version of it, `photos.lance@12`) needs the extra `lance`, and a data set that
+    Hugging Face's datasets saved to disk the extra `datasets`. Their columns are those of Parquet files.
 
     Args:
         root: the folder, the table, one of the shards, or a pattern of their names.
