@@ -153,13 +153,12 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
         folder(str(root))
 
 
-@pytest.mark.parametrize("package", ["lance", "datasets"])
-def test_without_the_package(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "extra"), [("x.lance", "lance"), ("saved", "datasets")])
+def test_without_the_package(name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.lance" / "_versions").mkdir(parents=True)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
     monkeypatch.setattr(lance_table, "find_spec", lambda name: None)
     monkeypatch.setattr(hugging_face_dataset, "find_spec", lambda name: None)
-    root = tmp_path / ("x.lance" if package == "lance" else "saved")
-    with pytest.raises(EnvironmentProblem, match=r"pip install 'reptk\[table\]'"):
-        folder(str(root))
+    with pytest.raises(EnvironmentProblem, match=rf"pip install 'reptk\[{extra}\]'"):
+        folder(str(tmp_path / name))
