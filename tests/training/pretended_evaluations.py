@@ -6,7 +6,7 @@ import pytest
 
 from reptk.evaluate import Evaluation
 from reptk.training import epoch
-from reptk.training.build import Parts
+from reptk.training.parts import Parts
 
 VALUES = (0.5, 0.8, 0.8, 0.7, 0.9)
 """After the epochs: the run stops after the fourth, and the second was the best."""

@@ -14,7 +14,6 @@ from reptk.core.stop_signals import Stopped
 from reptk.training import epoch, loop
 from reptk.training.early_stopping import BestEvaluation, best_after, is_out_of_patience, stop_message
 from reptk.training.loop import train
-from reptk.training.parts import Parts
 from reptk.training.run_status import read_status
 from tiny_runs import are_equal, exported_weights, metric_rows, run_silently, tiny
 
