@@ -20,7 +20,7 @@ from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
     from reptk.data import Data
-    from reptk.data.decoding.decode import PixelOptions
+    from reptk.data.decoding.pixel_options import PixelOptions
     from reptk.data.images.file_check import FileCheck
     from reptk.data.records.record_source import Record
 

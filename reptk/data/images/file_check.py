@@ -13,7 +13,8 @@ from typing import NamedTuple
 from reptk.core.errors import DataError
 from reptk.core.file_retries import with_retries
 from reptk.data.decoding.blank_images import is_blank, may_be_blank
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture, read_image_file
+from reptk.data.decoding.decode import decode_picture, read_image_file
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.records.record_source import Record
 
 DECODE_PX = 32

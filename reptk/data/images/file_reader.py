@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from reptk.core import mapped_arrays, user_folders
 from reptk.core.files import expand_home, real_path
 from reptk.data.bad_samples import tolerated_unreadable
-from reptk.data.decoding.decode import DECODE_VERSION, DEFAULT_OPTIONS, Jpeg, PixelOptions
+from reptk.data.decoding.decode import DECODE_VERSION, Jpeg
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Preprocessing, SquareOptions
 from reptk.data.images.cache import DecodedCache, file_key, record_key
 from reptk.data.images.image_files import ImageFiles, OnError

@@ -15,7 +15,8 @@ from reptk.core import mapped_arrays
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.bad_samples import tolerated_unreadable
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode_picture, decoder, versions_of
+from reptk.data.decoding.decode import Jpeg, decode_picture, decoder, versions_of
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_SQUARE, Color, Pixels, ResizeMode, SquareOptions, write_square
 from reptk.data.images.file_lists import PathList, RecordList
 from reptk.data.protocol import WritableImages

@@ -6,7 +6,8 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from reptk.config.registry import DATASETS
-from reptk.data.decoding.decode import MAX_PIXELS, Jpeg, PixelOptions
+from reptk.data.decoding.decode import Jpeg
+from reptk.data.decoding.pixel_options import MAX_PIXELS, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
 from reptk.data.images.file_reader import FileReader, ImageSize, decoded_cache_folder
 from reptk.data.images.image_files import OnError

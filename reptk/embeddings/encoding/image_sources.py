@@ -22,7 +22,8 @@ from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
 from reptk.data import Data, Images, InMemory, Split
 from reptk.data.class_names import sorted_class_names
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
+from reptk.data.decoding.decode import Jpeg
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
 from reptk.data.images.image_files import ImageFiles
 from reptk.data.layouts.folder_scan import SkippedFiles
