@@ -109,10 +109,12 @@ def _codes(
         # Of each distinct entry once: a Python object for every row would take long.
         encoded = chunk.dictionary_encode(null_encoding="encode")
         names = [_class_name(path, value, class_order) for value in encoded.dictionary.to_pylist()]
+        codes = []
         for name in names:
+            code = -1
             if name:
-                code_of.setdefault(name, len(code_of))
-        codes = [code_of.get(name, -1) for name in names]
+                code = code_of.setdefault(name, len(code_of))
+            codes.append(code)
         yield np.array([*codes, -1], np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
 
 

@@ -110,7 +110,7 @@ class LanceTable:
         Raises:
             DataError: the table cannot be read, which is no fault of its images.
         """
-        # Rows that are asked for twice, or in another order, may come once, and in the order of the table.
+        # Rows that are requested twice, or in another order, may come once, and in the order of the table.
         rows, positions = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         with _explained(self.base):
             column = self._table.take(rows.tolist(), columns=[self.image_column.name]).column(0)
