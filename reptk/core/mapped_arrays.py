@@ -1,7 +1,7 @@
 """Arrays with a value for each image: small ones in memory, large ones in a file that is mapped.
 
-The functions are those of NumPy, computed chunk by chunk. The pages of a mapped file belong to the system, which drops them when memory is short, so the memory of a process does not
-grow with the number of images.
+The functions are those of NumPy, computed chunk by chunk. The pages of a mapped file belong to the system,
+which drops them when memory is short, so the memory of a process does not grow with the number of images.
 """
 
 import errno
