@@ -19,7 +19,7 @@ from reptk.testing.dataset_checks import try_dataset
 from reptk.testing.evaluator_checks import try_evaluator
 from reptk.testing.loss_checks import try_loss
 from reptk.testing.method_checks import try_method
-from reptk.testing.requirements import Outcome, location_of
+from reptk.testing.requirements import Outcome, place_of
 from reptk.testing.view_checks import try_views
 
 Part = tuple[Registry, str]
@@ -130,7 +130,7 @@ def _check_part(spec: str, part: Part, table: config.Table, *, fixed: bool) -> b
     except (UsageError, DataError):
         raise
     except Exception as error:  # the part's code may raise anything
-        _print_text(f"FAIL  it cannot be built: {type(error).__name__}: {error}{location_of(error)}")
+        _print_text(f"FAIL  it cannot be built: {type(error).__name__}: {error}{place_of(error)}")
         return False
     violated = [outcome for outcome in outcomes if outcome.observed is not None]
     observations = {outcome.observed for outcome in outcomes}

@@ -109,10 +109,10 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
         return violation(part, *copies)
     except Exception as error:
         # The report has one line for each violation; messages of torch have several.
-        return " ".join(f"it raised {type(error).__name__}: {error}{location_of(error)}".split())
+        return " ".join(f"it raised {type(error).__name__}: {error}{place_of(error)}".split())
 
 
-def location_of(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """Return the line of the part that raised an error, as ` (my_loss.py, line 12)`; empty if it is not in a plugin's file."""
     place = error_locations.location_of(error)
     if place is None:
