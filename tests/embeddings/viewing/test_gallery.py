@@ -44,7 +44,7 @@ def members(embeddings: Embeddings, count: int) -> list[Duplicate]:
 def test_every_image_of_a_search_links_to_its_file(embeddings: Embeddings, tmp_path: Path) -> None:
     page = gallery.results_page([result(embeddings)], embeddings, "about", tmp_path / "pages")
     assert re.findall(r'data-file="([^"]*)"', page) == [f"../photos/class%20%231/{number}.png" for number in range(5)]
-    assert page.count("<a href=") == 1 + 4
+    assert page.count('<a href="../photos/') == 5
     assert 'data-similarity="0.900"' in page
     assert "data-file" not in gallery.results_page([result(embeddings)], embeddings, "about")
 
