@@ -123,7 +123,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     if html is not None:
         from reptk.embeddings.viewing import gallery
 
-        gallery.write(html, gallery.results_page(results, index.embeddings, summary))
+        gallery.write(html, gallery.results_page(results, index.embeddings, summary, html.parent))
         print(f"\nlook at them: {html}")
     return 0
 
@@ -183,7 +183,7 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         from reptk.embeddings.viewing import gallery
 
         subtitle = f"{named.index}, similarity {duplicates.threshold:g} and above: {duplicates.measured.reason}."
-        gallery.write(html, gallery.duplicates_page(duplicates, subtitle))
+        gallery.write(html, gallery.duplicates_page(duplicates, subtitle, html.parent))
         print(f"look at them: {html}")
     return 0
 
