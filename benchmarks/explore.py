@@ -4,7 +4,7 @@ python benchmarks/explore.py [--points 100000] [--seconds 5] [--gpu]
 
 The points are the 70,000 images of Fashion-MNIST and patches of photographs of the same size, as vectors of pixels, laid out by
 PCA. In every frame one event of the pointer arrives, of a drag, of the wheel or of a pointer that passes over the points; the
-intervals between the frames that the browser then shows are counted, which are 60 a second at most. By default WebGL is drawn by
+frames that the browser shows are counted, which are 60 a second at most. By default WebGL is drawn by
 the CPU (SwiftShader), the slowest case; --gpu leaves the choice to Chromium. The row says which renderer it was. Memory is the
 proportional set size of all processes of the browser, of which the page's JavaScript heap is a part.
 """

@@ -4,16 +4,20 @@ import argparse
 import threading
 import webbrowser
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reptk.core.command_line import ArgumentParser, add_device_option, require_single_process, run_command
 from reptk.core.counts import format_count
-from reptk.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from reptk.explore.api import Api
 
 EXAMPLES = """examples:
   reptk explore my_photos                                  (embeds them first; the next time, what is new)
   reptk explore my_photos --encoder runs/tcl_selfsup_photos/1
   reptk explore photos.safetensors
   reptk explore photos.index --port 8080 --no-browser
+  reptk explore my_photos --map umap --prepare             (what takes long, over night)
   reptk explore runs/tcl_sup_photos/1                      (the queries of its evaluation, with its predictions)
 
 The page is for this machine alone: other machines cannot reach it, and it needs the token in the printed address. It ends with
@@ -35,38 +39,36 @@ def _run(args: argparse.Namespace) -> int:
     require_single_process("one shows the page: reptk explore NAME")
     check_plotly()
     # They import torch: only once the arguments are known to be right.
+    from reptk.explore.api import Api, Request
     from reptk.explore.projection import default_layout
     from reptk.explore.sources import Options, open_collection
+    from reptk.report.layouts import TITLES, check_layouts
 
     if args.map is not None:
-        from reptk.report.layouts import check_layouts
-
         check_layouts((args.map,))
     options = Options(args.encoder, args.weights, args.device, args.force, args.trust, _print)
     collection = open_collection(args.named, options)
     has_stored = collection.stored_positions is not None
     layout = args.map or default_layout(len(collection), has_stored=has_stored)
-    return _serve(args, collection, layout)
-
-
-def _serve(args: argparse.Namespace, collection: object, layout: str) -> int:
-    from reptk.explore.api import Api, Request
-    from reptk.explore.server import ExploreServer
-    from reptk.report.layouts import TITLES
-
+    _print(f"{args.named}: {format_count(len(collection), 'image')}; map: {TITLES.get(layout, 'stored positions')}")
     api = Api(collection, layout)
-    server = ExploreServer(api, args.port)
-    with server:
-        title = TITLES.get(layout, "stored positions")
-        _print(f"{args.named}: {format_count(len(collection), 'image')}; map: {title}")
-        api.respond(Request("GET", f"/api/positions/{layout}", {}))  # before somebody waits for it
+    api.respond(Request("GET", f"/api/positions/{layout}", {}))  # before somebody waits for it
+    if not args.prepare:
+        _serve(api, args)
+    return 0
+
+
+def _serve(api: "Api", args: argparse.Namespace) -> None:
+    """Serve the page until a signal ends it."""
+    from reptk.explore.server import ExploreServer
+
+    with ExploreServer(api, args.port) as server:
         _print(f"look at it: {server.access.url}")
         _print("to end: Ctrl-C")
         if not args.no_browser:
             # Some browsers return only when their window is closed.
             threading.Thread(target=webbrowser.open, args=(server.access.url,), daemon=True).start()
         server.serve_forever()
-    return 0
 
 
 def _print(line: str) -> None:
@@ -102,6 +104,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--port", type=_port, default=0, help="default: one that is free")
     parser.add_argument("--no-browser", action="store_true", help="print the address alone")
+    parser.add_argument("--prepare", action="store_true", help="embed, compute the map, and end without a page")
     parser.add_argument("--force", action="store_true", help="embed all images of a folder again")
     parser.add_argument(
         "--trust",
@@ -109,7 +112,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="execute the plugins in a run's folder, and read an approximate index that was not built by you on this machine",
     )
     add_device_option(parser)
-    args = parser.parse_args(arguments)
-    if not args.named:
-        raise UsageError("which folder, embeddings, index or run? e.g. reptk explore my_photos")
-    return args
+    return parser.parse_args(arguments)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedding_inputs import run_command
+from reptk.embeddings.encoding import folder_cache
 from reptk.explore import assets
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -18,7 +19,8 @@ pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture(autouse=True)
 def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    """Embeddings are stored in a folder of the test; compiled functions stay in the user's."""
+    monkeypatch.setattr(folder_cache, "default_folder", lambda: tmp_path / "caches")
 
 
 @pytest.mark.parametrize(
@@ -78,9 +80,9 @@ def test_search_embeds_a_folder_once(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it(photo_embeddings: Path) -> None:
+def test_ctrl_c_ends_it(photo_embeddings: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "reptk", "explore", str(photo_embeddings), "--no-browser", "--map", "pca"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         for line in process.stdout:
@@ -89,7 +91,7 @@ def test_ctrl_c_ends_it(photo_embeddings: Path) -> None:
         port, token = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", line).groups()
         cookie = {"Cookie": f"reptk-explore-{port}={token}"}
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
-        connection.request("GET", "/api/neighbors/0?k=2", headers=cookie)
+        connection.request("GET", "/image/0", headers=cookie)
         assert connection.getresponse().status == 200
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)

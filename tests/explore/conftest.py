@@ -14,6 +14,8 @@ import pytest
 import reptk
 from embedding_inputs import draw_image, encoder_run
 from reptk.embeddings import Embedder, Index
+from reptk.embeddings.encoding import folder_cache
+from reptk.explore import projection
 from reptk.explore.api import Api
 from reptk.explore.collection import Collection
 from reptk.explore.columns import embedding_columns
@@ -28,8 +30,11 @@ CLASSES = ("cats", "dogs <b>", "ünï")
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Embeddings and maps are stored in a folder of the tests; compiled functions stay in the user's."""
+    folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache_home")))
+        for module in (folder_cache, projection):
+            patch.setattr(module, "default_folder", lambda: folder)
         yield
 
 
@@ -92,7 +97,7 @@ class Client:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str | None] | None = None
     ) -> Answer:
         """Send a request; a header that is None is left out."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=300)
         sent = {"Cookie": self.cookie} | (headers or {})
         sent = {name: value for name, value in sent.items() if value is not None}
         try:
