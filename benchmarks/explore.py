@@ -34,8 +34,8 @@ from reptk.data import fashion_mnist
 from reptk.data.sources.photos import load_photographs
 from reptk.embeddings import Embedder, Embeddings, Index
 from reptk.explore.api import Api, Request
-from reptk.explore.collection import Collection
 from reptk.explore.columns import embedding_columns
+from reptk.explore.image_collection import ImageCollection
 from reptk.explore.pictures import Pictures
 from reptk.explore.server import ExploreServer
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def collect(count: int) -> Collection:
+def collect(count: int) -> ImageCollection:
     """Return a collection of `count` images as vectors of pixels."""
     data = fashion_mnist()
     vectors, labels, ids = [], [], []
@@ -135,7 +135,7 @@ def collect(count: int) -> Collection:
         classes=(*data.classes, "patch of a photograph"),
         about={"data": {"name": "fashion_mnist"}},
     )
-    return Collection(
+    return ImageCollection(
         title=f"{count:,} images",
         index=Index(embeddings),
         pictures=Pictures(embeddings),
@@ -166,7 +166,7 @@ def _no_embedder() -> Embedder:
 
 
 @contextmanager
-def served(collection: Collection) -> Iterator[str]:
+def served(collection: ImageCollection) -> Iterator[str]:
     """Serve the page while the block runs. Yields its address."""
     api = Api(collection, "pca")
     api.respond(Request("GET", "/api/positions/pca", {}))

@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
     check_plotly()
     # They import torch: only once the arguments are known to be right.
     from reptk.explore.api import Api, Request
-    from reptk.explore.projection import default_layout
+    from reptk.explore.map_layouts import default_layout
     from reptk.explore.sources import Options, open_collection
     from reptk.report.layouts import TITLES, check_layouts
 

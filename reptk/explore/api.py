@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from reptk.core.errors import ReptkError
 from reptk.core.files import json_text, parse_json
-from reptk.explore.collection import Collection
+from reptk.explore.image_collection import ImageCollection
+from reptk.explore.map_layouts import STORED, available_layouts, positions_of, scaled
 from reptk.explore.pictures import LARGE_PX, THUMBNAIL_PX
-from reptk.explore.projection import STORED, available_layouts, positions_of, scaled
 from reptk.report.formatting import printable
 from reptk.report.templating import for_json
 
@@ -54,7 +54,7 @@ class Api:
         layout: of the map that the page begins with.
     """
 
-    def __init__(self, collection: Collection, layout: str) -> None:
+    def __init__(self, collection: ImageCollection, layout: str) -> None:
         self._collection = collection
         self._layout = layout
         # What is computed once must not be computed twice, and a map that takes minutes must not delay a search.

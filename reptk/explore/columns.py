@@ -33,7 +33,7 @@ OTHER_COLUMNS = frozenset(
 
 
 @dataclass
-class Column:
+class ColorColumn:
     """A value for each image.
 
     Args:
@@ -115,24 +115,26 @@ def errors(labels: NDArray[Any], predicted: NDArray[Any]) -> NDArray[Any]:
     return np.where(is_known, labels != predicted, MISSING)
 
 
-def embedding_columns(embeddings: Embeddings) -> list[Column]:
+def embedding_columns(embeddings: Embeddings) -> list[ColorColumn]:
     """Return the columns of embeddings: of their labels, nearest neighbors, folders and files."""
     columns = []
     votes = NeighborVotes(embeddings)
     can_compare = len(embeddings) > 1
     if is_labeled(embeddings):
         names = class_names(embeddings)
-        columns.append(Column("class", "category", embeddings.labels.numpy, names))
+        columns.append(ColorColumn("class", "category", embeddings.labels.numpy, names))
         if can_compare:
             note = f"of the {PREDICTION_K} nearest images, each without itself"
-            columns.append(Column("prediction", "category", votes.prediction, names, note, is_slow=True))
+            columns.append(ColorColumn("prediction", "category", votes.prediction, names, note, is_slow=True))
             note = f"the prediction {note}"
-            columns.append(Column("error", "category", votes.error, RIGHT_OR_WRONG, note, is_slow=True))
+            columns.append(ColorColumn("error", "category", votes.error, RIGHT_OR_WRONG, note, is_slow=True))
     columns += _folder_column(embeddings)
     if can_compare:
-        columns.append(Column("similarity to the nearest", "number", votes.similarity, is_slow=True))
+        columns.append(ColorColumn("similarity to the nearest", "number", votes.similarity, is_slow=True))
     if embeddings.file_stats is not None:
-        columns.append(Column("file size (KB)", "number", lambda: embeddings.file_stats[:, 0].double().numpy() / 1000))
+        columns.append(
+            ColorColumn("file size (KB)", "number", lambda: embeddings.file_stats[:, 0].double().numpy() / 1000)
+        )
     return columns
 
 
@@ -147,7 +149,7 @@ def class_names(embeddings: Embeddings) -> list[str]:
     return [embeddings.class_name(label) for label in range(num_classes)]
 
 
-def text_column(name: str, texts: Sequence[str | None]) -> list[Column]:
+def text_column(name: str, texts: Sequence[str | None]) -> list[ColorColumn]:
     """Return a column of text, with its most frequent value first; none if the texts are names rather than kinds."""
     counts = Counter(text for text in texts if text)
     if not 1 < len(counts) <= MAX_CATEGORIES:
@@ -155,10 +157,10 @@ def text_column(name: str, texts: Sequence[str | None]) -> list[Column]:
     categories = [text for text, _ in counts.most_common()]
     number_of = {text: number for number, text in enumerate(categories)}
     codes = np.array([number_of.get(text, MISSING) for text in texts], np.int32)
-    return [Column(name, "category", lambda: codes, categories)]
+    return [ColorColumn(name, "category", lambda: codes, categories)]
 
 
-def _folder_column(embeddings: Embeddings) -> list[Column]:
+def _folder_column(embeddings: Embeddings) -> list[ColorColumn]:
     """Return the column of the folders that files are in, unless they are the classes."""
     if embeddings.paths is None:
         return []
@@ -168,7 +170,7 @@ def _folder_column(embeddings: Embeddings) -> list[Column]:
     return text_column("folder", folders)
 
 
-def parquet_columns(path: Path) -> tuple[list[Column], Tensor | None]:
+def parquet_columns(path: Path) -> tuple[list[ColorColumn], Tensor | None]:
     """Return the further columns of a Parquet file of embeddings, and the positions (n, 2) that it holds, if any."""
     import pyarrow.parquet
     import pyarrow.types as types
@@ -185,7 +187,7 @@ def parquet_columns(path: Path) -> tuple[list[Column], Tensor | None]:
         values = pyarrow.parquet.read_table(path, columns=[field_.name]).column(0).to_pylist()
         if is_number:
             numbers = np.array([np.nan if value is None else value for value in values], np.float32)
-            columns.append(Column(field_.name, "number", numbers.copy))
+            columns.append(ColorColumn(field_.name, "number", numbers.copy))
         else:
             columns += text_column(field_.name, [None if value is None else str(value) for value in values])
     return columns, _stored_positions(path, schema.names)

@@ -25,7 +25,7 @@ MAX_LOSSLESS_PX = 64
 JPEG_QUALITY = 85
 
 
-class Picture(NamedTuple):
+class PictureFile(NamedTuple):
     """The content of an image file, and its media type."""
 
     content: bytes
@@ -49,14 +49,14 @@ class Pictures:
         self._decoding = threading.Semaphore(num_cpus())
         self._data_set = threading.Lock()  # data sets are opened once, and read by one thread at a time
 
-    def read(self, row: int, side_px: int) -> Picture | None:
+    def read(self, row: int, side_px: int) -> PictureFile | None:
         """Return the picture of a row with its longer side at `side_px`, or smaller; None if it cannot be read."""
         try:
             return self._read(row, side_px)
         except (ReptkError, OSError, ValueError):
             return None
 
-    def _read(self, row: int, side_px: int) -> Picture | None:
+    def _read(self, row: int, side_px: int) -> PictureFile | None:
         if self._split is not None:
             with self._data_set:
                 resized = self._split.images.resized("pad", PAGE_COLOR)
@@ -70,20 +70,20 @@ class Pictures:
         return _encode(rearrange(torch.from_numpy(picture.pixels), "h w c -> c h w"), side_px)
 
 
-def _encode(image: Tensor, side_px: int) -> Picture:
+def _encode(image: Tensor, side_px: int) -> PictureFile:
     """Return (3, H, W) uint8 as a PNG if it is small, else as a JPEG of at most `side_px` pixels."""
     picture = Image.fromarray(rearrange(image, "c h w -> h w c").contiguous().numpy())
     buffer = io.BytesIO()
     if max(picture.size) <= MAX_LOSSLESS_PX:
         picture.save(buffer, "PNG")
-        return Picture(buffer.getvalue(), "image/png")
+        return PictureFile(buffer.getvalue(), "image/png")
     picture.thumbnail((side_px, side_px))
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return Picture(buffer.getvalue(), "image/jpeg")
+    return PictureFile(buffer.getvalue(), "image/jpeg")
 
 
-def _from_data_uri(uri: str) -> Picture | None:
+def _from_data_uri(uri: str) -> PictureFile | None:
     head, _, content = uri.partition(";base64,")
     if not content:
         return None
-    return Picture(base64.b64decode(content), head.removeprefix("data:"))
+    return PictureFile(base64.b64decode(content), head.removeprefix("data:"))

@@ -12,14 +12,14 @@ from reptk.embeddings import Embedder, Embeddings, Index
 from reptk.embeddings.encoding.embedder import recorded_options
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.evaluate.predictions import Predictions
-from reptk.explore.collection import Collection
-from reptk.explore.columns import RIGHT_OR_WRONG, Column, NeighborVotes, class_names, errors, is_labeled
+from reptk.explore.columns import RIGHT_OR_WRONG, ColorColumn, NeighborVotes, class_names, errors, is_labeled
+from reptk.explore.image_collection import ImageCollection
 from reptk.explore.pictures import Pictures
 from reptk.report.run_files import Run, read_run
 from reptk.report.run_images import OpenedDatasets
 
 
-def open_run(folder: Path, *, trust: bool = False, device: str = "auto") -> Collection:
+def open_run(folder: Path, *, trust: bool = False, device: str = "auto") -> ImageCollection:
     """Return the queries of a run, or of a folder that `reptk evaluate --out` has written.
 
     Args:
@@ -48,7 +48,7 @@ def open_run(folder: Path, *, trust: bool = False, device: str = "auto") -> Coll
     pictures = Pictures(embeddings)
     if split is not None and embeddings.paths is None:
         pictures = Pictures(embeddings, split, predictions.index)
-    return Collection(
+    return ImageCollection(
         title=str(folder),
         index=Index(embeddings),
         pictures=pictures,
@@ -70,23 +70,25 @@ def _embeddings(predictions: Predictions, split: Split | None) -> Embeddings:
     return Embeddings(predictions.features.float(), ids, paths, predictions.labels, predictions.classes)
 
 
-def _columns(embeddings: Embeddings, predictions: Predictions) -> list[Column]:
+def _columns(embeddings: Embeddings, predictions: Predictions) -> list[ColorColumn]:
     """Return class, prediction and error as the evaluation has them, how sure the vote was, and the nearest query."""
     columns = []
     if is_labeled(embeddings):
         names = class_names(embeddings)
-        columns.append(Column("class", "category", embeddings.labels.numpy, names))
+        columns.append(ColorColumn("class", "category", embeddings.labels.numpy, names))
         if predictions.vote:
             predicted = predictions.predicted.numpy()
             num_classes = max(len(names), int(predicted.max()) + 1)
             names = [embeddings.class_name(label) for label in range(num_classes)]
             wrong = errors(embeddings.labels.numpy(), predicted)
-            columns.append(Column("prediction", "category", lambda: predicted, names, predictions.vote))
-            columns.append(Column("error", "category", lambda: wrong, RIGHT_OR_WRONG, predictions.vote))
-            columns.append(Column("share of the vote", "number", predictions.confidence.numpy, note=predictions.vote))
+            columns.append(ColorColumn("prediction", "category", lambda: predicted, names, predictions.vote))
+            columns.append(ColorColumn("error", "category", lambda: wrong, RIGHT_OR_WRONG, predictions.vote))
+            columns.append(
+                ColorColumn("share of the vote", "number", predictions.confidence.numpy, note=predictions.vote)
+            )
     if len(embeddings) > 1:
         similarity = NeighborVotes(embeddings).similarity
-        columns.append(Column("similarity to the nearest", "number", similarity, is_slow=True))
+        columns.append(ColorColumn("similarity to the nearest", "number", similarity, is_slow=True))
     return columns
 
 

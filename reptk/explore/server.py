@@ -49,15 +49,15 @@ class ExploreServer(ThreadingHTTPServer):
     allow_reuse_address = sys.platform != "win32"
 
     def __init__(self, api: Api, port: int = 0) -> None:
+        self.api = api
+        self.assets = read_assets()
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as cause:
             raise EnvironmentProblem(
                 f"cannot listen on port {port} of {ADDRESS}: {cause}. Choose another --port, or leave it out"
             ) from cause
-        self.api = api
         self.access = Access.new(self.server_port)
-        self.assets = read_assets()
 
     def server_bind(self) -> None:
         """Bind without the reverse lookup of the host's name that `http.server` makes."""

@@ -14,8 +14,8 @@ from reptk.embeddings import Embedder, Embeddings, Index, embed_folder
 from reptk.embeddings.encoding.folder_cache import holds_images
 from reptk.embeddings.files.embeddings_file import SUFFIXES
 from reptk.embeddings.files.parts_manifest import is_parts_folder
-from reptk.explore.collection import Collection
 from reptk.explore.columns import embedding_columns, parquet_columns
+from reptk.explore.image_collection import ImageCollection
 from reptk.explore.pictures import Pictures
 from reptk.explore.run_queries import open_run
 from reptk.stores import is_address
@@ -43,7 +43,7 @@ class Options(NamedTuple):
     report: Callable[[str], None] | None = None
 
 
-def open_collection(named: str, options: Options) -> Collection:
+def open_collection(named: str, options: Options) -> ImageCollection:
     """Open what is named on the command line.
 
     Raises:
@@ -96,7 +96,7 @@ def _reopen(embeddings: Embeddings, options: Options) -> Embedder:
     return Embedder.reopen(embeddings.about, options.encoder, device=options.device)
 
 
-def _collection(named: str, index: Index, open_embedder: Callable[[], Embedder]) -> Collection:
+def _collection(named: str, index: Index, open_embedder: Callable[[], Embedder]) -> ImageCollection:
     embeddings = index.embeddings
     columns = embedding_columns(embeddings)
     stored_positions = None
@@ -105,14 +105,14 @@ def _collection(named: str, index: Index, open_embedder: Callable[[], Embedder])
         further_columns, stored_positions = parquet_columns(file)
         columns += further_columns
     notes = [f"{format_count(len(embeddings), 'image')}, search: {index.describe_kind()}"]
-    # Embeddings of other programs do not name their encoder.
-    backbone = embeddings.about.get("encoder", {}).get("backbone")
-    if backbone:
-        notes.append(f"embedded by {backbone}")
+    # The records may be of another program, or missing.
+    encoder = embeddings.about.get("encoder")
+    if isinstance(encoder, dict) and "backbone" in encoder:
+        notes.append(f"embedded by {encoder['backbone']}")
     skipped = embeddings.about.get("skipped")
-    if skipped:
+    if isinstance(skipped, dict) and isinstance(skipped.get("count"), int):
         notes.append(f"{format_count(skipped['count'], 'image')} could not be read")
-    return Collection(
+    return ImageCollection(
         title=named,
         index=index,
         pictures=Pictures(embeddings),

@@ -15,10 +15,10 @@ import reptk
 from embedding_inputs import draw_image, encoder_run
 from reptk.embeddings import Embedder, Index
 from reptk.embeddings.encoding import folder_cache
-from reptk.explore import projection
+from reptk.explore import map_layouts
 from reptk.explore.api import Api
-from reptk.explore.collection import Collection
 from reptk.explore.columns import embedding_columns
+from reptk.explore.image_collection import ImageCollection
 from reptk.explore.pictures import Pictures
 from reptk.explore.server import ExploreServer
 
@@ -33,7 +33,7 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Embeddings and maps are stored in a folder of the tests; compiled functions stay in the user's."""
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (folder_cache, projection):
+        for module in (folder_cache, map_layouts):
             patch.setattr(module, "default_folder", lambda: folder)
         yield
 
@@ -52,9 +52,9 @@ def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def collection(many_photos: Path, encoder_run: Path) -> Collection:
+def collection(many_photos: Path, encoder_run: Path) -> ImageCollection:
     embeddings = reptk.embed(encoder_run, many_photos)
-    return Collection(
+    return ImageCollection(
         title="my photos",
         index=Index(embeddings),
         pictures=Pictures(embeddings),
@@ -66,7 +66,7 @@ def collection(many_photos: Path, encoder_run: Path) -> Collection:
 
 
 @pytest.fixture(scope="module")
-def server(collection: Collection) -> Iterator[ExploreServer]:
+def server(collection: ImageCollection) -> Iterator[ExploreServer]:
     server = ExploreServer(Api(collection, "pca"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

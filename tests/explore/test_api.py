@@ -10,8 +10,8 @@ from PIL import Image
 
 import reptk
 from embedding_inputs import draw_image
-from reptk.explore.collection import Collection
-from reptk.explore.projection import positions_of
+from reptk.explore.image_collection import ImageCollection
+from reptk.explore.map_layouts import positions_of
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -20,7 +20,7 @@ def open_image(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def test_about(client, collection: Collection) -> None:
+def test_about(client, collection: ImageCollection) -> None:
     about = client.get("/api/about").json
     assert about["title"] == "my photos"
     assert about["count"] == len(collection) == 240
@@ -35,7 +35,7 @@ def test_about(client, collection: Collection) -> None:
     assert about["columns"][0]["categories"] == ["cats", "dogs <b>", "ünï"]
 
 
-def test_positions_and_columns_are_arrays(client, collection: Collection) -> None:
+def test_positions_and_columns_are_arrays(client, collection: ImageCollection) -> None:
     positions = np.frombuffer(client.get("/api/positions/pca").content, "<f4").reshape(-1, 2)
     assert np.array_equal(positions, positions_of("pca", collection.embeddings.vectors).numpy())
     labels = np.frombuffer(client.get("/api/column/0").content, "<i4")
@@ -47,7 +47,7 @@ def test_positions_and_columns_are_arrays(client, collection: Collection) -> Non
     assert sizes[0] == pytest.approx(collection.embeddings.file(0).stat().st_size / 1000)
 
 
-def test_neighbors_are_those_of_the_exact_search(client, collection: Collection) -> None:
+def test_neighbors_are_those_of_the_exact_search(client, collection: ImageCollection) -> None:
     [expected] = reptk.search(collection.index, [], ids=[collection.embeddings.ids[7]], k=5)
     found = client.get("/api/neighbors/7?k=5").json
     assert found["rows"] == [neighbor.row for neighbor in expected.neighbors]
@@ -55,7 +55,7 @@ def test_neighbors_are_those_of_the_exact_search(client, collection: Collection)
     assert len(client.get("/api/neighbors/7?k=500").json["rows"]) == 239
 
 
-def test_a_picture_finds_itself(client, many_photos: Path, collection: Collection) -> None:
+def test_a_picture_finds_itself(client, many_photos: Path, collection: ImageCollection) -> None:
     content = (many_photos / "dogs <b>" / "001.png").read_bytes()
     found = client.post("/api/search", content).json
     assert collection.embeddings.ids[found["rows"][0]] == "dogs <b>/001.png"
@@ -69,7 +69,7 @@ def test_what_is_no_picture_is_one_message(client, content: bytes) -> None:
     assert "as an image" in answer.json["error"]
 
 
-def test_near_duplicates(client, collection: Collection) -> None:
+def test_near_duplicates(client, collection: ImageCollection) -> None:
     found = client.get("/api/duplicates?threshold=0.9999").json
     names = [{collection.embeddings.ids[row] for row in group["rows"]} for group in found["groups"]]
     assert {"cats/000.png", "ünï/copy.png"} in names
@@ -78,7 +78,7 @@ def test_near_duplicates(client, collection: Collection) -> None:
         assert client.get(f"/api/duplicates?threshold={threshold}").status == 400
 
 
-def test_names_of_rows(client, many_photos: Path, collection: Collection) -> None:
+def test_names_of_rows(client, many_photos: Path, collection: ImageCollection) -> None:
     row = collection.embeddings.row_of("ünï/copy.png")
     [record] = client.post("/api/rows", f"[{row}]".encode()).json
     assert record["id"] == "ünï/copy.png"
@@ -100,7 +100,7 @@ def test_names_of_rows(client, many_photos: Path, collection: Collection) -> Non
         assert client.post("/api/rows", body + b"]" * (body[-1:] == b"0")).status == 400
 
 
-def test_find(client, collection: Collection) -> None:
+def test_find(client, collection: ImageCollection) -> None:
     found = client.get("/api/find?text=COPY").json
     assert found == {"rows": [collection.embeddings.row_of("ünï/copy.png")], "count": 1}
     assert client.get("/api/find?text=.png").json["count"] == 240
@@ -108,7 +108,7 @@ def test_find(client, collection: Collection) -> None:
     assert client.get("/api/find").status == 400
 
 
-def test_pictures(client, collection: Collection) -> None:
+def test_pictures(client, collection: ImageCollection) -> None:
     answer = client.get("/image/0")
     picture = open_image(answer.content)
     assert answer.headers["Content-Type"] == f"image/{picture.format.lower()}"
@@ -117,7 +117,7 @@ def test_pictures(client, collection: Collection) -> None:
     assert max(open_image(client.get("/picture/0").content).size) == 640
 
 
-def test_a_file_that_is_gone_has_no_picture(client, collection: Collection) -> None:
+def test_a_file_that_is_gone_has_no_picture(client, collection: ImageCollection) -> None:
     path = collection.embeddings.file(20)
     content = path.read_bytes()
     path.unlink()

@@ -8,12 +8,12 @@ import torch
 
 import reptk
 from embedding_inputs import needs_pyarrow, unit_vectors
-from reptk.explore.columns import Column, embedding_columns, errors, parquet_columns, text_column
+from reptk.explore.columns import ColorColumn, embedding_columns, errors, parquet_columns, text_column
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 
-def by_name(columns: list[Column]) -> dict[str, Column]:
+def by_name(columns: list[ColorColumn]) -> dict[str, ColorColumn]:
     return {column.name: column for column in columns}
 
 

@@ -4,6 +4,9 @@ import http.client
 
 import pytest
 
+from reptk.core.errors import EnvironmentProblem
+from reptk.explore.server import ExploreServer
+
 PATHS = ["/", "/api/about", "/api/positions/pca", "/assets/main.js", "/assets/plotly.min.js", "/image/0", "/nothing"]
 
 
@@ -111,6 +114,11 @@ def test_methods_and_lengths(client) -> None:
         assert client.post("/api/search", b"", Content_Length=length).status == 413
     assert client.request("POST", "/api/search", None, {"Transfer-Encoding": "chunked"}).status == 413
     assert client.get("/api/about?" + "&".join(f"a{n}=1" for n in range(99))).status == 400
+
+
+def test_a_port_in_use_is_one_message(client) -> None:
+    with pytest.raises(EnvironmentProblem, match="Choose another --port"):
+        ExploreServer(client.server.api, client.server.server_port)
 
 
 def test_a_connection_serves_several_requests(client) -> None:

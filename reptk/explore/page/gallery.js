@@ -62,12 +62,14 @@ export class Gallery {
     showValues(values);
   }
 
-  /** Show a picture that is not one of the images, with a text. */
-  showPicture(address, name) {
+  /** Show a file that has been searched for. Not every browser shows every kind of file. */
+  showFile(file) {
     const image = byId("chosen-image");
-    image.src = address;
-    image.alt = name;
-    showValues({ picture: name });
+    if (this.fileAddress) URL.revokeObjectURL(this.fileAddress);
+    this.fileAddress = URL.createObjectURL(file);
+    image.src = this.fileAddress;
+    image.alt = file.name;
+    showValues({ picture: file.name });
   }
 }
 

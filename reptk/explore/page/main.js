@@ -76,7 +76,7 @@ function searchPicture(file) {
   return doing(`searching for ${file.name}`, async () => {
     const found = await postFile("/api/search", file);
     await showList(`Nearest to ${file.name}`, "with their cosine similarities", ranked(found), found.rows);
-    gallery.showPicture(URL.createObjectURL(file), file.name);
+    gallery.showFile(file);
   });
 }
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from embedding_inputs import unit_vectors
-from reptk.explore import projection
-from reptk.explore.projection import available_layouts, default_layout, positions_of, scaled
+from reptk.explore import map_layouts
+from reptk.explore.map_layouts import available_layouts, default_layout, positions_of, scaled
 from reptk.report.layouts import map_positions
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(projection, "default_folder", lambda: tmp_path)
+    monkeypatch.setattr(map_layouts, "default_folder", lambda: tmp_path)
     return tmp_path / "maps"
 
 
@@ -28,7 +28,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         layouts.append(layout)
         return map_positions(layout, vectors)
 
-    monkeypatch.setattr(projection, "map_positions", count)
+    monkeypatch.setattr(map_layouts, "map_positions", count)
     return layouts
 
 
@@ -56,7 +56,7 @@ def test_a_damaged_cache_is_computed_again(cache: Path, computed: list[str]) -> 
 
 def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(projection, "default_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(map_layouts, "default_folder", lambda: tmp_path / "file")
     assert positions_of("pca", unit_vectors(30)).shape == (30, 2)
 
 
@@ -67,12 +67,12 @@ def test_scaled_keeps_proportions() -> None:
 
 
 def test_layouts_depend_on_how_many_points_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "find_spec", lambda name: None)
+    monkeypatch.setattr(map_layouts, "find_spec", lambda name: None)
     assert list(available_layouts(100, has_stored=False)) == ["pca", "tsne"]
     assert list(available_layouts(100_000, has_stored=True)) == ["stored", "pca"]
     assert default_layout(100, has_stored=False) == "tsne"
     assert default_layout(100_000, has_stored=False) == "pca"
     assert default_layout(100_000, has_stored=True) == "stored"
-    monkeypatch.setattr(projection, "find_spec", lambda name: name)
+    monkeypatch.setattr(map_layouts, "find_spec", lambda name: name)
     assert default_layout(100_000, has_stored=False) == "umap"
     assert list(available_layouts(100_000, has_stored=False)) == ["pca", "umap"]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from reptk.core.errors import DataError, NumericalError
 from reptk.embeddings import Duplicates, Embedder, Embeddings, Index, near_duplicates
-from reptk.explore.columns import Column
+from reptk.explore.columns import ColorColumn
 from reptk.explore.pictures import Pictures
 
 
 @dataclass
-class Collection:
+class ImageCollection:
     """Embeddings that are looked at.
 
     Args:
@@ -31,7 +31,7 @@ class Collection:
     title: str
     index: Index
     pictures: Pictures
-    columns: list[Column]
+    columns: list[ColorColumn]
     open_embedder: Callable[[], Embedder]
     notes: list[str] = field(default_factory=list)
     stored_positions: Tensor | None = None
