@@ -10,6 +10,7 @@ proportional set size of all processes of the browser, of which the page's JavaS
 """
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import threading
@@ -187,12 +188,28 @@ def opened_browser(gpu: bool) -> Iterator[webdriver.Chrome]:
     with tempfile.TemporaryDirectory(prefix="reptk-explore-", ignore_cleanup_errors=True) as profile:
         for flag in (*flags, f"--user-data-dir={profile}"):
             options.add_argument(flag)
-        browser = webdriver.Chrome(options=options)
+        # Named, because selenium would download what it does not find.
+        options.binary_location = program("chromium", "chromium-browser", "google-chrome")
+        options.page_load_strategy = "none"  # the page says when it is ready
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(program("chromedriver")))
         try:
             browser.set_script_timeout(READY_SECONDS)
             yield browser
         finally:
             browser.quit()
+
+
+def program(*names: str) -> str:
+    """Return the path of the first program that is installed.
+
+    Raises:
+        SystemExit: none is.
+    """
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise SystemExit(f"none of {', '.join(names)} is installed")
 
 
 def frame_milliseconds(browser: webdriver.Chrome, gesture: str, seconds: float) -> list[float]:
