@@ -9,6 +9,10 @@ const MISSING_COLOR = "#9a9a94";
 const RIGHT_COLOR = "#4f9d8f";
 const WRONG_COLOR = "#d1483d";
 
+// For numbers, from low to high; Plotly's own scales begin or end in the color of one of the grounds.
+const SCALE = ["#7a5bd0", "#3f8fd6", "#27a78f", "#8bb33a", "#e3a823"];
+export const gradient = `linear-gradient(90deg, ${SCALE.join(", ")})`;
+
 function colorsOf(column) {
   if (column.name === "error") return [RIGHT_COLOR, WRONG_COLOR];
   return PALETTE;
@@ -45,7 +49,7 @@ export function numberColors(values) {
   const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
   const high = sorted[Math.ceil(0.99 * (sorted.length - 1))];
   return {
-    marker: { color: values, colorscale: "Viridis", cmin: low, cmax: high > low ? high : low + 1 },
+    marker: { color: values, colorscale: SCALE.map((color, step) => [step / (SCALE.length - 1), color]), cmin: low, cmax: high > low ? high : low + 1 },
     items: [],
     range: [low, high],
   };

@@ -1,6 +1,6 @@
 // Connects the map, the list, the searches and the labels.
 
-import { categoryColors, numberColors, plainColors } from "/assets/colors.js";
+import { categoryColors, gradient, numberColors, plainColors } from "/assets/colors.js";
 import { Gallery, markSmall } from "/assets/gallery.js";
 import { Labels } from "/assets/labels.js";
 import { PointMap } from "/assets/map.js";
@@ -267,6 +267,7 @@ function setUpControls() {
   });
   byId("export").addEventListener("click", () => doing("", () => labels.download()));
   markSmall(byId("card-image"));
+  byId("gradient").style.background = gradient;
   setUpDropping();
 }
 

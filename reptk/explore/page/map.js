@@ -97,8 +97,11 @@ export class PointMap {
     return Plotly.relayout(this.element, { dragmode: mode });
   }
 
+  /** Show all points, and all of them alike. */
   showAll() {
-    return Plotly.relayout(this.element, { "xaxis.range": [-MARGIN, MARGIN], "yaxis.range": [-MARGIN, MARGIN] });
+    this.highlighted = null;
+    const view = { "xaxis.range": [-MARGIN, MARGIN], "yaxis.range": [-MARGIN, MARGIN], selections: [] };
+    return Plotly.update(this.element, { selectedpoints: [null] }, view);
   }
 
   pressed(event) {
