@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,11 @@ def test_ctrl_c_ends_it(photo_embeddings: Path, tmp_path: Path) -> None:
                 break
         port, token = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", line).groups()
         cookie = {"Cookie": f"reptk-explore-{port}={token}"}
-        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
-        connection.request("GET", "/image/0", headers=cookie)
-        assert connection.getresponse().status == 200
+        with closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)) as connection:
+            connection.request("GET", "/image/0", headers=cookie)
+            response = connection.getresponse()
+            assert response.status == 200
+            assert response.read().startswith(b"\xff\xd8"), "a JPEG"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finally:
