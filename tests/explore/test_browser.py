@@ -51,6 +51,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     options.page_load_strategy = "none"  # the test waits for the page itself, on a busy machine for long
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(300)  # a busy machine compiles Plotly for minutes
     driver.downloads = downloads
     yield driver
     driver.quit()

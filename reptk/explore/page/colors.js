@@ -33,7 +33,9 @@ export function categoryColors(column, codes) {
   steps.forEach((color, step) => {
     scale.push([step / steps.length, color], [(step + 1) / steps.length, color]);
   });
-  const items = column.categories.map((name, code) => ({ name, code, color: colors[code % colors.length], count: counts[code + 1] }));
+  const items = column.categories.map((name, code) => {
+    return { name, code, color: colors[code % colors.length], count: counts[code + 1] };
+  });
   if (counts[0]) items.push({ name: "none", code: -1, color: MISSING_COLOR, count: counts[0] });
   return {
     marker: { color: values, colorscale: scale, cmin: -0.5, cmax: steps.length - 0.5 },
