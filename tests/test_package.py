@@ -30,7 +30,7 @@ MAY_USE_GETATTR = {
     "config/registry.py",
     "models/backbone.py",  # timm: some backbones have a patch size
     "models/layer_groups.py",  # timm: some backbones define no groups
-    "models/weights.py",  # timm: some families convert checkpoints
+    "models/weight_fitting.py",  # timm: some families convert checkpoints
     "views/backends/kornia_backend.py",  # kornia: operations by name
 }
 

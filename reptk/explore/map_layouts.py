@@ -12,7 +12,7 @@ from torch import Tensor
 from reptk.core.errors import ReptkError
 from reptk.core.files import write_bytes
 from reptk.core.foreign_files import open_regular
-from reptk.core.user_folders import default_folder
+from reptk.core.user_folders import cache_folder
 from reptk.report.layouts import LAYOUTS, TITLES, map_positions
 
 STORED = "stored"
@@ -58,7 +58,7 @@ def positions_of(layout: str, vectors: Tensor) -> Tensor:
 
     They are read from the cache, or written to it; a cache that cannot be written is none.
     """
-    path = default_folder() / "maps" / f"{_digest(vectors)}-{layout}-{VERSION}.safetensors"
+    path = cache_folder() / "maps" / f"{_digest(vectors)}-{layout}-{VERSION}.safetensors"
     positions = _read(path, len(vectors))
     if positions is None:
         positions = scaled(map_positions(layout, vectors.float()))

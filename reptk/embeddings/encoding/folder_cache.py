@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reptk.core.files import expand_home, real_path
-from reptk.core.user_folders import default_folder
+from reptk.core.user_folders import cache_folder
 from reptk.data.decoding.decode import EXTENSIONS
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.encoding.default_encoder import EncoderChoice, choose_encoder
@@ -71,7 +71,7 @@ def cached_embeddings(folder: str | Path, choice: EncoderChoice) -> Path:
     key = json.dumps([str(images), choice.encoder, choice.weights, choice.pretrained])
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", images.name)[:MAX_NAME_LETTERS]
-    return default_folder() / "embeddings" / f"{name}-{digest}"
+    return cache_folder() / "embeddings" / f"{name}-{digest}"
 
 
 def holds_images(path: str | Path) -> bool:
