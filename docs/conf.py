@@ -1,0 +1,36 @@
+"""Settings of Sphinx: sphinx-build -n -W --keep-going docs docs/_build"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import reptk
+
+project = "reptk"
+author = "the contributors of reptk"
+version = release = reptk.__version__
+
+# reptk_pages is the package next to this file: it writes the pages in generated/.
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reptk_pages"]
+exclude_patterns = ["_build", "reptk_pages"]
+
+html_theme = "furo"
+html_title = f"reptk {version}"
+html_copy_source = False
+
+# "--option" must not become a dash.
+smartquotes = False
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# Attributes are entries of the class already.
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+
+# Types of other libraries in signatures. Their documentation is not fetched, so that the build needs no connection.
+nitpick_ignore_regex = [("py:.*", r"(?!reptk\.).*")]
