@@ -1,5 +1,6 @@
 """The pages of the documentation: their Python runs, their commands, keys and links are valid."""
 
+import functools
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -263,8 +264,11 @@ def test_keys_exist(page: Path, world: Path) -> None:
     assert sorted(key for key in keys_in(text) if not is_key(key)) == []
 
 
+written_pages = functools.cache(all_pages)
+
+
 def test_links_lead_to_pages() -> None:
-    generated = {f"generated/{name}" for name in all_pages()}
+    generated = {f"generated/{name}" for name in written_pages()}
     missing = []
     for page in pages():
         for target in links(page.read_text()):
@@ -279,7 +283,7 @@ def test_every_page_is_in_the_contents() -> None:
     contents = re.findall(r"^[\w/]+$", (FOLDER / "index.md").read_text(), re.MULTILINE)
     assert sorted(entry for entry in contents if contents.count(entry) > 1) == []
     written = [name_of(page).removesuffix(".md") for page in pages()]
-    generated = [f"generated/{name}".removesuffix(".md") for name in all_pages() if name.count("/") == 0]
+    generated = [f"generated/{name}".removesuffix(".md") for name in written_pages() if name.count("/") == 0]
     lists = ["generated/parts/index", "generated/recipes/index", "generated/api/index"]
     assert sorted(contents) == sorted({*written, *generated, *lists} - {"index"})
 
