@@ -22,9 +22,11 @@ from reptk.core import distributed
 from reptk.core.environment import git_commit
 from reptk.data import DevicePrefetcher
 from reptk.methods import Batch
-from reptk.training.build import Parts, build, load_data
+from reptk.training.build import build
 from reptk.training.checkpoint_writer import CheckpointInterval, CheckpointWriter
+from reptk.training.load_data import load_data
 from reptk.training.loop import train_step
+from reptk.training.parts import Parts
 from reptk.training.state import RunState, checkpoint_content
 
 RECIPE = "simclr_photos"

@@ -40,8 +40,8 @@ class Comparison(NamedTuple):
     seeds: int
 
 
-SMALL_VIEWS = ["views.size=16", "encoder.stem=small"]
-"""Of simclr_fashion_mnist. Without labels, the encoder that is trained on 32 px ends below raw pixels."""
+SAME_AS_TCL = ["views.size=32", "encoder.stem=timm"]
+"""simclr_fashion_mnist has views of 16 px and a stem for them, with which an epoch takes three times as long."""
 
 LINEAR_LEARNING_RATE = 0.5
 """Of the linear stage. With 5.0, as published, the loss diverges on the features of these small backbones."""
@@ -93,16 +93,13 @@ COMPARISONS = {
         with_labels={
             "ce": ["ce_fashion_mnist"],
             "supcon": ["supcon_fashion_mnist", "loss.form=out,in"],
-            "tcl_sup_k1_1": ["tcl_sup_fashion_mnist", "loss.k1=1", "loss.k2=1,4"],
-            "tcl_sup_k1_100": ["tcl_sup_fashion_mnist", "loss.k1=100", "loss.k2=1,4"],
-            "tcl_sup_k1_5000": ["tcl_sup_fashion_mnist", "loss.k1=5000", "loss.k2=1,4"],
+            "tcl_sup": ["tcl_sup_fashion_mnist", "loss.k1=1,5000"],
         },
         without_labels={
-            "simclr": ["simclr_fashion_mnist", "views.count=2,3"],
+            "simclr": ["simclr_fashion_mnist", "views.count=2,3", *SAME_AS_TCL],
             "tcl_selfsup": [
                 "tcl_selfsup_fashion_mnist",
                 "views.count=2,3",
-                *SMALL_VIEWS,
                 "loss.temperature=0.2",
                 "optim.lr=0.003",
             ],

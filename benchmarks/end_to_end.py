@@ -49,7 +49,8 @@ from reptk.evaluate import Evaluation, Knn, evaluate_encoder, evaluate_pixels
 from reptk.losses import simclr
 from reptk.methods import Batch
 from reptk.models.encoder import Encoder
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 from reptk.training.loop import train_step
 
 SIZE_PX = 32

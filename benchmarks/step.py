@@ -22,8 +22,9 @@ from reptk.core.environment import git_commit, package_versions
 from reptk.data import DevicePrefetcher
 from reptk.methods import Batch
 from reptk.methods.view_embeddings import encode_by_size, views_by_size
-from reptk.training.build import build, load_data
+from reptk.training.build import build
 from reptk.training.encoder_parameters import trained_encoder
+from reptk.training.load_data import load_data
 from reptk.training.loop import train_step
 
 ROUNDS = 24

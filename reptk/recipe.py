@@ -153,8 +153,9 @@ def _check(recipe: config.Recipe, notes: Sequence[str]) -> int:
     """
     from reptk.core import distributed
     from reptk.core.console import Logger
-    from reptk.training.build import build, load_data
+    from reptk.training.build import build
     from reptk.training.describe import describe, dropped_images_note, random_weights_note, unused_share_note
+    from reptk.training.load_data import load_data
     from reptk.training.plan import plan
     from reptk.training.tracking import build_trackers
 

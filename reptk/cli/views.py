@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _load_data(recipe: config.Recipe) -> "Data":
-    from reptk.training.build import load_data
+    from reptk.training.load_data import load_data
 
     try:
         return load_data(recipe)

@@ -19,6 +19,8 @@ IGNORED_KEYS = (*SAME_RESULT_KEYS, SEED_KEY, "name")
 
 WEIGHTS_KEY = "encoder.weights"
 
+BASELINES_KEY = "train.baselines"
+
 START_KEYS = (RUN_KEY, WEIGHTS_KEY)
 """Keys whose value may be the folder of a run, or lie in it."""
 
@@ -42,7 +44,12 @@ class StartRun(NamedTuple):
 
 def setting_values(values: FlatRecipe) -> FlatRecipe:
     """Return the values of a recipe without those that are no part of its setting."""
-    return {key: value for key, value in values.items() if not is_among(key, IGNORED_KEYS)}
+    setting = {key: value for key, value in values.items() if not is_among(key, IGNORED_KEYS)}
+    starts_from_weights = values.get("encoder.pretrained") or values.get(WEIGHTS_KEY) or values.get(RUN_KEY)
+    if not starts_from_weights:
+        # Only runs from trained weights may end in the weights that they began with, if those were evaluated.
+        setting.pop(BASELINES_KEY, None)
+    return setting
 
 
 def with_common_starts(recipes: Sequence[FlatRecipe]) -> list[FlatRecipe]:

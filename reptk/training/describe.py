@@ -14,8 +14,8 @@ from reptk.core.metric_names import display_name
 from reptk.data import Data
 from reptk.data.batches.samplers import ClassSampler
 from reptk.methods import Method
-from reptk.training.build import Parts
 from reptk.training.encoder_parameters import trained_encoder
+from reptk.training.parts import Parts
 from reptk.training.view_sizes import view_count, view_sizes_px
 
 MANY_DROPPED = 0.1

@@ -9,13 +9,13 @@ from reptk.evaluate.diagnostics import concerns, divergence_message, prototypes_
 from reptk.evaluate.results import headline
 from reptk.evaluate.verdict import RAW_PIXELS, UNTRAINED
 from reptk.methods import Classify
-from reptk.training.build import Parts
 from reptk.training.early_stopping import best_after, is_out_of_patience, stop_message
 from reptk.training.evaluation import evaluate_now
 from reptk.training.input_wait import INPUT_BOUND_SHARE, input_bound_message
 from reptk.training.method_advice import prototypes_advice, temperature_key
 from reptk.training.mining import HardNegativeMiner
 from reptk.training.optim import learning_rate
+from reptk.training.parts import Parts
 from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState
 

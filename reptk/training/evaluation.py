@@ -20,7 +20,7 @@ from reptk.evaluate.results import build_results, protocol, remarks, table_colum
 from reptk.evaluate.run import ACCURACY, Execution
 from reptk.evaluate.verdict import BEFORE_TRAINING, PRETRAINED, PRETRAINED_ENCODER, RAW_PIXELS, UNTRAINED, row_label
 from reptk.models.classifier import classifier_bytes
-from reptk.training.build import Parts
+from reptk.training.parts import Parts
 from reptk.training.run_record import training_record
 from reptk.training.stage_start import start_record
 from reptk.training.state import RunState

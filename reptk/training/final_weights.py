@@ -19,10 +19,10 @@ from reptk.evaluate import Evaluation
 from reptk.evaluate.results import with_model
 from reptk.evaluate.verdict import PRETRAINED, PRETRAINED_ENCODER, is_clearly_worse
 from reptk.training import checkpoint
-from reptk.training.build import Parts
 from reptk.training.checkpoint import Checkpoint
 from reptk.training.early_stopping import best_after
 from reptk.training.evaluation import evaluate_now, save_run_model
+from reptk.training.parts import Parts
 from reptk.training.run_process import RunProcess
 from reptk.training.state import RunState, restore_weights
 

@@ -20,7 +20,7 @@ from reptk.data.fingerprint import fingerprint
 from reptk.methods import Batch
 from reptk.trackers import TrackerFeed
 from reptk.training import run_folder
-from reptk.training.build import Parts, build, load_data
+from reptk.training.build import build
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
 from reptk.training.compiler_errors import explain_compiler_errors
 from reptk.training.describe import describe, dropped_images_note, random_weights_note, unused_share_note
@@ -35,8 +35,10 @@ from reptk.training.evaluation import (
     write_report,
 )
 from reptk.training.final_weights import take_best, take_pretrained_if_better
+from reptk.training.load_data import load_data
 from reptk.training.memory_advice import explain_out_of_memory
 from reptk.training.optim import learning_rate
+from reptk.training.parts import Parts
 from reptk.training.rank_ends import RankEnds
 from reptk.training.restore_run import go_back, restore_newest
 from reptk.training.run_process import RunProcess

@@ -1,7 +1,7 @@
 """Advice on warnings about a run whose keys in the recipe depend on the method."""
 
 from reptk.evaluate.diagnostics import LOSS_TEMPERATURE, PROTOTYPES_ADVICE, temperature_advice
-from reptk.training.build import Parts, Settings
+from reptk.training.parts import Parts, Settings
 
 
 def temperature_key(settings: Settings) -> str:

@@ -4,9 +4,9 @@ from reptk.config import Recipe
 from reptk.core import distributed
 from reptk.data.batches.batch_plan import plan_batches
 from reptk.data.batches.samplers import ClassSampler
-from reptk.training.build import Parts
 from reptk.training.encoder_parameters import trained_encoder
 from reptk.training.memory_plan import activation_bytes, free_bytes, memory_line
+from reptk.training.parts import Parts
 from reptk.training.view_sizes import view_count, view_sizes_px
 
 

@@ -6,8 +6,8 @@ from reptk.core import distributed
 from reptk.core.errors import NonFiniteStep
 from reptk.trackers import read_rows
 from reptk.training import checkpoint, run_folder
-from reptk.training.build import Parts
 from reptk.training.optim import learning_rate
+from reptk.training.parts import Parts
 from reptk.training.run_process import RunProcess
 from reptk.training.run_status import RunStatus
 from reptk.training.same_run import check_same_ranks

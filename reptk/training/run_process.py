@@ -8,8 +8,8 @@ from reptk.core.distributed import SharedFlags
 from reptk.core.stop_signals import StopSignals
 from reptk.data.bad_samples import BadSamples
 from reptk.trackers import TrackerFeed
-from reptk.training.build import Parts
 from reptk.training.checkpoint_writer import CheckpointWriter, NoCheckpoints
+from reptk.training.parts import Parts
 from reptk.training.state import RunState, checkpoint_content
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reptk.training.build import Parts
 from reptk.training.method_advice import method_advice
+from reptk.training.parts import Parts
 from reptk.training.run_status import STOPPED_EARLY_KEY
 from reptk.training.state import RunState
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from reptk.core.errors import DataError
 from reptk.evaluate import Evaluation
-from reptk.training.build import Parts, Settings
 from reptk.training.early_stopping import BestEvaluation
 from reptk.training.meters import StepClock, StepMeter
 from reptk.training.optim import check_state_of_fused
+from reptk.training.parts import Parts, Settings
 
 CHECKPOINT_KEYS = (
     "step",

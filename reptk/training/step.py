@@ -8,9 +8,9 @@ from reptk.core import distributed, rng
 from reptk.core.device import autocast
 from reptk.core.errors import NumericalError
 from reptk.methods import Batch, Step
-from reptk.training.build import Parts
 from reptk.training.loss_scaling import gradient_norm
 from reptk.training.output_checks import check_outputs
+from reptk.training.parts import Parts
 from reptk.training.weight_average import update_average
 
 

@@ -14,7 +14,7 @@ from reptk.cli import main
 from reptk.core import rng
 from reptk.core.console import Logger
 from reptk.data import Loader
-from reptk.training.build import load_data
+from reptk.training.load_data import load_data
 from reptk.views.sets import simclr_small
 
 TINY = """\

@@ -14,8 +14,9 @@ from reptk.config import Recipe, load, override, validate
 from reptk.core.console import Logger
 from reptk.methods import Batch, Step
 from reptk.training import epoch, loop
-from reptk.training.build import build, load_data
+from reptk.training.build import build
 from reptk.training.checkpoint import load_newest
+from reptk.training.load_data import load_data
 
 TINY = {
     "name": "tiny",

@@ -16,7 +16,8 @@ from reptk.core.errors import UsageError
 from reptk.models.encoder import Encoder
 from reptk.models.grad_cache import batch_norms, forward_in_chunks
 from reptk.plugins.dcl import DCL
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -36,6 +36,15 @@ def test_runs_that_differ_in_the_seed_are_one_setting(tmp_path: Path) -> None:
     assert group_runs(folders).differences == ["loss.temperature: 0.1, 0.5"]
 
 
+def test_runs_with_and_without_baselines_are_one_setting(tmp_path: Path) -> None:
+    pairs = [("seed=0", "train.baselines=true"), ("seed=1", "train.baselines=false")]
+    assert settings_of([make(tmp_path / str(pair), *pair) for pair in pairs]) == [("", 0), ("", 1)]
+    # A run from trained weights may end in them, if their numbers are known.
+    weights = start(tmp_path / "start")
+    folders = [make(tmp_path / f"weights {pair}", f"encoder.weights={weights}", *pair) for pair in pairs]
+    assert len({setting for setting, _ in settings_of(folders)}) == 2
+
+
 def start(folder: Path, *overrides: str) -> Path:
     """A run with a model, from which others start."""
     if not folder.exists():

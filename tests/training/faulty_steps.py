@@ -14,7 +14,9 @@ from reptk.config import Recipe
 from reptk.core import distributed
 from reptk.core.errors import NonFiniteStep
 from reptk.methods import Batch
-from reptk.training.build import Parts, build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
+from reptk.training.parts import Parts
 from reptk.training.step import train_step, wrap_in_ddp
 from tiny_runs import tiny
 

@@ -18,7 +18,8 @@ from reptk.data.sources.generated import generated
 from reptk.evaluate import ImageFeatures, Knn
 from reptk.methods import Batch, Step
 from reptk.models.lora import merged_state_dict
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 from reptk.training.step import train_step, wrap_in_ddp
 
 RECIPE = {

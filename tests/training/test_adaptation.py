@@ -15,8 +15,10 @@ from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.models.lora import merged_state_dict
 from reptk.training import loop
-from reptk.training.build import Parts, build, load_data
+from reptk.training.build import build
 from reptk.training.describe import random_weights_note
+from reptk.training.load_data import load_data
+from reptk.training.parts import Parts
 from reptk.training.state import checkpoint_content, restore
 from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
 

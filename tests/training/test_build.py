@@ -12,8 +12,9 @@ from reptk.core import distributed
 from reptk.core.errors import DataError, UsageError
 from reptk.data import Data
 from reptk.data.sources.generated import generated
-from reptk.training.build import build, load_data
+from reptk.training.build import build
 from reptk.training.describe import unused_share_note
+from reptk.training.load_data import load_data
 from reptk.training.meters import StepMeter
 from tiny_runs import run_silently, tiny
 

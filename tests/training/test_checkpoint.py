@@ -16,8 +16,9 @@ from torch import nn
 import reptk
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.files import LOCK_FILE, sha256_of
-from reptk.training.build import build, load_data
+from reptk.training.build import build
 from reptk.training.checkpoint import last_step, load_newest, mark_best, save
+from reptk.training.load_data import load_data
 from reptk.training.run_status import write_status
 from reptk.training.state import restore
 from tiny_runs import run_silently, tiny

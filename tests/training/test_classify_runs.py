@@ -20,9 +20,11 @@ from reptk.methods import Batch, Step
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
 from reptk.training import loop
-from reptk.training.build import Parts, build, load_data
+from reptk.training.build import build
 from reptk.training.describe import describe, random_weights_note
+from reptk.training.load_data import load_data
 from reptk.training.loop import train
+from reptk.training.parts import Parts
 from reptk.training.run_status import read_status
 from reptk.training.same_run import check_same_ranks
 from tiny_runs import are_equal, exported_weights, metric_rows, result_metrics, run_silently, tiny

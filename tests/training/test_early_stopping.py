@@ -12,9 +12,9 @@ from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
 from reptk.evaluate import Evaluation
 from reptk.training import epoch, loop
-from reptk.training.build import Parts
 from reptk.training.early_stopping import BestEvaluation, best_after, is_out_of_patience, stop_message
 from reptk.training.loop import train
+from reptk.training.parts import Parts
 from reptk.training.run_status import read_status
 from tiny_runs import are_equal, exported_weights, metric_rows, run_silently, tiny
 

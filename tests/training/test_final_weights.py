@@ -13,9 +13,10 @@ from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.evaluate import run as evaluate_run
 from reptk.models.encoder import Encoder
-from reptk.training.build import build, load_data
+from reptk.training.build import build
 from reptk.training.checkpoint import load_newest, load_step
 from reptk.training.describe import describe
+from reptk.training.load_data import load_data
 from reptk.training.loop import train
 from tiny_runs import exported_weights, run_silently, tiny
 

@@ -16,8 +16,8 @@ from reptk.evaluate import Evaluation
 from reptk.losses import TCL, supcon
 from reptk.models.encoder import Encoder
 from reptk.training import loop
-from reptk.training.build import Parts
 from reptk.training.loop import train
+from reptk.training.parts import Parts
 from reptk.training.run_status import read_status, write_status
 from tiny_runs import (
     are_equal,

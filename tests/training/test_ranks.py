@@ -16,7 +16,8 @@ from rank_computations import LOSS_PARTS, METHODS_WITH_CLASSES, METHODS_WITH_MEM
 from reptk.config import load, validate
 from reptk.core import distributed
 from reptk.core.errors import UsageError
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 from tiny_runs import logged_losses, result_metrics, run_silently
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,9 @@ from reptk import LOSSES
 from reptk.config.plugins import load_plugin
 from reptk.core.errors import UsageError
 from reptk.losses import tcl
-from reptk.training.build import Parts, build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
+from reptk.training.parts import Parts
 from tiny_runs import are_equal, exported_weights, logged_losses, metric_rows, run_silently, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "restored_registries")

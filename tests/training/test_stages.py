@@ -19,7 +19,8 @@ from reptk.data import Loader
 from reptk.embeddings.encoding.embedder import Embedder
 from reptk.models.classifier import read_classifier
 from reptk.models.encoder import Encoder
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 from tiny_runs import are_equal, exported_weights, result_metrics, run_silently, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

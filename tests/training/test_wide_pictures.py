@@ -16,7 +16,8 @@ from reptk.config import Recipe
 from reptk.data.decoding.resize import Preprocessing
 from reptk.methods import Batch, Method, Step
 from reptk.models.preprocessing import preprocessing_of
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 from tiny_runs import result_metrics, run_silently, tiny
 
 

@@ -8,7 +8,8 @@ from reptk.config import Recipe, override, validate
 from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.methods import Batch, Step
-from reptk.training.build import build, load_data
+from reptk.training.build import build
+from reptk.training.load_data import load_data
 from reptk.training.loop import train
 
 RECIPE = {
