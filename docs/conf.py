@@ -25,6 +25,8 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
+# torch's docstring of `forward` says nothing of a loss.
+autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -1,6 +1,7 @@
 """The pages of the documentation: their Python runs, their commands, keys and links are valid."""
 
 import functools
+import importlib
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ TINY = [
 ]
 """What makes every run of the pages short."""
 
-GENERATED = ["data.name=generated", "data.classes=4", "data.train=16", "data.bank=8", "data.query=4"]
+GENERATED = ["data.name=generated", "data.classes=4", "data.train=16", "data.bank=16", "data.query=8"]
 """In place of data sets that are larger."""
 
 REGISTRIES = {"data": DATASETS, "views": VIEWS, "method": METHODS, "loss": LOSSES}
@@ -145,10 +146,10 @@ def test_python_runs(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("photos.safetensors", "photos.index"):
         if f'out="{name}"' in code:
             (world / name).unlink(missing_ok=True)
-    # Each page in a module of its own, so that a registered part has a file.
-    file = world / f"page_{page.stem}.py"
-    file.write_text(code)
-    load_plugin(str(file))
+    # Each page is a module of its own, so that a registered part has a file.
+    Path(f"page_{page.stem}.py").write_text(code)
+    monkeypatch.syspath_prepend(world)
+    importlib.import_module(f"page_{page.stem}")
 
 
 def with_commands() -> list[Path]:
