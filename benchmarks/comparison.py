@@ -1,4 +1,4 @@
-"""Cross-entropy, SupCon, TCL and SimCLR on equal terms, over seeds: the runs and tables of docs/comparison.md.
+"""Cross-entropy, SupCon, TCL and SimCLR compared over seeds: the runs and tables of docs/comparison.md.
 
 python benchmarks/comparison.py photos|fashion_mnist [--tables with_labels ...] [--out comparison] [--epochs 8] [--jobs 2]
 
