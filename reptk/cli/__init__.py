@@ -28,6 +28,7 @@ VERBS = {
     "embed": Verb("reptk.cli.embed", "write the embeddings of images to a file"),
     "index": Verb("reptk.cli.index", "build an index of embeddings to search in"),
     "search": Verb("reptk.cli.search", "find similar images, or near duplicates"),
+    "explore": Verb("reptk.cli.explore", "a page in the browser: a map of images, search, near duplicates, labels"),
     "export": Verb(
         "reptk.cli.export", "write an encoder as ONNX, pt2 or for timm, or embeddings into a vector database"
     ),

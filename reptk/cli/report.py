@@ -23,6 +23,7 @@ def _run(args: argparse.Namespace) -> int:
     # Imported late, so that --help does not wait for torch.
     from reptk.core.console import Logger
     from reptk.report import write
+    from reptk.sweep.comparison_page import settings_over_seeds
 
     for plugin in args.plugin:
         load_plugin(plugin)
@@ -31,8 +32,19 @@ def _run(args: argparse.Namespace) -> int:
     if is_in_run_folder and png_folder is None:
         png_folder = args.run[0]
     logger = Logger()
+    settings = None
     with logger.status("reading images, drawing the page"):
-        path = write(args.run, args.out, map=args.map or "pca", png=png_folder, force=args.force, trust=args.trust)
+        if len(args.run) > 1:
+            settings = settings_over_seeds(args.run)
+        path = write(
+            args.run,
+            args.out,
+            map=args.map or "pca",
+            png=png_folder,
+            force=args.force,
+            trust=args.trust,
+            settings=settings,
+        )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0
 
@@ -40,7 +52,10 @@ def _run(args: argparse.Namespace) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="reptk report",
-        description="A run, or several next to each other, as one HTML page that needs nothing else.",
+        description=(
+            "A run, or several next to each other, as one HTML page that needs nothing else. "
+            "Runs that differ by their seed alone are grouped, with mean and interval."
+        ),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   reptk search train.index --duplicates test.safetensors
   torchrun --nproc-per-node 4 -m reptk search photos.index query.jpg      (each process searches its share)
   reptk search runs/tcl_selfsup_photos/1 query.jpg      (embeds what the run was trained on, first)
+  reptk search my_photos query.jpg                      (embeds the folder first; the next time, what is new)
 """
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DEFAULT_K = 10
@@ -39,7 +40,7 @@ MAX_BLANK = 5
 class Positionals(NamedTuple):
     """The positional arguments.
 
-    index: the index, file of embeddings or run to search in.
+    index: the index, file of embeddings, run or folder of images to search in.
     queries: image files.
     find_duplicates: whether to find near duplicates instead.
     other: the second set to find them in, if there is one.
@@ -108,8 +109,11 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
 
     # What ranks exchange is on the CPU, and they may share a GPU, which encodes the queries.
     device = str(distributed.setup(args.device, backend="gloo", may_share_gpu=True))
-    with closing(_open(named.index, trust=args.trust)) as index:
-        results = search(index, named.queries, ids=args.id, k=args.k, encoder=args.encoder, device=device)
+    encoder = args.encoder
+    if _is_image_folder(named.index):
+        encoder = None  # the embeddings name it, wherever it comes from
+    with closing(_open(named.index, args)) as index:
+        results = search(index, named.queries, ids=args.id, k=args.k, encoder=encoder, device=device)
         summary = _summary(index, redacted(named.index))
     is_main = distributed.is_main()
     distributed.cleanup()
@@ -123,7 +127,7 @@ def _search(args: argparse.Namespace, named: Positionals, html: Path | None) -> 
     if html is not None:
         from reptk.embeddings.viewing import gallery
 
-        gallery.write(html, gallery.results_page(results, index.embeddings, summary))
+        gallery.write(html, gallery.results_page(results, index.embeddings, summary, html.parent))
         print(f"\nlook at them: {html}")
     return 0
 
@@ -156,15 +160,18 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
     for path in (named.index, named.other):
         if path is not None and is_address(path):
             raise UsageError(f"--duplicates compares files and folders, not stores: {redacted(path)}")
-    index = _open(named.index, trust=args.trust)
+    index = _open(named.index, args)
     other = None
     if named.other is not None:
-        other = _open(named.other, trust=args.trust).embeddings
+        other = _open(named.other, args).embeddings
+    encoder = args.encoder
+    if _is_image_folder(named.index):
+        encoder = None  # the embeddings name it, wherever it comes from
     duplicates = near_duplicates(
         index.embeddings,
         other,
         threshold=args.threshold,
-        encoder=args.encoder,
+        encoder=encoder,
         device=args.device,
         read_images=not args.no_images,
     )
@@ -183,7 +190,7 @@ def _find_duplicates(args: argparse.Namespace, named: Positionals, html: Path | 
         from reptk.embeddings.viewing import gallery
 
         subtitle = f"{named.index}, similarity {duplicates.threshold:g} and above: {duplicates.measured.reason}."
-        gallery.write(html, gallery.duplicates_page(duplicates, subtitle))
+        gallery.write(html, gallery.duplicates_page(duplicates, subtitle, html.parent))
         print(f"look at them: {html}")
     return 0
 
@@ -274,33 +281,60 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {listed}"]
 
 
-def _open(path: str, *, trust: bool) -> "Index | StoreIndex":
-    """Open an index, a file of embeddings, a store, or a run, whose data set is embedded first."""
-    from reptk.config.run_paths import has_model_weights
-    from reptk.embeddings import Index, StoreIndex, embed
-    from reptk.embeddings.encoding.embedder import recipe_of
+def _open(path: str, args: argparse.Namespace) -> "Index | StoreIndex":
+    """Open an index, a file of embeddings or a store; or embed a folder of images, or the data set of a run, and open that."""
+    from reptk.embeddings import Index, StoreIndex, embed_folder
     from reptk.stores import is_address
 
     if is_address(path):
         require_single_process("a store divides the work itself: reptk search ADDRESS")
         return StoreIndex.open(path)
-    # Both are folders, and told apart by their files.
+    if _is_run(path):
+        return _embed_run(Path(path))
+    if _is_image_folder(path):
+        require_single_process(f"embed the images first: reptk embed ENCODER --data {path} --out FILE")
+        return Index(embed_folder(path, args.encoder, device=args.device, report=_print))
+    return Index.open(path, trust=args.trust)
+
+
+def _is_run(path: str) -> bool:
+    """Return whether a path is the folder of a run. That of an index is told from it by its files."""
+    from reptk.config.run_paths import has_model_weights
+
     folder = Path(path)
-    is_index = (folder / "manifest.json").is_file()
-    is_run = has_model_weights(folder / "model")
-    if is_index or not is_run:
-        return Index.open(path, trust=trust)
+    return has_model_weights(folder / "model") and not (folder / "manifest.json").is_file()
+
+
+def _is_image_folder(path: str) -> bool:
+    """Return whether a path is a folder of images, and neither an index, embeddings in parts, a run nor a store."""
+    from reptk.embeddings.encoding.folder_cache import holds_images
+    from reptk.embeddings.files.parts_manifest import is_parts_folder
+
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "manifest.json").is_file() or is_parts_folder(folder):
+        return False
+    return not _is_run(path) and holds_images(folder)
+
+
+def _embed_run(folder: Path) -> "Index":
+    """Embed what a run was trained on."""
+    from reptk.embeddings import Index, embed
+    from reptk.embeddings.encoding.embedder import recipe_of
+
     require_single_process(f"embed what the run was trained on first: reptk embed {folder} --out FILE")
     table = recipe_of(folder).get("data")
     if not table:
         raise UsageError(
             f"{folder} does not say what it was trained on. Embed a folder with it first: reptk embed {folder} ..."
         )
-    print(
-        f"embedding what {folder} was trained on ({table.get('name')}); to keep that: reptk embed {folder} --out FILE",
-        flush=True,
+    _print(
+        f"embedding what {folder} was trained on ({table.get('name')}); to keep that: reptk embed {folder} --out FILE"
     )
     return Index(embed(folder, table), path=folder)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def _summary(index: "Index | StoreIndex", path: str) -> str:
@@ -338,7 +372,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "named",
         nargs="*",
         metavar="INDEX QUERY",
-        help="an index, a file of embeddings, a run or a store; then image files",
+        help="an index, a file of embeddings, a folder of images, a run or a store; then image files",
     )
     parser.add_argument("--index", help="the index, if all that is named are queries")
     parser.add_argument("--id", action="append", default=[], help="an image of the index, by id or number; repeatable")
@@ -366,7 +400,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="with --duplicates: write all of them to this CSV file")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
-    parser.add_argument("--encoder", help="the encoder, if it has moved: a run, or a file of weights")
+    parser.add_argument(
+        "--encoder",
+        help="the encoder, if it has moved: a run, or a file of weights; of a folder of images: the run, or the timm name, by "
+        "which it is embedded",
+    )
     parser.add_argument(
         "--trust", action="store_true", help="read an approximate index that was not built by you on this machine"
     )

@@ -5,6 +5,7 @@ from reptk.embeddings.duplicates.find_duplicates import near_duplicates
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.encoding.embed_images import embed
 from reptk.embeddings.encoding.embedder import Embedder
+from reptk.embeddings.encoding.folder_cache import embed_folder
 from reptk.embeddings.evaluating import evaluate_embeddings
 from reptk.embeddings.retrieval.add_to_index import Addition, add_to_index
 from reptk.embeddings.retrieval.build_index import index
@@ -27,6 +28,7 @@ __all__ = [
     "StoreIndex",
     "add_to_index",
     "embed",
+    "embed_folder",
     "evaluate_embeddings",
     "export",
     "index",

@@ -1,25 +1,29 @@
 """The images that the page contains as data URIs, each once, however often it is shown."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from reptk.report.data_uri import image_data_uri
+from reptk.report.file_link import file_link
 from reptk.report.run_images import RunImages, read_images
 
 
 @dataclass(frozen=True)
-class Picture:
+class PlacedImage:
     """A place of the page where an image is shown.
 
     Args:
         description: the text in place of the image.
         name: under which the page's data has the image; empty if it has none.
+        link: address of the image's file, relative to the page; empty if it is not in a file.
     """
 
     description: str
     name: str = ""
+    link: str = ""
 
 
 @dataclass
@@ -28,9 +32,11 @@ class EmbeddedImages:
 
     Args:
         max_bytes: images are added until the URIs together are this long.
+        folder: of the page, from which links to files begin; None for no links.
     """
 
     max_bytes: int = 0
+    folder: Path | None = None
     uris: dict[str, str] = field(default_factory=dict)
     _is_full: bool = False
 
@@ -64,12 +70,16 @@ class EmbeddedImages:
         """Add an image (3, H, W) uint8 that is not in the data set; it does not count against `max_bytes`."""
         self.uris[name] = image_data_uri(image)
 
-    def picture(self, images: RunImages, split_name: str, number: int, description: str) -> Picture:
+    def placed_image(self, images: RunImages, split_name: str, number: int, description: str) -> PlacedImage:
         """Return the place of an image of the data set, which is empty if the image is not embedded."""
         name = _name(images, split_name, number)
-        if name in self.uris:
-            return Picture(description, name)
-        return Picture(description)
+        if name not in self.uris:
+            return PlacedImage(description)
+        link = ""
+        path = images.file(split_name, number)
+        if path is not None and self.folder is not None:
+            link = file_link(path, self.folder)
+        return PlacedImage(description, name, link)
 
 
 def _name(images: RunImages, split_name: str, number: int) -> str:

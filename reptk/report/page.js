@@ -30,11 +30,11 @@ function setUpTheme() {
   show(choice);
 }
 
-// Pictures: each is in the page's data once, and is put into every place that names it.
+// Images: each is in the page's data once, and is put into every place that names it.
 
-function setUpPictures() {
-  for (const image of selectAll("img[data-picture]")) {
-    const uri = page.pictures[image.dataset.picture];
+function setUpImages() {
+  for (const image of selectAll("img[data-image]")) {
+    const uri = page.images[image.dataset.image];
     image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 64), { once: true });
     if (uri) image.src = uri;
   }
@@ -167,6 +167,7 @@ function setUpCopyButtons() {
 // The navigation marks the section that is being read.
 
 function setUpNavigation() {
+  const navigation = document.querySelector("body > header nav");
   const links = new Map(selectAll("body > header nav a").map((link) => [link.hash.slice(1), link]));
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -174,16 +175,26 @@ function setUpNavigation() {
       if (!link || !entry.isIntersecting) continue;
       for (const other of links.values()) other.removeAttribute("aria-current");
       link.setAttribute("aria-current", "true");
+      // On a phone the navigation is wider than the screen; scrollIntoView would move the page, too.
+      navigation.scrollLeft = link.offsetLeft - navigation.offsetLeft - 24;
     }
   }, { rootMargin: "-20% 0px -75% 0px" });
   for (const section of selectAll("main > section")) observer.observe(section);
 }
 
 setUpTheme();
-setUpPictures();
+setUpImages();
 setUpTabs();
 setUpSorting();
 setUpCurves();
 setUpCopyButtons();
 setUpNavigation();
-addEventListener("beforeprint", () => { for (const part of selectAll("details")) part.open = true; });
+
+// On paper nothing can be opened. The recipe in full is not for it.
+
+let openedForPrint = [];
+addEventListener("beforeprint", () => {
+  openedForPrint = selectAll("details:not([open], .whole)");
+  for (const part of openedForPrint) part.open = true;
+});
+addEventListener("afterprint", () => { for (const part of openedForPrint) part.open = false; });

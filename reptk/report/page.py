@@ -1,9 +1,9 @@
 """The page: all sections, with style, script and images inside and nothing from outside."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
+from reptk.report.content_security import content_security_policy
 from reptk.report.embedded_images import EmbeddedImages
 from reptk.report.run_files import Run
 from reptk.report.run_images import RunImages
@@ -27,26 +27,29 @@ def render_page(
     images: Sequence[RunImages],
     layouts: Sequence[str],
     settings: ComparedSettings | None = None,
+    folder: Path | None = None,
 ) -> str:
     """Return the page of one run, or of several next to each other; of a comparison of settings, with that on top.
 
+    Links to the files of images begin from `folder`, in which the page will be; without it there are none.
+
     A section is None if the runs have nothing to show in it. `templates/page.html.j2` decides on the order.
     """
-    embedded = EmbeddedImages()
+    embedded = EmbeddedImages(folder=folder)
     # The gallery first: views are few, and are embedded whatever the gallery has used.
     gallery = gallery_section(runs, images, embedded)
     views = views_section(runs, images, embedded)
     # Computed once for the script's data and for the controls above the map.
     points = map_data(runs, images, layouts)
-    style = read_asset("page.css")
-    script = read_asset("page.js") + read_asset("map.js")
+    style = read_asset("page.css") + read_asset("enlarge.css")
+    script = read_asset("page.js") + read_asset("enlarge.js") + read_asset("map.js")
     return render(
         "page.html.j2",
         name=_page_name(runs, settings),
-        content_security_policy=_content_security_policy(style, script),
+        content_security_policy=content_security_policy(style, script),
         style=style,
         script=script,
-        data=for_json({"pictures": embedded.uris, "maps": points.maps, "atlases": points.atlases}),
+        data=for_json({"images": embedded.uris, "maps": points.maps, "atlases": points.atlases}),
         verdict=verdict_section(runs, settings),
         settings=settings_section(settings),
         numbers=numbers_section(runs),
@@ -68,16 +71,3 @@ def _page_name(runs: Sequence[Run], settings: ComparedSettings | None) -> str:
     if len(runs) == 1:
         return runs[0].title
     return " / ".join(run.name for run in runs)
-
-
-def _content_security_policy(style: str, script: str) -> str:
-    """Return a policy that allows this style and this script alone, and no request to any server."""
-    return (
-        f"default-src 'none'; img-src data: blob:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

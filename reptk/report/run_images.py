@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,12 +47,16 @@ class RunImages:
             return None
         return self.data.splits.get(name)
 
-    def file_name(self, split_name: str, number: int) -> str:
-        """Return the file name of an image; empty if the images have no files."""
+    def file(self, split_name: str, number: int) -> Path | None:
+        """Return the path of an image; None if it is not in a file."""
         split = self.split(split_name)
         if split is None:
-            return ""
-        path = split.images.path(number)
+            return None
+        return split.images.path(number)
+
+    def file_name(self, split_name: str, number: int) -> str:
+        """Return the file name of an image; empty if the images have no files."""
+        path = self.file(split_name, number)
         if path is None:
             return ""
         return path.name

@@ -20,6 +20,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 10, HEIGHT - 26
 """Ends of the axes in the coordinates of the plot."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 """Dash patterns of the runs' lines, so that they can be told apart without their colors."""
+NUM_COLORS = 6
+"""Colors of runs in page.css."""
 MIN_EPOCHS = 1e-9
 """So that the axis has a length if all points lie at epoch 0."""
 
@@ -176,8 +178,10 @@ def _line(series: Series, axes: _Axes) -> Line:
 
 
 def _line_style(style: int) -> LineStyle:
-    number = style % len(DASHES)
-    return LineStyle(f"line run-{number}", DASHES[number])
+    color = style % NUM_COLORS
+    # Runs of one color have different dashes: 36 runs can be told apart.
+    dashes = (style + style // NUM_COLORS) % len(DASHES)
+    return LineStyle(f"line run-{color}", DASHES[dashes])
 
 
 def _point_data(panel: Panel, series: Series) -> list[tuple[float, float, str]]:

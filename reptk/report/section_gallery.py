@@ -11,13 +11,13 @@ from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.metric_names import display_name
 from reptk.evaluate.predictions import Predictions
-from reptk.report.embedded_images import EmbeddedImages, Picture
+from reptk.report.embedded_images import EmbeddedImages, PlacedImage
 from reptk.report.formatting import class_name, format_percent
 from reptk.report.run_files import Run
 from reptk.report.run_images import RunImages
 
 MAX_BYTES = 5_000_000
-"""Of the pictures of all runs, in a page of at most 15 MB; see also `section_map.MAX_THUMBNAIL_BYTES`."""
+"""Of the images of all runs, in a page of at most 15 MB; see also `section_map.MAX_THUMBNAIL_BYTES`."""
 MAX_QUERIES, MAX_NEIGHBORS = 12, 8
 MAX_PER_CONFUSION = 2
 """Queries of one confusion among the most confident failures, so that several confusions are shown."""
@@ -36,7 +36,7 @@ class VoteResult:
 class NeighborCard:
     """A neighbor: `kind` is "right", "wrong", or "plain" if one of the two has no label."""
 
-    picture: Picture
+    image: PlacedImage
     kind: str
     name: str
     similarity: str
@@ -46,7 +46,7 @@ class NeighborCard:
 class QueryCard:
     """A query and its neighbors; `title` is its file name or number, `vote` is None without labels."""
 
-    picture: Picture
+    image: PlacedImage
     title: str
     name: str
     vote: VoteResult | None
@@ -73,7 +73,7 @@ class RunGallery:
 
 @dataclass(frozen=True)
 class GallerySection:
-    """What templates/gallery.html.j2 shows; `problems` say why there are no pictures."""
+    """What templates/gallery.html.j2 shows; `problems` say why there are no images."""
 
     note: str
     problems: list[str]
@@ -92,7 +92,7 @@ class Selection:
 def gallery_section(
     runs: Sequence[Run], images: Sequence[RunImages], embedded: EmbeddedImages
 ) -> GallerySection | None:
-    """Return the gallery of the runs that have predictions, and embed its pictures; None if no run has any."""
+    """Return the gallery of the runs that have predictions, and embed its images; None if no run has any."""
     shown = []
     for run, run_images in zip(runs, images, strict=True):
         if run.predictions is not None:
@@ -125,7 +125,7 @@ def select_queries(predictions: Predictions) -> list[Selection]:
     return [
         Selection(
             "Most confident failures",
-            f"Wrong answers with the largest share of the votes, at most {MAX_PER_CONFUSION} of one confusion.",
+            f"Wrong answers with the largest share of the votes, at most {MAX_PER_CONFUSION} of each pair of classes.",
             _most_confident(predictions, is_wrong),
         ),
         Selection(
@@ -178,7 +178,7 @@ def _query_card(predictions: Predictions, images: RunImages, embedded: EmbeddedI
     for rank in range(min(MAX_NEIGHBORS, predictions.neighbors.shape[1])):
         neighbors.append(_neighbor_card(predictions, images, embedded, row, rank))
     return QueryCard(
-        picture=embedded.picture(images, predictions.query_split, number, description),
+        image=embedded.placed_image(images, predictions.query_split, number, description),
         title=images.file_name(predictions.query_split, number) or f"no. {number:,}",
         name=name,
         vote=_vote_result(predictions, row),
@@ -215,7 +215,7 @@ def _neighbor_card(
     if kind != "plain":
         description += f", {kind}"
     return NeighborCard(
-        picture=embedded.picture(images, predictions.bank_split, number, description),
+        image=embedded.placed_image(images, predictions.bank_split, number, description),
         kind=kind,
         name=name,
         similarity=f"{float(predictions.similarities[row, rank]):.2f}",

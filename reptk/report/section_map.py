@@ -18,6 +18,8 @@ from reptk.report.thumbnail_atlas import build_atlas
 
 MAX_THUMBNAIL_BYTES = 7_000_000
 """Of the thumbnails of all runs, in a page of at most 15 MB; see also `section_gallery.MAX_BYTES`."""
+SMALL_SHARE = 0.3
+"""Share of the variance below which the page says that there are other layouts than PCA."""
 COLORINGS = {"label": "class", "predicted": "prediction", "right": "right or wrong"}
 """What the points can be colored by, and what the page calls it."""
 
@@ -117,7 +119,7 @@ def _packed_map(run: Run, layouts: Sequence[str], atlas_name: str) -> dict[str, 
     about = {}
     for layout in layouts:
         positions[layout] = _pack(quantize(map_positions(layout, predictions.features)), "<u2")
-        about[layout] = _about(layout, predictions)
+        about[layout] = _about(layout, predictions, is_alone=len(layouts) == 1)
     labels = None
     predicted = None
     if is_labeled:
@@ -142,14 +144,17 @@ def _packed_map(run: Run, layouts: Sequence[str], atlas_name: str) -> dict[str, 
     }
 
 
-def _about(layout: str, predictions: Predictions) -> str:
-    """Return a sentence on what a layout shows."""
+def _about(layout: str, predictions: Predictions, *, is_alone: bool) -> str:
+    """Return a sentence on what a layout shows; if it is alone, on others as well."""
     count = format_count(len(predictions.index), "query", "queries")
     if layout != "pca":
         return f"{TITLES[layout]} of {count}: near points are alike; distances between groups mean little."
     _, shares = principal_components(predictions.features, 2)
-    percent = format_percent(shares.sum().item(), 0)
-    return f"The two directions of largest variance, which hold {percent} % of it; {count}."
+    share = shares.sum().item()
+    about = f"The two directions of largest variance, which hold {format_percent(share, 0)} % of it; {count}."
+    if is_alone and share < SMALL_SHARE:
+        about += " A layout that keeps neighbors together is added by reptk report RUN --map tsne."
+    return about
 
 
 def _num_classes(predictions: Predictions) -> int:

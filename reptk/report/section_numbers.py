@@ -8,8 +8,30 @@ from reptk.report.formatting import format_interval, format_points, format_share
 from reptk.report.run_comparison import Difference, difference
 from reptk.report.run_files import Run, SavedResults
 
-MEANINGS = {"more": "more, beyond the interval", "less": "less, beyond the interval", "same": "within the interval"}
-METHODS = {"paired": "the same queries, drawn again in pairs", "intervals": "the 95 % intervals of the two"}
+MEANINGS = {
+    "more": "higher, significant at 95 %",
+    "less": "lower, significant at 95 %",
+    "same": "not significant at 95 %",
+}
+METHODS = {"paired": "paired bootstrap over the queries", "intervals": "the 95 % intervals of the two"}
+
+MAX_FIRST_METRICS = 8
+"""Metrics that are shown next to the headline; the others are in a list that the reader opens."""
+
+TELLING_FAMILIES = (
+    "accuracy",
+    "linear",
+    "linear_stage",
+    "few_shot",
+    "knn",
+    "recall",
+    "map@r",
+    "r_precision",
+    "mrr",
+    "precision",
+    "view_recall",
+)
+"""Families of metrics of which the first one is shown; each answers another question."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,8 @@ class NumbersSection:
         judged_by: how differences are judged; empty if none has an interval.
         caption: of the table, for screen readers.
         label: of the box that scrolls.
+        rows: the headline and the most telling metrics.
+        more_rows: the other metrics.
     """
 
     baseline: str
@@ -57,6 +81,7 @@ class NumbersSection:
     label: str
     heads: list[str]
     rows: list[MetricRow]
+    more_rows: list[MetricRow]
 
 
 def numbers_section(runs: Sequence[Run]) -> NumbersSection | None:
@@ -83,26 +108,56 @@ def shown_metrics(results: Sequence[SavedResults]) -> list[str]:
     return sorted(names, key=sort_key)
 
 
+def first_metrics(names: Sequence[str], headline: str) -> list[str]:
+    """Return the headline and the `MAX_FIRST_METRICS` most telling other metrics, in the order of `names`."""
+    # The first metric of each family comes before the second of any.
+    ranked = [headline]
+    for family in TELLING_FAMILIES:
+        members = [name for name in names if name == family or name.startswith(f"{family}@")]
+        members = [name for name in members if name not in ranked]
+        if "knn@1" in ranked and "recall@1" in members:
+            # The vote of a single neighbor: the same number under another name.
+            members.remove("recall@1")
+        ranked += members[:1]
+    repetitions = [name for name in names if name.startswith("knn_majority") or _is_standard_deviation(name)]
+    if "knn@1" in ranked:
+        repetitions.append("recall@1")
+    ranked += [name for name in names if name not in repetitions]
+    # A dict keeps the first of equal names.
+    telling = list(dict.fromkeys(name for name in ranked if name in names))
+    chosen = telling[: MAX_FIRST_METRICS + 1]
+    return [name for name in names if name in chosen]
+
+
 def _single_run(results: SavedResults) -> NumbersSection:
     baselines = results.baseline_rows
     has_intervals = results.main_row in results.intervals
     labels = [results.label_of(row) for row in baselines]
-    heads = ["%", *labels, results.main_row]
+    heads = ["metric", *labels, results.main_row]
     if has_intervals:
         heads.append("95 % interval")
     heads += [f"over {label}" for label in labels]
-    rows = []
+    rows = {}
     for metric in shown_metrics([results]):
         cells = [Cell(format_share(results.metrics[row].get(metric))) for row in baselines]
         cells.append(Cell(format_share(results.main_metrics.get(metric)), is_main=True))
         if has_intervals:
             cells.append(Cell(format_interval(results.main_intervals.get(metric))))
         cells += [_gain_cell(results, row, metric) for row in baselines]
-        rows.append(MetricRow(display_name(metric), cells, metric == results.headline))
+        rows[metric] = MetricRow(display_name(metric), cells, metric == results.headline)
     judged_by = ""
     if results.gains:
-        judged_by = "the same queries drawn again in pairs"
-    return NumbersSection("", judged_by, "All metrics, in percent", "All metrics", heads, rows)
+        judged_by = METHODS["paired"]
+    first, others = _split_rows(rows, results.headline)
+    return NumbersSection("", judged_by, "Metrics, in percent", "Metrics", heads, first, others)
+
+
+def _split_rows(rows: dict[str, MetricRow], headline: str) -> tuple[list[MetricRow], list[MetricRow]]:
+    """Return the rows that are shown first, and the others."""
+    chosen = first_metrics(list(rows), headline)
+    first = [rows[metric] for metric in chosen]
+    others = [row for metric, row in rows.items() if metric not in chosen]
+    return first, others
 
 
 def _gain_cell(results: SavedResults, row: str, metric: str) -> Cell:
@@ -123,10 +178,10 @@ def _gain_cell(results: SavedResults, row: str, metric: str) -> Cell:
 
 def _several_runs(runs: Sequence[Run]) -> NumbersSection:
     baseline = runs[0]
-    heads = ["%", baseline.name]
+    heads = ["metric", baseline.name]
     for run in runs[1:]:
         heads += [run.name, f"over {baseline.name}"]
-    rows = []
+    rows = {}
     for metric in shown_metrics([run.results for run in runs]):
         cells = [_value_cell(baseline, metric)]
         for run in runs[1:]:
@@ -134,14 +189,16 @@ def _several_runs(runs: Sequence[Run]) -> NumbersSection:
             if not _is_standard_deviation(metric):
                 gap = difference(run, baseline, metric)
             cells += [_value_cell(run, metric), _difference_cell(gap)]
-        rows.append(MetricRow(display_name(metric), cells, metric == baseline.results.headline))
+        rows[metric] = MetricRow(display_name(metric), cells, metric == baseline.results.headline)
+    first, others = _split_rows(rows, baseline.results.headline)
     return NumbersSection(
         baseline.name,
         _judged_by(runs),
-        "All metrics of the runs, in percent",
-        "All metrics of the runs",
+        "Metrics of the runs, in percent",
+        "Metrics of the runs",
         heads,
-        rows,
+        first,
+        others,
     )
 
 

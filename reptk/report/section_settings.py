@@ -46,6 +46,7 @@ class ComparedSettings:
         difference_heading: of the column of differences; empty without one.
         notes: what a reader of the numbers has to know, a line each.
         run_names: what the runs on the page are called, in their order.
+        differences: lines that say what differs between the settings; empty if their names say it.
     """
 
     title: str
@@ -56,6 +57,7 @@ class ComparedSettings:
     settings: list[ComparedSetting]
     notes: list[str]
     run_names: list[str]
+    differences: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ from reptk import config
 from reptk.core.metric_names import display_name
 from reptk.evaluate.verdict import baseline_name
 from reptk.report.formatting import format_interval, format_percent, format_points, format_position
-from reptk.report.recipe_diff import described_values, differing_keys, recipe_values
+from reptk.report.recipe_diff import differing_keys, format_value, recipe_values
 from reptk.report.run_comparison import difference, have_same_data
 from reptk.report.run_files import Run
 from reptk.report.section_settings import ComparedSettings
 
 MAX_DIFFERENCES = 8
-"""Keys in the list of what differs between runs; all of them are in the section on the recipe."""
+"""Keys in the table of what differs between runs; all of them are in the section on the recipe."""
+
+NO_VALUE = "\u2013"
+"""Of a key that a run's recipe does not have."""
 
 LEVELS = ("good", "fair", "poor")
 
@@ -50,6 +53,19 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class RunDifferences:
+    """What distinguishes several runs: the keys in which their recipes differ, and each run's name with its values.
+
+    Args:
+        num_more: further keys, which the table does not have.
+    """
+
+    keys: list[str]
+    rows: list[tuple[str, list[str]]]
+    num_more: int
+
+
+@dataclass(frozen=True)
 class VerdictSection:
     """What templates/verdict.html.j2 shows.
 
@@ -59,7 +75,8 @@ class VerdictSection:
         status: of a run that is not finished, else empty.
         advice: what to do next; None without a verdict.
         headline: None if there are no numbers yet.
-        differences: of several runs: (name, what distinguishes its recipe) each; empty for one run.
+        differences: of several runs; None for one run, or without recipes.
+        setting_differences: of settings: lines that say what differs between them.
     """
 
     level: str
@@ -68,7 +85,8 @@ class VerdictSection:
     sentence: str
     advice: list[str] | None
     headline: Headline | None
-    differences: list[tuple[str, str]]
+    differences: RunDifferences | None
+    setting_differences: Sequence[str] = ()
 
 
 def verdict_section(runs: Sequence[Run], settings: ComparedSettings | None = None) -> VerdictSection:
@@ -113,29 +131,26 @@ def _settings_verdict(runs: Sequence[Run], settings: ComparedSettings) -> Verdic
         sentence=settings.sentence,
         advice=None,
         headline=None,
-        differences=_differences(runs),
+        # The settings say what differs; a table of all their runs would repeat it for each seed.
+        differences=None if settings.differences else _differences(runs),
+        setting_differences=settings.differences,
     )
 
 
-def _differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Return for each of several runs the values in which their recipes differ."""
+def _differences(runs: Sequence[Run]) -> RunDifferences | None:
+    """Return the keys in which the recipes of several runs differ, with the values of each run."""
     if len(runs) == 1 or not any(run.recipe for run in runs):
-        return []
+        return None
     all_values = [recipe_values(run) for run in runs]
     keys = differing_keys(all_values)
     # Which parts were used says more than their arguments. Sorting is stable.
     keys.sort(key=lambda key: key not in config.PART_NAMES)
+    shown = keys[:MAX_DIFFERENCES]
     rows = []
     for run, values in zip(runs, all_values, strict=True):
-        pairs = described_values(values, keys, all_values, all_arguments=True)
-        described = [f"{key} {text}" for key, text in pairs]
-        texts = described[:MAX_DIFFERENCES]
-        if len(described) > MAX_DIFFERENCES:
-            texts.append(f"and {len(described) - MAX_DIFFERENCES} more, see Recipe")
-        if not run.recipe:
-            texts = ["no recipe"]
-        rows.append((run.name, ", ".join(texts) or "the same recipe"))
-    return rows
+        texts = [format_value(values[key]) if key in values else NO_VALUE for key in shown]
+        rows.append((run.name, texts))
+    return RunDifferences(shown, rows, len(keys) - len(shown))
 
 
 def _about(runs: Sequence[Run]) -> str:

@@ -7,7 +7,7 @@ from reptk import config
 from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.report.displayed_views import DisplayedViews, displayed_views
-from reptk.report.embedded_images import EmbeddedImages, Picture
+from reptk.report.embedded_images import EmbeddedImages, PlacedImage
 from reptk.report.formatting import class_name
 from reptk.report.run_files import Run
 from reptk.report.run_images import RunImages
@@ -21,7 +21,7 @@ class ViewsRow:
 
     name: str
     number: str
-    pictures: list[Picture]
+    placed_images: list[PlacedImage]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunViews:
     Args:
         title: the run's name.
         problem: why the views cannot be drawn; empty if they can.
-        heads: of the columns with pictures.
+        heads: of the columns with images.
     """
 
     title: str
@@ -87,14 +87,14 @@ def _views_row(
 ) -> ViewsRow:
     label = int(shown.labels[position])
     number = int(shown.index[position])
-    pictures = []
+    placed_images = []
     for column, (head, images) in enumerate(zip(heads, [shown.images, *shown.views], strict=True)):
         # Views are of one run only, so their names contain the run.
         name = f"{prefix}/{position}-{column}"
         embedded.add_view(name, images[position])
-        pictures.append(Picture(head, name))
+        placed_images.append(PlacedImage(head, name))
     return ViewsRow(
         name=class_name(data.classes, label) if label >= 0 else "",
         number=f"no. {number:,}",
-        pictures=pictures,
+        placed_images=placed_images,
     )

@@ -6,6 +6,7 @@ markup. A variable that the Python code does not provide is an error.
 
 import functools
 import math
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -15,6 +16,7 @@ from markupsafe import Markup, escape
 from reptk.report.formatting import printable
 
 PACKAGE = "reptk.report"
+NO_BREAK_SPACE = "\u00a0"
 
 
 @functools.cache
@@ -33,6 +35,8 @@ def environment() -> Environment:
     # Jinja's `tojson` escapes what could end a script element or an attribute in single quotes.
     jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     jinja.filters["lines"] = _lines
+    jinja.filters["unbroken"] = _unbroken
+    jinja.filters["breakable"] = _breakable
     return jinja
 
 
@@ -64,6 +68,17 @@ def _finalize(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value)
     return value
+
+
+def _unbroken(text: str) -> str:
+    """Return a sentence in which no line ends between a number and its percent sign."""
+    return re.sub(r"(?<=\d) %", f"{NO_BREAK_SPACE}%", text)
+
+
+def _breakable(text: str) -> Markup:
+    """Return a path or another name that may be broken after its separators, rather than within its words."""
+    parts = re.split(r"(?<=[/\\_.,=-])", text)
+    return Markup("<wbr>").join(escape(printable(part)) for part in parts)
 
 
 def _lines(text: str) -> Markup:

@@ -66,7 +66,7 @@ def write(
     if data is not None:
         datasets.add(runs[0], data)
     images = [datasets.images_of(run) for run in runs]
-    page = render_page(runs, images, layouts, settings)
+    page = render_page(runs, images, layouts, settings, path.parent)
     with explain_write_errors(path):
         write_text(path, page)
     if png is not None:

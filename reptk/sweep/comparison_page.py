@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reptk import report
@@ -11,8 +12,9 @@ from reptk.core.metric_names import display_name
 from reptk.core.printable_names import in_one_line
 from reptk.core.progress_lines import format_duration
 from reptk.report.section_settings import ComparedSetting, ComparedSettings
-from reptk.sweep.comparison_table import ComparisonTable, SettingRow, SettingRun
+from reptk.sweep.comparison_table import ComparisonTable, SettingRow, SettingRun, build_table
 from reptk.sweep.grid import run_label
+from reptk.sweep.group_runs import group_runs
 from reptk.sweep.seed_statistics import PAIRED_QUERIES, UNPAIRED_QUERIES, Estimate
 from reptk.sweep.table_texts import (
     count_text,
@@ -57,6 +59,26 @@ def write_page(table: ComparisonTable, folder: Path, *, title: str, trust: bool 
     if len(rows) > len(runs):
         line += f" (a run of each of the best {len(runs)} settings of {len(rows)})"
     return line
+
+
+def settings_over_seeds(folders: Sequence[Path]) -> ComparedSettings | None:
+    """Return the comparison of the settings of runs, for a page of these runs; None if each of them has a setting of its own.
+
+    Settings cannot be compared either if runs were evaluated on different data, or if some of them cannot be used.
+    """
+    try:
+        grouped = group_runs(folders)
+        table = build_table(grouped.runs)
+    except ReptkError:
+        # The page of the single runs says what can be said of them.
+        return None
+    # Names go with the runs of the page, one each.
+    if len(grouped.runs) != len(folders) or len(table.rows) == len(folders):
+        return None
+    settings = compared_settings(table, f"{len(folders)} runs", grouped.runs)
+    if settings is None:
+        return None
+    return replace(settings, differences=grouped.differences, notes=[*settings.notes, *grouped.warnings])
 
 
 def compared_settings(table: ComparisonTable, title: str, runs: Sequence[SettingRun]) -> ComparedSettings | None:

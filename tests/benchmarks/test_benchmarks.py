@@ -1,6 +1,7 @@
 """The benchmarks, at sizes that measure nothing: they run, and the results that they compare are equal."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import reptk
 from reptk.sweep.grid import load_cells, parse_grid
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 TINY = ["encoder.backbone=test_resnet", "train.batch_size=16", "train.device=cpu"]
 GENERATED = ["data.name=generated", "data.train=64", "views.size=32"]
 
@@ -103,6 +105,21 @@ def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     pytest.importorskip("skimage")
     benchmark("input", monkeypatch, "--rounds 1 --images 16 --batch 8").main()
     assert "DataLoader, 2 workers" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_explore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    pytest.importorskip("selenium")
+    pytest.importorskip("plotly")
+    if not (shutil.which("chromium") and shutil.which("chromedriver") and FASHION_MNIST.is_dir()):
+        pytest.skip("needs chromium with its chromedriver, and Fashion-MNIST")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert benchmark("explore", monkeypatch).main(["--points", "300", "--seconds", "0.3"]) == 0
+    output = capsys.readouterr().out
+    assert "300 points, ready after" in output
+    for name in ("drag", "wheel", "hover"):
+        assert f"| {name} | " in output
+    assert "JavaScript heap" in output
 
 
 def test_losses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

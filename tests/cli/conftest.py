@@ -1,5 +1,5 @@
 """Fixtures of tests/embedding_inputs.py."""
 
-from embedding_inputs import encoder_run, photo_embeddings, photo_folder
+from embedding_inputs import encoded, encoder_run, photo_embeddings, photo_folder
 
-__all__ = ["encoder_run", "photo_embeddings", "photo_folder"]
+__all__ = ["encoded", "encoder_run", "photo_embeddings", "photo_folder"]

@@ -377,6 +377,8 @@ def draw_command_line(draw: random.Random, options: dict[str, dict[str, bool]], 
         )
     if verb == "sweep":
         arguments.append("--dry-run")
+    if verb == "explore":
+        arguments.append("--prepare")  # without a server, which has no end
     if verb == "verify":
         arguments += ["--run", draw.choice(["verified", "verified", "run", "empty"])]
     if draw.random() < 0.02:
@@ -407,6 +409,8 @@ def _usual_arguments(draw: random.Random, verb: str) -> list[str]:
         index = one_of(EMBEDDINGS, FAULTY_EMBEDDINGS)
         query = draw.choice([["a.png"], ["--id", "1"], ["--id", "a.png"], ["--duplicates"], ["--duplicates", index]])
         return [index, *query, "--no-html", "--k", "2"]
+    if verb == "explore":
+        return [one_of(EMBEDDINGS, FAULTY_EMBEDDINGS), "--map", one_of(["pca"], ["som", ""])]
     if verb == "export":
         target = one_of(["lance:o.lance"], ["lance:", "lance:photos", "mysql://me:x@host/db", "o.lance", "onnx"])
         if draw.random() < 0.5:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-VOID_ELEMENTS = ("meta", "img", "input", "br")
+VOID_ELEMENTS = ("meta", "img", "input", "br", "wbr")
 
 HOSTILE_NAMES = (
     '</script><img src=x onerror="alert(1)">',
@@ -33,12 +33,14 @@ class Page(HTMLParser):
         self.texts: list[str] = []
         self.open: list[str] = []
         self.scripts: list[str] = []
+        self.is_after_wbr = False
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.data = json.loads(next(text for text in self.scripts if text.startswith("{")))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self.is_after_wbr = tag == "wbr"
         if tag not in VOID_ELEMENTS:
             self.open.append(tag)
 
@@ -48,8 +50,12 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open[-1:] == ["script"]:
             self.scripts.append(data)
+        elif self.is_after_wbr:
+            # A word that may be broken here is one word.
+            self.texts[-1] += data
         else:
             self.texts.append(data)
+        self.is_after_wbr = False
 
     def text(self) -> str:
         """Return all text of the page, with single spaces."""

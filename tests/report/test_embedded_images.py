@@ -5,7 +5,7 @@ import torch
 from report_pages import decode_data_uri
 from reptk.data import Data, InMemory, Split
 from reptk.report.data_uri import image_data_uri
-from reptk.report.embedded_images import EmbeddedImages, Picture
+from reptk.report.embedded_images import EmbeddedImages, PlacedImage
 from reptk.report.run_images import RunImages
 
 
@@ -18,8 +18,8 @@ def test_embedded_images_stay_within_their_bytes() -> None:
         embedded.set_max_bytes(max_bytes)
         embedded.add(images, "query", torch.arange(40))
         assert max_bytes / 2 < sum(map(len, embedded.uris.values())) <= max_bytes
-    assert embedded.picture(images, "query", 0, "it") == Picture("it", "d0/query/0")
-    assert embedded.picture(images, "query", 39, "it") == Picture("it")
+    assert embedded.placed_image(images, "query", 0, "it") == PlacedImage("it", "d0/query/0")
+    assert embedded.placed_image(images, "query", 39, "it") == PlacedImage("it")
 
 
 def test_small_images_are_lossless_and_large_ones_reduced() -> None:

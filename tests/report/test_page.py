@@ -4,14 +4,16 @@ import base64
 import hashlib
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from report_pages import HOSTILE_NAMES, Page
-from report_runs import make_run
+from report_runs import copy_files, make_run
 from reptk.report import write
 from reptk.report.formatting import printable
+from reptk.report.section_curves import _line_style
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,10 +22,10 @@ def test_sections_are_in_order(page: Page) -> None:
     assert page.ids("section") == [
         "verdict",
         "numbers",
-        "curves",
         "gallery",
         "space",
         "classes",
+        "curves",
         "health",
         "recipe",
         "views",
@@ -85,7 +87,7 @@ def test_several_runs_are_on_one_page(run: Path, other: Path, tmp_path: Path) ->
     assert len(page.data["atlases"]) == 1, "the same images once"
     assert {"gallery-tab-0", "gallery-tab-1", "g0-tab-0", "g1-tab-3"} <= set(page.ids())
     assert "loss.temperature" in text
-    assert "less, beyond the interval" in text
+    assert "lower, significant at 95 %" in text
 
 
 def test_runs_on_different_images_are_not_compared(run: Path, tmp_path: Path) -> None:
@@ -100,10 +102,41 @@ def test_runs_on_different_images_are_not_compared(run: Path, tmp_path: Path) ->
 
 def test_what_differs_between_runs_is_above_their_numbers(run: Path, other: Path, tmp_path: Path) -> None:
     text = Page(write([run, other], tmp_path / "both.html")).text()
-    difference = text.index("loss.temperature 0.3")
+    difference = re.search(r"What differs run loss\.temperature a [\d.]+ b 0\.3", text).start()
     assert text.index("a has the highest") < difference < text.index("raw pixels")
     same = Page(write([run, make_run(tmp_path / "c", seed=2)], tmp_path / "same.html")).text()
-    assert "the same recipe" in same
+    assert "All of them have the same recipe." in same
+
+
+def test_a_page_has_any_number_of_runs(run: Path, tmp_path: Path) -> None:
+    folders = []
+    for number in range(13):
+        folder = copy_files(run, tmp_path / f"r{number}", "results.json", "recipe.toml")
+        recipe = (folder / "recipe.toml").read_text()
+        (folder / "recipe.toml").write_text(recipe.replace("\nepochs = 3", f"\nepochs = {number + 3}"))
+        folders.append(folder)
+    page = Page(write(folders, tmp_path / "page.html"))
+    assert not page.open
+    text = page.text()
+    assert "What differs run train.epochs r0 3 r1 4 r2 5" in text
+    assert text.count("over r0") >= 12
+    lines = {line.css_class + line.dashes for line in map(_line_style, range(36))}
+    assert len(lines) == 36
+
+
+def test_elements_have_the_names_that_screen_readers_say(page: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(next_level <= level + 1 for level, next_level in pairwise(levels))
+    landmarks = [tag for tag, _ in page.elements if tag in ("header", "nav", "main")]
+    assert landmarks == ["header", "nav", "main"]
+    for tag, attrs in page.elements:
+        assert tag != "th" or attrs["scope"] in ("row", "col")
+        assert tag != "img" or "alt" in attrs
+        assert tag != "nav" or attrs["aria-label"]
+    assert all(attrs["alt"] for _, attrs in page.elements if "data-image" in attrs)
+    assert not re.search(r"<th[^>]*></th>", page.source), "an empty cell is no heading"
 
 
 def test_runs_are_called_by_the_parts_that_replaced_those_of_their_recipe(run: Path, tmp_path: Path) -> None:
@@ -114,7 +147,7 @@ def test_runs_are_called_by_the_parts_that_replaced_those_of_their_recipe(run: P
     text = Page(write([run, changed], tmp_path / "both.html")).text()
     assert "b loss.name=tcl" in text
     # The parts come first, then their arguments.
-    assert "loss.name tcl, loss." in text
+    assert re.search(r"What differs[^.]*run loss\.name loss\.", text)
 
 
 def test_curves_of_several_runs_are_in_one_plot(run: Path, other: Path, tmp_path: Path) -> None:

@@ -1,53 +1,29 @@
 """The page in headless Chromium: it draws, reacts to pointer and keys, requests nothing, and names stay text."""
 
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+pytest.importorskip("selenium", reason="selenium is not installed: pip install 'reptk[test]'")
+from headless_chromium import assert_quiet, needs_chromium, start_chromium, wait_until
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
+
 from report_runs import make_run
 from reptk.report import write
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install 'reptk[test]'")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver import ActionChains, Keys  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--window-size=1280,900",
-]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-BROWSER_PAGES = ("chrome:", "chrome-untrusted:")
-"""Pages of the browser itself, such as a new tab."""
 HOSTILE_NAMES = ('<img src=x onerror="document.title=1">', "two\nlines", "</script><b>bold</b>", "plain")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = start_chromium(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -72,17 +48,7 @@ def opened(browser: WebDriver, path: Path) -> None:
 def no_errors_and_no_requests(browser: WebDriver, path: Path, opened: None) -> Iterator[None]:
     """After each test the browser's log has no error, and no request but for the page itself."""
     yield
-    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("data:", "blob:", path.as_uri(), *BROWSER_PAGES))] == []
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.03)
+    assert_quiet(browser, path)
 
 
 def js(browser: WebDriver, script: str, *arguments: Any) -> Any:
@@ -133,7 +99,7 @@ def scroll_to_map(browser: WebDriver) -> WebElement:
     return canvas
 
 
-def test_pictures_are_loaded(browser: WebDriver) -> None:
+def test_images_are_loaded(browser: WebDriver) -> None:
     wait_until(lambda: js(browser, "[...document.images].filter(image => !image.complete).length") == 0)
     widths = js(browser, "[...document.querySelectorAll('#gallery img, #views img')].map(image => image.naturalWidth)")
     assert len(widths) > 100
@@ -262,6 +228,57 @@ def test_the_theme_can_be_chosen(browser: WebDriver) -> None:
         themes.add((button.text, js(browser, "getComputedStyle(document.body).backgroundColor")))
     assert {name for name, _ in themes} == {"auto", "light", "dark"}
     assert len({color for _, color in themes}) == 2
+
+
+def test_an_image_is_enlarged_and_keys_go_to_its_neighbors(browser: WebDriver) -> None:
+    button = browser.find_element(By.CSS_SELECTOR, "#g0-panel-0 button.enlarge")
+    dialog = browser.find_element(By.ID, "enlarged")
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'}); arguments[0].focus()", button
+    )
+    button.send_keys(Keys.ENTER)
+    assert dialog.is_displayed()
+    title = "document.querySelector('#enlarged b').textContent"
+    assert js(browser, title).startswith("query ")
+    shown = dialog.find_element(By.TAG_NAME, "img")
+    assert shown.size["width"] > 300
+    assert js(browser, "getComputedStyle(arguments[0]).objectFit", shown) == "contain"
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert js(browser, title).startswith("neighbor 1: ")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert js(browser, title).startswith("neighbor 8: ")
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not dialog.is_displayed()
+    assert browser.switch_to.active_element == button
+
+
+def test_a_phone_has_the_navigation(browser: WebDriver) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        navigation = browser.find_element(By.CSS_SELECTOR, "body > header nav")
+        assert navigation.is_displayed()
+        assert js(browser, "arguments[0].scrollWidth > arguments[0].clientWidth", navigation)
+        last = navigation.find_elements(By.TAG_NAME, "a")[-1]
+        press(browser, last)
+        wait_until(lambda: js(browser, "document.querySelector('#repeat').getBoundingClientRect().top < innerHeight"))
+        wait_until(lambda: js(browser, "arguments[0].scrollLeft", navigation) > 0)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_first_column_stays_while_a_table_scrolls(browser: WebDriver) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        box = browser.find_element(By.CSS_SELECTOR, "#numbers .scrolled")
+        left = "arguments[0].querySelector('tbody th').getBoundingClientRect().left"
+        before = js(browser, left, box)
+        browser.execute_script("arguments[0].scrollLeft = 80", box)
+        assert js(browser, "arguments[0].scrollLeft", box) == 80
+        assert js(browser, left, box) == pytest.approx(before, abs=1)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("width", [320, 390, 1440])

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "no_such_data"}, "No pictures. The data set cannot be opened"),
-        ({"query": 20}, "No pictures. The data set has changed since: it has no longer the images"),
-        ({"classes": 3}, "No pictures. The data set has changed since: its labels are no longer those"),
+        ({"name": "no_such_data"}, "No images. The data set cannot be opened"),
+        ({"query": 20}, "No images. The data set has changed since: it has no longer the images"),
+        ({"classes": 3}, "No images. The data set has changed since: its labels are no longer those"),
     ],
 )
 def test_data_that_is_gone_or_has_changed(change: dict[str, Any], message: str, run: Path, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_data_that_is_gone_or_has_changed(change: dict[str, Any], message: str, 
     (folder / "results.json").write_text(json.dumps(results))
     page = Page(write(folder))
     assert message in page.text()
-    assert not page.data["pictures"]
+    assert not page.data["images"]
     assert page.data["maps"][0]["count"] == 40
 
 
@@ -55,6 +55,6 @@ def test_an_unreadable_image_leaves_its_place_empty(tmp_path: Path) -> None:
 
     page = Page(write(make_run(tmp_path / "run", data={"name": "one_unreadable"})))
     assert page.data["atlases"]["a0"]["missing"] == [3]
-    assert "d0/query/3" not in page.data["pictures"]
-    assert {f"d0/query/{number}" for number in range(12) if number != 3} <= set(page.data["pictures"])
-    assert "no picture" in page.text()
+    assert "d0/query/3" not in page.data["images"]
+    assert {f"d0/query/{number}" for number in range(12) if number != 3} <= set(page.data["images"])
+    assert "no image" in page.text()

@@ -1,4 +1,4 @@
-"""The gallery: which queries it shows, and that each picture is the image it says."""
+"""The gallery: which queries it shows, and that each place has the image that it says."""
 
 import re
 from pathlib import Path
@@ -19,15 +19,15 @@ from reptk.report.section_gallery import select_queries
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_each_picture_is_the_image_of_its_number(page: Page) -> None:
+def test_each_place_has_the_image_of_its_number(page: Page) -> None:
     data = build(DATASETS, RECIPE["data"])
-    names = [attrs["data-picture"] for tag, attrs in page.elements if tag == "img"]
+    names = [attrs["data-image"] for _, attrs in page.elements if "data-image" in attrs]
     images = [name for name in names if not name.startswith("view/")]
     assert len(images) > 100
     for name in set(images):
         _, split, number = name.split("/")
         expected = data.splits[split].images.fetch(torch.tensor([int(number)]))[0]
-        assert (decode_data_uri(page.data["pictures"][name]) == expected.permute(1, 2, 0).numpy()).all()
+        assert (decode_data_uri(page.data["images"][name]) == expected.permute(1, 2, 0).numpy()).all()
 
 
 def test_most_confident_failures_come_first(other: Path) -> None:
@@ -62,7 +62,7 @@ def test_without_labels_there_are_neighbors_only(run: Path, tmp_path: Path) -> N
     assert "classes" not in page.ids("section")
     assert page.data["maps"][0]["labels"] is None
     assert "wrong" not in " ".join(attrs.get("alt") or "" for _, attrs in page.elements)
-    assert any(attrs.get("data-picture", "").startswith("d0/bank/") for _, attrs in page.elements)
+    assert any(attrs.get("data-image", "").startswith("d0/bank/") for _, attrs in page.elements)
 
 
 def test_file_names_of_any_kind_are_shown(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 from report_pages import Page
+from report_runs import copy_files
 from reptk.report import write
+from reptk.report.section_numbers import first_metrics
 
 
 def test_numbers_have_intervals_baselines_and_gains(page: Page, run: Path) -> None:
@@ -30,4 +32,48 @@ def test_a_run_does_not_differ_from_its_copy(run: Path, tmp_path: Path) -> None:
     text = Page(write([run, tmp_path / "again"], tmp_path / "both.html")).text()
     assert "have the same kNN@5." in text
     assert "All runs have the same recipe." in text
-    assert "beyond the interval" not in text
+    assert "higher, significant" not in text
+    assert "lower, significant" not in text
+
+
+def test_the_headline_and_the_most_telling_metrics_come_first() -> None:
+    names = [
+        "knn@20",
+        "knn@1",
+        "knn@10",
+        "recall@1",
+        "recall@5",
+        "map@r",
+        "mrr",
+        "few_shot@5",
+        "linear",
+        "precision@10",
+    ]
+    names += ["r_precision", "precision@5", "knn_majority@1", "few_shot_std@5"]
+    assert first_metrics(names, "knn@20") == [
+        "knn@20",
+        "knn@1",
+        "recall@5",
+        "map@r",
+        "mrr",
+        "few_shot@5",
+        "linear",
+        "precision@10",
+        "r_precision",
+    ], "recall@1 is knn@1, and has no place before all others"
+    # Unknown metrics of a plugin have a place where there is room.
+    assert first_metrics(["recall@1", "mine", "knn_majority@5"], "mine") == ["recall@1", "mine"]
+
+
+def test_other_metrics_are_in_a_list_that_is_closed(run: Path, tmp_path: Path) -> None:
+    folder = copy_files(run, tmp_path / "many", "results.json", "recipe.toml")
+    results = json.loads((folder / "results.json").read_text())
+    names = [f"knn@{k}" for k in range(10, 40)]
+    for row in results["metrics"].values():
+        row |= dict.fromkeys(names, 0.5)
+    (folder / "results.json").write_text(json.dumps(results))
+    source = Page(write(folder)).source
+    shown, _, others = source.partition("<details>")
+    assert "23 more metrics" in others
+    assert [source.count(f">kNN@{k}<") for k in range(11, 40)] == [1] * 29
+    assert shown.count('<th scope="row">') <= 25

@@ -8,7 +8,7 @@ import pytest
 from reptk import report
 from reptk.report.run_files import read_run
 from reptk.report.section_settings import ComparedSettings
-from reptk.sweep.comparison_page import compared_settings, result_sentence, write_page
+from reptk.sweep.comparison_page import compared_settings, result_sentence, settings_over_seeds, write_page
 from reptk.sweep.comparison_table import ComparisonTable, FailedRun, Reference, SettingRun, build_table
 from reptk.sweep.table_texts import difference_text, footnotes
 from sweep_runs import tiny, write_run
@@ -154,3 +154,31 @@ def test_the_page_is_written(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<title>reptk sweep x" in page
     assert "Only a has a result" in page
+
+
+def test_a_page_of_runs_groups_those_that_differ_by_their_seed_alone(tmp_path: Path) -> None:
+    folders = []
+    for temperature, values in {"0.1": (0.50, 0.52), "0.5": (0.80, 0.84)}.items():
+        for seed, value in enumerate(values):
+            recipe = tiny(f"seed={seed}", f"loss.temperature={temperature}")
+            folders.append(write_run(tmp_path / f"t{temperature}s{seed}", {"knn@5": value}, recipe))
+    settings = settings_over_seeds(folders)
+    assert [(setting.name, setting.count) for setting in settings.settings] == [
+        ("loss.temperature=0.5", "2"),
+        ("loss.temperature=0.1", "2"),
+    ]
+    assert settings.settings[0].mean == pytest.approx(0.82)
+    assert settings.differences == ["loss.temperature: 0.1, 0.5"]
+    assert len(settings.run_names) == len(set(settings.run_names)) == 4
+    page = report.write(folders, tmp_path / "page.html", settings=settings).read_text()
+    assert page.index("loss.temperature: 0.1, 0.5") < page.index('id="settings"') < page.index('id="numbers"')
+
+
+def test_runs_that_differ_by_more_than_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
+    folders = []
+    for temperature in ("0.1", "0.5"):
+        recipe = tiny(f"loss.temperature={temperature}")
+        folders.append(write_run(tmp_path / temperature, {"knn@5": 0.5}, recipe))
+    assert settings_over_seeds(folders) is None
+    # The same seed again is no further seed.
+    assert settings_over_seeds([folders[0], folders[0]]) is None

@@ -14,8 +14,8 @@ from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decoding.decode import decode
 from reptk.data.decoding.resize import PAGE_COLOR, SquareOptions
-from reptk.data.records.record_source import RecordSource, Rows, ShardRow
-from reptk.data.sources.folder import read_images
+from reptk.data.layouts.open_layout import open_layout
+from reptk.data.records.record_source import Record, Records, RecordSource
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.retrieval.store_index import StoredImages
 from reptk.report.data_uri import encode_data_uri
@@ -26,10 +26,16 @@ IGNORED_ARGUMENTS = ("split", "cache")
 
 
 class EmbeddingImages:
-    """Data URIs of the images that embeddings stand for; an empty string for an image that is gone."""
+    """Data URIs of the images that embeddings stand for; an empty string for an image that is gone.
 
-    def __init__(self, embeddings: Embeddings | StoredImages) -> None:
+    Args:
+        embeddings: the embeddings.
+        side_px: longest side of an image in pixels.
+    """
+
+    def __init__(self, embeddings: Embeddings | StoredImages, side_px: int = SIDE_PX) -> None:
         self.embeddings = embeddings
+        self.side_px = side_px
         # Between the number of an image in its source and its row, which differ by what was skipped before it.
         self._offset = 0
 
@@ -43,7 +49,8 @@ class EmbeddingImages:
     def data_uri_of_file(self, path: Path) -> str:
         """Return the image in a file."""
         try:
-            return thumbnail_data_uri(decode(path, SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR)))
+            square = SquareOptions("pad", border_color=PAGE_COLOR)
+            return thumbnail_data_uri(decode(path, self.side_px, square=square), self.side_px)
         except ReptkError:
             return ""
 
@@ -58,7 +65,8 @@ class EmbeddingImages:
                 return self._data_uri_of_row(row, image_id)
             if split is None or not number.isdigit() or int(number) >= len(split.images):
                 return ""
-            return thumbnail_data_uri(split.images.resized("pad", PAGE_COLOR).fetch(torch.tensor([int(number)]))[0])
+            image = split.images.resized("pad", PAGE_COLOR).fetch(torch.tensor([int(number)]))[0]
+            return thumbnail_data_uri(image, self.side_px)
         except ReptkError:
             return ""
 
@@ -70,8 +78,9 @@ class EmbeddingImages:
             number = self._number_of(rows.source, row, image_id)
         if number is None:
             return ""
-        content = ShardRow(number, rows.source).read_bytes()
-        return thumbnail_data_uri(decode(content, SIDE_PX, square=SquareOptions("pad", border_color=PAGE_COLOR)))
+        content = Record(number, rows.source).read_bytes()
+        square = SquareOptions("pad", border_color=PAGE_COLOR)
+        return thumbnail_data_uri(decode(content, self.side_px, square=square), self.side_px)
 
     def _number_of(self, source: RecordSource, row: int, image_id: str) -> int | None:
         """Return the number in a source of the image of a row; None if it is gone."""
@@ -85,10 +94,10 @@ class EmbeddingImages:
         return number
 
     @cached_property
-    def _rows(self) -> Rows | None:
+    def _rows(self) -> Records | None:
         """The images in shards that were embedded; None if they are in files of their own."""
-        sources = read_images(Path(self.embeddings.about["data"]["root"]), "none").files.sources
-        return sources if isinstance(sources, Rows) else None
+        sources = open_layout(Path(self.embeddings.about["data"]["root"]), "none").files.sources
+        return sources if isinstance(sources, Records) else None
 
     @property
     def _is_folder(self) -> bool:
@@ -112,17 +121,17 @@ class EmbeddingImages:
             return None
 
 
-def thumbnail_data_uri(image: Tensor) -> str:
-    """Return (3, H, W) uint8 as a data URI of about `SIDE_PX` pixels.
+def thumbnail_data_uri(image: Tensor, side_px: int = SIDE_PX) -> str:
+    """Return (3, H, W) uint8 as a data URI of about `side_px` pixels.
 
     A small image is enlarged by a whole factor without interpolation, and stored without loss.
     """
     picture = Image.fromarray(rearrange(image, "c h w -> h w c").contiguous().cpu().numpy())
-    factor = SIDE_PX // max(picture.size)
+    factor = side_px // max(picture.size)
     # Enlarged here, since a browser would blur the pixels of a small image.
     if factor > 1:
         size = (factor * picture.width, factor * picture.height)
         return encode_data_uri(picture.resize(size, Image.Resampling.NEAREST), "PNG", optimize=True)
-    if max(picture.size) > SIDE_PX:
-        picture.thumbnail((SIDE_PX, SIDE_PX))
+    if max(picture.size) > side_px:
+        picture.thumbnail((side_px, side_px))
     return encode_data_uri(picture, "JPEG", quality=85)

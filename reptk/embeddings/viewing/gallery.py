@@ -1,8 +1,9 @@
-"""Queries and their neighbors, or near duplicates, as one HTML page without script or network.
+"""Queries and their neighbors, or near duplicates, as one HTML page that needs no network.
 
 This file prepares what the page shows; `reptk/report/templates/embeddings.html.j2` lays it out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from reptk.embeddings.duplicates.duplicate_groups import Duplicate, Duplicates
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.retrieval.search_images import Neighbor, SearchResult
 from reptk.embeddings.retrieval.store_index import StoredImages
-from reptk.embeddings.viewing.embedding_images import EmbeddingImages
-from reptk.report.templating import render
+from reptk.embeddings.viewing.embedding_images import SIDE_PX, EmbeddingImages
+from reptk.report.content_security import content_security_policy
+from reptk.report.file_link import file_link
+from reptk.report.templating import read_asset, render
 
 GENERATOR = "reptk search"
-MAX_GROUPS, MAX_MEMBERS = 100, 24
-"""At most so many groups, and images of a group, are on a page; the table that --out writes has them all."""
+MAX_IMAGES, MAX_MEMBERS = 800, 24
+"""At most about so many images, and of a group so many, are on a page; the table that --out writes has them all."""
+SIDES_PX = ((80, 384), (300, 256))
+"""Up to so many images are embedded with sides of so many pixels; more of them with `embedding_images.SIDE_PX`."""
 HEAD_CHARACTERS = 1000
 """The name of the generator is within this many characters from the start of the page."""
 
@@ -30,25 +35,33 @@ class Card:
     """An image with its texts.
 
     Args:
-        picture: data URI, empty if the image is gone.
+        image: data URI, empty if the image is gone.
         description: the text in place of the image.
         title: the line in bold.
         lines: further lines.
         note: what is unusual about the image; may be empty.
         is_query: whether the image is what was searched for.
+        link: address of its file, relative to the page; empty if it is not in a file.
+        id, label, similarity: what the exported table says about the image; the similarity is empty for a query.
+        is_first: whether it is the first image of a group of near duplicates.
     """
 
-    picture: str
+    image: str
     description: str
     title: str
     lines: list[str] = field(default_factory=list)
     note: str = ""
     is_query: bool = False
+    link: str = ""
+    id: str = ""
+    label: str = ""
+    similarity: str = ""
+    is_first: bool = False
 
 
 @dataclass(frozen=True)
 class CardGroup:
-    """Images that belong together; `heading` and `remark` may be empty."""
+    """Images that belong together; `remark` may be empty. Those of a search are ranked."""
 
     heading: str
     cards: list[Card]
@@ -56,30 +69,91 @@ class CardGroup:
     remark: str = ""
 
 
-def results_page(results: list[SearchResult], embeddings: Embeddings | StoredImages, about: str) -> str:
-    """Return the page of a search; `about` says what was searched."""
-    images = EmbeddingImages(embeddings)
+class _ShownImages:
+    """The images of a set as they are on the page: their data URIs, and links to their files from `folder`."""
+
+    def __init__(self, embeddings: Embeddings | StoredImages, num_images: int, folder: Path | None) -> None:
+        self.embeddings = embeddings
+        self._images = EmbeddingImages(embeddings, _side_px(num_images))
+        self._folder = folder
+
+    def data_uri(self, row: int) -> str:
+        return self._images.data_uri(row)
+
+    def data_uri_of_file(self, path: Path) -> str:
+        return self._images.data_uri_of_file(path)
+
+    def link(self, path: Path | None) -> str:
+        if path is None or self._folder is None:
+            return ""
+        return file_link(path, self._folder)
+
+
+def _side_px(num_images: int) -> int:
+    """Return how large images are embedded: the fewer, the larger, so that a page has at most about 10 MB."""
+    for max_images, side_px in SIDES_PX:
+        if num_images <= max_images:
+            return side_px
+    return SIDE_PX
+
+
+def results_page(
+    results: list[SearchResult], embeddings: Embeddings | StoredImages, about: str, folder: Path | None = None
+) -> str:
+    """Return the page of a search; `about` says what was searched.
+
+    Links to the files of images begin from `folder`, in which the page will be; without it there are none.
+    """
+    num_images = sum(1 + len(result.neighbors) for result in results)
+    images = _ShownImages(embeddings, num_images, folder)
     groups = [_result_group(result, embeddings, images) for result in results]
-    return _render(format_count(len(results), "query", "queries"), about, groups)
+    return _render(format_count(len(results), "query", "queries"), about, groups, kind="results")
 
 
-def duplicates_page(duplicates: Duplicates, about: str) -> str:
-    """Return the page of near duplicates: the largest groups within a set, or the most similar pairs of two sets."""
-    first_images = EmbeddingImages(duplicates.first)
+def duplicates_page(duplicates: Duplicates, about: str, folder: Path | None = None) -> str:
+    """Return the page of near duplicates: the largest groups within a set, or the most similar pairs of two sets.
+
+    Links to the files of images begin from `folder`, in which the page will be; without it there are none.
+    """
+    shown_groups, shown_leaks = _first_duplicates(duplicates)
+    num_images = sum(min(len(members), MAX_MEMBERS) for members in shown_groups) + 2 * len(shown_leaks)
+    first_images = _ShownImages(duplicates.first, num_images, folder)
     second_images = first_images
     if duplicates.second is not None:
-        second_images = EmbeddingImages(duplicates.second)
+        second_images = _ShownImages(duplicates.second, num_images, folder)
     groups = []
-    for number, members in enumerate(duplicates.groups[:MAX_GROUPS], 1):
+    for number, members in enumerate(shown_groups, 1):
         groups.append(_duplicates_group(number, members, duplicates, first_images))
-    for leak in duplicates.leaks[:MAX_GROUPS]:
-        groups.append(_leak_group(leak, duplicates, first_images, second_images))
-    num_found = len(duplicates.groups) + len(duplicates.leaks)
-    if len(groups) < num_found:
-        about += f" The first {len(groups)} are shown."
+    for number, leak in enumerate(shown_leaks, 1):
+        groups.append(_leak_group(number, leak, duplicates, first_images, second_images))
+    num_all = len(duplicates.groups) + len(duplicates.leaks)
+    if len(groups) < num_all:
+        about += f" The first {len(groups):,} of {num_all:,} are shown; the table that --out FILE.csv writes has all of them."
     if duplicates.blank:
         groups.append(_blank_group(duplicates))
-    return _render(format_count(duplicates.count, "near duplicate"), about, groups)
+    return _render(_duplicates_heading(duplicates), about, groups, kind="pairs" if duplicates.leaks else "duplicates")
+
+
+def _first_duplicates(duplicates: Duplicates) -> tuple[list[list[Duplicate]], list[Duplicate]]:
+    """Return the groups and leaks that are on the page: from the first on, until it has `MAX_IMAGES`."""
+    num_images = 0
+    groups = []
+    for members in duplicates.groups:
+        if num_images >= MAX_IMAGES:
+            break
+        num_images += min(len(members), MAX_MEMBERS)
+        groups.append(members)
+    return groups, duplicates.leaks[: MAX_IMAGES // 2]
+
+
+def _duplicates_heading(duplicates: Duplicates) -> str:
+    """Return how many near duplicates there are; within a set, how many images could be removed."""
+    heading = format_count(duplicates.count, "near duplicate")
+    if not duplicates.groups:
+        return heading
+    candidates = format_count(duplicates.count - len(duplicates.groups), "candidate")
+    groups = format_count(len(duplicates.groups), "group")
+    return f"{heading} in {groups}: {candidates} for removal"
 
 
 def check(path: Path) -> None:
@@ -109,26 +183,34 @@ def write(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def _result_group(result: SearchResult, embeddings: Embeddings | StoredImages, images: EmbeddingImages) -> CardGroup:
-    picture = ""
-    label = ""
+def _result_group(result: SearchResult, embeddings: Embeddings | StoredImages, images: _ShownImages) -> CardGroup:
+    image, label, path = "", "", result.path
     if result.row is not None:
-        picture = images.data_uri(result.row)
+        image = images.data_uri(result.row)
         label = embeddings.class_of(result.row)
-    elif result.path is not None:
-        picture = images.data_uri_of_file(result.path)
-    cards = [Card(picture, "query", "query", _lines(label), is_query=True)]
+        path = embeddings.file(result.row)
+    elif path is not None:
+        image = images.data_uri_of_file(path)
+    query = Card(
+        image,
+        f"query: {result.query}",
+        "query",
+        _lines(label),
+        is_query=True,
+        link=images.link(path),
+        id=result.query,
+        label=label,
+    )
+    cards = [query]
     for neighbor in result.neighbors:
-        cards.append(_neighbor_card(neighbor, images.data_uri(neighbor.row)))
+        cards.append(_neighbor_card(neighbor, images))
     return CardGroup(result.query, cards, is_ranked=True)
 
 
-def _duplicates_group(
-    number: int, members: list[Duplicate], duplicates: Duplicates, images: EmbeddingImages
-) -> CardGroup:
+def _duplicates_group(number: int, members: list[Duplicate], duplicates: Duplicates, images: _ShownImages) -> CardGroup:
     cards = []
-    for member in members[:MAX_MEMBERS]:
-        cards.append(_member_card(member, duplicates, images.data_uri(member.row)))
+    for position, member in enumerate(members[:MAX_MEMBERS]):
+        cards.append(_member_card(member, duplicates, images, is_first=position == 0))
     remark = ""
     if len(members) > MAX_MEMBERS:
         remark = f"and {len(members) - MAX_MEMBERS:,} more"
@@ -146,29 +228,72 @@ def _blank_group(duplicates: Duplicates) -> CardGroup:
 
 
 def _leak_group(
-    leak: Duplicate, duplicates: Duplicates, first_images: EmbeddingImages, second_images: EmbeddingImages
+    number: int, leak: Duplicate, duplicates: Duplicates, first_images: _ShownImages, second_images: _ShownImages
 ) -> CardGroup:
     """Return an image of the second set next to its near duplicate in the first."""
     first = duplicates.first
-    title = f"in the index: {first.ids[leak.nearest]}"
-    nearest = Card(first_images.data_uri(leak.nearest), title, title, _lines(first.class_of(leak.nearest)))
-    return CardGroup("", [_member_card(leak, duplicates, second_images.data_uri(leak.row)), nearest])
+    id, label = first.ids[leak.nearest], first.class_of(leak.nearest)
+    nearest = Card(
+        first_images.data_uri(leak.nearest),
+        f"in the index: {id}",
+        "in the index",
+        _lines(label, id),
+        link=first_images.link(first.file(leak.nearest)),
+        id=id,
+        label=label,
+        is_first=True,
+    )
+    return CardGroup(f"Pair {number}", [_member_card(leak, duplicates, second_images), nearest])
 
 
-def _neighbor_card(neighbor: Neighbor, picture: str) -> Card:
-    title = f"{neighbor.rank}.  {neighbor.similarity:.3f}"
-    return Card(picture, neighbor.id or title, title, _lines(neighbor.label, neighbor.id), neighbor.note)
+def _neighbor_card(neighbor: Neighbor, images: _ShownImages) -> Card:
+    similarity = f"{neighbor.similarity:.3f}"
+    title = f"{neighbor.rank}.  {similarity}"
+    return Card(
+        images.data_uri(neighbor.row),
+        f"neighbor {neighbor.rank}: {neighbor.id or similarity}",
+        title,
+        _lines(neighbor.label, neighbor.id),
+        neighbor.note,
+        link=images.link(neighbor.path),
+        id=neighbor.id,
+        label=neighbor.label,
+        similarity=similarity,
+    )
 
 
-def _member_card(member: Duplicate, duplicates: Duplicates, picture: str) -> Card:
-    note = member.describe_copy(duplicates.first)
-    title = duplicates.format_similarity(member.similarity)
-    return Card(picture, member.id or title, title, _lines(member.label, member.id), note)
+def _member_card(member: Duplicate, duplicates: Duplicates, images: _ShownImages, *, is_first: bool = False) -> Card:
+    similarity = duplicates.format_similarity(member.similarity)
+    return Card(
+        images.data_uri(member.row),
+        member.id or similarity,
+        similarity,
+        _lines(member.label, member.id),
+        member.describe_copy(duplicates.first),
+        link=images.link(member.path),
+        id=member.id,
+        label=member.label,
+        similarity=similarity,
+        is_first=is_first,
+    )
 
 
 def _lines(*texts: str) -> list[str]:
     return [text for text in texts if text]
 
 
-def _render(heading: str, about: str, groups: list[CardGroup]) -> str:
-    return render("embeddings.html.j2", generator=GENERATOR, heading=heading, about=about, groups=groups)
+def _render(heading: str, about: str, groups: Sequence[CardGroup], *, kind: str) -> str:
+    """Return the page; `kind` is "results", "duplicates" or "pairs"."""
+    style = read_asset("gallery.css") + read_asset("enlarge.css")
+    script = read_asset("gallery.js") + read_asset("enlarge.js")
+    return render(
+        "embeddings.html.j2",
+        generator=GENERATOR,
+        content_security_policy=content_security_policy(style, script),
+        style=style,
+        script=script,
+        heading=heading,
+        about=about,
+        groups=groups,
+        kind=kind,
+    )
