@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from reptk import STORES
-from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.errors import EnvironmentProblem, UsageError, first_line
 from reptk.stores import (
     Collection,
     StoredRows,
+    ranked,
     redacted,
+    require_collection,
     require_new_collection,
     require_store_package,
     require_unchanged,
@@ -68,9 +70,7 @@ class QdrantStore:
             is_taken = old is not None or self._connect().collection_exists(self._alias)
             require_new_collection(self.name, existing, collection, replace=replace, is_taken=is_taken)
             new = f"{self._alias}_{secrets.token_hex(8)}"
-            datatype = models.Datatype.FLOAT32
-            if collection.half:
-                datatype = models.Datatype.FLOAT16
+            datatype = models.Datatype(collection.dtype)
             vectors = models.VectorParams(size=collection.width, distance=models.Distance.COSINE, datatype=datatype)
             client = self._connect()
             client.create_collection(new, vectors_config=vectors, metadata={"reptk": collection.to_json()})
@@ -92,46 +92,28 @@ class QdrantStore:
     def read_collection(self) -> Collection:
         with self._errors("read"):
             name, collection = self._existing_collection()
-            if name is None:
-                raise DataError(
-                    f"{self.name}: there is no such collection. Write it: reptk export EMBEDDINGS --to ADDRESS"
-                )
-            if collection is None:
-                raise DataError(f"{self.name} was not written by reptk, which does not know what its points hold")
+            collection = require_collection(self.name, collection, exists=name is not None)
             count = self._connect().count(name).count
             width = self._connect().get_collection(name).config.params.vectors.size
         require_unchanged(self.name, collection, count, width)
         return collection
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        similarities = np.full((len(queries), k), -np.inf, np.float32)
-        numbers = np.full((len(queries), k), -1)
-        with self._errors("search"):
-            for row, query in enumerate(queries):
-                points = self._connect().query_points(self._alias, query=query.tolist(), limit=k).points
-                points.sort(key=lambda point: (-point.score, point.id))
-                numbers[row, : len(points)] = [point.id for point in points]
-                similarities[row, : len(points)] = [point.score for point in points]
-        return similarities, numbers
+        return ranked((self._matches(query, k) for query in queries), k)
 
     def fetch(self, numbers: np.ndarray) -> StoredRows:
         ids = numbers.tolist()
         with self._errors("read"):
             points = self._connect().retrieve(self._alias, ids=ids, with_payload=True, with_vectors=True)
-        by_number = {point.id: point for point in points}
-        missing = [number for number in ids if number not in by_number]
-        if missing:
-            raise DataError(f"{self.name} has no row {missing[0]}")
-        ordered = [by_number[number] for number in ids]
-        payloads = [point.payload for point in ordered]
-        return StoredRows(
-            numbers,
-            np.array([point.vector for point in ordered], np.float32),
-            [payload["id"] for payload in payloads],
-            [payload["path"] for payload in payloads],
-            np.array([payload["label"] for payload in payloads], np.int64),
-            [payload["class"] for payload in payloads],
+        rows = StoredRows(
+            np.array([point.id for point in points], np.int64),
+            np.array([point.vector for point in points], np.float32),
+            [point.payload["id"] for point in points],
+            [point.payload["path"] for point in points],
+            np.array([point.payload["label"] for point in points], np.int64),
+            [point.payload["class"] for point in points],
         )
+        return rows.in_order(numbers, self.name)
 
     def find(self, image_id: str) -> int | None:
         from qdrant_client import models
@@ -184,6 +166,13 @@ class QdrantStore:
             self._client = QdrantClient(path=self._location)
         return self._client
 
+    def _matches(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the similarities and numbers (m,) of the points that Qdrant finds for one query."""
+        with self._errors("search"):
+            points = self._connect().query_points(self._alias, query=query.tolist(), limit=k).points
+        similarities = np.array([point.score for point in points], np.float64)
+        return similarities, np.array([point.id for point in points], np.int64)
+
     def _existing_collection(self) -> tuple[str | None, Collection | None]:
         """Return the name of the collection behind the alias, and what it says; None if there is no such alias."""
         for alias in self._connect().get_aliases().aliases:
@@ -217,6 +206,5 @@ class QdrantStore:
         try:
             yield
         except (ApiException, OSError, RuntimeError, ValueError) as cause:
-            lines = str(cause).strip().splitlines() or [type(cause).__name__]
-            reason = without_secrets(lines[0], self._address)
+            reason = without_secrets(first_line(cause), self._address)
             raise EnvironmentProblem(f"cannot {action} {self.name}: {reason}. Is the server running?") from cause

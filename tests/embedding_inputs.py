@@ -47,12 +47,12 @@ def make_embeddings(names: list[str] = NAMES, *, half: bool = False, kind: str =
     if half:
         vectors = vectors.half()
     labels = torch.arange(len(names)) % 3 - 1
-    about = {"root": "/photos \udcfe", "encoder": {"backbone": "x"}, "list": [1, None, 2.5]}
+    metadata = {"root": "/photos \udcfe", "encoder": {"backbone": "x"}, "list": [1, None, 2.5]}
     ids = names
     if kind == "files with ids":
         ids = [str(row) for row in range(len(names))]
     paths = None if kind == "no files" else names
-    return reptk.Embeddings(vectors, ids, paths, labels, ("cat", "<b>\n&"), about)
+    return reptk.Embeddings(vectors, ids, paths, labels, ("cat", "<b>\n&"), metadata)
 
 
 def assert_same_embeddings(actual: "reptk.Embeddings", expected: "reptk.Embeddings") -> None:
@@ -63,7 +63,7 @@ def assert_same_embeddings(actual: "reptk.Embeddings", expected: "reptk.Embeddin
     assert (actual.paths is None) == (expected.paths is None)
     assert actual.paths is None or list(actual.paths) == list(expected.paths)
     assert actual.classes == expected.classes
-    assert actual.about == expected.about
+    assert actual.metadata == expected.metadata
 
 
 def run_command(arguments: list[object], capsys: pytest.CaptureFixture, exit_code: int = 0) -> str:

@@ -79,7 +79,10 @@ def _run(args: argparse.Namespace) -> int:
     num_unreadable = _print_check(images, args.workers, image_sources.pixel_options(table))
     data = images.data or _open(table)  # raises DataError if training cannot use it
     images_text = format_count(len(data.train), "image")
-    queries_text = format_count(0 if data.query is None else len(data.query), "query", "queries")
+    num_queries = 0
+    if data.query is not None:
+        num_queries = len(data.query)
+    queries_text = format_count(num_queries, "query", "queries")
     print(f"  training: {images_text}, {queries_text} ({data.protocol})")
     max_unreadable = tolerated_unreadable(len(images.paths))
     if table.get("on_error") == "stop":
@@ -145,7 +148,10 @@ def _images_of_data_set(table: config.Table) -> CheckedImages:
                 summary.append(f"  {split_name}: {format_count(len(labels), 'image')} not in files of their own")
                 break
             paths.append(path)
-            names.append(data.classes[label] if label >= 0 else None)
+            name = None
+            if label >= 0:
+                name = data.classes[label]
+            names.append(name)
             split_names.append(split_name)
     return CheckedImages(paths, names, split_names, summary, data)
 

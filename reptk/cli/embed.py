@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     from reptk.stores import is_address
 
     if is_address(str(args.out)):
-        raise UsageError("--out is a file; from there: reptk export FILE --to ADDRESS")
+        raise UsageError("--out is a file or a folder; from there: reptk export FILE_OR_FOLDER --to ADDRESS")
     load_plugins(args.encoder, args.plugin, trust=args.trust)
     # `--data data.name=digits`: argparse gives the pair to --data, and it is an override like the others.
     data_name = args.data
@@ -160,18 +160,18 @@ def _print_summary(embeddings: "Embeddings", out: Path) -> None:
         line += f", {format_count(len(embeddings.classes), 'class', 'classes')}"
     print(line)
 
-    encoder = embeddings.about["encoder"]
+    encoder = embeddings.metadata["encoder"]
     line = f"  by {encoder['backbone']} at {encoder['size']} px"
-    seconds = embeddings.about.get("seconds")
-    num_embedded = len(embeddings) - embeddings.about.get("unchanged", 0)
+    seconds = embeddings.metadata.get("seconds")
+    num_embedded = len(embeddings) - embeddings.metadata.get("unchanged", 0)
     if out.is_dir():
-        num_embedded = embeddings.about["embedded"]
+        num_embedded = embeddings.metadata["embedded"]
     if seconds and num_embedded:
         line += f", {num_embedded / seconds:,.0f} images/s"
     print(line)
 
     # Images that could not be read, unless --strict was set.
-    skipped = embeddings.about.get("skipped")
+    skipped = embeddings.metadata.get("skipped")
     if skipped:
         print(f"  skipped: {skipped['count']:,}, because")
         for reason in skipped["first"]:

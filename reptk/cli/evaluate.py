@@ -93,7 +93,7 @@ def _evaluate_file(args: argparse.Namespace, overrides: config.Table, tables: Ta
     protocol = {
         "of": args.source,
         "queries": args.queries,
-        "embeddings": bank.about,
+        "embeddings": bank.metadata,
         "splits": data.protocol,
         "evaluators": tables,
         **software(),
@@ -233,7 +233,9 @@ def _report(evaluated: Evaluated, out: Path | None, logger: "Logger") -> None:
             write_results(out, results, evaluation)
             with logger.status("drawing the report"):
                 # The splits of a file of embeddings hold vectors, which the report cannot show.
-                data_with_images = evaluated.data if evaluated.has_images else None
+                data_with_images = None
+                if evaluated.has_images:
+                    data_with_images = evaluated.data
                 report.write(out, data=data_with_images)
     logger.line(f"  results  {out}")
 

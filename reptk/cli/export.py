@@ -64,7 +64,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "source",
-        help="an encoder: a run's folder or its model folder; or what reptk embed wrote: .safetensors or .parquet",
+        help="an encoder: a run's folder or its model folder; or what reptk embed wrote: .safetensors, .parquet or a folder of "
+        "parts",
     )
     parser.add_argument(
         "--to",

@@ -13,7 +13,7 @@ def export_to_store(source: str, address: str, *, force: bool) -> int:
     """Write embeddings into a store, and print what is there. Returns the exit code.
 
     Args:
-        source: a file of embeddings.
+        source: a file of embeddings, or a folder of parts.
         address: of the store.
         force: replace a collection that reptk wrote there.
 
@@ -25,7 +25,7 @@ def export_to_store(source: str, address: str, *, force: bool) -> int:
 
     require_address(address)
     if is_address(source):
-        raise UsageError(f"a file of embeddings is exported, not a store: {redacted(source)}")
+        raise UsageError(f"a file or folder of embeddings is exported, not a store: {redacted(source)}")
 
     from reptk.embeddings import export  # imports torch
 

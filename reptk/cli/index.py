@@ -74,7 +74,7 @@ def _build(args: argparse.Namespace) -> int:
 
     if is_address(args.embeddings):
         raise UsageError(
-            f"an index is built of a file of embeddings; a store has its own. Its recall: reptk index --verify "
+            f"an index is built of a file or folder of embeddings; a store has its own. Its recall: reptk index --verify "
             f"{redacted(args.embeddings)}"
         )
 
@@ -110,10 +110,10 @@ def _print_summary(built: "Index", out: Path) -> None:
     else:
         quality = f"finds {100 * built.recall:.1f} % of the exact 10 nearest"
     count = f"{format_count(len(built), 'embedding')} of {built.embeddings.width} values"
-    place = ""
+    storage = ""
     if built.is_on_disk:
-        place = ", lists on disk"
-    print(f"{out}: {count}, {built.kind} ({quality}){place}, {size_mb:,.1f} MB")
+        storage = ", lists on disk"
+    print(f"{out}: {count}, {built.kind} ({quality}){storage}, {size_mb:,.1f} MB")
     name = shlex.quote(str(out))
     print(f"  search it: reptk search {name} query.jpg    near duplicates: reptk search {name} --duplicates")
 

@@ -20,6 +20,7 @@ CLASS_SUFFIXES = {
     "dataset": "Dataset",
     "views": "Views",
     "evaluator": "Evaluator",
+    "store": "Store",
 }
 """What the name of a class ends with if the name of the part alone would be that of something else."""
 
@@ -74,9 +75,15 @@ def create_plugin(kind: str, name: str, folder: Path) -> int:
 
 
 def trial_commands(kind: str, name: str, folder: Path = Path()) -> list[str]:
-    """Return the commands that check a part, train with it, and test it."""
+    """Return the commands that check a part, use it, and test it."""
     part_file = shlex.quote(str(folder / f"{name}.py"))
     test_file = shlex.quote(str(folder / f"test_{name}.py"))
+    if kind == "store":
+        return [
+            f"reptk plugin check {part_file} address={name}:trial.json",
+            f"reptk export photos.safetensors --to {name}:photos.json --plugin {part_file}",
+            f"pytest {test_file}",
+        ]
     return [
         f"reptk plugin check {part_file}",
         f"python -m reptk.recipe {TRIAL_RECIPE} --plugin {part_file} {recipe_table(KINDS[kind], name)}.name={name}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reptk.core.command_line import ArgumentParser, run_command
 
-KINDS = ("loss", "method", "dataset", "views", "evaluator")
+KINDS = ("loss", "method", "dataset", "views", "evaluator", "store")
 """The keys of `reptk.config.part_catalog.KINDS`, which would import pydantic for --help."""
 
 EXAMPLES = """examples:
@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   reptk plugin check my_loss.py
   reptk plugin check my_loss.py margin=0.3
   reptk plugin check acme.parts my_data root=photos
+  reptk plugin check my_store.py address=my_store:trial.json
   reptk plugin list --kind loss
   reptk plugin list "sim*" --plugin my_loss.py
 
@@ -51,8 +52,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     actions = parser.add_subparsers(dest="action", required=True, metavar="new|check|list")
 
     new = actions.add_parser("new", help="write NAME.py, a small part that works, and its test")
-    new.add_argument("kind", choices=KINDS, help="loss, method, dataset, views or evaluator")
-    new.add_argument("name", help="of the part, as in a recipe, and of the file; e.g. my_loss")
+    new.add_argument("kind", choices=KINDS, help=", ".join(KINDS))
+    new.add_argument("name", help="of the part, as in a recipe or an address, and of the file; e.g. my_loss")
     new.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write; default: this folder")
 
     check = actions.add_parser("check", help="try everything that a part must do, and say what it does not")
@@ -67,7 +68,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     listing = actions.add_parser("list", help="every part, where it comes from, and its arguments")
     listing.add_argument("pattern", nargs="?", help='names to list, e.g. "sim*"; default: all')
-    listing.add_argument("--kind", choices=KINDS, help="loss, method, dataset, views or evaluator")
+    listing.add_argument("--kind", choices=KINDS, help=", ".join(KINDS))
     listing.add_argument(
         "--plugin", action="append", default=[], help="a .py file or module that registers parts; repeatable"
     )

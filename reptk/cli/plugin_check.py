@@ -11,15 +11,17 @@ from reptk import config
 from reptk.config import signature
 from reptk.config.part_catalog import kind_of, recipe_table
 from reptk.config.plugins import load_parts
-from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, VIEWS, Registry, unknown
+from reptk.config.registry import DATASETS, EVALUATORS, LOSSES, METHODS, STORES, VIEWS, Registry, unknown
 from reptk.config.value_schedule import at_start
-from reptk.core.errors import DataError, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.passwords import redacted
 from reptk.core.printable_names import in_one_line
 from reptk.testing.dataset_checks import try_dataset
 from reptk.testing.evaluator_checks import try_evaluator
 from reptk.testing.loss_checks import try_loss
 from reptk.testing.method_checks import try_method
 from reptk.testing.requirements import Outcome, place_of
+from reptk.testing.store_checks import try_store
 from reptk.testing.view_checks import try_views
 
 Part = tuple[Registry, str]
@@ -42,6 +44,7 @@ def check_plugin(spec: str, words: Sequence[str], *, fixed: bool) -> int:
     Raises:
         UsageError: the plugin cannot be imported or has no such part, or its arguments are wrong or missing.
         DataError: a data set finds no images.
+        EnvironmentProblem: a store cannot be reached.
     """
     names = [word for word in words if "=" not in word]
     pairs = [word for word in words if "=" in word]
@@ -91,6 +94,8 @@ def _argument_table(spec: str, part: Part, pairs: Sequence[str]) -> config.Table
         UsageError: an argument is unknown, of another type, or missing.
     """
     registry, name = part
+    if registry is STORES:
+        return _store_table(spec, name, pairs)
     key = recipe_table(registry, name)
     if any(pair.startswith("name=") for pair in pairs):
         raise UsageError(f"name is no argument; the part is named before its arguments: {_command(spec, name)}")
@@ -110,6 +115,26 @@ def _argument_table(spec: str, part: Part, pairs: Sequence[str]) -> config.Table
     return at_start(registry.get(name), config.complete(key, table))
 
 
+def _store_table(spec: str, name: str, pairs: Sequence[str]) -> config.Table:
+    """Return `{name, address}`.
+
+    Raises:
+        UsageError: there is no address, or another argument.
+    """
+    address = None
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key != "address":
+            raise UsageError(f"store {name!r} has no argument {key!r}; its only one is address")
+        address = value
+    if not address:
+        raise UsageError(
+            f"store {name!r} needs the address of a collection that does not exist yet: "
+            f"{_command(spec, name, f'address={name}:...')}"
+        )
+    return {"name": name, "address": address}
+
+
 def _nested(key: str, table: config.Table) -> config.Table:
     for inner_key in reversed(key.split(".")):
         table = {inner_key: table}
@@ -123,11 +148,11 @@ def _command(spec: str, *words: str) -> str:
 def _check_part(spec: str, part: Part, table: config.Table, *, fixed: bool) -> bool:
     """Check one part and print the verdict. Returns whether it meets every requirement."""
     registry, name = part
-    arguments = ", ".join(f"{key}={value}" for key, value in table.items() if key != "name")
+    arguments = ", ".join(f"{key}={_shown(value)}" for key, value in table.items() if key != "name")
     print(in_one_line(f"{spec}: {kind_of(registry)} {name} ({arguments or 'no arguments'})"), flush=True)
     try:
         outcomes = _CHECKS[registry](table, fixed)
-    except (UsageError, DataError):
+    except (UsageError, DataError, EnvironmentProblem):
         raise
     except Exception as error:  # the part's code may raise anything
         _print_text(f"FAIL  it cannot be built: {type(error).__name__}: {error}{place_of(error)}")
@@ -145,6 +170,13 @@ def _check_part(spec: str, part: Part, table: config.Table, *, fixed: bool) -> b
         return False
     print(f"  all {len(outcomes)} requirements met")
     return True
+
+
+def _shown(value: Any) -> Any:
+    """Return the value of an argument without the password of an address."""
+    if isinstance(value, str):
+        return redacted(value)
+    return value
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -194,6 +226,10 @@ def _check_evaluator(table: config.Table, fixed: bool) -> list[Outcome]:
     return try_evaluator(config.build(EVALUATORS, table))
 
 
+def _check_store(table: config.Table, fixed: bool) -> list[Outcome]:
+    return try_store(STORES.get(table["name"]), table["address"])
+
+
 def _without_name(table: config.Table) -> Mapping[str, Any]:
     return {key: value for key, value in table.items() if key != "name"}
 
@@ -204,4 +240,5 @@ _CHECKS: Mapping[Registry, Callable[[config.Table, bool], list[Outcome]]] = {
     DATASETS: _check_dataset,
     VIEWS: _check_views,
     EVALUATORS: _check_evaluator,
+    STORES: _check_store,
 }

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reptk.config.plugins import load_plugin
 from reptk.core.command_line import ArgumentParser, add_device_option, require_single_process, run_command
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, verb_form
 from reptk.core.errors import UsageError
 from reptk.core.name_lists import first_names
 from reptk.core.passwords import redacted
 from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
-    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult, StoreIndex
+    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Neighbor, SearchResult
+    from reptk.embeddings.retrieval.search_index import SearchIndex
 
 EXAMPLES = """examples:
   reptk search photos.index query.jpg
@@ -97,7 +98,9 @@ def _html_path(html: Path | None, find_duplicates: bool) -> Path:
     from reptk.embeddings.viewing import gallery
 
     if html is None:
-        name = "duplicates.html" if find_duplicates else "found.html"
+        name = "found.html"
+        if find_duplicates:
+            name = "duplicates.html"
         html = Path(name)
     gallery.check(html)  # before the search, which may take long
     return html
@@ -230,7 +233,7 @@ def _leak_lines(duplicates: "Duplicates", index: str, other: str) -> list[str]:
         return [
             f"none of {format_count(total, 'image')} of {other} has a near duplicate in {index} ({threshold:g} and above)"
         ]
-    verb = "has" if len(leaks) == 1 else "have"
+    verb = verb_form(len(leaks), "has", "have")
     searched = format_count(total, "image")
     lines = [
         f"{len(leaks):,} of {searched} of {other} {verb} a near duplicate in {index} (similarity {threshold:g} and above)",
@@ -281,7 +284,7 @@ def _blank_lines(duplicates: "Duplicates") -> list[str]:
     return [f"{format_count(len(duplicates.blank), 'blank image')}, compared with no other: {listed}"]
 
 
-def _open(path: str, args: argparse.Namespace) -> "Index | StoreIndex":
+def _open(path: str, args: argparse.Namespace) -> "SearchIndex":
     """Open an index, a file of embeddings or a store; or embed a folder of images, or the data set of a run, and open that."""
     from reptk.embeddings import Index, StoreIndex, embed_folder
     from reptk.stores import is_address
@@ -316,7 +319,7 @@ def _is_image_folder(path: str) -> bool:
     return not _is_run(path) and holds_images(folder)
 
 
-def _embed_run(folder: Path) -> "Index":
+def _embed_run(folder: Path) -> "SearchIndex":
     """Embed what a run was trained on."""
     from reptk.embeddings import Index, embed
     from reptk.embeddings.encoding.embedder import recipe_of
@@ -337,10 +340,10 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _summary(index: "Index | StoreIndex", path: str) -> str:
+def _summary(index: "SearchIndex", path: str) -> str:
     """Return one line about an index: its size, its encoder, its kind."""
     line = f"{path}: {format_count(len(index), 'image')}"
-    encoder = index.embeddings.about.get("encoder", {})
+    encoder = index.embeddings.metadata.get("encoder", {})
     if "backbone" in encoder:  # embeddings of other programs do not name theirs
         line += f", by {encoder['backbone']}"
     return f"{line}, {index.describe_kind()}"

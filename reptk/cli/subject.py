@@ -80,7 +80,9 @@ def open_subject(
     from reptk.models.encoder import Encoder
 
     embedder = Embedder.open(source, size=size, pretrained=pretrained, weights=weights)
-    recipe = recipe_of(source) if "run" in embedder.origin else {}
+    recipe = {}
+    if "run" in embedder.origin:
+        recipe = recipe_of(source)
     untrained = None
     if baselines and not embedder.is_untrained:
         # As in training: if nothing was pretrained, these are the weights with which the run began.

@@ -65,7 +65,9 @@ def _run(args: argparse.Namespace) -> int:
     print()
     print(f"{recipe.name}: {display_name(expect.metric)} in percent")
     for item in agreements:
-        verdict = "agrees" if item.holds else "DOES NOT AGREE"
+        verdict = "DOES NOT AGREE"
+        if item.holds:
+            verdict = "agrees"
         print(
             f"  {results.label_of(item.row):<16} recorded {100 * item.expected:6.2f}   measured {100 * item.value:6.2f} "
             f"[{100 * item.low:.2f}, {100 * item.high:.2f}]   {verdict}"

@@ -120,7 +120,9 @@ def _labels(data: "Data", shown: "DisplayedViews") -> list[RowLabel]:
 def _class_name(classes: Sequence[str], label: int) -> str:
     if label < 0:
         # In a data set without labels, this need not be said of every image.
-        return "no label" if classes else ""
+        if classes:
+            return "no label"
+        return ""
     name = ""
     if label < len(classes):
         name = drawable(classes[label])

@@ -17,6 +17,7 @@ from reptk.config.registry import (
     LOSSES,
     METHODS,
     REGISTRIES,
+    STORES,
     TRACKERS,
     VIEWS,
     Registry,
@@ -29,6 +30,7 @@ KINDS: Mapping[str, Registry] = {
     "dataset": DATASETS,
     "views": VIEWS,
     "evaluator": EVALUATORS,
+    "store": STORES,
 }
 """The kinds of parts under the names that commands use."""
 
@@ -42,7 +44,7 @@ def kind_of(registry: Registry) -> str:
 
 
 def recipe_table(registry: Registry, name: str) -> str:
-    """Return the table of a recipe that holds this part's arguments, e.g. `loss` or `eval.my_metric`."""
+    """Return the table of a recipe that holds this part's arguments, e.g. `loss` or `eval.my_metric`; no recipe has stores."""
     if registry is EVALUATORS:
         return f"eval.{name}"
     if registry is TRACKERS:

@@ -84,3 +84,9 @@ class NonFiniteStep(NumericalError):  # noqa: N818 - as NonFiniteValues
     def with_sentence(self, sentence: str) -> "NonFiniteStep":
         """Return the same error with a further sentence, e.g. which checkpoint is the last one before it."""
         return NonFiniteStep(f"{self}. {sentence}", step=self.step, ranks=self.ranks, samples=self.samples)
+
+
+def first_line(cause: BaseException) -> str:
+    """Return the first line of an exception's message, or its type if there is none."""
+    message = str(cause).strip() or type(cause).__name__
+    return message.splitlines()[0]

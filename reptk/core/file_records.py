@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from reptk.core.errors import DataError
-from reptk.core.files import sha256_of
-from reptk.core.foreign_files import MAX_JSON_BYTES, read_bytes
+from reptk.core.files import parse_json, sha256_of
+from reptk.core.foreign_files import MAX_JSON_BYTES, read_bytes, read_text
 
 T = TypeVar("T")
 
@@ -16,6 +16,61 @@ NO_HASH = "0" * 64
 """Is in the place of a hash that a file holds of itself while it is computed."""
 
 HASH_KEY = "manifest_sha256"
+
+
+class ManifestFormat(NamedTuple):
+    """What a manifest of a kind holds.
+
+    name: value of the key `format`.
+    version: the newest that can be read.
+    required_types: of further keys.
+    keys_without_hash: the keys of earlier versions, whose manifests carry no hash of themselves; empty if all carry one.
+    """
+
+    name: str
+    version: int
+    required_types: Mapping[str, type]
+    keys_without_hash: frozenset[str] = frozenset()
+
+
+def read_manifest(
+    path: Path, manifest_format: ManifestFormat, *, subject: str, foreign: str, damaged: Callable[[str], str]
+) -> dict[str, Any]:
+    """Return a manifest that is intact and has all keys that its format requires.
+
+    Args:
+        path: the file.
+        manifest_format: what it has to hold.
+        subject: what the manifest is of, for the message about a newer version.
+        foreign: the message if the manifest is that of something else.
+        damaged: returns the message for a reason, which begins with the name of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is damaged, of something else, or of a newer reptk.
+    """
+    try:
+        text = read_text(path)
+        manifest = parse_json(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as cause:
+        raise DataError(damaged(f"{path.name} cannot be read: {cause}")) from cause
+    if not isinstance(manifest, dict) or manifest.get("format") != manifest_format.name:
+        raise DataError(foreign)
+    version = manifest.get("version")
+    if not isinstance(version, int):
+        raise DataError(damaged(f"{path.name} does not say of which version it is"))
+    # Older versions can be read; a newer one may mean something else by the same keys.
+    if version > manifest_format.version:
+        raise DataError(f"{subject} was written by a newer reptk (version {version}); update reptk to read it")
+    # Earlier versions wrote other keys and no hash; a damaged key is none of theirs.
+    if not is_intact(text, manifest) and not manifest_format.keys_without_hash.issuperset(manifest):
+        raise DataError(damaged(f"{path.name} has another hash than when it was written"))
+    for key, required_type in manifest_format.required_types.items():
+        if not isinstance(manifest.get(key), required_type):
+            raise DataError(damaged(f"{path.name} is incomplete: it has no valid {key!r}"))
+    return manifest
 
 
 def manifest_text(record: dict[str, Any]) -> str:

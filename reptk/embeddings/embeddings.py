@@ -22,10 +22,10 @@ class Embeddings:
     Args:
         vectors: (n, F) float32 or float16; memory-mapped if they come from a safetensors file.
         ids: one name per image.
-        paths: one file per image, relative to `about["root"]`; None if the images are not files.
+        paths: one file per image, relative to `metadata["root"]`; None if the images are not files.
         labels: (n,) int64, -1 for an image without one.
         classes: class names, by label; may be empty.
-        about: encoder, preprocessing, data, whether the vectors are normalized, versions, commit.
+        metadata: encoder, preprocessing, data, whether the vectors are normalized, versions, commit.
         file_stats: (n, 2) int64, the size in bytes and the time of modification in nanoseconds of each file when it was
             embedded; None if the images are not files, or if that is not known.
 
@@ -38,7 +38,7 @@ class Embeddings:
     paths: Sequence[str] | None = None
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     file_stats: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +65,11 @@ class Embeddings:
         return len(self.vectors)
 
     @property
+    def about(self) -> dict[str, Any]:
+        """The earlier name of `metadata`."""
+        return self.metadata
+
+    @property
     def width(self) -> int:
         """F, values per vector."""
         return self.vectors.shape[1]
@@ -74,7 +79,7 @@ class Embeddings:
         if self.paths is None:
             return None
         # Files of other programs have no root: their paths are relative to the current folder.
-        root = self.about.get("root") or "."
+        root = self.metadata.get("root") or "."
         return Path(root) / self.paths[row]
 
     def class_of(self, row: int) -> str:
@@ -112,8 +117,8 @@ class Embeddings:
                 f"one set has embeddings of {self.width} values, the other of {other.width}; embed both with one encoder"
             )
         # Files of other programs do not say; then only the width can be compared.
-        weights = self.about.get("encoder", {}).get("sha256")
-        other_weights = other.about.get("encoder", {}).get("sha256")
+        weights = self.metadata.get("encoder", {}).get("sha256")
+        other_weights = other.metadata.get("encoder", {}).get("sha256")
         if weights and other_weights and weights != other_weights:
             raise DataError(
                 "the two sets were embedded by different encoders, so they cannot be compared; embed both with one"
@@ -141,13 +146,13 @@ class Embeddings:
         return Header(
             max_rows=len(self),
             width=self.width,
-            half=self.vectors.dtype == torch.float16,
+            dtype=self.vectors.dtype,
             ids_are_paths=ids_are_paths,
             has_paths=self.paths is not None,
             has_file_stats=self.file_stats is not None,
             has_non_utf8_names=not all_utf8,
             classes=self.classes,
-            about=dict(self.about),
+            metadata=dict(self.metadata),
         )
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
@@ -202,8 +207,8 @@ class Embeddings:
             if labels is not None:
                 labels = labels.to(torch.int64)
             classes = tuple(map(str, columns.classes))
-            about = dict(columns.about or {})
-            embeddings = cls(vectors, ids, columns.paths, labels, classes, about, columns.file_stats)
+            metadata = dict(columns.metadata or {})
+            embeddings = cls(vectors, ids, columns.paths, labels, classes, metadata, columns.file_stats)
         except (ValueError, TypeError, RuntimeError) as cause:
             raise DataError(f"the columns of {path} do not match: {cause}") from cause
         if not len(embeddings) or not embeddings.width:

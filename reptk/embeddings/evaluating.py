@@ -75,14 +75,14 @@ def as_data(bank: Embeddings, queries: Embeddings | None) -> Data:
     _check_labels("the bank has", bank)
     numbers = _sparse_numbers(bank)
     classes = _class_names(bank, numbers)
-    bank_split = Split(bank.vectors, _as_places(bank.labels, numbers, len(classes)))
+    bank_split = Split(bank.vectors, _as_positions(bank.labels, numbers, len(classes)))
     if queries is None:
         protocol = f"{format_count(len(bank), 'embedding')}, each a query in turn and left out of the bank"
         return Data(bank_split, bank_split, bank_split, classes, protocol)
     _check_labels("the queries have", queries)
     bank.check_comparable(queries)
     _warn_of_shared_ids(bank, queries)
-    query_split = Split(queries.vectors, _as_places(_bank_labels(bank, queries), numbers, len(classes)))
+    query_split = Split(queries.vectors, _as_positions(_bank_labels(bank, queries), numbers, len(classes)))
     protocol = f"bank {format_count(len(bank), 'embedding')}, queries {format_count(len(queries), 'other')}"
     return Data(bank_split, bank_split, query_split, classes, protocol)
 
@@ -134,7 +134,7 @@ def _warn_of_shared_ids(bank: Embeddings, queries: Embeddings) -> None:
 def _sparse_numbers(bank: Embeddings) -> Tensor | None:
     """Return the numbers of the classes, sorted, if they are not simply counted from 0.
 
-    Labels are the places of tables with a row for each class. Other programs may have numbered the classes by anything,
+    Labels are positions in tables with a row for each class. Other programs may have numbered the classes by anything,
     e.g. the numbers of products.
     """
     if bank.classes or int(bank.labels.max()) < len(bank):
@@ -150,25 +150,25 @@ def _class_names(bank: Embeddings, numbers: Tensor | None) -> tuple[str, ...]:
     return tuple(f"class {number}" for number in numbers.tolist())
 
 
-def _as_places(labels: Tensor, numbers: Tensor | None, num_classes: int) -> Tensor:
-    """Return labels as places among the classes of the bank, -1 for none.
+def _as_positions(labels: Tensor, numbers: Tensor | None, num_classes: int) -> Tensor:
+    """Return labels as positions among the classes of the bank, -1 for none.
 
     Raises:
         DataError: a label is of no class of the bank.
     """
     labels = labels.clamp(min=-1)
-    places = labels
+    positions = labels
     is_unknown = labels >= num_classes
     if numbers is not None:
-        places = torch.searchsorted(numbers, labels).clamp(max=num_classes - 1)
-        is_unknown = (numbers[places] != labels) & (labels >= 0)
-        places = places.where(labels >= 0, -1)
+        positions = torch.searchsorted(numbers, labels).clamp(max=num_classes - 1)
+        is_unknown = (numbers[positions] != labels) & (labels >= 0)
+        positions = positions.where(labels >= 0, -1)
     if is_unknown.any():
         raise DataError(
             f"there is a label {int(labels[is_unknown][0])}, which is none of {format_count(num_classes, 'class', 'classes')} "
             "of the bank; embed the images again"
         )
-    return places
+    return positions
 
 
 def _bank_labels(bank: Embeddings, queries: Embeddings) -> Tensor:
@@ -181,4 +181,4 @@ def _bank_labels(bank: Embeddings, queries: Embeddings) -> Tensor:
         raise DataError(f"the queries have classes that the bank lacks: {', '.join(missing[:5])}")
     new_labels = [bank_label_of[name] for name in queries.classes]
     # Label -1, which is no label, picks the last entry and stays -1.
-    return torch.tensor([*new_labels, -1])[_as_places(queries.labels, None, len(queries.classes))]
+    return torch.tensor([*new_labels, -1])[_as_positions(queries.labels, None, len(queries.classes))]

@@ -93,7 +93,7 @@ def _is_index_or_embeddings(path: Path) -> bool:
 
 
 def _reopen(embeddings: Embeddings, options: Options) -> Embedder:
-    return Embedder.reopen(embeddings.about, options.encoder, device=options.device)
+    return Embedder.reopen(embeddings.metadata, options.encoder, device=options.device)
 
 
 def _collection(named: str, index: Index, open_embedder: Callable[[], Embedder]) -> ImageCollection:
@@ -106,10 +106,10 @@ def _collection(named: str, index: Index, open_embedder: Callable[[], Embedder])
         columns += further_columns
     notes = [f"{format_count(len(embeddings), 'image')}, search: {index.describe_kind()}"]
     # The records may be of another program, or missing.
-    encoder = embeddings.about.get("encoder")
+    encoder = embeddings.metadata.get("encoder")
     if isinstance(encoder, dict) and "backbone" in encoder:
         notes.append(f"embedded by {encoder['backbone']}")
-    skipped = embeddings.about.get("skipped")
+    skipped = embeddings.metadata.get("skipped")
     if isinstance(skipped, dict) and isinstance(skipped.get("count"), int):
         notes.append(f"{format_count(skipped['count'], 'image')} could not be read")
     return ImageCollection(

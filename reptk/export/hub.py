@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from reptk.core.counts import format_bytes
 from reptk.core.disk_space import explain_write_errors
-from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError, first_line
 from reptk.core.files import atomic_folder, expand_home, holds_only, write_text
 from reptk.core.foreign_files import read_json
 from reptk.embeddings.encoding.embedder import recipe_file
@@ -19,7 +19,7 @@ from reptk.embeddings.files.output_path import check_new_folder
 from reptk.export.exported_model import ExportedModel, open_model, write_model_folder
 from reptk.export.model_card import model_card
 from reptk.models.model_folder import CARD_FILE, CONFIG_FILE, CONFIG_KEY, FILE_NAMES, MANIFEST_FILE, check_model
-from reptk.models.weight_source import HUB, check_host, first_line
+from reptk.models.weight_source import HUB, check_host
 
 
 def push(
@@ -31,9 +31,10 @@ def push(
     license_id: str | None = None,
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Upload the model of a run with a card made of its results. Files of an earlier model in the repository are replaced.
+    """Upload the model of a run with a model card that lists its results.
 
-    Nothing else of the run is uploaded, and neither the card nor the model names a path of this machine.
+    Files of an earlier model in the repository are replaced. Nothing else of the run is uploaded, and neither the card nor the
+    model names a path of this machine.
 
     Args:
         run: the run's folder, or the `model` folder in it.
@@ -196,7 +197,9 @@ def _check_downloaded(folder: Path, repository: str) -> None:
 
 def _check_unused(folder: Path, *, force: bool, option: str) -> None:
     if folder.exists() and not (force and holds_only(folder, FILE_NAMES)):
-        advice = "or replace the model in it: --force" if option == "--out" else "or remove it"
+        advice = "or remove it"
+        if option == "--out":
+            advice = "or replace the model in it: --force"
         if force:
             advice = "since it holds more than a model"
         raise UsageError(f"{folder} exists. Choose another {option}, {advice}")

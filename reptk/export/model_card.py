@@ -64,7 +64,9 @@ def model_card(model: ExportedModel, run: Path, repository: str, license_id: str
         DataError: results.json is damaged.
     """
     results = read_results(run / "results.json")
-    recipe = config.read(run / "recipe.toml") if (run / "recipe.toml").is_file() else {}
+    recipe: config.Table = {}
+    if (run / "recipe.toml").is_file():
+        recipe = config.read(run / "recipe.toml")
     weights = starting_weights(model, recipe)
     metadata = ModelCardData(
         license=license_id or weights.license,
@@ -102,8 +104,12 @@ def starting_weights(model: ExportedModel, recipe: config.Table) -> StartingWeig
         if is_external(backbone):
             return StartingWeights(f"the weights of `{shown(backbone)}`", None, _hub_name(backbone))
         cfg = timm.get_pretrained_cfg(backbone)
-        name = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else backbone
-        hub_id = cfg.hf_hub_id if cfg.hf_hub_id and "/" in cfg.hf_hub_id else None
+        name = backbone
+        if cfg.tag:
+            name = f"{cfg.architecture}.{cfg.tag}"
+        hub_id = None
+        if cfg.hf_hub_id and "/" in cfg.hf_hub_id:
+            hub_id = cfg.hf_hub_id
         return StartingWeights(f"timm's weights `{name}`", cfg.license, hub_id)
     if source is None:
         return StartingWeights("random weights", is_random=True)
@@ -221,9 +227,10 @@ def _usage(model: ExportedModel, repository: str) -> list[str]:
     )
     if model.classifier is not None:
         classes = ", ".join(f"`{shown(name)}`" for name in model.classifier.classes[:20])
+        if len(model.classifier.classes) > 20:
+            classes += ", ..."
         lines.append(
-            f"`classifier.safetensors` holds a linear classifier of {len(model.classifier.classes)} classes: {classes}"
-            f"{', ...' if len(model.classifier.classes) > 20 else ''}.\n"
+            f"`classifier.safetensors` holds a linear classifier of {len(model.classifier.classes)} classes: {classes}.\n"
         )
     return lines
 
@@ -244,7 +251,9 @@ def _results(results: SavedResults) -> list[str]:
             if interval is not None:
                 cell += f" ({format_interval(interval)})"
             cells.append(cell)
-        label = f"**{name}**" if name == results.headline else name
+        label = name
+        if name == results.headline:
+            label = f"**{name}**"
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", "### How they were measured\n", *_protocol(results.protocol)]
     return lines

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from reptk.core.counts import format_bytes
 from reptk.core.disk_space import explain_write_errors
-from reptk.core.errors import UsageError
+from reptk.core.errors import UsageError, first_line
 from reptk.core.files import atomic_write
 from reptk.export.check_images import CheckImages, check_batches, compare
+from reptk.export.export_module import INPUT, ExportModule, describe, example_images, metadata
 from reptk.export.exported_model import ExportedModel
-from reptk.export.traced_model import INPUT, TracedModel, describe, example_images, metadata
-from reptk.models.weight_source import first_line
 
 MAX_BYTES = (1 << 31) - (1 << 20)
 """Of the file: protobuf allows 2 GiB."""
@@ -31,13 +30,13 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
     """
     import onnxruntime
 
-    traced = TracedModel(model)
-    num_bytes = sum(weight.numel() * weight.element_size() for weight in traced.state_dict().values())
+    module = ExportModule(model)
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
     if num_bytes > MAX_BYTES:
         raise UsageError(
             f"{model.name} has {format_bytes(num_bytes)} of weights, and a file of ONNX holds 2 GiB; use --to pt2"
         )
-    program = _traced(traced, model)
+    program = _trace(module, model)
     for key, value in metadata(model).items():
         program.model.metadata_props[key] = value
     with explain_write_errors(out), atomic_write(out, needed_bytes=num_bytes) as temporary:
@@ -54,7 +53,7 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
     ]
 
 
-def _traced(traced: TracedModel, model: ExportedModel) -> Any:
+def _trace(module: ExportModule, model: ExportedModel) -> Any:
     """Return the model as a program of ONNX."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -63,11 +62,11 @@ def _traced(traced: TracedModel, model: ExportedModel) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the inside of the exporter
             return torch.onnx.export(
-                traced,
+                module,
                 (example_images(model),),
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=traced.output_names,
+                output_names=module.output_names,
                 dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
                 verbose=False,
             )

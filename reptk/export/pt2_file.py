@@ -7,12 +7,11 @@ import torch
 
 from reptk.core.counts import format_bytes
 from reptk.core.disk_space import explain_write_errors
-from reptk.core.errors import UsageError
+from reptk.core.errors import UsageError, first_line
 from reptk.core.files import atomic_write
 from reptk.export.check_images import CheckImages, check_batches, compare
+from reptk.export.export_module import INPUT, ExportModule, describe, example_images, metadata
 from reptk.export.exported_model import ExportedModel
-from reptk.export.traced_model import INPUT, TracedModel, describe, example_images, metadata
-from reptk.models.weight_source import first_line
 
 
 def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
@@ -23,9 +22,9 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
         NumericalError: the file computes something else.
         EnvironmentProblem: the file cannot be written.
     """
-    traced = TracedModel(model)
-    program = _traced(traced, model)
-    num_bytes = sum(weight.numel() * weight.element_size() for weight in traced.state_dict().values())
+    module = ExportModule(model)
+    program = _trace(module, model)
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
     with explain_write_errors(out), atomic_write(out, needed_bytes=num_bytes) as temporary:
         torch.export.save(program, temporary, extra_files={f"{key}.txt": text for key, text in metadata(model).items()})
         loaded = torch.export.load(temporary).module()
@@ -37,12 +36,12 @@ def write(model: ExportedModel, images: CheckImages, out: Path) -> list[str]:
     return [f"{out}: {describe(model)}, {format_bytes(out.stat().st_size)}", line]
 
 
-def _traced(traced: TracedModel, model: ExportedModel) -> torch.export.ExportedProgram:
+def _trace(module: ExportModule, model: ExportedModel) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the inside of the tracer
             batch = torch.export.Dim("batch")
-            return torch.export.export(traced, (example_images(model),), dynamic_shapes={INPUT: {0: batch}})
+            return torch.export.export(module, (example_images(model),), dynamic_shapes={INPUT: {0: batch}})
     # The tracer raises errors of many types.
     except Exception as cause:
         backbone = model.embedder.encoder.config["backbone"]

@@ -8,8 +8,8 @@ from reptk.core.counts import format_bytes
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.files import atomic_write
 from reptk.export.check_images import CheckImages, compare
+from reptk.export.export_module import metadata
 from reptk.export.exported_model import ExportedModel
-from reptk.export.traced_model import metadata
 from reptk.models.encoder import Encoder
 from reptk.models.saved_model import weights_bytes
 

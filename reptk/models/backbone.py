@@ -11,7 +11,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
-from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError, first_line
 from reptk.core.foreign_files import read_json
 from reptk.models.encoder_keys import ENCODER_KEYS, EncoderKeys, prefixed_errors
 from reptk.models.weight_source import (
@@ -22,7 +22,6 @@ from reptk.models.weight_source import (
     check_downloadable,
     download_failed,
     fetch,
-    first_line,
 )
 
 MAX_MODEL_SIZE = 1 << 16

@@ -7,6 +7,7 @@ versions had backbone and head in `encoder.safetensors`, which is still read.
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import reptk
 from reptk.config.run_commands import resume_command
 from reptk.config.run_paths import EARLIER_MODEL_WEIGHTS, MODEL_WEIGHTS, has_model_weights
 from reptk.core.errors import DataError, UsageError
-from reptk.core.file_records import file_record, find_damage, is_intact, manifest_text
-from reptk.core.files import atomic_folder, holds_only, parse_json, recover_folder
+from reptk.core.file_records import ManifestFormat, file_record, find_damage, manifest_text, read_manifest
+from reptk.core.files import atomic_folder, holds_only, recover_folder
 from reptk.core.foreign_files import read_json, read_text
 
 HEAD_FILE = "head.safetensors"
@@ -35,6 +36,8 @@ RECIPE_FILE = "recipe.toml"
 FORMAT = "reptk model"
 VERSION = 2
 """1: one file of weights for backbone and head, and a configuration that only reptk reads."""
+
+_MANIFEST_FORMAT = ManifestFormat(FORMAT, VERSION, {"files": dict})
 
 CONFIG_KEY = "reptk"
 """Of the table in `config.json` that timm does not read."""
@@ -124,26 +127,16 @@ def check_model(folder: Path) -> None:
         DataError: a file is missing or damaged, or the model was written by a newer reptk.
     """
     try:
-        text = read_text(folder / MANIFEST_FILE)
-        manifest = parse_json(text)
+        manifest = read_manifest(
+            folder / MANIFEST_FILE,
+            _MANIFEST_FORMAT,
+            subject=f"the model in {folder}",
+            foreign=damage_message(folder, f"its {MANIFEST_FILE} is of something else"),
+            damaged=partial(damage_message, folder),
+        )
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as cause:
-        raise DataError(damage_message(folder, f"{MANIFEST_FILE} cannot be read: {cause}")) from cause
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(damage_message(folder, f"its {MANIFEST_FILE} is of something else"))
-    version = manifest.get("version")
-    if not isinstance(version, int):
-        raise DataError(damage_message(folder, f"{MANIFEST_FILE} does not say of which version it is"))
-    if version > VERSION:
-        raise DataError(
-            f"the model in {folder} was written by a newer reptk (version {version}); update reptk to read it"
-        )
-    if not is_intact(text, manifest):
-        raise DataError(damage_message(folder, f"{MANIFEST_FILE} has another hash than when it was written"))
-    records = manifest.get("files")
-    if not isinstance(records, dict):
-        raise DataError(damage_message(folder, f"{MANIFEST_FILE} lists no files"))
+    records = manifest["files"]
     names = [CONFIG_FILE, weights_file(folder).name]
     for name in (HEAD_FILE, CLASSIFIER_FILE):
         if name in records or (folder / name).exists():

@@ -10,7 +10,7 @@ from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from reptk.config.run_paths import EARLIER_MODEL_WEIGHTS, MODEL_WEIGHTS, describe_no_run
-from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.errors import DataError, EnvironmentProblem, first_line
 from reptk.core.files import expand_home, real_path
 from reptk.models.checkpoint_file import INDEX_ENDING, files_of_index, is_index
 
@@ -205,9 +205,3 @@ def download_failed(name: str, why: str, weights_file: str) -> str:
         f"recipe by {weights_file}, to commands by --weights FILE; or bring the cache: "
         f"{hub.HF_HUB_CACHE}"
     )
-
-
-def first_line(cause: BaseException) -> str:
-    """Return the first line of an exception's message, or its type if there is none."""
-    message = str(cause).strip() or type(cause).__name__
-    return message.splitlines()[0]

@@ -61,7 +61,7 @@ class ApproximateIndex:
             seed: of the sample, of k-means and of the graph.
             effort: how many inverted lists (nprobe) or nodes of a graph (efSearch) a search visits. By default 1/16 of the
                 lists, at least 8, or 128 nodes. A larger effort finds more neighbors and takes longer.
-            progress: called after every chunk with the number of rows in the index.
+            progress: called after every chunk with how many further rows are in the index.
 
         Raises:
             UsageError: FAISS cannot build such an index for rows of this width, or the bank is too small to train it.
@@ -74,10 +74,10 @@ class ApproximateIndex:
         with single_thread_for_graphs(faiss, factory):
             train_index(faiss, index, factory, bank, seed)
             try:
-                for first, rows in chunks(bank):
+                for _, rows in chunks(bank):
                     index.add(as_array(rows))
                     if progress is not None:
-                        progress(first + len(rows))
+                        progress(len(rows))
             except RuntimeError as cause:
                 raise UsageError(f"FAISS cannot add rows to {factory!r}: {reason_of(cause)}") from cause
         set_effort(faiss, index, effort)
@@ -156,17 +156,17 @@ class ApproximateIndex:
         finally:
             lists.nprobe = usual_probes
 
-    def search_share(self, queries: Tensor, k: int, share: int, num_shares: int) -> tuple[Tensor, Tensor] | None:
-        """Return what `search` finds in a share of the inverted lists; None if the index has no lists, or more than them.
+    def search_shard(self, queries: Tensor, k: int, shard: int, num_shards: int) -> tuple[Tensor, Tensor] | None:
+        """Return what `search` finds in one shard of the inverted lists; None if the index has no lists, or more than them.
 
         Args:
             queries: (q, F).
             k: neighbors.
-            share: which one, from 0.
-            num_shares: into how many the lists are divided.
+            shard: which one, from 0. It has the lists whose number is `shard` modulo `num_shards`.
+            num_shards: into how many the lists are divided.
 
         Returns:
-            similarities (q, k) and rows (q, k); -inf and -1 where the visited lists hold fewer. See `best_of`.
+            similarities (q, k) and rows (q, k); -inf and -1 where the visited lists hold fewer. See `merge_shards`.
         """
         check_vectors("queries", queries)
         faiss = require_faiss("an approximate index")
@@ -181,18 +181,18 @@ class ApproximateIndex:
                 vectors = transform.apply(vectors)
             coarse, numbers = lists.quantizer.search(vectors, lists.nprobe)
             # FAISS leaves lists of number -1 out.
-            numbers[numbers % num_shares != share] = -1
+            numbers[numbers % num_shards != shard] = -1
             block_similarities, block_rows = _in_order(*lists.search_preassigned(vectors, k, numbers, coarse))
             similarities.append(block_similarities)
             rows.append(block_rows)
         return torch.cat(similarities), torch.cat(rows)
 
-    def best_of(self, queries: Tensor, similarities: Tensor, rows: Tensor, k: int) -> Tensor:
-        """Return the rows (q, k) that `search` finds, given what `search_share` returns for all shares.
+    def merge_shards(self, queries: Tensor, similarities: Tensor, rows: Tensor, k: int) -> Tensor:
+        """Return the rows (q, k) that `search` finds, given what `search_shard` returns for all shards.
 
         Args:
             queries: (q, F).
-            similarities: (q, s * k) of all shares.
+            similarities: (q, s * k) of all shards.
             rows: (q, s * k).
             k: neighbors.
         """

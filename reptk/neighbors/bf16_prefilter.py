@@ -28,7 +28,7 @@ NORM_RANGE = 1e-12, 1e12
 """Norms of the longest row with which no product in bfloat16 overflows or underflows."""
 
 SAMPLE_SHARE = 32
-"""One row in so many is in the sample from which the floor of the scores is estimated."""
+"""One row in SAMPLE_SHARE is in the sample from which the floor of the scores is estimated."""
 
 CHUNK_ROWS = 2048
 """Rows at a time, so that their scores are still in the cache when they are compared."""
@@ -93,7 +93,7 @@ class Bf16Bank:
         return load_kernels("reptk.neighbors.neighbor_kernels") is not None
 
     def is_faster(self, query_count: int, k: int) -> bool:
-        """Whether so many queries and neighbors take less time than in float32."""
+        """Whether `query_count` queries for k neighbors take less time than in float32."""
         max_neighbors = min(MAX_NEIGHBORS, len(self.bank) // MIN_ROWS_PER_NEIGHBOR)
         return query_count >= MIN_QUERIES and k <= max_neighbors
 
@@ -154,8 +154,8 @@ class Bf16Bank:
 
 def _kth_greatest(scores: Tensor, k: int) -> Tensor:
     """The k-th greatest value (q,) of each line (q, c)."""
-    place = scores.shape[1] - k
-    return torch.from_numpy(np.partition(scores.numpy(), place, axis=1)[:, place])
+    column = scores.shape[1] - k
+    return torch.from_numpy(np.partition(scores.numpy(), column, axis=1)[:, column])
 
 
 class RoundedRows(NamedTuple):

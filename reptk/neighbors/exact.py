@@ -65,7 +65,7 @@ def search(
         exclude: (q,) the row of the bank that is the query itself and is left out; -1 for none.
         engine: "faiss" on the CPU, "torch" on the GPU if there is one, or "auto": torch with a GPU, else products in bfloat16
             where the CPU has instructions for them, else FAISS.
-        progress: called after every block with the number of queries that are done.
+        progress: called after every block with how many further queries are done.
 
     Yields:
         similarities (b, k) float32 and rows (b, k) int64 on the CPU, block after block of queries.
@@ -89,12 +89,10 @@ def search(
     for first in range(0, len(queries), queries_per_pass):
         part = slice(first, first + queries_per_pass)
         keys = nearest_keys(searchable, queries[part], exclude[part], k).cpu()
-        done = first
         for block in keys.split(size):
             yield unpack(block)
-            done += len(block)
             if progress is not None:
-                progress(done)
+                progress(len(block))
 
 
 def block_size(k: int, ranks: int = 1) -> int:
@@ -258,7 +256,9 @@ def _check(bank: Tensor, queries: Tensor, k: int, exclude: Tensor | None) -> flo
     has_excluded = exclude is not None and bool((exclude >= 0).any())
     available = len(bank) - has_excluded
     if not 1 <= k <= available:
-        besides = " besides the query" if has_excluded else ""
+        besides = ""
+        if has_excluded:
+            besides = " besides the query"
         raise ValueError(f"k must be 1 to {available} (rows in the bank{besides}), got {k}")
     if exclude is not None and (exclude.shape != (len(queries),) or bool((exclude >= len(bank)).any())):
         raise ValueError(f"exclude must hold {len(queries)} row numbers below {len(bank)} (or -1)")

@@ -21,7 +21,7 @@ MAX_ROWS_PER_CENTROID = 256
 """More rows than this change nothing (FAISS samples as many)."""
 
 REFINE_FACTOR = 8
-"""An index that refines (",RFlat") ranks this many times k candidates by its exact copies."""
+"""An index that refines (",RFlat") ranks REFINE_FACTOR * k candidates by its exact copies."""
 
 GRAPHS = ("HNSW", "NSG")
 """Kinds whose number is that of the links of a node."""
@@ -57,15 +57,15 @@ def create_index(faiss: ModuleType, width: int, factory: str, seed: int) -> Any:
     """Return an empty index for inner products of rows of this width, with reproducible k-means and graphs.
 
     Raises:
-        UsageError: FAISS makes no such index.
+        UsageError: FAISS cannot build such an index.
     """
     try:
         _check_numbers(factory)
         index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, ValueError) as cause:
         raise UsageError(
-            f"FAISS makes no index {factory!r} for rows of {width} values: {reason_of(cause)}. Known to work, for example: "
-            f"Flat, IVF256,Flat, HNSW32, IVF256,PQ{_subquantizers(width)}"
+            f"FAISS cannot build an index {factory!r} for rows of {width} values: {reason_of(cause)}. Known to work, for "
+            f"example: Flat, IVF256,Flat, HNSW32, IVF256,PQ{_subquantizers(width)}"
         ) from cause
     _set_seed(faiss, index, rng.key("approximate", seed) & 0x7FFFFFFF)
     return index
@@ -90,7 +90,9 @@ def _check_numbers(factory: str) -> None:
         ValueError: there is such a number.
     """
     for kind, digits in re.findall(r"([A-Za-z]+)(-?\d+)", factory):
-        smallest = MIN_LINKS if kind in GRAPHS else 1
+        smallest = 1
+        if kind in GRAPHS:
+            smallest = MIN_LINKS
         if len(digits) > MAX_DIGITS or int(digits) < smallest:
             raise ValueError(f"{kind}{digits}: the number must be {smallest} to {10**MAX_DIGITS - 1}")
 

@@ -43,7 +43,7 @@ ID_BYTES = 8
 def build_on_disk(
     bank: Tensor,
     factory: str,
-    lists: Path,
+    lists_path: Path,
     *,
     seed: int = 0,
     effort: int | None = None,
@@ -55,11 +55,11 @@ def build_on_disk(
     Args:
         bank: (n, F), floating point of any precision; may be memory-mapped.
         factory: FAISS's factory string of inverted lists: "IVF4096,PQ64", "OPQ64,IVF65536_HNSW32,PQ64", "IVF256,Flat", ...
-        lists: the file to write.
+        lists_path: the file to write.
         seed: of the sample and of k-means.
         effort: how many inverted lists a search visits.
         part_bytes: size of the parts.
-        progress: called with the number of rows that are in a part.
+        progress: called with how many further rows are in a part.
 
     Raises:
         UsageError: FAISS cannot build such an index, or its lists cannot be in a file.
@@ -78,23 +78,23 @@ def build_on_disk(
     row_bytes = mergeable.code_size + ID_BYTES
     # Pages of a mapped file that find no space on the disk end the process, so there must be enough before.
     check_free_space(
-        lists, 2 * len(bank) * row_bytes, "Choose an --out on another disk, or a --kind with a smaller code"
+        lists_path, 2 * len(bank) * row_bytes, "Choose an --out on another disk, or a --kind with a smaller code"
     )
     with single_thread_for_graphs(faiss, factory):
         train_index(faiss, index, factory, bank, seed)
-    with tempfile.TemporaryDirectory(dir=lists.parent, prefix="parts-") as folder:
+    with tempfile.TemporaryDirectory(dir=lists_path.parent, prefix="parts-") as folder:
         parts = _write_parts(faiss, index, bank, Path(folder), max(1, part_bytes // row_bytes), progress)
-        _merge(faiss, index, parts, lists)
+        _merge(faiss, index, parts, lists_path)
     set_effort(faiss, index, effort)
     return ApproximateIndex(index, factory)
 
 
-def open_on_disk(data: bytes, lists: Path) -> ApproximateIndex:
+def open_on_disk(data: bytes, lists_path: Path) -> ApproximateIndex:
     """Open what `build_on_disk` has built.
 
     Args:
         data: what `ApproximateIndex.to_bytes` returned. Verify its hash before.
-        lists: the file of the lists, of the length that it was written with. What is in it can make a search return wrong
+        lists_path: the file of the lists, of the length that it was written with. What is in it can make a search return wrong
             rows, or rows that do not exist, but nothing else: where each list lies is in `data`.
 
     Raises:
@@ -110,13 +110,13 @@ def open_on_disk(data: bytes, lists: Path) -> ApproximateIndex:
     if not isinstance(mapped, faiss.OnDiskInvertedLists):
         raise DataError("the index is damaged: its lists are in no file; build it again")
     # What is beyond the end of a file that is too short cannot be read, which would end the process.
-    if not lists.is_file() or lists.stat().st_size < mapped.totsize:
-        raise DataError(f"the index is damaged: {lists.name} is missing or too short; build it again")
-    mapped.filename = str(lists)
+    if not lists_path.is_file() or lists_path.stat().st_size < mapped.totsize:
+        raise DataError(f"the index is damaged: {lists_path.name} is missing or too short; build it again")
+    mapped.filename = str(lists_path)
     try:
         mapped.do_mmap()
     except RuntimeError as cause:
-        raise DataError(f"{lists} cannot be read: {reason_of(cause)}") from cause
+        raise DataError(f"{lists_path} cannot be read: {reason_of(cause)}") from cause
     return approximate
 
 
@@ -163,7 +163,7 @@ def _write_parts(
                 start = first + offset
                 part.add_with_ids(as_array(chunk), np.arange(start, start + len(chunk)))
                 if progress is not None:
-                    progress(start + len(chunk))
+                    progress(len(chunk))
             path = folder / f"{len(paths)}.faiss"
             faiss.write_index(part, str(path))
         except RuntimeError as cause:
@@ -172,7 +172,7 @@ def _write_parts(
     return paths
 
 
-def _merge(faiss: ModuleType, index: Any, paths: list[Path], lists: Path) -> None:
+def _merge(faiss: ModuleType, index: Any, paths: list[Path], lists_path: Path) -> None:
     """Write the lists of all parts into one file, and put it into an empty index.
 
     As `faiss.contrib.ondisk.merge_ondisk`, which never closes the parts, so that their disk space stays in use.
@@ -183,13 +183,13 @@ def _merge(faiss: ModuleType, index: Any, paths: list[Path], lists: Path) -> Non
         sources.push_back(faiss.extract_index_ivf(part).invlists)
     ivf = faiss.extract_index_ivf(index)
     with _without_messages():
-        merged = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(lists))
+        merged = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(lists_path))
         count = merged.merge_from_multiple(sources.data(), sources.size(), False)
     index.ntotal = ivf.ntotal = count
     ivf.replace_invlists(merged, True)
     merged.this.disown()
     # The name that is written into the index; it is opened in the folder in which it lies then.
-    merged.filename = lists.name
+    merged.filename = lists_path.name
 
 
 @contextmanager

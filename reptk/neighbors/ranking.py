@@ -13,7 +13,7 @@ from reptk.core.numba_jit import load_kernels
 from reptk.core.threads import parallel_for
 
 GATHER_BYTES = 4 << 20
-"""Rows of a bank that is not float32 are gathered and converted so many bytes at a time, to stay in the cache."""
+"""Rows of a bank that is not float32 are gathered and converted GATHER_BYTES at a time, to stay in the cache."""
 
 TORCH_VALUES = 1 << 24
 """Values gathered at a time where torch computes the products."""

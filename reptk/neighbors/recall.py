@@ -12,24 +12,24 @@ ROUNDING = 1e-6
 
 
 def found_shares(
-    queries: Tensor, found: Tensor, exact: Tensor, exclude: Tensor, vectors_of: Callable[[list[int]], Tensor]
+    queries: Tensor, rows: Tensor, exact: Tensor, exclude: Tensor, vectors_of: Callable[[list[int]], Tensor]
 ) -> Tensor:
-    """Return for each query the share (q,) of its exact neighbors that is found.
+    """Return for each query the share (q,) of its exact neighbors that an index returned.
 
     A row that is as similar as the k-th exact neighbor counts as found, since exact copies are interchangeable.
 
     Args:
         queries: (q, F).
-        found: (q, k) rows, or fewer, in any order; below 0 for none. A row that is there twice counts once.
+        rows: (q, k) that the index returned, or fewer, in any order; below 0 for none. A row that is there twice counts once.
         exact: (q, k) similarities of the exact neighbors, best first.
         exclude: (q,) the row that is the query itself, which never counts; -1 for a query that is no row.
         vectors_of: returns the vectors (r, F) of rows.
     """
-    found = found.sort(dim=1).values
-    is_repeated = torch.zeros_like(found, dtype=torch.bool)
-    is_repeated[:, 1:] = found[:, 1:] == found[:, :-1]
-    is_absent = (found < 0) | is_repeated | (found == exclude[:, None])
-    distinct, positions = found.clamp_min(0).unique(return_inverse=True)
+    rows = rows.sort(dim=1).values
+    is_repeated = torch.zeros_like(rows, dtype=torch.bool)
+    is_repeated[:, 1:] = rows[:, 1:] == rows[:, :-1]
+    is_absent = (rows < 0) | is_repeated | (rows == exclude[:, None])
+    distinct, positions = rows.clamp_min(0).unique(return_inverse=True)
     similarities = candidate_similarities(vectors_of(distinct.tolist()), queries, positions.masked_fill(is_absent, -1))
     # Not more than k rows are as similar as the k-th or more, unless the index returned equal ones in place of nearer ones.
     num_found = (similarities >= exact[:, -1:] - ROUNDING).sum(dim=1)

@@ -33,7 +33,7 @@ def search_sharded(
         k: neighbors.
         exclude: (q_rank,) the row, numbered over all ranks, that is the query itself and is left out; -1 for none.
         engine: as for `search`; the same on all ranks.
-        progress: called after every block with the number of this rank's queries that are done.
+        progress: called after every block with how many further queries of this rank are done.
 
     Yields:
         similarities (b, k) float32 and rows (b, k), numbered over all ranks, on the CPU, block after block of queries.
@@ -63,7 +63,7 @@ def search_sharded(
         if candidates.shape[1]:
             yield unpack(greatest(candidates.transpose(0, 1).flatten(1), k).cpu())
             if progress is not None:
-                progress(first + counts[rank])
+                progress(counts[rank])
 
 
 def _search_part(bank: SearchableBank | None, queries: Tensor, exclude: Tensor, k: int, first_row: int) -> Tensor:
@@ -100,7 +100,9 @@ def _check_all_ranks(part: Tensor, queries: Tensor, k: int, exclude: Tensor, dev
     except ValueError as error:
         # Raised below: the other ranks wait for this one in the collective.
         problem = error
-    last_excluded = int(exclude.max()) if len(exclude) else -1
+    last_excluded = -1
+    if len(exclude):
+        last_excluded = int(exclude.max())
     counts = [problem is None, len(part), len(queries), part.shape[-1], k, last_excluded]
     facts = torch.tensor([[*counts, bank_stats.max_norm, query_stats.max_norm]], dtype=torch.float64, device=device)
     columns = distributed.all_gather(facts).T.tolist()

@@ -1,4 +1,4 @@
-"""Exact search in a bank that comes block by block, e.g. from a database, of which one block is in memory at a time."""
+"""Exact search in a bank that is read block by block, e.g. from a database, with one block in memory at a time."""
 
 from collections.abc import Iterable
 
@@ -58,5 +58,5 @@ def search_streamed(
 
 def _positions(numbers: Tensor, exclude: Tensor) -> Tensor:
     """Return where the excluded rows (q,) are among the ascending numbers (b,) of a block; -1 for those elsewhere."""
-    places = torch.searchsorted(numbers, exclude).clamp_max(len(numbers) - 1)
-    return torch.where(numbers[places] == exclude, places, -1)
+    positions = torch.searchsorted(numbers, exclude).clamp_max(len(numbers) - 1)
+    return torch.where(numbers[positions] == exclude, positions, -1)

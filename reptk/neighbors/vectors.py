@@ -41,7 +41,9 @@ def check_vectors(name: str, rows: Tensor) -> VectorStats:
             f"{len(not_finite)} of {format_count(len(rows), 'row')} of {name} hold NaN or infinity, first {first}"
         )
     zeros = (norms == 0).nonzero()[:, 0]
-    max_norm = float(norms.max()) if len(norms) else 0.0
+    max_norm = 0.0
+    if len(norms):
+        max_norm = float(norms.max())
     return VectorStats(max_norm, len(zeros), zeros[:5].tolist())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from reptk import config
 from reptk.config.plugins import load_contributed_plugins, load_recipe_plugins
 from reptk.config.registry import DATASETS
-from reptk.core.errors import ReptkError
+from reptk.core.errors import ReptkError, first_line
 from reptk.data import Data, Split, num_cpus, subsample
 from reptk.data.decoding.resize import PAGE_COLOR
 from reptk.evaluate.predictions import Predictions
@@ -126,7 +126,7 @@ def _open(run: Run, key: str, *, trust: bool) -> RunImages:
             part["download"] = False
         data = config.build(DATASETS, part)
     except (ReptkError, OSError) as cause:
-        reason = str(cause).splitlines()[0].rstrip(".")
+        reason = first_line(cause).rstrip(".")
         return RunImages(key, None, f"The data set cannot be opened ({reason}).")
     limit = run.results.protocol.get("limit")
     # The evaluation drew a sample, to whose images the numbers refer.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reptk import config
-from reptk.core.errors import ReptkError
+from reptk.core.errors import ReptkError, first_line
 from reptk.data import Data
 from reptk.report.displayed_views import DisplayedViews, displayed_views
 from reptk.report.embedded_images import EmbeddedImages, PlacedImage
@@ -67,7 +67,7 @@ def _run_views(run: Run, data: Data, embedded: EmbeddedImages, prefix: str) -> R
         count = min(MAX_IMAGES, recipe.train.batch_size)
         shown = displayed_views(recipe, data, step=0, count=count)
     except (ReptkError, OSError) as cause:
-        problem = f"They cannot be drawn here: {str(cause).splitlines()[0]}"
+        problem = f"They cannot be drawn here: {first_line(cause)}"
         return RunViews(run.name, problem, [], [])
     heads = ["image"]
     heads += [f"view {number}" for number in range(1, len(shown.views) + 1)]

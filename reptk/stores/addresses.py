@@ -39,8 +39,8 @@ def require_address(text: str) -> None:
     """
     if not is_address(text):
         raise UsageError(
-            f"{redacted(text)} is no address of a store, which begins with its name: lance:photos.lance, "
-            f"postgresql://user@host/database?table=photos. There are: {', '.join(STORES.names())}"
+            f"{redacted(text)} is not a store address. An address starts with the name of the store: lance:photos.lance, "
+            f"postgresql://user@host/database?table=photos. Stores: {', '.join(STORES.names())}"
         )
 
 

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from reptk.config.registry import STORES
 from reptk.core.disk_space import check_free_space, explain_write_errors, is_disk_full
-from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError
+from reptk.core.errors import DataError, EnvironmentProblem, ReptkError, UsageError, first_line
 from reptk.core.files import atomic_folder, recover_folder
 from reptk.stores.protocol import (
     Collection,
     StoredRows,
+    raise_changed,
+    ranked,
+    require_collection,
     require_new_collection,
     require_store_package,
     require_unchanged,
@@ -32,13 +35,16 @@ ROWS_PER_PARTITION = 4096
 """Lance's advice: https://lance.org/guide/performance."""
 
 MIN_PROBES = 20
-PROBED_SHARE = 16
-"""A query visits one of so many partitions, and at least `MIN_PROBES`."""
+PARTITIONS_PER_PROBE = 16
+"""A query visits max(MIN_PROBES, partitions // PARTITIONS_PER_PROBE) partitions."""
 
 REFINE_FACTOR = 10
-"""So many times k candidates are ranked by their stored vectors."""
+"""REFINE_FACTOR * k candidates are ranked by their stored vectors."""
 
 BLOCK_ROWS = 8192
+
+MAX_REASON_LETTERS = 300
+"""Of a message of Lance."""
 
 
 @STORES.register("lance")
@@ -101,9 +107,7 @@ class LanceStore:
         recover_folder(self.folder)
         if not self.folder.is_dir():
             raise DataError(f"there is no folder {self.folder}. Write one: reptk export EMBEDDINGS --to {self.name}")
-        collection = self._existing_collection()
-        if collection is None:
-            raise DataError(f"{self.name} was not written by reptk, which does not know what its columns hold")
+        collection = require_collection(self.name, self._existing_collection(), exists=True)
         data_set = self._open()
         with _lance_errors("be read", self.name):
             width = data_set.schema.field("vector").type.list_size
@@ -112,18 +116,7 @@ class LanceStore:
         return collection
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        similarities = np.full((len(queries), k), -np.inf, np.float32)
-        numbers = np.full((len(queries), k), -1)
-        for row, query in enumerate(queries):
-            nearest = {"column": "vector", "q": query, "k": k, "metric": "cosine", **self._search_options()}
-            with _lance_errors("be searched", self.name):
-                table = self._open().to_table(columns=["number", "_distance"], nearest=nearest)
-            matches = table.column("number").to_numpy()
-            distances = table.column("_distance").to_numpy()
-            order = np.lexsort((matches, distances))[:k]
-            similarities[row, : len(order)] = 1 - distances[order]
-            numbers[row, : len(order)] = matches[order]
-        return similarities, numbers
+        return ranked((self._matches(query, k) for query in queries), k)
 
     def fetch(self, numbers: NDArray[np.int64]) -> StoredRows:
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self._open().count_rows():
@@ -132,7 +125,7 @@ class LanceStore:
             # A row's number is its position, since all rows were written in order, at once.
             table = self._open().take(numbers, columns=COLUMNS)
         if not np.array_equal(table.column("number").to_numpy(), numbers):
-            raise DataError(f"{self.name} has changed since it was written. Export the embeddings again: --force")
+            raise_changed(self.name)
         return StoredRows(
             numbers,
             _vectors(table.column("vector").combine_chunks()),
@@ -166,6 +159,14 @@ class LanceStore:
     def close(self) -> None:
         self._data_set = None
 
+    def _matches(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the similarities and numbers (m,) of the rows that Lance finds for one query."""
+        nearest = {"column": "vector", "q": query, "k": k, "metric": "cosine", **self._search_options()}
+        with _lance_errors("be searched", self.name):
+            table = self._open().to_table(columns=["number", "_distance"], nearest=nearest)
+        distances = table.column("_distance").to_numpy().astype(np.float64)
+        return 1 - distances, table.column("number").to_numpy()
+
     def _open(self) -> Any:
         if self._data_set is None:
             lance = _import_lance()
@@ -184,7 +185,7 @@ class LanceStore:
         if self.index_kind() == "exact":
             return {}
         partitions = _num_partitions(self._open().count_rows())
-        return {"nprobes": max(MIN_PROBES, partitions // PROBED_SHARE), "refine_factor": REFINE_FACTOR}
+        return {"nprobes": max(MIN_PROBES, partitions // PARTITIONS_PER_PROBE), "refine_factor": REFINE_FACTOR}
 
 
 def _import_lance() -> ModuleType:
@@ -199,7 +200,7 @@ def _import_lance() -> ModuleType:
 def _schema(collection: Collection) -> Any:
     import pyarrow
 
-    value_type = pyarrow.float16() if collection.half else pyarrow.float32()
+    value_type = {"float16": pyarrow.float16(), "float32": pyarrow.float32()}[collection.dtype]
     fields = [
         ("number", pyarrow.int64()),
         ("id", pyarrow.string()),
@@ -246,5 +247,4 @@ def _lance_errors(action: str, name: str, error_class: type[ReptkError] = DataEr
     except (OSError, ValueError, RuntimeError, ArithmeticError) as cause:
         if is_disk_full(cause):
             raise
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise error_class(f"{name} cannot {action}: {lines[0][:300]}") from cause
+        raise error_class(f"{name} cannot {action}: {first_line(cause)[:MAX_REASON_LETTERS]}") from cause

@@ -3,7 +3,7 @@
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,32 @@ FORMAT = "reptk collection"
 VERSION = 1
 
 
+Dtype = Literal["float16", "float32"]
+"""Types of the values of vectors."""
+
+_STORED_TYPES = {"count": int, "width": int, "half": bool, "about": dict}
+"""Keys of the JSON that a store holds, as the first version wrote them."""
+
+
 class Collection(NamedTuple):
-    """What holds for all rows of a collection. A store holds it as JSON, next to the rows.
+    """Metadata of a collection. A store writes it as JSON next to the rows.
 
     count: how many rows there are.
     width: F, values per vector.
-    half: whether the vectors were float16 where they come from; float32 otherwise.
-    about: encoder, preprocessing, data; see `reptk.Embeddings`.
+    dtype: of the vectors in the file that they come from; a store may hold them in another one.
+    metadata: encoder, preprocessing, data; see `reptk.Embeddings`.
     """
 
     count: int
     width: int
-    half: bool
-    about: Mapping[str, Any]
+    dtype: Dtype
+    metadata: Mapping[str, Any]
 
     def to_json(self) -> str:
         """Return the text that a store holds."""
-        return json_text({"format": FORMAT, "version": VERSION, **self._asdict()})
+        is_half = self.dtype == "float16"
+        values = {"count": self.count, "width": self.width, "half": is_half, "about": self.metadata}
+        return json_text({"format": FORMAT, "version": VERSION, **values})
 
     @classmethod
     def from_json(cls, text: str | bytes | None, name: str) -> "Collection | None":
@@ -53,25 +62,24 @@ class Collection(NamedTuple):
             return None
         if not isinstance(record.get("version"), int) or record["version"] > VERSION:
             raise DataError(f"{name} was written by a newer reptk; update reptk to read it")
-        types = {"count": int, "width": int, "half": bool, "about": dict}
-        for key, required_type in types.items():
+        for key, required_type in _STORED_TYPES.items():
             if not isinstance(record.get(key), required_type):
                 raise DataError(
                     f"{name} is damaged: its record has no valid {key!r}. Export the embeddings again: --force"
                 )
-        return cls(**{key: record[key] for key in types})
+        dtype: Dtype = "float32"
+        if record["half"]:
+            dtype = "float16"
+        return cls(record["count"], record["width"], dtype, record["about"])
 
     def vector_bytes(self) -> int:
         """Return the size of all vectors in bytes."""
-        bytes_per_value = 4
-        if self.half:
-            bytes_per_value = 2
-        return self.count * self.width * bytes_per_value
+        return self.count * self.width * np.dtype(self.dtype).itemsize
 
     def describe(self) -> str:
         """Return e.g. `1,000 embeddings of 384 values by vit_small_patch16_224`."""
         text = f"{format_count(self.count, 'embedding')} of {self.width} values"
-        encoder = self.about.get("encoder")
+        encoder = self.metadata.get("encoder")
         if isinstance(encoder, dict) and "backbone" in encoder:
             text += f" by {encoder['backbone']}"
         return text
@@ -95,6 +103,30 @@ class StoredRows(NamedTuple):
     labels: NDArray[np.int64]
     class_names: list[str]
 
+    def in_order(self, numbers: NDArray[np.int64], name: str) -> "StoredRows":
+        """Return the rows of these numbers in their order, for stores whose database returns them in any.
+
+        Args:
+            numbers: (r,), each of which may occur several times.
+            name: of the collection, for the message.
+
+        Raises:
+            DataError: one of the numbers is missing.
+        """
+        position_of = {number: position for position, number in enumerate(self.numbers.tolist())}
+        missing = [number for number in numbers.tolist() if number not in position_of]
+        if missing:
+            raise DataError(f"{name} has no row {missing[0]}")
+        positions = [position_of[number] for number in numbers.tolist()]
+        return StoredRows(
+            numbers,
+            self.vectors[positions],
+            [self.ids[position] for position in positions],
+            [self.paths[position] for position in positions],
+            self.labels[positions],
+            [self.class_names[position] for position in positions],
+        )
+
 
 class Store(Protocol):
     """An adapter of one collection. Its factory takes the address as the user has written it, and connects to nothing yet.
@@ -113,7 +145,7 @@ class Store(Protocol):
             replace: replace a collection that exists; see `require_new_collection`.
 
         Raises:
-            UsageError: there is a collection of that name, and `replace` is not set, or it was not written by reptk.
+            UsageError: there is a collection of that name, and `replace` is not set, or reptk did not write it.
             EnvironmentProblem: the database cannot be reached, is full, or does not allow it; or a package is missing.
         """
 
@@ -122,7 +154,7 @@ class Store(Protocol):
         """Return what holds for all rows.
 
         Raises:
-            DataError: there is no such collection, or it was not written by reptk.
+            DataError: there is no such collection, or reptk did not write it.
             EnvironmentProblem: the database cannot be reached, or a package is missing.
         """
 
@@ -176,8 +208,64 @@ def require_store_package(store: str, module: str, extra: str) -> None:
         )
 
 
+def ranked(
+    matches: Iterable[tuple[NDArray[np.floating], NDArray[np.int64]]], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the matches of all queries as `Store.search` does, for stores.
+
+    Args:
+        matches: of each query the similarities and numbers (m,) of rows, in any order.
+        k: the best of these are returned. Equal similarities are in the order of their rows.
+
+    Returns:
+        similarities (q, k) and numbers (q, k), with -inf and -1 at the end of a query with fewer matches.
+    """
+    similarities = [np.empty((0, k), np.float32)]
+    numbers = [np.empty((0, k), np.int64)]
+    for query_similarities, query_numbers in matches:
+        order = np.lexsort((query_numbers, -query_similarities))[:k]
+        padding = (0, k - len(order))
+        best = query_similarities[order].astype(np.float32)
+        similarities.append(np.pad(best, padding, constant_values=-np.inf)[None])
+        numbers.append(np.pad(query_numbers[order].astype(np.int64), padding, constant_values=-1)[None])
+    return np.concatenate(similarities), np.concatenate(numbers)
+
+
+def require_collection(name: str, collection: Collection | None, *, exists: bool) -> Collection:
+    """Return the metadata of a collection, for stores.
+
+    Args:
+        name: of the collection, without a password.
+        collection: its metadata; None if it has none of reptk's.
+        exists: whether there is anything of that name.
+
+    Raises:
+        DataError: there is no such collection, or it has no metadata.
+    """
+    if not exists:
+        raise DataError(f"{name}: there is no such collection. Write it: reptk export EMBEDDINGS --to ADDRESS")
+    if collection is None:
+        raise DataError(f"{name} was not written by reptk, which does not know what its columns hold")
+    return collection
+
+
+def raise_changed(name: str, difference: str = "") -> NoReturn:
+    """Raise the error of a collection that another program has changed.
+
+    Args:
+        name: of the collection, without a password.
+        difference: what has changed, if that is known, as the end of a sentence.
+
+    Raises:
+        DataError: always.
+    """
+    if difference:
+        difference = f": {difference}"
+    raise DataError(f"{name} has changed since it was written{difference}. Export the embeddings again: --force")
+
+
 def require_unchanged(name: str, collection: Collection, count: int, width: int) -> None:
-    """Check that a database holds as many vectors, and as wide ones, as its collection says, for stores.
+    """Check that a database holds as many vectors, and as wide ones, as its metadata says, for stores.
 
     Args:
         name: of the collection, without a password.
@@ -188,10 +276,7 @@ def require_unchanged(name: str, collection: Collection, count: int, width: int)
         DataError: it does not.
     """
     if (count, width) != (collection.count, collection.width):
-        raise DataError(
-            f"{name} has changed since it was written: it holds {count:,} vectors of {width} values, then "
-            f"{collection.describe()}. Export the embeddings again: --force"
-        )
+        raise_changed(name, f"it holds {count:,} vectors of {width} values, then {collection.describe()}")
 
 
 def require_new_collection(

@@ -23,9 +23,9 @@ def test_the_command_equals_the_function(
     by_command = Embeddings.load(out)
     by_function = reptk.embed(encoder_run, photo_folder, half=True)
     assert torch.equal(by_command.vectors, by_function.vectors)
-    for about in (by_command.about, by_function.about):
-        del about["created"], about["seconds"]
-    assert by_command.about == by_function.about
+    for metadata in (by_command.metadata, by_function.metadata):
+        del metadata["created"], metadata["seconds"]
+    assert by_command.metadata == by_function.metadata
 
 
 def test_commands_of_the_next_step_can_be_copied(
@@ -73,7 +73,7 @@ def test_unreadable_images_are_skipped(
     assert torch.allclose(embeddings.vectors, expected.vectors, atol=1e-5)
     assert list(embeddings.ids) == list(expected.ids)
     assert embeddings.labels.tolist() == expected.labels.tolist()
-    assert embeddings.about["skipped"]["count"] == 7
+    assert embeddings.metadata["skipped"]["count"] == 7
     assert "05-0.jpg" in run_command([*arguments, "--strict", "--force"], capsys, exit_code=3)
     assert len(Embeddings.load(out)) == 12, "the old file is still complete"
 
@@ -125,4 +125,4 @@ def test_names_that_are_not_utf8_are_embedded(encoder_run: Path, tmp_path: Path,
     out = tmp_path / "e.safetensors"
     printed = run_command(["embed", encoder_run, "--data", root, "--out", out], capsys)
     assert "br\\xfbl\\xe9.jpg" in printed
-    assert Embeddings.load(out).about["root"] == str(root)
+    assert Embeddings.load(out).metadata["root"] == str(root)

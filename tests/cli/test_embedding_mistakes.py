@@ -42,7 +42,11 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
         (["index", "gone.safetensors", "--out", "e.index"], 3, "no file of embeddings gone.safetensors"),
         (["index", "PHOTOS/cats/00.png", "--out", "e.index"], 2, "not as '00.png'"),
         (["index", "EMBEDDED", "--out", "EMPTY"], 2, "--force"),
-        (["index", "EMBEDDED", "--out", "e.index", "--kind", "IVF0,Flat"], 2, "FAISS makes no index 'IVF0,Flat'"),
+        (
+            ["index", "EMBEDDED", "--out", "e.index", "--kind", "IVF0,Flat"],
+            2,
+            "FAISS cannot build an index 'IVF0,Flat'",
+        ),
         (["index", "EMBEDDED", "--out", "RUN", "--force"], 2, "is no index"),
         (["search"], 2, "which index?"),
         (["search", "EMBEDDED"], 2, "for what?"),
@@ -79,8 +83,8 @@ def test_mistakes(
     (tmp_path / "empty").mkdir()
     Embeddings(torch.eye(3), list("abc")).save(tmp_path / "narrow.safetensors")
     embeddings = Embeddings.load(photo_embeddings)
-    about = {"encoder": {"sha256": "0" * 64}}
-    Embeddings(embeddings.vectors, embeddings.ids, about=about).save(tmp_path / "other.safetensors")
+    metadata = {"encoder": {"sha256": "0" * 64}}
+    Embeddings(embeddings.vectors, embeddings.ids, metadata=metadata).save(tmp_path / "other.safetensors")
     (tmp_path / "broken_run").mkdir()
     (tmp_path / "broken_run" / "recipe.toml").write_text("data = 3\n")
     (tmp_path / "nested").mkdir()

@@ -59,7 +59,7 @@ def collection(many_photos: Path, encoder_run: Path) -> ImageCollection:
         index=Index(embeddings),
         pictures=Pictures(embeddings),
         columns=embedding_columns(embeddings),
-        open_embedder=partial(Embedder.reopen, embeddings.about, device="cpu"),
+        open_embedder=partial(Embedder.reopen, embeddings.metadata, device="cpu"),
         notes=["240 images"],
         device="cpu",
     )

@@ -27,7 +27,7 @@ IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torc
 @pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @torch.no_grad()
-def test_onnx_computes_features_embeddings_and_scores_for_any_batch(
+def test_onnx_computes_features_embeddings_and_logits_for_any_batch(
     classifier_run: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     import onnxruntime
@@ -36,7 +36,7 @@ def test_onnx_computes_features_embeddings_and_scores_for_any_batch(
     arguments = ["export", classifier_run, "--to", "onnx", "--out", out, "--data", photo_folder, "--images", 5]
     printed = run_command(arguments, capsys)
     assert (
-        "images uint8 (batch, 3, 32, 32) -> features (batch, 96), embeddings (unit length), scores of 3 cl" in printed
+        "images uint8 (batch, 3, 32, 32) -> features (batch, 96), embeddings (unit length), logits of 3 cl" in printed
     )
     assert f"with 5 images of {photo_folder}: cosine at least " in printed
 
@@ -45,11 +45,11 @@ def test_onnx_computes_features_embeddings_and_scores_for_any_batch(
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     for count in (1, 3):
         images = IMAGES[:count]
-        features, embeddings, scores = session.run(["features", "embeddings", "scores"], {"images": images.numpy()})
+        features, embeddings, logits = session.run(["features", "embeddings", "logits"], {"images": images.numpy()})
         h = encoder.features(images)
         np.testing.assert_allclose(features, h.numpy(), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(embeddings, encoder.embed(images).numpy(), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(scores, classifier.module(h).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits, classifier.module(h).numpy(), rtol=1e-4, atol=1e-5)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["cats", "dogs", "birds"]
     assert json.loads(metadata["preprocessing"])["resize"] == "crop"
@@ -65,10 +65,10 @@ def test_pt2_computes_the_same_features(
     loaded = torch.export.load(out).module()
     encoder = Encoder.from_run(classifier_run)
     for count in (1, 3):
-        features, embeddings, scores = loaded(IMAGES[:count])
+        features, embeddings, logits = loaded(IMAGES[:count])
         assert torch.equal(features, encoder.features(IMAGES[:count]))
         torch.testing.assert_close(embeddings, encoder.embed(IMAGES[:count]))
-        assert scores.shape == (count, 3)
+        assert logits.shape == (count, 3)
 
 
 @torch.no_grad()

@@ -234,7 +234,7 @@ def change_backbone(folder: Path) -> None:
         (lambda folder: flip_bit(folder / "manifest.json", 60), "manifest.json (has another hash|cannot be read)"),
         (lambda folder: change_manifest(folder, version=3), "newer reptk"),
         (lambda folder: change_manifest(folder, version=None), "does not say of which version"),
-        (lambda folder: change_manifest(folder, files=3), "lists no files"),
+        (lambda folder: change_manifest(folder, files=3), "has no valid 'files'"),
         (name_a_file_outside, "config.json is not listed"),
         (without_manifest(lambda folder: (folder / "config.json").unlink()), "is damaged: .*config.json"),
         (without_manifest(lambda folder: (folder / "config.json").write_text("{")), "is damaged"),

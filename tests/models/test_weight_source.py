@@ -198,7 +198,7 @@ def test_embeddings_find_the_part_of_a_file_again(
     torch.save({"teacher": source.backbone.state_dict()}, home / "dino.pth")
     embedder = Embedder.open("test_resnet", size=32, weights=form.format("dino.pth"))
     assert embedder.origin["weights"] == f"{home.resolve()}/dino.pth:teacher"
-    about = embedder.about()
+    about = embedder.metadata()
     monkeypatch.chdir("/")
     assert Embedder.reopen(about).weights_sha256 == embedder.weights_sha256
     assert Embedder.reopen(about, f"{home}/dino.pth").weights_sha256 == embedder.weights_sha256

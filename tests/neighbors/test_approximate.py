@@ -124,7 +124,7 @@ def test_bank_of_another_precision_is_converted_chunk_by_chunk(
     index = ApproximateIndex.build(rows, "SQ8", progress=progress.append)
     monkeypatch.undo()
     assert index.to_bytes() == ApproximateIndex.build(rows.float(), "SQ8").to_bytes()
-    assert progress == [*range(7, 500, 7), 500]
+    assert progress == [*71 * [7], 3]
 
 
 @pytest.mark.filterwarnings("ignore:.*centroids")
@@ -164,7 +164,9 @@ def test_bytes_of_something_else_are_refused() -> None:
     ],
 )
 def test_invalid_factory_string(factory: str, bank: Tensor) -> None:
-    with pytest.raises(UsageError, match=r"FAISS makes no index .* rows of 32 values: .*Known to work.*IVF256,PQ4"):
+    with pytest.raises(
+        UsageError, match=r"FAISS cannot build an index .* rows of 32 values: .*Known to work.*IVF256,PQ4"
+    ):
         ApproximateIndex.build(bank, factory)
 
 

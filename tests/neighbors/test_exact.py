@@ -198,7 +198,7 @@ def test_progress_counts_queries(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     progress: list[int] = []
     for _ in search(draw(500, 8, 56).to(dtype), draw(20, 8, 57), 3, progress=progress.append):
         pass
-    assert progress == [8, 16, 20]
+    assert progress == [8, 8, 4]
 
 
 # Invalid input

@@ -29,7 +29,7 @@ def test_parts_on_disk_are_searched_as_one_index_in_memory(kind: str, bank: Tens
     counts: list[int] = []
     # 8 bytes of a row's number, and 2 to 64 of its code: several parts, the last one smaller.
     built = build_on_disk(bank, kind, lists, part_bytes=12_000, progress=counts.append)
-    assert counts[-1] == 3000
+    assert sum(counts) == 3000
     assert len(counts) > 1
     assert [path.name for path in tmp_path.iterdir()] == ["lists.ivfdata"], "the parts are removed"
     assert lists.stat().st_size >= lists_bytes(16, kind, 3000)

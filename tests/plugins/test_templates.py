@@ -20,6 +20,7 @@ DOCUMENTED = {
     "dataset": ("reptk.data.Images", "is_gray path fetch"),
     "views": ("reptk.views.Views", "sizes count shard aspect_ratios"),
     "evaluator": ("reptk.evaluate.Evaluator", "needs_labels during_training"),
+    "store": ("reptk.stores.Store", "index_kind close"),
 }
 """The class that describes each kind, and its members that the template names."""
 

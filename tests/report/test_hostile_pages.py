@@ -83,8 +83,12 @@ def test_a_hostile_run_gives_a_harmless_page(number: int, tmp_path: Path) -> Non
 def test_hostile_embeddings_give_a_harmless_page(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     texts = [HOSTILE_TEXTS[number], LONG_TEXT, "c"]
-    about = {"root": HOSTILE_TEXTS[number], "encoder": {"backbone": HOSTILE_TEXTS[number]}, "data": {"name": texts[0]}}
-    Embeddings(torch.eye(3), texts, texts, torch.arange(3), tuple(texts), about).save("e.safetensors")
+    metadata = {
+        "root": HOSTILE_TEXTS[number],
+        "encoder": {"backbone": HOSTILE_TEXTS[number]},
+        "data": {"name": texts[0]},
+    }
+    Embeddings(torch.eye(3), texts, texts, torch.arange(3), tuple(texts), metadata).save("e.safetensors")
     assert main(["search", "e.safetensors", "--id", "2", "--k", "2"]) == 0
     assert_harmless(Path("found.html").read_text(encoding="utf-8"), num_scripts=1)
 

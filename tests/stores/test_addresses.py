@@ -27,5 +27,5 @@ def test_addresses_are_told_from_files(text: str, expected: bool) -> None:
 def test_an_unknown_store_is_named_with_the_nearest(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UsageError, match=r"postgresq://me:\*\*\*@host/db: no store 'postgresq'\. Nearest: postgresql"):
         open_store("postgresq://me:geheim@host/db")
-    with pytest.raises(UsageError, match="no address of a store"):
+    with pytest.raises(UsageError, match="is not a store address"):
         require_address("photos.lance")

@@ -163,7 +163,7 @@ def test_a_view_of_the_table_is_noticed_before_the_rows_are_written(address: str
         with pytest.raises(
             UsageError, match=rf"cannot be replaced, .*view v_{table} depends on table {table}.*Drop that"
         ):
-            store.write(Collection(3, 5, False, {}), blocks(), replace=True)
+            store.write(Collection(3, 5, "float32", {}), blocks(), replace=True)
         assert connection.execute(f"SELECT count(*) FROM v_{table}").fetchone() == (3,)
         connection.execute(f"DROP VIEW v_{table}")
         export(EMBEDDINGS, address, force=True)
@@ -177,9 +177,9 @@ def test_a_password_in_the_parameters(written: str, password: str) -> None:
     from psycopg.conninfo import conninfo_to_dict
 
     store = open_store(f"postgresql://me@host/db?password={written}&table=a%2Eb&sslmode=prefer")
-    options = conninfo_to_dict(store._conninfo)
+    options = conninfo_to_dict(store._database._conninfo)
     assert options == {"user": "me", "host": "host", "dbname": "db", "password": password, "sslmode": "prefer"}
-    assert store._table == ("a", "b")
+    assert store._database.table == ("a", "b")
 
 
 def test_a_full_disk_of_the_server_leaves_nothing(address: str) -> None:
@@ -214,7 +214,7 @@ def test_a_connection_that_ends_leaves_nothing(address: str) -> None:
 
     with closing(open_store(address)) as store:
         with pytest.raises(EnvironmentProblem, match="cannot write"):
-            store.write(Collection(3, 5, False, {}), blocks(), replace=False)
+            store.write(Collection(3, 5, "float32", {}), blocks(), replace=False)
         with pytest.raises(DataError, match="no such table"):
             store.read_collection()
 

@@ -52,7 +52,7 @@ SECRET = "postgresql://me:geheim@127.0.0.1:1/db"
     [
         (["export", "EMBEDDED", "--to", "photos.lance"], 2, "no address of a store"),
         (["export", "EMBEDDED", "--to", "mysql://me:geheim@host/db"], 2, "no store 'mysql'"),
-        (["export", "lance:x", "--to", "lance:y"], 2, "a file of embeddings is exported"),
+        (["export", "lance:x", "--to", "lance:y"], 2, "a file or folder of embeddings is exported"),
         (["export", "gone.safetensors", "--to", "lance:y"], 3, "no file of embeddings"),
         (["export", "EMBEDDED", "EMBEDDED", "--to", SECRET], 2, "unrecognized arguments"),
         (["export", "EMBEDDED", SECRET, "--to", "lance:y"], 2, "unrecognized arguments"),

@@ -10,9 +10,11 @@ import torch
 
 import reptk
 from embedding_inputs import NAMES, make_embeddings, unit_vectors
+from reptk.config.registry import STORES
 from reptk.core.errors import DataError, UsageError
 from reptk.embeddings import StoreIndex, export, verify_recall
 from reptk.stores import Collection, Store, StoredRows, open_store
+from reptk.testing import check_store
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -22,8 +24,14 @@ COUNT, WIDTH = 70, 8
 def many_embeddings(*, key: int = 0, width: int = WIDTH) -> reptk.Embeddings:
     ids = [f"class {row % 3}/{row:02}.png" for row in range(COUNT)]
     labels = torch.arange(COUNT) % 3
-    about = {"root": "/photos", "encoder": {"backbone": "x"}}
-    return reptk.Embeddings(unit_vectors(COUNT, width, key), ids, ids, labels, ("a", "b", "c"), about)
+    metadata = {"root": "/photos", "encoder": {"backbone": "x"}}
+    return reptk.Embeddings(unit_vectors(COUNT, width, key), ids, ids, labels, ("a", "b", "c"), metadata)
+
+
+def test_every_store_meets_the_requirements(address: str, store_name: str) -> None:
+    check_store(STORES.get(store_name), address)
+    with pytest.raises(UsageError, match="the check would replace 60 embeddings of 8 values"):
+        check_store(STORES.get(store_name), address)
 
 
 def test_rows_survive(address: str) -> None:
@@ -37,8 +45,8 @@ def test_rows_survive(address: str) -> None:
         assert rows.ids[::-1] == list(embeddings.ids)
         assert rows.labels[::-1].tolist() == embeddings.labels.tolist()
         assert rows.class_names[::-1] == [embeddings.class_of(row) for row in range(len(NAMES))]
-        assert index.collection.about["root"] == embeddings.about["root"], "undecodable names, too"
-        assert index.collection.about["encoder"] == {"backbone": "x"}
+        assert index.collection.metadata["root"] == embeddings.metadata["root"], "undecodable names, too"
+        assert index.collection.metadata["encoder"] == {"backbone": "x"}
         with pytest.raises(DataError, match="has no row"):
             index.store.fetch(np.array([0, 99]))
 
@@ -62,6 +70,8 @@ def test_search_finds_what_exact_search_finds(address: str) -> None:
         reptk.search(address, ids=["nobody"])
     with pytest.raises(DataError, match="same encoder"):
         reptk.search(address, unit_vectors(1, 3))
+    with closing(StoreIndex.open(address)) as index, pytest.raises(DataError, match="queries hold NaN"):
+        index.search(torch.full((1, WIDTH), torch.nan), 1)
 
 
 def test_a_collection_is_replaced_only_on_request(address: str) -> None:
@@ -91,7 +101,7 @@ def test_after_an_error_nothing_has_changed(exists: bool, address: str, store_na
     before = sorted(path.name for path in tmp_path.iterdir())
     with closing(open_store(address)) as store:
         with pytest.raises(DataError, match="interrupted"):
-            store.write(Collection(COUNT, 5, False, {}), interrupted_blocks(new), replace=True)
+            store.write(Collection(COUNT, 5, "float32", {}), interrupted_blocks(new), replace=True)
         assert count_collections(store, store_name, tmp_path) == exists
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     if exists:
@@ -108,8 +118,8 @@ def count_collections(store: Store, store_name: str, folder: Path) -> int:
     if store_name == "qdrant":
         return len(store._connect().get_collections().collections)
     tables = "SELECT count(*) FROM pg_tables WHERE tablename = %s OR tablename LIKE 'reptk%%'"
-    with store._transaction() as connection:
-        return connection.execute(tables, [store._table[-1]]).fetchone()[0]
+    with store._database.transaction() as connection:
+        return connection.execute(tables, [store._database.table[-1]]).fetchone()[0]
 
 
 def test_vectors_without_direction_are_refused(address: str, store_name: str, tmp_path: Path) -> None:
@@ -137,7 +147,7 @@ def test_names_that_no_database_stores_are_refused(address: str) -> None:
 def test_half_precision(address: str) -> None:
     embeddings = make_embeddings(NAMES, half=True)
     with closing(export(embeddings, address)) as index:
-        assert index.collection.half
+        assert index.collection.dtype == "float16"
         torch.testing.assert_close(index.vectors_of(range(len(NAMES))), embeddings.vectors.float(), atol=1e-3, rtol=0)
         assert verify_recall(index, k=2, num_queries=5).num_queries == 5
 
@@ -162,6 +172,6 @@ def test_requests_to_qdrant_are_of_a_size_that_a_server_takes(
     numbers = np.arange(1000)
     names = [f"{'x' * 400}/{number}.png" for number in range(1000)]
     block = StoredRows(numbers, vectors.numpy(), names, list(names), np.zeros(1000, int), ["cat"] * 1000)
-    store.write(Collection(1000, 2048, False, {}), [block], replace=False)
+    store.write(Collection(1000, 2048, "float32", {}), [block], replace=False)
     assert sum(rows) == 1000
     assert max(sizes) < 32e6

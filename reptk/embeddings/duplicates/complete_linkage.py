@@ -162,7 +162,7 @@ def _write_lowest(
 
 
 def _boundaries(starts: NDArray[np.int64], stops: NDArray[np.int64], num_columns: int) -> NDArray[np.int64]:
-    """Return the indices for `reduceat`, whose results at even places are those of the ranges from starts to stops."""
+    """Return the indices for `reduceat`, whose results at even positions are those of the ranges from starts to stops."""
     boundaries = np.stack([starts, stops], axis=1).flatten()
     if boundaries[-1] == num_columns:  # no index of a column
         return boundaries[:-1]

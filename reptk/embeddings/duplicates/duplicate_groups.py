@@ -104,7 +104,9 @@ class Duplicates:
 
     def format_similarity(self, similarity: float) -> str:
         """Return a similarity with three digits, or six if the threshold is so near 1 that three would all be 1.000."""
-        digits = 3 if self.threshold < MANY_DIGITS_FROM else 6
+        digits = 3
+        if self.threshold >= MANY_DIGITS_FROM:
+            digits = 6
         return f"{similarity:.{digits}f}"
 
     @property
@@ -168,6 +170,9 @@ class Duplicates:
 
     def _csv_cells(self, duplicate: Duplicate) -> list[object]:
         nearest = duplicate.nearest
+        copy_of = ""
+        if duplicate.copy_of != NO_ROW:
+            copy_of = self.first.ids[duplicate.copy_of]
         return [
             duplicate.id,
             duplicate.label,
@@ -177,7 +182,7 @@ class Duplicates:
             self.first.class_of(nearest),
             self.first.file(nearest) or "",
             duplicate.copy or "no",
-            self.first.ids[duplicate.copy_of] if duplicate.copy_of != NO_ROW else "",
+            copy_of,
         ]
 
     def _blank_cells(self, row: int) -> list[object]:

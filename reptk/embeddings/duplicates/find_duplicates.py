@@ -47,7 +47,7 @@ def near_duplicates(
             compared to itself.
         threshold: the cosine similarity from which two images are near duplicates; by default it is measured for the encoder
             and the images, see `measure_threshold`.
-        encoder: the encoder of the embeddings, or its present place if it has moved; it serves that measurement alone.
+        encoder: the encoder of the embeddings, or its path if it has moved; it serves that measurement alone.
         device: where the encoder runs.
         read_images: whether to read the image files, of which blank images and turned and mirrored copies are recognized.
             Otherwise the files of near duplicates alone are read, to tell exact copies.
@@ -70,12 +70,10 @@ def near_duplicates(
     if threshold is not None:
         measured = SimilarityThreshold(threshold, "as requested")
     else:
-        measured = measure_threshold(
-            _without_blank(first, first_images),
-            None if second is None else _without_blank(second, second_images),
-            encoder=encoder,
-            device=device,
-        )
+        seen_second = None
+        if second is not None:
+            seen_second = _without_blank(second, second_images)
+        measured = measure_threshold(_without_blank(first, first_images), seen_second, encoder=encoder, device=device)
     if second is None:
         return _within(first, first_images, measured)
     return _between(first, first_images, second, second_images, measured)
@@ -83,8 +81,10 @@ def near_duplicates(
 
 def _warn_of_random_weights(embeddings: Embeddings) -> None:
     # The record may come from a file of any origin.
-    record = embeddings.about.get("encoder")
-    origin = record.get("origin") if isinstance(record, dict) else None
+    record = embeddings.metadata.get("encoder")
+    origin = None
+    if isinstance(record, dict):
+        origin = record.get("origin")
     if isinstance(origin, dict) and has_random_weights(origin):
         warnings.warn(
             f"the encoder, {origin['backbone']}, has random weights: its similarities are near 1 for all images, so what "
@@ -107,7 +107,9 @@ def _without_blank(embeddings: Embeddings, images: SmallImages) -> Embeddings:
     paths = None
     if embeddings.paths is not None:
         paths = [embeddings.paths[row] for row in rows]
-    return Embeddings(embeddings.vectors[rows], [embeddings.ids[row] for row in rows], paths, about=embeddings.about)
+    return Embeddings(
+        embeddings.vectors[rows], [embeddings.ids[row] for row in rows], paths, metadata=embeddings.metadata
+    )
 
 
 def _within(first: Embeddings, images: SmallImages, measured: SimilarityThreshold) -> Duplicates:
@@ -238,7 +240,9 @@ def _leak(
     """Return an image of the second set whose nearest image in the first is a near duplicate."""
     original = int(nearest[row])
     files = {0: second.file(row), 1: first.file(original)}
-    similar_rows = files if best[row] >= MIN_SIMILARITY_OF_COPIES else ()
+    similar_rows = ()
+    if best[row] >= MIN_SIMILARITY_OF_COPIES:
+        similar_rows = files
     kind, copy_of = exact_copies(files, similar_rows)[0], NO_ROW
     if not kind and finder is not None:
         symmetry = finder.find(row, original)

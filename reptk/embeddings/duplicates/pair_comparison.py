@@ -155,7 +155,7 @@ class ConnectedComponents:
         self._num_pending = 0
 
     def connect(self, nodes: NDArray[np.int64], others: NDArray[np.int64]) -> None:
-        """Add an edge between each node and the one at the same place in `others`."""
+        """Add an edge between each node and the one at the same position in `others`."""
         self._pending.append((nodes, others))
         self._num_pending += len(nodes)
         # A reduction visits all nodes; with at least as many new edges its cost per edge is small.

@@ -51,7 +51,7 @@ SHARE_OF_COPIES = 0.9
 """Share of the changed copies whose distance from 1, the similarity of equal images, is allowed for."""
 
 MARGIN = 2
-"""Copies may be changed more than these: so many times that distance is allowed."""
+"""Copies may be changed more than these: MARGIN times that distance is allowed."""
 
 
 class Change(NamedTuple):
@@ -88,7 +88,7 @@ def measure_threshold(
     Args:
         first: vectors of unit length.
         second: vectors of unit length.
-        encoder: the encoder of the embeddings, or its present place if it has moved.
+        encoder: the encoder of the embeddings, or its path if it has moved.
         device: where copies are encoded.
 
     Raises:
@@ -103,7 +103,7 @@ def measure_threshold(
     lowest = int((1 - SHARE_OF_COPIES) * len(copies))
     similarity_of_copies = float(copies.sort().values[lowest])
     allowed = 1 - MARGIN * (1 - similarity_of_copies)
-    # Half of the copies are above it in any case, also of images that have so many duplicates that random pairs are some.
+    # Half of the copies are above it in any case, also of images with many duplicates, which may be among the random pairs.
     value = max(allowed, min(pairs.similarity, float(copies.median())))
     counted = format_count(len(copies), "re-encoded or resized copy", "re-encoded or resized copies")
     reason = f"{100 * SHARE_OF_COPIES:g} % of {counted} of the images reach {_rounded(similarity_of_copies):g}, "
@@ -162,7 +162,7 @@ def _similarities_of_copies(
     if not rows:
         return None, f"no image can be opened and has sides of at least {MIN_SIDE_PX} px"
     try:
-        embedder = Embedder.reopen(embeddings.about, encoder, device=device)
+        embedder = Embedder.reopen(embeddings.metadata, encoder, device=device)
     except ReptkError as error:
         if encoder is not None:
             raise

@@ -74,7 +74,7 @@ def read_small_images(embeddings: Embeddings) -> SmallImages:
 
 def options_of(embeddings: Embeddings) -> PixelOptions:
     """Return how the files of embeddings were decoded; the defaults for embeddings that do not say it."""
-    preprocessing = embeddings.about.get("preprocessing")
+    preprocessing = embeddings.metadata.get("preprocessing")
     if not isinstance(preprocessing, dict):
         return PixelOptions()
     return recorded_options(preprocessing)

@@ -7,7 +7,7 @@ ranks, the next run finds what is done. The manifest is written last, and reader
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,36 +23,19 @@ from reptk.core.name_lists import first_names_and_count
 from reptk.core.progress import progress
 from reptk.core.stop_signals import Stopped
 from reptk.embeddings.encoding.embedder import NOT_FINITE_CAUSE, Embedder
+from reptk.embeddings.encoding.embedding_job import EmbeddingJob
 from reptk.embeddings.encoding.encode_images import MAX_LISTED_REASONS
 from reptk.embeddings.encoding.image_sources import ImageSource
 from reptk.embeddings.encoding.part_plan import Plan, VerifiedPart, make_plan
-from reptk.embeddings.encoding.part_worker import PartOptions, PartWorker, SkippedByRank
+from reptk.embeddings.encoding.part_worker import PartWorker, SkippedByRank
 from reptk.embeddings.encoding.verify_parts import PartCheck, check_part, listed_records
 from reptk.embeddings.files import parts_manifest
-from reptk.embeddings.files.output_path import check_new_folder, check_removal
+from reptk.embeddings.files.output_path import check_removal
 from reptk.embeddings.files.parts_manifest import LOCK_NAME, REPLACED_NAME, part_paths
-from reptk.embeddings.files.row_blocks import Header
+from reptk.embeddings.files.row_blocks import Header, dtype_name
 from reptk.embeddings.files.string_array import StringArray
 
 MAX_LISTED = 3
-
-
-def check_folder(folder: Path) -> None:
-    """Raise what writing parts into a folder would raise, before any work is done. It need not exist.
-
-    Raises:
-        UsageError: it holds other files, or is none.
-        EnvironmentProblem: it cannot be written.
-    """
-    if not folder.exists():
-        check_new_folder(folder)
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder, or a file that ends in .safetensors or .parquet")
-    if parts_manifest.holds_foreign_files(folder):
-        raise UsageError(f"{folder} exists and holds other files than embeddings in parts. Choose another --out")
-    if not os.access(folder, os.W_OK):
-        raise EnvironmentProblem(f"cannot write {folder}: no right to write in it. Choose another --out")
 
 
 def embed_parts(
@@ -60,8 +43,7 @@ def embed_parts(
     source: ImageSource,
     embedder: Embedder,
     header: Header,
-    options: PartOptions,
-    report: Callable[[str], None],
+    job: EmbeddingJob,
 ) -> None:
     """Bring a folder of parts up to date with the images of a source. All ranks have to call this.
 
@@ -70,8 +52,7 @@ def embed_parts(
         source: the images; the same on all ranks.
         embedder: computes the vectors.
         header: of all embeddings.
-        options: how.
-        report: called on every rank with each line of a summary, before work starts and after an interruption.
+        job: how. Its `report` is called on every rank, before work starts and after an interruption.
 
     Raises:
         UsageError: another process embeds into this folder.
@@ -82,10 +63,10 @@ def embed_parts(
     """
     try:
         with _locked_folder(folder):
-            _embed(folder, source, embedder, header, options, report)
+            _embed(folder, source, embedder, header, job)
     except Stopped as stopped:
         count = format_count(len(part_paths(folder)), "part")
-        report(f"stopped by {stopped.signal_name}; {folder} has {count}. To go on: the same command again")
+        job.report(f"stopped by {stopped.signal_name}; {folder} has {count}. To go on: the same command again")
         raise
     except (RuntimeError, torch.distributed.DistError) as error:
         if distributed.world_size() == 1 or not distributed.is_lost_connection(error):
@@ -95,28 +76,21 @@ def embed_parts(
         ) from error
 
 
-def _embed(
-    folder: Path,
-    source: ImageSource,
-    embedder: Embedder,
-    header: Header,
-    options: PartOptions,
-    report: Callable[[str], None],
-) -> None:
+def _embed(folder: Path, source: ImageSource, embedder: Embedder, header: Header, job: EmbeddingJob) -> None:
     _check_same_images(source)
-    replaced = distributed.run_on_main(lambda: _replaced_parts(folder, force=options.force))
+    replaced = distributed.run_on_main(lambda: _replaced_parts(folder, force=job.force))
     verified, damaged = _verify(folder, source, header, replaced)
     for line in _damage_lines(damaged):
-        report(line)
-    plan = distributed.run_on_main(lambda: make_plan(folder, source, verified, options.images_per_part, replaced))
-    report(plan.describe())
-    if not options.prune:
+        job.report(line)
+    plan = distributed.run_on_main(lambda: make_plan(folder, source, verified, job.max_part_images, replaced))
+    job.report(plan.describe())
+    if not job.prune:
         check_removal(folder, plan.num_removed_rows, sum(part.record["rows"] for part in verified))
     start = time.perf_counter()
-    worker = PartWorker(folder, source, embedder, header, options)
+    worker = PartWorker(folder, source, embedder, header, job)
     records = worker.run(plan.planned, plan.num_to_embed)
     of_all_ranks = distributed.all_gather_objects((records, worker.skipped()))
-    header.about |= {"seconds": round(time.perf_counter() - start, 3), "embedded": plan.num_to_embed}
+    header.metadata |= {"seconds": round(time.perf_counter() - start, 3), "embedded": plan.num_to_embed}
     distributed.run_on_main(lambda: _finish(folder, header, plan, of_all_ranks, len(source)))
 
 
@@ -158,18 +132,17 @@ def _finish(
                 (folder / record["name"]).unlink()
         (folder / REPLACED_NAME).unlink(missing_ok=True)
         raise _nothing_embedded(num_images, [skipped for _, skipped in of_all_ranks])
-    about = dict(header.about)
+    metadata = dict(header.metadata)
     in_parts = [record["skipped"] for record in records if "skipped" in record]
     num_skipped = sum(of_part["count"] for of_part in in_parts)
     num_skipped += sum(skipped.num_in_no_part for _, skipped in of_all_ranks)
     if num_skipped:
         reasons = [reason for _, skipped in of_all_ranks for reason in skipped.reasons]
         reasons += [reason for of_part in in_parts for reason in of_part["first"] if reason not in reasons]
-        about["skipped"] = {"count": num_skipped, "first": reasons[:MAX_LISTED_REASONS]}
-    values = str(header.dtype).removeprefix("torch.")
-    manifest = {"rows": num_rows, "width": header.width, "values": values}
-    manifest |= {"encoder_sha256": about["encoder"]["sha256"], "preprocessing": about["preprocessing"]}
-    manifest |= {"classes": list(header.classes), "about": about}
+        metadata["skipped"] = {"count": num_skipped, "first": reasons[:MAX_LISTED_REASONS]}
+    manifest = {"rows": num_rows, "width": header.width, "values": dtype_name(header.dtype)}
+    manifest |= {"encoder_sha256": metadata["encoder"]["sha256"], "preprocessing": metadata["preprocessing"]}
+    manifest |= {"classes": list(header.classes), "about": metadata}
     parts_manifest.write_manifest(folder, manifest, records)
     for name in plan.obsolete:
         (folder / name).unlink(missing_ok=True)
@@ -196,7 +169,7 @@ def _locked_folder(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
 
         def lock() -> None:
-            check_folder(folder)
+            parts_manifest.check_output_folder(folder)
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
             stack.callback(os.close, descriptor)  # which releases the lock

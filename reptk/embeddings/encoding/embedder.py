@@ -21,14 +21,13 @@ from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.decoding.resize import (
     DEFAULT_PREPROCESSING,
     WHOLE_SQUARES,
-    Interpolation,
     Preprocessing,
     ResizeMode,
     SquareOptions,
 )
 from reptk.models.backbone import full_name, is_external, native_size
 from reptk.models.encoder import Encoder
-from reptk.models.preprocessing import with_preprocessing
+from reptk.models.preprocessing import recorded_preprocessing, with_preprocessing
 from reptk.models.weight_source import absolute_source, find_weights
 
 MIN_SIZE_PX = 4
@@ -113,24 +112,24 @@ class Embedder:
 
     @classmethod
     def reopen(
-        cls, about: dict[str, Any], encoder: str | Path | Encoder | None = None, *, device: str = "auto"
+        cls, metadata: dict[str, Any], encoder: str | Path | Encoder | None = None, *, device: str = "auto"
     ) -> "Embedder":
         """Open the embedder that computed a set of embeddings again, and check that it is the same one.
 
         Args:
-            about: `Embeddings.about`.
-            encoder: the encoder itself, or its present place, a run or a file of weights; by default where it was then.
+            metadata: `Embeddings.metadata`.
+            encoder: the encoder itself, or its present path, a run or a file of weights; by default where it was then.
             device: see `choose_device`.
 
         Raises:
             DataError: the embeddings do not name their encoder, it has moved, or its weights have changed.
         """
-        encoder_record = about.get("encoder")
-        preprocessing = about.get("preprocessing")
+        encoder_record = metadata.get("encoder")
+        preprocessing = metadata.get("preprocessing")
         is_recorded = isinstance(encoder_record, dict) and isinstance(preprocessing, dict)
         if not is_recorded or "sha256" not in encoder_record:
             raise DataError(
-                "these embeddings do not say which encoder made them, so images cannot be searched for; ids can: --id ID"
+                "these embeddings do not say which encoder computed them, so images cannot be searched for; ids can: --id ID"
             )
         if isinstance(encoder, Encoder):
             embedder = cls.open(encoder)
@@ -140,8 +139,8 @@ class Embedder:
         same_weights = embedder.weights_sha256 == encoder_record["sha256"]
         if not same_weights or embedder.encoder.config["size"] != encoder_record.get("size"):
             raise DataError(
-                f"{_describe(embedder.origin)} is not the encoder that made these embeddings (other weights or size). If that "
-                "one has moved, name its place: --encoder RUN_OR_WEIGHTS; else embed the images again"
+                f"{_describe(embedder.origin)} is not the encoder that computed these embeddings (other weights or size). If "
+                "that one has moved, name its path: --encoder RUN_OR_WEIGHTS; else embed the images again"
             )
         embedder.decode_px = preprocessing.get("decoded_px")
         embedder.preprocessing = _recorded_preprocessing(preprocessing)
@@ -161,7 +160,9 @@ class Embedder:
             return cls.open(path, device=device)
         origin = encoder_record.get("origin", {})
         if "backbone" in origin:
-            weights = origin.get("weights") if path is None else str(path)
+            weights = origin.get("weights")
+            if path is not None:
+                weights = str(path)
             if weights is not None and not find_weights(weights)[0].is_file():
                 raise DataError(_moved(weights))
             pretrained = bool(origin.get("pretrained")) and weights is None
@@ -170,8 +171,8 @@ class Embedder:
         run = path or origin.get("run")
         if run is None:
             raise DataError(
-                "these embeddings were made by an encoder built in Python; pass it again (encoder=...), or name a run of it "
-                "(--encoder RUN)"
+                "these embeddings were computed by an encoder built in Python; pass it again (encoder=...), or name a run "
+                "of it (--encoder RUN)"
             )
         if not Path(run).is_dir():
             raise DataError(_moved(run))
@@ -249,7 +250,7 @@ class Embedder:
         """F, values per vector."""
         return self.encoder.num_features
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the record of encoder and preprocessing that is stored with the vectors."""
         encoder_record = {
             "origin": self.origin,
@@ -303,18 +304,13 @@ def _recorded_precision(preprocessing: dict[str, Any]) -> Precision:
 
 def _recorded_preprocessing(record: dict[str, Any]) -> Preprocessing:
     """Return how images were resized; embeddings of earlier versions say so in a sentence, and were cropped."""
-    preprocessing = Preprocessing(
-        crop=record.get("crop", 1.0),
-        resize=record.get("resize", "crop"),
-        interpolation=record.get("interpolation", DEFAULT_PREPROCESSING.interpolation),
-        reduce_jpeg=bool(record.get("reduce_jpeg", True)),
-    )
-    if preprocessing.resize not in get_args(ResizeMode):
-        preprocessing = preprocessing._replace(resize="crop")
-    is_known = preprocessing.interpolation in get_args(Interpolation)
-    if not is_known or not isinstance(preprocessing.crop, int | float) or not 0 < preprocessing.crop <= 1:
-        raise DataError("the record of the embeddings' preprocessing is damaged; embed the images again")
-    return preprocessing
+    table = {"crop": 1.0, **record}
+    if table.get("resize") not in get_args(ResizeMode):
+        table["resize"] = "crop"
+    try:
+        return recorded_preprocessing(table)
+    except ValueError as cause:
+        raise DataError("the record of the embeddings' preprocessing is damaged; embed the images again") from cause
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -371,14 +367,14 @@ def _timm_encoder(name: str, size: int | None, pretrained: bool, weights: str | 
 def _warn_without_simplejpeg() -> None:
     if decoder("auto") == "pillow":
         warnings.warn(
-            "these embeddings were made with simplejpeg, which is not installed; Pillow decodes the queries, whose pixels "
+            "these embeddings were computed with simplejpeg, which is not installed; Pillow decodes the queries, whose pixels "
             "differ by a level or two: pip install 'reptk[jpeg]'",
             stacklevel=4,
         )
 
 
 def _moved(path: str) -> str:
-    return f"the encoder of these embeddings is no longer at {path}. Name its place: --encoder RUN_OR_WEIGHTS"
+    return f"the encoder of these embeddings is no longer at {path}. Name its path: --encoder RUN_OR_WEIGHTS"
 
 
 def _describe(origin: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +12,22 @@ from reptk.data import DevicePrefetcher
 from reptk.data.loading.prefetch import prefetch
 from reptk.embeddings.encoding.embedder import Embedder
 from reptk.embeddings.encoding.image_sources import ImageGroup
-from reptk.embeddings.encoding.update import EncodedBatch
 from reptk.embeddings.files.row_blocks import RowBlock
 
 MAX_LISTED_REASONS = 5
 MAX_REASON_LETTERS = 300
 """How many skipped images are listed with their reasons, and at what length."""
+
+
+class EncodedBatch(NamedTuple):
+    """The vectors (v, F) of those images of a batch that could be embedded.
+
+    `numbers` (v,) are theirs in the group, ascending; `stop` follows the last number of the whole batch.
+    """
+
+    numbers: Tensor
+    vectors: Tensor
+    stop: int
 
 
 class SkippedImages:

@@ -91,7 +91,7 @@ class ImageSource:
         classes: class names, by label.
         preprocessing: what happens to the images before they are encoded.
         jpeg: which library decodes JPEG.
-        about: a record of where they come from; `root` is the folder that paths are relative to.
+        metadata: a record of where they come from; `root` is the folder that paths are relative to.
         summary: lines that say what was read and what was skipped, for the user to see before work starts.
         options: how pixels were decoded, as queries have to be.
     """
@@ -100,7 +100,7 @@ class ImageSource:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     jpeg: Jpeg
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     summary: Sequence[str] = ()
     options: PixelOptions = DEFAULT_OPTIONS
 
@@ -123,7 +123,7 @@ def from_images(images: Tensor, *, jpeg: Jpeg) -> ImageSource:
     ids = StringArray.from_strings(map(str, range(len(images))))
     unlabeled = torch.full((len(images),), -1)
     group = ImageGroup(InMemory(images), unlabeled, ids)
-    return ImageSource([group], classes=(), preprocessing=WHOLE_SQUARES, jpeg=jpeg, about={"name": "tensor"})
+    return ImageSource([group], classes=(), preprocessing=WHOLE_SQUARES, jpeg=jpeg, metadata={"name": "tensor"})
 
 
 def from_table(
@@ -167,13 +167,13 @@ def from_table(
     if any(row.id for row in rows):
         ids = StringArray.from_strings(row.id or row.path for row in rows)
         _check_unique(ids, table)
-    about = {"name": "table", "table": str(table), "root": str(root)}
+    metadata = {"name": "table", "table": str(table), "root": str(root)}
     summary = listed.describe()
     if split is not None:
-        about["split"] = split
+        metadata["split"] = split
         summary.append(_describe_split(split, len(rows)))
     group = ImageGroup(files, labels, ids, paths)
-    return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
+    return ImageSource([group], classes, preprocessing, jpeg, metadata, summary, options)
 
 
 def from_data_set(
@@ -217,16 +217,16 @@ def from_data_set(
         splits = distinct_splits(data)
     else:
         splits = {split: _single_split(data, split, table["name"])}
-    about = {**table, "split": split or "all"}
+    metadata = {**table, "split": split or "all"}
     # The same file may be in several splits, under different indices; paths tell which are the same.
     if all(_are_files(part.images) for part in splits.values()):
-        source = _from_files(list(splits.values()), data, about, jpeg, preprocessing)
+        source = _from_files(list(splits.values()), data, metadata, jpeg, preprocessing)
         return replace(source, summary=data.summary, options=pixel_options(table))
     groups = []
     for name, part in splits.items():
         ids = StringArray.from_strings(f"{name}/{index}" for index in range(len(part)))
         groups.append(ImageGroup(part.images, part.labels, ids))
-    return ImageSource(groups, data.classes, preprocessing, jpeg, about, data.summary, pixel_options(table))
+    return ImageSource(groups, data.classes, preprocessing, jpeg, metadata, data.summary, pixel_options(table))
 
 
 def data_table(text: str) -> config.Table:
@@ -302,15 +302,15 @@ def _from_folder_or_table(
         files = _in_path_order(files)
     labels = torch.from_numpy(files.labels_among(classes))
     root = base.absolute()
-    about = {**table, "split": split or "all", "root": str(root)}
+    metadata = {**table, "split": split or "all", "root": str(root)}
     images = _skipping_files(files.sources, table["size"], table["jpeg"], preprocessing, options)
     if isinstance(files.sources, Records):
         shards = find_shards(files.sources, base)
         group = ImageGroup(images, labels, RowIds(files.sources), shards=shards)
-        return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
+        return ImageSource([group], classes, preprocessing, jpeg, metadata, summary, options)
     paths = StringArray.from_strings(str(path.relative_to(base)) for path in files.sources)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
+    return ImageSource([group], classes, preprocessing, jpeg, metadata, summary, options)
 
 
 def _describe_split(split: str, num_images: int) -> str:
@@ -352,13 +352,13 @@ def _has_split(listed: ImageTable, split: str) -> bool:
     return any(row.split and split_role(row.split) == split for row in listed.rows)
 
 
-def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[str]:
+def _matching_splits(split: str, sizes: Mapping[str, int], source: Path) -> set[str]:
     """Return which of the names of splits mean `split`: the same name, else any spelling of it.
 
     Args:
         split: as the user names it.
         sizes: how many images each split has; of those without one by an empty name.
-        place: the folder or the table.
+        source: the folder or the table.
 
     Raises:
         DataError: there is no such split.
@@ -372,9 +372,9 @@ def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[s
         return same_role
     if counts:
         listed = ", ".join(f"{name} ({format_count(count, 'image')})" for name, count in sorted(counts.items()))
-        raise DataError(f"{place} has no split {split!r}; its splits are {listed}")
+        raise DataError(f"{source} has no split {split!r}; its splits are {listed}")
     raise DataError(
-        f"{place} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"
+        f"{source} has no splits, so there is no {split!r}; leave --split out, or choose {', '.join(SPLITS)}"
     )
 
 
@@ -389,7 +389,7 @@ def _are_files(images: Images) -> bool:
 
 
 def _from_files(
-    splits: list[Split], data: Data, about: config.Table, jpeg: Jpeg, preprocessing: Preprocessing
+    splits: list[Split], data: Data, metadata: config.Table, jpeg: Jpeg, preprocessing: Preprocessing
 ) -> ImageSource:
     """Return all files of the splits, once each, in the order of their paths."""
     label_of: dict[Path, int] = {}
@@ -398,14 +398,14 @@ def _from_files(
             label_of[split.images.path(index)] = label
     files = sorted(label_of)
     labels = torch.tensor([label_of[file] for file in files], dtype=torch.long)
-    root = expand_home(about.get("root", ".")).absolute()
+    root = expand_home(metadata.get("root", ".")).absolute()
     if root.is_file():  # a table, whose paths are relative to its folder
         root = root.parent
     paths = StringArray.from_strings(os.path.relpath(file.absolute(), root) for file in files)
     first = splits[0].images
     images = _skipping_files(files, first.size, jpeg, preprocessing, first.options)
     group = ImageGroup(images, labels, ids=paths, paths=paths)
-    return ImageSource([group], data.classes, preprocessing, jpeg, about={**about, "root": str(root)})
+    return ImageSource([group], data.classes, preprocessing, jpeg, metadata={**metadata, "root": str(root)})
 
 
 def _skipping_files(

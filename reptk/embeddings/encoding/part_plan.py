@@ -17,8 +17,9 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.embeddings.encoding.image_shards import ImageShard
 from reptk.embeddings.encoding.image_sources import ImageSource
-from reptk.embeddings.files.parts_folder import relabeled
+from reptk.embeddings.encoding.match_images import match_images
 from reptk.embeddings.files.parts_manifest import part_number
+from reptk.embeddings.files.row_blocks import relabeled
 from reptk.embeddings.files.safetensors_file import SafetensorsFile
 from reptk.embeddings.files.string_array import StringArray
 
@@ -72,7 +73,7 @@ class PlannedPart:
         return numbers[self.earlier_rows == NEW]
 
     def file_stats_at(self, positions: Tensor) -> Tensor | None:
-        """Return `file_stats` of the images at these places (b,) in the part."""
+        """Return `file_stats` of the images at these positions (b,) in the part."""
         if self.file_stats is None:
             return None
         return self.file_stats[positions]
@@ -344,15 +345,10 @@ class _KnownImages:
         self.is_claimed = torch.zeros(len(source), dtype=torch.bool)
 
     def match(self, path: Path) -> _MatchedRows:
-        """Find the images of the rows of a part."""
+        """Match the rows of a part with the images."""
         part = SafetensorsFile(path).read(verify=False)
         ids = StringArray.from_strings(part.ids or [])
-        numbers = torch.tensor([self.number_of.get(image_id, -1) for image_id in ids], dtype=torch.long)
-        is_current = numbers >= 0
-        if self.file_stats is not None:
-            is_current &= part.file_stats is not None
-            if part.file_stats is not None:
-                is_current &= (part.file_stats == self.file_stats[numbers]).all(dim=1)
+        numbers, is_current = match_images(ids, part.file_stats, self.number_of, self.file_stats)
         labels = relabeled(part.labels, part.classes, self.source.classes)
         has_same_labels = torch.equal(labels[is_current], self.labels[numbers[is_current]])
         return _MatchedRows(self, torch.arange(len(numbers)), numbers, is_current, has_same_labels)

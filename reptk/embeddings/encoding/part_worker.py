@@ -17,37 +17,21 @@ from reptk.core import distributed
 from reptk.core.file_records import file_record
 from reptk.core.progress import progress
 from reptk.embeddings.encoding.embedder import Embedder
-from reptk.embeddings.encoding.encode_images import MAX_LISTED_REASONS, SkippedImages, batches, encode, row_block
+from reptk.embeddings.encoding.embedding_job import EmbeddingJob
+from reptk.embeddings.encoding.encode_images import (
+    MAX_LISTED_REASONS,
+    EncodedBatch,
+    SkippedImages,
+    batches,
+    encode,
+    row_block,
+)
 from reptk.embeddings.encoding.image_shards import ImageShard
 from reptk.embeddings.encoding.image_sources import ImageSource
 from reptk.embeddings.encoding.part_plan import PlannedPart
-from reptk.embeddings.encoding.update import EncodedBatch
 from reptk.embeddings.files.parts_manifest import part_name
 from reptk.embeddings.files.row_blocks import Header, RowBlock
 from reptk.embeddings.files.safetensors_file import SafetensorsFile
-
-IMAGES_PER_PART = 10_000
-
-
-@dataclass(frozen=True)
-class PartOptions:
-    """How parts are embedded.
-
-    Args:
-        batch_size: images that are encoded at once.
-        workers: threads of each rank that decode images ahead.
-        images_per_part: at most.
-        strict: whether an image that cannot be read is an error.
-        force: embed all images again, and then remove the parts that were there.
-        prune: remove the embeddings of images that are gone, however many these are.
-    """
-
-    batch_size: int
-    workers: int
-    images_per_part: int = IMAGES_PER_PART
-    strict: bool = False
-    force: bool = False
-    prune: bool = False
 
 
 @dataclass(eq=False)
@@ -75,13 +59,13 @@ class PartWorker:
     """Embeds the images of the parts that this rank takes."""
 
     def __init__(
-        self, folder: Path, source: ImageSource, embedder: Embedder, header: Header, options: PartOptions
+        self, folder: Path, source: ImageSource, embedder: Embedder, header: Header, job: EmbeddingJob
     ) -> None:
         self.folder = folder
         self.source = source
         self.embedder = embedder
         self.header = header
-        self.options = options
+        self.job = job
         self._all_skipped: list[SkippedImages] = []
         self._num_in_no_part = 0
 
@@ -129,13 +113,11 @@ class PartWorker:
         def number_batches() -> Iterator[Tensor]:
             while (position := taken.add(1) - 1) < len(embedded):
                 task = _Task(embedded[position], self._count_skipped())
-                for numbers in batches(task.part.to_embed(), self.options.batch_size):
+                for numbers in batches(task.part.to_embed(), self.job.batch_size):
                     tasks.append(task)
                     yield numbers
 
-        encoded = encode(
-            group, number_batches(), self.embedder, lambda: tasks[0].skipped, self.options.workers, advance
-        )
+        encoded = encode(group, number_batches(), self.embedder, lambda: tasks[0].skipped, self.job.workers, advance)
         # Closed, so that the threads end even if a batch cannot be embedded or written.
         with closing(encoded):
             tagged = ((tasks.popleft(), batch) for batch in encoded)
@@ -144,7 +126,7 @@ class PartWorker:
         return [record for record in records if record is not None]
 
     def _count_skipped(self) -> SkippedImages:
-        skipped = SkippedImages(self.options.strict)
+        skipped = SkippedImages(self.job.strict)
         self._all_skipped.append(skipped)
         return skipped
 
@@ -157,8 +139,8 @@ class PartWorker:
             self._num_in_no_part += task.skipped.count
             return None
         path = self.folder / part_name(part.number)
-        header = replace(self.header, max_rows=len(part.numbers), about=dict(self.header.about))
-        header.about["part"] = {"shard": part.shard}
+        header = replace(self.header, max_rows=len(part.numbers), metadata=dict(self.header.metadata))
+        header.metadata["part"] = {"shard": part.shard}
         num_rows = 0
         with SafetensorsFile(path).writer(header) as writer:
             while first is not None:
@@ -169,7 +151,7 @@ class PartWorker:
                 if part.shard is not None:
                     # Else the images of a file that was replaced would be left out of a part that counts as complete.
                     self._shard_of(part).check_unchanged()
-                header.about["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}
+                header.metadata["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}
         record: dict[str, Any] = {"name": path.name, "rows": num_rows, **file_record(path)}
         if task.skipped.count:
             record["skipped"] = {"count": task.skipped.count, "first": task.skipped.reasons}
@@ -196,7 +178,7 @@ class PartWorker:
                 yield row_block(group, batch.numbers, batch.vectors, part.file_stats_at(positions))
 
     def _merged(self, part: PlannedPart, encoded: Iterator[EncodedBatch]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the numbers (n,) of images, their vectors (n, F), and their places in the part."""
+        """Return the numbers (n,) of images, their vectors (n, F), and their positions in the part."""
         earlier = SafetensorsFile(self.folder / part.earlier_name).read(verify=False)  # verified before
         numbers = part.image_numbers()
         vectors = torch.empty(len(numbers), self.header.width)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,21 +11,12 @@ from torch import Tensor
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import parse_json
 from reptk.embeddings.embeddings import Embeddings
+from reptk.embeddings.encoding.encode_images import EncodedBatch
 from reptk.embeddings.encoding.image_sources import ImageGroup, ImageSource
-from reptk.embeddings.files.row_blocks import Header, rows_per_block
+from reptk.embeddings.encoding.match_images import match_images
+from reptk.embeddings.files.row_blocks import Header, dtype_name, rows_per_block
 
 MAX_VALUE_LETTERS = 300
-
-
-class EncodedBatch(NamedTuple):
-    """The vectors (v, F) of those images of a batch that could be embedded.
-
-    `numbers` (v,) are theirs in the group, ascending; `stop` follows the last number of the whole batch.
-    """
-
-    numbers: Tensor
-    vectors: Tensor
-    stop: int
 
 
 class EarlierVectors:
@@ -110,35 +101,33 @@ def open_earlier(path: Path, source: ImageSource, header: Header) -> EarlierVect
     earlier = Embeddings.load(path)
     if earlier.file_stats is None or earlier.paths is None:
         raise DataError(_refused(path, "it does not say which files it was computed of, as reptk now records"))
-    differences = settings_differences(earlier.about, earlier.vectors.dtype, header)
+    differences = settings_differences(earlier.metadata, earlier.vectors.dtype, header)
     if differences:
         raise DataError(_refused(path, "; ".join(differences)))
     return _match(earlier, group)
 
 
 def _match(earlier: Embeddings, group: ImageGroup) -> EarlierVectors:
-    """Find the images of a group in an earlier file."""
+    """Match the images of a group with those of an earlier file, by their paths."""
     row_of_path = {name: row for row, name in enumerate(earlier.paths)}
-    rows = torch.tensor([row_of_path.get(name, -1) for name in group.paths], dtype=torch.long)
-    is_known = rows >= 0
-    num_removed = len(row_of_path) - len(rows[is_known].unique())
-    is_same = torch.zeros_like(is_known)
-    is_same[is_known] = (earlier.file_stats[rows[is_known]] == group.file_stats[is_known]).all(dim=1)
-    num_changed = int((is_known & ~is_same).sum())
-    return EarlierVectors(earlier.vectors, rows.where(is_same, -1), num_changed, num_removed)
+    matched = match_images(group.paths, group.file_stats, row_of_path, earlier.file_stats)
+    is_known = matched.rows >= 0
+    num_removed = len(row_of_path) - len(matched.rows[is_known].unique())
+    num_changed = int((is_known & ~matched.is_same).sum())
+    return EarlierVectors(earlier.vectors, matched.rows.where(matched.is_same, -1), num_changed, num_removed)
 
 
-def settings_differences(about: dict[str, Any], dtype: torch.dtype, header: Header) -> list[str]:
+def settings_differences(metadata: dict[str, Any], dtype: torch.dtype, header: Header) -> list[str]:
     """Say what of the encoder, the preprocessing and the images was other when an earlier file was written.
 
     Args:
-        about: of the earlier file.
+        metadata: of the earlier file.
         dtype: of its vectors.
         header: of the embeddings as they would be computed now.
     """
     differences = []
-    then = _settings(about, dtype)
-    now = _settings(header.about, header.dtype)
+    then = _settings(metadata, dtype)
+    now = _settings(header.metadata, header.dtype)
     for name in [*now, *(name for name in then if name not in now)]:
         if then.get(name) == now.get(name):
             continue
@@ -149,11 +138,11 @@ def settings_differences(about: dict[str, Any], dtype: torch.dtype, header: Head
     return differences
 
 
-def _settings(about: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _settings(metadata: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Return all that vectors depend on, as it is read back from a file."""
-    settings = {**about.get("encoder", {}), **about.get("preprocessing", {})}
+    settings = {**metadata.get("encoder", {}), **metadata.get("preprocessing", {})}
     settings.pop("origin", None)  # the weights may have moved
-    settings |= {"root": about.get("root"), "values": str(dtype).removeprefix("torch.")}
+    settings |= {"root": metadata.get("root"), "dtype": dtype_name(dtype)}
     return parse_json(json.dumps(settings))
 
 

@@ -46,19 +46,19 @@ def check_part(path: Path, listed: dict[str, Any] | None, header: Header, *, is_
         columns = SafetensorsFile(path).read(verify=not is_listed)
     except (DataError, OSError) as error:
         return PartCheck(None, _damage(error))
-    about = columns.about or {}
-    if not isinstance(about.get("encoder"), dict) or columns.labels is None or columns.ids is None:
+    metadata = columns.metadata or {}
+    if not isinstance(metadata.get("encoder"), dict) or columns.labels is None or columns.ids is None:
         return PartCheck(None, "holds no part of embeddings that reptk wrote")
-    differences = settings_differences(about, columns.vectors.dtype, header)
+    differences = settings_differences(metadata, columns.vectors.dtype, header)
     if len(columns.vectors.shape) == 2 and columns.vectors.shape[1] != header.width:
         differences.append(f"vectors had {columns.vectors.shape[1]} values, now {header.width}")
-    differences += _data_differences(about.get("data"), header.about["data"], is_of_files=is_of_files)
-    part_about = about.get("part") or {}
+    differences += _data_differences(metadata.get("data"), header.metadata["data"], is_of_files=is_of_files)
+    part_metadata = metadata.get("part") or {}
     record = {"name": path.name, "rows": len(columns.vectors), **record}
-    if about.get("skipped"):
-        record["skipped"] = about["skipped"]
-    if part_about.get("shard"):
-        record["shard"] = part_about["shard"]
+    if metadata.get("skipped"):
+        record["skipped"] = metadata["skipped"]
+    if part_metadata.get("shard"):
+        record["shard"] = part_metadata["shard"]
     return PartCheck(VerifiedPart(part_number(path), record), differences=differences)
 
 

@@ -136,19 +136,23 @@ class ParquetFile:
             if first_row is None:
                 raise DataError(f"{self.path} holds no rows")
             vector = first_row.column("vector")
+            width = _vectors(vector, 1).shape[1]
+            dtype = torch.float32
+            if pyarrow.types.is_float16(vector.type.value_type):
+                dtype = torch.float16
             return Header(
                 max_rows=file.metadata.num_rows,
-                width=_vectors(vector, 1).shape[1],
-                half=pyarrow.types.is_float16(vector.type.value_type),
+                width=width,
+                dtype=dtype,
                 ids_are_paths=metadata.get("ids") == "paths",
                 has_paths="path" in columns and metadata.get("paths", True),
                 has_file_stats=set(columns).issuperset(FILE_STATS),
                 classes=_class_names(file, metadata),
-                about=metadata.get("about", {}),
+                metadata=metadata.get("about", {}),
             )
 
     def read_blocks(self, rows: int) -> Iterator[RowBlock]:
-        """Yield all rows, that many at a time.
+        """Yield all rows, `rows` at a time.
 
         Raises:
             DataError: the file is damaged, or holds no embeddings.
@@ -242,7 +246,7 @@ def _hash_entry(digest: str) -> bytes:
 
 
 def _hash_of(file: BinaryIO, num_bytes: int) -> "hashlib._Hash":
-    """Return the hash of so many bytes from here."""
+    """Return the hash of the next `num_bytes` bytes."""
     sha256 = hashlib.sha256()
     while num_bytes:
         chunk = file.read(min(num_bytes, _CHUNK_BYTES))
@@ -257,9 +261,13 @@ def _schema(header: Header) -> Any:
     import pyarrow
 
     # Parquet's strings are UTF-8, so file names that are not are stored as bytes.
-    string_type = pyarrow.binary() if header.has_non_utf8_names else pyarrow.string()
-    class_type = pyarrow.string() if are_utf8(header.classes) else pyarrow.binary()
-    value_type = pyarrow.float16() if header.half else pyarrow.float32()
+    string_type = pyarrow.string()
+    if header.has_non_utf8_names:
+        string_type = pyarrow.binary()
+    class_type = pyarrow.string()
+    if not are_utf8(header.classes):
+        class_type = pyarrow.binary()
+    value_type = {torch.float16: pyarrow.float16(), torch.float32: pyarrow.float32()}[header.dtype]
     fields = [
         ("id", string_type),
         ("path", string_type),
@@ -273,12 +281,15 @@ def _schema(header: Header) -> Any:
 
 
 def _encode_metadata(header: Header) -> str:
+    id_column = "ids"
+    if header.ids_are_paths:
+        id_column = "paths"
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "classes": header.classes,
-        "about": header.about,
-        "ids": "paths" if header.ids_are_paths else "ids",
+        "about": header.metadata,
+        "ids": id_column,
         "paths": header.has_paths,
     }
     return json.dumps(metadata)
@@ -346,7 +357,9 @@ def _vectors(column: Any, count: int) -> Tensor:
     if len(widths) != 1:
         raise ValueError("its vectors differ in length")
     values = column.flatten().to_numpy(zero_copy_only=False)
-    dtype = np.float16 if values.dtype == np.float16 else np.float32
+    dtype: Any = np.float32
+    if values.dtype == np.float16:
+        dtype = np.float16
     return torch.from_numpy(np.array(values, dtype).reshape(count, widths[0].as_py()))
 
 

@@ -15,7 +15,7 @@ from reptk.embeddings.files import parts_manifest
 from reptk.embeddings.files.content_hash import MAX_HASHED_BYTES
 from reptk.embeddings.files.part_vectors import PartVectors
 from reptk.embeddings.files.parts_manifest import MANIFEST_NAME
-from reptk.embeddings.files.row_blocks import Header, StoredColumns
+from reptk.embeddings.files.row_blocks import Header, StoredColumns, dtype_name, relabeled
 from reptk.embeddings.files.safetensors_file import SafetensorsFile
 from reptk.embeddings.files.string_array import JoinedStrings, StringArray
 
@@ -72,8 +72,8 @@ class PartsFolder:
         if all(part.file_stats is not None for part in parts):
             file_stats = torch.cat([part.file_stats for part in parts])
         labels = torch.cat([relabeled(part.labels, part.classes, classes) for part in parts])
-        about = manifest["about"]
-        return StoredColumns(_vectors(parts), ids, paths, labels, file_stats, classes, about)
+        metadata = manifest["about"]
+        return StoredColumns(_vectors(parts), ids, paths, labels, file_stats, classes, metadata)
 
     def _check_files(self, manifest: dict[str, Any], verify: bool | None) -> None:
         max_hashed_bytes: int | None = 0
@@ -91,21 +91,11 @@ class PartsFolder:
     def _check_part(self, manifest: dict[str, Any], record: dict[str, Any], part: StoredColumns) -> None:
         """Raise DataError unless a part, which is what was hashed, fits the manifest."""
         shape = (record["rows"], manifest["width"])
-        is_typed = str(part.vectors.dtype).removeprefix("torch.") == manifest["values"]
+        is_typed = dtype_name(part.vectors.dtype) == manifest["values"]
         has_columns = part.labels is not None and part.ids is not None
         if tuple(part.vectors.shape) != shape or not is_typed or not has_columns:
             reason = f"{record['name']} holds other rows than {MANIFEST_NAME} says"
             raise DataError(parts_manifest.broken(self.path, reason))
-
-
-def relabeled(labels: Tensor, old_classes: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """Return labels (n,) that count in `old_classes` as those of the same names in `classes`; -1 for none."""
-    if tuple(old_classes) == tuple(classes):
-        return labels
-    new_label_of = {name: label for label, name in enumerate(classes)}
-    new_labels = [new_label_of.get(name, -1) for name in old_classes]
-    # Label -1, which is no label, picks the last entry and stays -1.
-    return torch.tensor([*new_labels, -1])[labels.clamp(-1, len(old_classes))]
 
 
 def _vectors(parts: Sequence[StoredColumns]) -> Tensor:

@@ -1,14 +1,18 @@
 """manifest.json of a folder of embeddings: the parts, with their lengths and hashes, and how all of them were computed."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reptk.core.errors import DataError
-from reptk.core.file_records import is_intact, manifest_text
+from reptk.core import file_records
+from reptk.core.errors import DataError, EnvironmentProblem, UsageError
+from reptk.core.file_records import ManifestFormat, is_intact, manifest_text
 from reptk.core.files import parse_json, write_text
 from reptk.core.foreign_files import read_text
+from reptk.embeddings.files.output_path import check_new_folder
 
 FORMAT = "reptk embedding parts"
 VERSION = 1
@@ -20,7 +24,9 @@ REPLACED_NAME = ".replaced.json"
 
 PART_NAME = re.compile(r"part-(\d{6,})\.safetensors")
 
-_REQUIRED_TYPES = {"rows": int, "width": int, "values": str, "classes": list, "about": dict, "parts": list}
+_MANIFEST_FORMAT = ManifestFormat(
+    FORMAT, VERSION, {"rows": int, "width": int, "values": str, "classes": list, "about": dict, "parts": list}
+)
 _PART_TYPES = {"name": str, "rows": int, "bytes": int, "sha256": str}
 
 
@@ -69,6 +75,24 @@ def holds_foreign_files(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file() and not is_parts_folder(folder)
 
 
+def check_output_folder(folder: Path) -> None:
+    """Raise what writing parts into a folder would raise, before any work is done. It need not exist.
+
+    Raises:
+        UsageError: it holds other files, or is none.
+        EnvironmentProblem: it cannot be written.
+    """
+    if not folder.exists():
+        check_new_folder(folder)
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder, or a file that ends in .safetensors or .parquet")
+    if holds_foreign_files(folder):
+        raise UsageError(f"{folder} exists and holds other files than embeddings in parts. Choose another --out")
+    if not os.access(folder, os.W_OK):
+        raise EnvironmentProblem(f"cannot write {folder}: no right to write in it. Choose another --out")
+
+
 def write_manifest(folder: Path, record: dict[str, Any], parts: Iterable[dict[str, Any]]) -> None:
     """Write the manifest, after all of its parts are there.
 
@@ -105,21 +129,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of something else, or of a newer reptk.
     """
     try:
-        text = read_text(folder / MANIFEST_NAME)
-        manifest = parse_json(text)
+        manifest = file_records.read_manifest(
+            folder / MANIFEST_NAME,
+            _MANIFEST_FORMAT,
+            subject=str(folder),
+            foreign=f"{folder} holds no embeddings in parts: its {MANIFEST_NAME} is of something else",
+            damaged=partial(broken, folder),
+        )
     except FileNotFoundError as cause:
         raise DataError(_without_manifest(folder)) from cause
-    except (OSError, ValueError) as cause:
-        raise DataError(broken(folder, f"{MANIFEST_NAME} cannot be read ({cause})")) from cause
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{folder} holds no embeddings in parts: its {MANIFEST_NAME} is of something else")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise DataError(f"{folder} was written by a newer reptk (version {version}); update reptk to read it")
-    if not is_intact(text, manifest):
-        raise DataError(broken(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
-    if not _is_complete(manifest):
-        raise DataError(broken(folder, f"{MANIFEST_NAME} is incomplete"))
+    if not all(map(_is_part_record, manifest["parts"])):
+        raise DataError(broken(folder, f"{MANIFEST_NAME} is incomplete: it has a part without name, rows or hash"))
     return manifest
 
 
@@ -138,16 +158,10 @@ def _without_manifest(folder: Path) -> str:
     return f"no embeddings in {folder}. Embed some: reptk embed RUN --data FOLDER --out {folder}"
 
 
-def _is_complete(manifest: dict[str, Any]) -> bool:
-    for name, required_type in _REQUIRED_TYPES.items():
-        if not isinstance(manifest.get(name), required_type):
-            return False
-    for part in manifest["parts"]:
-        if not isinstance(part, dict):
-            return False
-        if not all(isinstance(part.get(name), required) for name, required in _PART_TYPES.items()):
-            return False
-        # A name that leads out of the folder is none of ours.
-        if PART_NAME.fullmatch(part["name"]) is None:
-            return False
-    return True
+def _is_part_record(record: Any) -> bool:
+    if not isinstance(record, dict):
+        return False
+    if not all(isinstance(record.get(name), required) for name, required in _PART_TYPES.items()):
+        return False
+    # A name that leads out of the folder is none of ours.
+    return PART_NAME.fullmatch(record["name"]) is not None

@@ -32,34 +32,29 @@ class RowBlock(NamedTuple):
 
 @dataclass
 class Header:
-    """What holds for all rows of a file. `about` may be added to until the file is finished.
+    """What holds for all rows of a file. `metadata` may be added to until the file is finished.
 
     Args:
         max_rows: upper bound of the number of rows; there are fewer if images cannot be read.
         width: F, values per vector.
-        half: whether vectors are stored as float16 instead of float32.
+        dtype: of the stored vectors, float16 or float32.
         ids_are_paths: whether one column serves as both.
         has_paths: whether the images are files.
         has_file_stats: whether the sizes and times of the files are stored.
         has_non_utf8_names: whether an id or path is not valid UTF-8.
         classes: class names, by label.
-        about: encoder, preprocessing, data, versions; see `Embeddings`.
+        metadata: encoder, preprocessing, data, versions; see `Embeddings`.
     """
 
     max_rows: int
     width: int
-    half: bool
+    dtype: torch.dtype
     ids_are_paths: bool
     has_paths: bool
     has_file_stats: bool = False
     has_non_utf8_names: bool = False
     classes: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the stored vectors."""
-        return torch.float16 if self.half else torch.float32
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def vector_bytes(self) -> int:
         """Return the size of all vectors in bytes."""
@@ -78,7 +73,12 @@ class StoredColumns(NamedTuple):
     labels: Tensor | None = None
     file_stats: Tensor | None = None
     classes: Sequence[str] = ()
-    about: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return e.g. `float16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def rows_per_block(width: int) -> int:
@@ -118,5 +118,15 @@ def concatenate(header: Header, blocks: Iterable[RowBlock]) -> StoredColumns:
     if file_stats is not None:
         file_stats = file_stats[:count]
     return StoredColumns(
-        vectors[:count], id_column, path_column, labels[:count], file_stats, header.classes, header.about
+        vectors[:count], id_column, path_column, labels[:count], file_stats, header.classes, header.metadata
     )
+
+
+def relabeled(labels: Tensor, old_classes: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Return labels (n,) that count in `old_classes` as those of the same names in `classes`; -1 for none."""
+    if tuple(old_classes) == tuple(classes):
+        return labels
+    new_label_of = {name: label for label, name in enumerate(classes)}
+    new_labels = [new_label_of.get(name, -1) for name in old_classes]
+    # Label -1, which is no label, picks the last entry and stays -1.
+    return torch.tensor([*new_labels, -1])[labels.clamp(-1, len(old_classes))]

@@ -24,11 +24,11 @@ from reptk.core.file_records import NO_HASH
 from reptk.core.files import parse_json
 from reptk.embeddings.files.content_hash import HashedFile, damaged, is_hashed
 from reptk.embeddings.files.output_path import opened_for_embeddings
-from reptk.embeddings.files.row_blocks import FORMAT, VERSION, Header, RowBlock, StoredColumns
+from reptk.embeddings.files.row_blocks import FORMAT, VERSION, Header, RowBlock, StoredColumns, dtype_name
 from reptk.embeddings.files.string_array import StringArray, StringArrayBuilder
 
 RESERVED_BYTES = 1 << 15
-"""Space in the header for the tensors' entries and for what is added to `about` while rows are written."""
+"""Space in the header for the tensors' entries and for what is added to `metadata` while rows are written."""
 
 HASH_KEY = "reptk_sha256"
 """Key in the header's metadata: the hash of the data, then of the header with `NO_HASH` in this place."""
@@ -94,7 +94,9 @@ class SafetensorsFile:
         mapped = _MappedTensors(self.path)
         tensors = {}
         for name in ("vectors", "labels"):
-            tensors[name] = converted[name] if name in converted else mapped.tensor(name)
+            tensors[name] = converted.get(name)
+            if tensors[name] is None:
+                tensors[name] = mapped.tensor(name)
         file_stats = None
         if names.issuperset(FILE_STATS):
             file_stats = torch.stack([mapped.tensor(name) for name in FILE_STATS], dim=1)
@@ -111,7 +113,7 @@ class SafetensorsFile:
             labels=tensors["labels"],
             file_stats=file_stats,
             classes=parse_json(metadata.get("classes", "[]")),
-            about=parse_json(metadata.get("about", "{}")),
+            metadata=parse_json(metadata.get("about", "{}")),
         )
 
     def _check_hash(self, metadata: dict[str, str], verify: bool | None) -> None:
@@ -144,7 +146,7 @@ class SafetensorsWriter:
         self.file_stats: list[NDArray[np.int64]] = []
         self.ids = StringArrayBuilder()
         self.paths = StringArrayBuilder()
-        # Everything but the tensors' entries is known already; they and what is added to `about` get the reserved space.
+        # Everything but the tensors' entries is known already; they and what is added to `metadata` get the reserved space.
         self.data_start = _round_up(len(self._encoded_header({})) + RESERVED_BYTES, ALIGNMENT)
         self.file.seek(self.data_start)
 
@@ -162,7 +164,7 @@ class SafetensorsWriter:
 
     def finish(self) -> None:
         """Write the columns other than the vectors, then the header."""
-        vectors_type = np.dtype(np.float16 if self.header.half else np.float32)
+        vectors_type = np.dtype(dtype_name(self.header.dtype))
         vectors_shape = [self.count, self.header.width]
         offset = self.count * self.header.width * vectors_type.itemsize
         entries = {"vectors": _entry(vectors_type, vectors_shape, 0, offset)}
@@ -175,8 +177,8 @@ class SafetensorsWriter:
         encoded = self._encoded_header(entries)
         if len(encoded) > reserved:
             # What was added while rows were written does not fit; only the names of skipped images can be that long.
-            self.header.about["left_out"] = "the names of skipped images do not fit into the header"
-            self.header.about.pop("skipped", None)
+            self.header.metadata["left_out"] = "the names of skipped images do not fit into the header"
+            self.header.metadata.pop("skipped", None)
             encoded = self._encoded_header(entries)
         # Padded with spaces, as the format allows, to the length that was reserved.
         header = struct.pack("<Q", reserved) + encoded.ljust(reserved)
@@ -209,12 +211,15 @@ class SafetensorsWriter:
         return columns
 
     def _encoded_header(self, entries: dict[str, Any]) -> bytes:
+        id_column = "ids"
+        if self.header.ids_are_paths:
+            id_column = "paths"
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
-            "ids": "paths" if self.header.ids_are_paths else "ids",
+            "ids": id_column,
             "classes": json.dumps(self.header.classes),
-            "about": json.dumps(self.header.about),
+            "about": json.dumps(self.header.metadata),
             HASH_KEY: NO_HASH,
         }
         return json.dumps({"__metadata__": metadata, **entries}).encode()
@@ -281,4 +286,6 @@ def _list_some(names: set[str]) -> str:
     if not names:
         return "nothing"
     listed = ", ".join(sorted(names)[:4])
-    return f"{listed} ..." if len(names) > 4 else listed
+    if len(names) > 4:
+        listed += " ..."
+    return listed

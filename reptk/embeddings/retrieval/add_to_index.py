@@ -19,8 +19,7 @@ from reptk.core.files import atomic_folder
 from reptk.core.progress import progress
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.files.embeddings_file import embeddings_file, existing_file
-from reptk.embeddings.files.parts_folder import relabeled
-from reptk.embeddings.files.row_blocks import Header, RowBlock
+from reptk.embeddings.files.row_blocks import Header, RowBlock, relabeled
 from reptk.embeddings.retrieval import index_manifest
 from reptk.embeddings.retrieval.build_index import write_manifest
 from reptk.embeddings.retrieval.index_manifest import EMBEDDINGS_NAME, FAISS_NAME, MANIFEST_NAME
@@ -117,7 +116,7 @@ def _add(folder: Path, embeddings: str | Path | Embeddings, trust: bool) -> Addi
 
 def _check_alike(old: Embeddings, new: Embeddings, name: str) -> None:
     old.check_comparable(new)
-    then, now = old.about.get("preprocessing"), new.about.get("preprocessing")
+    then, now = old.metadata.get("preprocessing"), new.metadata.get("preprocessing")
     if then and now and then != now:
         keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         listed = "; ".join(f"{key} was {then.get(key)}, now {now.get(key)}" for key in keys)
@@ -127,9 +126,10 @@ def _check_alike(old: Embeddings, new: Embeddings, name: str) -> None:
             raise DataError(
                 f"the index says which files its images are, and {name} does not; build another index of it"
             )
-        if old.about.get("root") != new.about.get("root"):
+        old_root, new_root = old.metadata.get("root"), new.metadata.get("root")
+        if old_root != new_root:
             raise DataError(
-                f"the images of the index are below {old.about.get('root')}, those of {name} below {new.about.get('root')}; "
+                f"the images of the index are below {old_root}, those of {name} below {new_root}; "
                 "build another index of those, or embed a folder that holds both"
             )
     if old.classes and not new.classes and bool((new.labels >= 0).any()):

@@ -88,8 +88,8 @@ def measure_recall(index: Index) -> dict[str, Any]:
     query_rows = order[:RECALL_QUERIES].sort().values  # in row order: the bank may be memory-mapped
     queries = bank[query_rows].float()
     exact, _ = exact_search(bank, queries, k, query_rows)
-    _, found = index.search(queries, k, query_rows)
-    shares = found_shares(queries, found, exact, query_rows, index.vectors_of)
+    _, rows = index.search(queries, k, query_rows)
+    shares = found_shares(queries, rows, exact, query_rows, index.vectors_of)
     return {"k": k, "value": round(shares.double().mean().item(), 4), "queries": len(query_rows)}
 
 
@@ -104,10 +104,10 @@ def _build(folder: Path, source: Path | Embeddings, kind: str, on_disk: bool | N
     start = time.perf_counter()
     approximate = None
     if kind != "Flat":
-        lists = None
+        lists_path = None
         if on_disk or (on_disk is None and _has_large_lists(embeddings, kind)):
-            lists = folder / LISTS_NAME
-        approximate = _build_approximate(embeddings, kind, lists)
+            lists_path = folder / LISTS_NAME
+        approximate = _build_approximate(embeddings, kind, lists_path)
         (folder / FAISS_NAME).write_bytes(approximate.to_bytes())
     write_manifest(folder, Index(embeddings, kind, approximate=approximate), start)
 
@@ -137,7 +137,7 @@ def write_manifest(folder: Path, index: Index, start: float) -> None:
         "recall": recall,
         "seconds": round(time.perf_counter() - start, 3),
         "files": files,
-        "about": embeddings.about,
+        "about": embeddings.metadata,
         "versions": environment.package_versions(),
         "commit": environment.git_commit(),
     }
@@ -162,7 +162,9 @@ def _copy_normalized(source: Path | Embeddings, target: Path) -> None:
 
     A safetensors file whose vectors have unit length already is copied byte by byte.
     """
-    name = "this file" if isinstance(source, Embeddings) else str(source)
+    name = str(source)
+    if isinstance(source, Embeddings):
+        name = "this file"
     if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
         file, source = source, Embeddings.load(source)
         if _has_unit_length(source, name):
@@ -182,7 +184,7 @@ def _copy_normalized(source: Path | Embeddings, target: Path) -> None:
             writer.add(normalizer.normalize(block))
             advance(len(block.vectors))
         normalizer.check(name)
-        header.about["normalized"] = True
+        header.metadata["normalized"] = True
 
 
 def _has_unit_length(embeddings: Embeddings, name: str) -> bool:
@@ -201,19 +203,12 @@ def _has_large_lists(embeddings: Embeddings, kind: str) -> bool:
     return num_bytes is not None and num_bytes > ON_DISK_BYTES
 
 
-def _build_approximate(embeddings: Embeddings, kind: str, lists: Path | None) -> ApproximateIndex:
-    """Build an index, with its inverted lists in the file `lists` unless that is None."""
-    done = 0
+def _build_approximate(embeddings: Embeddings, kind: str, lists_path: Path | None) -> ApproximateIndex:
+    """Build an index, with its inverted lists in the file `lists_path` unless that is None."""
     with progress(f"building {kind}", len(embeddings)) as advance:
-        # FAISS reports how many are done, the bar takes how many more.
-        def show(count: int) -> None:
-            nonlocal done
-            advance(count - done)
-            done = count
-
-        if lists is not None:
-            return build_on_disk(embeddings.vectors, kind, lists, progress=show)
-        return ApproximateIndex.build(embeddings.vectors, kind, progress=show)
+        if lists_path is not None:
+            return build_on_disk(embeddings.vectors, kind, lists_path, progress=advance)
+        return ApproximateIndex.build(embeddings.vectors, kind, progress=advance)
 
 
 def _check_output_folder(folder: Path, force: bool) -> None:

@@ -16,13 +16,14 @@ from reptk.embeddings.files.string_array import is_utf8
 from reptk.embeddings.retrieval.store_index import StoreIndex
 from reptk.embeddings.unit_length import UnitLengthNormalizer
 from reptk.stores import Collection, StoredRows, open_store, redacted
+from reptk.stores.protocol import Dtype
 
 
 def export(embeddings: str | Path | Embeddings, address: str, *, force: bool = False) -> StoreIndex:
     """Write embeddings into a store, with vectors of unit length. Readers see all of them, or what was there before.
 
     Args:
-        embeddings: a file, or what `embed` returned.
+        embeddings: a file, a folder of parts, or what `embed` returned.
         address: lance:FOLDER, postgresql://USER@HOST/DATABASE?table=NAME, or that of another store.
         force: replace a collection of reptk that exists.
 
@@ -39,9 +40,11 @@ def export(embeddings: str | Path | Embeddings, address: str, *, force: bool = F
         file = existing_file(embeddings)
         name = file.path.name
         embeddings = Embeddings.load(file.path)
-    about = parse_json(json_text({**embeddings.about, "normalized": True, "classes": list(embeddings.classes)}))
-    is_half = embeddings.vectors.dtype == torch.float16
-    collection = Collection(len(embeddings), embeddings.width, is_half, about)
+    metadata = parse_json(json_text({**embeddings.metadata, "normalized": True, "classes": list(embeddings.classes)}))
+    dtype: Dtype = "float32"
+    if embeddings.vectors.dtype == torch.float16:
+        dtype = "float16"
+    collection = Collection(len(embeddings), embeddings.width, dtype, metadata)
     try:
         with progress("exporting", len(embeddings)) as advance:
             store.write(collection, _stored_blocks(embeddings, name, advance), replace=force)

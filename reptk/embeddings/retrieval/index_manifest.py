@@ -2,13 +2,14 @@
 
 import hashlib
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reptk.core import file_records
 from reptk.core.errors import DataError
-from reptk.core.file_records import find_damage, is_intact
-from reptk.core.files import parse_json
-from reptk.core.foreign_files import read_bytes, read_text
+from reptk.core.file_records import ManifestFormat, find_damage
+from reptk.core.foreign_files import read_bytes
 from reptk.embeddings.files.content_hash import MAX_HASHED_BYTES
 from reptk.embeddings.retrieval.index_signature import is_signed, sign
 
@@ -28,7 +29,12 @@ KEYS_WITHOUT_HASH = frozenset(
 )
 """The keys of manifests of earlier versions, which carry no hash of themselves."""
 
-_REQUIRED_TYPES = {"kind": str, "count": int, "width": int, "files": dict, "recall": dict}
+_MANIFEST_FORMAT = ManifestFormat(
+    FORMAT,
+    VERSION_ON_DISK,
+    {"kind": str, "count": int, "width": int, "files": dict, "recall": dict},
+    KEYS_WITHOUT_HASH,
+)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -38,25 +44,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged, of another program, or of a newer reptk.
     """
     try:
-        text = read_text(folder / MANIFEST_NAME)
-        manifest = parse_json(text)
+        manifest = file_records.read_manifest(
+            folder / MANIFEST_NAME,
+            _MANIFEST_FORMAT,
+            subject=str(folder),
+            foreign=f"{folder} is no index of reptk: its {MANIFEST_NAME} is of something else",
+            damaged=partial(damaged_index_message, folder),
+        )
     except FileNotFoundError as cause:
         raise DataError(
             f"{folder} is no index: it has no {MANIFEST_NAME}. Make one: reptk index EMBEDDINGS --out ..."
         ) from cause
-    except (OSError, ValueError) as cause:
-        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} cannot be read: {cause}")) from cause
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{folder} is no index of reptk: its {MANIFEST_NAME} is of something else")
-    version = manifest.get("version")
-    # Older versions can be read; a newer one may mean something else by the same keys.
-    if not isinstance(version, int) or version > VERSION_ON_DISK:
-        raise DataError(f"{folder} was made by a newer reptk (version {version}); update reptk to read it")
-    # Earlier versions wrote other keys and no hash; a damaged key is none of theirs.
-    if not is_intact(text, manifest) and not KEYS_WITHOUT_HASH.issuperset(manifest):
-        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} has another hash than when it was written"))
-    if not _is_complete(manifest):
-        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} is incomplete"))
+    if not isinstance(manifest["recall"].get("value"), int | float):
+        raise DataError(damaged_index_message(folder, f"{MANIFEST_NAME} is incomplete: it has no recall"))
     return manifest
 
 
@@ -68,9 +68,7 @@ def verify_embeddings(folder: Path, manifest: dict[str, Any], *, any_size: bool)
         manifest: its manifest.
         any_size: whether to compare hashes of embeddings larger than `MAX_HASHED_BYTES`, too.
     """
-    # Hashing reads the whole file, which may take longer than the search itself.
-    max_hashed_bytes = None if any_size else MAX_HASHED_BYTES
-    _check_file(folder, manifest, EMBEDDINGS_NAME, max_hashed_bytes)
+    _check_file(folder, manifest, EMBEDDINGS_NAME, _max_hashed_bytes(any_size))
 
 
 def read_verified_faiss(folder: Path, manifest: dict[str, Any]) -> bytes:
@@ -99,8 +97,7 @@ def verify_lists(folder: Path, manifest: dict[str, Any], *, any_size: bool) -> N
 
     Of a large file only the length is compared: what is in it can make a search return wrong rows, and nothing else.
     """
-    max_hashed_bytes = None if any_size else MAX_HASHED_BYTES
-    _check_file(folder, manifest, LISTS_NAME, max_hashed_bytes)
+    _check_file(folder, manifest, LISTS_NAME, _max_hashed_bytes(any_size))
 
 
 def sign_faiss(files: dict[str, dict[str, Any]]) -> None:
@@ -124,11 +121,11 @@ def damaged_index_message(folder: Path, reason: str) -> str:
     return f"the index {folder} is damaged: {reason}. Build it again: {command}"
 
 
-def _is_complete(manifest: dict[str, Any]) -> bool:
-    for name, required_type in _REQUIRED_TYPES.items():
-        if not isinstance(manifest.get(name), required_type):
-            return False
-    return isinstance(manifest["recall"].get("value"), int | float)
+def _max_hashed_bytes(any_size: bool) -> int | None:
+    """Return up to which size the content of a file is compared; None for any."""
+    if any_size:
+        return None
+    return MAX_HASHED_BYTES  # hashing reads the whole file, which may take longer than the search itself
 
 
 def _check_file(folder: Path, manifest: dict[str, Any], name: str, max_hashed_bytes: int | None) -> None:

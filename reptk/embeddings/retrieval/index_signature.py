@@ -51,7 +51,9 @@ def _read_key() -> bytes | None:
         key = read_bytes(file, KEY_BYTES)
     except OSError:
         return None
-    return key if len(key) == KEY_BYTES else None
+    if len(key) != KEY_BYTES:
+        return None
+    return key
 
 
 def _create_key() -> bytes | None:

@@ -17,9 +17,10 @@ from reptk.core.errors import DataError
 from reptk.core.files import sha256_of
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.encoding.embedder import Embedder
+from reptk.embeddings.retrieval.search_index import ImageRecords, SearchIndex
 from reptk.embeddings.retrieval.sharded_search import search_over_ranks
 from reptk.embeddings.retrieval.similarity_index import Index
-from reptk.embeddings.retrieval.store_index import StoredImages, StoreIndex
+from reptk.embeddings.retrieval.store_index import StoreIndex
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.models.encoder import Encoder
 from reptk.stores import is_address
@@ -89,7 +90,7 @@ def search(
         queries: one or several image files, which are encoded as the index was; or vectors (q, F).
         ids: images of the index that are queries, too; they are not among their own neighbors.
         k: how many neighbors; lowered, with a warning, to how many images there are.
-        encoder: the encoder itself, or its present place if it has moved.
+        encoder: the encoder itself, or its path if it has moved.
         device: where to encode: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
@@ -141,7 +142,7 @@ def search(
     return results
 
 
-def _open(index: str | Path | Index | StoreIndex | Embeddings) -> Index | StoreIndex:
+def _open(index: str | Path | Index | StoreIndex | Embeddings) -> SearchIndex:
     if isinstance(index, Index | StoreIndex):
         return index
     if isinstance(index, Embeddings):
@@ -175,25 +176,27 @@ def _existing_images(queries: str | Path | Sequence[str | Path]) -> list[Path]:
     paths = [Path(query) for query in queries]
     for path in paths:
         if not path.is_file():
-            hint = ": it is a folder" if path.is_dir() else ""
+            hint = ""
+            if path.is_dir():
+                hint = ": it is a folder"
             raise DataError(f"no image {path}{hint}")
     return paths
 
 
 def _embed_files(
-    index: Index | StoreIndex, paths: Sequence[Path], encoder: str | Path | Encoder | None, device: str
+    index: SearchIndex, paths: Sequence[Path], encoder: str | Path | Encoder | None, device: str
 ) -> Tensor:
     """Return the vectors (q, F) of image files, by the encoder of the index, which may have moved to `encoder`."""
     if not paths:
         return torch.empty(0, index.embeddings.width)
-    embedder = Embedder.reopen(index.embeddings.about, encoder, device=device)
+    embedder = Embedder.reopen(index.embeddings.metadata, encoder, device=device)
     return torch.stack([embedder.embed_file(path) for path in paths])
 
 
 def _neighbors(
-    embeddings: Embeddings | StoredImages, query_path: Path | None, similarities: list[float], rows: list[int]
+    embeddings: ImageRecords, query_path: Path | None, similarities: list[float], rows: list[int]
 ) -> list[Neighbor]:
-    """Return the neighbors of one query, given its results (k,); rows of -1, where fewer were found, are left out."""
+    """Return the neighbors of one query, given its results (k,); rows of -1, where an index returned fewer, are left out."""
     neighbors = []
     for rank, (similarity, row) in enumerate(zip(similarities, rows, strict=True), 1):
         if row == NO_ROW:

@@ -60,13 +60,13 @@ def _exact(index: Index, queries: Tensor, k: int, exclude: Tensor) -> tuple[Tens
 
 
 def _candidates(approximate: ApproximateIndex, queries: Tensor, count: int) -> Tensor | None:
-    """Return the candidates (q, count) of all queries, found by all ranks; None if the index cannot be divided."""
-    found = approximate.search_share(queries, count, distributed.rank(), distributed.world_size())
-    if found is None:
+    """Return the candidates (q, count) of all queries, searched by all ranks; None if the index cannot be divided."""
+    of_shard = approximate.search_shard(queries, count, distributed.rank(), distributed.world_size())
+    if of_shard is None:
         return None
     # (ranks, q, count) -> (q, ranks * count)
-    gathered = [distributed.all_gather(part[None]).transpose(0, 1).flatten(1) for part in found]
-    return approximate.best_of(queries, *gathered, count)
+    similarities, rows = [distributed.all_gather(part[None]).transpose(0, 1).flatten(1) for part in of_shard]
+    return approximate.merge_shards(queries, similarities, rows, count)
 
 
 def _share(count: int) -> slice:

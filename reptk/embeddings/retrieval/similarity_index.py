@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reptk.core.errors import DataError, UsageError
+from reptk.core.errors import DataError
 from reptk.core.file_records import read_replaceable
 from reptk.core.files import recover_folder
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.files.embeddings_file import SUFFIXES
 from reptk.embeddings.files.parts_manifest import is_parts_folder
-from reptk.embeddings.retrieval import index_manifest
+from reptk.embeddings.retrieval import index_manifest, search_index
 from reptk.embeddings.retrieval.index_manifest import EMBEDDINGS_NAME, FAISS_NAME, LISTS_NAME, MANIFEST_NAME
 from reptk.embeddings.unit_length import with_unit_length
 from reptk.neighbors import ApproximateIndex, open_on_disk, rerank, search
 
 CANDIDATES_PER_NEIGHBOR = 4
 MIN_CANDIDATES = 100
-"""An approximate index returns so many times k rows, and at least this many, which are re-ranked by the stored vectors."""
+"""An approximate index returns max(CANDIDATES_PER_NEIGHBOR * k, MIN_CANDIDATES) rows, which their stored vectors then rank."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +121,7 @@ class Index:
             first += len(block.vectors)
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the k most similar images of each query, best first.
-
-        Args:
-            queries: (q, F) of unit length.
-            k: how many neighbors.
-            exclude: (q,) the row of each query itself, which is not returned; -1 for a query that is no row.
-
-        Returns:
-            similarities (q, k) and rows (q, k); the row is -1 where an approximate index found fewer.
-
-        Raises:
-            DataError: queries of another width, or not finite.
-            UsageError: k is below 1, or more than there are images.
-        """
+        """Return similarities and rows (q, k) of the most similar images; see `SearchIndex.search`."""
         self.check_queries(queries, k, exclude)
         try:
             return self._search(queries, k, exclude)
@@ -163,18 +150,7 @@ class Index:
 
     def check_queries(self, queries: Tensor, k: int, exclude: Tensor | None) -> None:
         """Raise DataError or UsageError if these queries cannot be searched; see `search`."""
-        if queries.ndim != 2 or queries.shape[1] != self.embeddings.width:
-            raise DataError(
-                f"the index holds embeddings of {self.embeddings.width} values, the queries are {tuple(queries.shape)}; they "
-                "must come from the same encoder"
-            )
-        if not queries.isfinite().all():
-            raise DataError("queries hold NaN or infinity")
-        max_k = len(self)
-        if exclude is not None:
-            max_k -= 1
-        if not 1 <= k <= max_k:
-            raise UsageError(f"k must be 1 to {max_k}, which is how many images there are, got {k}")
+        search_index.check_queries(self, "the index", queries, k, exclude)
 
 
 def _open_approximate(folder: Path, manifest: dict[str, Any], verify: bool) -> ApproximateIndex:

@@ -8,24 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptk.core.errors import DataError, UsageError
+from reptk.core.errors import UsageError
+from reptk.embeddings.retrieval.search_index import check_queries
 from reptk.embeddings.unit_length import TOLERANCE
-from reptk.stores import Store, StoredRows, open_store, redacted
-from reptk.stores.protocol import Collection
+from reptk.stores import Collection, Store, StoredRows, open_store, raise_changed, redacted
 
 
 class StoredImages:
-    """Ids, paths and labels of those images of a collection that have been fetched, by row.
-
-    It has the members of `Embeddings` with which single images are shown.
+    """Ids, paths and labels of those images of a collection that have been fetched, by row; see `ImageRecords`.
 
     Args:
-        about: encoder, preprocessing, data; see `Embeddings`.
+        metadata: encoder, preprocessing, data; see `Embeddings`.
         width: F, values per vector.
     """
 
-    def __init__(self, about: Mapping[str, Any], width: int) -> None:
-        self.about = about
+    def __init__(self, metadata: Mapping[str, Any], width: int) -> None:
+        self.metadata = metadata
         self.width = width
         self.ids: dict[int, str] = {}
         self._paths: dict[int, str | None] = {}
@@ -43,7 +41,7 @@ class StoredImages:
         path = self._paths[row]
         if path is None:
             return None
-        return Path(self.about.get("root") or ".") / path
+        return Path(self.metadata.get("root") or ".") / path
 
     def class_of(self, row: int) -> str:
         """Return the class name of an image, empty if it has none."""
@@ -51,7 +49,7 @@ class StoredImages:
 
 
 class StoreIndex:
-    """A collection of a store, with the members of `Index` that searching needs.
+    """A collection of a store; see `SearchIndex`.
 
     Args:
         store: the store.
@@ -63,7 +61,7 @@ class StoreIndex:
         self.store = store
         self.collection = collection
         self.name = name
-        self.embeddings = StoredImages(collection.about, collection.width)
+        self.embeddings = StoredImages(collection.metadata, collection.width)
 
     @classmethod
     def open(cls, address: str) -> "StoreIndex":
@@ -113,21 +111,11 @@ class StoreIndex:
         return torch.from_numpy(stored.vectors.astype(np.float32)).view(len(rows), self.collection.width)
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return similarities and rows (q, k) of the most similar images; see `Index.search`."""
-        width = self.collection.width
-        if queries.ndim != 2 or queries.shape[1] != width:
-            raise DataError(
-                f"{self.name} holds embeddings of {width} values, the queries are {tuple(queries.shape)}; they must come "
-                "from the same encoder"
-            )
-        max_k = len(self)
+        """Return similarities and rows (q, k) of the most similar images; see `SearchIndex.search`."""
+        check_queries(self, self.name, queries, k, exclude)
         requested_k = k
         if exclude is not None:
-            # One more, since the query itself may be among them.
-            max_k -= 1
-            requested_k = k + 1
-        if not 1 <= k <= max_k:
-            raise UsageError(f"k must be 1 to {max_k}, which is how many images there are, got {k}")
+            requested_k = k + 1  # the query itself may be among them
         similarities, numbers = self.store.search(queries.float().numpy(), requested_k)
         if exclude is not None:
             similarities, numbers = _without(similarities, numbers, exclude.numpy(), k)
@@ -145,10 +133,7 @@ class StoreIndex:
             block = torch.from_numpy(np.array(vectors))  # a copy: Arrow's memory is read-only
             norms = block.float().norm(dim=1)
             if block.shape[1:] != (self.collection.width,) or not bool(((norms - 1).abs() <= 2 * TOLERANCE).all()):
-                raise DataError(
-                    f"{self.name} has changed since it was written: it holds vectors that have not unit length. Export the "
-                    "embeddings again: --force"
-                )
+                raise_changed(self.name, "it holds vectors that have not unit length")
             yield torch.from_numpy(np.array(numbers)), block
 
     def close(self) -> None:

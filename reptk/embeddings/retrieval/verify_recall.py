@@ -9,8 +9,7 @@ from torch import Tensor
 from reptk.core import rng
 from reptk.core.errors import DataError, UsageError
 from reptk.core.progress import progress
-from reptk.embeddings.retrieval.similarity_index import Index
-from reptk.embeddings.retrieval.store_index import StoreIndex
+from reptk.embeddings.retrieval.search_index import SearchIndex
 from reptk.evaluate.intervals import QueryMean
 from reptk.neighbors import search_streamed
 from reptk.neighbors.recall import found_shares
@@ -20,7 +19,7 @@ QUERIES_AT_ONCE = 100
 
 
 class Recall(NamedTuple):
-    """The share of the exact k nearest neighbors that was found, with its 95 % interval over queries.
+    """The share of the exact k nearest neighbors that an index returns, with its 95 % interval over queries.
 
     k: neighbors.
     value: mean over queries.
@@ -36,7 +35,7 @@ class Recall(NamedTuple):
     num_queries: int
 
 
-def verify_recall(index: Index | StoreIndex, *, k: int = 10, num_queries: int = 1000) -> Recall:
+def verify_recall(index: SearchIndex, *, k: int = 10, num_queries: int = 1000) -> Recall:
     """Compare what an index finds with the exact search in the vectors that it stores, all of which are read once.
 
     A row that is as similar as the k-th exact neighbor counts as found, since exact copies of images are interchangeable.
@@ -67,15 +66,15 @@ def verify_recall(index: Index | StoreIndex, *, k: int = 10, num_queries: int = 
     with progress("comparing", len(queries)) as advance:
         for first in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(first, first + QUERIES_AT_ONCE)
-            _, found = index.search(queries[part], k, rows[part])
-            shares.append(found_shares(queries[part], found, exact[part], rows[part], index.vectors_of))
+            _, returned_rows = index.search(queries[part], k, rows[part])
+            shares.append(found_shares(queries[part], returned_rows, exact[part], rows[part], index.vectors_of))
             advance(len(queries[part]))
     mean = QueryMean(torch.cat(shares))
     low, high = mean.interval()
     return Recall(k, float(mean), low, high, len(queries))
 
 
-def _reported(index: Index | StoreIndex, advance: Callable[[int], None]) -> Iterator[tuple[Tensor, Tensor]]:
+def _reported(index: SearchIndex, advance: Callable[[int], None]) -> Iterator[tuple[Tensor, Tensor]]:
     for numbers, vectors in index.vector_blocks():
         yield numbers, vectors
         advance(len(numbers))

@@ -16,8 +16,7 @@ from reptk.data.decoding.decode import decode
 from reptk.data.decoding.resize import PAGE_COLOR, SquareOptions
 from reptk.data.layouts.open_layout import open_layout
 from reptk.data.records.record_source import Record, Records, RecordSource
-from reptk.embeddings.embeddings import Embeddings
-from reptk.embeddings.retrieval.store_index import StoredImages
+from reptk.embeddings.retrieval.search_index import ImageRecords
 from reptk.report.data_uri import encode_data_uri
 
 SIDE_PX = 128
@@ -33,7 +32,7 @@ class EmbeddingImages:
         side_px: longest side of an image in pixels.
     """
 
-    def __init__(self, embeddings: Embeddings | StoredImages, side_px: int = SIDE_PX) -> None:
+    def __init__(self, embeddings: ImageRecords, side_px: int = SIDE_PX) -> None:
         self.embeddings = embeddings
         self.side_px = side_px
         # Between the number of an image in its source and its row, which differ by what was skipped before it.
@@ -96,13 +95,15 @@ class EmbeddingImages:
     @cached_property
     def _rows(self) -> Records | None:
         """The images in shards that were embedded; None if they are in files of their own."""
-        sources = open_layout(Path(self.embeddings.about["data"]["root"]), "none").files.sources
-        return sources if isinstance(sources, Records) else None
+        sources = open_layout(Path(self.embeddings.metadata["data"]["root"]), "none").files.sources
+        if isinstance(sources, Records):
+            return sources
+        return None
 
     @property
     def _is_folder(self) -> bool:
         """Whether the record names a folder of images."""
-        part = self.embeddings.about.get("data")
+        part = self.embeddings.metadata.get("data")
         return isinstance(part, dict) and part.get("name") == "folder" and isinstance(part.get("root"), str)
 
     @cached_property
@@ -110,7 +111,7 @@ class EmbeddingImages:
         """The data set that the images come from; None if it cannot be opened without a download."""
         try:
             # The table comes from a file of any origin: whatever it says, the worst case is a page without images.
-            part = dict(self.embeddings.about.get("data"))
+            part = dict(self.embeddings.metadata.get("data"))
             for name in IGNORED_ARGUMENTS:
                 part.pop(name, None)
             # To look at a page must not start a download.

@@ -13,9 +13,8 @@ from reptk.core.errors import UsageError
 from reptk.core.files import write_text
 from reptk.core.foreign_files import open_regular
 from reptk.embeddings.duplicates.duplicate_groups import Duplicate, Duplicates
-from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.retrieval.search_images import Neighbor, SearchResult
-from reptk.embeddings.retrieval.store_index import StoredImages
+from reptk.embeddings.retrieval.search_index import ImageRecords
 from reptk.embeddings.viewing.embedding_images import SIDE_PX, EmbeddingImages
 from reptk.report.content_security import content_security_policy
 from reptk.report.file_link import file_link
@@ -72,7 +71,7 @@ class CardGroup:
 class _ShownImages:
     """The images of a set as they are on the page: their data URIs, and links to their files from `folder`."""
 
-    def __init__(self, embeddings: Embeddings | StoredImages, num_images: int, folder: Path | None) -> None:
+    def __init__(self, embeddings: ImageRecords, num_images: int, folder: Path | None) -> None:
         self.embeddings = embeddings
         self._images = EmbeddingImages(embeddings, _side_px(num_images))
         self._folder = folder
@@ -97,9 +96,7 @@ def _side_px(num_images: int) -> int:
     return SIDE_PX
 
 
-def results_page(
-    results: list[SearchResult], embeddings: Embeddings | StoredImages, about: str, folder: Path | None = None
-) -> str:
+def results_page(results: list[SearchResult], embeddings: ImageRecords, about: str, folder: Path | None = None) -> str:
     """Return the page of a search; `about` says what was searched.
 
     Links to the files of images begin from `folder`, in which the page will be; without it there are none.
@@ -183,7 +180,7 @@ def write(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def _result_group(result: SearchResult, embeddings: Embeddings | StoredImages, images: _ShownImages) -> CardGroup:
+def _result_group(result: SearchResult, embeddings: ImageRecords, images: _ShownImages) -> CardGroup:
     image, label, path = "", "", result.path
     if result.row is not None:
         image = images.data_uri(result.row)

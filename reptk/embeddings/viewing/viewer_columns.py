@@ -37,8 +37,8 @@ class ViewerColumns:
     Args:
         thumbnails: `image`, a struct of the bytes of a small picture and its path; null for an image that is gone.
         projection: `projection_x` and `projection_y`, by one of `LAYOUTS`; None for none.
-        neighbors: `neighbors`, a struct of the row numbers of so many nearest neighbors, the image itself left out, and
-            their cosine distances; 0 for none.
+        neighbors: how many neighbors the column `neighbors` has, a struct of the row numbers of the nearest images, the
+            image itself left out, and their cosine distances; 0 for no such column.
     """
 
     thumbnails: bool = False
@@ -112,8 +112,8 @@ class _ExtraColumns:
         self._rows: Tensor | None = None
         if columns.neighbors:
             vectors = embeddings.vectors
-            itself = torch.arange(len(embeddings))
-            similarities, self._rows = exact_search(vectors, vectors, columns.neighbors, itself)
+            exclude = torch.arange(len(embeddings))  # an image is not its own neighbor
+            similarities, self._rows = exact_search(vectors, vectors, columns.neighbors, exclude)
             # Rounding may give two equal vectors a similarity above 1.
             self._distances = (1 - similarities).clamp_min(0)
 
@@ -182,9 +182,9 @@ def _neighbors_type() -> Any:
 
 def _hub_metadata(schema: Any) -> dict[bytes, bytes]:
     """Return the metadata that names the features of a schema for `datasets`."""
-    features = {}
-    for field in schema:
-        features[field.name] = {"_type": "Image"} if field.name == "image" else _feature(field.type)
+    features = {field.name: _feature(field.type) for field in schema}
+    if "image" in features:
+        features["image"] = {"_type": "Image"}
     return {METADATA_KEY: json.dumps({"info": {"features": features}}).encode()}
 
 

@@ -82,13 +82,12 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     """Similarities and rows (q, k) of the neighbors of all queries."""
     similarities, rows = [], []
-
-    def report_progress(done: int) -> None:
-        features.report_progress("searching", done, len(queries))
-
-    for block_similarities, block_rows in search(bank, queries, k, exclude, progress=report_progress):
+    done = 0
+    for block_similarities, block_rows in search(bank, queries, k, exclude):
         similarities.append(block_similarities)
         rows.append(block_rows)
+        done += len(block_rows)
+        features.report_progress("searching", done, len(queries))
     return torch.cat(similarities), torch.cat(rows)
 
 

@@ -155,7 +155,7 @@ def embeddings_of_files(folder: Path, vectors: Tensor | None = None) -> Embeddin
     names = sorted(path.name for path in folder.iterdir())
     if vectors is None:
         vectors = unit_vectors(len(names), 64)
-    return Embeddings(vectors, names, names, about={"root": str(folder)})
+    return Embeddings(vectors, names, names, metadata={"root": str(folder)})
 
 
 def detailed_image(number: int) -> Image.Image:

@@ -99,12 +99,12 @@ def test_images_with_many_copies_are_still_near_duplicates(drawings: Path, encod
 def test_without_the_encoder_random_pairs_remain(
     drawings: Path, embedded_drawings: Embeddings, encoder_run: Path, tmp_path: Path
 ) -> None:
-    moved = {**embedded_drawings.about["encoder"], "origin": {"run": str(tmp_path / "gone")}}
+    moved = {**embedded_drawings.metadata["encoder"], "origin": {"run": str(tmp_path / "gone")}}
     embeddings = Embeddings(
         embedded_drawings.vectors,
         embedded_drawings.ids,
         embedded_drawings.paths,
-        about=embedded_drawings.about | {"encoder": moved},
+        metadata=embedded_drawings.metadata | {"encoder": moved},
     )
     measured = measure_threshold(embeddings)
     assert "no longer at" in measured.reason

@@ -43,9 +43,9 @@ def test_a_run_and_its_model_folder_are_one_encoder(
     by_run = Embeddings.load(photo_embeddings)
     by_model = reptk.embed(encoder_run / "model", photo_folder)
     assert torch.equal(by_model.vectors, by_run.vectors)
-    assert by_model.about["encoder"]["sha256"] == by_run.about["encoder"]["sha256"]
+    assert by_model.metadata["encoder"]["sha256"] == by_run.metadata["encoder"]["sha256"]
     by_timm_name = reptk.embed(data=photo_folder, **TIMM_BACKBONE)
-    assert by_timm_name.about["encoder"]["sha256"] != by_run.about["encoder"]["sha256"]
+    assert by_timm_name.metadata["encoder"]["sha256"] != by_run.metadata["encoder"]["sha256"]
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 5, "workers": 0}, {"workers": 3}])
@@ -65,7 +65,7 @@ def test_streamed_to_a_file_equals_in_memory(suffix: str, half: bool, photo_fold
     assert torch.allclose(streamed.vectors.float(), in_memory.vectors.float(), atol=1e-3 if half else 1e-6)
     assert list(streamed.ids) == list(in_memory.ids)
     assert streamed.labels.tolist() == in_memory.labels.tolist()
-    assert streamed.about.keys() == in_memory.about.keys()
+    assert streamed.metadata.keys() == in_memory.metadata.keys()
 
 
 def test_half_precision_keeps_similarities_to_a_thousandth(photo_folder: Path) -> None:
@@ -119,8 +119,8 @@ def test_vectors_without_a_direction_are_skipped(
 
     monkeypatch.setattr(Embedder, "embed_images", with_a_bad_row)
     embeddings = reptk.embed(encoder_run, photo_folder)
-    assert (len(embeddings), embeddings.about["skipped"]["count"]) == (11, 1)
-    assert reason in embeddings.about["skipped"]["first"][0]
+    assert (len(embeddings), embeddings.metadata["skipped"]["count"]) == (11, 1)
+    assert reason in embeddings.metadata["skipped"]["first"][0]
     with pytest.raises(NumericalError, match=reason):
         reptk.embed(encoder_run, photo_folder, strict=True)
 
@@ -243,7 +243,7 @@ def test_queries_are_resized_as_the_images_were(tmp_path: Path) -> None:
     for resize in ("crop", "pad", "squash"):
         out = tmp_path / f"{resize}.safetensors"
         embeddings = reptk.embed(data=folder, out=out, resize=resize, **TIMM_BACKBONE)
-        embedder = Embedder.reopen(embeddings.about)
+        embedder = Embedder.reopen(embeddings.metadata)
         assert embedder.preprocessing.resize == resize
         for path, vector in zip(embeddings.paths, embeddings.vectors, strict=True):
             assert torch.allclose(embedder.embed_file(folder / path), vector, atol=1e-5)
@@ -284,21 +284,21 @@ def test_a_split_of_a_cached_folder_is_resized_as_its_queries(
     table |= {"background": "black", "reduce_jpeg": False}
     for split in ("train", "query"):
         embeddings = reptk.embed(data=table, split=split, resize=resize, **TIMM_BACKBONE)
-        recorded = embeddings.about["preprocessing"]
+        recorded = embeddings.metadata["preprocessing"]
         assert (recorded["resize"], recorded["reduce_jpeg"], recorded["background"]) == (resize, False, "black")
-        embedder = Embedder.reopen(embeddings.about)
+        embedder = Embedder.reopen(embeddings.metadata)
         for row, vector in enumerate(embeddings.vectors):
             assert torch.allclose(embedder.embed_file(embeddings.file(row)), vector, atol=1e-5)
 
 
 def test_crop_and_resize_replace_what_the_data_set_sets(folder_of_wide_pictures: Path) -> None:
     table = {"name": "folder", "root": str(folder_of_wide_pictures), "crop": 0.8, "resize": "pad"}
-    changed = reptk.embed(data=table, crop=0.5, resize="squash", **TIMM_BACKBONE).about
+    changed = reptk.embed(data=table, crop=0.5, resize="squash", **TIMM_BACKBONE).metadata
     assert (changed["preprocessing"]["crop"], changed["preprocessing"]["resize"]) == (0.5, "squash")
     assert (changed["data"]["crop"], changed["data"]["resize"]) == (0.5, "squash")
     # The crop is not enlarged again.
     assert changed["preprocessing"]["decoded_px"] == 2 * changed["preprocessing"]["size_px"]
-    unchanged = reptk.embed(data=table, **TIMM_BACKBONE).about["preprocessing"]
+    unchanged = reptk.embed(data=table, **TIMM_BACKBONE).metadata["preprocessing"]
     assert (unchanged["crop"], unchanged["resize"]) == (0.8, "pad")
     assert unchanged["decoded_px"] == int(unchanged["size_px"] / 0.8)
 
@@ -311,8 +311,8 @@ def test_images_in_memory_are_resized_as_by_the_encoder(options: dict, encoder_r
     embeddings = reptk.embed(encoder_run, images, **options)
     encoder = Encoder.from_run(encoder_run)
     assert torch.allclose(embeddings.vectors, encoder.embed(images, **options), atol=1e-5)
-    assert embeddings.about["preprocessing"]["resize"] == options.get("resize", "crop")
-    assert embeddings.about["preprocessing"]["crop"] == options.get("crop", 1.0)
+    assert embeddings.metadata["preprocessing"]["resize"] == options.get("resize", "crop")
+    assert embeddings.metadata["preprocessing"]["crop"] == options.get("crop", 1.0)
 
 
 def test_a_wrong_argument_of_the_data_set_is_named(photo_folder: Path) -> None:

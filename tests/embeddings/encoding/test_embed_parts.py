@@ -60,11 +60,11 @@ def test_parts_are_the_rows_of_one_file(half: bool, photo_folder: Path, encoder_
     assert torch.equal(parts.file_stats, expected.file_stats)
     assert (list(parts.ids), list(parts.paths)) == (list(expected.ids), list(expected.paths))
     assert parts.classes == expected.classes
-    assert parts.about["encoder"] == expected.about["encoder"]
-    assert parts.about["preprocessing"] == expected.about["preprocessing"]
+    assert parts.metadata["encoder"] == expected.metadata["encoder"]
+    assert parts.metadata["preprocessing"] == expected.metadata["preprocessing"]
     manifest = json.loads((tmp_path / "emb" / "manifest.json").read_text())
     assert manifest["rows"] == 12
-    assert manifest["encoder_sha256"] == expected.about["encoder"]["sha256"]
+    assert manifest["encoder_sha256"] == expected.metadata["encoder"]["sha256"]
     assert [part["rows"] for part in manifest["parts"]] == [5, 5, 2]
     # Each part is a file of embeddings, and the folder one that is copied into such a file.
     part = Embeddings.load(tmp_path / "emb" / "part-000001.safetensors")
@@ -279,7 +279,7 @@ def test_killed_at_any_moment_nothing_is_lost(photo_folder: Path, encoder_run: P
         ({"encoder": "test_resnet"}, "the encoder has other weights"),
         ({"crop": 0.5}, r"crop was 0\.875, now 0\.5"),
         ({"resize": "pad"}, "resize was crop, now pad"),
-        ({"half": True}, "values was float32, now float16"),
+        ({"half": True}, "dtype was float32, now float16"),
         ({"split": "train"}, "data.split was all, now train"),
     ],
 )
@@ -509,14 +509,14 @@ def test_many_embeddings_are_removed_on_request_only(
 
 
 def _embed_while_one_rank_takes_long(rank: int, encoder: Path, data: Path, out: Path) -> None:
-    open_source = embed_images._open_source
+    open_images = embed_images.open_images
 
     def open_slowly(*arguments: object) -> object:
         if rank == 0:
             time.sleep(3)
-        return open_source(*arguments)
+        return open_images(*arguments)
 
-    embed_images._open_source = open_slowly
+    embed_images.open_images = open_slowly
     distributed.set_timeout(1.0, torch.device("cpu"))
     embed_in_parts(encoder, data, out)
 

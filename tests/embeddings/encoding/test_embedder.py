@@ -22,12 +22,12 @@ def test_a_moved_run_is_named_and_verified(photo_folder: Path, encoder_run: Path
     embeddings = reptk.embed(tmp_path / "run", photo_folder)
     moved = tmp_path / "moved"
     (tmp_path / "run").rename(moved)
-    with pytest.raises(DataError, match=r"no longer at .*run\. Name its place: --encoder"):
+    with pytest.raises(DataError, match=r"no longer at .*run\. Name its path: --encoder"):
         reptk.search(embeddings, query)
     [result] = reptk.search(embeddings, query, encoder=str(moved))
     assert result.neighbors[0].note == "the same file"
     Encoder("test_vit", size=32).save(moved / "model")
-    with pytest.raises(DataError, match="is not the encoder that made these embeddings"):
+    with pytest.raises(DataError, match="is not the encoder that computed these embeddings"):
         reptk.search(embeddings, query, encoder=str(moved))
 
 

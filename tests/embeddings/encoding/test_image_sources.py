@@ -227,7 +227,7 @@ def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> No
         draw_square(number).save(tmp_path / "files" / f"{row:02}.png")
     expected = reptk.embed(encoder_run, tmp_path / "files")
     assert torch.equal(embeddings.vectors, expected.vectors)
-    assert embeddings.about["preprocessing"] == expected.about["preprocessing"]
+    assert embeddings.metadata["preprocessing"] == expected.metadata["preprocessing"]
 
 
 def test_tar_shards(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

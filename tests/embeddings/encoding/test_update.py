@@ -100,7 +100,7 @@ def test_unreadable_images_are_tried_again(photos: Path, encoder_run: Path, tmp_
     first = reptk.embed(encoder_run, photos, out=out)
     again = reptk.embed(encoder_run, photos, out=out, update=True)
     assert [len(first), len(again)] == [12, 12]
-    assert again.about["skipped"]["count"] == 1
+    assert again.metadata["skipped"]["count"] == 1
     draw_image(60).save(photos / "cats" / "05.jpg")
     assert_equals_full_run(reptk.embed(encoder_run, photos, out=out, update=True), encoder_run, photos)
 
@@ -133,7 +133,7 @@ def test_other_encoders_and_options_are_refused(photos: Path, encoder_run: Path,
     with torch.no_grad():
         next(other.backbone.parameters()).add_(1)
     refused("the encoder has other weights", encoder=other)
-    refused("values was float32, now float16", half=True)
+    refused("dtype was float32, now float16", half=True)
     refused(
         r"range was \[0, 65535\], now \[0, 4095\]", data={"name": "folder", "root": str(photos), "range": (0, 4095)}
     )
@@ -150,7 +150,7 @@ def test_what_cannot_be_updated_is_named(photos: Path, encoder_run: Path, tmp_pa
         with pytest.raises(UsageError, match="does not go with --force"):
             reptk.embed(encoder_run, photos, update=True, **options)
     embeddings = reptk.embed(encoder_run, photos)
-    old = Embeddings(embeddings.vectors, embeddings.ids, embeddings.paths, about=embeddings.about)
+    old = Embeddings(embeddings.vectors, embeddings.ids, embeddings.paths, metadata=embeddings.metadata)
     old.save(out)
     with pytest.raises(DataError, match="does not say which files it was computed of"):
         reptk.embed(encoder_run, photos, out=out, update=True)

@@ -128,10 +128,10 @@ def test_the_header_may_grow_while_rows_are_written(letters: int, fits: bool, tm
     path = tmp_path / "e.safetensors"
     with SafetensorsFile(path).writer(header) as writer:
         writer.add(next(embeddings.blocks()))
-        header.about["skipped"] = {"first": ["x" * letters]}
+        header.metadata["skipped"] = {"first": ["x" * letters]}
     loaded = Embeddings.load(path)
-    assert ("skipped" in loaded.about) == fits
-    assert ("left_out" in loaded.about) != fits
+    assert ("skipped" in loaded.metadata) == fits
+    assert ("left_out" in loaded.metadata) != fits
     assert torch.equal(loaded.vectors, embeddings.vectors)
 
 

@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 def rows_of(embeddings: Embeddings, rows: range) -> Embeddings:
     picked = list(rows)
-    return Embeddings(embeddings.vectors[picked], [embeddings.ids[row] for row in picked], about=dict(embeddings.about))
+    return Embeddings(
+        embeddings.vectors[picked], [embeddings.ids[row] for row in picked], metadata=dict(embeddings.metadata)
+    )
 
 
 @needs_faiss
@@ -102,10 +104,10 @@ def test_a_changed_image_keeps_its_vector_with_a_warning(clustered: Embeddings, 
 )
 def test_other_embeddings_are_refused(about: dict, message: str, clustered: Embeddings, tmp_path: Path) -> None:
     old_about = {"encoder": {"sha256": "a"}, "preprocessing": {"crop": 1}, "root": "/here"}
-    reptk.index(replace(clustered, about=old_about, paths=clustered.ids), out=tmp_path / "e.index")
+    reptk.index(replace(clustered, metadata=old_about, paths=clustered.ids), out=tmp_path / "e.index")
     before = (tmp_path / "e.index" / "manifest.json").read_bytes()
     with pytest.raises(DataError, match=message):
-        add_to_index(tmp_path / "e.index", replace(clustered, about={"root": "/here", **about}, paths=clustered.ids))
+        add_to_index(tmp_path / "e.index", replace(clustered, metadata={"root": "/here", **about}, paths=clustered.ids))
     assert (tmp_path / "e.index" / "manifest.json").read_bytes() == before
 
 

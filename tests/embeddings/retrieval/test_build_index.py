@@ -30,7 +30,7 @@ def test_an_index_holds_the_embeddings(source: str, photo_embeddings: Path, tmp_
         assert torch.equal(opened.embeddings.vectors, embeddings.vectors)
         assert list(opened.embeddings.ids) == list(embeddings.ids)
         assert (opened.kind, opened.recall) == ("Flat", 1.0)
-        assert opened.embeddings.about == embeddings.about
+        assert opened.embeddings.metadata == embeddings.metadata
 
 
 @pytest.mark.parametrize("source", ["safetensors", pytest.param("parquet", marks=needs_pyarrow), "memory"])

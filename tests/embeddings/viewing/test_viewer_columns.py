@@ -51,7 +51,7 @@ def test_reptk_reads_the_same_embeddings(viewer_file: Path, photo_folder: Path, 
     assert torch.equal(embeddings.file_stats, expected.file_stats)
     assert list(embeddings.ids) == list(expected.ids)
     assert embeddings.classes == expected.classes
-    assert embeddings.about["encoder"] == expected.about["encoder"]
+    assert embeddings.metadata["encoder"] == expected.metadata["encoder"]
 
 
 def test_columns_are_what_they_say(viewer_file: Path, photo_folder: Path) -> None:

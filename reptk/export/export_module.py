@@ -11,8 +11,8 @@ from reptk.export.exported_model import ExportedModel, public_backbone
 INPUT = "images"
 
 
-class TracedModel(nn.Module):
-    """Images (B, 3, H, W) uint8 to features (B, F), the same with unit length, and scores (B, C) if there is a classifier."""
+class ExportModule(nn.Module):
+    """Images (B, 3, H, W) uint8 to features (B, F), the same with unit length, and logits (B, C) if there is a classifier."""
 
     def __init__(self, model: ExportedModel) -> None:
         super().__init__()
@@ -21,7 +21,6 @@ class TracedModel(nn.Module):
         self.classifier = None
         if model.classifier is not None:
             self.classifier = model.classifier.module
-        # x / 255 - mean, divided by std, with one factor and one offset for each channel.
         self.register_buffer("mean", encoder.mean.clone())
         self.register_buffer("std", encoder.std.clone())
         self.eval()
@@ -32,11 +31,11 @@ class TracedModel(nn.Module):
         """Names of what `forward` returns."""
         names = ["features", "embeddings"]
         if self.classifier is not None:
-            names.append("scores")
+            names.append("logits")
         return names
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return features, embeddings of unit length as `reptk embed` writes them, and scores."""
+        """Return features, embeddings of unit length as `reptk embed` writes them, and the logits of a classifier."""
         h = self.backbone((images.float() / 255 - self.mean) / self.std)
         embeddings = nn.functional.normalize(h, dim=1)
         if self.classifier is None:
@@ -71,5 +70,5 @@ def describe(model: ExportedModel) -> str:
         f"images uint8 (batch, 3, {size}, {size}) -> features (batch, {encoder.num_features}), embeddings (unit length)"
     )
     if model.classifier is not None:
-        text += f", scores of {format_count(len(model.classifier.classes), 'class', 'classes')}"
+        text += f", logits of {format_count(len(model.classifier.classes), 'class', 'classes')}"
     return text
