@@ -51,9 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Where reptk stores what belongs to the user: not in the home folder."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache_home")))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data_home")))
         yield
 

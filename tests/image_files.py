@@ -1,5 +1,6 @@
 """Image files written for the tests of data sets, and what is read from them."""
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def same_data(data: Data, other: Data) -> bool:
         return False
     pairs = [(data.train, other.train), (data.bank, other.bank), (data.query, other.query)]
     return all(torch.equal(a.labels, b.labels) and torch.equal(fetch_all(a), fetch_all(b)) for a, b in pairs)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def write_image(path: Path, color: tuple[int, ...] = RED, size: tuple[int, int] = (10, 8), **options: object) -> Path:

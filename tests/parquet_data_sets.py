@@ -1,6 +1,5 @@
 """Data sets in Parquet files, as the Hugging Face hub stores them, written for tests."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 from PIL import Image
 
+from image_files import encode_png
+
 
 def encoded_image(number: int, size_px: int = 9) -> bytes:
     """Return the bytes of a PNG of one color, different for every number."""
-    content = io.BytesIO()
-    Image.new("RGB", (size_px, size_px), (number % 256, 7 * number % 256, 255 - number % 256)).save(content, "PNG")
-    return content.getvalue()
+    color = (number % 256, 7 * number % 256, 255 - number % 256)
+    return encode_png(Image.new("RGB", (size_px, size_px), color))
 
 
 def write_shard(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lance_data_sets import write_lance
 from parquet_data_sets import encoded_image
 from tar_data_sets import write_tar
 
@@ -82,13 +83,11 @@ def write_shards_with_class_files(root: Path) -> Path:
     return root / "classes" / "{0000..0004}.tar"
 
 
-def write_lance(root: Path) -> Path:
-    lance = pytest.importorskip("lance", reason="pylance is not installed")
-    lance.write_dataset(arrow_table(), str(root / "images.lance"), max_rows_per_file=11)
-    return root / "images.lance"
+def write_lance_table(root: Path) -> Path:
+    return write_lance(root / "images.lance", arrow_table(), max_rows_per_file=11)
 
 
-def write_saved_data_set(root: Path) -> Path:
+def write_hugging_face_dataset(root: Path) -> Path:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     images = [{"bytes": content, "path": None} for _, _, content in _names()]
@@ -106,7 +105,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "parquet": write_parquet,
     "shards": write_shards,
     "shards with class files": write_shards_with_class_files,
-    "lance": write_lance,
-    "saved data set": write_saved_data_set,
+    "lance": write_lance_table,
+    "hugging face dataset": write_hugging_face_dataset,
 }
 """Writes the images below a folder and returns what `data.root` names; those of other packages are skipped without them."""

@@ -20,9 +20,9 @@ from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
     from reptk.data import Data
-    from reptk.data.decoding.decode import PixelOptions
+    from reptk.data.decoding.pixel_options import PixelOptions
     from reptk.data.images.file_check import FileCheck
-    from reptk.data.records.record_source import ShardRow
+    from reptk.data.records.record_source import Record
 
 EXAMPLES = """examples:
   reptk check-data my_photos
@@ -49,7 +49,7 @@ class CheckedImages:
         data: the data set, if it was opened to find them.
     """
 
-    paths: "list[Path | ShardRow]"
+    paths: "list[Path | Record]"
     class_names: list[str | None]
     splits: list[str]
     summary: Sequence[str]
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from reptk.data.images.image_files import tolerated_unreadable
+    from reptk.data.bad_samples import tolerated_unreadable
     from reptk.embeddings.encoding import image_sources
 
     for plugin in args.plugin:
@@ -121,12 +121,12 @@ def _open(table: config.Table) -> "Data":
 
 
 def _images_of_data_set(table: config.Table) -> CheckedImages:
-    from reptk.data.sources.folder import existing_source, read_images
+    from reptk.data.layouts.open_layout import existing_source, open_layout
     from reptk.embeddings.encoding.image_sources import distinct_splits
 
     if table["name"] == "folder":
         base = existing_source(table["root"])
-        layout = read_images(base, table["labels"])
+        layout = open_layout(base, table["labels"])
         paths, names, split_names = [], [], []
         for split, files in layout.parts.items():
             for path, class_name in files:

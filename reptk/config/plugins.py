@@ -13,7 +13,7 @@ from typing import Any
 
 from reptk.config.registry import REGISTRIES, Registry
 from reptk.config.schema import RecipeError
-from reptk.core.error_places import place_of, shown_path
+from reptk.core.error_locations import location_of, shown_path
 from reptk.core.errors import UsageError
 from reptk.core.files import real_path
 from reptk.core.foreign_files import read_bytes
@@ -307,7 +307,7 @@ def _import_failed(spec: str, cause: BaseException) -> PluginImportError:
         problem = f"{type(cause).__name__}: {cause.msg}"
         if cause.text and cause.text.strip():
             problem += f": {cause.text.strip()[:MAX_LINE_LENGTH]}"
-    place = place_of(cause)
+    place = location_of(cause)
     if place is not None:
         problem = f"{shown_path(place.path)}:{place.line}: {problem}"
     if isinstance(cause, ModuleNotFoundError) and cause.name is not None:

@@ -133,8 +133,14 @@ class Logger:
         for name, values in rows.items():
             cells = []
             for column in columns:
-                cells.append(f"{100 * values[column]:.1f}" if column in values else "")
-            table.add_row(name, *cells, style="bold" if name == "trained" else None)
+                cell = ""
+                if column in values:
+                    cell = f"{100 * values[column]:.1f}"
+                cells.append(cell)
+            style = None
+            if name == "trained":
+                style = "bold"
+            table.add_row(name, *cells, style=style)
         self.console.print(table)
 
     def verdict(self, verdict: Mapping[str, Any], remarks: Sequence[str] = ()) -> None:
@@ -289,7 +295,9 @@ def _format_numbers(loss: float, views_per_second: float, seconds_left: float, s
     text = f"loss {loss:.3f}"
     # Before the first step of a process the rate is not known.
     if views_per_second > 0:
-        left = format_duration(seconds_left) if seconds_left < 1e6 else "?"
+        left = "?"
+        if seconds_left < 1e6:
+            left = format_duration(seconds_left)
         text = f"{text}  {views_per_second:,.0f} views/s  {left} left"
     if suffix:
         text = f"{text}  {suffix}"

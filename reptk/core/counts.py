@@ -9,7 +9,7 @@ def format_count(count: int, noun: str, plural: str = "") -> str:
 
 
 def verb_form(count: int, singular: str, plural: str) -> str:
-    """Return the form of a verb whose subject is so many things, e.g. `is` or `are`."""
+    """Return the form of a verb whose subject is `count` things, e.g. `is` or `are`."""
     if count == 1:
         return singular
     return plural

@@ -24,8 +24,10 @@ def choose_device(name: str = "auto") -> torch.device:
         UsageError: `name` is none of these.
         EnvironmentProblem: there is no such device.
     """
+    if name == "auto" and torch.cuda.is_available():
+        return torch.device("cuda")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

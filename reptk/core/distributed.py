@@ -47,7 +47,9 @@ def setup(device: str = "auto", *, backend: str | None = None, may_share_gpu: bo
     is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if is_distributed and not dist.is_initialized():
         if backend is None:
-            backend = "nccl" if torch_device.type == "cuda" else "gloo"
+            backend = "gloo"
+            if torch_device.type == "cuda":
+                backend = "nccl"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=LONG_TIMEOUT_SECONDS))
         except dist.DistError as cause:
@@ -57,10 +59,10 @@ def setup(device: str = "auto", *, backend: str | None = None, may_share_gpu: bo
 
 
 def _not_joined(cause: Exception) -> str:
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     reason = str(cause).strip().splitlines()[0]
     return (
-        f"rank {rank()} cannot join the other ranks at {place}: {reason}. MASTER_ADDR must be the host of rank 0; if "
+        f"rank {rank()} cannot join the other ranks at {address}: {reason}. MASTER_ADDR must be the host of rank 0; if "
         "the port is in use, set MASTER_PORT to another one"
     )
 
@@ -245,8 +247,12 @@ def run_in_turns(function: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return function()
-    local_turn = 1 if int(os.environ.get("LOCAL_RANK", 0)) == 0 else 2
-    turn = 0 if is_main() else local_turn
+    if is_main():
+        turn = 0
+    elif int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        turn = 1
+    else:
+        turn = 2
     result_and_error: list[Any] = [None, None]
     for number in range(3):
         if number == turn:

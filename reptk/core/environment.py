@@ -35,7 +35,9 @@ def git_commit() -> str | None:
         changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}+" if changes else commit
+    if changes:
+        return f"{commit}+"
+    return commit
 
 
 def _git(root: Path, *arguments: str) -> str:

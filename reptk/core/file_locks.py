@@ -3,6 +3,8 @@
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -30,6 +32,32 @@ def try_lock(descriptor: int) -> bool | None:
     return True
 
 
+@contextmanager
+def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time run the block; the others wait.
+
+    Unlike a barrier of all ranks, waiting has no timeout.
+
+    Args:
+        folder: which holds the file `.lock`.
+        wait: until no other process is in the block.
+
+    Raises:
+        BlockingIOError: another process is in the block, and `wait` is false.
+        OSError: the system or the file system has no locks, or the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError as cause:
+        raise OSError("this system has no flock") from cause
+    with (folder / ".lock").open("w") as file:
+        mode = fcntl.LOCK_EX
+        if not wait:
+            mode |= fcntl.LOCK_NB
+        fcntl.flock(file, mode)
+        yield
+
+
 def is_alive(pid: int) -> bool:
     """Return whether a process of this machine exists and has not ended."""
     try:
@@ -42,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Return whether a process has ended, and its parent has not asked for its exit code. False where there is no /proc."""
+    """Return whether a process has ended, and its parent has not read its exit code. False where there is no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,7 +1,7 @@
 """Arrays with a value for each image: small ones in memory, large ones in a file that is mapped.
 
-The pages of a mapped file belong to the system, which drops them when memory is short, so the memory of a process does not
-grow with the number of images.
+The functions are those of NumPy, computed chunk by chunk. The pages of a mapped file belong to the system,
+which drops them when memory is short, so the memory of a process does not grow with the number of images.
 """
 
 import errno
@@ -9,14 +9,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from reptk.core.user_folders import default_folder
+from reptk.core.user_folders import cache_folder
 
 MAX_BYTES_IN_MEMORY = 1 << 24
 """16 MB: labels of two million images."""
@@ -31,10 +31,10 @@ def chunks(length: int) -> Iterator[slice]:
         yield slice(start, min(start + CHUNK, length))
 
 
-def stored(pieces: Iterable[NDArray], length: int, dtype: DTypeLike) -> NDArray:
+def from_chunks(pieces: Iterable[NDArray], length: int, dtype: DTypeLike) -> NDArray:
     """Return an array of all pieces one after the other.
 
-    Above `MAX_BYTES_IN_MEMORY` it is in a file without a name in the user's cache folder, which is gone with the array; in
+    Above `MAX_BYTES_IN_MEMORY` it is in a file without a name in the user's cache folder, which is deleted with the array; in
     memory, if nothing can be written there.
 
     Args:
@@ -42,7 +42,7 @@ def stored(pieces: Iterable[NDArray], length: int, dtype: DTypeLike) -> NDArray:
         length: sum of their lengths.
         dtype: of the values.
     """
-    out = empty(length, dtype)
+    out = zeros(length, dtype)
     position = 0
     for piece in pieces:
         out[position : position + len(piece)] = piece
@@ -52,12 +52,12 @@ def stored(pieces: Iterable[NDArray], length: int, dtype: DTypeLike) -> NDArray:
     return out
 
 
-def empty(length: int, dtype: DTypeLike) -> NDArray:
-    """Return an array (length,) of zeros; see `stored` for where it is."""
+def zeros(length: int, dtype: DTypeLike) -> NDArray:
+    """Return an array (length,) of zeros, in memory or in a file; see `from_chunks`."""
     num_bytes = length * np.dtype(dtype).itemsize
     if num_bytes <= MAX_BYTES_IN_MEMORY:
         return np.zeros(length, dtype)
-    folder = default_folder()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -68,10 +68,10 @@ def empty(length: int, dtype: DTypeLike) -> NDArray:
 
 
 def _reserve(file: IO[bytes], folder: Path, num_bytes: int) -> None:
-    """Give a file its size, and its space on the disk: without this, writing to a full disk by a mapped array ends the process.
+    """Allocate the space of a file on the disk: without this, writing to a mapped array on a full disk ends the process.
 
     Raises:
-        OSError: there is no such space.
+        OSError: there is not enough space.
     """
     if sys.platform == "linux":
         os.posix_fallocate(file.fileno(), 0, num_bytes)
@@ -81,27 +81,37 @@ def _reserve(file: IO[bytes], folder: Path, num_bytes: int) -> None:
     os.ftruncate(file.fileno(), num_bytes)
 
 
-def numbers_where(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the numbers (n,) at which a mask is true, ascending."""
-    count = sum(int(np.count_nonzero(mask[part])) for part in chunks(len(mask)))
-    return stored((np.flatnonzero(mask[part]) + part.start for part in chunks(len(mask))), count, np.int64)
+def full(length: int, value: int, dtype: DTypeLike) -> NDArray:
+    """Return an array (length,) of one value."""
+    return from_chunks((np.full(part.stop - part.start, value) for part in chunks(length)), length, dtype)
 
 
-def taken(values: NDArray, numbers: NDArray[np.int64]) -> NDArray:
-    """Return `values[numbers]`."""
-    return stored((values[numbers[part]] for part in chunks(len(numbers))), len(numbers), values.dtype)
-
-
-def consecutive(start: int, stop: int) -> NDArray[np.int64]:
-    """Return the numbers from `start` up to, but not including, `stop`."""
+def arange(start: int, stop: int) -> NDArray[np.int64]:
+    """Return the integers from `start` up to, but not including, `stop`."""
     length = stop - start
-    return stored((np.arange(part.start, part.stop) + start for part in chunks(length)), length, np.int64)
+    return from_chunks((np.arange(part.start, part.stop) + start for part in chunks(length)), length, np.int64)
 
 
-def concatenated(arrays: list[NDArray]) -> NDArray:
-    """Return the values of all arrays, one after the other."""
+def apply(function: Callable[[NDArray], NDArray], values: NDArray, dtype: DTypeLike) -> NDArray:
+    """Return `function(values)` of a function that computes each value from one, called for a chunk at a time."""
+    return from_chunks((function(values[part]) for part in chunks(len(values))), len(values), dtype)
+
+
+def flatnonzero(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the indices (n,) at which a mask is true, ascending."""
+    count = sum(int(np.count_nonzero(mask[part])) for part in chunks(len(mask)))
+    return from_chunks((np.flatnonzero(mask[part]) + part.start for part in chunks(len(mask))), count, np.int64)
+
+
+def take(values: NDArray, indices: NDArray[np.int64]) -> NDArray:
+    """Return `values[indices]`."""
+    return apply(values.__getitem__, indices, values.dtype)
+
+
+def concatenate(arrays: list[NDArray]) -> NDArray:
+    """Return the values of all arrays, one after the other; a single array itself."""
     if len(arrays) == 1:
         return arrays[0]
     length = sum(map(len, arrays))
     pieces = (array[part] for array in arrays for part in chunks(len(array)))
-    return stored(pieces, length, arrays[0].dtype)
+    return from_chunks(pieces, length, arrays[0].dtype)

@@ -1,4 +1,4 @@
-"""Compiled loops (`numba_jit`) on as many threads as torch uses. Results do not depend on the number of threads."""
+"""Compiled loops (`numba_jit`) on as many threads as torch uses, whose results do not depend on the number of threads."""
 
 import os
 import threading
@@ -6,6 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
+
+
+def num_cpus() -> int:
+    """Return the number of processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # systems other than Linux
+        return os.cpu_count() or 1
 
 
 def parallel_for(body: Callable[[int, int], None], count: int) -> None:

@@ -1,9 +1,9 @@
 """Data sets: uint8 images, labels (-1 for none) and fixed splits; and the loader, whose order is a function of a seed."""
 
+from reptk.core.threads import num_cpus
 from reptk.data.batches.samplers import create_sampler
 from reptk.data.loading.device_prefetch import DevicePrefetcher
 from reptk.data.loading.loader import Loader, check_num_images, read_blocks
-from reptk.data.loading.prefetch import num_cpus
 from reptk.data.protocol import Data, Images, InMemory, Split, WritableImages, subsample
 from reptk.data.sources.cifar import cifar10, cifar100
 from reptk.data.sources.digits import digits

@@ -1,4 +1,4 @@
-"""Images of a data set that could not be read: counted, printed, and listed in bad_samples.csv."""
+"""Images of a data set that could not be read: how many a run tolerates, and their list in bad_samples.csv."""
 
 import csv
 import io
@@ -23,6 +23,15 @@ HEADINGS = ["path", "reason"]
 MAX_PRINTED = 3
 
 NUMBERS_AT_ONCE = 1 << 20
+
+MAX_UNREADABLE_SHARE = 0.01
+MAX_UNREADABLE_OF_FEW = 10
+"""More unreadable images than this share, and than this number, stop a run that skips them. Of few images at most a fifth."""
+
+
+def tolerated_unreadable(count: int) -> int:
+    """Return how many of `count` images may be unreadable without stopping a run that skips them."""
+    return int(max(MAX_UNREADABLE_SHARE * count, min(MAX_UNREADABLE_OF_FEW, count / 5)))
 
 
 class BadSamples:

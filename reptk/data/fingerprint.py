@@ -60,8 +60,11 @@ def fingerprint(data: Data, check: FileIdentity = "stat") -> Fingerprint:
             paths += split.images.files()
     splits["classes"] = {"names": _sha256("\0".join(data.classes).encode("utf-8", "surrogateescape"))}
     unique = list(dict.fromkeys(paths))
+    identify = _content_of
+    if check == "stat":
+        identify = _stat_of
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        identities = list(pool.map(_stat_of if check == "stat" else _content_of, unique))
+        identities = list(pool.map(identify, unique))
     files = dict(zip(_relative_names(unique), identities, strict=True))
     return Fingerprint(splits, files, check)
 

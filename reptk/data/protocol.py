@@ -120,6 +120,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def resized(self, resize: ResizeMode) -> "Split":
+        """Return the split with its images resized, see `Images.resized`."""
+        return replace(self, images=self.images.resized(resize))
+
 
 @dataclass(frozen=True)
 class Data:

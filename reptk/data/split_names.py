@@ -53,6 +53,11 @@ def split_role(name: str) -> str | None:
     return _ROLE_OF_WORD.get(_SUFFIX.sub("", word))
 
 
+def is_training_or_evaluation(name: str) -> bool:
+    """Return whether a name means a split for training or for evaluation: images that are unlabeled alone are no split."""
+    return split_role(name) not in (None, UNLABELED)
+
+
 def is_split_name(name: str) -> bool:
     """Return whether a name means a split."""
     return split_role(name) is not None

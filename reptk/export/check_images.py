@@ -67,8 +67,7 @@ def _read(embedder: Embedder, table: dict[str, Any], count: int) -> CheckImages:
     numbers = torch.linspace(0, len(group) - 1, min(count, len(group))).long()
     images = group.images.resized(source.preprocessing.resize)
     if isinstance(images, ImageFiles):
-        images.in_one_step = True
-        images.square = preprocessing.square_options(size, embedder.encoder.border_color)
+        images.decode_as(preprocessing.square_options(size, embedder.encoder.border_color))
     pixels = images.fetch(numbers)
     unreadable = images.unreadable(numbers)
     if len(unreadable) == len(numbers):

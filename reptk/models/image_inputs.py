@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from reptk.core.files import expand_home
-from reptk.data.decoding.decode import decode, to_rgb
+from reptk.data.decoding.decode import decode
+from reptk.data.decoding.pixel_options import to_rgb
 from reptk.data.decoding.resize import DEFAULT_SQUARE, SquareOptions, resize_picture, write_square
 
 ImageInput = str | os.PathLike | Image.Image | NDArray | Tensor

@@ -50,8 +50,11 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
         num_parts = batch_size // _smallest_part(batch_size, count)
     if num_parts > 1:
         views.shard(0, num_parts)
+    split = data.train
+    if needs_full_images(METHODS.get(recipe.method["name"]), views):
+        split = data.train.resized("squash")
     loader = Loader(
-        data.train,
+        split,
         batch_size=batch_size,
         seed=recipe.seed,
         sampler=create_sampler(
@@ -62,7 +65,6 @@ def displayed_views(recipe: config.Recipe, data: Data, *, step: int, count: int)
             **recipe.train.sampler.model_dump(),
         ),
         world_size=num_parts,
-        full_images=needs_full_images(METHODS.get(recipe.method["name"]), views),
     )
     num_steps = recipe.train.epochs * loader.steps_per_epoch
     if not 0 <= step < num_steps:

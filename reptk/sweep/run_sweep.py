@@ -12,6 +12,7 @@ from reptk.core.errors import EnvironmentProblem, UsageError
 from reptk.core.foreign_files import open_regular, require_regular_files
 from reptk.core.metric_names import display_name
 from reptk.core.progress_lines import format_duration
+from reptk.core.threads import num_cpus
 from reptk.report.run_files import Run
 from reptk.sweep.grid import GridCell
 from reptk.sweep.measured_runs import read_measured_run
@@ -189,7 +190,7 @@ def slots_of(num_jobs: int | None, gpus: str | None, devices: Sequence[str] = ()
                 )
         slots = [{GPU_VARIABLE: name} for name in _gpu_names(gpus)]
     if len(slots) > 1 and THREAD_VARIABLE not in os.environ:
-        threads = max(1, _num_cpus() // len(slots))
+        threads = max(1, num_cpus() // len(slots))
         for slot in slots:
             slot[THREAD_VARIABLE] = str(threads)
     return slots
@@ -253,9 +254,3 @@ def _gpu_names(gpus: str) -> list[str]:
     # The variable may hide GPUs, and torch counts those that are left.
     names = visible.split(",")
     return [names[int(number)].strip() for number in numbers]
-
-
-def _num_cpus() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

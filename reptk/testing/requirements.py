@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptk.core import error_places, rng
+from reptk.core import error_locations, rng
 
 
 class Requirement(NamedTuple):
@@ -114,7 +114,7 @@ def _try(violation: Callable[..., str | None], part: Any, inputs: Sequence[Any])
 
 def place_of(error: Exception) -> str:
     """Return the line of the part that raised an error, as ` (my_loss.py, line 12)`; empty if it is not in a plugin's file."""
-    place = error_places.place_of(error)
+    place = error_locations.location_of(error)
     if place is None:
         return ""
     return f" ({place.path.name}, line {place.line})"

@@ -70,8 +70,11 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
     # A second instance: the views of the method are sharded over the ranks.
     evaluation_views = build_part(VIEWS, recipe.views)
     check_views(evaluation_views, recipe)
+    train_split = data.train
+    if needs_full_images(METHODS.get(recipe.method["name"]), evaluation_views):
+        train_split = data.train.resized("squash")
     loader = Loader(
-        data.train,
+        train_split,
         batch_size=train.batch_size,
         seed=recipe.seed,
         sampler=sampler,
@@ -79,7 +82,6 @@ def build(recipe: Recipe, data: Data, device: torch.device) -> Parts:
         world_size=world_size,
         workers=train.workers,
         device=device,
-        full_images=needs_full_images(METHODS.get(recipe.method["name"]), evaluation_views),
     )
     settings = _settings(recipe, data, loader.steps_per_epoch, view_count(evaluation_views, recipe), device)
     groups = method.parameter_groups()

@@ -15,8 +15,8 @@ from types import FrameType
 import huggingface_hub.constants
 import pytest
 from files_to_mangle import Target, comparison_targets, targets, write_files
-from test_random_command_lines import _WRITES, check_one_message, explain, run
 
+from command_checks import WRITES, check_one_message, explain, run
 from mangled_files import mangle, record_hash, replace_by_special_file
 from reptk import cli
 
@@ -53,11 +53,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def working_directory(files: Path, restored_registries: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(files)
     monkeypatch.setenv("HOME", str(files.parent))
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(files.parent / "cache"))
-    _WRITES.folder, _WRITES.outside = files.parent.parent.resolve(), []
+    WRITES.folder, WRITES.outside = files.parent.parent.resolve(), []
     yield files
-    _WRITES.folder = None
+    WRITES.folder = None
 
 
 class Hang(BaseException):
@@ -100,7 +101,7 @@ def mangled(draw: random.Random, target: Target) -> Iterator[str]:
             yield "content"
     finally:
         # Removing a link counts as one of what it leads to.
-        folder, _WRITES.folder = _WRITES.folder, None
+        folder, WRITES.folder = WRITES.folder, None
         for name, content in saved.items():
             if Path(name).is_dir() and not Path(name).is_symlink():
                 Path(name).rmdir()
@@ -109,7 +110,7 @@ def mangled(draw: random.Random, target: Target) -> Iterator[str]:
             # A run that was resumed may have deleted its checkpoint.
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_bytes(content)
-        _WRITES.folder = folder
+        WRITES.folder = folder
 
 
 @pytest.mark.parametrize("block", range(NUM_BLOCKS))
@@ -120,7 +121,7 @@ def test_a_mangled_file_ends_with_an_exit_code_and_one_message(
     everything = targets()
     ends = Counter()
     shutil.copytree("run", tmp_path / "run")
-    _WRITES.outside.clear()
+    WRITES.outside.clear()
     for number in range(NUM_FILES // NUM_BLOCKS):
         # In turn, so that each is mangled about as often as any other.
         target = everything[(number * NUM_BLOCKS + block) % len(everything)]
@@ -129,12 +130,12 @@ def test_a_mangled_file_ends_with_an_exit_code_and_one_message(
             code = run(cli.main, command)
         stderr = capfd.readouterr().err
         explain(check_one_message, [f"{number}: {target.path}", *command], code, stderr)
-        assert not _WRITES.outside, (target.path, command)
+        assert not WRITES.outside, (target.path, command)
         ends[code] += 1
         if "--resume" in command and code == 0:
             shutil.rmtree("run")
             shutil.copytree(tmp_path / "run", "run")
-            _WRITES.outside.clear()
+            WRITES.outside.clear()
     assert min(ends[0], ends[3]) >= 5, "some mangled files can be read, others not"
 
 
@@ -147,7 +148,7 @@ def test_a_mangled_run_in_a_comparison_ends_with_an_exit_code_and_one_message(
     for command in everything[0].commands:
         assert run(cli.main, command) == 0
     # Modules that are imported for the first time may try whether the folder of temporary files can be written.
-    _WRITES.outside.clear()
+    WRITES.outside.clear()
     for number in range(NUM_FILES // 2):
         target = everything[number % len(everything)]
         command = draw.choice(target.commands)
@@ -155,7 +156,7 @@ def test_a_mangled_run_in_a_comparison_ends_with_an_exit_code_and_one_message(
             code = run(cli.main, command)
         stderr = capfd.readouterr().err
         explain(check_one_message, [f"{number}: {target.path}", *command], code, stderr)
-        assert not _WRITES.outside, (target.path, command)
+        assert not WRITES.outside, (target.path, command)
         ends[code] += 1
     assert min(ends[0], ends[2]) >= 5, "a damaged run is left out; a damaged recipe is refused"
 

@@ -2,17 +2,15 @@
 
 import os
 import random
-import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
 import reptk
+from command_checks import WRITES, Writes, check_one_message, explain, run
 from random_command_lines import draw_command_line, draw_overrides, read_options, recipe_keys, write_inputs
 from reptk import cli
 from reptk.config import override_notes
@@ -23,8 +21,6 @@ NUM_OVERRIDE_SETS = int(os.environ.get("REPTK_OVERRIDE_SETS", "1000"))
 """The whole number is 5000: REPTK_OVERRIDE_SETS=5000."""
 NUM_BLOCKS = 4
 """Test functions among which each number is divided, so that several processes can share them."""
-
-EXIT_CODES = {0, 2, 3, 4, 5, 130}
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -44,6 +40,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def working_directory(inputs: Path, restored_registries: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(inputs)
     monkeypatch.setenv("HOME", str(inputs.parent))
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(inputs.parent / "hub"))
     return inputs
@@ -61,49 +58,11 @@ def options(capfd: pytest.CaptureFixture) -> dict[str, dict[str, bool]]:
     return options
 
 
-class Writes:
-    """Notes the files and folders outside of `folder` that Python opens for writing, makes, renames or removes.
-
-    What Python and numba cache of their code does not count, and neither does the key that the first index is signed with.
-    """
-
-    def __init__(self) -> None:
-        self.folder: Path | None = None
-        self.outside: list[str] = []
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None or event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
-            return
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            return
-        if not isinstance(arguments[0], str | bytes):  # a number of an open file
-            return
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        data_home = os.path.realpath(os.environ["XDG_DATA_HOME"])
-        is_allowed = path.startswith((str(self.folder), data_home, "/dev/", "/proc/")) or "__pycache__" in path
-        if not is_allowed:
-            self.outside.append(path)
-
-
-_WRITES = Writes()
-sys.addaudithook(
-    _WRITES
-)  # for the rest of the process: Python removes no hook, and without a folder this one does nothing
-
-
 @pytest.fixture
 def writes(inputs: Path) -> Iterator[Writes]:
-    _WRITES.folder, _WRITES.outside = inputs.parent.parent.resolve(), []
-    yield _WRITES
-    _WRITES.folder = None
-
-
-def check_one_message(code: int, stderr: str) -> None:
-    """Assert that a code is documented, and that there is one error on standard error unless it is 0."""
-    assert code in EXIT_CODES
-    messages = re.findall(r"^error: .", stderr, re.MULTILINE)
-    assert len(messages) == (code != 0)
-    assert "Traceback" not in stderr
+    WRITES.folder, WRITES.outside = inputs.parent.parent.resolve(), []
+    yield WRITES
+    WRITES.folder = None
 
 
 @pytest.mark.parametrize("block", range(NUM_BLOCKS))
@@ -154,27 +113,6 @@ def test_random_overrides_are_accepted_or_refused_in_one_message(block: int, wor
         again = reptk.load("again.toml")
         assert again.model_dump(exclude={"expect"}) == loaded.model_dump(exclude={"expect"}), overrides
     assert min(outcomes["accepted"], outcomes["refused"]) > 10
-
-
-def run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a command in this process and return its exit code. An exception fails the test with the command line."""
-    try:
-        return command(arguments)
-    except SystemExit as end:  # --help
-        return end.code
-    except Exception as error:
-        pytest.fail(f"{type(error).__name__}: {error}, of {shortened(arguments)}")
-
-
-def explain(check: Callable[[int, str], None], arguments: list[str], code: int, stderr: str) -> None:
-    try:
-        check(code, stderr)
-    except AssertionError:
-        pytest.fail(f"exit code {code} of {shortened(arguments)}: {stderr[:500]!r}")
-
-
-def shortened(arguments: list[str]) -> list[str]:
-    return [argument if len(argument) < 100 else f"{argument[:90]}... ({len(argument)})" for argument in arguments]
 
 
 # The checks of this file

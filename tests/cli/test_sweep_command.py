@@ -306,7 +306,7 @@ def test_a_log_that_is_no_file_is_refused(kind: str, prepared: Path, capsys: pyt
 
 def test_jobs_share_the_cpus(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(prepared, GRID)
-    monkeypatch.setattr("reptk.sweep.run_sweep._num_cpus", lambda: 8)
+    monkeypatch.setattr("reptk.sweep.run_sweep.num_cpus", lambda: 8)
     assert sweep("--jobs", "4") == 0
     assert [line.split()[1] for line in (prepared / "started.txt").read_text().splitlines()] == ["2"] * 4
     shutil.rmtree("out")
@@ -319,7 +319,7 @@ def test_gpus_are_named_as_torch_counts_them(monkeypatch: pytest.MonkeyPatch) ->
     from reptk.sweep.run_sweep import slots_of
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("reptk.sweep.run_sweep._num_cpus", lambda: 8)
+    monkeypatch.setattr("reptk.sweep.run_sweep.num_cpus", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert slots_of(None, "0,1") == [
         {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "4"},

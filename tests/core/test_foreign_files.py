@@ -17,7 +17,8 @@ from reptk.core.foreign_files import (
     read_text,
     require_regular_file,
 )
-from reptk.data.decoding.decode import PixelOptions, decode
+from reptk.data.decoding.decode import decode
+from reptk.data.decoding.pixel_options import PixelOptions
 from reptk.data.layouts.image_table import read_image_table
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

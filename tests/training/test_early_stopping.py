@@ -5,37 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_reproducibility import CalledBefore, send
 
+from interrupted_runs import CalledBefore, send
+from pretended_evaluations import VALUES, pretend_values
 from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
-from reptk.evaluate import Evaluation
 from reptk.training import epoch, loop
 from reptk.training.early_stopping import BestEvaluation, best_after, is_out_of_patience, stop_message
 from reptk.training.loop import train
-from reptk.training.parts import Parts
 from reptk.training.run_status import read_status
 from tiny_runs import are_equal, exported_weights, metric_rows, run_silently, tiny
 
 PATIENT = ("train.epochs=6", "train.early_stopping_epochs=2", "train.report=false")
-VALUES = (0.5, 0.8, 0.8, 0.7, 0.9)
-"""After the epochs: the run stops after the fourth, and the second was the best."""
-
-
-def pretend_values(monkeypatch: pytest.MonkeyPatch, values: Sequence[float] = VALUES) -> None:
-    """Let the evaluations after the epochs have these values of the headline metric."""
-    evaluate_now = epoch.evaluate_now
-
-    def evaluate(parts: Parts, *arguments: object, **options: object) -> Evaluation:
-        evaluation = evaluate_now(parts, *arguments, **options)
-        # The steps that the optimizer has done, whatever process asks.
-        steps = next(iter(parts.optimizer.state.values()))["step"]
-        number = int(steps) // parts.settings.steps_per_epoch
-        evaluation.metrics["knn@5"] = values[number - 1]
-        return evaluation
-
-    monkeypatch.setattr(epoch, "evaluate_now", evaluate)
 
 
 def brute_force(values: Sequence[float], patience: int) -> int:

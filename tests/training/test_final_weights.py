@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_early_stopping import pretend_values
 
+from pretended_evaluations import pretend_values
 from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.evaluate import run as evaluate_run

@@ -1,16 +1,14 @@
 """Equal runs end in equal weights: whatever is logged, however often they are interrupted, however the loss is computed."""
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from interrupted_runs import CalledBefore, raise_keyboard_interrupt, send
 from reptk.core.console import Logger
 from reptk.core.errors import UsageError
 from reptk.core.stop_signals import Stopped
@@ -50,30 +48,6 @@ def test_evaluation_and_logging_do_not_change_the_weights(reference_run: Path, t
 
 
 # Resumption
-
-
-class CalledBefore:
-    """Stands in for a function; calls `action` before its call number `number`, from 1."""
-
-    def __init__(self, function: Callable[..., Any], number: int, action: Callable[[], None]) -> None:
-        self.function = function
-        self.number = number
-        self.action = action
-        self.calls = 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        if self.calls == self.number:
-            self.action()
-        return self.function(*args, **kwargs)
-
-
-def raise_keyboard_interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def send(name: str) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), signal.Signals[name])
 
 
 def untimed_rows(folder: Path) -> list[dict[str, Any]]:

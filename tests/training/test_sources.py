@@ -1,4 +1,7 @@
-"""Runs on every kind of source: the weights of a folder with the same images, also if the run is killed and goes on."""
+"""Runs on images of a table and on those in shards: the weights of a folder, also if the run is killed and goes on.
+
+All kinds of sources have the same images and labels: tests/data/test_same_images.py.
+"""
 
 import sys
 from pathlib import Path
@@ -50,7 +53,7 @@ def kill_in_step(number: int, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, f
             run_silently(recipe, folder)
 
 
-@pytest.mark.parametrize("source", ["csv", "parquet", "shards", "lance", "saved data set"])
+@pytest.mark.parametrize("source", ["csv", "parquet"])
 def test_a_killed_run_ends_in_the_weights_of_a_folder(
     source: str, reference: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from test_reproducibility import CalledBefore, send
 
+from interrupted_runs import CalledBefore, send
 from reptk import TRACKERS
 from reptk.core.console import Logger
 from reptk.core.errors import UsageError

@@ -50,8 +50,8 @@ def composed_positives(sizes: Tensor, shape: BatchShape, steps_per_epoch: int) -
     Args:
         sizes: (C,) labeled images of each class.
         shape: of the batches.
-        steps_per_epoch: of the sampler; with "class_balanced" and "square_root", an epoch has a place for each image that is
-            drawn, and those of one image count as two images.
+        steps_per_epoch: of the sampler; with "class_balanced" and "square_root", an epoch has `steps_per_epoch * shape.labeled`
+            draws, and two of the same image count as two images.
     """
     sizes = sizes[sizes >= shape.smallest_class]
     if shape.name == "pk":
@@ -62,10 +62,10 @@ def composed_positives(sizes: Tensor, shape: BatchShape, steps_per_epoch: int) -
         return PositiveStatistics(1 + 2 * others.mean, 0.0)
     if shape.name == "random":
         return _hypergeometric(sizes, sizes - 1, int(sizes.sum()) - 1, shape.labeled - 1)
-    num_places = steps_per_epoch * shape.labeled
+    num_draws = steps_per_epoch * shape.labeled
     weights = sizes.double() ** EXPONENTS[shape.name]
-    places = (num_places * weights / weights.sum()).round().long()
-    return _hypergeometric(places, places - 1, num_places - 1, shape.labeled - 1)
+    draws = (num_draws * weights / weights.sum()).round().long()
+    return _hypergeometric(draws, draws - 1, num_draws - 1, shape.labeled - 1)
 
 
 def _hypergeometric(weights: Tensor, positives: Tensor, population: int, drawn: int) -> PositiveStatistics:
@@ -154,5 +154,7 @@ def _describe_positives(positives: PositiveStatistics) -> str:
     percent = 100 * positives.share_without
     if percent < 0.05:
         return text
-    decimals = 0 if percent >= 10 else 1
+    decimals = 1
+    if percent >= 10:
+        decimals = 0
     return f"{text}; {percent:.{decimals}f} % of them meet none"

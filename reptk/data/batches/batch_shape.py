@@ -13,7 +13,7 @@ from reptk.core.name_lists import first_names
 DEFAULT_IMAGES_PER_CLASS = 4
 
 GROUP_SIZES = {"pk": DEFAULT_IMAGES_PER_CLASS, "positives": 2}
-"""Labeled images come in groups of so many; of so many as the recipe says with "pk"."""
+"""Images of one class that are drawn together; with "pk", by default."""
 
 SMALLEST_CLASSES = {"pk": 2, "positives": 2}
 """Classes with fewer images count as images without a label."""
@@ -156,7 +156,7 @@ def _preferred_count(arguments: ShapeArguments, available: AvailableImages) -> i
 
 
 def _problem(arguments: ShapeArguments, available: AvailableImages, labeled: int) -> str:
-    """Return why batches cannot have so many labeled images; empty if they can."""
+    """Return why batches cannot have `labeled` labeled images; empty if they can."""
     source = _count_clause(arguments, available, labeled)
     if labeled > arguments.batch_size:
         return f"{source}, more than the {arguments.batch_size} images of a batch (train.batch_size)"
@@ -258,7 +258,7 @@ def _images_per_class(arguments: ShapeArguments, available: AvailableImages, lab
 
 
 def _possible_k(available: AvailableImages, labeled: int) -> list[int]:
-    """Return every K for which so many images are at least two classes of K, in ascending order."""
+    """Return every K for which `labeled` images are at least two classes of K, in ascending order."""
     largest = min([labeled // 2, *available.sizes])
     possible = []
     for k in range(2, largest + 1):

@@ -98,14 +98,14 @@ def confuse_classes(positions: Tensor, members: ClassMembers, neighbors: Tensor,
     has_neighbor = neighbors[:, 0] != NO_NEIGHBOR
     for batch in positions:
         classes = members.class_of_position[batch[:, 0]].tolist()
-        for place in range(0, num_classes - 1, 2):
-            others = {*classes[: place + 1], *classes[place + 2 :]}
-            images = members.members[batch[place]]
+        for index in range(0, num_classes - 1, 2):
+            others = {*classes[: index + 1], *classes[index + 2 :]}
+            images = members.members[batch[index]]
             hard = _nearest_of_another_class(neighbors[images[has_neighbor[images]]], members, others)
             if hard is None:
                 continue
-            batch[place + 1] = members.draw_with(hard, images_per_class, generator)
-            classes[place + 1] = int(members.class_of_position[hard])
+            batch[index + 1] = members.draw_with(hard, images_per_class, generator)
+            classes[index + 1] = int(members.class_of_position[hard])
     return positions
 
 

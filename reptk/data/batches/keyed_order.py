@@ -127,25 +127,25 @@ class WindowOrder:
         sizes = torch.diff(starts, append=torch.tensor([size]))
         self._starts = starts[self._blocks]
         # Where each shard begins in the order, and where the last one ends.
-        self._places = torch.cat([torch.zeros(1, dtype=torch.long), sizes[self._blocks].cumsum(0)])
+        self._offsets = torch.cat([torch.zeros(1, dtype=torch.long), sizes[self._blocks].cumsum(0)])
         self._per_window = per_window
-        self._window_places = torch.cat([self._places[:-1:per_window], self._places[-1:]])
+        self._window_offsets = torch.cat([self._offsets[:-1:per_window], self._offsets[-1:]])
         self._order_in = lru_cache(maxsize=2)(self._order_of_window)
 
     def at(self, positions: Tensor) -> Tensor:
         """Return the numbers (n,) int64 at positions (n,) int64 of the order."""
         numbers = torch.empty_like(positions)
-        windows = torch.searchsorted(self._window_places, positions, right=True) - 1
+        windows = torch.searchsorted(self._window_offsets, positions, right=True) - 1
         for window in windows.unique().tolist():
             is_inside = windows == window
-            first = int(self._window_places[window])
-            places = first + self._order_in(window).at(positions[is_inside] - first)
-            blocks = torch.searchsorted(self._places, places, right=True) - 1
-            numbers[is_inside] = self._starts[blocks] + places - self._places[blocks]
+            first = int(self._window_offsets[window])
+            shuffled = first + self._order_in(window).at(positions[is_inside] - first)
+            blocks = torch.searchsorted(self._offsets, shuffled, right=True) - 1
+            numbers[is_inside] = self._starts[blocks] + shuffled - self._offsets[blocks]
         return numbers
 
     def _order_of_window(self, window: int) -> "FeistelOrder | PermutedOrder":
-        size = int(self._window_places[window + 1] - self._window_places[window])
+        size = int(self._window_offsets[window + 1] - self._window_offsets[window])
         return random_order(size, *self._key, window)
 
 

@@ -123,14 +123,14 @@ class ClassSampler:
 
     A batch has `shape.labeled` labeled images and, if there are images without a label, `shape.unlabeled` of these, drawn
     at random. An epoch has as many steps as with random batches, so that a learning rate means the same; images may be in
-    it several times, or not at all. The places within a batch are random, so that every rank has images of all kinds.
+    it several times, or not at all. The order within a batch is random, so that every rank has images of all kinds.
 
     - "random": labeled images at random.
     - "pk": P classes x K images (Hermans et al. 2017, arXiv 1703.07737). Every class is drawn equally often. An image
       that is alone in its class counts as one without a label. With hard negatives, every second class of a batch is
       instead that of a mined neighbor of the class before, see `confuse_classes`; until the first mining, batches are random.
-    - "class_balanced": every class has the same number of places in an epoch, which are in random batches.
-    - "square_root": a class of n images has places in proportion to the square root of n (Mahajan et al. 2018,
+    - "class_balanced": every class is drawn equally often in an epoch, in random batches.
+    - "square_root": a class of n images is drawn in proportion to the square root of n (Mahajan et al. 2018,
       arXiv 1805.00932).
     - "positives": images in random pairs of one class, so that each one has a positive in its batch, and each class comes
       as often as in the data. An image that is alone in its class counts as one without a label.
@@ -182,8 +182,8 @@ class ClassSampler:
         if self.shape.unlabeled:
             unlabeled = _rounds(len(self._rest), self.shape.unlabeled, self.steps_per_epoch, generator)
             batches = torch.cat([batches, self._rest[unlabeled]], 1)
-        places = torch.rand(batches.shape, generator=generator, dtype=torch.float64).argsort(1)
-        return batches.gather(1, places)
+        permutations = torch.rand(batches.shape, generator=generator, dtype=torch.float64).argsort(1)
+        return batches.gather(1, permutations)
 
     def _p_times_k(self, generator: torch.Generator) -> Tensor:
         images_per_class = self.shape.images_per_class
@@ -199,14 +199,14 @@ class ClassSampler:
         return positions.view(self.steps_per_epoch, self.shape.labeled)
 
     def _weighted(self, exponent: float, generator: torch.Generator) -> Tensor:
-        num_places = self.steps_per_epoch * self.shape.labeled
-        places = _places_by_class(self._sizes.double() ** exponent, num_places, generator)
+        num_draws = self.steps_per_epoch * self.shape.labeled
+        draws = _draws_by_class(self._sizes.double() ** exponent, num_draws, generator)
         drawn = []
-        for number, count in enumerate(places.tolist()):
+        for number, count in enumerate(draws.tolist()):
             images = _rounds(int(self._sizes[number]), 1, count, generator)[:, 0]
             drawn.append(self._starts[number] + images)
         positions = torch.cat(drawn)
-        order = torch.randperm(num_places, generator=generator)
+        order = torch.randperm(num_draws, generator=generator)
         return positions[order].view(self.steps_per_epoch, self.shape.labeled)
 
     def _in_pairs(self, generator: torch.Generator) -> Tensor:
@@ -225,8 +225,8 @@ class ClassSampler:
         order = torch.randperm(len(self._members), generator=generator)
         # Stable: the order within each class remains random.
         by_class = order[self._class_of_member[order].argsort(stable=True)]
-        place_in_class = torch.arange(len(by_class)) - self._starts[self._class_of_member]
-        has_partner = place_in_class < self._sizes[self._class_of_member] // 2 * 2
+        rank_in_class = torch.arange(len(by_class)) - self._starts[self._class_of_member]
+        has_partner = rank_in_class < self._sizes[self._class_of_member] // 2 * 2
         return by_class[has_partner].view(-1, 2)
 
 
@@ -324,13 +324,13 @@ def _rounds(count: int, size: int, steps: int, generator: torch.Generator) -> Te
     return torch.cat(groups)[:steps]
 
 
-def _places_by_class(weights: Tensor, num_places: int, generator: torch.Generator) -> Tensor:
-    """Divide places among classes in proportion to their weights (C,): each gets its share, rounded up or down at random.
+def _draws_by_class(weights: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Return how often each class is drawn (C,), in proportion to weights (C,), rounded up or down at random.
 
-    Systematic sampling: shares that are no whole numbers are met on average over the epochs.
+    Systematic sampling: the average over the epochs is in proportion to the weights.
     """
-    ends = (weights / weights.sum()).cumsum(0) * num_places
-    ends[-1] = num_places
+    ends = (weights / weights.sum()).cumsum(0) * num_draws
+    ends[-1] = num_draws
     offset = torch.rand(1, generator=generator, dtype=torch.float64)
     limits = (ends + offset).floor().long()
     return limits.diff(prepend=torch.zeros(1, dtype=torch.long))

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, PixelOptions, open_image, to_rgb
+from reptk.data.decoding.decode import open_image
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions, to_rgb
 
 MAX_LEVELS = 8
 """No two pixels of a blank image differ by more in a channel, of 255 levels: JPEG and scanners make so much of one color."""

@@ -14,7 +14,7 @@ RAW_EXTENSIONS = frozenset(
 )
 
 MIN_HALF_SIDE_PX = 1024
-"""A photograph is developed at half its size, which is several times as fast, if its shorter side then has so many pixels."""
+"""A photograph whose shorter side has twice these pixels is developed at half its size, which is several times as fast."""
 
 RAW_STARTS = (b"FUJIFILMCCD-RAW", b"FOVb", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
 """How files of Fujifilm, Sigma, Olympus and Panasonic begin."""
@@ -70,7 +70,7 @@ def _first_tags(content: bytes) -> set[int]:
     try:
         (start,) = struct.unpack_from(f"{order}I", content, 4)
         (count,) = struct.unpack_from(f"{order}H", content, start)
-        places = range(start + 2, start + 2 + 12 * min(count, MAX_TIFF_TAGS), 12)
-        return {struct.unpack_from(f"{order}H", content, place)[0] for place in places}
+        offsets = range(start + 2, start + 2 + 12 * min(count, MAX_TIFF_TAGS), 12)
+        return {struct.unpack_from(f"{order}H", content, offset)[0] for offset in offsets}
     except struct.error:
         return set()

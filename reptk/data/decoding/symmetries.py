@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 MAX_RMS_LEVELS = 12.0
 MAX_RMS_SHARE = 0.4
-"""Two pictures can be the same only if they differ by at most so many of 255 levels (root mean square), and by at most this
-share of their own contrast (standard deviation)."""
+"""Two pictures can be the same only if the root mean square of their difference is at most `MAX_RMS_LEVELS` of 255, and at most
+this share of the standard deviation of the picture."""
 
 CELL_PX = 8
 MIN_CELL_STD = 1.5
@@ -26,7 +26,7 @@ SIGNATURE_PX = 8
 
 
 class Symmetry(NamedTuple):
-    """Mirrored left to right or not, then turned clockwise by so many quarters."""
+    """Mirrored left to right or not, then turned clockwise by quarters."""
 
     is_mirrored: bool
     quarters: int

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reptk.core.disk_space import disk_problem, is_disk_full
 from reptk.core.errors import DataError, EnvironmentProblem
+from reptk.core.threads import num_cpus
 from reptk.data.decoding.resize import Color, Pixels, ResizeMode, write_square
 from reptk.data.images.cache_build import (
     SPACE_ADVICE,
@@ -30,9 +31,8 @@ from reptk.data.images.cache_build import (
     read_records,
     remove_old_builds,
 )
-from reptk.data.loading.prefetch import num_cpus
 from reptk.data.protocol import WritableImages
-from reptk.data.records.record_source import ShardRow
+from reptk.data.records.record_source import Record
 
 
 class DecodedCache(WritableImages):
@@ -157,7 +157,7 @@ def file_key(path: Path, decoding: str) -> str:
     return hashlib.blake2b(identity, digest_size=16).hexdigest()
 
 
-def row_key(row: ShardRow, decoding: str) -> str:
+def record_key(record: Record, decoding: str) -> str:
     """Return the key of an image in Parquet files, tar shards or a table as its file is now; see `file_key`."""
-    path, place = row.shards.place(row.number)
-    return file_key(path, f"{decoding}, {place}")
+    path, location = record.source.location(record.number)
+    return file_key(path, f"{decoding}, {location}")

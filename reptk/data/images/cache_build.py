@@ -20,7 +20,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -33,6 +33,7 @@ from reptk.core import files
 from reptk.core.console import Logger
 from reptk.core.counts import format_count
 from reptk.core.disk_space import check_free_space
+from reptk.core.file_locks import exclusive_lock
 from reptk.core.foreign_files import read_json
 from reptk.data.decoding.resize import Pixels, SquareOptions
 from reptk.data.protocol import WritableImages
@@ -56,7 +57,7 @@ SPACE_ADVICE = "Name a folder on another disk (data.cache=/path), choose a small
 RECORD = np.dtype([("key", "S32"), ("checksum", "<u4"), ("height", "<u2"), ("width", "<u2")])
 
 UNREADABLE = b""
-"""In place of the key of an image that could not be read, so that its black pixels are never taken for the image."""
+"""In place of the key of an image that could not be read, so that its black pixels are never used as those of the image."""
 
 
 class PictureFiles(WritableImages, Protocol):
@@ -179,7 +180,9 @@ def _write_images(cache: CacheFiles, images: PictureFiles, workers: int) -> None
             picture = images.picture(number)
         return picture
 
-    mode = "r+b" if num_done else "wb"
+    mode = "wb"
+    if num_done:
+        mode = "r+b"
     done_bytes = int(offsets_of(read_records(_part(cache.records))[:num_done])[-1])
     with _part(cache.records).open(mode) as record_file, _part(cache.pixels).open(mode) as pixel_file:
         record_file.truncate(num_done * RECORD.itemsize)
@@ -313,25 +316,9 @@ def _part(path: Path) -> Path:
 
 
 def _num_bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-@contextmanager
-def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time run the block; the others wait, or without `wait` get a BlockingIOError.
-
-    Unlike a barrier of all ranks, waiting has no timeout. The system releases the lock of a process that ends.
-    """
-    try:
-        import fcntl
-    except ImportError as cause:
-        raise OSError("this system has no flock") from cause
-    with (folder / ".lock").open("w") as file:
-        mode = fcntl.LOCK_EX
-        if not wait:
-            mode |= fcntl.LOCK_NB
-        fcntl.flock(file, mode)
-        yield
+    if not path.is_file():
+        return 0
+    return path.stat().st_size
 
 
 def _with_progress(

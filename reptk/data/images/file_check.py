@@ -13,8 +13,9 @@ from typing import NamedTuple
 from reptk.core.errors import DataError
 from reptk.core.file_retries import with_retries
 from reptk.data.decoding.blank_images import is_blank, may_be_blank
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, PixelOptions, decode_picture, read_image_file
-from reptk.data.records.record_source import ShardRow
+from reptk.data.decoding.decode import decode_picture, read_image_file
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
+from reptk.data.records.record_source import Record
 
 DECODE_PX = 32
 """Small, since JPEG files are decoded faster at a fraction of their size, and damage is found at any."""
@@ -46,13 +47,13 @@ class FileCheck:
 
     sizes_px: list[tuple[int, int]] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
-    unreadable: list[tuple[Path | ShardRow, str]] = field(default_factory=list)
-    blank: list[Path | ShardRow] = field(default_factory=list)
-    duplicates: list[list[Path | ShardRow]] = field(default_factory=list)
+    unreadable: list[tuple[Path | Record, str]] = field(default_factory=list)
+    blank: list[Path | Record] = field(default_factory=list)
+    duplicates: list[list[Path | Record]] = field(default_factory=list)
 
 
 def check_files(
-    paths: Sequence[Path | ShardRow],
+    paths: Sequence[Path | Record],
     *,
     workers: int,
     advance: Callable[[int], None],
@@ -71,12 +72,10 @@ def check_files(
         return _collect(paths, _read_all(paths, workers, options), advance)
 
 
-def _collect(
-    paths: Sequence[Path | ShardRow], files: Iterator[CheckedFile], advance: Callable[[int], None]
-) -> FileCheck:
+def _collect(paths: Sequence[Path | Record], files: Iterator[CheckedFile], advance: Callable[[int], None]) -> FileCheck:
     check = FileCheck()
     first_of: dict[bytes, int] = {}
-    copies: dict[int, list[Path | ShardRow]] = {}
+    copies: dict[int, list[Path | Record]] = {}
     for number, (path, checked) in enumerate(zip(paths, files, strict=True)):
         if checked.error:
             check.unreadable.append((path, checked.error))
@@ -94,10 +93,10 @@ def _collect(
     return check
 
 
-def _read_all(paths: Sequence[Path | ShardRow], workers: int, options: PixelOptions) -> Iterator[CheckedFile]:
+def _read_all(paths: Sequence[Path | Record], workers: int, options: PixelOptions) -> Iterator[CheckedFile]:
     """Yield what is known of each file, in order; a few batches are read ahead."""
 
-    def read_batch(batch: Sequence[Path | ShardRow]) -> list[CheckedFile]:
+    def read_batch(batch: Sequence[Path | Record]) -> list[CheckedFile]:
         return [_read(path, options) for path in batch]
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -110,7 +109,7 @@ def _read_all(paths: Sequence[Path | ShardRow], workers: int, options: PixelOpti
             yield from future.result()
 
 
-def _read(path: Path | ShardRow, options: PixelOptions) -> CheckedFile:
+def _read(path: Path | Record, options: PixelOptions) -> CheckedFile:
     try:
         if isinstance(path, Path):
             content = with_retries(functools.partial(read_image_file, path, options))

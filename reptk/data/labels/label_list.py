@@ -12,7 +12,8 @@ from reptk.config.signature import suggestion
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names
-from reptk.data.layouts.image_table import is_header, sorted_class_names
+from reptk.data.class_names import sorted_class_names
+from reptk.data.layouts.image_table import is_header
 from reptk.data.layouts.table_files import read_cells
 from reptk.data.protocol import Data, Images
 from reptk.data.table_headings import HEADINGS, heading_key
@@ -216,7 +217,9 @@ def _describe_mistakes(mistakes: Sequence[Mistake], file: Path) -> str:
     mistakes = sorted(mistakes, key=lambda mistake: mistake.line)
     if len(mistakes) == 1:
         [mistake] = mistakes
-        end = "" if mistake.what.endswith("?") else "."
+        end = "."
+        if mistake.what.endswith("?"):
+            end = ""
         return f"data.labelled={file}, line {mistake.line}: {mistake.what}{end} {mistake.advice}"
     lines = [f"data.labelled={file} has {len(mistakes):,} mistakes:"]
     shown = mistakes[:MAX_MISTAKES]

@@ -1,20 +1,28 @@
 """The images of a source whose labels are in a column, by split: Parquet files, tables of Lance, data sets on disk."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.errors import DataError
-from reptk.core.mapped_arrays import chunks, consecutive, stored
 from reptk.core.name_lists import first_names
-from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages, Labels, concatenate, with_labels_as_set
-from reptk.data.layouts.image_table import sorted_class_names
+from reptk.data.class_names import sorted_class_names
+from reptk.data.layouts.image_layout import (
+    NO_SPLIT,
+    ImageLayout,
+    LabeledImages,
+    Labels,
+    concatenate,
+    with_labels_as_set,
+)
 from reptk.data.records.arrow_columns import ColumnEntries
-from reptk.data.records.record_source import RecordSource, Rows
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.records.record_source import Records, RecordSource
+from reptk.data.split_names import UNLABELED, is_training_or_evaluation, split_role
 
 MAX_LISTED = 3
 
@@ -62,8 +70,7 @@ def read_column_layout(
     lines = list(details)
     class_order: tuple[str, ...] = ()
     if column is None:
-        pieces = (np.full(part.stop - part.start, -1) for part in chunks(len(source)))
-        codes = stored(pieces, len(source), np.int64)
+        codes = mapped_arrays.full(len(source), -1, np.int64)
     else:
         class_order = column.names
         if not column.is_ordered:
@@ -72,20 +79,19 @@ def read_column_layout(
         lines[0] += f", labels in {column.heading}"
         if column.unread:
             lines[0] += f"; not read: {', '.join(column.unread)}"
-    has_splits = any(split_role(name) not in (None, UNLABELED) for name, _ in splits)
+    has_splits = any(is_training_or_evaluation(name) for name, _ in splits)
     if has_splits:
         starts = np.array([0, *(count for _, count in splits)], np.int64).cumsum()
         parts = parts_by_range(source, codes, class_order, [name for name, _ in splits], starts)
     else:
         parts, notes = _parts_by_column(source, codes, class_order)
-        has_splits = any(split_role(name) not in (None, UNLABELED) for name in parts)
+        has_splits = any(map(is_training_or_evaluation, parts))
         lines += notes
     return ImageLayout(
         base,
         "shards",
         with_labels_as_set(parts, labels),
         has_splits,
-        places={name: f"split {name} of {base}" for name in parts},
         class_order=class_order,
         details=tuple(lines),
         split_advice=split_advice,
@@ -110,9 +116,8 @@ def parts_by_range(
     """
     pieces: dict[str, list[LabeledImages]] = {}
     for split, start, stop in _ranges(splits, starts):
-        part_labels = (labels[start:stop][part].astype(np.int64) for part in chunks(stop - start))
-        columns = stored(part_labels, stop - start, np.int64)
-        images = LabeledImages(Rows(source, consecutive(start, stop)), columns, class_order)
+        split_labels = mapped_arrays.from_chunks([labels[start:stop]], stop - start, np.int64)
+        images = LabeledImages(Records(source, mapped_arrays.arange(start, stop)), split_labels, class_order)
         if split_role(split) == UNLABELED:
             images = images.without_labels()
         pieces.setdefault(split, []).append(images)
@@ -134,22 +139,21 @@ def _parts_by_column(
     source: ColumnSource, codes: NDArray[np.int64], class_order: tuple[str, ...]
 ) -> tuple[dict[str, LabeledImages], list[str]]:
     """Return the images of each split that a column names, and a note if it names something else."""
-    images = LabeledImages(Rows(source, consecutive(0, len(source))), codes, class_order)
+    images = LabeledImages(Records(source, mapped_arrays.arange(0, len(source))), codes, class_order)
     column = source.splits()
     if column is None or not column.names:
-        return {LOOSE: images}, []
+        return {NO_SPLIT: images}, []
     others = [name for name in column.names if split_role(name) is None]
     if others:
         listed = first_names(others, MAX_LISTED)
-        return {LOOSE: images}, [f"  note: {column.heading} is not read as splits, since it holds {listed}"]
+        return {NO_SPLIT: images}, [f"  note: {column.heading} is not read as splits, since it holds {listed}"]
     parts = {}
-    for code, name in [*enumerate(column.names), (-1, LOOSE)]:
-        is_part = stored((column.codes[part] == code for part in chunks(len(source))), len(source), np.bool_)
-        part_images = images.where(is_part)
+    for code, name in [*enumerate(column.names), (-1, NO_SPLIT)]:
+        part_images = images.where(mapped_arrays.apply(partial(np.equal, code), column.codes, np.bool_))
         if split_role(name) == UNLABELED:
             part_images = part_images.without_labels()
         if len(part_images):
             parts[name] = part_images
-    if all(split_role(name) in (None, UNLABELED) for name in parts):
-        return {LOOSE: concatenate(list(parts.values()))}, []
+    if not any(map(is_training_or_evaluation, parts)):
+        return {NO_SPLIT: concatenate(list(parts.values()))}, []
     return parts, []

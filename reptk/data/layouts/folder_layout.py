@@ -17,7 +17,7 @@ from reptk.core.files import real_path
 from reptk.data.decoding.raw_photograph import RAW_EXTENSIONS
 from reptk.data.layouts.folder_scan import FolderScan, scan_folder
 from reptk.data.layouts.image_layout import (
-    LOOSE,
+    NO_SPLIT,
     ImageLayout,
     LabeledFile,
     LabeledImages,
@@ -27,12 +27,15 @@ from reptk.data.layouts.image_layout import (
     with_labels_as_set,
     without_labels,
 )
-from reptk.data.split_names import TRAIN, UNLABELED, split_role
+from reptk.data.split_names import TRAIN, UNLABELED, is_split_name, is_training_or_evaluation, split_role
 
 MAX_LISTED_LETTERS = 60
 
+NO_FOLDER = NO_SPLIT
+"""In place of the name of the folder of images that are directly in the root; as a split, they are in none."""
 
-def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
+
+def read_folder_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> ImageLayout:
     """Read the images below a folder and decide what its folders mean.
 
     Args:
@@ -51,15 +54,15 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
     by_folder: dict[str, list[Path]] = {}
     for path in scan.images:
         by_folder.setdefault(_first_folder(path, base), []).append(path)
-    folders = tuple(sorted(name for name in by_folder if name != LOOSE))
+    folders = tuple(sorted(name for name in by_folder if name != NO_FOLDER))
     inner_splits: tuple[str, ...] = ()
     if _are_splits(folders):
         lists = _parts_by_split(base, by_folder)
-        places = {name: str(base / name) for name in lists}
+        split_paths = {name: base / name for name in lists}
     else:
         inner_splits = _splits_within_classes(base, by_folder)
         lists = _parts_by_class(base, by_folder, inner_splits)
-        places = {name: str(base / "*" / name) for name in lists}
+        split_paths = {name: base / "*" / name for name in lists}
     has_splits = bool(inner_splits) or _are_splits(folders)
     class_order = class_names(file for part in lists.values() for file in part)
     if labels == "folders" and not class_order:
@@ -78,7 +81,7 @@ def read_layout(base: Path, labels: Labels, scan: FolderScan | None = None) -> I
         "folder",
         parts,
         has_splits,
-        places=places,
+        split_paths=split_paths,
         class_order=class_order,
         details=tuple(details),
         skipped=skipped,
@@ -97,7 +100,7 @@ def _parts_by_split(base: Path, by_folder: dict[str, list[Path]]) -> dict[str, l
     parts = {}
     for name, paths in by_folder.items():
         parts[name] = [LabeledFile(path, _class_name(path, base / name)) for path in paths]
-        if name == LOOSE or split_role(name) == UNLABELED:
+        if name == NO_FOLDER or split_role(name) == UNLABELED:
             parts[name] = without_labels(parts[name])
     return parts
 
@@ -115,11 +118,11 @@ def _parts_by_class(
     parts: dict[str, list[LabeledFile]] = {name: [] for name in inner_splits}
     for name, paths in by_folder.items():
         for path in paths:
-            part = LOOSE
+            part = NO_SPLIT
             if inner_splits:
                 part = _first_folder(path, base / name)
                 # Images next to the classes are in no split, and those of the folder of unlabeled ones in its.
-                if name == LOOSE or split_role(name) == UNLABELED:
+                if name == NO_FOLDER or split_role(name) == UNLABELED:
                     part = name
             parts.setdefault(part, []).append(LabeledFile(path, _class_name(path, base)))
     return parts
@@ -133,7 +136,7 @@ def _splits_within_classes(base: Path, by_folder: dict[str, list[Path]]) -> tupl
     """
     names_of = {}
     for folder, paths in by_folder.items():
-        if folder != LOOSE and split_role(folder) != UNLABELED:
+        if folder != NO_FOLDER and split_role(folder) != UNLABELED:
             names_of[folder] = {_first_folder(path, base / folder) for path in paths}
     if len(names_of) < 2:
         return ()
@@ -178,7 +181,7 @@ def _notes(scan: FolderScan, parts: dict[str, LabeledImages], folders: Sequence[
     if has_splits:
         return notes
     # One folder in the name of a split among others is more likely a class.
-    named_as_splits = [name for name in folders if split_role(name) not in (None, UNLABELED)]
+    named_as_splits = [name for name in folders if is_training_or_evaluation(name)]
     if len(named_as_splits) > 1 and len(folders) > 2:
         others = ", ".join(name for name in folders if split_role(name) is None)
         if len(others) > MAX_LISTED_LETTERS:
@@ -187,7 +190,7 @@ def _notes(scan: FolderScan, parts: dict[str, LabeledImages], folders: Sequence[
     if len(folders) == 1 and not has_classes:
         inner_folder = scan.base / folders[0]
         inner = {_first_folder(path, inner_folder) for path in scan.images}
-        if len(inner - {LOOSE}) > 1:
+        if len(inner - {NO_FOLDER}) > 1:
             notes.append(f"everything is in {folders[0]}; its folders are splits or classes for {inner_folder}")
     return notes
 
@@ -203,22 +206,21 @@ def _count_raw_pairs(paths: Sequence[Path]) -> int:
 
 def _are_splits(names: Sequence[str]) -> bool:
     """Return whether folders of these names, which are all folders with images of one level, are splits."""
-    roles = {split_role(name) for name in names}
-    return None not in roles and bool(roles - {UNLABELED})
+    return all(map(is_split_name, names)) and any(map(is_training_or_evaluation, names))
 
 
 def _first_folder(path: Path, base: Path) -> str:
-    """Return the name of the folder below `base` that a file lies in; `LOOSE` directly in `base`."""
+    """Return the name of the folder below `base` that a file lies in; `NO_FOLDER` directly in `base`."""
     # Several times as fast as relative_to(), which matters for a million files.
     level = len(base.parts)
     if len(path.parts) > level + 1:
         return path.parts[level]
-    return LOOSE
+    return NO_FOLDER
 
 
 def _class_name(path: Path, part_folder: Path) -> str | None:
     """Return the name of the class folder of a file; None directly in the part, and in a folder of unlabeled images."""
     name = _first_folder(path, part_folder)
-    if name == LOOSE or split_role(name) == UNLABELED:
+    if name == NO_FOLDER or split_role(name) == UNLABELED:
         return None
     return name

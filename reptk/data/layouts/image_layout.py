@@ -9,22 +9,22 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.counts import format_count
-from reptk.core.mapped_arrays import chunks, concatenated, numbers_where, stored, taken
 from reptk.core.printable_names import in_one_line
-from reptk.data.records.record_source import Rows, ShardRow
+from reptk.data.records.record_source import Record, Records
 from reptk.data.split_names import split_role
 
 Labels = Literal["auto", "folders", "none"]
 
-LOOSE = ""
-"""Name of the part of images that are in no split."""
+NO_SPLIT = ""
+"""In place of the name of a split, of images that are in none."""
 
 
 class LabeledFile(NamedTuple):
     """An image file, or an image of a `RecordSource`, and the name of its class; None if it has no label."""
 
-    path: Path | ShardRow
+    path: Path | Record
     class_name: str | None
 
 
@@ -37,7 +37,9 @@ class LabeledImages(Sequence[LabeledFile]):
         class_order: names of classes.
     """
 
-    def __init__(self, sources: Sequence[Path] | Rows, labels: NDArray[np.int64], class_order: tuple[str, ...]) -> None:
+    def __init__(
+        self, sources: Sequence[Path] | Records, labels: NDArray[np.int64], class_order: tuple[str, ...]
+    ) -> None:
         self.sources = sources
         self.labels = labels
         self.class_order = class_order
@@ -78,7 +80,7 @@ class LabeledImages(Sequence[LabeledFile]):
     def class_sizes(self) -> NDArray[np.int64]:
         """Return how many images each class of `class_order` has, (C,)."""
         sizes = np.zeros(len(self.class_order), np.int64)
-        for part in chunks(len(self)):
+        for part in mapped_arrays.chunks(len(self)):
             labels = self.labels[part]
             sizes += np.bincount(labels[labels >= 0], minlength=len(sizes))
         return sizes
@@ -90,23 +92,25 @@ class LabeledImages(Sequence[LabeledFile]):
 
     def where(self, mask: NDArray[np.bool_]) -> "LabeledImages":
         """Return the images at which a mask (n,) is true."""
-        numbers = numbers_where(mask)
-        if isinstance(self.sources, Rows):
-            sources: Sequence[Path] | Rows = Rows(self.sources.source, taken(self.sources.numbers, numbers))
+        numbers = mapped_arrays.flatnonzero(mask)
+        if isinstance(self.sources, Records):
+            sources: Sequence[Path] | Records = Records(
+                self.sources.source, mapped_arrays.take(self.sources.numbers, numbers)
+            )
         else:
             sources = [self.sources[number] for number in numbers.tolist()]
-        return LabeledImages(sources, taken(self.labels, numbers), self.class_order)
+        return LabeledImages(sources, mapped_arrays.take(self.labels, numbers), self.class_order)
 
     def labeled(self) -> "LabeledImages":
         """Return the images that have a label."""
-        has_label = stored((self.labels[part] >= 0 for part in chunks(len(self))), len(self), np.bool_)
+        has_label = mapped_arrays.apply(lambda labels: labels >= 0, self.labels, np.bool_)
         if has_label.all():
             return self
         return self.where(has_label)
 
     def without_labels(self) -> "LabeledImages":
         """Return the images without their labels."""
-        unlabeled = stored((np.full(part.stop - part.start, -1) for part in chunks(len(self))), len(self), np.int64)
+        unlabeled = mapped_arrays.full(len(self), -1, np.int64)
         return LabeledImages(self.sources, unlabeled, self.class_order)
 
     def labels_among(self, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -117,14 +121,15 @@ class LabeledImages(Sequence[LabeledFile]):
         new_label = [label_of.get(name, -1) for name in self.class_order]
         # The last one is that of images without a label, whose number -1 it is.
         table = np.array([*new_label, -1], np.int64)
-        return stored((table[self.labels[part]] for part in chunks(len(self))), len(self), np.int64)
+        return mapped_arrays.take(table, self.labels)
 
     def hold_out(self, every: int) -> tuple["LabeledImages", "LabeledImages"]:
-        """Return the images without every so many-th one of each class, and these."""
+        """Return the images without the `every`-th, 2 `every`-th, ... image of each class, and these images."""
         num_before = np.zeros(len(self.class_order) + 1, np.int64)
-        pieces = (_is_held_out(self.labels[part], num_before, every) for part in chunks(len(self)))
-        is_query = stored(pieces, len(self), np.bool_)
-        is_training = stored((~is_query[part] for part in chunks(len(self))), len(self), np.bool_)
+        chunks = mapped_arrays.chunks(len(self))
+        pieces = (_is_held_out(self.labels[part], num_before, every) for part in chunks)
+        is_query = mapped_arrays.from_chunks(pieces, len(self), np.bool_)
+        is_training = mapped_arrays.apply(np.logical_not, is_query, np.bool_)
         return self.where(is_training), self.where(is_query)
 
 
@@ -140,9 +145,9 @@ def _is_held_out(labels: NDArray[np.int64], num_before: NDArray[np.int64], every
     order = np.argsort(labels, kind="stable")
     in_order = labels[order]
     starts = np.searchsorted(in_order, in_order, side="left")
-    place_in_class = np.arange(len(labels)) - starts + num_before[in_order]
+    rank_in_class = np.arange(len(labels)) - starts + num_before[in_order]
     is_held_out = np.zeros(len(labels), np.bool_)
-    is_held_out[order] = (in_order >= 0) & ((place_in_class + 1) % every == 0)
+    is_held_out[order] = (in_order >= 0) & ((rank_in_class + 1) % every == 0)
     present, counts = np.unique(in_order, return_counts=True)
     num_before[present] += counts
     return is_held_out
@@ -153,11 +158,11 @@ def concatenate(parts: Sequence[LabeledImages]) -> LabeledImages:
     parts = [part for part in parts if len(part)] or list(parts[:1])
     if len(parts) == 1:
         return parts[0]
-    labels = concatenated([part.labels for part in parts])
+    labels = mapped_arrays.concatenate([part.labels for part in parts])
     first = parts[0].sources
-    if isinstance(first, Rows):
-        numbers = concatenated([part.sources.numbers for part in parts])
-        return LabeledImages(Rows(first.source, numbers), labels, parts[0].class_order)
+    if isinstance(first, Records):
+        numbers = mapped_arrays.concatenate([part.sources.numbers for part in parts])
+        return LabeledImages(Records(first.source, numbers), labels, parts[0].class_order)
     paths = [path for part in parts for path in part.sources]
     return LabeledImages(paths, labels, parts[0].class_order)
 
@@ -169,27 +174,27 @@ class ImageLayout:
     Args:
         base: the folder or the file.
         kind: which of them it is; "shards" for images that are not in files of their own.
-        parts: the images of each split, by its name as the user spells it, and of no split (`LOOSE`), in a fixed order. If
-            there are no splits, all images are in the one part `LOOSE`.
+        parts: the images of each split, by its name as the user spells it, and of no split (`NO_SPLIT`), in a fixed order. If
+            there are no splits, all images are in the one part `NO_SPLIT`.
         has_splits: whether there are splits.
-        places: what messages call each split.
         class_order: names of all classes, in the order of their labels.
         details: lines that say what else was noticed and what is skipped.
         skipped: phrases that count what is skipped and say the way out; they are part of the details.
         empty_splits: names of splits without images.
         split_advice: what to do if no split is for training, after "no images to train on".
+        split_paths: folder of each split, if splits are folders; with a `*` for those within each class.
     """
 
     base: Path
     kind: Literal["folder", "table", "shards"]
     parts: dict[str, LabeledImages]
     has_splits: bool
-    places: dict[str, str]
     class_order: tuple[str, ...]
     details: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    empty_splits: tuple[str, ...] = field(default=())
+    empty_splits: tuple[str, ...] = ()
     split_advice: str = ""
+    split_paths: dict[str, Path] = field(default_factory=dict)
 
     @property
     def files(self) -> LabeledImages:
@@ -203,11 +208,17 @@ class ImageLayout:
             return "has no class folders"
         return "has no labels"
 
+    def split_name(self, split: str) -> str:
+        """Return what messages call a split."""
+        if split in self.split_paths:
+            return str(self.split_paths[split])
+        return f"split {split} of {self.base}"
+
     def splits_of(self, *roles: str) -> list[str]:
         """Return the names of the splits with these roles, in the order of the roles."""
         if not self.has_splits:
             return []
-        return [name for role in roles for name in self.parts if name != LOOSE and split_role(name) == role]
+        return [name for role in roles for name in self.parts if name != NO_SPLIT and split_role(name) == role]
 
     def images_of(self, names: Sequence[str]) -> LabeledImages:
         """Return the images of these splits, one after the other."""
@@ -226,8 +237,10 @@ class ImageLayout:
             line += ", no labels"
         lines = [line]
         if self.has_splits:
-            loose = "next to them" if self.kind == "folder" else "in none"
-            counts = [f"{name or loose} {len(part):,}" for name, part in self.parts.items() if part]
+            no_split = "in none"
+            if self.kind == "folder":
+                no_split = "next to them"
+            counts = [f"{name or no_split} {len(part):,}" for name, part in self.parts.items() if part]
             lines.append(f"  splits: {', '.join(counts)}")
         return [*lines, *self.details]
 
@@ -281,7 +294,7 @@ def _first_of(files: LabeledImages, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     labels = [files.class_order.index(name) for name in names]
-    for part in chunks(len(files)):
+    for part in mapped_arrays.chunks(len(files)):
         positions = np.flatnonzero(np.isin(files.labels[part], labels))
         if len(positions):
             return files.class_order[files.labels[part][positions[0]]]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.name_lists import first_names
+from reptk.data.class_names import sorted_class_names
 from reptk.data.decoding.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reptk.data.decoding.raw_photograph import RAW_EXTENSIONS
 from reptk.data.layouts.image_layout import ImageLayout, LabeledFile, columns_of
@@ -23,9 +24,6 @@ COLUMNS = ("path", "label", "id")
 """Columns of a table without headings, in this order."""
 
 MAX_LISTED = 6
-
-MAX_DIGITS = 18
-"""Names of classes that are longer numbers are sorted as text."""
 
 EXPECTED = "A table has a line of headings such as path,label,id, or lines of path[,label[,id]]"
 
@@ -63,7 +61,7 @@ class ImageTable:
         class_order = sorted_class_names(row.label for row in self.rows)
         has_splits = any(parts)
         columns = columns_of(parts, class_order)
-        layout = ImageLayout(self.file, "table", columns, has_splits, {}, class_order, tuple(self.details()))
+        layout = ImageLayout(self.file, "table", columns, has_splits, class_order, tuple(self.details()))
         return layout.describe()
 
     def details(self) -> list[str]:
@@ -112,17 +110,6 @@ def read_image_table(table: Path) -> ImageTable:
     used = set(columns.values())
     unread = tuple(name or f"column {index + 1}" for index, name in enumerate(headings) if index not in used)
     return ImageTable(table, rows, [line.number for line in lines], unread)
-
-
-def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct names of classes that are not empty: numbers by value, then the others by name."""
-    return tuple(sorted({name for name in names if name}, key=_numbers_first))
-
-
-def _numbers_first(class_name: str) -> tuple[int, int, str]:
-    if class_name.isascii() and class_name.isdigit() and len(class_name) <= MAX_DIGITS:
-        return (0, int(class_name), class_name)
-    return (1, 0, class_name)
 
 
 def is_header(cells: Sequence[str]) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
+from reptk.data.class_names import sorted_class_names
 from reptk.data.layouts.image_layout import (
-    LOOSE,
+    NO_SPLIT,
     ImageLayout,
     LabeledFile,
     Labels,
@@ -15,8 +16,8 @@ from reptk.data.layouts.image_layout import (
     with_labels_as_set,
     without_labels,
 )
-from reptk.data.layouts.image_table import ImageTable, read_image_table, sorted_class_names
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.layouts.image_table import ImageTable, read_image_table
+from reptk.data.split_names import UNLABELED, is_training_or_evaluation, split_role
 
 
 def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
@@ -40,8 +41,7 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
     if len(numbers) < len(listed.rows):
         details.append(f"  repeated: {format_count(len(listed.rows) - len(numbers), 'row')}; each image is read once")
     _check_splits(listed)
-    roles = {split_role(row.split) for row in listed.rows if row.split}
-    has_splits = bool(roles - {UNLABELED})
+    has_splits = any(is_training_or_evaluation(row.split) for row in listed.rows)
     root = table.parent
     lists: dict[str, list[LabeledFile]] = {}
     for number in sorted(numbers, key=lambda number: _folder_order(listed.rows[number].path)):
@@ -49,8 +49,10 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
         file = LabeledFile(root / row.path, row.label or None)
         if row.split and split_role(row.split) == UNLABELED:
             [file] = without_labels([file])
-        name = row.split if has_splits else LOOSE
-        lists.setdefault(name, []).append(file)
+        split = NO_SPLIT
+        if has_splits:
+            split = row.split
+        lists.setdefault(split, []).append(file)
     if labels == "folders" and not any(row.label for row in listed.rows):
         raise DataError(f"data.labels is 'folders', but {table} has no labels; add a column such as label")
     class_order = sorted_class_names(row.label for row in listed.rows)
@@ -60,7 +62,6 @@ def read_table_layout(table: Path, labels: Labels) -> ImageLayout:
         "table",
         parts,
         has_splits,
-        places={name: f"split {name} of {table}" for name in parts},
         class_order=class_order,
         details=tuple(details),
         split_advice="; write train into the column of splits for these",

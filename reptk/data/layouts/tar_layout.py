@@ -6,12 +6,12 @@ from pathlib import Path
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import DataError
 from reptk.data.layouts.column_layout import parts_by_range
-from reptk.data.layouts.image_layout import LOOSE, ImageLayout, Labels, concatenate, with_labels_as_set
+from reptk.data.layouts.image_layout import NO_SPLIT, ImageLayout, Labels, concatenate, with_labels_as_set
 from reptk.data.records.shard_names import missing_shards, split_name
-from reptk.data.records.shard_patterns import expand_pattern, is_pattern
+from reptk.data.records.shard_patterns import common_folder, find_files
 from reptk.data.records.tar_index import open_index
 from reptk.data.records.tar_shards import TarShards
-from reptk.data.split_names import UNLABELED, split_role
+from reptk.data.split_names import is_training_or_evaluation
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 """Compressed ones are recognized, to say what to do with them."""
@@ -29,23 +29,6 @@ def count_tars(other_files: Mapping[str, int]) -> int:
     return sum(other_files.get(ending, 0) for ending in (".tar", *COMPRESSION_ENDINGS))
 
 
-def find_tars(base: Path) -> list[Path]:
-    """Return the shards below a folder, sorted by path; a file is its own only shard, a pattern names some.
-
-    Raises:
-        DataError: there are none, or files that a pattern names are missing.
-    """
-    if base.is_file():
-        return [base]
-    if is_pattern(base):
-        return expand_pattern(base)
-    paths = (path for path in base.rglob("*") if is_tar(path) and path.is_file())
-    shards = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(base).parts))
-    if not shards:
-        raise DataError(f"no images in {base} (data.root), and no tar shards")
-    return shards
-
-
 def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
     """Read which images there are in tar shards; the first time, their headers are indexed.
 
@@ -59,8 +42,10 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
             or files of labels that cannot be read as such.
         EnvironmentProblem: the index cannot be written.
     """
-    paths = find_tars(base)
-    root = _common_folder(base)
+    paths = find_files(base, is_tar)
+    if not paths:
+        raise DataError(f"no images in {base} (data.root), and no tar shards")
+    root = common_folder(base)
     split_of = [(path, split_name(path, root)) for path in paths]
     index = open_index(paths)
     if labels == "folders" and not index.classes:
@@ -73,11 +58,11 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
             "their images have no label by them"
         )
     shards = TarShards(index, root)
-    has_splits = any(split_role(name) not in (None, UNLABELED) for _, name in split_of)
+    has_splits = any(is_training_or_evaluation(name) for _, name in split_of)
     names = [name for _, name in split_of]
     parts = parts_by_range(shards, index.records["label"], index.classes, names, index.shard_starts)
     if not has_splits:
-        parts = {LOOSE: concatenate(list(parts.values()))}
+        parts = {NO_SPLIT: concatenate(list(parts.values()))}
     num_bytes = sum(size for size, _ in index.stats)
     details = [f"  {format_count(len(paths), 'tar shard')}, {format_bytes(num_bytes)}, index in {index.folder}"]
     details += index.notes
@@ -87,18 +72,8 @@ def read_tar_layout(base: Path, labels: Labels) -> ImageLayout:
         "shards",
         with_labels_as_set(parts, labels),
         has_splits,
-        places={name: f"split {name} of {base}" for name in parts},
         class_order=index.classes,
         details=tuple(details),
         skipped=tuple(note.removeprefix("  skipped: ") for note in index.notes if note.startswith("  skipped: ")),
         split_advice=" in shards such as train-000000.tar; to train on one of these, name its shards (data.root)",
     )
-
-
-def _common_folder(base: Path) -> Path:
-    """Return the folder that the user names: of a pattern, the part without one."""
-    if base.is_file():
-        return base.parent
-    while is_pattern(base):
-        base = base.parent
-    return base

@@ -13,7 +13,7 @@ from reptk.data.loading.prefetch import prefetch
 from reptk.data.protocol import Images, Split
 
 LoadedBatch = tuple[Tensor, ...]
-"""Images (b, 3, H, W) uint8, labels (b,), numbers of the images in the split (b,), and aspect ratios (b,) of full images."""
+"""Images (b, 3, H, W) uint8, labels (b,), their numbers in the split (b,), and aspect ratios (b,) of squashed images."""
 
 
 MAX_SUBSTITUTES = 100
@@ -27,15 +27,13 @@ class Loader:
     into batches. Rank r of W receives the r-th of W equal slices of each global batch.
 
     Args:
-        split: the training images.
+        split: the training images. If they are squashed (`Split.resized`), their aspect ratios are in the batches.
         batch_size: images of a global batch, over all ranks.
         seed: of the order; of the default sampler.
         sampler: of this split, with this batch size; None for `RandomSampler`.
         rank, world_size: number of this rank, and how many ranks there are.
         workers: threads that fetch batches in advance; 0 to fetch each batch when it is due.
         device: where the batches will be used.
-        full_images: squash images that are not square, and add their aspect ratios to the batches; by default their
-            center squares are used.
 
     Attributes:
         steps_per_epoch: global batches.
@@ -57,7 +55,6 @@ class Loader:
         world_size: int = 1,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        full_images: bool = False,
     ) -> None:
         if not isinstance(split.images, Images):
             raise TypeError(
@@ -67,8 +64,6 @@ class Loader:
         check_num_images(split, batch_size)
         self.split = split
         self.images = split.images
-        if full_images:
-            self.images = split.images.resized("squash")
         self.batch_size = batch_size
         self.sampler = sampler or RandomSampler(len(split), batch_size=batch_size, seed=seed)
         self.rank = rank

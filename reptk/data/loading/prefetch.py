@@ -1,6 +1,5 @@
 """Batches fetched by threads before they are needed; all threads work on the same batch."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,14 +47,6 @@ def prefetch(
             yield _PendingBatch(images, numbers, _call_now, max(1, len(numbers)), pin_memory).result()
     else:
         yield from _prefetch_with_threads(images, batches, workers, pin_memory)
-
-
-def num_cpus() -> int:
-    """Return the number of processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # systems other than Linux
-        return os.cpu_count() or 1
 
 
 def _prefetch_with_threads(

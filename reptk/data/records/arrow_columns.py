@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reptk.core import mapped_arrays
 from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.core.files import parse_json
-from reptk.core.mapped_arrays import stored
 from reptk.data.table_headings import HEADINGS, heading_key
 
 HUB_METADATA = b"huggingface"
@@ -51,7 +51,23 @@ class ImageColumn(NamedTuple):
     @property
     def bytes_column(self) -> str:
         """What to read: of a structure only the bytes, without the paths next to them."""
-        return f"{self.name}.bytes" if self.is_struct else self.name
+        if self.is_struct:
+            return f"{self.name}.bytes"
+        return self.name
+
+
+def image_bytes(value: Any, name: str) -> bytes | DataError:
+    """Return the encoded image in a column of images; an error if there is none.
+
+    Args:
+        value: the entry as a Python object; a structure is a dict.
+        name: what messages call the image.
+    """
+    if isinstance(value, dict):
+        value = value["bytes"]
+    if not value:
+        return DataError(f"cannot read {name}: it holds no image")
+    return value
 
 
 def label_entries(schema: Any, chunks: Chunks, num_rows: int) -> ColumnEntries | None:
@@ -81,7 +97,7 @@ def split_entries(schema: Any, chunks: Chunks, num_rows: int) -> ColumnEntries |
 def _entries(heading: str, class_order: tuple[str, ...], chunks: Chunks, num_rows: int) -> ColumnEntries:
     """Return the entries of a column; with `class_order`, numbers in it mean these names."""
     code_of = {name: code for code, name in enumerate(class_order)}
-    codes = stored(_codes(chunks(heading), class_order, code_of), num_rows, np.int64)
+    codes = mapped_arrays.from_chunks(_codes(chunks(heading), class_order, code_of), num_rows, np.int64)
     return ColumnEntries(codes, tuple(code_of), bool(class_order), heading)
 
 
@@ -93,7 +109,12 @@ def _codes(
         # Of each distinct entry once: a Python object for every row would take long.
         encoded = chunk.dictionary_encode(null_encoding="encode")
         names = [_class_name(path, value, class_order) for value in encoded.dictionary.to_pylist()]
-        codes = [code_of.setdefault(name, len(code_of)) if name else -1 for name in names]
+        codes = []
+        for name in names:
+            code = -1
+            if name:
+                code = code_of.setdefault(name, len(code_of))
+            codes.append(code)
         yield np.array([*codes, -1], np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
 
 

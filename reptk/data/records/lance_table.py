@@ -1,6 +1,6 @@
 """Images in a table of Lance: one version of it, read by the numbers of its rows.
 
-Needs pylance (extra `table`). The version is fixed when the table is opened: rows that are deleted or appended later would
+Needs pylance (extra `lance`). The version is fixed when the table is opened: rows that are deleted or appended later would
 change the numbers of others.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data.records.arrow_columns import ColumnEntries, image_column, label_entries, split_entries
+from reptk.data.records.arrow_columns import ColumnEntries, image_bytes, image_column, label_entries, split_entries
+from reptk.data.records.numbered_parts import NumberedParts
 
 VERSION = re.compile(r"@(\d{1,18})$")
 """What may follow the path of a table: photos.lance@12."""
@@ -53,7 +54,7 @@ class LanceTable:
     def __init__(self, base: Path) -> None:
         if find_spec("lance") is None or find_spec("pyarrow") is None:
             raise EnvironmentProblem(
-                f"{base} is a table of Lance, and pylance is not installed: pip install 'reptk[table]'"
+                f"{base} is a table of Lance, and pylance is not installed: pip install 'reptk[lance]'"
             )
         import lance
 
@@ -70,7 +71,9 @@ class LanceTable:
         self.version = int(self._table.version)
         self.image_column = image_column(self.folder, self._table.schema)
         fragments = self._table.get_fragments()
-        self._starts = np.array([0, *(fragment.count_rows() for fragment in fragments)], np.int64).cumsum()
+        self._fragment_parts = NumberedParts(fragment.count_rows() for fragment in fragments)
+        # Ids do not depend on the fragments, whose rows are moved to others when the table is compacted.
+        self._table_parts = NumberedParts([len(self)], [self.folder.stem])
         self.paths: list[Path] = []
         self._fragment_names: list[tuple[Path, str]] = []
         self._fragment_files: list[list[str]] = []
@@ -78,11 +81,13 @@ class LanceTable:
             files = [self.folder / "data" / file.path for file in fragment.data_files()]
             # The numbers of rows depend on which were deleted.
             deletions = fragment.deletion_file()
-            self._fragment_names.append((files[0], f" without {deletions}" if deletions else ""))
             self._fragment_files.append([file.name for file in files])
             self.paths += files
+            suffix = ""
             if deletions:
+                suffix = f" without {deletions}"
                 self.paths.append(self.folder / deletions)
+            self._fragment_names.append((files[0], suffix))
 
     def _versions(self, lance: Any) -> str:
         """Return ` (its versions are 1 to 12)`, if the table can be opened at all."""
@@ -93,7 +98,7 @@ class LanceTable:
         return f" (its versions are {min(versions)} to {max(versions)})"
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._fragment_parts.num_images
 
     @property
     def num_fragments(self) -> int:
@@ -105,29 +110,26 @@ class LanceTable:
         Raises:
             DataError: the table cannot be read, which is no fault of its images.
         """
-        # Rows that are asked for twice, or in another order, may come once, and in the order of the table.
-        rows, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        # Rows that are requested twice, or in another order, may come once, and in the order of the table.
+        rows, positions = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         with _explained(self.base):
             column = self._table.take(rows.tolist(), columns=[self.image_column.name]).column(0)
         if len(column) != len(rows):
             raise DataError(f"{self.base} has {len(column):,} of {len(rows):,} rows; open it again")
         contents: list[bytes | DataError] = []
-        for number, place in zip(numbers, places.tolist(), strict=True):
-            value = column[place].as_py()
-            if isinstance(value, dict):
-                value = value["bytes"]
-            contents.append(value or DataError(f"cannot read {self.name(number)}: it holds no image"))
+        for number, position in zip(numbers, positions.tolist(), strict=True):
+            contents.append(image_bytes(column[position].as_py(), self.name(number)))
         return contents
 
     def name(self, number: int) -> str:
         """Return how messages call a row."""
         return f"{self.folder}@{self.version}, row {number}"
 
-    def place(self, number: int) -> tuple[Path, str]:
+    def location(self, number: int) -> tuple[Path, str]:
         """Return the file that holds a row, and the number of the row in it."""
-        fragment = int(np.searchsorted(self._starts, number, side="right")) - 1
+        fragment, row = self._fragment_parts.find_row(number)
         path, deletions = self._fragment_names[fragment]
-        return path, f"row {number - int(self._starts[fragment])}{deletions}"
+        return path, f"row {row}{deletions}"
 
     def fragment_identity(self, number: int) -> str:
         """Return a hash of all that the rows of a row's fragment, their numbers and their columns depend on.
@@ -135,26 +137,23 @@ class LanceTable:
         A file of a fragment never changes. But rows that are deleted shift the numbers of those behind, and columns that are
         added are files of their own.
         """
-        fragment = int(np.searchsorted(self._starts, number, side="right")) - 1
+        fragment, _ = self._fragment_parts.find_row(number)
         _, deletions = self._fragment_names[fragment]
-        bounds = self._starts[fragment : fragment + 2].tolist()
+        bounds = self._fragment_parts.starts[fragment : fragment + 2].tolist()
         facts = [self._fragment_files[fragment], deletions, bounds, str(self._table.schema)]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def image_id(self, number: int) -> str:
         """Return the id of a row: the name of the table and the number, as in photos/17."""
-        return f"{self.folder.stem}/{number}"
+        return self._table_parts.image_id(number)
 
     def find(self, image_id: str) -> int | None:
         """Return the number of the row with this id; None if there is none."""
-        name, _, row = image_id.rpartition("/")
-        if name != self.folder.stem or not row.isdecimal() or int(row) >= len(self):
-            return None
-        return int(row)
+        return self._table_parts.find(image_id)
 
     def block_starts(self) -> NDArray[np.int64]:
         """Return the number of the first row of each fragment."""
-        return self._starts[:-1]
+        return self._fragment_parts.starts[:-1]
 
     def labels(self) -> ColumnEntries | None:
         """Return the labels of all rows; None if there is no column of labels."""

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.core.foreign_files import open_regular
-from reptk.data.records.arrow_columns import ColumnEntries, image_column, image_columns, label_entries, split_entries
+from reptk.data.records.arrow_columns import (
+    ColumnEntries,
+    image_bytes,
+    image_column,
+    image_columns,
+    label_entries,
+    split_entries,
+)
+from reptk.data.records.numbered_parts import NumberedParts
 from reptk.data.records.shard_names import file_id
 
 MAX_CACHED_BYTES = 1 << 29
@@ -39,69 +47,62 @@ class ParquetShards:
 
     def __init__(self, paths: Sequence[Path], base: Path | None = None) -> None:
         self.paths = list(paths)
-        self._file_ids = [file_id(path, base) for path in self.paths]
         if not self.paths:
             raise DataError("there are no Parquet files")
         self._files = [_open(path) for path in self.paths]
         self.image_column = image_column(self.paths[0], self._files[0].schema_arrow)
         self._groups: list[tuple[int, int]] = []
         """The file of each row group, and its number in the file."""
-        group_rows = []
+        group_sizes = []
         self.num_bytes = 0
         for number, (path, file) in enumerate(zip(self.paths, self._files, strict=True)):
             if image_column(path, file.schema_arrow) != self.image_column:
                 raise DataError(f"{path} has no images in the column {self.image_column}, as {self.paths[0]} has")
             for group in range(file.metadata.num_row_groups):
                 self._groups.append((number, group))
-                group_rows.append(file.metadata.row_group(group).num_rows)
+                group_sizes.append(file.metadata.row_group(group).num_rows)
                 self.num_bytes += file.metadata.row_group(group).total_byte_size
-        self._group_starts = np.array([0, *group_rows]).cumsum()
-        file_rows = [file.metadata.num_rows for file in self._files]
-        self.file_starts: NDArray[np.int64] = np.array([0, *file_rows]).cumsum()
-        """The number of the first row of each file, and at the end the number of all rows."""
+        self._group_parts = NumberedParts(group_sizes)
+        file_sizes = [file.metadata.num_rows for file in self._files]
+        self._file_parts = NumberedParts(file_sizes, [file_id(path, base) for path in self.paths])
         self._file_locks = [threading.Lock() for _ in self._files]
         self._cache_lock = threading.Lock()
         self._cached: OrderedDict[int, Any] = OrderedDict()
         self._num_cached_bytes = 0
 
     def __len__(self) -> int:
-        return int(self.file_starts[-1])
+        return self._file_parts.num_images
 
     @property
     def num_groups(self) -> int:
         return len(self._groups)
 
-    def file_of(self, number: int) -> int:
-        """Return the number of the file that holds a row."""
-        return int(np.searchsorted(self.file_starts, number, side="right")) - 1
+    @property
+    def file_sizes(self) -> list[int]:
+        """The number of rows of each file."""
+        return np.diff(self._file_parts.starts).tolist()
 
-    def place(self, number: int) -> tuple[Path, str]:
+    def location(self, number: int) -> tuple[Path, str]:
         """Return the file that holds a row, and the number of the row in this file, from 0: `row 17`."""
-        file = self.file_of(number)
-        return self.paths[file], f"row {number - int(self.file_starts[file])}"
+        file, row = self._file_parts.find_row(number)
+        return self.paths[file], f"row {row}"
 
     def name(self, number: int) -> str:
         """Return how messages call a row."""
-        path, row = self.place(number)
+        path, row = self.location(number)
         return f"{path}, {row}"
 
     def image_id(self, number: int) -> str:
         """Return a name of a row that is the same wherever the files are: train-00000-of-00014/17."""
-        file = self.file_of(number)
-        return f"{self._file_ids[file]}/{number - int(self.file_starts[file])}"
+        return self._file_parts.image_id(number)
 
     def find(self, image_id: str) -> int | None:
         """Return the number of the row with this id; None if there is none."""
-        name, _, row = image_id.rpartition("/")
-        if name not in self._file_ids or not row.isdecimal():
-            return None
-        file = self._file_ids.index(name)
-        number = int(self.file_starts[file]) + int(row)
-        return number if number < int(self.file_starts[file + 1]) else None
+        return self._file_parts.find(image_id)
 
     def block_starts(self) -> NDArray[np.int64]:
         """Return the number of the first row of each row group."""
-        return self._group_starts[:-1]
+        return self._group_parts.starts[:-1]
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
         """Return the encoded images of rows, in this order; an error in place of one that cannot be read.
@@ -127,14 +128,11 @@ class ParquetShards:
         Raises:
             DataError: the row has none, or its row group cannot be read.
         """
-        group = int(np.searchsorted(self._group_starts, number, side="right")) - 1
-        column = self._read_group(group)
-        value = column[number - int(self._group_starts[group])].as_py()
-        if isinstance(value, dict):
-            value = value["bytes"]
-        if not value:
-            raise DataError(f"cannot read {self.name(number)}: it holds no image")
-        return value
+        group, row = self._group_parts.find_row(number)
+        content = image_bytes(self._read_group(group)[row].as_py(), self.name(number))
+        if isinstance(content, DataError):
+            raise content
+        return content
 
     def labels(self) -> ColumnEntries | None:
         """Return the labels of all rows; None if there is no column of labels.

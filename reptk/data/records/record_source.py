@@ -1,4 +1,4 @@
-"""What images can be read from by number, other than files of their own: Parquet files, tar shards, tables of Lance."""
+"""Sources of encoded images with random access: Parquet files, tar shards, tables of Lance, data sets on disk."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +31,8 @@ class RecordSource(Protocol):
         """Return how messages call an image."""
         ...
 
-    def place(self, number: int) -> tuple[Path, str]:
-        """Return the file that holds an image, and what tells it from the others in this file."""
+    def location(self, number: int) -> tuple[Path, str]:
+        """Return the file that holds an image, and what identifies it within this file, such as `row 17`."""
         ...
 
     def image_id(self, number: int) -> str:
@@ -48,11 +48,11 @@ class RecordSource(Protocol):
         ...
 
 
-class ShardRow(NamedTuple):
+class Record(NamedTuple):
     """One image of a source, which can be read and printed as if it were the path of an image file."""
 
     number: int
-    shards: RecordSource
+    source: RecordSource
 
     def read_bytes(self) -> bytes:
         """Return the encoded image.
@@ -60,20 +60,20 @@ class ShardRow(NamedTuple):
         Raises:
             DataError, EnvironmentProblem: there is none, or it cannot be read.
         """
-        [content] = self.shards.contents([self.number])
+        [content] = self.source.contents([self.number])
         if isinstance(content, DataError):
             raise content
         return content
 
     def __str__(self) -> str:
-        return self.shards.name(self.number)
+        return self.source.name(self.number)
 
 
-class Rows(Sequence[ShardRow]):
+class Records(Sequence[Record]):
     """Images of one source, as a sequence that holds their numbers alone.
 
     Args:
-        source: where they are.
+        source: of the images.
         numbers: (n,) of the images, in order.
     """
 
@@ -85,14 +85,14 @@ class Rows(Sequence[ShardRow]):
         return len(self.numbers)
 
     @overload
-    def __getitem__(self, index: int) -> ShardRow: ...
+    def __getitem__(self, index: int) -> Record: ...
     @overload
-    def __getitem__(self, index: slice) -> "Rows": ...
-    def __getitem__(self, index: int | slice) -> "ShardRow | Rows":
+    def __getitem__(self, index: slice) -> "Records": ...
+    def __getitem__(self, index: int | slice) -> "Record | Records":
         if isinstance(index, slice):
-            return Rows(self.source, self.numbers[index])
-        return ShardRow(int(self.numbers[index]), self.source)
+            return Records(self.source, self.numbers[index])
+        return Record(int(self.numbers[index]), self.source)
 
-    def __iter__(self) -> Iterator[ShardRow]:
+    def __iter__(self) -> Iterator[Record]:
         for number in range(len(self)):
             yield self[number]

@@ -1,8 +1,12 @@
-"""Patterns of file names: ranges and lists in braces as in the shell (`{000000..000009}`, `{train,val}`), and globs."""
+"""Files of shards: those below a folder, or those that a pattern names.
+
+A pattern has ranges and lists in braces as in the shell (`{000000..000009}`, `{train,val}`), or globs.
+"""
 
 import glob
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from reptk.core.counts import format_count
@@ -61,11 +65,41 @@ def expand_pattern(pattern: Path) -> list[Path]:
     return list(paths)
 
 
+def find_files(base: Path, is_shard: Callable[[Path], bool]) -> list[Path]:
+    """Return the shards that the user names.
+
+    Args:
+        base: a folder, whose shards are returned sorted by path and without hidden ones; or a single file, or a pattern, whose
+            files may have any names.
+        is_shard: whether a file of a folder is a shard by its name.
+
+    Raises:
+        DataError: files that a pattern names are missing.
+    """
+    if base.is_file():
+        return [base]
+    if is_pattern(base):
+        return expand_pattern(base)
+    files = []
+    for path in base.rglob("*"):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+        if is_shard(path) and not is_hidden and path.is_file():
+            files.append(path)
+    return sorted(files)
+
+
+def common_folder(base: Path) -> Path:
+    """Return the folder that holds the shards that the user names: of a pattern, the part without one."""
+    if base.is_file():
+        return base.parent
+    while is_pattern(base):
+        base = base.parent
+    return base
+
+
 def _matching_files(pattern: Path) -> list[Path]:
     """Return the files that a glob matches, sorted. The folders at its beginning that exist as they are written are no glob."""
-    existing = pattern.parent
-    while is_pattern(existing):
-        existing = existing.parent
+    existing = common_folder(pattern.parent)
     rest = pattern.relative_to(existing)
     matches = glob.glob(os.path.join(glob.escape(str(existing)), rest), recursive=True)  # noqa: PTH207, PTH118
     return sorted(path for path in map(Path, matches) if path.is_file())
@@ -100,5 +134,7 @@ def _expand_first(name: str) -> list[str]:
     width = 0
     if limits[1].startswith("0") or limits[2].startswith("0"):
         width = max(len(limits[1]), len(limits[2]))
-    step = 1 if first <= last else -1
+    step = 1
+    if first > last:
+        step = -1
     return [f"{before}{number:0{width}}{after}" for number in range(first, last + step, step)]

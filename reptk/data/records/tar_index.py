@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reptk.core.counts import format_count
+from reptk.core.counts import format_count, verb_form
 from reptk.core.disk_space import explain_write_errors
 from reptk.core.errors import DataError
+from reptk.core.file_locks import exclusive_lock
 from reptk.core.file_records import find_damage
 from reptk.core.foreign_files import read_json
-from reptk.core.user_folders import default_folder
-from reptk.data.images.cache_build import exclusive_lock
+from reptk.core.user_folders import cache_folder
 from reptk.data.records.tar_index_build import (
     CACHE_ADVICE,
     FORMAT_VERSION,
@@ -116,7 +116,7 @@ def open_index(paths: Sequence[Path]) -> TarIndex:
 def _index_folder(paths: Sequence[Path]) -> Path:
     names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - links are not resolved
     digest = hashlib.blake2b(os.fsencode("\0".join(names)), digest_size=8).hexdigest()
-    return default_folder() / f"index-{paths[0].absolute().parent.name}-{digest}"
+    return cache_folder() / f"index-{paths[0].absolute().parent.name}-{digest}"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -141,15 +141,12 @@ def _check_shards(paths: Sequence[Path], stats: Sequence[tuple[int, int]], folde
         if change is not None:
             changed.append(f"{path} {change}")
     if changed:
+        were = verb_form(len(changed), "it was", "they were")
         raise DataError(
-            f"{format_count(len(changed), 'shard')} changed since {_them(len(changed))} indexed:\n  "
+            f"{format_count(len(changed), 'shard')} changed since {were} indexed:\n  "
             + "\n  ".join(first_lines(changed))
             + f"\nIf this is as it should be, delete {folder}; the index is then built again"
         )
-
-
-def _them(count: int) -> str:
-    return "it was" if count == 1 else "they were"
 
 
 def describe_change(path: Path, expected: tuple[int, int]) -> str | None:

@@ -1,4 +1,4 @@
-"""How the index of tar shards is built: every header is read once, and labels are given their numbers at the end."""
+"""Build the index of tar shards: every header is read once, and names of classes become labels at the end."""
 
 import sys
 from collections import Counter
@@ -19,8 +19,8 @@ from reptk.core.files import atomic_write, json_text, write_text
 from reptk.core.mapped_arrays import chunks
 from reptk.core.name_lists import first_names
 from reptk.core.printable_names import in_one_line
-from reptk.data.images.image_files import tolerated_unreadable
-from reptk.data.layouts.image_table import sorted_class_names
+from reptk.data.bad_samples import tolerated_unreadable
+from reptk.data.class_names import sorted_class_names
 from reptk.data.records.tar_members import ShardContent, TarSample, read_shard
 from reptk.data.split_names import UNLABELED, is_split_name, split_role
 
@@ -29,7 +29,8 @@ FORMAT_VERSION = 1
 RECORD = np.dtype(
     [("offset", "<u8"), ("key_end", "<u8"), ("size", "<u4"), ("shard", "<u4"), ("label", "<i4"), ("kind", "<u4")]
 )
-"""Of an image: where it begins in its shard, where its key ends in the file of keys, its bytes, shard, label, and by what."""
+"""Of an image: offset and size in its shard, the end of its key in the file of keys, the number of its shard, its label, and
+what the label comes from."""
 
 NO_LABEL, BY_FOLDER, BY_JSON, BY_CLASS_FILE = range(4)
 """What a label comes from; if there are several, the last."""
@@ -219,7 +220,7 @@ def _assign_labels(records_path: Path, build: _Build) -> tuple[list[str], list[s
     """
     kind = max((kind for kind, count in build.num_of_kind.items() if count), default=NO_LABEL)
     texts = list(build.labels[kind])
-    names = ["" if text == "-1" else text for text in texts]
+    names = [_class_name(text) for text in texts]
     if kind == BY_FOLDER:
         names = _classes_of_folders(texts, has_others=build.num_of_kind[NO_LABEL] > 0)
     classes = sorted_class_names(names)
@@ -247,6 +248,13 @@ def _assign_labels(records_path: Path, build: _Build) -> tuple[list[str], list[s
     return list(classes), notes
 
 
+def _class_name(text: str) -> str:
+    """Return the name of a class; empty for -1, which stands for the secret labels of a test split."""
+    if text == "-1":
+        return ""
+    return text
+
+
 def _classes_of_folders(folders: Sequence[str], *, has_others: bool) -> list[str]:
     """Return the class of each folder, empty for none: the first folder that is not shared by all, nor that of a split.
 
@@ -262,6 +270,8 @@ def _classes_of_folders(folders: Sequence[str], *, has_others: bool) -> list[str
         parts = [names[1:] for names in parts]
     classes = []
     for names in parts:
-        is_unlabeled = not names or split_role(names[0]) == UNLABELED
-        classes.append("" if is_unlabeled else names[0])
+        if not names or split_role(names[0]) == UNLABELED:
+            classes.append("")
+        else:
+            classes.append(names[0])
     return classes

@@ -241,7 +241,9 @@ def _add_entry(entry: _Entry, samples: dict[str, dict[str, _Member]], content: S
     if entry.kind == OTHER or file_name.startswith(".") or folder.startswith(".") or "__MACOSX" in folder:
         return
     stem, _, extension = file_name.partition(".")
-    key = f"{folder}/{stem}" if folder else stem
+    key = stem
+    if folder:
+        key = f"{folder}/{stem}"
     extension = extension.lower()
     if entry.kind != FILE:
         if _is_image(extension):

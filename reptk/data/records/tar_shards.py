@@ -1,4 +1,4 @@
-"""Images in tar shards, read by their places in the index: one system call each, from any number of threads."""
+"""Images in tar shards, read at the offsets in the index: one system call each, from any number of threads."""
 
 import os
 import threading
@@ -53,8 +53,8 @@ class TarShards:
         """Return how messages call an image."""
         return f"{self.paths[self._shard_of(number)]}, {in_one_line(self.index.key(number))}"
 
-    def place(self, number: int) -> tuple[Path, str]:
-        """Return the shard of an image, and where it begins in it."""
+    def location(self, number: int) -> tuple[Path, str]:
+        """Return the shard of an image, and the offset of its first byte in it."""
         return self.paths[self._shard_of(number)], f"byte {int(self.index.records['offset'][number])}"
 
     def image_id(self, number: int) -> str:

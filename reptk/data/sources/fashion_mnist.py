@@ -82,7 +82,9 @@ def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
     try:
         # torchvision reads IDX from uncompressed files alone.
         with tempfile.NamedTemporaryFile() as uncompressed:
-            open_file = gzip.open if path.suffix == ".gz" else open
+            open_file = open
+            if path.suffix == ".gz":
+                open_file = gzip.open
             with open_file(path, "rb") as file:
                 shutil.copyfileobj(file, uncompressed)
             uncompressed.flush()

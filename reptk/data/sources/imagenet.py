@@ -5,10 +5,12 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError
 from reptk.data.decoding.decode import Jpeg
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
-from reptk.data.images.image_files import FileReader, ImageSize, OnError, cache_folder
+from reptk.data.images.file_reader import FileReader, ImageSize, decoded_cache_folder
+from reptk.data.images.image_files import OnError
 from reptk.data.layouts.image_layout import LabeledImages, class_names
+from reptk.data.layouts.open_layout import existing_folder
 from reptk.data.protocol import Data, with_shape
-from reptk.data.sources.folder import Share, existing_folder
+from reptk.data.sources.folder import Share
 from reptk.data.sources.imagenet_folders import find_imagenet, list_train, list_val
 from reptk.data.sources.layout_data import build_data
 
@@ -61,7 +63,7 @@ def imagenet(
     reader = FileReader(
         size,
         jpeg,
-        cache_folder(cache, "imagenet", base, size),
+        decoded_cache_folder(cache, "imagenet", base, size),
         on_error=on_error,
         preprocessing=DEFAULT_PREPROCESSING.replace_set(
             crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg

@@ -8,7 +8,8 @@ from reptk.core.errors import DataError
 from reptk.core.files import expand_home
 from reptk.data.decoding.decode import Jpeg
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, Interpolation, ResizeMode
-from reptk.data.images.image_files import FileReader, ImageSize, OnError, cache_folder
+from reptk.data.images.file_reader import FileReader, ImageSize, decoded_cache_folder
+from reptk.data.images.image_files import OnError
 from reptk.data.layouts.image_layout import LabeledImages
 from reptk.data.protocol import Data, with_shape
 from reptk.data.sources.folder import Share
@@ -58,7 +59,7 @@ def imagenet100(
     reader = FileReader(
         size,
         jpeg,
-        cache_folder(cache, "imagenet100", base, size),
+        decoded_cache_folder(cache, "imagenet100", base, size),
         on_error=on_error,
         preprocessing=DEFAULT_PREPROCESSING.replace_set(
             crop=crop, resize=resize, interpolation=interpolation, reduce_jpeg=reduce_jpeg

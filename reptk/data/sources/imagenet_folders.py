@@ -69,7 +69,9 @@ def find_imagenet(root: Path) -> ImageNetFolders:
         if train_folders:
             val_folders = [path for path in folders if VAL_FOLDER.fullmatch(path.name)]
             val = _synset_folders(val_folders)
-            unsorted_val = [] if val else val_folders
+            unsorted_val = val_folders
+            if val:
+                unsorted_val = []
             return ImageNetFolders(base, _synset_folders(train_folders), val, unsorted_val)
     return ImageNetFolders(root, {}, {}, [])
 
@@ -132,13 +134,13 @@ def _read_val_labels(folders: ImageNetFolders) -> tuple[dict[str, str], Path]:
         tiny = folder / TINY_LABELS
         if tiny.is_file():
             return _read_tiny_labels(tiny), tiny
-    places = [*folders.unsorted_val, folders.base, *folders.base.absolute().parents[:MAX_LEVELS_UP]]
-    for place in places:
-        if (place / KAGGLE_LABELS).is_file():
-            return _read_kaggle_labels(place / KAGGLE_LABELS), place / KAGGLE_LABELS
-    for place in places:
+    parents = [*folders.unsorted_val, folders.base, *folders.base.absolute().parents[:MAX_LEVELS_UP]]
+    for parent in parents:
+        if (parent / KAGGLE_LABELS).is_file():
+            return _read_kaggle_labels(parent / KAGGLE_LABELS), parent / KAGGLE_LABELS
+    for parent in parents:
         for inner in DEVKIT_FOLDERS:
-            devkit = place / inner
+            devkit = parent / inner
             if (devkit / DEVKIT_LABELS).is_file():
                 return _read_devkit_labels(devkit), devkit / DEVKIT_LABELS
     raise DataError(
@@ -169,7 +171,9 @@ def _read_kaggle_labels(path: Path) -> dict[str, str]:
     for number, cells in enumerate(lines, 1):
         if number == 1 or not cells:
             continue
-        synset = cells[1].split(" ")[0] if len(cells) > 1 else ""
+        synset = ""
+        if len(cells) > 1:
+            synset = cells[1].split(" ")[0]
         if not SYNSET.fullmatch(synset):
             raise DataError(f"{path}, line {number}: expected an image, a comma and a synset such as n01440764")
         labels[cells[0]] = synset

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from reptk.core.errors import DataError
-from reptk.data.images.image_files import FileReader
+from reptk.data.images.file_reader import FileReader
 from reptk.data.layouts.image_layout import ImageLayout, LabeledImages, Labels, concatenate
 from reptk.data.protocol import Data, Split
 from reptk.data.sources.imagenet_folders import SYNSET
@@ -88,10 +88,10 @@ def _splits(parts: list[LabeledImages], classes: tuple[str, ...], reader: FileRe
 def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader) -> Data:
     """Return the data set of images without splits, or with one."""
     split_names = layout.splits_of(TRAIN, *EVALUATION_ROLES, GALLERY, UNLABELED)
-    place = str(layout.base)
+    source = str(layout.base)
     if split_names:
         # A single split is used as if there were nothing else.
-        place = layout.places[split_names[0]]
+        source = layout.split_name(split_names[0])
         files = layout.images_of(split_names)
     else:
         files = layout.files
@@ -99,12 +99,12 @@ def _with_held_out_queries(layout: ImageLayout, holdout: int, reader: FileReader
     classes = files.class_names()
     # Without labels nothing can be evaluated, so all images are for training.
     if not classes:
-        return build_data(files, None, None, (), reader, f"{place}: nothing held out", summary=summary)
+        return build_data(files, None, None, (), reader, f"{source}: nothing held out", summary=summary)
     train, query = files.hold_out(holdout)
     if not len(query):
-        warnings.warn(f"no class of {place} has {holdout} images, so none is held out as a query", stacklevel=4)
-        return build_data(train, None, None, classes, reader, f"{place}: nothing held out", summary=summary)
-    protocol = _held_out_protocol(place, holdout)
+        warnings.warn(f"no class of {source} has {holdout} images, so none is held out as a query", stacklevel=4)
+        return build_data(train, None, None, classes, reader, f"{source}: nothing held out", summary=summary)
+    protocol = _held_out_protocol(source, holdout)
     return build_data(train, train.labeled(), query, classes, reader, protocol, summary=summary)
 
 
@@ -112,9 +112,9 @@ def _from_splits(layout: ImageLayout, labels: Labels, holdout: int, reader: File
     """Return the data set of images with splits for training and evaluation."""
     train_names = layout.splits_of(TRAIN)
     train = layout.images_of(train_names)
-    train_text = " and ".join(layout.places[name] for name in train_names)
+    train_text = " and ".join(layout.split_name(name) for name in train_names)
     query_name = _query_split(layout)
-    query_text = layout.places[query_name]
+    query_text = layout.split_name(query_name)
     query = layout.parts[query_name]
     classes = train.class_names()
     if labels == "auto" and len(classes) < 2:
@@ -154,8 +154,8 @@ def _from_splits(layout: ImageLayout, labels: Labels, holdout: int, reader: File
     return build_data(trained, fitted.labeled(), held_out, classes, reader, protocol, summary=summary)
 
 
-def _held_out_protocol(place: str, holdout: int) -> str:
-    return f"{place}: bank the training images, queries every {holdout}th image of each class, in path order"
+def _held_out_protocol(source: str, holdout: int) -> str:
+    return f"{source}: bank the training images, queries every {holdout}th image of each class, in path order"
 
 
 def _imagenet_hint(layout: ImageLayout, classes: Sequence[str]) -> str:

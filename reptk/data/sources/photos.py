@@ -102,7 +102,7 @@ def _random_patches(name: str, region: Image.Image, count: int) -> list[Tensor]:
 
 
 def _patch(region: Image.Image, size: float, across: float, down: float) -> Tensor:
-    """Cut out a square and resize it; its side and place are given by three numbers in [0, 1)."""
+    """Cut out a square and resize it; `size`, `across` and `down` are in [0, 1)."""
     side = min(MIN_SIDE_PX + round(size * (MAX_SIDE_PX - MIN_SIDE_PX)), region.width, region.height)
     left = round(across * (region.width - side))
     top = round(down * (region.height - side))

@@ -19,7 +19,8 @@ from reptk.core import rng
 from reptk.core.counts import format_count
 from reptk.core.errors import NumericalError, ReptkError
 from reptk.core.progress import progress
-from reptk.data.decoding.decode import open_image, read_image_file, to_rgb
+from reptk.data.decoding.decode import open_image, read_image_file
+from reptk.data.decoding.pixel_options import to_rgb
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.encoding.embedder import NOT_FINITE_CAUSE, Embedder
 from reptk.models.encoder import Encoder

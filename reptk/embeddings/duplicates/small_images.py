@@ -15,7 +15,8 @@ from reptk.core.errors import DataError
 from reptk.core.progress import progress
 from reptk.data import num_cpus
 from reptk.data.decoding.blank_images import is_blank, may_be_blank
-from reptk.data.decoding.decode import PixelOptions, decode, decode_picture, decoder, read_image_file
+from reptk.data.decoding.decode import decode, decode_picture, decoder, read_image_file
+from reptk.data.decoding.pixel_options import PixelOptions
 from reptk.data.decoding.resize import MAX_ASPECT_RATIO, Pixels, ResizeMode, SquareOptions, write_square
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.encoding.embedder import recorded_options

@@ -189,8 +189,7 @@ def _set_preprocessing(embedder: Embedder, source: ImageSource, chosen: dict[str
     for group in source.groups:
         if isinstance(group.images, ImageFiles):
             # As queries are decoded: in one step, for the center that will be cut out.
-            group.images.in_one_step = True
-            group.images.square = embedder.square_options()
+            group.images.decode_as(embedder.square_options())
 
 
 def _open_source(

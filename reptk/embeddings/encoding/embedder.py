@@ -16,7 +16,8 @@ from reptk.core import rng
 from reptk.core.device import AUTOCAST_DTYPES, Precision, autocast, choose_device, choose_precision
 from reptk.core.errors import DataError, NumericalError, UsageError
 from reptk.core.files import expand_home, real_path
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions, decode, decoder, versions_of
+from reptk.data.decoding.decode import Jpeg, decode, decoder, versions_of
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.decoding.resize import (
     DEFAULT_PREPROCESSING,
     WHOLE_SQUARES,

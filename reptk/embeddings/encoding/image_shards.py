@@ -10,7 +10,7 @@ import numpy as np
 
 from reptk.core.errors import DataError
 from reptk.data.records.lance_table import LanceTable
-from reptk.data.records.record_source import Rows
+from reptk.data.records.record_source import Records
 from reptk.data.records.shard_patterns import is_pattern
 
 GO_ON = "The parts that are done stay; the same command goes on"
@@ -60,7 +60,7 @@ class ImageShard:
             raise DataError(f"{self.path} has changed since it was listed. {GO_ON}")
 
 
-def find_shards(rows: Rows, base: Path) -> list[ImageShard]:
+def find_shards(rows: Records, base: Path) -> list[ImageShard]:
     """Return the shards of images in order; none if the images are not in files.
 
     Args:
@@ -76,12 +76,12 @@ def find_shards(rows: Rows, base: Path) -> list[ImageShard]:
     starts = np.flatnonzero(np.diff(blocks, prepend=-1)).tolist()
     shards: list[ImageShard] = []
     runs: Counter[Path] = Counter()
-    first_path, _ = rows.source.place(int(rows.numbers[0]))
+    first_path, _ = rows.source.location(int(rows.numbers[0]))
     current, start = first_path, 0
     for next_start in [*starts[1:], len(rows)]:
         path = None
         if next_start < len(rows):
-            path, _ = rows.source.place(int(rows.numbers[next_start]))
+            path, _ = rows.source.location(int(rows.numbers[next_start]))
         if path == current:
             continue
         if not current.is_file():

@@ -21,18 +21,20 @@ from reptk.core.counts import format_count
 from reptk.core.errors import DataError, UsageError
 from reptk.core.files import expand_home
 from reptk.data import Data, Images, InMemory, Split
-from reptk.data.decoding.decode import DEFAULT_OPTIONS, Jpeg, PixelOptions
+from reptk.data.class_names import sorted_class_names
+from reptk.data.decoding.decode import Jpeg
+from reptk.data.decoding.pixel_options import DEFAULT_OPTIONS, PixelOptions
 from reptk.data.decoding.resize import DEFAULT_PREPROCESSING, WHOLE_SQUARES, Preprocessing, SquareOptions
 from reptk.data.images.image_files import ImageFiles
 from reptk.data.layouts.folder_scan import SkippedFiles
-from reptk.data.layouts.image_layout import LOOSE, ImageLayout, LabeledImages
-from reptk.data.layouts.image_table import ImageTable, read_image_table, sorted_class_names
+from reptk.data.layouts.image_layout import NO_SPLIT, ImageLayout, LabeledImages
+from reptk.data.layouts.image_table import ImageTable, read_image_table
+from reptk.data.layouts.open_layout import existing_source, open_layout
 from reptk.data.layouts.tar_layout import is_tar
 from reptk.data.records.lance_table import is_lance
 from reptk.data.records.parquet_shards import holds_images
-from reptk.data.records.record_source import Rows
+from reptk.data.records.record_source import Records
 from reptk.data.records.shard_patterns import is_pattern
-from reptk.data.sources.folder import existing_source, read_images
 from reptk.data.split_names import split_role
 from reptk.embeddings.encoding.image_shards import ImageShard, find_shards
 from reptk.embeddings.encoding.row_ids import RowIds
@@ -289,7 +291,7 @@ def _from_folder_or_table(
         return source
     if split in SPLITS:
         return None
-    layout = read_images(base, table["labels"])
+    layout = open_layout(base, table["labels"])
     summary = layout.describe()
     files = layout.files
     if split is not None:
@@ -302,7 +304,7 @@ def _from_folder_or_table(
     root = base.absolute()
     about = {**table, "split": split or "all", "root": str(root)}
     images = _skipping_files(files.sources, table["size"], table["jpeg"], preprocessing, options)
-    if isinstance(files.sources, Rows):
+    if isinstance(files.sources, Records):
         shards = find_shards(files.sources, base)
         group = ImageGroup(images, labels, RowIds(files.sources), shards=shards)
         return ImageSource([group], classes, preprocessing, jpeg, about, summary, options)
@@ -361,7 +363,7 @@ def _matching_splits(split: str, sizes: Mapping[str, int], place: Path) -> set[s
     Raises:
         DataError: there is no such split.
     """
-    counts = {name: size for name, size in sizes.items() if name != LOOSE and size}
+    counts = {name: size for name, size in sizes.items() if name != NO_SPLIT and size}
     if split in counts:
         return {split}
     role = split_role(split)
@@ -407,7 +409,7 @@ def _from_files(
 
 
 def _skipping_files(
-    paths: Sequence[Path] | Rows,
+    paths: Sequence[Path] | Records,
     size_px: int,
     jpeg: Jpeg,
     preprocessing: Preprocessing,
@@ -420,7 +422,7 @@ def _skipping_files(
         jpeg,
         options=options,
         square=SquareOptions(preprocessing.resize, preprocessing.interpolation, preprocessing.reduce_jpeg),
-        in_one_step=True,
+        resize_on_decode=True,
         on_error="skip",
         max_unreadable=len(paths),
     )

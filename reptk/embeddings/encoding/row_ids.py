@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from reptk.data.records.record_source import Rows
+from reptk.data.records.record_source import Records
 
 
 class RowIds(Sequence[str]):
@@ -13,7 +13,7 @@ class RowIds(Sequence[str]):
         rows: the images.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Records) -> None:
         self._rows = rows
 
     def __len__(self) -> int:

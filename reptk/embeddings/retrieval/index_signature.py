@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reptk.core.foreign_files import read_bytes
+from reptk.core.user_folders import data_folder
 
 KEY_BYTES = 32
 
@@ -36,13 +37,10 @@ def _signature(key: bytes, sha256: str) -> str:
 
 
 def _key_file() -> Path | None:
-    folder = os.environ.get("XDG_DATA_HOME")
-    if folder:
-        return Path(folder) / "reptk" / "index.key"
-    try:
-        return Path.home() / ".local" / "share" / "reptk" / "index.key"
-    except RuntimeError:  # there is no home folder
+    folder = data_folder()
+    if folder is None:
         return None
+    return folder / "index.key"
 
 
 def _read_key() -> bytes | None:

@@ -14,8 +14,8 @@ from reptk.core.errors import ReptkError
 from reptk.data import Data
 from reptk.data.decoding.decode import decode
 from reptk.data.decoding.resize import PAGE_COLOR, SquareOptions
-from reptk.data.records.record_source import RecordSource, Rows, ShardRow
-from reptk.data.sources.folder import read_images
+from reptk.data.layouts.open_layout import open_layout
+from reptk.data.records.record_source import Record, Records, RecordSource
 from reptk.embeddings.embeddings import Embeddings
 from reptk.embeddings.retrieval.store_index import StoredImages
 from reptk.report.data_uri import encode_data_uri
@@ -78,7 +78,7 @@ class EmbeddingImages:
             number = self._number_of(rows.source, row, image_id)
         if number is None:
             return ""
-        content = ShardRow(number, rows.source).read_bytes()
+        content = Record(number, rows.source).read_bytes()
         square = SquareOptions("pad", border_color=PAGE_COLOR)
         return thumbnail_data_uri(decode(content, self.side_px, square=square), self.side_px)
 
@@ -94,10 +94,10 @@ class EmbeddingImages:
         return number
 
     @cached_property
-    def _rows(self) -> Rows | None:
+    def _rows(self) -> Records | None:
         """The images in shards that were embedded; None if they are in files of their own."""
-        sources = read_images(Path(self.embeddings.about["data"]["root"]), "none").files.sources
-        return sources if isinstance(sources, Rows) else None
+        sources = open_layout(Path(self.embeddings.about["data"]["root"]), "none").files.sources
+        return sources if isinstance(sources, Records) else None
 
     @property
     def _is_folder(self) -> bool:

@@ -26,15 +26,8 @@ from image_files import (
 )
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import Loader, folder
-from reptk.data.decoding.decode import (
-    FORMATS,
-    PixelOptions,
-    decode,
-    decode_picture,
-    decoder,
-    to_rgb,
-    versions_of,
-)
+from reptk.data.decoding.decode import FORMATS, decode, decode_picture, decoder, versions_of
+from reptk.data.decoding.pixel_options import PixelOptions, to_rgb
 
 
 def center_square(image: Image.Image, size: int) -> torch.Tensor:

@@ -8,7 +8,8 @@ from PIL import Image, ImageCms, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from image_files import BLUE, RED, WHITE, assert_column, every_decoder, halves, photograph, sixteen_bit
-from reptk.data.decoding.decode import PixelOptions, decode
+from reptk.data.decoding.decode import decode
+from reptk.data.decoding.pixel_options import PixelOptions
 
 
 @every_decoder

@@ -8,7 +8,8 @@ from PIL import Image, TiffImagePlugin
 
 from reptk.core.errors import DataError
 from reptk.data.decoding import raw_photograph
-from reptk.data.decoding.decode import PixelOptions, decode
+from reptk.data.decoding.decode import decode
+from reptk.data.decoding.pixel_options import PixelOptions
 from reptk.data.decoding.raw_photograph import HAS_RAW, is_raw
 
 needs_rawpy = pytest.mark.skipif(not HAS_RAW, reason="rawpy is not installed")

@@ -146,7 +146,7 @@ def size_of(path: Path) -> tuple[int, int]:
 def test_training_batches_hold_full_images_if_they_are_requested(photos):
     data = folder(str(photos), size=SIZE)
     [squares] = Loader(data.train, batch_size=8, seed=0).batches(0, 1)
-    [whole] = Loader(data.train, batch_size=8, seed=0, full_images=True).batches(0, 1)
+    [whole] = Loader(data.train.resized("squash"), batch_size=8, seed=0).batches(0, 1)
     assert len(squares) == 3
     images, labels, index, aspect_ratios = whole
     assert torch.equal(index, squares[2])
@@ -160,7 +160,7 @@ def test_training_batches_hold_full_images_if_they_are_requested(photos):
 def test_a_substitute_for_an_unreadable_picture_has_its_own_aspect_ratio(photos):
     (photos / "a" / "00.png").write_bytes(b"no image")
     data = folder(str(photos), size=SIZE)
-    loader = Loader(data.train, batch_size=len(data.train), seed=0, full_images=True)
+    loader = Loader(data.train.resized("squash"), batch_size=len(data.train), seed=0)
     [(images, _, index, aspect_ratios)] = loader.batches(0, 1)
     assert torch.equal(images, loader.images.fetch(index))
     assert torch.equal(aspect_ratios, loader.images.aspect_ratios(index))

@@ -12,12 +12,12 @@ import torch
 
 from image_files import BLUE, GREEN, fetch_all, photograph, same_data, write_image
 from killed_processes import hidden_names, kill_at_every_moment, run_with_full_disk
-from reptk.core import disk_space
+from reptk.core import disk_space, user_folders
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.core.user_folders import default_folder
+from reptk.core.file_locks import exclusive_lock
 from reptk.data import Data, Loader, folder
 from reptk.data.decoding.decode import DecodedImage
-from reptk.data.images import cache_build, image_files
+from reptk.data.images import cache_build, file_reader, image_files
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no class of .* is held out")]
 
@@ -153,7 +153,7 @@ def test_another_decoder_decodes_all_again(photos: Path, decoded: list[Path], mo
     cached_folder(photos)
     monkeypatch.setattr(image_files, "versions_of", lambda jpeg: "pillow 99")
     assert cached_folder(photos).train.images.decoded_by == "pillow 99"
-    monkeypatch.setattr(image_files, "DECODE_VERSION", 99)
+    monkeypatch.setattr(file_reader, "DECODE_VERSION", 99)
     cached_folder(photos)
     assert len(decoded) == 3 * COUNT
 
@@ -283,7 +283,7 @@ def test_leftovers_next_to_a_complete_cache_are_removed(photos: Path) -> None:
     assert [path.exists() for path in leftovers] == [False, False, True], "a build could be resumed for a day"
     long_ago = leftovers[2].stat().st_mtime - 2 * cache_build.ABANDONED_SECONDS
     os.utime(leftovers[2], (long_ago, long_ago))
-    with cache_build.exclusive_lock(cache_folder(photos)):
+    with exclusive_lock(cache_folder(photos)):
         cached_folder(photos)
     assert leftovers[2].exists(), "a process builds a cache there"
     cached_folder(photos)
@@ -350,7 +350,7 @@ def test_true_is_a_folder_in_the_users_cache(photos: Path, monkeypatch: pytest.M
     [path] = (photos.parent / "xdg" / "reptk").iterdir()
     assert path.name.startswith("folder-photos-24px-")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path("~/.cache/reptk").expanduser()
+    assert user_folders.cache_folder() == Path("~/.cache/reptk").expanduser()
 
 
 def test_a_recipe_sets_the_cache() -> None:

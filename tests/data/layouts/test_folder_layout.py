@@ -7,7 +7,7 @@ import pytest
 from image_files import relative_paths, write_images
 from reptk.core.errors import DataError
 from reptk.data import folder
-from reptk.data.layouts.folder_layout import read_layout
+from reptk.data.layouts.folder_layout import read_folder_layout
 from reptk.data.layouts.image_layout import class_names
 
 pytestmark = [
@@ -31,7 +31,7 @@ pytestmark = [
 )
 def test_split_folders_in_any_spelling_are_splits(tmp_path, train, evaluation):
     write_images(tmp_path, **{f"{train}/a": 3, f"{train}/b": 3, f"{evaluation}/a": 1, f"{evaluation}/b": 2})
-    layout = read_layout(tmp_path, "auto")
+    layout = read_folder_layout(tmp_path, "auto")
     assert layout.has_splits
     assert class_names(layout.files) == ("a", "b")
     data = folder(str(tmp_path))
@@ -42,7 +42,7 @@ def test_split_folders_in_any_spelling_are_splits(tmp_path, train, evaluation):
 
 def test_a_class_named_train_is_a_class(tmp_path):
     write_images(tmp_path, bus=10, car=10, train=10, test=10)
-    layout = read_layout(tmp_path, "auto")
+    layout = read_folder_layout(tmp_path, "auto")
     assert not layout.has_splits
     assert class_names(layout.files) == ("bus", "car", "test", "train")
     assert len(layout.files) == 40
@@ -56,7 +56,7 @@ def test_folders_without_images_do_not_make_a_split_a_class(tmp_path):
     write_images(tmp_path, train__a=1, train__b=1, val__a=1)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances.json").write_text("{}")
-    assert read_layout(tmp_path, "auto").has_splits
+    assert read_folder_layout(tmp_path, "auto").has_splits
 
 
 def test_the_evaluation_folder_with_labels_is_preferred(tmp_path):
@@ -130,7 +130,7 @@ def test_images_of_deep_folders_are_counted(tmp_path):
 
 def test_splits_within_class_folders_are_splits(tmp_path):
     write_images(tmp_path, cat__train=3, cat__test=1, dog__train=2, dog__test=2)
-    layout = read_layout(tmp_path, "auto")
+    layout = read_folder_layout(tmp_path, "auto")
     assert layout.has_splits
     data = folder(str(tmp_path))
     assert data.classes == ("cat", "dog")
@@ -176,7 +176,7 @@ def test_unlabeled_images_next_to_classes_with_splits(tmp_path):
     ids=str,
 )
 def test_classes_that_do_not_all_hold_the_same_splits_are_just_classes(tmp_path, counts):
-    layout = read_layout(write_images(tmp_path, **counts), "auto")
+    layout = read_folder_layout(write_images(tmp_path, **counts), "auto")
     assert not layout.has_splits
     assert len(layout.files) == sum(counts.values())
     assert class_names(layout.files) == tuple(sorted({name.partition("__")[0] for name in counts}))
@@ -184,7 +184,7 @@ def test_classes_that_do_not_all_hold_the_same_splits_are_just_classes(tmp_path,
 
 def test_splits_come_before_splits_within_them(tmp_path):
     write_images(tmp_path, train__val=2, train__train=2, test__train=1, test__val=1)
-    assert class_names(read_layout(tmp_path, "auto").parts["train"]) == ("train", "val")
+    assert class_names(read_folder_layout(tmp_path, "auto").parts["train"]) == ("train", "val")
 
 
 def test_links_out_of_the_folder_are_followed_and_counted(tmp_path):
@@ -193,10 +193,10 @@ def test_links_out_of_the_folder_are_followed_and_counted(tmp_path):
     (root / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
     (root / "cat" / "more.png").symlink_to(tmp_path / "elsewhere" / "dog" / "00.png")
     (root / "cat" / "inside.png").symlink_to("00.png")
-    layout = read_layout(root, "auto")
+    layout = read_folder_layout(root, "auto")
     assert len(layout.files) == 6
     assert [line for line in layout.details if "followed" in line] == [f"  note: followed out of {root}: 2 links"]
-    assert not any("followed" in line for line in read_layout(tmp_path / "elsewhere", "auto").details)
+    assert not any("followed" in line for line in read_folder_layout(tmp_path / "elsewhere", "auto").details)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -204,6 +204,6 @@ def test_devices_and_pipes_are_skipped(tmp_path):
     root = write_images(tmp_path, cat=2, dog=2)
     os.mkfifo(root / "cat" / "pipe.png")
     (root / "cat" / "endless.png").symlink_to("/dev/zero")
-    layout = read_layout(root, "auto")
+    layout = read_folder_layout(root, "auto")
     assert len(layout.files) == 4
     assert "  skipped: 2 devices and pipes" in layout.details

@@ -10,7 +10,8 @@ import pytest
 
 from image_files import write_image
 from reptk.core.errors import DataError, ReptkError
-from reptk.data.layouts.image_table import ImageRow, read_image_table, sorted_class_names
+from reptk.data.class_names import sorted_class_names
+from reptk.data.layouts.image_table import ImageRow, read_image_table
 
 CAT_AND_DOG = [ImageRow("a.png", "cat"), ImageRow("b.png", "dog")]
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from image_files import fetch_all
+from lance_data_sets import write_lance
 from parquet_data_sets import encoded_image
 from reptk.core.errors import DataError, EnvironmentProblem
 from reptk.data import folder
 from reptk.data.decoding.decode import decode
 from reptk.data.fingerprint import differences, fingerprint
-from reptk.data.records import lance_table, saved_data_set
+from reptk.data.records import hugging_face_dataset, lance_table
 from reptk.data.records.record_source import RecordSource
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -21,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:no class of .* is held out")
 
 def rows(numbers: range, **columns: list[object]) -> object:
     return pyarrow.table({"image": [encoded_image(number) for number in numbers], **columns})
-
-
-def write_lance(path: Path, table: object, mode: str = "create") -> Path:
-    lance = pytest.importorskip("lance", reason="pylance is not installed")
-    lance.write_dataset(table, str(path), mode=mode, max_rows_per_file=5)
-    return path
 
 
 def write_saved(path: Path, **splits: range) -> Path:
@@ -45,8 +40,8 @@ def write_saved(path: Path, **splits: range) -> Path:
 
 
 def source_of(path: Path) -> RecordSource:
-    if saved_data_set.is_saved_data_set(path):
-        return saved_data_set.SavedDataSet(path)
+    if hugging_face_dataset.is_hugging_face_dataset(path):
+        return hugging_face_dataset.HuggingFaceDataset(path)
     return lance_table.LanceTable(path)
 
 
@@ -84,10 +79,10 @@ def test_rows_come_as_they_are_asked_for(kind: str, tmp_path: Path) -> None:
     assert source.contents(numbers) == [encoded_image(number) for number in numbers]
     assert [source.find(source.image_id(number)) for number in range(20)] == list(range(20))
     assert source.find("elsewhere/3") is None
-    assert len({source.place(number) for number in range(20)}) == 20
+    assert len({source.location(number) for number in range(20)}) == 20
 
 
-def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
+def test_splits_of_a_hugging_face_dataset(tmp_path: Path) -> None:
     root = write_saved(tmp_path / "x", train=range(10), validation=range(20, 24))
     data = folder(str(root), size=8)
     assert data.classes == ("cat", "ant"), "in the order of the features"
@@ -118,7 +113,7 @@ def test_images_that_are_missing_are_skipped(kind: str, tmp_path: Path) -> None:
     assert reasons[4].endswith("it holds no image")
 
 
-def test_a_saved_data_set_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hugging_face_dataset_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(write_saved(tmp_path / "x", train=range(9)))
     import datasets
 
@@ -158,13 +153,12 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
         folder(str(root))
 
 
-@pytest.mark.parametrize("package", ["lance", "datasets"])
-def test_without_the_package(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "extra"), [("x.lance", "lance"), ("saved", "datasets")])
+def test_without_the_package(name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.lance" / "_versions").mkdir(parents=True)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
     monkeypatch.setattr(lance_table, "find_spec", lambda name: None)
-    monkeypatch.setattr(saved_data_set, "find_spec", lambda name: None)
-    root = tmp_path / ("x.lance" if package == "lance" else "saved")
-    with pytest.raises(EnvironmentProblem, match=r"pip install 'reptk\[table\]'"):
-        folder(str(root))
+    monkeypatch.setattr(hugging_face_dataset, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match=rf"pip install 'reptk\[{extra}\]'"):
+        folder(str(tmp_path / name))

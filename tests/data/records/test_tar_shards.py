@@ -391,7 +391,7 @@ def test_arrays_that_are_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mapped_arrays, "CHUNK", 5)
     mapped = folder(str(root), size=8), folder(str(root / "train-*.tar"), size=8, holdout=3)
     for data, same in zip(mapped, expected, strict=True):
-        assert isinstance(data.train.images._sources._rows.numbers, np.memmap)
+        assert isinstance(data.train.images._sources._records.numbers, np.memmap)
         assert same_data(data, same)
     assert same_data(folder(str(write_images(tmp_path / "f", a=9, b=9)), size=8), folder(str(tmp_path / "f"), size=8))
     assert not any(path.is_file() for path in (tmp_path / "caches" / "reptk").iterdir()), "the files have no names"
@@ -404,9 +404,9 @@ def test_a_full_disk_for_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(mapped_arrays, "MAX_BYTES_IN_MEMORY", 0)
-    assert isinstance(mapped_arrays.empty(9, np.int64), np.memmap)
+    assert isinstance(mapped_arrays.zeros(9, np.int64), np.memmap)
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    array = mapped_arrays.empty(9, np.int64)
+    array = mapped_arrays.zeros(9, np.int64)
     assert not isinstance(array, np.memmap)
     assert array.tolist() == [0] * 9
 

@@ -1,12 +1,12 @@
 """Folders of embeddings in parts, for tests."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import reptk
 from embedding_inputs import draw_image
+from image_files import encode_png
 from reptk.embeddings import Embeddings
+from tar_data_sets import write_tar
 
 
 def embed_in_parts(encoder: Path, data: Path, out: Path, **options: object) -> tuple[Embeddings, str]:
@@ -25,12 +25,8 @@ def write_tars(folder: Path, numbers: range) -> None:
     """Write a tar of four images for each number, in folders where the same names are again."""
     for number in numbers:
         path = folder / "ab"[number % 2] / f"{number // 2:03}.tar"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w") as tar:
-            for sample in range(4):
-                content = io.BytesIO()
-                draw_image(4 * number + sample).save(content, "PNG")
-                for suffix, data in ((".png", content.getvalue()), (".cls", str(sample % 2).encode())):
-                    member = tarfile.TarInfo(f"{number}-{sample}{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = []
+        for sample in range(4):
+            members.append((f"{number}-{sample}.png", encode_png(draw_image(4 * number + sample))))
+            members.append((f"{number}-{sample}.cls", str(sample % 2).encode()))
+        write_tar(path, members)

@@ -1,26 +1,27 @@
 """reptk embed --out FOLDER: parts of shards and of tables, which change as a whole."""
 
 import errno
-import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from test_image_sources import write_parquet_data_set
 
 import reptk
+from drawn_data_sets import write_parquet_data_set
 from embedding_inputs import draw_image, run_command
+from image_files import encode_png
+from lance_data_sets import write_lance
 from parts_of_embeddings import embed_in_parts, part_inodes, write_tars
 from reptk.core.errors import DataError
-from reptk.core.user_folders import default_folder
+from reptk.core.user_folders import cache_folder
 from reptk.data.records.parquet_shards import ParquetShards
 from reptk.data.records.tar_shards import TarShards
 from reptk.embeddings import Embedder, Embeddings
 from reptk.embeddings.files import parts_manifest
+from tar_data_sets import write_tar
 
 pytestmark = [pytest.mark.usefixtures("one_thread", "caches")]
 
@@ -54,7 +55,7 @@ def test_a_shard_is_a_part(encoder_run: Path, tmp_path: Path, encoded: list[int]
 def _touch(shard: Path) -> None:
     """Change the time of modification of a tar shard, and let it be indexed again."""
     os.utime(shard, (1, 1))
-    shutil.rmtree(default_folder())
+    shutil.rmtree(cache_folder())
 
 
 def test_a_part_for_each_tar_of_a_pattern(
@@ -129,10 +130,7 @@ def test_a_shard_that_changes_while_it_is_read_is_no_complete_part(
 ) -> None:
     shards, emb = tmp_path / "shards", tmp_path / "emb"
     write_tars(shards, range(1))
-    with tarfile.open(shards / "a" / "000.tar", "a") as tar:
-        member = tarfile.TarInfo("0-9.png")
-        member.size = 8
-        tar.addfile(member, io.BytesIO(b"no image"))
+    write_tar(shards / "a" / "000.tar", [("0-9.png", b"no image")], "a")
     embed_images = Embedder.embed_images
 
     def change(self: Embedder, images: torch.Tensor) -> torch.Tensor:
@@ -189,14 +187,10 @@ def test_ids_of_images_in_shards_are_read_with_the_images_alone(
 def test_a_table_of_lance_that_has_changed(encoder_run: Path, tmp_path: Path) -> None:
     lance = pytest.importorskip("lance", reason="pylance is not installed")
     pyarrow = pytest.importorskip("pyarrow")
-    contents = []
-    for number in range(12):
-        content = io.BytesIO()
-        draw_image(number).save(content, "PNG")
-        contents.append(content.getvalue())
+    contents = [encode_png(draw_image(number)) for number in range(12)]
     path, emb = tmp_path / "photos.lance", tmp_path / "emb"
     table = pyarrow.table({"image": contents, "number": list(range(12))})
-    lance.write_dataset(table, str(path), max_rows_per_file=5)
+    write_lance(path, table)
 
     def assert_is_up_to_date() -> None:
         actual, _ = embed_in_parts(encoder_run, path, emb)

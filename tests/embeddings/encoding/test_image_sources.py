@@ -1,18 +1,17 @@
 """Where images come from: memory, tables, folders, data sets."""
 
-import io
 import random
-import tarfile
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import reptk
+from drawn_data_sets import draw_square, write_parquet_data_set, write_tar_shards
 from embedding_inputs import draw_image
+from lance_data_sets import write_lance
 from reptk import Encoder
 from reptk.core import rng
 from reptk.core.errors import DataError, ReptkError
@@ -21,6 +20,7 @@ from reptk.data.decoding.resize import WHOLE_SQUARES
 from reptk.data.records.tar_shards import TarShards
 from reptk.embeddings.encoding.image_sources import distinct_splits, from_table
 from reptk.embeddings.viewing.embedding_images import EmbeddingImages
+from tar_data_sets import write_tar
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
@@ -211,27 +211,6 @@ def test_the_splits_of_training_on_a_table(encoder_run: Path, tmp_path: Path) ->
     assert list(reptk.embed(encoder_run, tmp_path / "t.csv", split="train").ids) == [f"{n}.png" for n in range(8)]
 
 
-def draw_square(number: int) -> Image.Image:
-    return draw_image(number).crop((0, 0, 40, 40))
-
-
-def write_parquet_data_set(root: Path) -> Path:
-    """Write 8 images for training, 3 for validation and 2 for testing without labels."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    number = 0
-    for split, labels in (("train", [0, 1] * 4), ("validation", [1, 0, 1]), ("test", [-1, -1])):
-        images = []
-        for _ in labels:
-            content = io.BytesIO()
-            draw_square(number).save(content, "PNG")
-            images.append({"bytes": content.getvalue(), "path": None})
-            number += 1
-        table = pyarrow.table({"image": images, "label": labels})
-        parquet.write_table(table, root / f"{split}-00000-of-00001.parquet", row_group_size=2)
-    return root
-
-
 def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> None:
     root = write_parquet_data_set(tmp_path)
     embeddings = reptk.embed(encoder_run, root)
@@ -249,23 +228,6 @@ def test_parquet_files_that_hold_images(encoder_run: Path, tmp_path: Path) -> No
     expected = reptk.embed(encoder_run, tmp_path / "files")
     assert torch.equal(embeddings.vectors, expected.vectors)
     assert embeddings.about["preprocessing"] == expected.about["preprocessing"]
-
-
-def write_tar_shards(root: Path) -> Path:
-    """Write two shards for training (6 images) and one for testing (2), with the images and classes of drawings."""
-    number = 0
-    root.mkdir()
-    for name, count in (("train-000000", 3), ("train-000001", 3), ("test-000000", 2)):
-        with tarfile.open(root / f"{name}.tar", "w") as archive:
-            for sample in range(count):
-                content = io.BytesIO()
-                draw_square(number).save(content, "PNG")
-                for ending, data in (("png", content.getvalue()), ("cls", b"ab"[number % 2 : number % 2 + 1])):
-                    member = tarfile.TarInfo(f"{sample:03}.{ending}")
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
-                number += 1
-    return root
 
 
 def test_tar_shards(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,10 +257,7 @@ def test_ids_of_tar_shards_are_not_searched_for_every_thumbnail(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     root = write_tar_shards(tmp_path / "shards")
-    with tarfile.open(root / "test-000000.tar", "a") as archive:
-        member = tarfile.TarInfo("999.png")
-        member.size = 8
-        archive.addfile(member, io.BytesIO(b"no image"))
+    write_tar(root / "test-000000.tar", [("999.png", b"no image")], "a")
     embeddings = reptk.embed(encoder_run, root)
     assert len(embeddings) == 8
     find = TarShards.find
@@ -326,7 +285,7 @@ def test_tables_on_disk(package: str, encoder_run: Path, tmp_path: Path) -> None
     splits = ["train"] * 4 + ["test"] * 2
     if package == "lance":
         root = tmp_path / "photos.lance"
-        module.write_dataset(pyarrow.table({"image": contents, "label": list("abcabc"), "split": splits}), str(root))
+        write_lance(root, pyarrow.table({"image": contents, "label": list("abcabc"), "split": splits}))
         expected_ids, name = [f"photos/{row}" for row in range(6)], f"{root}@1"
     else:
         root = tmp_path / "photos"

@@ -20,7 +20,7 @@ class CodeLine(NamedTuple):
     line: int
 
 
-def place_of(error: BaseException) -> CodeLine | None:
+def location_of(error: BaseException) -> CodeLine | None:
     """Return the line of the innermost call that is not in reptk, an installed package or the standard library.
 
     Of a SyntaxError that is the line which cannot be read, since nothing was called. None if there is no such line.
@@ -29,12 +29,12 @@ def place_of(error: BaseException) -> CodeLine | None:
         path = Path(error.filename)
         if path.is_file():
             return CodeLine(path, error.lineno)
-    place = None
+    location = None
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if frame.lineno is not None and path.is_file() and not _is_library(path):
-            place = CodeLine(path, frame.lineno)
-    return place
+            location = CodeLine(path, frame.lineno)
+    return location
 
 
 def _is_library(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Images in a data set of Hugging Face's `datasets` that was saved to disk: `Dataset.save_to_disk`, or all splits together.
 
-Needs datasets (extra `table`). Its Arrow files are mapped into memory.
+Needs datasets (extra `datasets`). Its Arrow files are mapped into memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptk.core.errors import DataError, EnvironmentProblem
-from reptk.data.records.arrow_columns import ColumnEntries, image_column, label_entries, split_entries
+from reptk.data.records.arrow_columns import ColumnEntries, image_bytes, image_column, label_entries, split_entries
+from reptk.data.records.numbered_parts import NumberedParts
 
 SPLITS_FILE = "dataset_dict.json"
 DATA_SET_FILES = ("dataset_info.json", "state.json")
@@ -22,12 +23,12 @@ CHUNK_ROWS = 1 << 16
 """Rows of a column that are read at once."""
 
 
-def is_saved_data_set(base: Path) -> bool:
+def is_hugging_face_dataset(base: Path) -> bool:
     """Return whether a folder was written by `save_to_disk`."""
     return (base / SPLITS_FILE).is_file() or all((base / name).is_file() for name in DATA_SET_FILES)
 
 
-class SavedDataSet:
+class HuggingFaceDataset:
     """The images in a data set on disk, numbered through all of its splits; a `ColumnSource`.
 
     Args:
@@ -41,7 +42,7 @@ class SavedDataSet:
     def __init__(self, base: Path) -> None:
         if find_spec("datasets") is None or find_spec("pyarrow") is None:
             raise EnvironmentProblem(
-                f"{base} was saved by Hugging Face's datasets, which is not installed: pip install 'reptk[table]'"
+                f"{base} was saved by Hugging Face's datasets, which is not installed: pip install 'reptk[datasets]'"
             )
         import datasets
 
@@ -68,15 +69,17 @@ class SavedDataSet:
                 )
         # Once, since this takes longer than reading a few images.
         self._image_parts = [part.select_columns([self.image_column.name]) for part in self._parts]
-        self._starts = np.array([0, *map(len, self._parts)], np.int64).cumsum()
+        # A data set without splits has one part without a name.
+        ids = [name or base.name for name in self.split_names]
+        self._numbered_parts = NumberedParts(map(len, self._parts), ids)
         self.paths = [Path(file["filename"]) for part in self._parts for file in part.cache_files]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._numbered_parts.num_images
 
     def part_sizes(self) -> list[tuple[str, int]]:
         """Return the name and the number of images of each split."""
-        return list(zip(self.split_names, np.diff(self._starts).tolist(), strict=True))
+        return list(zip(self.split_names, map(len, self._parts), strict=True))
 
     def contents(self, numbers: Sequence[int]) -> list[bytes | DataError]:
         """Return the encoded images with these numbers, in this order; an error in place of one that cannot be read.
@@ -84,46 +87,41 @@ class SavedDataSet:
         Raises:
             DataError: the files of the data set cannot be read.
         """
-        contents: list[bytes | DataError] = [DataError("")] * len(numbers)
-        wanted = np.asarray(numbers, np.int64)
-        part_of = np.searchsorted(self._starts, wanted, side="right") - 1
-        for part in np.unique(part_of).tolist():
-            places = np.flatnonzero(part_of == part)
-            rows = wanted[places] - self._starts[part]
+        rows_by_part: dict[int, list[int]] = {}
+        positions_by_part: dict[int, list[int]] = {}
+        for position, number in enumerate(numbers):
+            part, row = self._numbered_parts.find_row(number)
+            rows_by_part.setdefault(part, []).append(row)
+            positions_by_part.setdefault(part, []).append(position)
+        contents: list[bytes | DataError] = [b""] * len(numbers)
+        for part in sorted(rows_by_part):
             with _explained(self.base):
-                values = self._image_parts[part][rows.tolist()].column(0).to_pylist()
-            for place, value in zip(places.tolist(), values, strict=True):
-                if isinstance(value, dict):
-                    value = value["bytes"]
-                contents[place] = value or DataError(f"cannot read {self.name(numbers[place])}: it holds no image")
+                values = self._image_parts[part][rows_by_part[part]].column(0).to_pylist()
+            for position, value in zip(positions_by_part[part], values, strict=True):
+                contents[position] = image_bytes(value, self.name(numbers[position]))
         return contents
 
     def name(self, number: int) -> str:
         """Return how messages call an image."""
         return f"{self.base}, {self.image_id(number)}"
 
-    def place(self, number: int) -> tuple[Path, str]:
-        """Return the file that an image depends on, and what tells it from the others."""
-        part = int(np.searchsorted(self._starts, number, side="right")) - 1
-        folder = self.base / self.split_names[part] if self.split_names[part] else self.base
-        return folder / "state.json", f"row {number - int(self._starts[part])}"
+    def location(self, number: int) -> tuple[Path, str]:
+        """Return a file that is written again with the images, and the row of the image."""
+        part, row = self._numbered_parts.find_row(number)
+        # A data set without splits has no folders, and one part without a name.
+        return self.base / self.split_names[part] / "state.json", f"row {row}"
 
     def image_id(self, number: int) -> str:
         """Return the id of an image: its split, or the name of the data set, and the number of its row, as in train/17."""
-        part = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return f"{self.split_names[part] or self.base.name}/{number - int(self._starts[part])}"
+        return self._numbered_parts.image_id(number)
 
     def find(self, image_id: str) -> int | None:
         """Return the number of the image with this id; None if there is none."""
-        name, _, row = image_id.rpartition("/")
-        for part, split in enumerate(self.split_names):
-            if name == (split or self.base.name) and row.isdecimal() and int(row) < len(self._parts[part]):
-                return int(self._starts[part]) + int(row)
-        return None
+        return self._numbered_parts.find(image_id)
 
     def block_starts(self) -> NDArray[np.int64]:
         """Return the number of the first image of each split."""
-        return self._starts[:-1]
+        return self._numbered_parts.starts[:-1]
 
     def labels(self) -> ColumnEntries | None:
         """Return the labels of all images; None if there is no column of labels."""

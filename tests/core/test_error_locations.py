@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reptk.core.error_places import CodeLine, place_of, shown_path
+from reptk.core.error_locations import CodeLine, location_of, shown_path
 
 
 def error_of(code: str, path: Path) -> BaseException:
@@ -30,17 +30,17 @@ def test_the_line_is_that_of_the_user(call: str, tmp_path: Path) -> None:
         f"import json, torch\nfrom reptk.core.files import expand_home\n\ndef function():\n    {call}\n\nfunction()\n",
         file,
     )
-    assert place_of(error) == CodeLine(file, 5)
+    assert location_of(error) == CodeLine(file, 5)
 
 
 def test_the_line_of_a_syntax_error_is_that_which_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "part.py"
-    assert place_of(error_of("x = 1\ny = (\n", file)) == CodeLine(file, 2)
+    assert location_of(error_of("x = 1\ny = (\n", file)) == CodeLine(file, 2)
 
 
 def test_an_error_without_a_file_has_no_place() -> None:
-    assert place_of(ValueError("never raised")) is None
-    assert place_of(SyntaxError("no file", (None, None, None, None))) is None
+    assert location_of(ValueError("never raised")) is None
+    assert location_of(SyntaxError("no file", (None, None, None, None))) is None
 
 
 def test_paths_in_the_current_folder_are_shown_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

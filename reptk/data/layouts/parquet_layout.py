@@ -2,34 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from reptk.core.counts import format_bytes, format_count
 from reptk.core.errors import DataError
 from reptk.data.layouts.column_layout import read_column_layout
 from reptk.data.layouts.image_layout import ImageLayout, Labels
 from reptk.data.records.parquet_shards import MAX_CACHED_BYTES, ParquetShards
 from reptk.data.records.shard_names import missing_shards, split_name
-from reptk.data.records.shard_patterns import expand_pattern, is_pattern
+from reptk.data.records.shard_patterns import find_files
 
 PARQUET = ".parquet"
 
 
-def find_shards(base: Path) -> list[Path]:
-    """Return the Parquet files below a folder, sorted by path; a file is its own only shard, a pattern names some.
-
-    Raises:
-        DataError: files that a pattern names are missing.
-    """
-    if base.is_file():
-        return [base]
-    if is_pattern(base):
-        return expand_pattern(base)
-    paths = (path for path in base.rglob(f"*{PARQUET}") if path.is_file())
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(base).parts))
-
-
-def read_shard_layout(base: Path, labels: Labels) -> ImageLayout:
+def read_parquet_layout(base: Path, labels: Labels) -> ImageLayout:
     """Read which images there are in Parquet shards, without the images themselves.
 
     Args:
@@ -42,7 +26,7 @@ def read_shard_layout(base: Path, labels: Labels) -> ImageLayout:
             "folders" and there is no column of labels.
         EnvironmentProblem: pyarrow is not installed.
     """
-    paths = find_shards(base)
+    paths = find_files(base, _is_parquet)
     split_of = {path: split_name(path, base) for path in paths}
     _check_folders(base, split_of)
     shards = ParquetShards(paths, base)
@@ -60,10 +44,14 @@ def read_shard_layout(base: Path, labels: Labels) -> ImageLayout:
         base,
         shards,
         labels,
-        list(zip(split_of.values(), np.diff(shards.file_starts).tolist(), strict=True)),
+        list(zip(split_of.values(), shards.file_sizes, strict=True)),
         details=details,
         split_advice=" in files such as train-00000-of-00001.parquet; to train on one of these, name its file (data.root)",
     )
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == PARQUET
 
 
 def _check_folders(base: Path, split_of: dict[Path, str]) -> None:
