@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 import tomllib
 import zipfile
 from contextlib import closing
@@ -30,7 +31,7 @@ MAY_USE_GETATTR = {
     "config/registry.py",
     "models/backbone.py",  # timm: some backbones have a patch size
     "models/layer_groups.py",  # timm: some backbones define no groups
-    "models/weights.py",  # timm: some families convert checkpoints
+    "models/weight_fitting.py",  # timm: some families convert checkpoints
     "views/backends/kornia_backend.py",  # kornia: operations by name
 }
 
@@ -184,11 +185,14 @@ def test_readme_commands_are_understood(line: str, capsys: pytest.CaptureFixture
     assert recipe_command.main(arguments) == 0, capsys.readouterr().err
 
 
-def test_sql_of_the_readme_finds_the_nearest_images() -> None:
+def test_sql_of_the_documentation_finds_the_nearest_images() -> None:
     require_packages("postgresql")
     import psycopg
 
-    [query] = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    text = (ROOT / "docs" / "how_to" / "databases.md").read_text()
+    [query] = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    in_readme = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    assert {textwrap.dedent(other).strip() for other in in_readme} <= {query.strip()}
     embeddings = make_embeddings(["cat/0001.jpg", "cat/0002.jpg", "dog/0001.jpg"])
     with closing(reptk.embeddings.export(embeddings, f"{postgres_server()}&table=photos")):
         expected = embeddings.ids[1:]

@@ -319,7 +319,7 @@ def _is_image_folder(path: str) -> bool:
     return not _is_run(path) and holds_images(folder)
 
 
-def _embed_run(folder: Path) -> "Index":
+def _embed_run(folder: Path) -> "SearchIndex":
     """Embed what a run was trained on."""
     from reptk.embeddings import Index, embed
     from reptk.embeddings.encoding.embedder import recipe_of

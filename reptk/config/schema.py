@@ -122,8 +122,8 @@ NonNegativeOrSchedule = Annotated[
 class EncoderSection(Section):
     """Any timm backbone and a projection head."""
 
-    backbone: str
-    pretrained: bool = False
+    backbone: str = Field(description="the name of a timm model, e.g. resnet50 or vit_small_patch16_224")
+    pretrained: bool = Field(False, description="start from timm's weights, which are downloaded once")
     weights: str | None = Field(
         None,
         description="checkpoint with the backbone's weights: FILE or FILE:PART, a folder, hf-hub:NAME or package:NAME",
@@ -131,9 +131,9 @@ class EncoderSection(Section):
     stem: Literal["timm", "small"] = Field("timm", description="small: stride 1, no pooling, for images of 28-64 px")
     head_layers: int = Field(2, ge=0, le=8, description="0: the loss sees the features")
     head_width: int | None = Field(None, ge=1, description="hidden layers; unset: as wide as the features")
-    head_out: int = Field(128, ge=1)
+    head_out: int = Field(128, ge=1, description="width of the embeddings that the loss sees")
     head_norm: bool = Field(False, description="BatchNorm after each linear layer but the last")
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the backbone; 0: timm's default")
     freeze: int | str = Field(
         "none", description="none, stem, n: the stem and n stages or blocks, or all: the whole backbone; not trained"
     )
@@ -142,7 +142,7 @@ class EncoderSection(Section):
     )
     lora_rank: int = Field(0, ge=0, le=1024, description="train low-rank updates instead of the backbone; 0: no LoRA")
     lora_alpha: float = Field(16.0, gt=0, description="the updates are multiplied by lora_alpha / lora_rank")
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the updates")
     lora_layers: tuple[str, ...] = Field(
         ("qkv", "proj"), description="linear layers with an update, by their last names"
     )
@@ -169,17 +169,19 @@ class EncoderSection(Section):
 class OptimSection(Section):
     """An optimizer of timm's factory, and the schedule of its learning rate."""
 
-    name: str = "sgd"
+    name: str = Field("sgd", description="as timm calls it, e.g. sgd, adamw, lars")
     lr: float = Field(gt=0, description="as used, for the recipe's batch size: nothing scales it")
     weight_decay: NonNegativeOrSchedule = Field(1e-4, description="a number, or a table {start, end, schedule, epochs}")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS; beta1 elsewhere is the optimizer's default")
     decay_all: bool = Field(False, description="true: weight decay on norms and biases too")
-    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep"] = Field(
+        "cosine", description="how the learning rate goes on after the warm-up"
+    )
     milestones: tuple[Share, ...] = Field(
         (), description="multistep: shares of the run after which the learning rate is multiplied by gamma"
     )
     gamma: float = Field(0.1, gt=0, le=1, description="multistep: the factor at each milestone")
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0, description="in which the learning rate rises; below train.epochs")
     warmup_lr: float = Field(0.0, ge=0, description="from which the warm-up rises; its last step has lr")
     final_lr_ratio: float = Field(1e-3, ge=0, le=1, description="the last step of the cosine has lr times this")
     layer_decay: float = Field(
@@ -229,7 +231,7 @@ class SamplerSection(Section):
 class TrainSection(Section):
     """The length of the training, its batches, its device, and what is written."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="passes over the training images")
     batch_size: int = Field(ge=2, description="images of all ranks")
     sampler: SamplerSection = Field(SamplerSection(), description="which images a batch consists of")
     micro_batch_size: int | None = Field(
@@ -241,18 +243,22 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32", description="of the encoder; auto: bf16 where the device multiplies it, fp16 on older GPUs, else fp32"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps; auto: a GPU if there is one",
+    )
     workers: int = Field(0, ge=0, description="threads per rank that decode ahead; 0: decode when asked")
-    channels_last: bool = True
-    compile: bool = False
+    channels_last: bool = Field(True, description="memory format of images and convolutions")
+    compile: bool = Field(False, description="torch.compile for the backbone and the views")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     grad_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="of a moving average of the encoder's weights; 0: none")
     evaluated_weights: Literal["trained", "ema"] = Field(
         "trained", description="which of the two is evaluated and becomes model/"
     )
-    sync_batchnorm: bool = False
-    log_every_steps: int = Field(10, ge=1)
+    sync_batchnorm: bool = Field(False, description="statistics of BatchNorm over all ranks")
+    log_every_steps: int = Field(10, ge=1, description="a row of metrics.jsonl every so many steps")
     checkpoint_every_epochs: int = Field(1, ge=0, description="0: none by epochs; the last step is saved in any case")
     checkpoint_every_steps: int = Field(0, ge=0, description="0: none by steps")
     checkpoint_every_minutes: float = Field(10.0, ge=0, description="0: none by time")
@@ -287,26 +293,28 @@ class TrainSection(Section):
 class Expect(Section):
     """A result measured with exactly this recipe, and where."""
 
-    metric: str
-    value: float
-    untrained: float | None = None
-    pixels: float | None = None
+    metric: str = Field(description="name of the metric, e.g. knn@20")
+    value: float = Field(description="of the trained encoder, as a share")
+    untrained: float | None = Field(None, description="of the encoder before training")
+    pixels: float | None = Field(None, description="of the raw pixels")
     tolerance: float | None = Field(
         None, ge=0, le=1, description="how far the value of another run may differ, as a share; unset: reptk verify's"
     )
-    epochs: int
+    epochs: int = Field(description="of the run")
     train_seconds: float | None = Field(None, description="of an otherwise idle machine")
-    hardware: str
-    versions: str
-    commit: str
+    hardware: str = Field(description="where it ran")
+    versions: str = Field(description="of Python and the packages")
+    commit: str = Field(description="of reptk")
 
 
 class Recipe(Section):
     """Everything that a run needs. A part is a flat table `{name, ...arguments}`, complete with its defaults."""
 
     name: str = Field("recipe", pattern=r"^[\w+-][\w.+-]*$", description="unset in a file: the file's name")
-    seed: int = Field(0, ge=0)
-    plugins: tuple[str, ...] = ()
+    seed: int = Field(0, ge=0, description="of everything random: weights, order of images, views")
+    plugins: tuple[str, ...] = Field(
+        (), description="files in the folder of the recipe, or modules, that register parts; see --plugin and --trust"
+    )
     overrides: tuple[str, ...] = Field(
         (), description="key=value pairs that changed the named recipe; load() writes them"
     )

@@ -28,9 +28,9 @@ class ValueSchedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    start: float
-    end: float
-    schedule: Literal["cosine", "linear", "exponential", "cycles"] = "cosine"
+    start: float = Field(description="the value in the first step")
+    end: float = Field(description="the value in the last of `epochs`")
+    schedule: Literal["cosine", "linear", "exponential", "cycles"] = Field("cosine", description="its form")
     epochs: float | None = Field(
         None, gt=0, description="over which it changes, or of a cycle; unset: those of the whole run"
     )

@@ -13,11 +13,12 @@ from reptk.views import Views, crops_full_images
 class Batch(NamedTuple):
     """The images of one rank in one step, on the device.
 
-    images: (B, 3, H, W) uint8.
-    labels: (B,) int64, -1 for an image without a label.
-    index: (B,) int64, the number of each image in the data set.
-    aspect_ratios: (B,) width / height of the full images, which were squashed into `images`, for the views; None if `images`
-        have their proportions, as in data sets of squares and for methods that do not set `crops_full_images`.
+    Args:
+        images: (B, 3, H, W) uint8.
+        labels: (B,) int64, -1 for an image without a label.
+        index: (B,) int64, the number of each image in the data set.
+        aspect_ratios: (B,) width / height of the full images, which were squashed into `images`, for the views; None if
+            `images` have their proportions, as in data sets of squares and for methods that do not set `crops_full_images`.
     """
 
     images: Tensor

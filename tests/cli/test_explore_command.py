@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread")]
 @pytest.fixture(autouse=True)
 def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embeddings are stored in a folder of the test; compiled functions stay in the user's."""
-    monkeypatch.setattr(folder_cache, "default_folder", lambda: tmp_path / "caches")
+    monkeypatch.setattr(folder_cache, "cache_folder", lambda: tmp_path / "caches")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         for module in (folder_cache, map_layouts):
-            patch.setattr(module, "default_folder", lambda: folder)
+            patch.setattr(module, "cache_folder", lambda: folder)
         yield
 
 

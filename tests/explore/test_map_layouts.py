@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(map_layouts, "default_folder", lambda: tmp_path)
+    monkeypatch.setattr(map_layouts, "cache_folder", lambda: tmp_path)
     return tmp_path / "maps"
 
 
@@ -56,7 +56,7 @@ def test_a_damaged_cache_is_computed_again(cache: Path, computed: list[str]) -> 
 
 def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(map_layouts, "default_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(map_layouts, "cache_folder", lambda: tmp_path / "file")
     assert positions_of("pca", unit_vectors(30)).shape == (30, 2)
 
 
