@@ -15,7 +15,7 @@ from reptk.core.passwords import redacted
 from reptk.core.printable_names import in_one_line
 
 if TYPE_CHECKING:
-    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Index, Neighbor, SearchResult
+    from reptk.embeddings import Duplicate, Duplicates, Embeddings, Neighbor, SearchResult
     from reptk.embeddings.retrieval.search_index import SearchIndex
 
 EXAMPLES = """examples:
