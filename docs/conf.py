@@ -37,7 +37,7 @@ python_use_unqualified_type_names = True
 # Types in signatures that have no entry: of other libraries, whose documentation is not fetched, so that the build needs no
 # connection; and of modules of reptk whose names are not public.
 INTERNAL = (
-    r"reptk\.(config|core|models|neighbors|data\.batches|data\.decoding|embeddings\.duplicates|embeddings\.files|evaluate\.run"
+    r"reptk\.(config|core|models|neighbors|data\.batches|data\.decoding|embeddings\.duplicates|embeddings\.files|embeddings\.retrieval|evaluate\.run"
     r"|methods\.ema|report\.section_settings)\."
 )
 nitpick_ignore_regex = [("py:.*", r"(?!reptk\.).*"), ("py:class", INTERNAL + ".*")]

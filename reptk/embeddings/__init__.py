@@ -11,6 +11,7 @@ from reptk.embeddings.retrieval.add_to_index import Addition, add_to_index
 from reptk.embeddings.retrieval.build_index import index
 from reptk.embeddings.retrieval.export_embeddings import export
 from reptk.embeddings.retrieval.search_images import Neighbor, SearchResult, search
+from reptk.embeddings.retrieval.search_index import ImageRecords, SearchIndex
 from reptk.embeddings.retrieval.similarity_index import Index
 from reptk.embeddings.retrieval.store_index import StoreIndex
 from reptk.embeddings.retrieval.verify_recall import Recall, verify_recall
@@ -21,9 +22,11 @@ __all__ = [
     "Duplicates",
     "Embedder",
     "Embeddings",
+    "ImageRecords",
     "Index",
     "Neighbor",
     "Recall",
+    "SearchIndex",
     "SearchResult",
     "StoreIndex",
     "add_to_index",
