@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     with served(collection) as address, opened_browser(args.gpu) as browser:
         start = time.perf_counter()
         browser.get(address)
-        while browser.execute_script("return document.documentElement.dataset.state") != "ready":
+        while browser.execute_script("return document.documentElement?.dataset.state") != "ready":
             if time.perf_counter() - start > READY_SECONDS:
                 raise SystemExit(browser.execute_script("return document.getElementById('status').textContent"))
             time.sleep(0.05)

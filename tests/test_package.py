@@ -44,8 +44,8 @@ PUBLIC = {
     "Queue SimSiam Step SwAV VICReg XBM class_ids cosine_momentum needs_full_images final_batch_norm "
     "has_positives mlp momentum_copy sinkhorn update_momentum_copy",
     "reptk.testing": "DATASET_REQUIREMENTS EVALUATOR_REQUIREMENTS FIXED_VIEWS_REQUIREMENTS LOSS_REQUIREMENTS "
-    "METHOD_REQUIREMENTS RANDOM_VIEWS_REQUIREMENTS VIEWS_REQUIREMENTS check_dataset check_evaluator check_loss check_method "
-    "check_views",
+    "METHOD_REQUIREMENTS RANDOM_VIEWS_REQUIREMENTS STORE_REQUIREMENTS VIEWS_REQUIREMENTS check_dataset check_evaluator "
+    "check_loss check_method check_store check_views",
 }
 
 

@@ -61,7 +61,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 def opened(browser: WebDriver, server: ExploreServer) -> None:
     """The page, which all tests share."""
     browser.get(server.access.url)
-    wait_until(lambda: js(browser, "document.documentElement.dataset.state") == "ready", 300)
+    wait_until(lambda: js(browser, "document.documentElement?.dataset.state") == "ready", 300)
 
 
 @pytest.fixture(autouse=True)

@@ -231,6 +231,7 @@ def test_the_theme_can_be_chosen(browser: WebDriver) -> None:
 
 
 def test_an_image_is_enlarged_and_keys_go_to_its_neighbors(browser: WebDriver) -> None:
+    press(browser, browser.find_element(By.ID, "g0-tab-0"))  # another test may have left another tab open
     button = browser.find_element(By.CSS_SELECTOR, "#g0-panel-0 button.enlarge")
     dialog = browser.find_element(By.ID, "enlarged")
     browser.execute_script(

@@ -73,7 +73,7 @@ def test_the_page_begins_with_the_settings(run: Path, other: Path, tmp_path: Pat
     assert "a leads." in text
     assert "0 of 2 failed" in text
     assert "no result of c" in text
-    assert "to a seed=0, in points" in text
+    assert "to a seed=0 in percentage points" in text
     rows = page.source.partition('id="settings"')[2].partition("</section>")[0]
     assert rows.count('class="mean"') == rows.count('class="single"') == rows.count('class="whisker"') == 1
     assert rows.count('class="seed"') == 2

@@ -215,7 +215,7 @@ def test_a_connection_that_ends_leaves_nothing(address: str) -> None:
     with closing(open_store(address)) as store:
         with pytest.raises(EnvironmentProblem, match="cannot write"):
             store.write(Collection(3, 5, "float32", {}), blocks(), replace=False)
-        with pytest.raises(DataError, match="no such table"):
+        with pytest.raises(DataError, match="no such collection"):
             store.read_collection()
 
 
@@ -228,7 +228,7 @@ def test_rights_and_the_extension(address: str) -> None:
     assert database in other
     with pytest.raises(EnvironmentProblem, match=r"does not use pgvector yet.*CREATE EXTENSION vector"):
         export(EMBEDDINGS, other)
-    with pytest.raises(DataError, match="no such table"):
+    with pytest.raises(DataError, match="no such collection"):
         StoreIndex.open(other)
     with closing(export(EMBEDDINGS, postgres_server().replace("/postgres?", f"/{database}?"))) as index:
         assert index.store.index_kind() == "HNSW"

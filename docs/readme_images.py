@@ -1,7 +1,7 @@
 """The images of the README: a report, its map and a gallery, of a run on the photographs data set.
 
     python -m reptk.recipe tcl_sup_adapt_photos                 # or any other run on the data set `photos`
-    python benchmarks/readme_images.py runs/tcl_sup_adapt_photos/1
+    python docs/readme_images.py runs/tcl_sup_adapt_photos/1
 
 writes docs/images/report.png, map.png and gallery.png: screenshots by headless Chromium, 1200 px wide, reduced to 256 colors
 and made narrower until each has less than 150 kB. The photographs are those that scikit-image contains; no other images are in
