@@ -35,7 +35,7 @@ VERBS = {
     "push": Verb("reptk.cli.push", "upload a model to the Hugging Face hub, with a card made of its results"),
     "pull": Verb("reptk.cli.pull", "download a model from the Hugging Face hub"),
     "report": Verb("reptk.cli.report", "a run, or several, as one HTML page"),
-    "views": Verb("reptk.cli.views", "draw the augmented views of a batch as a picture"),
+    "views": Verb("reptk.cli.views", "draw the augmented views of a batch into an image file"),
     "plugin": Verb("reptk.cli.plugin", "write a part of your own (loss, method, ...), check one, or list all"),
 }
 

@@ -210,7 +210,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resize",
         choices=["crop", "pad", "squash"],
-        help="pictures that are not square: their center, the whole with a border, or squashed; default: as the encoder's",
+        help="images that are not square: their center, the whole with a border, or squashed; default: as the encoder's",
     )
     parser.add_argument(
         "--crop",
@@ -243,7 +243,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     viewers = parser.add_argument_group(
         "columns of a .parquet file for Embedding Atlas, Spotlight and the Hugging Face hub"
     )
-    viewers.add_argument("--thumbnails", action="store_true", help="small pictures")
+    viewers.add_argument("--thumbnails", action="store_true", help="small images")
     viewers.add_argument(
         "--projection",
         nargs="?",

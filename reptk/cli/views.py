@@ -146,7 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", help="a recipe's name, a TOML file, or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key, e.g. views.scale=0.2")
     add_plugin_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture; default: views.png")
+    parser.add_argument("--out", type=Path, default=Path("views.png"), help="the image file; default: views.png")
     parser.add_argument("--images", type=int, help=f"how many images of the step's batch; default: {DEFAULT_IMAGES}")
     parser.add_argument("--step", type=int, default=0, help="which step of training, counted from 0")
     parser.add_argument("--smoke", action="store_true", help="generated images of the recipe's size, offline")
