@@ -261,7 +261,10 @@ class MyTrack:
 
 
 def test_a_kind_without_a_check_is_named(capsys: pytest.CaptureFixture) -> None:
-    message = "track.py: there is no check for tracker my_track. What can be checked: loss, method, dataset, views, evaluator, store"
+    message = (
+        "track.py: there is no check for tracker my_track. "
+        "What can be checked: loss, method, dataset, views, evaluator, store"
+    )
     capsys.readouterr()
     assert run("check", write("track.py", TRACKER)) == 2
     assert capsys.readouterr().err == f"error: {message}\n"

@@ -1,9 +1,6 @@
 """The page in headless Chromium: it draws, selects, searches and labels, loads nothing from elsewhere, and names stay text."""
 
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +10,27 @@ import pytest
 from reptk.explore.server import ExploreServer
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install 'reptk[test]'")
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--window-size=1280,900",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-BROWSER_PAGES = ("chrome:", "chrome-untrusted:", "data:", "blob:")
+from headless_chromium import SOFTWARE_WEBGL, assert_quiet, needs_chromium, start_chromium, wait_until  # noqa: E402
+
 DRIVER_NOTES = ("GPU stall due to ReadPixels", "GroupMarkerNotSet", "Automatic fallback to software WebGL")
 """What Chromium logs about drawing without a GPU."""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
+
+SECONDS = 120
+"""For which is waited: a busy machine compiles Plotly for minutes."""
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
     downloads = tmp_path_factory.mktemp("downloads")
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.page_load_strategy = "none"  # the test waits for the page itself, on a busy machine for long
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(300)  # a busy machine compiles Plotly for minutes
+    # The test waits for the page itself.
+    driver = start_chromium(tmp_path_factory.mktemp("profile"), SOFTWARE_WEBGL, downloads, page_load="none")
+    driver.set_script_timeout(300)
     driver.downloads = downloads
     yield driver
     driver.quit()
@@ -68,19 +47,7 @@ def opened(browser: WebDriver, server: ExploreServer) -> None:
 def no_errors_and_no_foreign_requests(browser: WebDriver, server: ExploreServer, opened: None) -> Iterator[None]:
     """After each test the browser's log has no error, and all requests were to this server."""
     yield
-    entries = [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"]
-    assert [entry for entry in entries if not any(note in entry["message"] for note in DRIVER_NOTES)] == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    own = f"http://127.0.0.1:{server.server_port}/"
-    assert [url for url in urls if not url.startswith((own, *BROWSER_PAGES))] == []
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.05)
+    assert_quiet(browser, f"http://127.0.0.1:{server.server_port}/", ignored=DRIVER_NOTES)
 
 
 def js(browser: WebDriver, script: str, *arguments: Any) -> Any:
@@ -129,8 +96,8 @@ def test_a_lasso_lists_its_images(browser: WebDriver) -> None:
     for x, y in corners[1:]:
         actions.move_to_element_with_offset(canvas, int(x), int(y))
     actions.release().perform()
-    wait_until(lambda: "in the lasso" in heading(browser))
-    wait_until(lambda: len(rows(browser)) > 0)
+    wait_until(lambda: "in the lasso" in heading(browser), SECONDS)
+    wait_until(lambda: len(rows(browser)) > 0, SECONDS)
     inside = ((places > (int(left) + 3, int(top) + 3)) & (places < (int(right) - 3, int(bottom) - 3))).all(1)
     found = set(rows(browser))
     assert inside.sum() > 5
@@ -148,13 +115,13 @@ def test_a_click_on_a_point_lists_its_neighbors(browser: WebDriver, client) -> N
     x, y = places[loneliest]
     actions = ActionChains(browser, duration=0).move_to_element_with_offset(canvas, int(x) + 20, int(y))
     actions.move_to_element_with_offset(canvas, round(x), round(y)).perform()
-    wait_until(lambda: js(browser, "!document.getElementById('card').hidden"))
-    wait_until(lambda: js(browser, "document.getElementById('card-image').naturalWidth") > 0)
+    wait_until(lambda: js(browser, "!document.getElementById('card').hidden"), SECONDS)
+    wait_until(lambda: js(browser, "document.getElementById('card-image').naturalWidth") > 0, SECONDS)
     ActionChains(browser, duration=0).click().perform()
-    wait_until(lambda: heading(browser) == "Nearest images")
+    wait_until(lambda: heading(browser) == "Nearest images", SECONDS)
     expected = client.get(f"/api/neighbors/{loneliest}").json["rows"]
-    wait_until(lambda: rows(browser) == expected)
-    wait_until(lambda: js(browser, "document.getElementById('chosen-image').naturalWidth") > 128)
+    wait_until(lambda: rows(browser) == expected, SECONDS)
+    wait_until(lambda: js(browser, "document.getElementById('chosen-image').naturalWidth") > 128, SECONDS)
 
 
 def test_a_dropped_picture_is_searched(browser: WebDriver, many_photos: Path, collection) -> None:
@@ -167,29 +134,29 @@ def test_a_dropped_picture_is_searched(browser: WebDriver, many_photos: Path, co
         }""",
         list(content),
     )
-    wait_until(lambda: heading(browser) == "Nearest to dropped.png")
-    wait_until(lambda: len(rows(browser)) == 30)
+    wait_until(lambda: heading(browser) == "Nearest to dropped.png", SECONDS)
+    wait_until(lambda: len(rows(browser)) == 30, SECONDS)
     assert rows(browser)[0] == collection.embeddings.row_of("ünï/002.png")
-    wait_until(lambda: js(browser, "document.getElementById('chosen-image').naturalWidth") > 0)
+    wait_until(lambda: js(browser, "document.getElementById('chosen-image').naturalWidth") > 0, SECONDS)
 
 
 def test_near_duplicates_are_grouped(browser: WebDriver, collection) -> None:
     click(browser, "duplicates")
-    wait_until(lambda: "near duplicates" in heading(browser))
-    wait_until(lambda: collection.embeddings.row_of("ünï/copy.png") in rows(browser))
+    wait_until(lambda: "near duplicates" in heading(browser), SECONDS)
+    wait_until(lambda: collection.embeddings.row_of("ünï/copy.png") in rows(browser), SECONDS)
     assert js(browser, "document.querySelector('#gallery .group').textContent").startswith("Group 1: ")
 
 
 def test_labels_of_a_class_are_exported(browser: WebDriver) -> None:
     browser.execute_script("document.querySelectorAll('#legend-items button')[1].click()")
-    wait_until(lambda: heading(browser) == "dogs <b>: 80 images")
+    wait_until(lambda: heading(browser) == "dogs <b>: 80 images", SECONDS)
     text = browser.find_element(By.ID, "label-text")
     text.clear()
     text.send_keys('=SUM("1"), x', Keys.ENTER)
     assert js(browser, "document.getElementById('label-count').textContent") == "80 images labeled"
     click(browser, "export")
     file = browser.downloads / "labels.csv"
-    wait_until(file.exists)
+    wait_until(file.exists, SECONDS)
     lines = file.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "row,id,path,class,label"
     assert len(lines) == 81
@@ -203,7 +170,9 @@ def test_colors_layouts_and_keys_change_the_map(browser: WebDriver) -> None:
     )
     for value, name in (("1", "prediction"), ("2", "error"), ("3", "similarity to the nearest"), ("-1", "Legend")):
         browser.execute_script(choose, "color", value)
-        wait_until(lambda name=name: name in js(browser, "document.getElementById('legend-heading').textContent"))
+        wait_until(
+            lambda name=name: name in js(browser, "document.getElementById('legend-heading').textContent"), SECONDS
+        )
     before = js(browser, "[...document.getElementById('map').data[0].x]")
     browser.execute_script(choose, "layout", "tsne")
     wait_until(lambda: js(browser, "[...document.getElementById('map').data[0].x]") != before, 180)
@@ -214,21 +183,21 @@ def test_colors_layouts_and_keys_change_the_map(browser: WebDriver) -> None:
     for key in (Keys.ARROW_RIGHT, Keys.ARROW_UP, "+", "-"):
         now = js(browser, ranges)
         canvas.send_keys(key)
-        wait_until(lambda now=now: js(browser, ranges) != now)
+        wait_until(lambda now=now: js(browser, ranges) != now, SECONDS)
     canvas.send_keys("0")
-    wait_until(lambda: js(browser, ranges) == start)
+    wait_until(lambda: js(browser, ranges) == start, SECONDS)
 
 
 def test_images_are_found_by_name(browser: WebDriver, collection) -> None:
     text = browser.find_element(By.ID, "find-text")
     text.clear()
     text.send_keys("<img", Keys.ENTER)
-    wait_until(lambda: heading(browser) == "1 image with \u201c<img\u201d")
+    wait_until(lambda: heading(browser) == "1 image with \u201c<img\u201d", SECONDS)
     row = collection.embeddings.row_of('cats/<img src=x onerror="document.title=1">.png')
-    wait_until(lambda: rows(browser) == [row])
+    wait_until(lambda: rows(browser) == [row], SECONDS)
     browser.execute_script("document.querySelector('#gallery button').click()")
-    wait_until(lambda: heading(browser) == "Nearest images")
-    wait_until(lambda: "onerror" in js(browser, "document.getElementById('chosen-values').textContent"))
+    wait_until(lambda: heading(browser) == "Nearest images", SECONDS)
+    wait_until(lambda: "onerror" in js(browser, "document.getElementById('chosen-values').textContent"), SECONDS)
     assert js(browser, "document.querySelectorAll('img[src=x]').length") == 0
     assert browser.title.startswith("my photos")
 
@@ -246,7 +215,7 @@ def test_nothing_is_wider_than_the_page(browser: WebDriver, width: int) -> None:
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        wait_until(lambda: js(browser, "innerWidth") == width)
+        wait_until(lambda: js(browser, "innerWidth") == width, SECONDS)
         assert js(browser, "document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

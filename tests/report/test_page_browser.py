@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install 'reptk[test]'")
-from headless_chromium import assert_quiet, needs_chromium, start_chromium, wait_until
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
+from headless_chromium import assert_quiet, needs_chromium, start_chromium, wait_until
 from report_runs import make_run
 from reptk.report import write
 
@@ -48,7 +48,7 @@ def opened(browser: WebDriver, path: Path) -> None:
 def no_errors_and_no_requests(browser: WebDriver, path: Path, opened: None) -> Iterator[None]:
     """After each test the browser's log has no error, and no request but for the page itself."""
     yield
-    assert_quiet(browser, path)
+    assert_quiet(browser, path.as_uri())
 
 
 def js(browser: WebDriver, script: str, *arguments: Any) -> Any:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install 'reptk[test]'")
-from headless_chromium import assert_quiet, needs_chromium, start_chromium
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
+from headless_chromium import assert_quiet, needs_chromium, start_chromium
 from reptk.embeddings import Embeddings
 from reptk.embeddings.duplicates.duplicate_groups import Duplicate, Duplicates
 from reptk.embeddings.duplicates.similarity_threshold import SimilarityThreshold
@@ -61,7 +61,7 @@ def test_images_are_whole_and_enlarged(browser: WebDriver, page: Path) -> None:
     assert dialog.find_element(By.TAG_NAME, "b").text == NAMES[1]
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
-    assert_quiet(browser, page)
+    assert_quiet(browser, page.as_uri())
 
 
 def test_ticked_images_become_a_table(browser: WebDriver, page: Path) -> None:
@@ -88,7 +88,7 @@ def test_ticked_images_become_a_table(browser: WebDriver, page: Path) -> None:
     ]
     browser.find_element(By.ID, "untick").click()
     assert not save.is_enabled()
-    assert_quiet(browser, page)
+    assert_quiet(browser, page.as_uri())
 
 
 @pytest.mark.parametrize("width", [320, 1200])
