@@ -22,9 +22,10 @@ from reptk.report.templating import read_asset, render
 
 GENERATOR = "reptk search"
 MAX_IMAGES, MAX_MEMBERS = 800, 24
-"""At most about so many images, and of a group so many, are on a page; the table that --out writes has them all."""
+"""Images of a page, about, and of a group on it, at most; the table that --out writes has them all."""
 SIDES_PX = ((80, 384), (300, 256))
-"""Up to so many images are embedded with sides of so many pixels; more of them with `embedding_images.SIDE_PX`."""
+"""Pairs (number of images, longest side in pixels): a page of at most that number has images of that size, a larger one
+`embedding_images.SIDE_PX`."""
 HEAD_CHARACTERS = 1000
 """The name of the generator is within this many characters from the start of the page."""
 
