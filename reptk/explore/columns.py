@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +55,9 @@ class ColorColumn:
     @cached_property
     def values(self) -> NDArray[Any]:
         """(n,) int32 of a category, float32 of a number."""
-        dtype = np.int32 if self.kind == "category" else np.float32
+        dtype = np.float32
+        if self.kind == "category":
+            dtype = np.int32
         return np.ascontiguousarray(self.compute(), dtype=dtype)
 
     @property
@@ -67,8 +69,12 @@ class ColorColumn:
         """Return the value of a row in words; empty if it is missing."""
         value = self.values[row]
         if self.kind == "category":
-            return "" if value < 0 else self.categories[value]
-        return "" if np.isnan(value) else f"{value:g}"
+            if value < 0:
+                return ""
+            return self.categories[value]
+        if np.isnan(value):
+            return ""
+        return f"{value:g}"
 
 
 class NeighborVotes:
@@ -184,13 +190,32 @@ def parquet_columns(path: Path) -> tuple[list[ColorColumn], Tensor | None]:
         is_text = types.is_string(field_.type) or types.is_large_string(field_.type) or types.is_dictionary(field_.type)
         if not (is_number or is_text or types.is_boolean(field_.type)):
             continue
-        values = pyarrow.parquet.read_table(path, columns=[field_.name]).column(0).to_pylist()
         if is_number:
-            numbers = np.array([np.nan if value is None else value for value in values], np.float32)
-            columns.append(ColorColumn(field_.name, "number", numbers.copy))
+            columns.append(ColorColumn(field_.name, "number", partial(_read_numbers, path, field_.name)))
         else:
-            columns += text_column(field_.name, [None if value is None else str(value) for value in values])
+            columns += text_column(field_.name, _read_texts(path, field_.name))
     return columns, _stored_positions(path, schema.names)
+
+
+def _read_numbers(path: Path, name: str) -> NDArray[Any]:
+    """Return a column (n,) of numbers of a Parquet file; NaN where there is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.parquet.read_table(path, columns=[name]).column(0)
+    return column.cast(pyarrow.float32(), safe=False).to_numpy()
+
+
+def _read_texts(path: Path, name: str) -> list[str | None]:
+    """Return a column of a Parquet file as texts; None where there is no value."""
+    import pyarrow.parquet
+
+    texts: list[str | None] = []
+    for value in pyarrow.parquet.read_table(path, columns=[name]).column(0).to_pylist():
+        if value is not None:
+            value = str(value)
+        texts.append(value)
+    return texts
 
 
 def _stored_positions(path: Path, names: Sequence[str]) -> Tensor | None:
@@ -201,4 +226,6 @@ def _stored_positions(path: Path, names: Sequence[str]) -> Tensor | None:
     table = pyarrow.parquet.read_table(path, columns=["projection_x", "projection_y"])
     axes = [torch.tensor(table.column(f"projection_{axis}").to_pylist(), dtype=torch.float32) for axis in "xy"]
     positions = torch.stack(axes, dim=1)
-    return positions if bool(positions.isfinite().all()) else None
+    if not positions.isfinite().all():
+        return None
+    return positions
